@@ -1,0 +1,120 @@
+"""What the library tells whoever is watching. All frozen; nobody passes a callback in."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop_token", "stop_string", "max_tokens", "context", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchProgress:
+    """Bytes of one file fetched or converted so far; `total` is None while unknown."""
+
+    name: str
+    done: int
+    total: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """One step of loading a pair: `stage` in plain words, `done` of `total` steps."""
+
+    stage: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One token with the text that it completes ("" inside a split character).
+
+    `is_draft` is True for a drafted token; `confidence` is the head's own probability that the
+    target accepts it, given that all before it were (None without a confidence head).
+    """
+
+    token_id: int
+    text: str
+    is_draft: bool
+    confidence: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillProgress:
+    """Prompt tokens processed. The last one of a request carries the token that the prompt's own
+    pass yields: it belongs to no round and is the first anchor."""
+
+    request_id: int
+    done: int
+    total: int
+    pieces: tuple[Piece, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One draft, verify, accept and commit of one request.
+
+    `draft` holds every drafted id, `verified` how many of them the target checked, `accepted` how
+    many it kept, `next` the correction or bonus id. `pieces` is what the reader gets (cut at a
+    stop), `rejected` the drafted pieces that the target checked and refused.
+    """
+
+    request_id: int
+    index: int
+    anchor: int
+    draft: tuple[int, ...]
+    confidence: tuple[float, ...] | None
+    verified: int
+    accepted: int
+    next: int
+    pieces: tuple[Piece, ...]
+    rejected: tuple[Piece, ...]
+    context_tokens: int
+    draft_seconds: float
+    verify_seconds: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeStats:
+    """Sums over one request. Rates are tokens per second; tau counts the bonus token."""
+
+    prompt_tokens: int
+    new_tokens: int
+    rounds: int
+    drafted: int
+    verified: int
+    accepted: int
+    prefill_seconds: float
+    decode_seconds: float
+
+    @property
+    def tau(self) -> float:
+        return (self.accepted + self.rounds) / self.rounds if self.rounds else 0.0
+
+    @property
+    def verified_per_round(self) -> float:
+        return self.verified / self.rounds if self.rounds else 0.0
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """The prompt's own token is not decoding, so it is not counted."""
+        return (self.new_tokens - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
+
+    @property
+    def total_tokens_per_second(self) -> float:
+        seconds = self.prefill_seconds + self.decode_seconds
+        return self.new_tokens / seconds if seconds > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of a request. `token_ids` includes a stop token, `text` never does."""
+
+    request_id: int
+    reason: FinishReason
+    token_ids: tuple[int, ...]
+    text: str
+    stats: DecodeStats
+
+
+Event = PrefillProgress | Round | Finished
