@@ -1,0 +1,102 @@
+"""Read and write heads in DeepSpec's standalone layout: config.json + model.safetensors."""
+
+import json
+import os
+import struct
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from dspark.checkpoints.head_config import HeadConfig, expected_tensors
+from dspark.errors import CheckpointError, StorageError
+
+SHARED_WITH_TARGET = ("embed_tokens.weight", "lm_head.weight")
+
+
+def read_head_config(directory: Path) -> HeadConfig:
+    """Raises CheckpointError where config.json is missing, not JSON, or not a DSpark head's."""
+    return HeadConfig.from_json(_read_json(directory / "config.json"))
+
+
+def read_head(directory: Path) -> tuple[HeadConfig, dict[str, torch.Tensor]]:
+    """Config and tensors, every name and shape checked.
+
+    The embedding and the output head may be missing: the target's own are used then.
+    """
+    config = read_head_config(directory)
+    path = directory / "model.safetensors"
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            _check_tensors(found, expected_tensors(config), path)
+            return config, {name: file.get_tensor(name) for name in found}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist", "Fetch the head again.") from error
+    except (SafetensorError, struct.error, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a readable safetensors file ({error})", "Fetch the head again."
+        ) from error
+
+
+def write_head(
+    directory: Path, config: HeadConfig, tensors: dict[str, torch.Tensor], extra: dict[str, Any]
+) -> None:
+    """Write config and tensors so that a reader sees the old files or the new ones, never a half.
+
+    `extra` goes into config.json beside DeepSpec's keys (calibration, provenance).
+    """
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    _check_tensors(found, expected_tensors(config), directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        weights = _temporary(directory)
+        save_file(contiguous, weights, metadata={"format": "pt"})
+        os.replace(weights, directory / "model.safetensors")
+        settings = _temporary(directory)
+        settings.write_text(json.dumps(config.to_json() | extra, indent=2) + "\n")
+        os.replace(settings, directory / "config.json")
+    except (OSError, SafetensorError) as error:
+        raise StorageError(
+            f"could not write the head to {directory} ({error})", "Free some space and try again."
+        ) from error
+
+
+def _temporary(directory: Path) -> Path:
+    handle, name = tempfile.mkstemp(dir=directory, prefix=".", suffix=".tmp")
+    os.close(handle)
+    return Path(name)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist", "Is this the folder of a head?") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error})") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return raw
+
+
+def _check_tensors(
+    found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], where: Path
+) -> None:
+    missing = [name for name in expected if name not in found and name not in SHARED_WITH_TARGET]
+    surplus = [name for name in found if name not in expected]
+    misshapen = [
+        f"{name} is {list(shape)} instead of {list(expected[name])}"
+        for name, shape in found.items()
+        if name in expected and shape != expected[name]
+    ]
+    for kind, names in (("lacks", missing), ("has the surplus", surplus), ("is wrong:", misshapen)):
+        if names:
+            raise CheckpointError(
+                f"{where} {kind} {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}",
+                "config.json and model.safetensors do not belong together.",
+            )

@@ -1,0 +1,112 @@
+"""The trained part of a DSpark pair: parallel backbone, sequential head, confidence head.
+
+One module serves training and decoding; parameter names are those of DeepSpec's layout.
+A context feature is RMSNorm(W_c · taps); each layer projects it with its own k and v weights.
+"""
+
+import torch
+from torch import nn
+
+from dspark.checkpoints.head_config import HeadConfig
+from dspark.drafters.sequential import ConfidenceHead, build_markov_head
+from dspark_kernels import RotaryTable, apply_rope, rms_norm
+
+
+class Norm(nn.Module):
+    """RMSNorm with a learned scale."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class DraftAttention(nn.Module):
+    """Queries from the block; keys and values from the context features and from the block."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        hidden, bias = config.hidden_size, config.attention_bias
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+        self.head_dim = config.head_dim
+        self.scale = config.head_dim**-0.5
+        self.q_proj = nn.Linear(hidden, config.num_heads * config.head_dim, bias=bias)
+        self.k_proj = nn.Linear(hidden, config.num_kv_heads * config.head_dim, bias=bias)
+        self.v_proj = nn.Linear(hidden, config.num_kv_heads * config.head_dim, bias=bias)
+        self.o_proj = nn.Linear(config.num_heads * config.head_dim, hidden, bias=bias)
+        self.q_norm = Norm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = Norm(config.head_dim, config.rms_norm_eps)
+
+    def queries(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """x [..., N, H] -> [..., N, heads, D]."""
+        query = self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim))
+        return apply_rope(self.q_norm(query), cos, sin)
+
+    def keys_values(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x [..., N, H] (block rows or context features) -> two [..., N, kv_heads, D]."""
+        key = self.k_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
+        value = self.v_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
+        return apply_rope(self.k_norm(key), cos, sin), value
+
+
+class DraftMLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = nn.functional.silu(self.gate_proj(x))
+        out: torch.Tensor = self.down_proj(gate * self.up_proj(x))
+        return out
+
+
+class DraftLayer(nn.Module):
+    """Pre-norm attention and MLP. The caller attends: decoding and training keep keys differently."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        self.input_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = DraftAttention(config)
+        self.mlp = DraftMLP(config)
+
+    def finish(self, residual: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """residual [..., H], attended [..., heads * D] -> the layer's output [..., H]."""
+        hidden = residual + self.self_attn.o_proj(attended)
+        out: torch.Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return out
+
+
+class DSparkHead(nn.Module):
+    """Everything but the embedding and the output head, which are the target's, frozen."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.fc = nn.Linear(config.tap_width, config.hidden_size, bias=False)
+        self.hidden_norm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.layers = nn.ModuleList(DraftLayer(config) for _ in range(config.num_layers))
+        self.norm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.markov_head = build_markov_head(config)
+        self.confidence_head = ConfidenceHead(config) if config.has_confidence else None
+
+    def context_features(self, taps: torch.Tensor) -> torch.Tensor:
+        """taps [..., N, T * H] -> [..., N, H]."""
+        out: torch.Tensor = self.hidden_norm(self.fc(taps))
+        return out
+
+    def rotary_table(self) -> RotaryTable:
+        """Full rotary over head_dim at the head's own base frequency."""
+        weight = self.fc.weight
+        exponent = torch.arange(0, self.config.head_dim, 2, device=weight.device).float()
+        inv_freq = self.config.rope_theta ** (-exponent / self.config.head_dim)
+        return RotaryTable(inv_freq, 1.0, weight.dtype)

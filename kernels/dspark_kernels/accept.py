@@ -1,0 +1,43 @@
+"""Which drafted tokens the target keeps, and the token that follows them."""
+
+from typing import NamedTuple
+
+import torch
+
+from dspark_kernels.sampling import draw
+
+
+class Acceptance(NamedTuple):
+    """num_accepted drafts are kept; next_id is the correction, or the bonus after all of them."""
+
+    num_accepted: int
+    next_id: int
+
+
+def accept_greedy(draft_ids: torch.Tensor, target_logits: torch.Tensor) -> Acceptance:
+    """draft_ids [K], target_logits [K + 1, V]: keep while the draft is the target's argmax."""
+    choices = target_logits.argmax(dim=-1)
+    matches = (choices[:-1] == draft_ids).int()
+    num_accepted = int(matches.cumprod(dim=0).sum())
+    return Acceptance(num_accepted, int(choices[num_accepted]))
+
+
+def accept_sampled(
+    draft_ids: torch.Tensor,
+    draft_probs: torch.Tensor,
+    target_probs: torch.Tensor,
+    generator: torch.Generator,
+) -> Acceptance:
+    """draft_ids [K], draft_probs [>= K, V], target_probs [K + 1, V]; both already processed alike.
+
+    Keeps x with probability min(1, p_target(x) / p_draft(x)); at the first refusal draws from what
+    the target has more of, so that the output follows the target exactly.
+    """
+    for k, token in enumerate(draft_ids.tolist()):
+        threshold = float(torch.rand((), generator=generator, dtype=torch.float64))
+        if threshold * float(draft_probs[k, token]) >= float(target_probs[k, token]):
+            residual = (target_probs[k] - draft_probs[k]).clamp_(min=0.0)
+            if not bool(residual.any()):
+                residual = target_probs[k]
+            return Acceptance(k, draw(residual, generator))
+    return Acceptance(len(draft_ids), draw(target_probs[len(draft_ids)], generator))
