@@ -1,0 +1,105 @@
+"""Option definitions that several commands share, and their way into the frozen settings.
+
+Defaults come from the settings themselves: `temperature: Temperature = SAMPLING.temperature`.
+"""
+
+import math
+from typing import Annotated, Literal
+
+import typer
+
+from dspark.config import (
+    Dtype,
+    EngineConfig,
+    RuntimeConfig,
+    SamplingConfig,
+    ScheduleConfig,
+    StopConfig,
+)
+from dspark.errors import InputError
+
+DEFAULT_PAIR = "demo"
+RUNTIME = RuntimeConfig()
+SAMPLING = SamplingConfig()
+STOP = StopConfig()
+
+SCHEDULE_HELP = "How much of a block is verified: auto weighs gain against cost, full takes all."
+THRESHOLD_HELP = "Verify a block up to the first draft below this confidence; excludes --schedule."
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
+
+
+PairArgument = Annotated[
+    str, typer.Argument(metavar="PAIR", help="Alias of a pair or a folder; see dspark list.")
+]
+PairOption = Annotated[
+    str, typer.Option("--pair", metavar="PAIR", help="Alias of a pair or a folder.")
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH|ID", help="A target of your own: a folder or a hub id, instead of a pair."
+    ),
+]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH|ID|none",
+        help="A head of your own: a folder or a hub id; none drafts nothing.",
+    ),
+]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number format of the weights.")]
+Temperature = Annotated[
+    float, typer.Option(min=0.0, callback=_finite, help="0 always takes the likeliest token.")
+]
+TopK = Annotated[int, typer.Option(min=0, help="Sample among the k likeliest tokens; 0 is all.")]
+TopP = Annotated[
+    float,
+    typer.Option(min=0.0, max=1.0, callback=_finite, help="Sample within this much probability."),
+]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same answer.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Most new tokens in an answer.")]
+StopStrings = Annotated[
+    list[str] | None,
+    typer.Option("--stop", metavar="TEXT", help="End the answer before this text; repeatable."),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option("--confidence-threshold", min=0.0, max=1.0, callback=_finite, help=THRESHOLD_HELP),
+]
+ScheduleOption = Annotated[
+    Literal["auto", "full"] | None, typer.Option("--schedule", help=SCHEDULE_HELP)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def sampling_config(temperature: float, top_k: int, top_p: float, seed: int) -> SamplingConfig:
+    if top_p == 0:
+        raise InputError("--top-p 0 would keep no token", "Give a value above 0, up to 1.")
+    return SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+
+
+def stop_config(max_tokens: int, strings: list[str] | None) -> StopConfig:
+    if strings and "" in strings:
+        raise InputError("--stop needs a text", "Leave --stop out to end at the model's own stop.")
+    return StopConfig(max_tokens=max_tokens, strings=tuple(strings or ()))
+
+
+def engine_config(
+    threshold: float | None, schedule: Literal["auto", "full"] | None
+) -> EngineConfig:
+    """Neither option leaves the default schedule."""
+    if threshold is not None and schedule is not None:
+        raise InputError(
+            "--confidence-threshold and --schedule exclude each other", "Give one of them."
+        )
+    if threshold is not None:
+        return EngineConfig(schedule=ScheduleConfig(mode="threshold", threshold=threshold))
+    if schedule is not None:
+        return EngineConfig(schedule=ScheduleConfig(mode=schedule))
+    return EngineConfig()
