@@ -1,0 +1,5 @@
+"""`python -m dspark_cli`"""
+
+from dspark_cli.main import main
+
+main()

@@ -1,0 +1,120 @@
+"""From what the user named to an open session, with progress on stderr."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dspark.config import EngineConfig, RuntimeConfig
+from dspark.events import FetchProgress, LoadProgress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from dspark.engine.session import Session
+    from dspark.hub.pairs import PairFiles
+
+
+@dataclass(frozen=True, slots=True)
+class PairChoice:
+    """A pair by name, of which target and draft may be replaced by paths or hub ids."""
+
+    pair: str
+    target: str | None = None
+    draft: str | None = None
+
+
+def find_files(choice: PairChoice) -> "PairFiles":
+    """The chosen files on disk; what is missing is fetched first."""
+    from dspark import hub
+    from dspark.hub.pairs import PairFiles
+
+    if choice.target is not None:
+        draft = hub.resolve_draft(choice.draft) if choice.draft else None
+        target = hub.resolve_target(choice.target)
+        return PairFiles(name=target.name, target=target, draft=draft)
+    files = hub.locate(choice.pair) or _fetch(choice.pair)
+    if choice.draft is None:
+        return files
+    return PairFiles(files.name, files.target, hub.resolve_draft(choice.draft))
+
+
+def _fetch(name: str) -> "PairFiles":
+    from dspark import hub
+    from dspark.errors import StorageError
+
+    with progress_bars(is_bytes=True) as bars:
+        for step in hub.fetch(name):
+            bars.show(step)
+    files = hub.locate(name)
+    if files is None:
+        raise StorageError(
+            f"{name} was fetched but is not in the store", f"Run dspark pull {name} again."
+        )
+    return files
+
+
+@contextmanager
+def open_choice(
+    choice: PairChoice, runtime: RuntimeConfig, engine: EngineConfig
+) -> Iterator["Session"]:
+    """An open session, closed at the end."""
+    session = open_files(find_files(choice), runtime, engine)
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+def open_files(files: "PairFiles", runtime: RuntimeConfig, engine: EngineConfig) -> "Session":
+    from dspark.engine.session import open_session
+
+    session: Session | None = None
+    with progress_bars() as bars:
+        for item in open_session(files, runtime, engine):
+            if isinstance(item, LoadProgress):
+                bars.show(item)
+            else:
+                session = item
+    assert session is not None, "open_session ends with the session"
+    return session
+
+
+class ProgressBars:
+    """One bar per file or stage, made when it is first heard of."""
+
+    def __init__(self, progress: "Progress") -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def show(self, step: FetchProgress | LoadProgress) -> None:
+        if isinstance(step, FetchProgress):
+            self.update(step.name, step.done, step.total)
+        else:
+            self.update("loading", step.done, step.total, step.stage)
+
+    def update(self, key: str, done: int, total: int | None, label: str | None = None) -> None:
+        if key not in self._tasks:
+            self._tasks[key] = self._progress.add_task(key, total=total)
+        self._progress.update(
+            self._tasks[key], completed=done, total=total, description=label or key
+        )
+
+
+@contextmanager
+def progress_bars(is_bytes: bool = False) -> Iterator[ProgressBars]:
+    """Bars on stderr, gone once done; nothing where stderr is not a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn
+
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn() if is_bytes else MofNCompleteColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+    with progress:
+        yield ProgressBars(progress)
