@@ -1,0 +1,99 @@
+"""`dspark generate`: one answer on stdout, everything else on stderr."""
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import Annotated
+
+import typer
+
+from dspark.config import RuntimeConfig
+from dspark.errors import InputError
+from dspark.events import Event, Finished, PrefillProgress, Round
+from dspark_cli import options
+from dspark_cli.loading import PairChoice, open_choice
+from dspark_cli.output import answer_object, stats_line
+from dspark_cli.prompt import encode_prompt, parse_token_ids, read_prompt
+
+TokenIds = Annotated[
+    str | None, typer.Option(metavar="1,2,3", help="The prompt as token ids instead of text.")
+]
+Raw = Annotated[bool, typer.Option("--raw", help="No chat template around the prompt.")]
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="What to answer; stdin without it.")] = None,
+    pair: options.PairOption = options.DEFAULT_PAIR,
+    target: options.Target = None,
+    draft: options.Draft = None,
+    token_ids: TokenIds = None,
+    raw: Raw = False,
+    device: options.Device = options.RUNTIME.device,
+    dtype: options.DtypeOption = options.RUNTIME.dtype,
+    temperature: options.Temperature = options.SAMPLING.temperature,
+    top_k: options.TopK = options.SAMPLING.top_k,
+    top_p: options.TopP = options.SAMPLING.top_p,
+    seed: options.Seed = options.SAMPLING.seed,
+    max_tokens: options.MaxTokens = options.STOP.max_tokens,
+    stop: options.StopStrings = None,
+    confidence_threshold: options.Threshold = None,
+    schedule: options.ScheduleOption = None,
+    as_json: options.Json = False,
+) -> None:
+    """Write one answer to stdout."""
+    engine = options.engine_config(confidence_threshold, schedule)
+    sampling = options.sampling_config(temperature, top_k, top_p, seed)
+    stopping = options.stop_config(max_tokens, stop)
+    if token_ids is not None and prompt is not None:
+        raise InputError("a prompt and --token-ids exclude each other", "Give one of them.")
+    given_ids = None if token_ids is None else parse_token_ids(token_ids)
+    text = "" if given_ids else read_prompt(prompt)
+    runtime = RuntimeConfig(device=device, dtype=dtype)
+
+    with open_choice(PairChoice(pair, target, draft), runtime, engine) as session:
+        prompt_ids = given_ids or encode_prompt(session, text, raw)
+        has_text = session.tokenizer is not None
+        events = session.generate(prompt_ids, sampling, stopping)
+        rounds, finished = _follow(events, writes=not as_json, has_text=has_text)
+
+    if as_json:
+        print(json.dumps(answer_object(prompt_ids, rounds, finished, has_text)))
+    else:
+        print(f"{session.name}: {stats_line(finished.stats)}", file=sys.stderr)
+
+
+def _follow(
+    events: Iterable[Event], *, writes: bool, has_text: bool
+) -> tuple[list[Round], Finished]:
+    """Collects the rounds; on the way writes the answer as it comes, if asked to."""
+    rounds: list[Round] = []
+    writer = _Writer(has_text)
+    try:
+        for event in events:
+            if isinstance(event, Finished):
+                return rounds, event
+            if isinstance(event, Round):
+                rounds.append(event)
+            if writes:
+                writer.write(event)
+    finally:
+        if writes:
+            print(flush=True)
+    raise AssertionError("a decode ends with Finished")
+
+
+class _Writer:
+    """Streams text, or token ids with commas for a model without a tokenizer."""
+
+    def __init__(self, has_text: bool) -> None:
+        self._has_text = has_text
+        self._separator = ""
+
+    def write(self, event: PrefillProgress | Round) -> None:
+        for piece in event.pieces:
+            if self._has_text:
+                print(piece.text, end="")
+            else:
+                print(f"{self._separator}{piece.token_id}", end="")
+                self._separator = ","
+        sys.stdout.flush()

@@ -1,0 +1,48 @@
+"""The events of a decode as text, as a JSON object and as one line of figures."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from dspark.events import DecodeStats, Finished, Round
+
+
+def answer_object(
+    prompt_ids: Sequence[int], rounds: Sequence[Round], finished: Finished, has_text: bool
+) -> dict[str, Any]:
+    """What `dspark generate --json` prints."""
+    return {
+        "prompt_ids": list(prompt_ids),
+        "token_ids": list(finished.token_ids),
+        "text": finished.text if has_text else None,
+        "rounds": [round_object(each) for each in rounds],
+        "stats": {**stats_object(finished.stats), "finish_reason": finished.reason},
+    }
+
+
+def round_object(each: Round) -> dict[str, Any]:
+    return {
+        "anchor": each.anchor,
+        "draft": list(each.draft),
+        "confidence": None if each.confidence is None else list(each.confidence),
+        "verified": each.verified,
+        "accepted": each.accepted,
+        "next": each.next,
+    }
+
+
+def stats_object(stats: DecodeStats) -> dict[str, Any]:
+    return {
+        **asdict(stats),
+        "tau": stats.tau,
+        "verified_per_round": stats.verified_per_round,
+        "decode_tokens_per_second": stats.decode_tokens_per_second,
+        "total_tokens_per_second": stats.total_tokens_per_second,
+    }
+
+
+def stats_line(stats: DecodeStats) -> str:
+    figures = [f"{stats.new_tokens} tokens", f"{stats.decode_tokens_per_second:.1f} tok/s"]
+    if stats.drafted:
+        figures += [f"τ {stats.tau:.2f}", f"{stats.verified_per_round:.1f} verified per round"]
+    return " · ".join(figures)

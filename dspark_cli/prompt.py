@@ -1,0 +1,52 @@
+"""What the user asks, from the argument, stdin or token ids; and its way into token ids."""
+
+import sys
+from typing import TYPE_CHECKING
+
+from dspark.errors import InputError
+
+if TYPE_CHECKING:
+    from dspark.engine.session import Session
+
+
+def read_prompt(argument: str | None) -> str:
+    """The argument, or all of stdin where there is none."""
+    prompt = argument if argument is not None else _read_stdin()
+    if not prompt.strip():
+        raise InputError("the prompt is empty", "Give it as an argument or on stdin.")
+    # the shell hands bytes that are no UTF-8 on as lone surrogates
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise InputError("the prompt is not UTF-8", "Convert it to UTF-8 first, with iconv say.")
+    return prompt
+
+
+def _read_stdin() -> str:
+    if sys.stdin.isatty():
+        print("dspark: type the prompt and end it with Ctrl+D", file=sys.stderr)
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"stdin is not UTF-8 (byte {error.start})", "Convert it to UTF-8 first, with iconv say."
+        ) from None
+    return text.removesuffix("\n")
+
+
+def parse_token_ids(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise InputError(
+            "--token-ids takes whole numbers with commas", "Write it like --token-ids 1,2,3."
+        )
+    return [int(part) for part in parts]
+
+
+def encode_prompt(session: "Session", prompt: str, is_raw: bool) -> list[int]:
+    """Through the chat template where the model has one, unless told otherwise."""
+    if session.tokenizer is None:
+        raise InputError(
+            f"{session.name} has no tokenizer", "Give the prompt as --token-ids 1,2,3."
+        )
+    if is_raw or not session.tokenizer.has_chat_template:
+        return session.encode(prompt)
+    return session.encode_chat([{"role": "user", "content": prompt}])
