@@ -106,7 +106,7 @@ class DSparkHead(nn.Module):
 
     def rotary_table(self) -> RotaryTable:
         """Full rotary over head_dim at the head's own base frequency."""
-        weight = self.fc.weight
+        weight = self.norm.weight
         exponent = torch.arange(0, self.config.head_dim, 2, device=weight.device).float()
         inv_freq = self.config.rope_theta ** (-exponent / self.config.head_dim)
         return RotaryTable(inv_freq, 1.0, weight.dtype)

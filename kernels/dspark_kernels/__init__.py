@@ -2,6 +2,7 @@
 
 from dspark_kernels.accept import Acceptance, accept_greedy, accept_sampled
 from dspark_kernels.attention import attend
+from dspark_kernels.kv_cache import KVCache
 from dspark_kernels.norm import rms_norm
 from dspark_kernels.rope import RotaryTable, apply_rope
 from dspark_kernels.sampling import draw, probabilities
@@ -10,6 +11,7 @@ from dspark_kernels.swiglu import swiglu
 
 __all__ = [
     "Acceptance",
+    "KVCache",
     "RotaryTable",
     "SkinnyLinear",
     "accept_greedy",

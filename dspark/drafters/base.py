@@ -1,0 +1,55 @@
+"""The contract of a drafter: it turns taps into a block of proposals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+DraftSlot = Any  # a drafter's own state of one request; opaque to everyone else
+
+
+@dataclass(frozen=True, slots=True)
+class Proposals:
+    """Blocks for R requests. confidences are c_k, each given that all drafts before were accepted.
+
+    token_ids [R, K]; probs R tensors [K, V] (None for a greedy request);
+    confidences [R, K] float32 or None without a confidence head.
+    """
+
+    token_ids: torch.Tensor
+    probs: Sequence[torch.Tensor | None]
+    confidences: torch.Tensor | None
+
+
+class Chooser(Protocol):
+    """Chooses one token for each of R requests."""
+
+    def choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
+        """logits [R, V] -> ids [R] and, where a request samples, its distribution [V]."""
+        ...
+
+
+class Drafter(Protocol):
+    """`target_layer_ids` are the taps it wants from the target."""
+
+    block_size: int
+    target_layer_ids: tuple[int, ...]
+
+    def open(self) -> DraftSlot:
+        """A fresh request without context."""
+        ...
+
+    def extend(self, slots: Sequence[DraftSlot], taps: Sequence[torch.Tensor]) -> None:
+        """Append the taps [n, T * H] of newly committed tokens, one tensor a request."""
+        ...
+
+    def propose(
+        self, slots: Sequence[DraftSlot], anchors: torch.Tensor, chooser: Chooser
+    ) -> Proposals:
+        """Draft a block after each anchor [R]; leaves the slots as they were."""
+        ...
+
+    def truncate(self, slot: DraftSlot, length: int) -> None:
+        """Forget the context from `length` tokens on."""
+        ...

@@ -1,0 +1,191 @@
+"""DSpark: a parallel backbone, then a light sequential head. DFlash is the case without one."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from dspark.checkpoints.head_config import HeadConfig
+from dspark.drafters.base import Chooser, Proposals
+from dspark.drafters.head import DraftLayer, DSparkHead
+from dspark.errors import PairMismatchError
+from dspark_kernels import KVCache, SkinnyLinear, attend
+
+
+class DSparkDrafter:
+    """Keeps, for each request, the keys and values of its context features.
+
+    `embedding` [V, H] and `output_head` [N, H] -> [N, V] are the target's unless the head's own
+    file holds different ones.
+    """
+
+    def __init__(
+        self,
+        config: HeadConfig,
+        tensors: dict[str, torch.Tensor],
+        embedding: torch.Tensor,
+        output_head: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        pack: bool = True,
+    ) -> None:
+        self.config = config
+        self.block_size = config.block_size
+        self.target_layer_ids = config.target_layer_ids
+        self.device, self.dtype = embedding.device, embedding.dtype
+        own = {name: t.to(self.device, self.dtype) for name, t in tensors.items()}
+        self._embedding = own.pop("embed_tokens.weight", embedding)
+        head_weight = own.pop("lm_head.weight", None)
+        self._output_head = (
+            output_head if head_weight is None else SkinnyLinear(head_weight, pack=pack)
+        )
+        if self._embedding.shape != embedding.shape:
+            raise PairMismatchError(
+                f"the draft's embedding is {list(self._embedding.shape)}, "
+                f"the target's {list(embedding.shape)}"
+            )
+        with torch.device("meta"):
+            self._head = DSparkHead(config)
+        self._head.load_state_dict(own, strict=True, assign=True)
+        self._head.requires_grad_(False).eval()
+        if pack:
+            pack_linears(self._head)
+        self._rotary = self._head.rotary_table()
+        self._mask_embedding = self._embedding[config.mask_token_id]
+
+    def open(self) -> KVCache:
+        c = self.config
+        return KVCache(c.num_layers, c.num_kv_heads, c.head_dim, self.device, self.dtype)
+
+    def truncate(self, slot: KVCache, length: int) -> None:
+        slot.length = min(slot.length, length)
+
+    def extend(self, slots: Sequence[KVCache], taps: Sequence[torch.Tensor]) -> None:
+        features = self._head.context_features(torch.cat(list(taps)))
+        sizes = [tap.shape[0] for tap in taps]
+        cos, sin = self._positions(slots, sizes)
+        for slot, size in zip(slots, sizes, strict=True):
+            slot.reserve(size + self.block_size)
+        for index, layer in enumerate(self._layers()):
+            keys, values = layer.self_attn.keys_values(features, cos, sin)
+            for slot, k, v in zip(slots, keys.split(sizes), values.split(sizes), strict=True):
+                slot.write(index, k, v)
+        for slot, size in zip(slots, sizes, strict=True):
+            slot.length += size
+
+    def propose(
+        self, slots: Sequence[KVCache], anchors: torch.Tensor, chooser: Chooser
+    ) -> Proposals:
+        hidden = self._backbone(slots, anchors)
+        base_logits = self._output_head(hidden).view(len(slots), self.block_size, -1)
+        return self._choose_left_to_right(
+            hidden.view(len(slots), self.block_size, -1), base_logits, anchors, chooser
+        )
+
+    def _backbone(self, slots: Sequence[KVCache], anchors: torch.Tensor) -> torch.Tensor:
+        """anchors [R] -> hidden states of all slots [R * K, H], after the final norm."""
+        hidden = self._mask_embedding.repeat(len(slots), self.block_size, 1)
+        hidden[:, 0] = self._embedding[anchors]
+        hidden = hidden.flatten(0, 1)
+        sizes = [self.block_size] * len(slots)
+        cos, sin = self._positions(slots, sizes)
+        for slot in slots:
+            slot.reserve(self.block_size)
+        for index, layer in enumerate(self._layers()):
+            x = layer.input_layernorm(hidden)
+            query = layer.self_attn.queries(x, cos, sin)
+            key, value = layer.self_attn.keys_values(x, cos, sin)
+            rows = zip(slots, query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
+            attended = [
+                attend(q, *slot.write(index, k, v), causal=False, scale=layer.self_attn.scale)
+                for slot, q, k, v in rows
+            ]
+            hidden = layer.finish(hidden, torch.cat(attended))
+        out: torch.Tensor = self._head.norm(hidden)
+        return out
+
+    def _choose_left_to_right(
+        self,
+        hidden: torch.Tensor,
+        base_logits: torch.Tensor,
+        anchors: torch.Tensor,
+        chooser: Chooser,
+    ) -> Proposals:
+        """hidden [R, K, H], base_logits [R, K, V]: slot k sees the token chosen in slot k - 1."""
+        markov, confidence = self._head.markov_head, self._head.confidence_head
+        previous, embedding = anchors, None
+        state = markov.initial_state(hidden[:, 0]) if markov else None
+        ids, probs, confidences = [], [], []
+        for k in range(self.block_size):
+            logits = base_logits[:, k]
+            if markov and state is not None:
+                embedding = markov.embed(previous)
+                features, state = markov.step(embedding, hidden[:, k], state)
+                logits = logits + markov.markov_w2(features)
+            if confidence:
+                confidences.append(confidence(hidden[:, k], embedding).sigmoid())
+            previous, chosen_probs = chooser.choose(logits)
+            ids.append(previous)
+            probs.append(chosen_probs)
+        return Proposals(
+            token_ids=torch.stack(ids, dim=1),
+            probs=[_stack(request_probs) for request_probs in zip(*probs, strict=True)],
+            confidences=torch.stack(confidences, dim=1) if confidences else None,
+        )
+
+    def _positions(
+        self, slots: Sequence[KVCache], sizes: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin of the next rows of each request."""
+        spans = [(slot.length, slot.length + n) for slot, n in zip(slots, sizes, strict=True)]
+        positions = torch.cat([torch.arange(a, b, device=self.device) for a, b in spans])
+        return self._rotary.at(positions, max(b for _, b in spans) - 1)
+
+    def _layers(self) -> list[DraftLayer]:
+        return list(self._head.layers)  # type: ignore[arg-type]
+
+
+def _stack(step_probs: tuple[torch.Tensor | None, ...]) -> torch.Tensor | None:
+    present = [p for p in step_probs if p is not None]
+    return torch.stack(present) if present else None
+
+
+class _PackedLinear(nn.Module):
+    """SkinnyLinear in the place of an nn.Linear."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self._linear = SkinnyLinear(linear.weight.detach(), linear.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._linear(x.contiguous())
+
+
+def pack_linears(module: nn.Module) -> None:
+    """Replace every nn.Linear below `module` by its form for few rows. Decoding only."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(module, name, _PackedLinear(child))
+        else:
+            pack_linears(child)
+
+
+def check_pair(
+    config: HeadConfig, *, vocab_size: int, hidden_size: int, num_layers: int
+) -> None:
+    """Raises PairMismatchError where the head was not made for a target of these sizes."""
+    for what, draft, target in (
+        ("hidden size", config.hidden_size, hidden_size),
+        ("vocabulary", config.vocab_size, vocab_size),
+        ("number of target layers", config.num_target_layers, num_layers),
+    ):
+        if draft != target:
+            raise PairMismatchError(
+                f"the draft does not belong to this target: its {what} is {draft}, the target's {target}",
+                "Use the head that was trained for this model, or --draft none.",
+            )
+    if max(config.target_layer_ids) >= num_layers - 1:
+        raise PairMismatchError(
+            f"the draft taps layer {max(config.target_layer_ids)}, but the target's last usable "
+            f"layer is {num_layers - 2}",
+            "Use the head that was trained for this model, or --draft none.",
+        )

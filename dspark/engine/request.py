@@ -1,0 +1,126 @@
+"""A request, and its state while it is being decoded."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from dspark.config import SamplingConfig, StopConfig
+from dspark.drafters.base import DraftSlot
+from dspark.engine.sampling import Sampler
+from dspark.engine.text import TextCodec, TextStream
+from dspark.events import DecodeStats, Finished, FinishReason, Piece
+from dspark.targets.base import Slot
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Prompt ids and how to continue them. plain: decode without drafts."""
+
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingConfig = SamplingConfig()
+    stop: StopConfig = StopConfig()
+    plain: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class ActiveRequest:
+    """What the engine keeps of a request between rounds."""
+
+    request_id: int
+    request: Request
+    sampler: Sampler
+    stream: TextStream | None
+    slot: Slot
+    draft_slot: DraftSlot | None
+    stop_token_ids: frozenset[int]
+    num_cached: int = 0  # prompt tokens taken over from an earlier request
+    anchor: int = -1
+    token_ids: list[int] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    is_cancelled: bool = False
+    rounds: int = 0
+    drafted: int = 0
+    verified: int = 0
+    accepted: int = 0
+    submitted_at: float = field(default_factory=time.perf_counter)
+    decoding_since: float = 0.0
+    last_token_at: float = 0.0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether max_tokens are written; what a round has beyond that is cut off."""
+        return len(self.token_ids) >= self.request.stop.max_tokens
+
+    def emit(self, tokens: Iterable[tuple[int, bool, float | None]]) -> tuple[Piece, ...]:
+        """Append (id, is_draft, confidence) tokens up to and including the one that ends it."""
+        pieces = []
+        for token_id, is_draft, confidence in tokens:
+            if self.is_full or self.finish_reason is not None:
+                break
+            self.token_ids.append(token_id)
+            if token_id in self.stop_token_ids:
+                self.finish_reason = "stop_token"
+            text = self._text_of(token_id)
+            pieces.append(Piece(token_id, text, is_draft, confidence))
+            self.text.append(text)
+            self.last_token_at = time.perf_counter()
+        return tuple(pieces)
+
+    def count_round(self, drafted: int, verified: int, accepted: int) -> None:
+        """Add one round. As in the reference, max_tokens ends a request once they are committed,
+        not when the last is merely chosen: its cache then holds all of the answer."""
+        self.rounds += 1
+        self.drafted += drafted
+        self.verified += verified
+        self.accepted += accepted
+        if self.finish_reason is None and self.rounds + self.accepted >= self.request.stop.max_tokens:
+            self.finish_reason = "max_tokens"
+
+    def _text_of(self, token_id: int) -> str:
+        if self.stream is None or self.finish_reason == "stop_token":
+            return ""
+        text = self.stream.push(token_id)
+        if self.stream.is_stopped:
+            self.finish_reason = "stop_string"
+        return text
+
+    def finish(self, reason: FinishReason) -> Finished:
+        if self.stream is not None:
+            self.text.append(self.stream.finish())
+        return Finished(
+            self.request_id, reason, tuple(self.token_ids), "".join(self.text), self._stats()
+        )
+
+    def _stats(self) -> DecodeStats:
+        decoding_since = self.decoding_since or time.perf_counter()
+        return DecodeStats(
+            prompt_tokens=len(self.request.prompt_ids),
+            new_tokens=len(self.token_ids),
+            rounds=self.rounds,
+            drafted=self.drafted,
+            verified=self.verified,
+            accepted=self.accepted,
+            prefill_seconds=decoding_since - self.submitted_at,
+            decode_seconds=max(self.last_token_at - decoding_since, 0.0),
+        )
+
+
+def activate(
+    request_id: int,
+    request: Request,
+    slot: Slot,
+    draft_slot: DraftSlot | None,
+    codec: TextCodec | None,
+    stop_token_ids: frozenset[int],
+) -> ActiveRequest:
+    """The starting state of a request."""
+    return ActiveRequest(
+        request_id=request_id,
+        request=request,
+        sampler=Sampler(request.sampling),
+        stream=TextStream(codec, request.stop.strings) if codec else None,
+        slot=slot,
+        draft_slot=draft_slot,
+        stop_token_ids=frozenset() if request.stop.ignore_stop_tokens else stop_token_ids,
+    )

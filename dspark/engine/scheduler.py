@@ -1,0 +1,79 @@
+"""How many tokens of each drafted block the target verifies.
+
+Lossless because whether x_k is admitted depends on the tokens before x_k only: c_k does, and the
+search stops at the first drop instead of looking at everything (method of the DSpark paper).
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from dspark.engine.sps import SpsTable
+
+
+class Scheduler(Protocol):
+    """Decides the verified lengths of one round."""
+
+    def admit(self, confidences: torch.Tensor | None, limits: Sequence[int]) -> list[int]:
+        """confidences [R, K] (None without a confidence head), limits R <= K -> R lengths."""
+        ...
+
+
+class FullSchedule:
+    """Verify everything that was drafted."""
+
+    def admit(self, confidences: torch.Tensor | None, limits: Sequence[int]) -> list[int]:
+        return list(limits)
+
+
+class ThresholdSchedule:
+    """Verify up to the first slot whose confidence is below a fixed threshold."""
+
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
+
+    def admit(self, confidences: torch.Tensor | None, limits: Sequence[int]) -> list[int]:
+        if confidences is None:
+            return list(limits)
+        confident = (confidences >= self._threshold).int().cumprod(dim=1).sum(dim=1)
+        return [min(n, limit) for n, limit in zip(confident.tolist(), limits, strict=True)]
+
+
+class SpsSchedule:
+    """Admit by survival while the expected throughput Θ = (R + Σ survival) · SPS rises."""
+
+    def __init__(self, table: SpsTable) -> None:
+        self._table = table
+
+    def admit(self, confidences: torch.Tensor | None, limits: Sequence[int]) -> list[int]:
+        if confidences is None:
+            return list(limits)
+        num_requests = len(limits)
+        lengths = [0] * num_requests
+        expected = float(num_requests)
+        best = expected * self._table.steps_per_second(num_requests, num_requests)
+        for survival, request in _by_survival(confidences, limits):
+            rows = num_requests + sum(lengths) + 1
+            throughput = (expected + survival) * self._table.steps_per_second(rows, num_requests)
+            if throughput < best:
+                break
+            expected, best = expected + survival, throughput
+            lengths[request] += 1
+        return lengths
+
+
+def _by_survival(
+    confidences: torch.Tensor, limits: Sequence[int]
+) -> list[tuple[float, int]]:
+    """(survival, request) of all candidates, likeliest first.
+
+    Survival falls along a block and the sort is stable, so a prefix stays a prefix.
+    """
+    survival = confidences.cumprod(dim=1).tolist()
+    candidates = [
+        (row[k], request)
+        for request, (row, limit) in enumerate(zip(survival, limits, strict=True))
+        for k in range(limit)
+    ]
+    return sorted(candidates, key=lambda candidate: -candidate[0])

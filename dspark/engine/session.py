@@ -1,0 +1,203 @@
+"""A loaded pair, ready to be asked: files → target, drafter, scheduler and engine."""
+
+import hashlib
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import platformdirs
+import torch
+
+from dspark.checkpoints.deepspec import read_head, read_head_config
+from dspark.config import EngineConfig, RuntimeConfig, SamplingConfig, ScheduleConfig, StopConfig
+from dspark.drafters.base import Drafter
+from dspark.drafters.dspark import DSparkDrafter, check_pair
+from dspark.engine.loop import Engine
+from dspark.engine.request import Request
+from dspark.engine.scheduler import FullSchedule, Scheduler, SpsSchedule, ThresholdSchedule
+from dspark.engine.sps import SpsTable, measure_sps
+from dspark.engine.text import TextCodec
+from dspark.errors import InputError
+from dspark.events import Event, LoadProgress
+from dspark.hub.pairs import PairFiles
+from dspark.targets.base import Target
+from dspark.targets.load import load_target
+
+STAGES = ("reading the target", "reading the head", "measuring this machine", "ready")
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedRuntime:
+    """What "auto" came to, and why."""
+
+    device: str
+    dtype: str
+    reason: str
+
+
+class Session:
+    """One pair with its engine. Not for several threads at once, except `cancel`."""
+
+    def __init__(
+        self, name: str, engine: Engine, codec: TextCodec | None, runtime: ResolvedRuntime
+    ) -> None:
+        self.name = name
+        self.engine = engine
+        self.tokenizer = codec
+        self.runtime = runtime
+        self._running: int | None = None
+
+    @property
+    def context_limit(self) -> int:
+        return self.engine.target.spec.context_limit
+
+    @property
+    def has_drafter(self) -> bool:
+        return self.engine.drafter is not None
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Prompt ids of a conversation, up to where the assistant speaks."""
+        return self._codec().encode_chat(messages)
+
+    def encode(self, text: str) -> list[int]:
+        return self._codec().encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._codec().decode(ids)
+
+    def generate(
+        self,
+        prompt_ids: Sequence[int],
+        sampling: SamplingConfig = SamplingConfig(),
+        stop: StopConfig = StopConfig(),
+        *,
+        plain: bool = False,
+    ) -> Iterator[Event]:
+        """Events of one request. Leaving the iterator early ends it."""
+        if stop.strings and self.tokenizer is None:
+            raise InputError("stop strings need a tokenizer, and this model has none")
+        self._running = self.engine.submit(Request(tuple(prompt_ids), sampling, stop, plain))
+        try:
+            while self.engine.num_requests:
+                yield from self.engine.step()
+        finally:
+            self._running = None
+            self.engine.abandon()
+
+    def cancel(self) -> None:
+        """End the running answer at its next round. Safe from any thread."""
+        running = self._running
+        if running is not None:
+            self.engine.cancel(running)
+
+    @torch.inference_mode()
+    def next_logits(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """The target's logits [V] after these tokens, from a fresh forward."""
+        target = self.engine.target
+        ids = torch.tensor(list(token_ids), device=target.device)
+        return target.prefill(target.open(), ids).logits[0].float()
+
+    def with_schedule(self, schedule: ScheduleConfig) -> "Session":
+        """The same pair under another schedule; weights are shared."""
+        old = self.engine
+        scheduler = _scheduler(self.name, old.target, old.drafter, schedule, self.runtime)
+        config = replace(old.config, schedule=schedule)
+        engine = Engine(old.target, old.drafter, scheduler, self.tokenizer, config)
+        return Session(self.name, engine, self.tokenizer, self.runtime)
+
+    def close(self) -> None:
+        self.engine.abandon()
+
+    def _codec(self) -> TextCodec:
+        if self.tokenizer is None:
+            raise InputError("this model has no tokenizer", "Give token ids instead of text.")
+        return self.tokenizer
+
+
+def open_session(
+    files: PairFiles, runtime: RuntimeConfig = RuntimeConfig(), config: EngineConfig = EngineConfig()
+) -> Iterator[LoadProgress | Session]:
+    """Load a pair, telling how far it is; the last item is the Session."""
+    resolved = resolve_runtime(runtime)
+    device, dtype = torch.device(resolved.device), getattr(torch, resolved.dtype)
+    yield LoadProgress(STAGES[0], 0, len(STAGES) - 1)
+    tap_layers = read_head_config(files.draft).target_layer_ids if files.draft else ()
+    target = load_target(files.target, tap_layers=tap_layers, device=device, dtype=dtype)
+    codec = TextCodec.from_directory(files.target)
+    yield LoadProgress(STAGES[1], 1, len(STAGES) - 1)
+    drafter = load_drafter(files.draft, target) if files.draft else None
+    yield LoadProgress(STAGES[2], 2, len(STAGES) - 1)
+    scheduler = _scheduler(files.name, target, drafter, config.schedule, resolved)
+    yield LoadProgress(STAGES[3], 3, len(STAGES) - 1)
+    yield Session(files.name, Engine(target, drafter, scheduler, codec, config), codec, resolved)
+
+
+def load_drafter(directory: Path, target: Target) -> DSparkDrafter:
+    """Read the head and join it to its target. Raises PairMismatchError, CheckpointError."""
+    config, tensors = read_head(directory)
+    spec = target.spec
+    check_pair(
+        config,
+        vocab_size=spec.vocab_size,
+        hidden_size=spec.hidden_size,
+        num_layers=spec.num_layers,
+    )
+    return DSparkDrafter(config, tensors, target.embedding(), target.output_head())
+
+
+def resolve_runtime(runtime: RuntimeConfig) -> ResolvedRuntime:
+    """Raises InputError for a device that is not there."""
+    device, dtype = runtime.device, runtime.dtype
+    reason = "as asked"
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        reason = "a CUDA device is there" if device == "cuda" else "no CUDA device was found"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device {device} was asked for, but no CUDA device is there")
+    if dtype == "auto":
+        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device {device!r} is unknown", "Use auto, cpu or cuda.") from error
+    return ResolvedRuntime(device, dtype, reason)
+
+
+def _scheduler(
+    name: str,
+    target: Target,
+    drafter: Drafter | None,
+    schedule: ScheduleConfig,
+    runtime: ResolvedRuntime,
+) -> Scheduler:
+    if schedule.mode == "threshold":
+        return ThresholdSchedule(schedule.threshold)
+    if schedule.mode == "full" or drafter is None:
+        return FullSchedule()
+    path = _sps_path(name, target, drafter, runtime)
+    table = SpsTable.load(path)
+    if table is None:
+        table = measure_sps(target, drafter)
+        table.save(path)
+    return SpsSchedule(table)
+
+
+def _sps_path(name: str, target: Target, drafter: Drafter, runtime: ResolvedRuntime) -> Path:
+    """One table for each pair on each machine, as long as torch and its threads stay the same."""
+    device = torch.device(runtime.device)
+    machine = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{platform.processor()} {os.cpu_count()} {torch.get_num_threads()}"
+    )
+    facts = (name, target.spec, drafter.block_size, runtime.dtype, machine, torch.__version__)
+    digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    return cache_directory() / "sps" / f"{digest}.json"
+
+
+def cache_directory() -> Path:
+    """DSPARK_HOME/cache where that is set, else the platform's own place for caches."""
+    home = os.environ.get("DSPARK_HOME")
+    return Path(home) / "cache" if home else Path(platformdirs.user_cache_dir("dspark"))

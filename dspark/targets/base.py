@@ -1,0 +1,74 @@
+"""The contract of a target: it runs tokens and can take them back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+
+Rollback = Literal["crop", "replay"]
+Slot = Any  # a target's own state of one request; opaque to everyone else
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSpec:
+    """What a target is and can do. `batches` tells whether several requests share one pass."""
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    context_limit: int
+    stop_token_ids: frozenset[int]
+    rollback: Rollback
+    batches: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One pass over the rows of some requests, request after request.
+
+    logits [N, V]; taps [N, T * H] (T = 0 without a drafter).
+    """
+
+    logits: torch.Tensor
+    taps: torch.Tensor
+
+
+class Target(Protocol):
+    """All tensors live on the target's device."""
+
+    spec: TargetSpec
+    device: torch.device
+    dtype: torch.dtype
+
+    def embedding(self) -> torch.Tensor:
+        """The input embedding [V, H], shared with the drafter."""
+        ...
+
+    def output_head(self) -> Any:
+        """The output head as a callable [N, H] -> [N, V], shared with the drafter."""
+        ...
+
+    def open(self) -> Slot:
+        """A fresh, empty request."""
+        ...
+
+    def length(self, slot: Slot) -> int:
+        """Committed tokens."""
+        ...
+
+    def prefill(self, slot: Slot, token_ids: torch.Tensor) -> Pass:
+        """Append and commit a chunk of prompt; logits are those of its last token only."""
+        ...
+
+    def verify(self, slots: Sequence[Slot], blocks: Sequence[torch.Tensor]) -> Pass:
+        """Run each block after its request's committed tokens, without committing any."""
+        ...
+
+    def commit(self, slots: Sequence[Slot], num_kept: Sequence[int]) -> None:
+        """Keep the first rows of the last verified blocks and take the rest back."""
+        ...
+
+    def truncate(self, slot: Slot, length: int) -> bool:
+        """Forget committed tokens from `length` on; False where the cache cannot do that."""
+        ...

@@ -1,0 +1,282 @@
+"""Our own lean forward for Llama-shaped models: fused weights, taps for free, many requests a pass.
+
+Reads transformers' directories of Llama, SmolLM, Mistral, Qwen2 and Qwen3.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from dspark.checkpoints.safetensors_dir import iterate_tensors
+from dspark.errors import CheckpointError
+from dspark.targets.base import Pass, TargetSpec
+from dspark_kernels import (
+    KVCache,
+    RotaryTable,
+    SkinnyLinear,
+    apply_rope,
+    attend,
+    rms_norm,
+    swiglu,
+)
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those whose frequencies are fixed
+
+
+@dataclass(frozen=True, slots=True)
+class DenseShape:
+    """Sizes that the forward needs."""
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class DenseLayer:
+    """Fused weights of one decoder layer; the norms of q and k are Qwen3's."""
+
+    input_norm: torch.Tensor
+    qkv: SkinnyLinear
+    query_norm: torch.Tensor | None
+    key_norm: torch.Tensor | None
+    output: SkinnyLinear
+    mlp_norm: torch.Tensor
+    gate_up: SkinnyLinear
+    down: SkinnyLinear
+
+
+def supports(config: PreTrainedConfig) -> bool:
+    """Whether the dense forward computes this model exactly."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return (
+        config.model_type in FAMILIES
+        and getattr(config, "hidden_act", "silu") == "silu"
+        and rope.get("rope_type", "default") in ROPE_TYPES
+        and not _slides(config)
+    )
+
+
+def _slides(config: PreTrainedConfig) -> bool:
+    if config.model_type == "mistral":
+        return getattr(config, "sliding_window", None) is not None
+    return "sliding_attention" in (getattr(config, "layer_types", None) or ())
+
+
+class DenseTarget:
+    """A target whose every request owns a KVCache; rollback is leaving rows uncommitted."""
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        tensors: dict[str, torch.Tensor],
+        *,
+        tap_layers: tuple[int, ...] = (),
+        stop_token_ids: frozenset[int] = frozenset(),
+        pack: bool = True,
+    ) -> None:
+        """`tensors` under transformers' names; consumed, so that nothing is held twice."""
+        self.tap_layers = tap_layers
+        self._shape = _read_shape(config)
+        try:
+            self._take_weights(tensors, tied=config.tie_word_embeddings, pack=pack)
+        except KeyError as error:
+            raise CheckpointError(f"the target lacks the tensor {error.args[0]}") from error
+        if tensors:
+            raise CheckpointError(f"the target has the surplus tensor {next(iter(tensors))}")
+        self.device, self.dtype = self._embedding.device, self._embedding.dtype
+        rotary = LlamaRotaryEmbedding(config)
+        self._rotary = RotaryTable(
+            rotary.inv_freq.to(self.device), rotary.attention_scaling, self.dtype
+        )
+        self.spec = TargetSpec(
+            vocab_size=self._embedding.shape[0],
+            hidden_size=self._embedding.shape[1],
+            num_layers=self._shape.num_layers,
+            context_limit=int(config.max_position_embeddings),
+            stop_token_ids=stop_token_ids,
+            rollback="crop",
+            batches=True,
+        )
+
+    def _take_weights(self, tensors: dict[str, torch.Tensor], *, tied: bool, pack: bool) -> None:
+        def fuse(prefix: str, *names: str) -> SkinnyLinear:
+            weight = torch.cat([tensors.pop(f"{prefix}{name}.weight") for name in names])
+            biases = [tensors.pop(f"{prefix}{name}.bias", None) for name in names]
+            present = [bias for bias in biases if bias is not None]
+            return SkinnyLinear(weight, torch.cat(present) if present else None, pack=pack)
+
+        self._embedding = tensors.pop("model.embed_tokens.weight")
+        self._layers = []
+        for index in range(self._shape.num_layers):
+            layer = f"model.layers.{index}."
+            self._layers.append(
+                DenseLayer(
+                    input_norm=tensors.pop(layer + "input_layernorm.weight"),
+                    qkv=fuse(layer + "self_attn.", "q_proj", "k_proj", "v_proj"),
+                    query_norm=tensors.pop(layer + "self_attn.q_norm.weight", None),
+                    key_norm=tensors.pop(layer + "self_attn.k_norm.weight", None),
+                    output=fuse(layer + "self_attn.", "o_proj"),
+                    mlp_norm=tensors.pop(layer + "post_attention_layernorm.weight"),
+                    gate_up=fuse(layer + "mlp.", "gate_proj", "up_proj"),
+                    down=fuse(layer + "mlp.", "down_proj"),
+                )
+            )
+        self._final_norm = tensors.pop("model.norm.weight")
+        head = tensors.pop("lm_head.weight", None)
+        if head is None and not tied:
+            raise KeyError("lm_head.weight")
+        self._head = SkinnyLinear(self._embedding if head is None or tied else head, pack=pack)
+
+    def embedding(self) -> torch.Tensor:
+        return self._embedding
+
+    def output_head(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        return self._head
+
+    def open(self) -> KVCache:
+        shape = self._shape
+        return KVCache(shape.num_layers, shape.num_kv_heads, shape.head_dim, self.device, self.dtype)
+
+    def length(self, slot: KVCache) -> int:
+        return slot.length
+
+    def prefill(self, slot: KVCache, token_ids: torch.Tensor) -> Pass:
+        hidden, taps = self._run([slot], [token_ids])
+        slot.length += token_ids.shape[0]
+        return Pass(self._logits(hidden[-1:]), taps)
+
+    def verify(self, slots: Sequence[KVCache], blocks: Sequence[torch.Tensor]) -> Pass:
+        hidden, taps = self._run(slots, blocks)
+        return Pass(self._logits(hidden), taps)
+
+    def commit(self, slots: Sequence[KVCache], num_kept: Sequence[int]) -> None:
+        for slot, kept in zip(slots, num_kept, strict=True):
+            slot.length += kept
+
+    def truncate(self, slot: KVCache, length: int) -> bool:
+        slot.length = min(slot.length, length)
+        return True
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._head(rms_norm(hidden, self._final_norm, self._shape.eps))
+
+    def _run(
+        self, slots: Sequence[KVCache], blocks: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of all requests flattened: hidden [N, H] before the final norm, taps [N, T * H]."""
+        sizes = [block.shape[0] for block in blocks]
+        for slot, size in zip(slots, sizes, strict=True):
+            slot.reserve(size)
+        starts = [slot.length for slot in slots]
+        positions = torch.cat(
+            [torch.arange(s, s + n, device=self.device) for s, n in zip(starts, sizes, strict=True)]
+        )
+        rotary = self._rotary.at(positions, max(map(sum, zip(starts, sizes, strict=True))) - 1)
+        hidden = self._embedding[torch.cat(list(blocks))]
+        taps = {-1: hidden}
+        for index, layer in enumerate(self._layers):
+            hidden = self._layer(layer, index, hidden, rotary, slots, sizes)
+            if index in self.tap_layers:
+                taps[index] = hidden
+        wanted = [taps[index] for index in self.tap_layers]
+        return hidden, torch.cat(wanted, dim=-1) if wanted else hidden[:, :0]
+
+    def _layer(
+        self,
+        layer: DenseLayer,
+        index: int,
+        hidden: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        slots: Sequence[KVCache],
+        sizes: list[int],
+    ) -> torch.Tensor:
+        eps = self._shape.eps
+        query, key, value = self._project(layer, rms_norm(hidden, layer.input_norm, eps), rotary)
+        attended = []
+        rows = zip(slots, query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
+        for slot, q, k, v in rows:
+            keys, values = slot.write(index, k, v)
+            attended.append(
+                attend(q, keys, values, causal=True, scale=self._shape.head_dim**-0.5)
+            )
+        hidden = hidden + layer.output(torch.cat(attended) if len(attended) > 1 else attended[0])
+        return hidden + layer.down(swiglu(layer.gate_up(rms_norm(hidden, layer.mlp_norm, eps))))
+
+    def _project(
+        self, layer: DenseLayer, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x [N, H] -> query [N, heads, D], key and value [N, kv_heads, D], rotated."""
+        shape = self._shape
+        heads = layer.qkv(x).view(x.shape[0], -1, shape.head_dim)
+        query, key, value = heads.split([shape.num_heads, shape.num_kv_heads, shape.num_kv_heads], 1)
+        if layer.query_norm is not None and layer.key_norm is not None:
+            query = rms_norm(query, layer.query_norm, shape.eps)
+            key = rms_norm(key, layer.key_norm, shape.eps)
+            return apply_rope(query, *rotary), apply_rope(key, *rotary), value
+        rotated = apply_rope(heads[:, : shape.num_heads + shape.num_kv_heads], *rotary)
+        return rotated[:, : shape.num_heads], rotated[:, shape.num_heads :], value
+
+
+def _read_shape(config: Any) -> DenseShape:
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return DenseShape(
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=head_dim,
+        eps=config.rms_norm_eps,
+    )
+
+
+def load_dense(
+    directory: Path,
+    config: PreTrainedConfig,
+    *,
+    tap_layers: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    pack: bool = True,
+) -> DenseTarget:
+    """Read a model directory. Raises CheckpointError naming a missing or surplus tensor."""
+    tensors = {
+        name: tensor.to(device=device, dtype=dtype)
+        for name, tensor in iterate_tensors(directory)
+        if not name.endswith("rotary_emb.inv_freq")
+    }
+    return DenseTarget(
+        config,
+        tensors,
+        tap_layers=tap_layers,
+        stop_token_ids=stop_tokens(directory, config),
+        pack=pack,
+    )
+
+
+def stop_tokens(directory: Path, config: PreTrainedConfig) -> frozenset[int]:
+    """End-of-sequence ids of generation_config.json, else of config.json."""
+    ids: int | list[int] | None = getattr(config, "eos_token_id", None)
+    if (directory / "generation_config.json").exists():
+        ids = GenerationConfig.from_pretrained(directory).eos_token_id or ids
+    if ids is None:
+        return frozenset()
+    return frozenset([ids] if isinstance(ids, int) else ids)
+
+
+def read_config(directory: Path) -> PreTrainedConfig:
+    """The target's config; raises CheckpointError where there is none or it is unknown."""
+    try:
+        return AutoConfig.from_pretrained(directory)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{directory} holds no model that transformers knows ({str(error).splitlines()[0]})",
+            "A target is a folder with config.json and safetensors files.",
+        ) from error

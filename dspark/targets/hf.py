@@ -1,0 +1,184 @@
+"""Any transformers causal LM as a target. Slower than `dense`, and right for every architecture.
+
+Rollback by kind of cache: crop where every layer is a plain growing one; otherwise a copy is taken
+before each verify pass, and after a refusal the accepted rows are run again on it.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from dspark.errors import CheckpointError
+from dspark.targets.base import Pass, Rollback, TargetSpec
+
+
+@dataclass(slots=True)
+class HfSlot:
+    """A request's cache; `pending` is the last verified block, `snapshot` the cache before it."""
+
+    cache: Any
+    length: int = 0
+    pending: torch.Tensor | None = None
+    snapshot: Any = None
+
+
+@dataclass(slots=True)
+class _Taps:
+    """What the hooks saw during the last forward, by layer."""
+
+    seen: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def record(self, index: int) -> Callable[..., None]:
+        def hook(_module: Any, _args: Any, output: Any) -> None:
+            self.seen[index] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+
+class HfTarget:
+    """One request a pass; several are run one after the other."""
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        tap_layers: tuple[int, ...] = (),
+        stop_token_ids: frozenset[int] = frozenset(),
+    ) -> None:
+        self.model = model.eval()
+        self.tap_layers = tap_layers
+        self.device, self.dtype = model.device, model.dtype
+        self._taps = _Taps()
+        layers = decoder_layers(model)
+        for index in tap_layers:
+            module = layers[index] if index >= 0 else model.get_input_embeddings()
+            module.register_forward_hook(self._taps.record(index))
+        config = model.config.get_text_config()
+        self.spec = TargetSpec(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_layers=len(layers),
+            context_limit=int(config.max_position_embeddings),
+            stop_token_ids=stop_token_ids,
+            rollback=_rollback_of(self._new_cache()),
+            batches=False,
+        )
+
+    def embedding(self) -> torch.Tensor:
+        weight: torch.Tensor = self.model.get_input_embeddings().weight
+        return weight
+
+    def output_head(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        head: Callable[[torch.Tensor], torch.Tensor] = self.model.get_output_embeddings()
+        return head
+
+    def _new_cache(self) -> DynamicCache:
+        return DynamicCache(config=self.model.config.get_text_config())
+
+    def open(self) -> HfSlot:
+        return HfSlot(self._new_cache())
+
+    def length(self, slot: HfSlot) -> int:
+        return slot.length
+
+    def prefill(self, slot: HfSlot, token_ids: torch.Tensor) -> Pass:
+        logits = self._forward(slot, token_ids, logits_to_keep=1)
+        slot.length += token_ids.shape[0]
+        return Pass(logits, self._last_taps(logits))
+
+    def verify(self, slots: Sequence[HfSlot], blocks: Sequence[torch.Tensor]) -> Pass:
+        logits, taps = [], []
+        for slot, block in zip(slots, blocks, strict=True):
+            if self.spec.rollback == "replay":
+                slot.snapshot = copy.deepcopy(slot.cache)
+            slot.pending = block
+            logits.append(self._forward(slot, block))
+            taps.append(self._last_taps(logits[-1]))
+        return Pass(torch.cat(logits), torch.cat(taps))
+
+    def commit(self, slots: Sequence[HfSlot], num_kept: Sequence[int]) -> None:
+        for slot, kept in zip(slots, num_kept, strict=True):
+            assert slot.pending is not None
+            refused = slot.pending.shape[0] - kept
+            if refused and self.spec.rollback == "crop":
+                slot.cache.crop(-refused)
+            elif refused:
+                slot.cache = slot.snapshot
+                if kept:
+                    self._forward(slot, slot.pending[:kept], logits_to_keep=1)
+            slot.length += kept
+            slot.pending = slot.snapshot = None
+
+    def truncate(self, slot: HfSlot, length: int) -> bool:
+        surplus = slot.length - length
+        if surplus > 0 and self.spec.rollback != "crop":
+            return False
+        if surplus > 0:
+            slot.cache.crop(-surplus)
+            slot.length = length
+        return True
+
+    def _forward(
+        self, slot: HfSlot, token_ids: torch.Tensor, logits_to_keep: int = 0
+    ) -> torch.Tensor:
+        """Logits [N, V] (only the last rows with logits_to_keep) in the model's own dtype."""
+        self._taps.seen.clear()
+        positions = torch.arange(
+            slot.length, slot.length + token_ids.shape[0], device=self.device
+        ).unsqueeze(0)
+        out = self.model(
+            input_ids=token_ids.unsqueeze(0),
+            position_ids=positions,
+            past_key_values=slot.cache,
+            use_cache=True,
+            logits_to_keep=logits_to_keep,
+        )
+        logits: torch.Tensor = out.logits[0]
+        return logits
+
+    def _last_taps(self, like: torch.Tensor) -> torch.Tensor:
+        if not self.tap_layers:
+            return like.new_empty(like.shape[0], 0)
+        return torch.cat([self._taps.seen[index][0] for index in self.tap_layers], dim=-1)
+
+
+def decoder_layers(model: Any) -> Any:
+    """The list of decoder layers, wherever the architecture keeps it."""
+    for path in ("model.layers", "model.language_model.layers", "transformer.h", "gpt_neox.layers"):
+        module = model
+        for name in path.split("."):
+            module = getattr(module, name, None)
+        if module is not None:
+            return module
+    raise CheckpointError(f"no decoder layers found in {type(model).__name__}")
+
+
+def _rollback_of(cache: Any) -> Rollback:
+    layers = getattr(cache, "layers", None)
+    if layers and all(type(layer) is DynamicLayer for layer in layers):
+        return "crop"
+    return "replay"
+
+
+def load_hf(
+    directory: Path,
+    *,
+    tap_layers: tuple[int, ...],
+    stop_token_ids: frozenset[int],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> HfTarget:
+    """Raises CheckpointError where transformers cannot load the directory."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).to(device)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{directory} cannot be loaded ({str(error).splitlines()[0]})", "Fetch the model again."
+        ) from error
+    return HfTarget(model, tap_layers=tap_layers, stop_token_ids=stop_token_ids)
