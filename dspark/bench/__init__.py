@@ -1,0 +1,1 @@
+"""Plain decoding beside DSpark: prompts, interleaved runs, verdict and report."""

@@ -1,0 +1,85 @@
+"""A report as the JSON document that `dspark bench --json` writes."""
+
+import json
+import os
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dspark.bench.config import BenchConfig
+from dspark.bench.machine import describe_machine, describe_versions
+from dspark.bench.report import BenchReport, Figure
+from dspark.config import EngineConfig
+
+
+def report_document(
+    report: BenchReport,
+    bench: BenchConfig,
+    engine: EngineConfig,
+    *,
+    pair: str,
+    device: str,
+    dtype: str,
+    command: str,
+) -> dict[str, Any]:
+    return {
+        "pair": pair,
+        "plain": figure_object(report.plain.decode),
+        "dspark": figure_object(report.dspark.decode),
+        "speedup": report.speedup.median,
+        "speedup_trials": list(report.speedup.trials),
+        "end_to_end": {
+            "plain": figure_object(report.plain.end_to_end),
+            "dspark": figure_object(report.dspark.end_to_end),
+            "speedup": report.end_to_end_speedup.median,
+        },
+        "tau": report.tau,
+        "verified_per_round": report.verified_per_round,
+        "acceptance_by_position": [
+            {**asdict(each), "rate": each.rate, "conditional_rate": each.conditional_rate}
+            for each in report.acceptance_by_position
+        ],
+        "categories": [asdict(each) for each in report.categories],
+        "identical": report.is_identical,
+        "differing_prompts": report.differing_prompts,
+        "difference": None if report.difference is None else asdict(report.difference),
+        "settings": {
+            "device": device,
+            "dtype": dtype,
+            "prompts": report.prompts,
+            **asdict(bench),
+            "schedule": asdict(engine.schedule),
+        },
+        **provenance(command),
+    }
+
+
+def figure_object(figure: Figure) -> dict[str, Any]:
+    """Tokens per second."""
+    return {
+        "median": figure.median,
+        "low": figure.low,
+        "high": figure.high,
+        "trials": list(figure.trials),
+    }
+
+
+def provenance(command: str) -> dict[str, Any]:
+    """What every figure comes with."""
+    return {
+        "machine": describe_machine(),
+        "versions": describe_versions(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+    }
+
+
+def write_document(path: Path, document: dict[str, Any]) -> None:
+    """Complete or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,73 @@
+"""A bench report as a short table."""
+
+from dspark.bench.report import BenchReport, Difference, Figure, PositionAcceptance
+
+
+def bench_table(report: BenchReport, title: str) -> str:
+    lines = [
+        title,
+        "",
+        f"{'tokens per second':20}{'plain':>10}{'dspark':>10}{'speed-up':>10}",
+        *_rows("decode", report.plain.decode, report.dspark.decode, report.speedup),
+        *_rows(
+            "end to end",
+            report.plain.end_to_end,
+            report.dspark.end_to_end,
+            report.end_to_end_speedup,
+        ),
+        "",
+        f"accepted length τ {report.tau:.2f} · {report.verified_per_round:.1f} verified per round",
+        *_categories(report),
+        "",
+        *_positions(report.acceptance_by_position),
+        "",
+        verdict(report),
+    ]
+    return "\n".join(lines)
+
+
+def _rows(name: str, plain: Figure, dspark: Figure, ratio: Figure) -> list[str]:
+    return [
+        f"{name:20}{plain.median:10.1f}{dspark.median:10.1f}{ratio.median:9.2f}×",
+        f"{'  lowest–highest':20}{_spread(plain, 1)}{_spread(dspark, 1)}{_spread(ratio, 2)}",
+    ]
+
+
+def _spread(figure: Figure, digits: int) -> str:
+    return f"{figure.low:.{digits}f}–{figure.high:.{digits}f}".rjust(10)
+
+
+def _categories(report: BenchReport) -> list[str]:
+    return [
+        f"  {each.category:18}{each.prompts:4} prompts  τ {each.tau:.2f}  {each.speedup:.2f}×"
+        for each in report.categories
+    ]
+
+
+def _positions(positions: tuple[PositionAcceptance, ...]) -> list[str]:
+    return ["draft    accepted  of verified  of those reached"] + [
+        f"{each.position:5}{each.accepted:8}/{each.verified:<8}{each.rate:7.0%}"
+        f"{each.conditional_rate:15.0%} of {each.reached}"
+        for each in positions
+    ]
+
+
+def verdict(report: BenchReport) -> str:
+    if report.is_identical is None:
+        return "output: sampled, so not compared token by token"
+    if report.difference is None:
+        return f"output: identical to plain decoding on all {report.prompts} prompts"
+    return (
+        f"output: differs from plain decoding on {report.differing_prompts} of "
+        f"{report.prompts} prompts, {_where(report.difference)}"
+    )
+
+
+def _where(difference: Difference) -> str:
+    plain = "the end" if difference.plain_token is None else f"{difference.plain_token}"
+    other = "the end" if difference.dspark_token is None else f"{difference.dspark_token}"
+    gap = "" if difference.logit_gap is None else f", logit gap {difference.logit_gap:.4g}"
+    return (
+        f"first in prompt {difference.prompt + 1} at new token {difference.position + 1}: "
+        f"{other} instead of {plain}{gap}"
+    )
