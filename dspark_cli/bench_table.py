@@ -3,10 +3,8 @@
 from dspark.bench.report import BenchReport, Difference, Figure, PositionAcceptance
 
 
-def bench_table(report: BenchReport, title: str) -> str:
+def bench_table(report: BenchReport) -> str:
     lines = [
-        title,
-        "",
         f"{'tokens per second':20}{'plain':>10}{'dspark':>10}{'speed-up':>10}",
         *_rows("decode", report.plain.decode, report.dspark.decode, report.speedup),
         *_rows(

@@ -5,22 +5,23 @@ import os
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dspark.bench.config import BenchConfig
 from dspark.bench.machine import describe_machine, describe_versions
 from dspark.bench.report import BenchReport, Figure
 from dspark.config import EngineConfig
 
+if TYPE_CHECKING:
+    from dspark.engine.session import ResolvedRuntime
+
 
 def report_document(
     report: BenchReport,
     bench: BenchConfig,
     engine: EngineConfig,
-    *,
     pair: str,
-    device: str,
-    dtype: str,
+    runtime: "ResolvedRuntime",
     command: str,
 ) -> dict[str, Any]:
     return {
@@ -45,8 +46,8 @@ def report_document(
         "differing_prompts": report.differing_prompts,
         "difference": None if report.difference is None else asdict(report.difference),
         "settings": {
-            "device": device,
-            "dtype": dtype,
+            "device": runtime.device,
+            "dtype": runtime.dtype,
             "prompts": report.prompts,
             **asdict(bench),
             "schedule": asdict(engine.schedule),

@@ -66,18 +66,19 @@ def bench(
             for each in texts
         ]
         report = _measure(session, encoded, config)
-    device, dtype = session.runtime.device, session.runtime.dtype
-    title = (
-        f"{session.name} on {device} in {dtype}: {len(texts)} prompts, at most {max_tokens} tokens, "
-        f"{trials} trials, medians"
-    )
-    print(bench_table(report, title))
+    print(_title(session, config))
+    print(bench_table(report))
     if json_file:
         command = shlex.join(["dspark", *sys.argv[1:]])
-        document = report_document(
-            report, config, engine, pair=session.name, device=device, dtype=dtype, command=command
-        )
+        document = report_document(report, config, engine, session.name, session.runtime, command)
         write_document(json_file, document)
+
+
+def _title(session: "Session", config: BenchConfig) -> str:
+    return (
+        f"{session.name} on {session.runtime.device} in {session.runtime.dtype}, at most "
+        f"{config.max_tokens} tokens per prompt, medians of {config.trials} trials\n"
+    )
 
 
 def _measure(
