@@ -1,0 +1,151 @@
+"""From a llama.cpp file (GGUF) of a Llama-shaped model to a Hugging Face folder in bf16.
+
+Written once into the store, so that loading needs neither GGUF nor its slow start.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from gguf import GGUFReader, ReaderTensor
+from gguf.quants import dequantize
+from safetensors.torch import save_file
+
+from dspark.checkpoints.gguf_tokenizer import write_tokenizer
+from dspark.errors import CheckpointError
+from dspark.events import FetchProgress
+
+WEIGHTS_NAME = "model.safetensors"
+REQUIRED_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+}
+OUTPUT_NAME = "output.weight"  # absent where the embedding serves as output too
+LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def convert_gguf(source: Path, directory: Path) -> Iterator[FetchProgress]:
+    """Write `directory`, which must exist; yields bytes of the weights.
+
+    Raises CheckpointError where the file is damaged or holds another kind of model.
+    """
+    try:
+        reader = GGUFReader(source)
+        fields = {key: field.contents() for key, field in reader.fields.items()}
+        config = _config(fields, [tensor.name for tensor in reader.tensors])
+        yield from _write_weights(reader.tensors, config, directory)
+        write_tokenizer(fields, directory)
+    except KeyError as error:
+        raise CheckpointError(f"{source.name} lacks the field {error.args[0]}") from error
+    except (ValueError, IndexError, TypeError, OverflowError) as error:
+        raise CheckpointError(f"{source.name} is damaged or not GGUF ({error})") from error
+    _write_json(directory / "generation_config.json", _special_ids(fields))
+    _write_json(directory / "config.json", config)
+    shutil.copymode(directory / "config.json", directory / WEIGHTS_NAME)  # safetensors writes 0600
+
+
+def _write_weights(
+    tensors: list[ReaderTensor], config: dict[str, Any], directory: Path
+) -> Iterator[FetchProgress]:
+    names = _names(config)
+    total = 2 * sum(int(tensor.n_elements) for tensor in tensors)
+    weights: dict[str, torch.Tensor] = {}
+    done = 0
+    for tensor in tensors:
+        values = torch.tensor(dequantize(tensor.data, tensor.tensor_type))
+        name = names[tensor.name]
+        if name.endswith("q_proj.weight"):
+            values = _pair_halves(values, config["num_attention_heads"])
+        elif name.endswith("k_proj.weight"):
+            values = _pair_halves(values, config["num_key_value_heads"])
+        weights[name] = values.to(torch.bfloat16).contiguous()
+        done += 2 * int(tensor.n_elements)
+        yield FetchProgress(WEIGHTS_NAME, min(done, total - 1), total)
+    save_file(weights, directory / WEIGHTS_NAME, metadata={"format": "pt"})
+    yield FetchProgress(WEIGHTS_NAME, total, total)
+
+
+def _pair_halves(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """llama.cpp rotates neighbouring rows of a head, Hugging Face rows half a head apart."""
+    rows, columns = weight.shape
+    pairs = weight.reshape(num_heads, rows // num_heads // 2, 2, columns)  # [heads, D/2, 2, in]
+    return pairs.transpose(1, 2).reshape(rows, columns)
+
+
+def _names(config: dict[str, Any]) -> dict[str, str]:
+    """GGUF name -> Hugging Face name of every tensor that must be there."""
+    names = dict(REQUIRED_NAMES)
+    if not config["tie_word_embeddings"]:
+        names[OUTPUT_NAME] = "lm_head.weight"
+    for layer in range(config["num_hidden_layers"]):
+        for ours, theirs in LAYER_NAMES.items():
+            names[f"blk.{layer}.{ours}.weight"] = f"model.layers.{layer}.{theirs}.weight"
+    return names
+
+
+def _config(fields: dict[str, Any], tensor_names: list[str]) -> dict[str, Any]:
+    architecture = fields["general.architecture"]
+    if architecture != "llama":
+        raise CheckpointError(f"GGUF of the architecture {architecture!r} cannot be converted")
+    if fields.get("llama.rope.scaling.type", "none") != "none":
+        raise CheckpointError("GGUF with scaled rotary positions cannot be converted")
+    num_heads, hidden = fields["llama.attention.head_count"], fields["llama.embedding_length"]
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "dtype": "bfloat16",
+        "head_dim": fields.get("llama.rope.dimension_count", hidden // num_heads),
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "initializer_range": 0.02,
+        "intermediate_size": fields["llama.feed_forward_length"],
+        "max_position_embeddings": fields["llama.context_length"],
+        "mlp_bias": False,
+        "num_attention_heads": num_heads,
+        "num_hidden_layers": fields["llama.block_count"],
+        "num_key_value_heads": fields.get("llama.attention.head_count_kv", num_heads),
+        "rms_norm_eps": fields["llama.attention.layer_norm_rms_epsilon"],
+        "rope_parameters": {
+            "rope_theta": fields.get("llama.rope.freq_base", 10000.0),
+            "rope_type": "default",
+        },
+        "tie_word_embeddings": OUTPUT_NAME not in tensor_names,
+        "vocab_size": len(fields["tokenizer.ggml.tokens"]),
+        **_special_ids(fields),
+    }
+    _check_names(set(_names(config)), set(tensor_names))
+    return config
+
+
+def _check_names(expected: set[str], found: set[str]) -> None:
+    for wrong, verb in ((expected - found, "lacks"), (found - expected, "has the unknown")):
+        if wrong:
+            raise CheckpointError(
+                f"the GGUF {verb} {', '.join(sorted(wrong)[:3])} ({len(wrong)} in all)",
+                "Only plain Llama-shaped models can be converted.",
+            )
+
+
+def _special_ids(fields: dict[str, Any]) -> dict[str, int]:
+    keys = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
+    found = {ours: fields.get(f"tokenizer.ggml.{theirs}_token_id") for theirs, ours in keys.items()}
+    return {name: token_id for name, token_id in found.items() if token_id is not None}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

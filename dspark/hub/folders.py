@@ -1,0 +1,53 @@
+"""Is this folder a model? Told from the headers alone, without reading a tensor."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from dspark.errors import CheckpointError
+
+
+def check_model_folder(folder: Path) -> Path:
+    """The folder itself; raises CheckpointError where a file is missing, truncated or no JSON."""
+    read_config(folder)
+    for _ in tensor_shapes(folder):
+        pass
+    return folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{folder} has no config.json", "Give the folder that holds the model's files."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return config
+
+
+def count_parameters(folder: Path) -> int:
+    return sum(math.prod(shape) for shape in tensor_shapes(folder))
+
+
+def tensor_shapes(folder: Path) -> Iterator[tuple[int, ...]]:
+    """The shape of every tensor in a folder's safetensors files."""
+    from dspark.checkpoints.safetensors_dir import weight_files  # brings torch
+
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="np") as file:
+                for name in file.keys():  # noqa: SIM118 (a file handle, not a dict)
+                    yield tuple(file.get_slice(name).get_shape())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path} is truncated or not a safetensors file ({error})", "Fetch the model again."
+            ) from error
