@@ -5,7 +5,7 @@ from dspark.bench.report import BenchReport, Difference, Figure, PositionAccepta
 
 def bench_table(report: BenchReport) -> str:
     lines = [
-        f"{'tokens per second':20}{'plain':>10}{'dspark':>10}{'speed-up':>10}",
+        f"{'tokens per second':20}{'plain':>14}{'dspark':>14}{'speed-up':>12}",
         *_rows("decode", report.plain.decode, report.dspark.decode, report.speedup),
         *_rows(
             "end to end",
@@ -26,13 +26,13 @@ def bench_table(report: BenchReport) -> str:
 
 def _rows(name: str, plain: Figure, dspark: Figure, ratio: Figure) -> list[str]:
     return [
-        f"{name:20}{plain.median:10.1f}{dspark.median:10.1f}{ratio.median:9.2f}×",
-        f"{'  lowest–highest':20}{_spread(plain, 1)}{_spread(dspark, 1)}{_spread(ratio, 2)}",
+        f"{name:20}{plain.median:14.1f}{dspark.median:14.1f}{ratio.median:11.2f}×",
+        f"{'  lowest–highest':20}{_spread(plain, 1, 14)}{_spread(dspark, 1, 14)}{_spread(ratio, 2, 12)}",
     ]
 
 
-def _spread(figure: Figure, digits: int) -> str:
-    return f"{figure.low:.{digits}f}–{figure.high:.{digits}f}".rjust(10)
+def _spread(figure: Figure, digits: int, width: int) -> str:
+    return f"{figure.low:.{digits}f}–{figure.high:.{digits}f}".rjust(width)
 
 
 def _categories(report: BenchReport) -> list[str]:
@@ -43,9 +43,10 @@ def _categories(report: BenchReport) -> list[str]:
 
 
 def _positions(positions: tuple[PositionAcceptance, ...]) -> list[str]:
-    return ["draft    accepted  of verified  of those reached"] + [
-        f"{each.position:5}{each.accepted:8}/{each.verified:<8}{each.rate:7.0%}"
-        f"{each.conditional_rate:15.0%} of {each.reached}"
+    header = f"{'draft':>5}{'accepted / verified':>22}{'rate':>7}{'once reached':>15}"
+    return [header] + [
+        f"{each.position:5}{f'{each.accepted} / {each.verified}':>22}{each.rate:7.0%}"
+        f"{each.conditional_rate:15.0%}"
         for each in positions
     ]
 
