@@ -27,7 +27,8 @@ def bench_table(report: BenchReport) -> str:
 def _rows(name: str, plain: Figure, dspark: Figure, ratio: Figure) -> list[str]:
     return [
         f"{name:20}{plain.median:14.1f}{dspark.median:14.1f}{ratio.median:11.2f}×",
-        f"{'  lowest–highest':20}{_spread(plain, 1, 14)}{_spread(dspark, 1, 14)}{_spread(ratio, 2, 12)}",
+        f"{'  lowest–highest':20}{_spread(plain, 1, 14)}{_spread(dspark, 1, 14)}"
+        f"{_spread(ratio, 2, 12)}",
     ]
 
 

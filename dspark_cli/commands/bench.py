@@ -77,7 +77,7 @@ def bench(
 def _title(session: "Session", config: BenchConfig) -> str:
     return (
         f"{session.name} on {session.runtime.device} in {session.runtime.dtype}, at most "
-        f"{config.max_tokens} tokens per prompt, medians of {config.trials} trials\n"
+        f"{config.max_tokens} tokens per prompt, median of {config.trials}\n"
     )
 
 
