@@ -42,6 +42,7 @@ def convert_gguf(source: Path, directory: Path) -> Iterator[FetchProgress]:
 
     Raises CheckpointError where the file is damaged or holds another kind of model.
     """
+    yield FetchProgress(WEIGHTS_NAME, 0, None)
     try:
         reader = GGUFReader(source)
         fields = {key: field.contents() for key, field in reader.fields.items()}

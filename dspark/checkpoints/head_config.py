@@ -92,7 +92,9 @@ class HeadConfig:
         if self.has_confidence and self.confidence_with_markov and self.markov_rank == 0:
             raise ValueError("confidence_head_with_markov needs markov_rank > 0")
         if not self.target_layer_ids or min(self.target_layer_ids) < -1:
-            raise ValueError(f"target_layer_ids {list(self.target_layer_ids)} is not a list of layers")
+            raise ValueError(
+                f"target_layer_ids {list(self.target_layer_ids)} is not a list of layers"
+            )
         if max(self.target_layer_ids) >= self.num_target_layers - 1:
             raise ValueError(
                 f"target_layer_ids {list(self.target_layer_ids)} reaches the last of "

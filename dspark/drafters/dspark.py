@@ -9,7 +9,7 @@ from dspark.checkpoints.head_config import HeadConfig
 from dspark.drafters.base import Chooser, Proposals
 from dspark.drafters.head import DraftLayer, DSparkHead
 from dspark.errors import PairMismatchError
-from dspark_kernels import KVCache, SkinnyLinear, attend
+from dspark_kernels import KVPool, KVSlot, PooledAttention, RowPlan, SkinnyLinear
 
 
 class DSparkDrafter:
@@ -50,30 +50,28 @@ class DSparkDrafter:
         if pack:
             pack_linears(self._head)
         self._rotary = self._head.rotary_table()
+        self._pool = KVPool(
+            config.num_layers, config.num_kv_heads, config.head_dim, self.device, self.dtype
+        )
         self._mask_embedding = self._embedding[config.mask_token_id]
 
-    def open(self) -> KVCache:
-        c = self.config
-        return KVCache(c.num_layers, c.num_kv_heads, c.head_dim, self.device, self.dtype)
+    def open(self) -> KVSlot:
+        return self._pool.open()
 
-    def truncate(self, slot: KVCache, length: int) -> None:
+    def truncate(self, slot: KVSlot, length: int) -> None:
         slot.length = min(slot.length, length)
 
-    def extend(self, slots: Sequence[KVCache], taps: Sequence[torch.Tensor]) -> None:
+    def extend(self, slots: Sequence[KVSlot], taps: Sequence[torch.Tensor]) -> None:
         features = self._head.context_features(torch.cat(list(taps)))
         sizes = [tap.shape[0] for tap in taps]
-        cos, sin = self._positions(slots, sizes)
-        for slot, size in zip(slots, sizes, strict=True):
-            slot.reserve(size + self.block_size)
+        attend, cos, sin = self._plan(slots, sizes)
         for index, layer in enumerate(self._layers()):
-            keys, values = layer.self_attn.keys_values(features, cos, sin)
-            for slot, k, v in zip(slots, keys.split(sizes), values.split(sizes), strict=True):
-                slot.write(index, k, v)
+            attend.write(index, *layer.self_attn.keys_values(features, cos, sin))
         for slot, size in zip(slots, sizes, strict=True):
             slot.length += size
 
     def propose(
-        self, slots: Sequence[KVCache], anchors: torch.Tensor, chooser: Chooser
+        self, slots: Sequence[KVSlot], anchors: torch.Tensor, chooser: Chooser
     ) -> Proposals:
         hidden = self._backbone(slots, anchors)
         base_logits = self._output_head(hidden).view(len(slots), self.block_size, -1)
@@ -81,25 +79,17 @@ class DSparkDrafter:
             hidden.view(len(slots), self.block_size, -1), base_logits, anchors, chooser
         )
 
-    def _backbone(self, slots: Sequence[KVCache], anchors: torch.Tensor) -> torch.Tensor:
+    def _backbone(self, slots: Sequence[KVSlot], anchors: torch.Tensor) -> torch.Tensor:
         """anchors [R] -> hidden states of all slots [R * K, H], after the final norm."""
         hidden = self._mask_embedding.repeat(len(slots), self.block_size, 1)
         hidden[:, 0] = self._embedding[anchors]
         hidden = hidden.flatten(0, 1)
-        sizes = [self.block_size] * len(slots)
-        cos, sin = self._positions(slots, sizes)
-        for slot in slots:
-            slot.reserve(self.block_size)
+        attend, cos, sin = self._plan(slots, [self.block_size] * len(slots))
         for index, layer in enumerate(self._layers()):
             x = layer.input_layernorm(hidden)
             query = layer.self_attn.queries(x, cos, sin)
-            key, value = layer.self_attn.keys_values(x, cos, sin)
-            rows = zip(slots, query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
-            attended = [
-                attend(q, *slot.write(index, k, v), causal=False, scale=layer.self_attn.scale)
-                for slot, q, k, v in rows
-            ]
-            hidden = layer.finish(hidden, torch.cat(attended))
+            keys, values = layer.self_attn.keys_values(x, cos, sin)
+            hidden = layer.finish(hidden, attend(index, query, keys, values))
         out: torch.Tensor = self._head.norm(hidden)
         return out
 
@@ -132,13 +122,13 @@ class DSparkDrafter:
             confidences=torch.stack(confidences, dim=1) if confidences else None,
         )
 
-    def _positions(
-        self, slots: Sequence[KVCache], sizes: Sequence[int]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin of the next rows of each request."""
-        spans = [(slot.length, slot.length + n) for slot, n in zip(slots, sizes, strict=True)]
-        positions = torch.cat([torch.arange(a, b, device=self.device) for a, b in spans])
-        return self._rotary.at(positions, max(b for _, b in spans) - 1)
+    def _plan(
+        self, slots: Sequence[KVSlot], sizes: Sequence[int]
+    ) -> tuple[PooledAttention, torch.Tensor, torch.Tensor]:
+        """Attention, cos and sin for the next rows of each request."""
+        plan = RowPlan(slots, sizes, causal=False)
+        attend = PooledAttention(self._pool, plan, self.config.head_dim**-0.5)
+        return attend, *self._rotary.at(plan.positions.to(self.device), plan.end - 1)
 
     def _layers(self) -> list[DraftLayer]:
         return list(self._head.layers)  # type: ignore[arg-type]
@@ -169,9 +159,7 @@ def pack_linears(module: nn.Module) -> None:
             pack_linears(child)
 
 
-def check_pair(
-    config: HeadConfig, *, vocab_size: int, hidden_size: int, num_layers: int
-) -> None:
+def check_pair(config: HeadConfig, *, vocab_size: int, hidden_size: int, num_layers: int) -> None:
     """Raises PairMismatchError where the head was not made for a target of these sizes."""
     for what, draft, target in (
         ("hidden size", config.hidden_size, hidden_size),

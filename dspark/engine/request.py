@@ -74,7 +74,10 @@ class ActiveRequest:
         self.drafted += drafted
         self.verified += verified
         self.accepted += accepted
-        if self.finish_reason is None and self.rounds + self.accepted >= self.request.stop.max_tokens:
+        if (
+            self.finish_reason is None
+            and self.rounds + self.accepted >= self.request.stop.max_tokens
+        ):
             self.finish_reason = "max_tokens"
 
     def _text_of(self, token_id: int) -> str:

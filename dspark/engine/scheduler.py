@@ -63,9 +63,7 @@ class SpsSchedule:
         return lengths
 
 
-def _by_survival(
-    confidences: torch.Tensor, limits: Sequence[int]
-) -> list[tuple[float, int]]:
+def _by_survival(confidences: torch.Tensor, limits: Sequence[int]) -> list[tuple[float, int]]:
     """(survival, request) of all candidates, likeliest first.
 
     Survival falls along a block and the sort is stable, so a prefix stays a prefix.

@@ -117,7 +117,9 @@ class Session:
 
 
 def open_session(
-    files: PairFiles, runtime: RuntimeConfig = RuntimeConfig(), config: EngineConfig = EngineConfig()
+    files: PairFiles,
+    runtime: RuntimeConfig = RuntimeConfig(),
+    config: EngineConfig = EngineConfig(),
 ) -> Iterator[LoadProgress | Session]:
     """Load a pair, telling how far it is; the last item is the Session."""
     resolved = resolve_runtime(runtime)

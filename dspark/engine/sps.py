@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
+from dspark.config import SamplingConfig
 from dspark.drafters.base import Drafter
 from dspark.engine.sampling import BatchChooser, Sampler
-from dspark.config import SamplingConfig
 from dspark.targets.base import Target
 
 CONTEXT_TOKENS = 128

@@ -27,7 +27,9 @@ class TextCodec:
         try:
             return cls(AutoTokenizer.from_pretrained(directory))
         except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"the tokenizer in {directory} cannot be read ({error})") from error
+            raise CheckpointError(
+                f"the tokenizer in {directory} cannot be read ({error})"
+            ) from error
 
     @property
     def has_chat_template(self) -> bool:

@@ -16,11 +16,13 @@ from dspark.checkpoints.safetensors_dir import iterate_tensors
 from dspark.errors import CheckpointError
 from dspark.targets.base import Pass, TargetSpec
 from dspark_kernels import (
-    KVCache,
+    KVPool,
+    KVSlot,
+    PooledAttention,
     RotaryTable,
+    RowPlan,
     SkinnyLinear,
     apply_rope,
-    attend,
     rms_norm,
     swiglu,
 )
@@ -72,7 +74,7 @@ def _slides(config: PreTrainedConfig) -> bool:
 
 
 class DenseTarget:
-    """A target whose every request owns a KVCache; rollback is leaving rows uncommitted."""
+    """A target whose requests share one pool; rollback is leaving rows uncommitted."""
 
     def __init__(
         self,
@@ -93,6 +95,10 @@ class DenseTarget:
         if tensors:
             raise CheckpointError(f"the target has the surplus tensor {next(iter(tensors))}")
         self.device, self.dtype = self._embedding.device, self._embedding.dtype
+        shape = self._shape
+        self._pool = KVPool(
+            shape.num_layers, shape.num_kv_heads, shape.head_dim, self.device, self.dtype
+        )
         rotary = LlamaRotaryEmbedding(config)
         self._rotary = RotaryTable(
             rotary.inv_freq.to(self.device), rotary.attention_scaling, self.dtype
@@ -142,27 +148,26 @@ class DenseTarget:
     def output_head(self) -> Callable[[torch.Tensor], torch.Tensor]:
         return self._head
 
-    def open(self) -> KVCache:
-        shape = self._shape
-        return KVCache(shape.num_layers, shape.num_kv_heads, shape.head_dim, self.device, self.dtype)
+    def open(self) -> KVSlot:
+        return self._pool.open()
 
-    def length(self, slot: KVCache) -> int:
+    def length(self, slot: KVSlot) -> int:
         return slot.length
 
-    def prefill(self, slot: KVCache, token_ids: torch.Tensor) -> Pass:
+    def prefill(self, slot: KVSlot, token_ids: torch.Tensor) -> Pass:
         hidden, taps = self._run([slot], [token_ids])
         slot.length += token_ids.shape[0]
         return Pass(self._logits(hidden[-1:]), taps)
 
-    def verify(self, slots: Sequence[KVCache], blocks: Sequence[torch.Tensor]) -> Pass:
+    def verify(self, slots: Sequence[KVSlot], blocks: Sequence[torch.Tensor]) -> Pass:
         hidden, taps = self._run(slots, blocks)
         return Pass(self._logits(hidden), taps)
 
-    def commit(self, slots: Sequence[KVCache], num_kept: Sequence[int]) -> None:
+    def commit(self, slots: Sequence[KVSlot], num_kept: Sequence[int]) -> None:
         for slot, kept in zip(slots, num_kept, strict=True):
             slot.length += kept
 
-    def truncate(self, slot: KVCache, length: int) -> bool:
+    def truncate(self, slot: KVSlot, length: int) -> bool:
         slot.length = min(slot.length, length)
         return True
 
@@ -170,21 +175,16 @@ class DenseTarget:
         return self._head(rms_norm(hidden, self._final_norm, self._shape.eps))
 
     def _run(
-        self, slots: Sequence[KVCache], blocks: Sequence[torch.Tensor]
+        self, slots: Sequence[KVSlot], blocks: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows of all requests flattened: hidden [N, H] before the final norm, taps [N, T * H]."""
-        sizes = [block.shape[0] for block in blocks]
-        for slot, size in zip(slots, sizes, strict=True):
-            slot.reserve(size)
-        starts = [slot.length for slot in slots]
-        positions = torch.cat(
-            [torch.arange(s, s + n, device=self.device) for s, n in zip(starts, sizes, strict=True)]
-        )
-        rotary = self._rotary.at(positions, max(map(sum, zip(starts, sizes, strict=True))) - 1)
+        plan = RowPlan(slots, [block.shape[0] for block in blocks], causal=True)
+        attend = PooledAttention(self._pool, plan, self._shape.head_dim**-0.5)
+        rotary = self._rotary.at(plan.positions.to(self.device), plan.end - 1)
         hidden = self._embedding[torch.cat(list(blocks))]
         taps = {-1: hidden}
         for index, layer in enumerate(self._layers):
-            hidden = self._layer(layer, index, hidden, rotary, slots, sizes)
+            hidden = self._layer(layer, index, hidden, rotary, attend)
             if index in self.tap_layers:
                 taps[index] = hidden
         wanted = [taps[index] for index in self.tap_layers]
@@ -196,19 +196,11 @@ class DenseTarget:
         index: int,
         hidden: torch.Tensor,
         rotary: tuple[torch.Tensor, torch.Tensor],
-        slots: Sequence[KVCache],
-        sizes: list[int],
+        attend: PooledAttention,
     ) -> torch.Tensor:
         eps = self._shape.eps
-        query, key, value = self._project(layer, rms_norm(hidden, layer.input_norm, eps), rotary)
-        attended = []
-        rows = zip(slots, query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
-        for slot, q, k, v in rows:
-            keys, values = slot.write(index, k, v)
-            attended.append(
-                attend(q, keys, values, causal=True, scale=self._shape.head_dim**-0.5)
-            )
-        hidden = hidden + layer.output(torch.cat(attended) if len(attended) > 1 else attended[0])
+        heads = self._project(layer, rms_norm(hidden, layer.input_norm, eps), rotary)
+        hidden = hidden + layer.output(attend(index, *heads))
         return hidden + layer.down(swiglu(layer.gate_up(rms_norm(hidden, layer.mlp_norm, eps))))
 
     def _project(
@@ -217,7 +209,9 @@ class DenseTarget:
         """x [N, H] -> query [N, heads, D], key and value [N, kv_heads, D], rotated."""
         shape = self._shape
         heads = layer.qkv(x).view(x.shape[0], -1, shape.head_dim)
-        query, key, value = heads.split([shape.num_heads, shape.num_kv_heads, shape.num_kv_heads], 1)
+        query, key, value = heads.split(
+            [shape.num_heads, shape.num_kv_heads, shape.num_kv_heads], 1
+        )
         if layer.query_norm is not None and layer.key_norm is not None:
             query = rms_norm(query, layer.query_norm, shape.eps)
             key = rms_norm(key, layer.key_norm, shape.eps)

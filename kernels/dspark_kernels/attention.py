@@ -1,34 +1,82 @@
-"""Attention of a few new rows of one request over its cached keys and values."""
+"""Attention of a pass's new rows over the pool of cached keys and values."""
 
 import torch
 import torch.nn.functional as F
 
-
-def attend(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, causal: bool, scale: float
-) -> torch.Tensor:
-    """query [N, heads, D]; keys, values [kv_heads, L, D], the last N of L being the new rows.
-
-    causal: row i sees all but the N - 1 - i newest keys; otherwise every row sees all L.
-    Returns [N, heads * D]. Query heads of one group are folded into rows, so that the keys are
-    read once a group.
-    """
-    num_rows, num_heads, head_dim = query.shape
-    num_kv_heads, length, _ = keys.shape
-    group = num_heads // num_kv_heads
-    folded = query.view(num_rows, num_kv_heads, group, head_dim).permute(1, 2, 0, 3)
-    folded = folded.reshape(1, num_kv_heads, group * num_rows, head_dim)
-    mask = None
-    if causal and num_rows > 1:
-        mask = _causal_mask(num_rows, length, query.device).repeat(group, 1)
-    out = F.scaled_dot_product_attention(
-        folded, keys.unsqueeze(0), values.unsqueeze(0), attn_mask=mask, scale=scale
-    )
-    out = out.view(num_kv_heads, group, num_rows, head_dim).permute(2, 0, 1, 3)
-    return out.reshape(num_rows, num_heads * head_dim)
+from dspark_kernels.kv_cache import BatchedRows, KVPool, RowPlan
 
 
-def _causal_mask(num_rows: int, length: int, device: torch.device) -> torch.Tensor:
-    """[N, L] bool, True where a row may look."""
-    newest_visible = torch.arange(length - num_rows, length, device=device).unsqueeze(1)
-    return torch.arange(length, device=device).unsqueeze(0) <= newest_visible
+class PooledAttention:
+    """Writes the new rows of a pass into the pool and attends over each request's own rows."""
+
+    def __init__(self, pool: KVPool, plan: RowPlan, scale: float) -> None:
+        pool.reserve(plan.end)
+        self._pool, self._plan, self._scale = pool, plan, scale
+        self._rows = plan.batched() if plan.num_requests > 1 else None
+        self._mask: torch.Tensor | None = None
+
+    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """keys, values [N, kv_heads, D] of all rows of the pass."""
+        cached_keys, cached_values = self._pool.layer(layer)
+        if self._rows is None:
+            slot, start, end = self._plan.slots[0], self._plan.starts[0], self._plan.end
+            cached_keys[slot, :, start:end] = keys.transpose(0, 1)
+            cached_values[slot, :, start:end] = values.transpose(0, 1)
+            return
+        where = (self._rows.slot_of_row, slice(None), self._plan.positions)
+        cached_keys[where], cached_values[where] = keys, values
+
+    def __call__(
+        self, layer: int, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        """query [N, heads, D], keys and values [N, kv_heads, D] -> [N, heads * D]."""
+        self.write(layer, keys, values)
+        cached_keys, cached_values = self._pool.layer(layer)
+        end = self._plan.end
+        if self._rows is None:
+            slot = self._plan.slots[0]
+            return self._attend(
+                query.unsqueeze(0),
+                cached_keys[slot : slot + 1, :, :end],
+                cached_values[slot : slot + 1, :, :end],
+            )[0].flatten(1)
+        return self._attend_batched(query, cached_keys[:, :, :end], cached_values[:, :, :end])
+
+    def _attend_batched(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        rows = self._rows
+        assert rows is not None
+        padded = query.new_zeros(rows.num_slots, rows.num_rows, *query.shape[1:])
+        padded[rows.padded_slot, rows.row_in_block] = query
+        span = slice(rows.first_slot, rows.first_slot + rows.num_slots)
+        out = self._attend(padded, keys[span], values[span])
+        return out[rows.padded_slot, rows.row_in_block].flatten(1)
+
+    def _attend(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        """query [S, n, heads, D], keys and values [S, kv_heads, L, D] -> [S, n, heads, D].
+
+        Query heads of one group are folded into rows, so that keys are read once a group.
+        """
+        slots, num_rows, num_heads, head_dim = query.shape
+        num_kv_heads = keys.shape[1]
+        group = num_heads // num_kv_heads
+        folded = query.view(slots, num_rows, num_kv_heads, group, head_dim).permute(0, 2, 3, 1, 4)
+        folded = folded.reshape(slots, num_kv_heads, group * num_rows, head_dim)
+        mask = self._folded_mask(group, num_rows)
+        out = F.scaled_dot_product_attention(
+            folded, keys, values, attn_mask=mask, scale=self._scale
+        )
+        out = out.view(slots, num_kv_heads, group, num_rows, head_dim).permute(0, 3, 1, 2, 4)
+        return out.reshape(slots, num_rows, num_heads, head_dim)
+
+    def _folded_mask(self, group: int, num_rows: int) -> torch.Tensor | None:
+        """Made at the first layer; None where every row sees every key."""
+        if self._rows is None and (num_rows == 1 or not self._plan.causal):
+            return None
+        if self._mask is None:
+            rows = self._rows or BatchedRows(self._plan)
+            self._mask = rows.mask.repeat(1, group, 1).unsqueeze(1)
+        return self._mask

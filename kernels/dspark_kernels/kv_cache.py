@@ -1,10 +1,27 @@
-"""Keys and values of one request, all layers in one buffer that grows by doubling."""
+"""Keys and values of all requests in one pool; a slot is one request's share of it.
+
+Rows beyond a slot's `length` are scratch: written by a pass, kept only once committed.
+"""
+
+import weakref
+from collections.abc import Sequence
 
 import torch
 
+MIN_CAPACITY = 256
 
-class KVCache:
-    """Rows beyond `length` are scratch: written by a pass, kept only once committed."""
+
+class KVSlot:
+    """One request's rows; given back to the pool when nobody holds it any more."""
+
+    def __init__(self, pool: "KVPool", index: int) -> None:
+        self.index = index
+        self.length = 0
+        weakref.finalize(self, pool.release, index)
+
+
+class KVPool:
+    """Buffer [layers, 2, slots, kv_heads, capacity, D]; slots and capacity grow by doubling."""
 
     def __init__(
         self,
@@ -14,30 +31,83 @@ class KVCache:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self.length = 0
-        self._capacity = 0
-        self._shape = (2, num_layers, num_kv_heads, head_dim)
-        self._buffer = torch.empty(0, device=device, dtype=dtype)
+        self._buffer = torch.empty(
+            num_layers, 2, 1, num_kv_heads, MIN_CAPACITY, head_dim, device=device, dtype=dtype
+        )
+        self._free = [0]
 
-    def reserve(self, num_rows: int) -> None:
-        """Make room for rows up to length + num_rows."""
-        needed = self.length + num_rows
-        if needed <= self._capacity:
-            return
-        capacity = max(256, 2 * self._capacity, needed)
-        two, layers, heads, head_dim = self._shape
-        grown = self._buffer.new_empty(two, layers, heads, capacity, head_dim)
-        if self.length:
-            grown[..., : self.length, :] = self._buffer[..., : self.length, :]
-        self._buffer, self._capacity = grown, capacity
+    def open(self) -> KVSlot:
+        if not self._free:
+            num_slots = self._buffer.shape[2]
+            self._grow(num_slots=2 * num_slots)
+            self._free = list(range(2 * num_slots - 1, num_slots - 1, -1))
+        return KVSlot(self, self._free.pop())
 
-    def write(
-        self, layer: int, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """keys, values [N, kv_heads, D] go behind the committed rows; returns all rows so far,
-        each [kv_heads, length + N, D]."""
-        end = self.length + keys.shape[0]
-        both = self._buffer[:, layer]
-        both[0, :, self.length : end] = keys.transpose(0, 1)
-        both[1, :, self.length : end] = values.transpose(0, 1)
-        return both[0, :, :end], both[1, :, :end]
+    def release(self, index: int) -> None:
+        self._free.append(index)
+
+    def reserve(self, length: int) -> None:
+        """Make room for requests of `length` rows."""
+        capacity = self._buffer.shape[4]
+        if length > capacity:
+            self._grow(capacity=max(length, 2 * capacity))
+
+    def _grow(self, *, num_slots: int = 0, capacity: int = 0) -> None:
+        layers, two, slots, heads, old_capacity, head_dim = self._buffer.shape
+        grown = self._buffer.new_zeros(
+            layers, two, num_slots or slots, heads, capacity or old_capacity, head_dim
+        )
+        grown[:, :, :slots, :, :old_capacity] = self._buffer
+        self._buffer = grown
+
+    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of one layer, each [slots, kv_heads, capacity, D]."""
+        keys, values = self._buffer[index].unbind(0)
+        return keys, values
+
+
+class RowPlan:
+    """Where the flattened rows of one pass go: row i of request r is absolute position length + i.
+
+    Made once a pass and used by every layer. `block` rows of a request see each other only up to
+    themselves (causal) or all of them (a draft block).
+    """
+
+    def __init__(self, slots: Sequence[KVSlot], sizes: Sequence[int], *, causal: bool) -> None:
+        self.sizes = list(sizes)
+        self.causal = causal
+        self.starts = [slot.length for slot in slots]
+        self.slots = [slot.index for slot in slots]
+        self.end = max(start + size for start, size in zip(self.starts, sizes, strict=True))
+        spans = zip(self.starts, sizes, strict=True)
+        self.position_list = [p for start, n in spans for p in range(start, start + n)]
+        self.positions = torch.tensor(self.position_list)
+
+    @property
+    def num_requests(self) -> int:
+        return len(self.sizes)
+
+    def batched(self) -> "BatchedRows":
+        return BatchedRows(self)
+
+
+class BatchedRows:
+    """Index tensors for several requests at once, padded to the longest block."""
+
+    def __init__(self, plan: RowPlan) -> None:
+        self.first_slot = min(plan.slots)
+        self.num_slots = max(plan.slots) - self.first_slot + 1
+        self.num_rows = max(plan.sizes)
+        sizes = torch.tensor(plan.sizes)
+        self.slot_of_row = torch.tensor(plan.slots).repeat_interleave(sizes)
+        self.padded_slot = self.slot_of_row - self.first_slot
+        self.row_in_block = torch.cat([torch.arange(n) for n in plan.sizes])
+        self.mask = self._mask(plan)
+
+    def _mask(self, plan: RowPlan) -> torch.Tensor:
+        """[slots, rows, L] bool: True where a row may look. Idle slots look at their first key."""
+        visible = torch.ones(self.num_slots, self.num_rows, 1, dtype=torch.long)
+        for slot, start, size in zip(plan.slots, plan.starts, plan.sizes, strict=True):
+            rows = torch.arange(1, self.num_rows + 1).clamp(max=size)
+            visible[slot - self.first_slot, :, 0] = start + (rows if plan.causal else size)
+        return torch.arange(plan.end) < visible

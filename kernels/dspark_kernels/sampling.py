@@ -33,6 +33,6 @@ def _nucleus(probs: torch.Tensor, top_p: float) -> torch.Tensor:
 def draw(probs: torch.Tensor, generator: torch.Generator) -> int:
     """One token id from probs [V], by inverting the cumulative sum with a single uniform number."""
     cumulative = probs.double().cumsum(dim=0)
-    point = torch.rand((), generator=generator, dtype=torch.float64) * cumulative[-1]
+    point = torch.rand((), generator=generator, dtype=torch.float64) * cumulative[-1].cpu()
     index = int(torch.searchsorted(cumulative, point.to(cumulative.device), right=True))
-    return min(index, int(probs.nonzero()[-1]))
+    return index if index < probs.shape[0] else int(probs.argmax())  # rounding reached the total
