@@ -1,0 +1,196 @@
+"""A backend that plays a script, one step at a time where a test asks for it."""
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from textual.pilot import Pilot
+
+from dspark.config import SamplingConfig, StopConfig
+from dspark.events import (
+    DecodeStats,
+    Event,
+    FetchProgress,
+    Finished,
+    LoadProgress,
+    Piece,
+    PrefillProgress,
+    Round,
+)
+from dspark_tui.backend import BackendInfo, ChatMessages
+
+GATE_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class Step:
+    """One round in words: drafts kept, drafts refused, the target's own token."""
+
+    accepted: tuple[str, ...] = ()
+    rejected: tuple[str, ...] = ()
+    own: str = ""
+    confidence: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Script:
+    """One answer. An error is raised after the rounds."""
+
+    first: str
+    steps: tuple[Step, ...] = ()
+    reason: str = "stop_token"
+    error: Exception | None = None
+
+
+LOADING = (
+    FetchProgress("target.safetensors", 40_000_000, 98_000_000),
+    LoadProgress("reading the target", 1, 3),
+)
+
+
+@dataclass
+class ScriptedBackend:
+    scripts: list[Script] = field(default_factory=list)
+    loading: tuple[FetchProgress | LoadProgress, ...] = LOADING
+    load_errors: list[Exception] = field(default_factory=list)
+    context_limit: int = 8192
+    has_drafter: bool = True
+    is_held: bool = False
+    name: str = "demo"
+    asked: list[ChatMessages] = field(default_factory=list)
+    sampling: list[SamplingConfig] = field(default_factory=list)
+    is_closed: bool = False
+
+    def __post_init__(self) -> None:
+        self._gate = threading.Semaphore(0)
+        self._is_cancelled = False
+        self._running = 0
+
+    @property
+    def info(self) -> BackendInfo:
+        return BackendInfo(self.name, self.context_limit, "cpu", "float32", self.has_drafter)
+
+    def release(self, steps: int = 1) -> None:
+        """Lets a held backend go on for some steps; each event is one."""
+        self._gate.release(steps)
+
+    def cancel(self) -> None:
+        self._is_cancelled = True
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def load(self) -> Iterator[FetchProgress | LoadProgress]:
+        for step in self.loading:
+            self._wait()
+            yield step
+        self._wait()
+        if self.load_errors:
+            raise self.load_errors.pop(0)
+
+    def answer(
+        self, messages: ChatMessages, sampling: SamplingConfig, stop: StopConfig
+    ) -> Iterator[Event]:
+        self.asked.append(messages)
+        self.sampling.append(sampling)
+        self._is_cancelled = False
+        self._running += 1
+        assert self._running == 1, "two answers at once"
+        try:
+            yield from self._play(self.scripts.pop(0))
+        finally:
+            self._running -= 1
+
+    def _play(self, script: Script) -> Iterator[Event]:
+        told = Told()
+        self._wait()
+        if script.error is not None and not script.first:
+            raise script.error
+        if not self._is_cancelled:
+            yield told.prompt(script.first)
+        for step in script.steps:
+            self._wait()
+            if self._is_cancelled:
+                break
+            yield told.round(step)
+        if script.error is not None:
+            raise script.error
+        yield told.end("cancelled" if self._is_cancelled else script.reason)
+
+    def _wait(self) -> None:
+        if self.is_held:
+            assert self._gate.acquire(timeout=GATE_SECONDS), "nobody released the backend"
+
+
+@dataclass
+class Told:
+    """What an answer has said so far, turned into events."""
+
+    text: str = ""
+    rounds: list[Round] = field(default_factory=list)
+    tokens: int = 0
+
+    def prompt(self, first: str) -> PrefillProgress:
+        self._say(Piece(1, first, False))
+        return PrefillProgress(0, 12, 12, (Piece(1, first, False),))
+
+    def round(self, step: Step) -> Round:
+        drafted = (*step.accepted, *step.rejected)
+        confidence = step.confidence or tuple(0.9 for _ in drafted)
+        drafts = [
+            Piece(2, text, True, sure) for text, sure in zip(drafted, confidence, strict=True)
+        ]
+        kept = len(step.accepted)
+        pieces = (*drafts[:kept], *([Piece(3, step.own, False)] if step.own else []))
+        for piece in pieces:
+            self._say(piece)
+        round_ = Round(
+            request_id=0,
+            index=len(self.rounds),
+            anchor=1,
+            draft=tuple(2 for _ in drafted),
+            confidence=confidence,
+            verified=len(drafted),
+            accepted=kept,
+            next=3,
+            pieces=pieces,
+            rejected=tuple(drafts[kept:]),
+            context_tokens=12 + self.tokens,
+            draft_seconds=0.01,
+            verify_seconds=0.03,
+            seconds=0.04,
+        )
+        self.rounds.append(round_)
+        return round_
+
+    def end(self, reason: str) -> Finished:
+        stats = DecodeStats(
+            prompt_tokens=12,
+            new_tokens=self.tokens,
+            rounds=len(self.rounds),
+            drafted=sum(len(each.draft) for each in self.rounds),
+            verified=sum(each.verified for each in self.rounds),
+            accepted=sum(each.accepted for each in self.rounds),
+            prefill_seconds=0.05,
+            decode_seconds=sum(each.seconds for each in self.rounds),
+        )
+        return Finished(0, reason, (), self.text, stats)  # type: ignore[arg-type]
+
+    def _say(self, piece: Piece) -> None:
+        self.text += piece.text
+        self.tokens += 1
+
+
+async def wait_until(pilot: Pilot[None], predicate: Callable[[], object], turns: int = 500) -> None:
+    """Lets the app run until something holds; never a fixed sleep."""
+    for _ in range(turns):
+        if predicate():
+            return
+        await pilot.pause(0.01)
+    raise AssertionError("it never came to hold")
+
+
+@pytest.fixture
+def until() -> Callable[..., object]:
+    return wait_until

@@ -1,0 +1,141 @@
+"""What a chat talks to: a small protocol, and the engine behind it.
+
+Everything heavy is imported inside `load`, so that a front end stands before torch is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from dspark.config import EngineConfig, RuntimeConfig, SamplingConfig, StopConfig
+from dspark.errors import InputError
+from dspark.events import Event, FetchProgress, LoadProgress
+
+if TYPE_CHECKING:
+    from dspark.engine.session import Session
+    from dspark.hub import PairFiles
+
+ChatMessages = Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class BackendInfo:
+    """What is known once a pair is loaded."""
+
+    name: str
+    context_limit: int
+    device: str
+    dtype: str
+    has_drafter: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChatSettings:
+    """What a person chose on the command line, the same for every answer."""
+
+    sampling: SamplingConfig = SamplingConfig()
+    stop: StopConfig = StopConfig()
+    system: str = ""
+
+
+class ChatBackend(Protocol):
+    """Loads once, then answers one at a time. Only `cancel` may come from another thread."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def info(self) -> BackendInfo: ...
+
+    def load(self) -> Iterator[FetchProgress | LoadProgress]: ...
+
+    def answer(
+        self, messages: ChatMessages, sampling: SamplingConfig, stop: StopConfig
+    ) -> Iterator[Event]: ...
+
+    def cancel(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class ContextFullError(InputError):
+    """A conversation that leaves no room for an answer."""
+
+
+FindFiles = Callable[[], "Iterator[FetchProgress | PairFiles]"]
+
+
+@dataclass
+class EngineBackend:
+    """The library's engine. `find_files` yields fetch progress and, last, the files of the pair."""
+
+    name: str
+    find_files: FindFiles
+    runtime: RuntimeConfig = RuntimeConfig()
+    engine: EngineConfig = EngineConfig()
+    _session: Session | None = field(default=None, init=False, repr=False)
+
+    def load(self) -> Iterator[FetchProgress | LoadProgress]:
+        files = None
+        for found in self.find_files():
+            if isinstance(found, FetchProgress):
+                yield found
+            else:
+                files = found
+        if files is None:
+            raise InputError(f"no files were found for {self.name}", "See dspark list.")
+        yield LoadProgress("starting the engine", 0, 1)
+        from dspark.engine.session import open_session
+
+        for step in open_session(files, self.runtime, self.engine):
+            if isinstance(step, LoadProgress):
+                yield step
+            else:
+                self._session = step
+        self._require_tokenizer()
+
+    @property
+    def session(self) -> Session:
+        if self._session is None:
+            raise InputError(f"{self.name} is not loaded yet", "Wait until loading has ended.")
+        return self._session
+
+    @property
+    def info(self) -> BackendInfo:
+        session = self.session
+        return BackendInfo(
+            name=session.name,
+            context_limit=session.context_limit,
+            device=session.runtime.device,
+            dtype=session.runtime.dtype,
+            has_drafter=session.has_drafter,
+        )
+
+    def answer(
+        self, messages: ChatMessages, sampling: SamplingConfig, stop: StopConfig
+    ) -> Iterator[Event]:
+        prompt_ids = self.session.encode_chat(messages)
+        limit = self.session.context_limit
+        if len(prompt_ids) >= limit:
+            raise ContextFullError(
+                f"the conversation has {len(prompt_ids):,} tokens, the context holds {limit:,}",
+                "Shorten the prompt or start a new chat.",
+            )
+        return self.session.generate(prompt_ids, sampling, stop)
+
+    def cancel(self) -> None:
+        if self._session is not None:
+            self._session.cancel()
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._session.close()
+
+    def _require_tokenizer(self) -> None:
+        if self.session.tokenizer is None:
+            raise InputError(
+                f"{self.name} has no tokenizer, so it cannot chat",
+                "Use dspark generate --token-ids.",
+            )

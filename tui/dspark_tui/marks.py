@@ -1,0 +1,96 @@
+"""Tokens as marked text: where each came from, told by colour and by a second sign."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby, takewhile
+from typing import Literal
+
+from textual.content import Content, Span
+
+from dspark.events import Piece, PrefillProgress, Round
+
+Kind = Literal["accepted", "own", "rejected"]
+
+SIGNS: dict[Kind, str] = {
+    "accepted": "$text-success underline",
+    "own": "$foreground",
+    "rejected": "$text-error strike",
+}
+SHADED_SIGNS: dict[Kind, str] = {
+    "accepted": "$foreground underline",
+    "own": "$foreground",
+    "rejected": "$foreground strike",
+}
+SHADES = 8
+DEEPEST_SHADE_PERCENT = 72
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A stretch of text of one origin."""
+
+    text: str
+    kind: Kind
+    confidence: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How marks are shown."""
+
+    show_rejected: bool = True
+    shading: bool = False
+
+
+def marks_of(event: PrefillProgress | Round) -> list[Mark]:
+    """In reading order: drafts that were kept, drafts that were refused, the target's own token."""
+    kept = list(takewhile(lambda piece: piece.is_draft, event.pieces))
+    own = event.pieces[len(kept) :]
+    rejected = event.rejected if isinstance(event, Round) else ()
+    return [
+        *(_mark(piece, "accepted") for piece in kept),
+        *(_mark(piece, "rejected") for piece in rejected),
+        *(_mark(piece, "own") for piece in own),
+    ]
+
+
+def style_of(mark: Mark, view: View) -> str:
+    if not view.shading:
+        return SIGNS[mark.kind]
+    sign = SHADED_SIGNS[mark.kind]
+    if mark.confidence is None or mark.kind == "own":
+        return sign
+    return f"{sign} on $primary {shade_percent(mark.confidence)}%"
+
+
+def shade_percent(confidence: float) -> int:
+    """Few steps, so that neighbours of like confidence share a span."""
+    step = round(min(max(confidence, 0.0), 1.0) * SHADES)
+    return round(step / SHADES * DEEPEST_SHADE_PERCENT)
+
+
+def content_of(marks: Iterable[Mark], view: View) -> Content:
+    shown = (mark for mark in marks if view.show_rejected or mark.kind != "rejected")
+    text = ""
+    spans = []
+    for style, group in groupby(shown, key=lambda mark: style_of(mark, view)):
+        start = len(text)
+        text += "".join(mark.text for mark in group)
+        spans.append(Span(start, len(text), style))
+    return Content(text, spans)
+
+
+def _mark(piece: Piece, kind: Kind) -> Mark:
+    table = _ONE_LINE if kind == "rejected" else _VISIBLE
+    return Mark(piece.text.translate(table), kind, piece.confidence)
+
+
+# Control characters would reach the terminal: shown as their Unicode pictures instead.
+_VISIBLE: dict[int, int | None] = {
+    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
+    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
+    0x7F: 0x2421,
+    ord("\r"): None,
+}
+# A refused line break must not break the line.
+_ONE_LINE: dict[int, int | None] = {**_VISIBLE, ord("\n"): ord("⏎"), ord("\t"): ord("⇥")}

@@ -1,0 +1,50 @@
+"""What crosses widgets: the worker tells the screen what happened to the backend."""
+
+from dataclasses import dataclass
+
+from textual.message import Message
+
+from dspark.errors import DSparkError
+from dspark.events import Event, FetchProgress, LoadProgress
+from dspark_tui.backend import BackendInfo
+
+BUG_HINT = "If it happens again, please report it together with the output of dspark doctor."
+
+
+@dataclass
+class LoadStep(Message):
+    """One step nearer to a loaded pair."""
+
+    step: FetchProgress | LoadProgress
+
+
+@dataclass
+class BackendReady(Message):
+    info: BackendInfo
+
+
+@dataclass
+class LoadFailed(Message):
+    error: DSparkError
+
+
+@dataclass
+class AnswerEvent(Message):
+    """An event of the answer to turn number `turn`."""
+
+    turn: int
+    event: Event
+
+
+@dataclass
+class AnswerFailed(Message):
+    turn: int
+    error: DSparkError
+
+
+def as_dspark_error(error: Exception) -> DSparkError:
+    """Whatever went wrong, in one line with a hint."""
+    if isinstance(error, DSparkError):
+        return error
+    reason = next(iter(str(error).splitlines()), "")
+    return DSparkError(f"{type(error).__name__}: {reason}".removesuffix(": "), BUG_HINT)

@@ -1,0 +1,65 @@
+"""What the marks, the figures and the keys mean."""
+
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import HorizontalGroup, VerticalScroll
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Static
+
+from dspark_tui.marks import SIGNS
+
+Rows = tuple[tuple[str, str, str], ...]
+MARKS: Rows = (
+    ("accepted", SIGNS["accepted"], "A draft that the target checked and kept."),
+    ("rejected", SIGNS["rejected"], "A draft that the target refused; not part of the answer."),
+    ("own", SIGNS["own"], "A token that the target wrote itself."),
+)
+FIGURES: Rows = (
+    ("tok/s", "bold", "New tokens per second, the prompt's reading left out."),
+    ("τ", "bold", "Mean tokens per round: accepted drafts and the one that the target adds."),
+    ("verified", "bold", "Mean drafts per round that the target checked."),
+    ("context", "bold", "Tokens of this conversation, and how many fit."),
+)
+KEYS: Rows = tuple(
+    (key, "$text-primary bold", meaning)
+    for key, meaning in (
+        ("Enter", "Send. Shift+Enter or Ctrl+J starts a new line."),
+        ("Esc", "Stop at the next round and keep what was written."),
+        ("Ctrl+R", "Show or hide rejected drafts."),
+        ("Ctrl+T", "Shade drafts by the drafter's confidence."),
+        ("Ctrl+N", "New chat."),
+        ("Ctrl+P", "All commands: theme, copy, screenshot and more."),
+        ("PgUp PgDn", "Scroll the conversation."),
+        ("F1", "This help."),
+        ("Ctrl+Q", "Quit."),
+    )
+)
+PROMISE = "The answer is, token for token, what the target would have written without drafts."
+
+
+class HelpScreen(ModalScreen[None]):
+    CSS_PATH = "help.tcss"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,f1,enter,q", "dismiss", "Close", show=False)
+    ]
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(id="help") as panel:
+            panel.border_title = "Help"
+            panel.border_subtitle = "Esc closes"
+            yield Static(PROMISE, classes="promise")
+            yield from _section("Marks", MARKS)
+            yield from _section("Figures", FIGURES)
+            yield from _section("Keys", KEYS)
+
+
+def _section(title: str, rows: Rows) -> ComposeResult:
+    yield Static(title, classes="title")
+    for name, style, meaning in rows:
+        yield HorizontalGroup(
+            Static(Content.styled(name, style), classes="name"),
+            Static(meaning, classes="meaning"),
+        )

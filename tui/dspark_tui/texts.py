@@ -1,0 +1,59 @@
+"""The chat's words, in one place."""
+
+from typing import TYPE_CHECKING
+
+from textual.content import Content
+
+from dspark.events import Finished
+
+if TYPE_CHECKING:
+    from dspark_tui.screens.chat import Phase
+    from dspark_tui.widgets.status_bar import Status
+
+PLACEHOLDERS: dict["Phase", str] = {
+    "loading": "Type ahead; it is sent once the model is loaded",
+    "failed": "Enter tries to load again",
+    "ready": "Ask something",
+    "answering": "Esc stops the answer",
+}
+ONE_AT_A_TIME = "One prompt at a time. Esc stops the answer, your text stays here."
+CONTEXT_FULL_HINT = "Ctrl+N starts a new chat. A shorter prompt may still fit."
+END_NOTES = {
+    "cancelled": "stopped",
+    "max_tokens": "ended at the limit of new tokens",
+    "context": "ended at the end of the context",
+}
+
+
+def capitalised(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
+
+
+def end_note(event: Finished, has_drafter: bool) -> str:
+    stats = event.stats
+    words = [f"{stats.new_tokens:,} tokens"]
+    if stats.rounds:
+        words.append(f"{stats.decode_tokens_per_second:.1f} tok/s")
+        words += [f"τ {stats.tau:.2f}"] if has_drafter else []
+    words += [END_NOTES[event.reason]] if event.reason in END_NOTES else []
+    return " · ".join(words)
+
+
+def welcome(phase: "Phase", status: "Status") -> Content:
+    if phase == "loading":
+        return Content.assemble(
+            (f"Loading {status.model}", "bold"),
+            ("\nYou can type already.", "$foreground-muted"),
+        )
+    return Content.assemble(
+        (f"{status.model} is ready", "bold"),
+        (f" on {status.place}", ""),
+        (
+            "\nIt drafts several tokens at a time and keeps what the target agrees with,",
+            "$foreground-muted",
+        ),
+        (
+            "\nso every answer is the target's own, only sooner. F1 explains the marks.",
+            "$foreground-muted",
+        ),
+    )

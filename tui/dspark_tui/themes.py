@@ -1,0 +1,43 @@
+"""Two calm palettes. Every text colour keeps at least 4.5 : 1 against its background."""
+
+import os
+
+from textual.theme import Theme
+
+DARK = Theme(
+    name="dspark-dark",
+    dark=True,
+    primary="#5b9dff",
+    secondary="#8b93a7",
+    accent="#c8a1ff",
+    success="#3fd0a0",
+    warning="#f0b450",
+    error="#ff6b78",
+    foreground="#e6e8ee",
+    background="#14161b",
+    surface="#1b1e25",
+    panel="#222631",
+    variables={"foreground-muted": "#98a0b0"},
+)
+LIGHT = Theme(
+    name="dspark-light",
+    dark=False,
+    primary="#2f6fd6",
+    secondary="#5c6475",
+    accent="#7a45c8",
+    success="#008a5e",
+    warning="#9a6200",
+    error="#cc2236",
+    foreground="#1d2129",
+    background="#fbfaf8",
+    surface="#f2f0ec",
+    panel="#e8e5df",
+    variables={"foreground-muted": "#5f6673"},
+)
+LIGHT_ANSI_BACKGROUNDS = {"7", "15"}
+
+
+def theme_for_terminal() -> Theme:
+    """Many terminals say in COLORFGBG what they are painted on; dark is the common case."""
+    background = os.environ.get("COLORFGBG", "").rsplit(";", 1)[-1]
+    return LIGHT if background in LIGHT_ANSI_BACKGROUNDS else DARK

@@ -1,0 +1,99 @@
+"""One answer: blocks of marked text, of which only the last one changes while it streams."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.reactive import reactive
+from textual.selection import Selection
+from textual.widgets import Static
+
+from dspark_tui.marks import Mark, View, content_of
+
+FULL_BLOCK_CHARACTERS = 1500
+_REFUSED = "\0"
+
+
+class Block(Static):
+    """Some lines of an answer. Closed ones are not rendered again until the view changes."""
+
+    def __init__(self, view: View) -> None:
+        super().__init__(markup=False)
+        self.marks: list[Mark] = []
+        self.view = view
+        self._length = 0
+
+    @property
+    def is_full(self) -> bool:
+        return self._length >= FULL_BLOCK_CHARACTERS
+
+    def append(self, mark: Mark) -> None:
+        self.marks.append(mark)
+        self._length += len(mark.text)
+
+    def show(self, view: View) -> None:
+        self.view = view
+        self.update(content_of(self.marks, view))
+
+    def get_selection(self, selection: Selection) -> tuple[str, str] | None:
+        """What is copied is the answer: refused drafts are left out."""
+        blanked = (
+            replace(mark, text=_REFUSED * len(mark.text)) if mark.kind == "rejected" else mark
+            for mark in self.marks
+        )
+        text = content_of(blanked, self.view).plain
+        return selection.extract(text).replace(_REFUSED, ""), "\n"
+
+
+class Answer(Vertical):
+    """What the model wrote, with a line below that says how it goes or how it went."""
+
+    view: reactive[View] = reactive(View())
+    note: reactive[str] = reactive("")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._blocks = [Block(View())]
+        self._note = Static(markup=False, classes="note")
+
+    def compose(self) -> ComposeResult:
+        yield from self._blocks
+        yield self._note
+
+    def add(self, marks: Iterable[Mark]) -> None:
+        for mark in marks:
+            self._add_one(mark)
+        self._blocks[-1].show(self.view)
+
+    def _add_one(self, mark: Mark) -> None:
+        block = self._blocks[-1]
+        if not block.is_full or mark.kind == "rejected" or "\n" not in mark.text:
+            block.append(mark)
+            return
+        before, after = mark.text.split("\n", 1)
+        block.append(replace(mark, text=before))
+        block.show(self.view)
+        self._blocks.append(Block(self.view))
+        self.mount(self._blocks[-1], before=self._note)
+        self._blocks[-1].append(replace(mark, text=after))
+
+    @property
+    def text(self) -> str:
+        """The text alone, without refused drafts."""
+        return "\n".join(
+            "".join(mark.text for mark in block.marks if mark.kind != "rejected")
+            for block in self._blocks
+        )
+
+    @property
+    def is_empty(self) -> bool:
+        return not any(block.marks for block in self._blocks)
+
+    def watch_view(self, view: View) -> None:
+        for block in self._blocks:
+            block.show(view)
+
+    def watch_note(self, note: str) -> None:
+        self._note.update(note)
+        self._note.display = bool(note)

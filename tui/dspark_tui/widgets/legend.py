@@ -1,0 +1,48 @@
+"""What the marks mean: each word wears the sign it explains."""
+
+from textual.content import Content
+from textual.reactive import reactive
+from textual.widget import Widget
+
+from dspark_tui.marks import SHADES, Kind, Mark, View, style_of
+
+WORDS: dict[Kind, tuple[str, str]] = {
+    "accepted": ("accepted draft", "accepted"),
+    "rejected": ("rejected draft", "rejected"),
+    "own": ("target's own", "own"),
+}
+GAP = ("  ", "")
+
+
+class Legend(Widget):
+    view: reactive[View] = reactive(View())
+    has_drafter: reactive[bool] = reactive(True)
+
+    def render(self) -> Content:
+        if not self.has_drafter:
+            return Content.styled("plain decoding, no drafts", "$foreground-muted")
+        variants = [legend(self.view, is_short) for is_short in (False, True)]
+        fitting = [line for line in variants if line.cell_length <= self.content_size.width]
+        return (fitting or variants[-1:])[0]
+
+
+def legend(view: View, is_short: bool) -> Content:
+    parts: list[tuple[str, str]] = []
+    for kind, words in WORDS.items():
+        if kind != "rejected" or view.show_rejected:
+            parts += [(words[is_short], style_of(Mark("", kind), view)), GAP]
+    if not view.show_rejected and not is_short:
+        parts += [("rejected hidden", "$foreground-muted"), GAP]
+    if view.shading:
+        parts += [*_ramp(view, is_short), GAP]
+    return Content.assemble(*parts[:-1])
+
+
+def _ramp(view: View, is_short: bool) -> list[tuple[str, str]]:
+    """From 0 to 1, what the head thinks of its own drafts."""
+    steps = range(0, SHADES + 1, 2 if is_short else 1)
+    shades = [(" ", style_of(Mark("", "accepted", step / SHADES), view)) for step in steps]
+    cells = [(text, style.replace(" underline", "")) for text, style in shades]
+    if is_short:
+        return cells
+    return [("unsure ", "$foreground-muted"), *cells, (" sure", "$foreground-muted")]

@@ -1,0 +1,31 @@
+"""How far fetching and loading a pair have come."""
+
+from textual.app import ComposeResult
+from textual.containers import Horizontal
+from textual.widgets import ProgressBar, Static
+
+from dspark.events import FetchProgress, LoadProgress
+from dspark_tui.texts import capitalised
+
+MEGABYTE = 1_000_000
+
+
+class LoadingPanel(Horizontal):
+    def compose(self) -> ComposeResult:
+        yield Static("Starting", markup=False, classes="stage")
+        yield ProgressBar(show_eta=False)
+
+    def show(self, step: FetchProgress | LoadProgress) -> None:
+        self.query_one(Static).update(describe(step))
+        # A bar of one step would only jump; without a total it moves by itself.
+        total = step.total if step.total and step.total > 1 else None
+        self.query_one(ProgressBar).update(total=total, progress=step.done)
+
+
+def describe(step: FetchProgress | LoadProgress) -> str:
+    if isinstance(step, LoadProgress):
+        return capitalised(step.stage)
+    done = f"{step.done / MEGABYTE:.0f}"
+    if step.total is None:
+        return f"Fetching {step.name} · {done} MB"
+    return f"Fetching {step.name} · {done} of {step.total / MEGABYTE:.0f} MB"

@@ -1,0 +1,85 @@
+"""One line of figures; the narrower the terminal, the fewer words."""
+
+from dataclasses import dataclass
+
+from textual.content import Content
+from textual.reactive import reactive
+from textual.widget import Widget
+
+from dspark.events import DecodeStats
+from dspark_tui.tally import NOTHING_YET
+
+FULL_CONTEXT = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Everything that the line says."""
+
+    model: str = ""
+    place: str = ""
+    stats: DecodeStats = NOTHING_YET
+    context_tokens: int = 0
+    context_limit: int = 0
+
+
+class StatusBar(Widget):
+    status: reactive[Status] = reactive(Status())
+    has_drafter: reactive[bool] = reactive(True)
+
+    def render(self) -> Content:
+        lines = [_line(self.status, self.has_drafter, words) for words in (2, 1, 0)]
+        fitting = [line for line in lines if line.cell_length <= self.content_size.width]
+        return (fitting or lines[-1:])[0]
+
+
+def _line(status: Status, has_drafter: bool, words: int) -> Content:
+    """`words`: 2 all of them, 1 short ones, 0 hardly any."""
+    fields = [
+        _model(status, words),
+        *_figures(status.stats, has_drafter, words),
+        _context(status, words),
+    ]
+    gap = ("  " if words == 0 else "   ", "")
+    parts: list[tuple[str, str]] = []
+    for field in filter(None, fields):
+        parts += [*([gap] if parts else []), *field]
+    return Content.assemble(*parts)
+
+
+Field = list[tuple[str, str]]
+
+
+def _model(status: Status, words: int) -> Field:
+    if words == 0:
+        return []
+    place = [(f" {status.place}", "$foreground-muted")] if words == 2 and status.place else []
+    return [(status.model, "bold"), *place]
+
+
+def _figures(stats: DecodeStats, has_drafter: bool, words: int) -> list[Field]:
+    measured = stats.rounds > 0
+    rate = f"{stats.decode_tokens_per_second:.1f}" if measured else "–"
+    figures = [[(rate, "bold"), (" tok/s", "$foreground-muted")]]
+    if not has_drafter:
+        return [*figures, [("plain", "$foreground-muted")]]
+    tau = f"{stats.tau:.2f}" if measured else "–"
+    verified = f"{stats.verified_per_round:.1f}" if measured else "–"
+    figures.append([("τ ", "$foreground-muted"), (tau, "bold")])
+    label = " verified per round" if words == 2 else " verified" if words == 1 else "v"
+    figures.append([(verified, "bold"), (label, "$foreground-muted")])
+    return figures
+
+
+def _context(status: Status, words: int) -> Field:
+    if not status.context_limit:
+        return []
+    is_full = status.context_tokens >= FULL_CONTEXT * status.context_limit
+    label = [("context ", "$foreground-muted")] if words else []
+    used = f"{status.context_tokens:,}"
+    limit = f"{status.context_limit:,}"
+    return [
+        *label,
+        (used, "$text-warning bold" if is_full else "bold"),
+        (f"/{limit}", "$foreground-muted"),
+    ]
