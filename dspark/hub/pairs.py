@@ -68,7 +68,7 @@ DEMO = Pair(
     ),
     draft=AssetFolder("demo_head"),
     num_parameters=134_515_008,
-    target_num_bytes=272_584_530,
+    target_num_bytes=272_584_540,
     origins={
         "licence": "metadata of the wheel and general.license of the GGUF",
         "target": "the package index's listing; sha256 of the member measured",
