@@ -49,3 +49,40 @@ class EngineConfig:
     prefill_chunk: int = 256
     max_requests: int = 64
     schedule: ScheduleConfig = ScheduleConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class GraftConfig:
+    """Training of a head. None means: derived from the target.
+
+    The loss weights, their decay along a block and the schedule are those of DeepSpec's recipe.
+    """
+
+    steps: int = 1500
+    batch_size: int = 8
+    anchors: int = 64
+    length: int = 512
+    learning_rate: float = 6e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    warmup: float = 0.04
+    grad_clip: float = 1.0
+    cross_entropy_weight: float = 0.1
+    l1_weight: float = 0.9
+    confidence_weight: float = 1.0
+    position_decay: float = 4.0
+    block_size: int = 5
+    num_layers: int = 1
+    intermediate_size: int | None = None
+    taps: tuple[int, ...] | None = None
+    mask_token_id: int | None = None
+    markov_type: Literal["none", "vanilla", "gated", "rnn"] = "vanilla"
+    markov_rank: int = 64
+    init: Literal["target", "random"] = "target"
+    seed: int = 0
+    chunk_rows: int = 128
+    tap_memory_gib: float = 4.0
+    checkpoint_every: int = 100
+    max_answer_tokens: int = 256
+    answer_temperature: float = 0.7
+    eval_prompts: int = 32

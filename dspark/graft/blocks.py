@@ -1,0 +1,123 @@
+"""Training blocks: random anchors in an answer, and all their blocks in one pass of the head."""
+
+from dataclasses import dataclass
+
+import torch
+
+from dspark.drafters.head import DraftAttention, DraftLayer, DSparkHead
+from dspark_kernels import RotaryTable
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """A blocks of K slots in one sequence of S tokens.
+
+    Slot k of the block at anchor p has input token k of [x_p, mask, mask, ...], previous token
+    x_(p+k), label x_(p+k+1), and is compared with the target's logits at position p + k.
+    """
+
+    token_ids: torch.Tensor  # [S]
+    anchors: torch.Tensor  # [A], rising
+    previous: torch.Tensor  # [A, K]
+    labels: torch.Tensor  # [A, K]
+    supervised: torch.Tensor  # [A, K] bool: the label is inside the sequence
+
+    @property
+    def block_size(self) -> int:
+        return self.labels.shape[1]
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """[A, K] of the slots' inputs, and of the target logits they are compared with."""
+        offsets = torch.arange(self.block_size, device=self.anchors.device)
+        return self.anchors.unsqueeze(1) + offsets
+
+
+def sample_blocks(
+    token_ids: torch.Tensor,
+    answer_start: int,
+    num_anchors: int,
+    block_size: int,
+    generator: torch.Generator,
+) -> Blocks:
+    """Up to num_anchors anchors among the answer's tokens that another answer token follows."""
+    length = token_ids.shape[0]
+    num_candidates = max(length - 1 - answer_start, 0)
+    chosen = torch.randperm(num_candidates, generator=generator)[:num_anchors].sort().values
+    anchors = (chosen + answer_start).to(token_ids.device)
+    inputs = anchors.unsqueeze(1) + torch.arange(block_size, device=token_ids.device)
+    supervised = inputs + 1 < length
+    return Blocks(
+        token_ids=token_ids,
+        anchors=anchors,
+        previous=token_ids[inputs.clamp(max=length - 1)],
+        labels=token_ids[(inputs + 1).clamp(max=length - 1)],
+        supervised=supervised,
+    )
+
+
+def block_hidden(
+    head: DSparkHead,
+    rotary: RotaryTable,
+    embedding: torch.Tensor,
+    taps: torch.Tensor,
+    blocks: Blocks,
+) -> torch.Tensor:
+    """Hidden states [A, K, H] of every slot, after the head's final norm.
+
+    Row (a, k) sees the context features before anchor a, and the whole of its own block.
+    """
+    num_anchors, block_size = blocks.labels.shape
+    last = int(blocks.anchors[-1])
+    features = head.context_features(taps[:last])
+    context = rotary.at(torch.arange(last, device=taps.device), last)
+    own = rotary.at(blocks.positions.flatten(), last + block_size)
+    visible = torch.arange(last, device=taps.device) < blocks.anchors.unsqueeze(1)  # [A, last]
+    inputs = torch.full_like(blocks.labels, head.config.mask_token_id)
+    inputs[:, 0] = blocks.token_ids[blocks.anchors]
+    hidden = embedding[inputs].flatten(0, 1).to(taps.dtype)
+    layer: DraftLayer
+    for layer in head.layers:  # type: ignore[assignment]
+        x = layer.input_layernorm(hidden)
+        attended = _attend_blocks(
+            layer.self_attn,
+            layer.self_attn.queries(x, *own).unflatten(0, (num_anchors, block_size)),
+            layer.self_attn.keys_values(features, *context),
+            layer.self_attn.keys_values(x, *own),
+            visible,
+        )
+        hidden = layer.finish(hidden, attended)
+    out: torch.Tensor = head.norm(hidden)
+    return out.unflatten(0, (num_anchors, block_size))
+
+
+def _attend_blocks(
+    attention: DraftAttention,
+    query: torch.Tensor,
+    context: tuple[torch.Tensor, torch.Tensor],
+    own: tuple[torch.Tensor, torch.Tensor],
+    visible: torch.Tensor,
+) -> torch.Tensor:
+    """query [A, K, heads, D]; context [S, kv, D] shared by all; own [A * K, kv, D]; visible [A, S].
+
+    Returns [A * K, heads * D]. One softmax over the context's scores and the block's own.
+    """
+    num_anchors, block_size, num_heads, head_dim = query.shape
+    num_kv_heads = attention.num_kv_heads
+    rows = num_heads // num_kv_heads * block_size
+    folded = query.unflatten(2, (num_kv_heads, -1)).permute(2, 0, 1, 3, 4) * attention.scale
+    folded = folded.reshape(num_kv_heads, num_anchors, rows, head_dim)
+    context_keys, context_values = (t.transpose(0, 1) for t in context)
+    own_keys, own_values = (
+        t.unflatten(0, (num_anchors, block_size)).permute(2, 0, 1, 3) for t in own
+    )  # [kv, A, K, D]
+    to_context = folded.flatten(1, 2) @ context_keys.transpose(1, 2)
+    to_context = to_context.unflatten(1, (num_anchors, rows))
+    to_context = to_context.masked_fill(~visible.unsqueeze(1), float("-inf"))
+    to_own = folded @ own_keys.transpose(2, 3)
+    probs = torch.cat([to_context, to_own], dim=-1).softmax(dim=-1)
+    size = visible.shape[1]
+    out = (probs[..., :size].flatten(1, 2) @ context_values).view_as(folded)
+    out = out + probs[..., size:] @ own_values
+    out = out.unflatten(2, (block_size, -1)).permute(1, 2, 0, 3, 4)
+    return out.reshape(num_anchors * block_size, num_heads * head_dim)

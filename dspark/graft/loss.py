@@ -1,0 +1,179 @@
+"""The loss against the target's distribution over the whole vocabulary, a few rows at a time.
+
+Gradients are computed in the forward pass, so that no logits outlive their chunk: the output head
+is frozen, and what is left to know of a chunk is its gradient for the hidden states and for the
+Markov table.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class LossWeights:
+    """What a row's cross-entropy and L1 distance count in the sum."""
+
+    cross_entropy: float
+    l1: float
+
+
+@dataclass(slots=True)
+class RowTerms:
+    """Per row, without gradient. accept_rate is 1 - L1 / 2: the mass that both distributions share."""
+
+    cross_entropy: torch.Tensor
+    accept_rate: torch.Tensor
+
+
+class OutputHead:
+    """The frozen output head, with room for the trained Markov table beside it.
+
+    One product [hidden, features] · [W, W2]^T gives the draft logits.
+    """
+
+    def __init__(self, weight: torch.Tensor, rank: int) -> None:
+        self.hidden_size, self.rank = weight.shape[1], rank
+        self.joined = weight.new_empty(weight.shape[0], self.hidden_size + rank)
+        self.joined[:, : self.hidden_size] = weight.detach()
+        self.weight = self.joined[:, : self.hidden_size]
+        self._buffers: tuple[torch.Tensor, ...] = ()
+
+    def load_markov(self, w2: torch.Tensor) -> None:
+        """Take over the Markov table [V, r] as it is now; once an optimizer step."""
+        self.joined[:, self.hidden_size :] = w2.detach()
+
+    def buffers(self, num_rows: int, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Three [num_rows, V] buffers, kept: fresh pages would cost as much as the softmax."""
+        if not self._buffers or len(self._buffers[0]) < num_rows:
+            shape = (num_rows, len(self.joined))
+            self._buffers = tuple(like.new_empty(shape) for _ in range(3))
+        return self._buffers
+
+
+def distribution_loss(
+    hidden: torch.Tensor,
+    features: torch.Tensor | None,
+    w2: torch.Tensor | None,
+    target_hidden: torch.Tensor,
+    target_rows: torch.Tensor,
+    labels: torch.Tensor,
+    row_weights: torch.Tensor,
+    head: OutputHead,
+    weights: LossWeights,
+    chunk_rows: int = 128,
+) -> tuple[torch.Tensor, RowTerms]:
+    """Sum over rows of row_weight · (weights.cross_entropy · CE + weights.l1 · ‖p_d - p_t‖₁).
+
+    hidden [R, H], features [R, r] (Markov), w2 [V, r] as last given to head.load_markov,
+    target_hidden [P, H], labels [R]. Row i is compared with the target at target_rows[i], which
+    must not fall: rows that share a target position then share its logits.
+    """
+    rows = hidden if features is None else torch.cat([hidden, features], dim=-1)
+    table = rows.new_zeros(0) if w2 is None else w2
+    terms = RowTerms(rows.new_empty(len(rows)), rows.new_empty(len(rows)))
+    job = _Job(target_hidden, target_rows, labels, row_weights, head, weights, chunk_rows, terms)
+    loss: torch.Tensor = _DistributionLoss.apply(rows, table, job)  # type: ignore[no-untyped-call]
+    return loss, terms
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    target_hidden: torch.Tensor
+    target_rows: torch.Tensor
+    labels: torch.Tensor
+    row_weights: torch.Tensor
+    head: OutputHead
+    weights: LossWeights
+    chunk_rows: int
+    terms: RowTerms
+
+
+class _DistributionLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, w2: torch.Tensor, job: _Job) -> torch.Tensor:
+        wants_grad = ctx.needs_input_grad[0]
+        rank = job.head.rank
+        grad_rows = torch.empty_like(rows) if wants_grad else None
+        grad_w2 = torch.zeros_like(w2) if wants_grad and rank else None
+        for chunk in _chunks(rows, job):
+            draft_probs, difference = _compare(chunk, job)
+            if grad_rows is None:
+                continue
+            grad_logits = _logit_gradient(draft_probs, difference, chunk, job)
+            torch.mm(grad_logits, job.head.joined, out=grad_rows[chunk.span])
+            if grad_w2 is not None:
+                grad_w2.addmm_(grad_logits.t(), chunk.rows[:, job.head.hidden_size :])
+        ctx.grads = (grad_rows, grad_w2)
+        l1 = 2.0 * (1.0 - job.terms.accept_rate)
+        per_row = job.weights.cross_entropy * job.terms.cross_entropy + job.weights.l1 * l1
+        return (job.row_weights * per_row).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (scale,) = grad_outputs
+        grad_rows, grad_w2 = ctx.grads
+        del ctx.grads
+        return grad_rows.mul_(scale), None if grad_w2 is None else grad_w2.mul_(scale), None
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """One span of rows, with the buffers its distributions live in."""
+
+    span: slice
+    rows: torch.Tensor
+    draft: torch.Tensor  # [n, V]
+    target: torch.Tensor  # [unique target positions, V]
+    expanded: torch.Tensor  # [n, V]
+
+
+def _chunks(rows: torch.Tensor, job: _Job) -> Iterator[_Chunk]:
+    size = min(job.chunk_rows, len(rows))
+    draft, target, expanded = job.head.buffers(size, rows)
+    for start in range(0, len(rows), size):
+        span = slice(start, min(start + size, len(rows)))
+        n = span.stop - start
+        positions = int(job.target_rows[span.stop - 1] - job.target_rows[start]) + 1
+        if positions > len(target):  # unused positions between two rows
+            target = rows.new_empty(positions, job.head.joined.shape[0])
+        yield _Chunk(span, rows[span], draft[:n], target[:positions], expanded[:n])
+
+
+def _compare(chunk: _Chunk, job: _Job) -> tuple[torch.Tensor, torch.Tensor]:
+    """p_d and p_d - p_t, each [n, V]; fills in the chunk's terms."""
+    target_rows = job.target_rows[chunk.span]
+    first = int(target_rows[0])
+    target_hidden = job.target_hidden[first : first + len(chunk.target)]
+    _probabilities(target_hidden, job.head.weight, chunk.target)
+    _probabilities(chunk.rows, job.head.joined, chunk.draft)
+    torch.index_select(chunk.target, 0, target_rows - first, out=chunk.expanded)
+    difference = torch.sub(chunk.draft, chunk.expanded, out=chunk.expanded)
+    distance = torch.linalg.vector_norm(difference, ord=1, dim=-1)
+    of_label = chunk.draft.gather(1, job.labels[chunk.span].unsqueeze(1)).squeeze(1)
+    tiny = torch.finfo(of_label.dtype).tiny
+    job.terms.cross_entropy[chunk.span] = -of_label.clamp_min(tiny).log()
+    job.terms.accept_rate[chunk.span] = (1.0 - 0.5 * distance).clamp_(0.0, 1.0)
+    return chunk.draft, difference
+
+
+def _probabilities(rows: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+    if rows.dtype == out.dtype == weight.dtype:
+        torch.mm(rows, weight.t(), out=out)
+    else:
+        out.copy_(rows.to(weight.dtype) @ weight.t())
+    torch.softmax(out, dim=-1, out=out)
+
+
+def _logit_gradient(
+    draft_probs: torch.Tensor, difference: torch.Tensor, chunk: _Chunk, job: _Job
+) -> torch.Tensor:
+    """a·(p_d - onehot) + b·p_d·(s - Σ p_d·s) with s = sign(p_d - p_t), in place of draft_probs."""
+    a = (job.row_weights[chunk.span] * job.weights.cross_entropy).unsqueeze(1)
+    b = (job.row_weights[chunk.span] * job.weights.l1).unsqueeze(1)
+    sign = difference.sign_()
+    mean_sign = torch.bmm(draft_probs.unsqueeze(1), sign.unsqueeze(2)).squeeze(2)
+    grad = draft_probs.mul_(sign.mul_(b).add_(a - b * mean_sign))
+    return grad.scatter_add_(1, job.labels[chunk.span].unsqueeze(1), -a)

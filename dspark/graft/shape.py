@@ -1,0 +1,67 @@
+"""The shape of a head for a given target, with the reason for every size that was derived."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from dspark.checkpoints.head_config import HeadConfig
+from dspark.config import GraftConfig
+from dspark.errors import InputError
+
+NUM_TAPS = 5
+
+
+def head_config(target: Any, config: GraftConfig, mask_token_id: int) -> HeadConfig:
+    """`target` is the target's text config. Raises InputError for taps that it does not have."""
+    num_layers = int(target.num_hidden_layers)
+    taps = config.taps or spread_taps(num_layers)
+    if list(taps) != sorted(set(taps)) or taps[0] < -1 or taps[-1] >= num_layers - 1:
+        raise InputError(
+            f"taps {list(taps)} do not fit a target of {num_layers} layers",
+            f"Give rising layers from -1 (the embeddings) to {num_layers - 2}.",
+        )
+    num_heads = int(target.num_attention_heads)
+    head_dim = getattr(target, "head_dim", None) or target.hidden_size // num_heads
+    return HeadConfig(
+        vocab_size=int(target.vocab_size),
+        hidden_size=int(target.hidden_size),
+        intermediate_size=config.intermediate_size or int(target.intermediate_size),
+        num_layers=config.num_layers,
+        num_heads=num_heads,
+        num_kv_heads=int(target.num_key_value_heads),
+        head_dim=int(head_dim),
+        rms_norm_eps=float(target.rms_norm_eps),
+        rope_theta=float(target.rope_parameters["rope_theta"]),
+        block_size=config.block_size,
+        mask_token_id=mask_token_id,
+        target_layer_ids=tuple(taps),
+        num_target_layers=num_layers,
+        markov_type=config.markov_type,
+        markov_rank=0 if config.markov_type == "none" else config.markov_rank,
+        has_confidence=True,
+        confidence_with_markov=config.markov_type != "none",
+        max_positions=int(target.max_position_embeddings),
+    )
+
+
+def spread_taps(num_layers: int) -> tuple[int, ...]:
+    """Evenly from layer 1 to the input of the last layer, whose own output is never a tap."""
+    first, last = min(1, num_layers - 2), num_layers - 2
+    if last < first:
+        raise InputError(f"a target of {num_layers} layer has none to tap")
+    points = (first + (last - first) * i / (NUM_TAPS - 1) for i in range(NUM_TAPS))
+    return tuple(sorted({int(point + 0.5) for point in points}))
+
+
+def unused_token(directory: Path, used: Iterable[int]) -> int:
+    """A token that stands for "not known yet": an added one that no chat contains."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    taken = set(used) | set(tokenizer.all_special_ids)
+    free = [index for index in sorted(tokenizer.added_tokens_decoder) if index not in taken]
+    if not free:
+        raise InputError(
+            "the tokenizer has no unused token to stand for the mask", "Give one with --mask-token."
+        )
+    return free[0]

@@ -1,0 +1,69 @@
+"""The weights that training starts from."""
+
+import torch
+from torch import nn
+
+from dspark.drafters.head import DraftLayer, DSparkHead
+from dspark.errors import PairMismatchError
+from dspark.graft.taps import FrozenTarget
+
+NOISE = 0.02
+
+
+@torch.no_grad()
+def start_random(head: DSparkHead, generator: torch.Generator) -> None:
+    """Normal weights of the usual deviation; norms at one, biases and the Markov table at zero."""
+    for module in head.modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            module.weight.normal_(0.0, NOISE, generator=generator)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            module.bias.zero_()
+    if head.markov_head is not None:
+        head.markov_head.markov_w2.weight.zero_()
+
+
+@torch.no_grad()
+def start_from_target(
+    head: DSparkHead, target: FrozenTarget, generator: torch.Generator
+) -> None:
+    """Begin as near to the target as shapes allow.
+
+    The context feature is what the target's last layer reads, the layers are the target's last
+    ones, and the Markov embedding holds the principal directions of the target's embedding, so
+    that what is learnt of one token holds for those like it.
+    """
+    start_random(head, generator)
+    hidden = head.config.hidden_size
+    head.fc.weight[:, -hidden:] += torch.eye(hidden)
+    source = list(target.layers)[-head.config.num_layers :]
+    last_norm = source[-1].input_layernorm.weight
+    head.hidden_norm.weight.copy_(last_norm)
+    head.norm.weight.copy_(target.model.base_model.norm.weight)
+    layer: DraftLayer
+    for layer, original in zip(head.layers, source, strict=True):  # type: ignore[assignment]
+        wanted = layer.state_dict()
+        found = original.state_dict()
+        same = {n: t for n, t in found.items() if n in wanted and t.shape == wanted[n].shape}
+        layer.load_state_dict(wanted | same)
+    if head.markov_head is not None:
+        _start_markov(head.markov_head.markov_w1, target.embedding.float())
+
+
+def _start_markov(table: nn.Embedding, embedding: torch.Tensor) -> None:
+    centred = embedding - embedding.mean(dim=0)
+    rank = min(table.weight.shape[1], embedding.shape[1])
+    _, directions = torch.linalg.eigh(centred.t() @ centred)
+    projected = centred @ directions[:, -rank:]
+    table.weight[:, :rank] = projected / projected.std()
+
+
+@torch.no_grad()
+def start_from_head(head: DSparkHead, tensors: dict[str, torch.Tensor]) -> None:
+    """Go on from a head of the same shape."""
+    own = head.state_dict()
+    shared = {name: t.float() for name, t in tensors.items() if name in own}
+    if {n: t.shape for n, t in shared.items()} != {n: t.shape for n, t in own.items()}:
+        raise PairMismatchError(
+            "the head given to --init-from has another shape", "Train with its own settings."
+        )
+    head.load_state_dict(shared)

@@ -1,0 +1,85 @@
+"""The frozen target as training sees it: taps and final hidden states of whole sequences."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from dspark.errors import CheckpointError
+from dspark.targets.hf import decoder_layers
+
+
+class TargetView(NamedTuple):
+    """taps [S, T * H]; hidden [S, H] after the final norm, whose product with the output head
+    gives the logits."""
+
+    taps: torch.Tensor
+    hidden: torch.Tensor
+
+
+class FrozenTarget:
+    """Hooks on the tapped layers only; whole sequences, no cache of keys."""
+
+    def __init__(
+        self, model: Any, tap_layers: Sequence[int], memory_bytes: int = 0
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.config = model.config.get_text_config()
+        self.embedding: torch.Tensor = model.get_input_embeddings().weight
+        self.output_head: torch.Tensor = model.get_output_embeddings().weight
+        self.layers = decoder_layers(model)
+        self.tap_layers = tuple(tap_layers)
+        self._seen: dict[int, torch.Tensor] = {}
+        for index in self.tap_layers:
+            module = self.layers[index] if index >= 0 else model.get_input_embeddings()
+            module.register_forward_hook(self._record(index))
+        self._kept: dict[tuple[int, ...], TargetView] = {}
+        self._bytes_left = memory_bytes
+
+    def _record(self, index: int) -> Callable[..., None]:
+        def hook(_module: Any, _args: Any, output: Any) -> None:
+            self._seen[index] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    def view(self, token_ids: tuple[int, ...]) -> TargetView:
+        """One sequence, from memory if it was seen before and fitted there.
+
+        Rounded to bf16 either way, so that a run does not depend on how much memory it had.
+        """
+        kept = self._kept.get(token_ids)
+        if kept is None:
+            kept = self._forward(token_ids)
+            size = sum(tensor.nbytes for tensor in kept)
+            if size <= self._bytes_left:
+                self._bytes_left -= size
+                self._kept[token_ids] = kept
+        return TargetView(kept.taps.float(), kept.hidden.float())
+
+    @torch.no_grad()
+    def _forward(self, token_ids: tuple[int, ...]) -> TargetView:
+        ids = torch.tensor([token_ids], device=self.embedding.device)
+        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        taps = torch.cat([self._seen[index][0] for index in self.tap_layers], dim=-1)
+        self._seen.clear()
+        return TargetView(taps.bfloat16(), hidden.bfloat16())
+
+
+def load_frozen(
+    directory: Path,
+    tap_layers: Sequence[int],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    memory_bytes: int = 0,
+) -> FrozenTarget:
+    """Raises CheckpointError where transformers cannot load the directory."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).to(device)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{directory} cannot be loaded ({str(error).splitlines()[0]})", "Fetch the model again."
+        ) from error
+    return FrozenTarget(model, tap_layers, memory_bytes)
