@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import threading
 import zipfile
@@ -239,6 +240,18 @@ def tiny_pair(wheel_bytes: bytes, monkeypatch: pytest.MonkeyPatch) -> pairs.Pair
     )
     monkeypatch.setitem(pairs.PAIRS, "tiny", pair)
     return pair
+
+
+_run_pip = package_index._run_pip
+
+
+@pytest.fixture
+def pip(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real pip, with no settings but those a test gives."""
+    monkeypatch.setattr(package_index, "_run_pip", _run_pip)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    for name in ("PIP_INDEX_URL", "PIP_FIND_LINKS"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(autouse=True)
