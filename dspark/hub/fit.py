@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from dspark.hub.folders import count_parameters, read_config
+from dspark.hub.pairs import Pair
+from dspark.hub.store import locate
 
 CACHE_TOKENS = 4096  # a long chat; the cache grows with the context
 
@@ -50,3 +52,12 @@ def free_memory(device: str) -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
+
+
+def pair_fit(pair: Pair, device: str, dtype: str) -> Fit:
+    """Exact once the pair is in the store; the target's weights alone before."""
+    value_bytes = 4 if dtype == "float32" else 2
+    files = locate(pair.name)
+    if files is None:
+        return Fit(pair.num_parameters * value_bytes, free_memory(device))
+    return Fit(folder_memory(files.target, files.draft, value_bytes), free_memory(device))

@@ -1,0 +1,139 @@
+"""`dspark doctor`: what is here, what would be used, what fits. Survives whatever is missing."""
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from dspark_cli import options
+from dspark_cli.facts import print_facts, print_json, size_text
+
+PROBLEM = "problem"
+
+
+def doctor(as_json: options.Json = False) -> None:
+    """Show the environment, the devices, the local store and which pairs fit."""
+    report = {name: _examine(section) for name, section in SECTIONS.items()}
+    if as_json:
+        print_json(report)
+        return
+    for name, facts in report.items():
+        print(_label(name))
+        print_facts({_label(key): _text(key, value) for key, value in facts.items()})
+
+
+def _examine(section: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return section()
+    except Exception as error:  # the one command that must answer on a broken machine
+        reason = " ".join(str(error).split())
+        return {PROBLEM: f"{type(error).__name__}: {reason}"}
+
+
+def _label(key: str) -> str:
+    return key.removesuffix("_bytes").replace("_", " ")
+
+
+def _text(key: str, value: object) -> object:
+    if key.endswith("bytes") and isinstance(value, int):
+        return size_text(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{_label(k)} {_text(k, v)}" for k, v in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value
+
+
+def _versions() -> dict[str, Any]:
+    from dspark.bench.machine import describe_versions
+
+    versions = {name: found or "not installed" for name, found in describe_versions().items()}
+    return {**versions, "executable": sys.executable}
+
+
+def _machine() -> dict[str, Any]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return {
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "memory_bytes": memory.total,
+        "free_memory_bytes": memory.available,
+    }
+
+
+def _devices() -> dict[str, Any]:
+    import torch
+
+    from dspark.bench.machine import describe_machine
+
+    machine = describe_machine()
+    cpu = {"name": machine["processor"], "threads": machine["torch_threads"]}
+    devices: dict[str, Any] = {"cpu": cpu}
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        devices[f"cuda:{index}"] = {
+            "name": torch.cuda.get_device_name(index),
+            "total_bytes": total,
+            "free_bytes": free,
+        }
+    return devices
+
+
+def _runtime() -> dict[str, Any]:
+    from dspark.config import RuntimeConfig
+    from dspark.engine.session import resolve_runtime
+
+    chosen = resolve_runtime(RuntimeConfig())
+    return {"device": chosen.device, "dtype": chosen.dtype, "reason": chosen.reason}
+
+
+def _store() -> dict[str, Any]:
+    from dspark import hub
+
+    home = hub.home()
+    existing = next(folder for folder in (home, *home.parents) if folder.exists())
+    return {
+        "path": str(home),
+        "used_bytes": hub.folder_bytes(home),
+        "free_bytes": shutil.disk_usage(existing).free,
+        "is_writable": os.access(existing, os.W_OK),
+    }
+
+
+def _hugging_face() -> dict[str, Any]:
+    from huggingface_hub import constants
+
+    return {"home": constants.HF_HOME, "offline": constants.HF_HUB_OFFLINE}
+
+
+def _pairs() -> dict[str, Any]:
+    from dspark import hub
+    from dspark.hub.fit import pair_fit
+
+    runtime = _runtime()
+    report = {}
+    for pair in hub.PAIRS.values():
+        fit = pair_fit(pair, runtime["device"], runtime["dtype"])
+        report[pair.name] = {
+            "fits": fit.is_enough,
+            "memory_bytes": fit.needed,
+            "free_memory_bytes": fit.free,
+            "in_store": hub.locate(pair.name) is not None,
+            "disk_still_needed_bytes": hub.disk_needed(pair),
+        }
+    return report
+
+
+SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
+    "versions": _versions,
+    "machine": _machine,
+    "devices": _devices,
+    "runtime": _runtime,
+    "store": _store,
+    "hugging_face": _hugging_face,
+    "pairs": _pairs,
+}

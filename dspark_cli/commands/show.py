@@ -1,0 +1,94 @@
+"""`dspark show`: where a pair lies, what it is, and what its head looks like."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dspark_cli import options
+from dspark_cli.facts import print_facts, print_json, size_text
+
+if TYPE_CHECKING:
+    from dspark.hub import Pair
+
+
+def show(pair: options.PairArgument = options.DEFAULT_PAIR, as_json: options.Json = False) -> None:
+    """Show a pair's files, sizes, licence and head."""
+    from dspark import hub
+
+    files = hub.locate(pair)
+    known = hub.PAIRS.get(pair) if files else hub.find_pair(pair)
+    draft = hub.draft_folder(known) if known else None
+    facts = {
+        "name": files.name if files else pair,
+        **_registered(known),
+        "target": _folder(files.target) if files else None,
+        "draft": _head(draft) if draft else None,
+    }
+    if as_json:
+        print_json(facts)
+    else:
+        _print(facts)
+
+
+def _registered(pair: "Pair | None") -> dict[str, Any]:
+    if pair is None:
+        return {}
+    return {
+        "description": pair.description,
+        "licence": pair.licence,
+        "num_parameters": pair.num_parameters,
+        "download_bytes": pair.target.num_bytes,
+        "origins": dict(pair.origins),
+    }
+
+
+def _folder(path: Path) -> dict[str, Any]:
+    from dspark import hub
+
+    return {"path": str(path), "bytes": hub.folder_bytes(path)}
+
+
+def _head(path: Path) -> dict[str, Any]:
+    from dspark.checkpoints.deepspec import read_head_config
+    from dspark.hub.folders import count_parameters
+
+    config = read_head_config(path)
+    return {
+        **_folder(path),
+        "num_parameters": count_parameters(path),
+        "block_size": config.block_size,
+        "num_layers": config.num_layers,
+        "target_layer_ids": list(config.target_layer_ids),
+        "markov_type": config.markov_type,
+        "markov_rank": config.markov_rank,
+        "has_confidence": config.has_confidence,
+    }
+
+
+def _print(facts: dict[str, Any]) -> None:
+    name, target, head = facts["name"], facts["target"], facts["draft"]
+    print(f"{name}: {facts['description']}" if "description" in facts else name)
+    missing = f"not in the store; dspark pull {name} fetches it"
+    rows = {
+        "licence": facts.get("licence"),
+        "parameters": _count(facts.get("num_parameters")),
+        "target": _place(target) if target else missing,
+        "head": _place(head) if head else "none",
+    }
+    if head:
+        rows |= {
+            "head parameters": _count(head["num_parameters"]),
+            "block size": head["block_size"],
+            "taps": f"layers {', '.join(map(str, head['target_layer_ids']))}",
+            "markov": f"{head['markov_type']}, rank {head['markov_rank']}",
+            "confidence": "yes" if head["has_confidence"] else "no",
+        }
+    rows |= {f"origin of {key}": text for key, text in facts.get("origins", {}).items()}
+    print_facts(rows)
+
+
+def _place(folder: dict[str, Any]) -> str:
+    return f"{folder['path']} ({size_text(folder['bytes'])})"
+
+
+def _count(number: int | None) -> str | None:
+    return None if number is None else f"{number:,}"
