@@ -119,7 +119,7 @@ class Engine:
     def step(self) -> Iterator[Event]:
         """Prefill what waits, then one round of everything active."""
         while self._waiting and len(self._active) < self._capacity():
-            yield from self._prefill(self._waiting.popleft())
+            yield from self._prefill(self._waiting[0])
         yield from self._drop_cancelled()
         if self._active:
             yield from self._round(list(self._active))
@@ -228,6 +228,7 @@ class Engine:
         start = active.num_cached
         while start < len(prompt):
             if active.is_cancelled:
+                self._waiting.remove(active)
                 yield active.finish("cancelled")
                 return
             end = min(start + self.config.prefill_chunk, len(prompt))
@@ -238,6 +239,7 @@ class Engine:
         active.anchor, _ = active.sampler.choose(logits)
         active.decoding_since = time.perf_counter()
         pieces = active.emit([(active.anchor, False, None)])
+        self._waiting.remove(active)
         yield PrefillProgress(active.request_id, start, len(prompt), pieces)
         yield from self._finish_or_keep(active)
 

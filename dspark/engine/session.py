@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import platformdirs
 import torch
 
 from dspark.checkpoints.deepspec import read_head, read_head_config
@@ -21,7 +20,7 @@ from dspark.engine.sps import SpsTable, measure_sps
 from dspark.engine.text import TextCodec
 from dspark.errors import InputError
 from dspark.events import Event, LoadProgress
-from dspark.hub.pairs import PairFiles
+from dspark.hub import PairFiles, home
 from dspark.targets.base import Target
 from dspark.targets.load import load_target
 
@@ -196,10 +195,5 @@ def _sps_path(name: str, target: Target, drafter: Drafter, runtime: ResolvedRunt
     )
     facts = (name, target.spec, drafter.block_size, runtime.dtype, machine, torch.__version__)
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-    return cache_directory() / "sps" / f"{digest}.json"
+    return home() / "sps" / f"{digest}.json"
 
-
-def cache_directory() -> Path:
-    """DSPARK_HOME/cache where that is set, else the platform's own place for caches."""
-    home = os.environ.get("DSPARK_HOME")
-    return Path(home) / "cache" if home else Path(platformdirs.user_cache_dir("dspark"))

@@ -31,7 +31,8 @@ class KVPool:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self._buffer = torch.empty(
+        # zeros, not empty: a masked key still meets the sum, and 0 times NaN is NaN
+        self._buffer = torch.zeros(
             num_layers, 2, 1, num_kv_heads, MIN_CAPACITY, head_dim, device=device, dtype=dtype
         )
         self._free = [0]

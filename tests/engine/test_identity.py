@@ -1,0 +1,112 @@
+"""Promise 1: greedy output never depends on drafter, schedule, chunk, company or warm cache."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dspark.config import ScheduleConfig
+from dspark.engine.scheduler import SpsSchedule
+from dspark.targets.dense import load_dense, read_config
+from dspark.targets.hf import load_hf
+from tests.engine.pairs import (
+    GOLDEN,
+    PROMPT,
+    decode,
+    golden,
+    open_pair,
+    request,
+    scheduled,
+    with_scheduler,
+)
+
+PROMPTS = [PROMPT, PROMPT[:3], PROMPT * 7]
+
+
+@pytest.mark.parametrize("variant", ["vanilla", "gated", "rnn", "dflash"])
+def test_every_schedule_equals_plain_decoding(variant):
+    session = golden(variant, prefill_chunk=40)
+    plain = [decode(session.engine, [request(p, plain=True)])[0] for p in PROMPTS]
+    assert [decode(session.engine, [request(p)])[0] for p in PROMPTS] == plain
+    assert [decode(scheduled(session), [request(p)])[0] for p in PROMPTS] == plain
+    threshold = session.with_schedule(ScheduleConfig("threshold", 0.4))
+    assert [decode(threshold.engine, [request(p)])[0] for p in PROMPTS] == plain
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "top_k": 20, "seed": 3}])
+@pytest.mark.parametrize("variant", ["vanilla", "rnn", "dflash"])
+def test_requests_together_equal_the_same_alone(variant, sampling):
+    session = golden(variant)
+    requests = [request(p, 20 + 7 * i, **sampling) for i, p in enumerate(PROMPTS)]
+    requests.append(request(PROMPT[:9], 30, plain=True, **sampling))
+    alone = [decode(session.engine, [one])[0] for one in requests]
+    assert decode(session.engine, requests) == alone
+
+
+def test_requests_together_under_the_scheduler_equal_plain_decoding():
+    engine = scheduled(golden("vanilla"))
+    plain = [decode(engine, [request(p, plain=True)])[0] for p in PROMPTS]
+    assert decode(engine, [request(p) for p in PROMPTS]) == plain
+
+
+def test_more_requests_than_fit_are_all_answered():
+    session = golden("vanilla", max_requests=2)
+    requests = [request(PROMPT[:n], 12) for n in range(2, 9)]
+    alone = [decode(session.engine, [one])[0] for one in requests]
+    assert decode(session.engine, requests) == alone
+
+
+@pytest.mark.parametrize("model", ["tiny_llama_dir", "tiny_qwen3_dir"])
+def test_random_head_changes_nothing(model, request: pytest.FixtureRequest, make_tiny_head):
+    from tests.engine import pairs
+
+    target = request.getfixturevalue(model)
+    session = open_pair(target, make_tiny_head(target))
+    ask = pairs.request(range(20, 50), 60)
+    assert decode(session.engine, [ask]) == decode(session.engine, [replace(ask, plain=True)])
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_continuing_a_warm_cache_equals_a_fresh_one(plain):
+    engine = scheduled(golden("vanilla"))
+    first = decode(engine, [request(PROMPT, 30, plain=plain)])[0]
+    longer = (*PROMPT, *first[:25], 5, 6, 7)
+    warm = decode(engine, [request(longer, plain=plain)])
+    assert warm == decode(scheduled(golden("vanilla")), [request(longer, plain=plain)])
+
+
+def test_a_schedule_that_never_admits_is_plain_decoding():
+    session = golden("vanilla")
+    table = replace_verify_cost(100.0)
+    engine = with_scheduler(session, SpsSchedule(table))
+    assert decode(engine, [request()]) == decode(engine, [request(plain=True)])
+
+
+def replace_verify_cost(seconds):
+    from tests.engine.pairs import TABLE
+
+    return replace(TABLE, verify_seconds=(1.0, seconds, 8 * seconds))
+
+
+@pytest.mark.parametrize("model", ["tiny_llama_dir", "tiny_qwen3_dir", "golden"])
+def test_dense_agrees_with_transformers(model, request: pytest.FixtureRequest):
+    is_golden = model == "golden"
+    folder = GOLDEN / "vanilla/target" if is_golden else request.getfixturevalue(model)
+    taps = (-1, 0, 2) if is_golden else (-1, 0, 1)
+    place = {"device": torch.device("cpu"), "dtype": torch.float32}
+    dense = load_dense(folder, read_config(folder), tap_layers=taps, **place)
+    hf = load_hf(folder, tap_layers=taps, stop_token_ids=frozenset(), **place)
+    ids = torch.arange(3, 60)
+    with torch.inference_mode():
+        for target in (dense, hf):
+            assert target.spec.vocab_size == target.embedding().shape[0]
+        slots = dense.open(), hf.open()
+        for chunk in ids.split(23):
+            ours, theirs = (t.prefill(s, chunk) for t, s in zip((dense, hf), slots, strict=True))
+            torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(ours.taps, theirs.taps, atol=1e-4, rtol=1e-4)
+        ours, theirs = (
+            t.verify([s], [ids[:5]]) for t, s in zip((dense, hf), slots, strict=True)
+        )
+        torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours.taps, theirs.taps, atol=1e-4, rtol=1e-4)
