@@ -4,17 +4,17 @@ Imports stand inside functions because Ctrl+C during an import must end like any
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 def main() -> None:
     sys.unraisablehook = _pass_interrupt_on
-    code = run(sys.argv[1:])
+    code = run(sys.argv[1:], _watch_interrupts())
     _default_interrupt()
     sys.exit(code)
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str], was_interrupted: Callable[[], bool] = lambda: False) -> int:
     try:
         from dspark_cli.app import invoke
 
@@ -23,7 +23,7 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         code = 1
     except (Exception, KeyboardInterrupt) as error:
-        code = _report(error, arguments)
+        code = _report(KeyboardInterrupt() if was_interrupted() else error, arguments)
     _drop_unwritable_output()
     return code
 
@@ -37,12 +37,35 @@ def _report(error: BaseException, arguments: Sequence[str]) -> int:
     return exit_code(error)
 
 
-def _pass_interrupt_on(failure: "sys.UnraisableHookArgs") -> None:
-    """Python merely prints a Ctrl+C that falls into a destructor; raise it again."""
-    if isinstance(failure.exc_value, KeyboardInterrupt):
-        import _thread
+def _watch_interrupts() -> Callable[[], bool]:
+    """Says later whether Ctrl+C came: a half-done import may turn it into an error of any kind."""
+    import os
+    import signal
 
-        _thread.interrupt_main()
+    if os.name == "nt":
+        return lambda: False
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def was_interrupted() -> bool:
+        try:
+            return signal.SIGINT in os.read(reader, 4096)
+        except BlockingIOError:
+            return False
+
+    return was_interrupted
+
+
+def _pass_interrupt_on(failure: "sys.UnraisableHookArgs") -> None:
+    """Python merely prints a Ctrl+C that falls into a destructor; send it again, once out of it."""
+    if isinstance(failure.exc_value, KeyboardInterrupt):
+        import os
+        import signal
+        from threading import Timer
+
+        Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
     else:
         sys.__unraisablehook__(failure)
 

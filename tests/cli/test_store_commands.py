@@ -1,0 +1,217 @@
+"""pull, list, show, rm and doctor: the answer on stdout, a complaint as one line on stderr."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dspark import hub
+from dspark.errors import DownloadError
+from dspark.events import FetchProgress
+from dspark.hub import pairs, store
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch) -> Path:
+    """An empty store that knows one pair, whose head is not shipped."""
+    demo = replace(pairs.DEMO, draft=None)
+    monkeypatch.setattr(pairs, "PAIRS", {"demo": demo})
+    for module in (hub, store):
+        monkeypatch.setattr(module, "PAIRS", pairs.PAIRS)
+    monkeypatch.setenv("DSPARK_HOME", str(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def put_demo(home, tiny_llama_dir, monkeypatch):
+    """Stands in for the network: `hub.fetch` puts a tiny model where the target belongs."""
+
+    def put() -> Path:
+        target = home / "pairs" / "demo" / "target"
+        target.mkdir(parents=True)
+        for name in ("config.json", "model.safetensors"):
+            (target / name).write_bytes((tiny_llama_dir / name).read_bytes())
+        return target
+
+    def fetch(name: str) -> Iterator[FetchProgress]:
+        yield FetchProgress("a file", 1, 2)
+        put()
+        yield FetchProgress("a file", 2, 2)
+
+    monkeypatch.setattr(hub, "fetch", fetch)
+    return put
+
+
+@pytest.fixture
+def shipped_head(tmp_path, tiny_llama_dir, make_tiny_head, monkeypatch) -> Path:
+    head = make_tiny_head(tiny_llama_dir)
+    monkeypatch.setattr(store.resources, "files", lambda package: head.parent)
+    pair = replace(pairs.DEMO, draft=pairs.AssetFolder(head.name))
+    pairs.PAIRS["demo"] = pair
+    return head
+
+
+def test_pull_fetches_once_and_answers_with_the_folder(dspark, home, put_demo) -> None:
+    first = dspark("pull")
+    target = home / "pairs" / "demo" / "target"
+    assert (first.code, first.out) == (0, f"{target}\n")
+    assert first.err == "fetching demo (92.9 MB)\n"
+    second = dspark("pull", "demo", "--json")
+    answer = json.loads(second.out)
+    size = sum(file.stat().st_size for file in target.iterdir())
+    assert answer == {
+        "name": "demo",
+        "target": str(target),
+        "draft": None,
+        "stored_bytes": size,
+        "was_present": True,
+    }
+    assert second.err == ""
+
+
+def test_a_failed_pull_is_one_line(dspark, monkeypatch) -> None:
+    def fetch(name: str) -> Iterator[FetchProgress]:
+        raise DownloadError("it broke", "Try again.")
+        yield
+
+    monkeypatch.setattr(hub, "fetch", fetch)
+    outcome = dspark("pull")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.splitlines()[1:] == ["dspark: it broke. Try again."]
+
+
+@pytest.mark.parametrize("command", ["pull", "show", "rm"])
+def test_an_unknown_pair_brings_the_nearest(dspark, command) -> None:
+    outcome = dspark(command, "demoo")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == "dspark: no pair is called 'demoo'. Did you mean demo?\n"
+
+
+def test_list_tells_what_is_on_disk(dspark, home, put_demo) -> None:
+    def answer() -> dict[str, object]:
+        (pair,) = json.loads(dspark("list", "--json").out)["pairs"]
+        return pair
+
+    assert (answer()["is_complete"], answer()["stored_bytes"]) == (False, 0)
+    assert dspark("list").out.splitlines()[1].split()[:2] == ["demo", "no"]
+    (home / "downloads").mkdir(parents=True)
+    part = home / "downloads" / f"{pairs.DEMO.target.filename}.part"
+    part.write_bytes(bytes(2000))
+    assert (answer()["is_complete"], answer()["stored_bytes"]) == (False, 2000)
+    assert "2.0 kB, unfinished" in dspark("list").out
+    part.unlink()
+    put_demo()
+    assert answer()["is_complete"] is True
+    assert answer()["stored_bytes"] > 10_000
+
+
+def test_show_before_and_after_the_pull(dspark, home, put_demo) -> None:
+    assert "dspark pull demo" in dspark("show").out
+    assert json.loads(dspark("show", "--json").out)["target"] is None
+    target = put_demo()
+    facts = json.loads(dspark("show", "demo", "--json").out)
+    assert facts["target"]["path"] == str(target)
+    assert facts["target"]["bytes"] == hub.stored_bytes(hub.PAIRS["demo"])
+    assert facts["licence"] == "Apache-2.0"
+    assert set(facts["origins"]) >= {"licence", "num_parameters"}
+    assert facts["draft"] is None
+
+
+def test_show_describes_the_head(dspark, shipped_head) -> None:
+    from safetensors.numpy import load_file
+
+    head = json.loads(dspark("show", "--json").out)["draft"]
+    assert head["path"] == str(shipped_head)
+    assert (head["block_size"], head["target_layer_ids"]) == (4, [0, 1])
+    assert (head["markov_type"], head["markov_rank"]) == ("vanilla", 8)
+    assert head["has_confidence"] is True
+    tensors = load_file(shipped_head / "model.safetensors")
+    assert head["num_parameters"] == sum(tensor.size for tensor in tensors.values())
+    text = dspark("show").out
+    assert "layers 0, 1" in text
+    assert "vanilla, rank 8" in text
+
+
+def test_show_takes_a_folder(dspark, tiny_llama_dir) -> None:
+    facts = json.loads(dspark("show", str(tiny_llama_dir), "--json").out)
+    assert facts["target"]["path"] == str(tiny_llama_dir)
+    assert "licence" not in facts
+
+
+def test_rm_asks_and_removes_only_on_yes(dspark, home, put_demo, monkeypatch) -> None:
+    put_demo()
+    refused = dspark("rm", "demo")
+    assert refused.code == 2
+    assert "--yes" in refused.err
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("typer.confirm", _answer(False))
+    assert dspark("rm", "demo").code == 130
+    assert hub.locate("demo") is not None
+    monkeypatch.setattr("typer.confirm", _answer(True))
+    assert dspark("rm", "demo").out.endswith("freed\n")
+    assert hub.locate("demo") is None
+
+
+def _answer(is_yes: bool):
+    import typer
+
+    def confirm(text: str, *, abort: bool, err: bool) -> None:
+        assert abort and err
+        if not is_yes:
+            raise typer.Abort
+
+    return confirm
+
+
+def test_rm_yes_frees_what_was_there(dspark, put_demo, shipped_head) -> None:
+    put_demo()
+    size = hub.stored_bytes(hub.PAIRS["demo"])
+    removed = dspark("rm", "demo", "--yes", "--json")
+    assert json.loads(removed.out) == {"name": "demo", "freed_bytes": size}
+    assert (shipped_head / "config.json").is_file()
+    again = dspark("rm", "demo")
+    assert (again.code, again.out) == (0, "demo was not in the store\n")
+
+
+def test_doctor_reports_what_is_here(dspark, home, put_demo) -> None:
+    import torch
+
+    report = json.loads(dspark("doctor", "--json").out)
+    assert report["versions"]["torch"] == torch.__version__
+    assert report["store"]["path"] == str(home)
+    assert report["runtime"]["dtype"] in ("float32", "bfloat16")
+    assert report["runtime"]["reason"]
+    pair = report["pairs"]["demo"]
+    assert pair["in_store"] is False
+    assert pair["memory_bytes"] in (4 * 134_515_008, 2 * 134_515_008)
+    assert pair["disk_still_needed_bytes"] > 400_000_000
+    put_demo()
+    pair = json.loads(dspark("doctor", "--json").out)["pairs"]["demo"]
+    assert (pair["in_store"], pair["disk_still_needed_bytes"]) == (True, 0)
+    assert pair["memory_bytes"] < 10_000_000
+
+
+@pytest.mark.parametrize("module", ["torch", "psutil", "huggingface_hub"])
+def test_doctor_survives_what_is_missing(dspark, module, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    outcome = dspark("doctor", "--json")
+    report = json.loads(outcome.out)
+    assert (outcome.code, outcome.err) == (0, "")
+    broken = {name for name, facts in report.items() if "problem" in facts}
+    expected = {
+        "torch": {"devices"},
+        "psutil": {"machine", "pairs"},
+        "huggingface_hub": {"hugging_face"},
+    }
+    assert broken == expected[module]
+    assert dspark("doctor").code == 0
+
+
+def test_doctor_says_that_a_store_is_damaged(dspark, put_demo) -> None:
+    weights = put_demo() / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-5])
+    report = json.loads(dspark("doctor", "--json").out)
+    assert "truncated" in report["pairs"]["problem"]
