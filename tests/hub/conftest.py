@@ -19,6 +19,7 @@ import pytest
 from gguf.quants import quantize
 from tokenizers.pre_tokenizers import ByteLevel
 
+from dspark import hub
 from dspark.hub import download, package_index, pairs
 
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INNER, LAYERS = 4, 2, 16, 64, 96, 2
@@ -255,8 +256,10 @@ def pip(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty store, no pauses, and no package index but the one that a test names."""
+    if request.node.get_closest_marker("demo"):
+        return hub.home()
     for name in ("PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX", "PIP_CERT", "UV_DEFAULT_INDEX"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
