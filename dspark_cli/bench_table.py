@@ -59,11 +59,11 @@ def verdict(report: BenchReport) -> str:
         return f"output: identical to plain decoding on all {report.prompts} prompts"
     return (
         f"output: differs from plain decoding on {report.differing_prompts} of "
-        f"{report.prompts} prompts, {_where(report.difference)}"
+        f"{report.prompts} prompts, {describe_difference(report.difference)}"
     )
 
 
-def _where(difference: Difference) -> str:
+def describe_difference(difference: Difference) -> str:
     plain = "the end" if difference.plain_token is None else f"{difference.plain_token}"
     other = "the end" if difference.dspark_token is None else f"{difference.dspark_token}"
     gap = "" if difference.logit_gap is None else f", logit gap {difference.logit_gap:.4g}"

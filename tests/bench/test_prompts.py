@@ -1,0 +1,42 @@
+"""Prompt sets: ours is complete, a broken one names its line."""
+
+import pytest
+
+from dspark.bench.prompts import own_prompts, parse_prompts, read_prompts
+from dspark.errors import InputError
+
+
+def test_our_own_set_covers_chat_code_and_math():
+    prompts = own_prompts()
+    assert 12 <= len(prompts) <= 18
+    assert {prompt.category for prompt in prompts} == {"chat", "code", "math"}
+    assert len({prompt.text for prompt in prompts}) == len(prompts)
+    assert sum("\n" in prompt.text for prompt in prompts) >= 2
+    assert any(not prompt.text.isascii() or "Nenne" in prompt.text for prompt in prompts)
+
+
+def test_a_category_is_optional():
+    assert [each.category for each in parse_prompts('{"prompt": "Hi"}\n\n', "x")] == ["other"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "holds no prompt"),
+        ('{"prompt": "Hi"}\nnot json', "line 2 is not JSON"),
+        ('{"text": "Hi"}', "line 1 has no prompt"),
+        ('{"prompt": " "}', "line 1 has no prompt"),
+        ('["Hi"]', "line 1 has no prompt"),
+    ],
+)
+def test_a_broken_set_names_the_line(content, words):
+    with pytest.raises(InputError, match=words):
+        parse_prompts(content, "set")
+
+
+def test_a_file_that_is_missing_or_not_utf8_is_named(tmp_path):
+    with pytest.raises(InputError, match="no file"):
+        read_prompts(tmp_path / "none.jsonl")
+    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xfc"}')
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_prompts(tmp_path / "latin.jsonl")

@@ -1,0 +1,94 @@
+"""`dspark bench`: a table on stdout, all figures in the file."""
+
+import json
+import os
+
+import pytest
+
+from dspark.bench.report import Difference
+from dspark_cli.bench_table import describe_difference
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"category": "chat", "prompt": "Hi"}\n{"category": "math", "prompt": "1+1"}\n')
+    return path
+
+
+def test_the_file_has_the_promised_keys(dspark, fake_session, prompts, tmp_path):
+    figures = tmp_path / "figures.json"
+    outcome = dspark("bench", "--prompts", str(prompts), "--json", str(figures))
+    assert outcome.code == 0, outcome.err
+    document = json.loads(figures.read_text("utf-8"))
+    assert {"plain", "dspark", "speedup", "tau", "acceptance_by_position", "identical"} <= set(
+        document
+    )
+    assert {"machine", "versions", "date", "command", "settings", "end_to_end"} <= set(document)
+    assert document["plain"]["median"] == pytest.approx(15.0)
+    assert document["dspark"]["trials"] == pytest.approx([30.0] * 3)
+    assert document["speedup"] == pytest.approx(2.0)
+    assert document["tau"] == 3.0
+    assert document["identical"] is True
+    assert document["settings"]["sampling"]["temperature"] == 0.0
+    assert document["versions"]["torch"]
+    assert document["acceptance_by_position"][2] == {
+        "position": 3,
+        "verified": 6,
+        "reached": 6,
+        "accepted": 0,
+        "rate": 0.0,
+        "conditional_rate": 0.0,
+    }
+
+
+def test_the_table_shows_rates_ratio_and_verdict(dspark, fake_session, prompts):
+    outcome = dspark("bench", "--prompts", str(prompts), "--trials", "1")
+    assert outcome.out.startswith("demo on cpu in float32")
+    assert "2.00×" in outcome.out
+    assert "identical to plain decoding on all 2 prompts" in outcome.out
+    assert outcome.err == ""
+    assert fake_session.is_closed
+
+
+def test_our_own_prompts_are_the_default(dspark, fake_session):
+    assert dspark("bench", "--trials", "1", "--max-tokens", "5").code == 0
+    assert len({tuple(ids) for ids, *_ in fake_session.asked}) == 16
+
+
+def test_a_difference_is_told_with_place_and_gap():
+    words = describe_difference(
+        Difference(prompt=2, position=0, plain_token=7, dspark_token=9, logit_gap=0.125)
+    )
+    assert words == "first in prompt 3 at new token 1: 9 instead of 7, logit gap 0.125"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--json", "/no/such/folder/x.json"], "no folder"),
+        (["--prompts", "/no/such/file"], "no file"),
+        (["--trials", "0"], "--trials"),
+        (["--schedule", "full", "--confidence-threshold", "0.1"], "exclude each other"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_loaded(dspark, fake_session, arguments, words):
+    outcome = dspark("bench", *arguments)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert words in outcome.err
+    assert fake_session.opened == []
+
+
+def test_an_interrupted_bench_leaves_no_file(dspark, fake_session, prompts, tmp_path):
+    fake_session.failure = KeyboardInterrupt()
+    folder = tmp_path / "results"
+    folder.mkdir()
+    assert dspark("bench", "--prompts", str(prompts), "--json", str(folder / "x.json")).code == 130
+    assert os.listdir(folder) == []
+
+
+def test_a_pair_without_a_head_is_refused(dspark, fake_session, prompts):
+    fake_session.has_drafter = False
+    outcome = dspark("bench", "--prompts", str(prompts))
+    assert outcome.code == 2
+    assert "--draft" in outcome.err

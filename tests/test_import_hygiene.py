@@ -1,0 +1,70 @@
+"""Start-up is a feature: what must not be imported, and how long --help may take."""
+
+import subprocess
+import sys
+
+import pytest
+
+from dspark_cli.app import app
+
+HEAVY = ("torch", "transformers", "textual", "numpy", "huggingface_hub", "httpx")
+COMMANDS = [command.name for command in app.registered_commands]
+
+
+def heavy_modules_after(code: str) -> str:
+    """Names of heavy modules that a fresh interpreter has loaded after running this."""
+    report = f"print(*[name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    result = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}\n{report}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return result.stderr.strip()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], []], ids=str)
+def test_starting_the_command_line_imports_nothing_heavy(arguments):
+    code = f"from dspark_cli.main import run\nassert run({arguments!r}) == 0"
+    assert heavy_modules_after(code) == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_imports_nothing_heavy(command):
+    code = f"from dspark_cli.main import run\nassert run([{command!r}, '--help']) == 0"
+    assert heavy_modules_after(code) == ""
+
+
+@pytest.mark.parametrize(
+    "module", ["dspark", "dspark.errors", "dspark.config", "dspark.events", "dspark.bench.prompts"]
+)
+def test_the_contracts_import_nothing_heavy(module):
+    assert heavy_modules_after(f"import {module}") == ""
+
+
+@pytest.mark.parametrize("module", ["dspark.engine.session", "dspark.hub", "dspark.bench.runner"])
+def test_the_library_knows_no_terminal(module):
+    code = f"import {module}\nassert not {{'typer', 'textual'}} & set(sys.modules)"
+    heavy_modules_after(code)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processor time of a child is not to be had")
+def test_help_comes_at_once():
+    """0.3 s of processor time, so that a busy machine does not fail it; the best of five."""
+    assert min(_help_seconds() for _ in range(5)) < 0.3
+
+
+def _help_seconds() -> float:
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(
+        [sys.executable, "-m", "dspark_cli", "--help"],
+        stdout=subprocess.DEVNULL,
+        timeout=60,
+        check=True,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
