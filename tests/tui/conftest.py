@@ -1,10 +1,14 @@
 """A backend that plays a script, one step at a time where a test asks for it."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from time import monotonic
 
 import pytest
+from rich.cells import cell_len
+from rich.style import Style
 from textual.pilot import Pilot
 
 from dspark.config import SamplingConfig, StopConfig
@@ -18,9 +22,13 @@ from dspark.events import (
     PrefillProgress,
     Round,
 )
-from dspark_tui.backend import BackendInfo, ChatMessages
+from dspark_tui.app import DSparkApp
+from dspark_tui.backend import BackendInfo, ChatMessages, ChatSettings
+from dspark_tui.screens.chat import ChatScreen
+from dspark_tui.widgets.prompt_box import PromptBox
 
-GATE_SECONDS = 20
+PATIENCE_SECONDS = 20
+SETTINGS = ChatSettings()
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class ScriptedBackend:
 
     def __post_init__(self) -> None:
         self._gate = threading.Semaphore(0)
-        self._is_cancelled = False
+        self.is_cancelled = False
         self._running = 0
 
     @property
@@ -76,7 +84,7 @@ class ScriptedBackend:
         self._gate.release(steps)
 
     def cancel(self) -> None:
-        self._is_cancelled = True
+        self.is_cancelled = True
 
     def close(self) -> None:
         self.is_closed = True
@@ -94,7 +102,7 @@ class ScriptedBackend:
     ) -> Iterator[Event]:
         self.asked.append(messages)
         self.sampling.append(sampling)
-        self._is_cancelled = False
+        self.is_cancelled = False
         self._running += 1
         assert self._running == 1, "two answers at once"
         try:
@@ -107,20 +115,20 @@ class ScriptedBackend:
         self._wait()
         if script.error is not None and not script.first:
             raise script.error
-        if not self._is_cancelled:
+        if not self.is_cancelled:
             yield told.prompt(script.first)
         for step in script.steps:
             self._wait()
-            if self._is_cancelled:
+            if self.is_cancelled:
                 break
             yield told.round(step)
         if script.error is not None:
             raise script.error
-        yield told.end("cancelled" if self._is_cancelled else script.reason)
+        yield told.end("cancelled" if self.is_cancelled else script.reason)
 
     def _wait(self) -> None:
         if self.is_held:
-            assert self._gate.acquire(timeout=GATE_SECONDS), "nobody released the backend"
+            assert self._gate.acquire(timeout=PATIENCE_SECONDS), "nobody released the backend"
 
 
 @dataclass
@@ -182,15 +190,97 @@ class Told:
         self.tokens += 1
 
 
-async def wait_until(pilot: Pilot[None], predicate: Callable[[], object], turns: int = 500) -> None:
-    """Lets the app run until something holds; never a fixed sleep."""
-    for _ in range(turns):
-        if predicate():
-            return
-        await pilot.pause(0.01)
-    raise AssertionError("it never came to hold")
+@pytest.fixture
+def script() -> Callable[..., Script]:
+    """script("Hi", ([" the"], [" you"], "re"), ...): the prompt's own token, then the rounds."""
+
+    def build(first: str, *steps: tuple[object, ...], **rest: object) -> Script:
+        return Script(first, tuple(Step(*step) for step in steps), **rest)
+
+    return build
 
 
 @pytest.fixture
-def until() -> Callable[..., object]:
-    return wait_until
+def backend() -> ScriptedBackend:
+    return ScriptedBackend()
+
+
+@dataclass
+class Chat:
+    """The real app in a terminal that is not there."""
+
+    app: DSparkApp
+    pilot: Pilot[None]
+
+    @property
+    def screen(self) -> ChatScreen:
+        return next(each for each in self.app.screen_stack if isinstance(each, ChatScreen))
+
+    @property
+    def prompt(self) -> PromptBox:
+        return self.screen.query_one(PromptBox)
+
+    @property
+    def shown(self) -> str:
+        """Everything on the terminal, line by line."""
+        compositor = self.app.screen._compositor
+        lines = compositor.render_strips()
+        return "\n".join(strip.text.rstrip() for strip in lines)
+
+    def segments(self, text: str) -> list[Style]:
+        """The styles of the cells that show this text, wherever it stands first."""
+        for strip in self.app.screen._compositor.render_strips():
+            start = strip.text.find(text)
+            if start >= 0:
+                begin = cell_len(strip.text[:start])
+                cut = strip.crop(begin, begin + cell_len(text))
+                return [segment.style for segment in cut if segment.style]
+        raise AssertionError(f"{text!r} is not shown:\n{self.shown}")
+
+    def style(self, text: str) -> Style:
+        styles = self.segments(text)
+        assert len({str(each) for each in styles}) == 1, f"{text!r} has several styles"
+        return styles[0]
+
+    async def until(self, predicate: Callable[[], object]) -> None:
+        """Lets the app run until something holds; never a fixed sleep."""
+        end = monotonic() + PATIENCE_SECONDS
+        while not predicate():
+            assert monotonic() < end, f"it never came to hold; shown is\n{self.shown}"
+            await self.pilot.pause(0.01)
+
+    async def until_shown(self, *texts: str) -> None:
+        await self.until(lambda: all(text in self.shown for text in texts))
+
+    async def ask(self, text: str) -> None:
+        self.prompt.put(text)
+        await self.pilot.press("enter")
+
+    async def asked_and_answered(self, text: str) -> None:
+        await self.until(lambda: self.screen.phase == "ready")
+        await self.ask(text)
+        await self.until(lambda: self.screen.phase == "ready" and self.screen.turn is None)
+        await self.pilot.pause()
+
+
+@pytest.fixture
+def open_chat(backend: ScriptedBackend) -> Callable[..., AbstractAsyncContextManager[Chat]]:
+    """open_chat(script, ..., size=(columns, rows)) with the fixture `backend` playing."""
+
+    @asynccontextmanager
+    async def start(
+        *scripts: Script,
+        size: tuple[int, int] = (80, 24),
+        settings: ChatSettings = SETTINGS,
+    ) -> AsyncIterator[Chat]:
+        backend.scripts += scripts
+        app = DSparkApp(backend, settings)
+        async with app.run_test(size=size, notifications=True) as pilot:
+            chat = Chat(app, pilot)
+            await chat.until(lambda: len(app.screen_stack) > 1)
+            yield chat
+            # Whatever still waits for the test may go on, so that the thread ends.
+            backend.is_held = False
+            backend.release(100)
+
+    return start

@@ -1,7 +1,6 @@
 """The Textual application: themes, screens and the commands of the palette."""
 
 from collections.abc import Iterable
-from typing import ClassVar
 
 from textual import constants
 from textual.app import App, SystemCommand
@@ -13,15 +12,13 @@ from dspark_tui.screens.help import HelpScreen
 from dspark_tui.themes import DARK, LIGHT, theme_for_terminal
 
 TEXTUAL_OWN_DEFAULT_THEME = "textual-dark"
+BREAKPOINTS: list[tuple[int, str]] = [(0, "-narrow"), (60, "-normal")]
 
 
 class DSparkApp(App[None]):
     TITLE = "dspark"
     CSS_PATH = "app.tcss"
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [
-        (0, "-narrow"),
-        (60, "-normal"),
-    ]
+    HORIZONTAL_BREAKPOINTS = BREAKPOINTS
 
     def __init__(self, backend: ChatBackend, settings: ChatSettings) -> None:
         super().__init__()

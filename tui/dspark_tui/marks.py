@@ -22,7 +22,7 @@ SHADED_SIGNS: dict[Kind, str] = {
     "rejected": "$foreground strike",
 }
 SHADES = 8
-DEEPEST_SHADE_PERCENT = 72
+DEEPEST_SHADE_PERCENT = 60
 
 
 @dataclass(frozen=True, slots=True)

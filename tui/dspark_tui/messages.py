@@ -8,7 +8,7 @@ from dspark.errors import DSparkError
 from dspark.events import Event, FetchProgress, LoadProgress
 from dspark_tui.backend import BackendInfo
 
-BUG_HINT = "If it happens again, please report it together with the output of dspark doctor."
+UNEXPECTED_HINT = "If it happens again, please report it with the output of dspark doctor."
 
 
 @dataclass
@@ -47,4 +47,4 @@ def as_dspark_error(error: Exception) -> DSparkError:
     if isinstance(error, DSparkError):
         return error
     reason = next(iter(str(error).splitlines()), "")
-    return DSparkError(f"{type(error).__name__}: {reason}".removesuffix(": "), BUG_HINT)
+    return DSparkError(f"{type(error).__name__}: {reason}".removesuffix(": "), UNEXPECTED_HINT)

@@ -92,7 +92,6 @@ class ChatScreen(Screen[None]):
     @on(BackendReady)
     def become_ready(self, message: BackendReady) -> None:
         info = message.info
-        self.phase = "ready"
         self.has_drafter = info.has_drafter
         self.status = replace(
             self.status,
@@ -100,6 +99,7 @@ class ChatScreen(Screen[None]):
             place=f"{info.device} {info.dtype}",
             context_limit=info.context_limit,
         )
+        self.phase = "ready"
         if self.turn is not None:
             self._begin_answer(self.turn)
 
@@ -142,6 +142,9 @@ class ChatScreen(Screen[None]):
 
     @on(PromptBox.Submitted)
     async def take_prompt(self, message: PromptBox.Submitted) -> None:
+        if self.phase == "failed":
+            self.phase = "loading"
+            self.worker.load()
         if not message.text:
             return
         if self.turn is not None:
@@ -154,11 +157,8 @@ class ChatScreen(Screen[None]):
         await self.query_one(Transcript).add(self.turn.question, answer)
         if self.phase == "ready":
             self._begin_answer(self.turn)
-            return
-        answer.note = "waits until the model is loaded"
-        if self.phase == "failed":
-            self.phase = "loading"
-            self.worker.load()
+        else:
+            answer.note = "waits until the model is loaded"
 
     async def action_stop(self) -> None:
         if self.phase == "answering":

@@ -28,13 +28,13 @@ class StatusBar(Widget):
     has_drafter: reactive[bool] = reactive(True)
 
     def render(self) -> Content:
-        lines = [_line(self.status, self.has_drafter, words) for words in (2, 1, 0)]
+        lines = [_line(self.status, self.has_drafter, words) for words in (3, 2, 1, 0)]
         fitting = [line for line in lines if line.cell_length <= self.content_size.width]
         return (fitting or lines[-1:])[0]
 
 
 def _line(status: Status, has_drafter: bool, words: int) -> Content:
-    """`words`: 2 all of them, 1 short ones, 0 hardly any."""
+    """`words`: 3 all of them, 2 short ones, 1 without the machine, 0 hardly any."""
     fields = [
         _model(status, words),
         *_figures(status.stats, has_drafter, words),
@@ -53,7 +53,7 @@ Field = list[tuple[str, str]]
 def _model(status: Status, words: int) -> Field:
     if words == 0:
         return []
-    place = [(f" {status.place}", "$foreground-muted")] if words == 2 and status.place else []
+    place = [(f" {status.place}", "$foreground-muted")] if words >= 2 and status.place else []
     return [(status.model, "bold"), *place]
 
 
@@ -66,7 +66,7 @@ def _figures(stats: DecodeStats, has_drafter: bool, words: int) -> list[Field]:
     tau = f"{stats.tau:.2f}" if measured else "–"
     verified = f"{stats.verified_per_round:.1f}" if measured else "–"
     figures.append([("τ ", "$foreground-muted"), (tau, "bold")])
-    label = " verified per round" if words == 2 else " verified" if words == 1 else "v"
+    label = " verified per round" if words == 3 else " verified" if words else "v"
     figures.append([(verified, "bold"), (label, "$foreground-muted")])
     return figures
 

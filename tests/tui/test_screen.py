@@ -1,0 +1,197 @@
+"""Loading, the palette, the help, narrow terminals and how the chat ends."""
+
+import pytest
+
+from dspark.errors import DownloadError
+from dspark_tui.screens.help import HelpScreen
+from dspark_tui.themes import DARK, LIGHT, theme_for_terminal
+
+
+async def test_the_first_frame_stands_before_the_model_is_loaded(open_chat, backend):
+    backend.is_held = True
+    async with open_chat() as chat:
+        await chat.until_shown("dspark", "Loading demo", "accepted draft")
+        backend.release(1)
+        await chat.until_shown("Fetching target.safetensors", "40 of 98 MB", "41%")
+        backend.release(1)
+        await chat.until_shown("Reading the target", "33%")
+        assert chat.screen.phase == "loading"
+        backend.release(1)
+        await chat.until_shown("demo is ready on cpu float32", "Ask something")
+        await chat.until(lambda: "Reading the target" not in chat.shown)
+
+
+async def test_a_prompt_typed_while_loading_is_kept_and_sent(open_chat, backend, script):
+    backend.is_held = True
+    async with open_chat(script("Hello")) as chat:
+        await chat.pilot.press("H", "i", "enter")
+        await chat.until_shown("Hi", "waits until the model is loaded")
+        assert backend.asked == []
+        backend.release(10)
+        await chat.until_shown("Hello")
+        assert backend.asked[0][0]["content"] == "Hi"
+
+
+async def test_half_a_prompt_survives_loading(open_chat, backend):
+    backend.is_held = True
+    async with open_chat() as chat:
+        await chat.pilot.press("H", "a", "l", "f")
+        backend.release(3)
+        await chat.until(lambda: chat.screen.phase == "ready")
+        assert chat.prompt.text == "Half" and backend.asked == []
+
+
+async def test_escape_takes_a_waiting_prompt_back(open_chat, backend):
+    backend.is_held = True
+    async with open_chat() as chat:
+        await chat.ask("Hi")
+        await chat.until_shown("waits until")
+        await chat.pilot.press("escape")
+        await chat.until(lambda: chat.prompt.text == "Hi")
+        assert "waits until" not in chat.shown
+
+
+async def test_failed_loading_is_one_line_and_enter_tries_again(open_chat, backend, script):
+    backend.load_errors = [DownloadError("no network", "Check the connection.")]
+    backend.is_held = True
+    async with open_chat(script("Hello")) as chat:
+        await chat.ask("Hi")
+        backend.release(3)
+        await chat.until_shown("✗ No network", "Check the connection.")
+        assert chat.prompt.text == "Hi"
+        await chat.pilot.press("enter")
+        backend.release(10)
+        await chat.until_shown("Hello")
+
+
+async def test_enter_tries_again_without_a_prompt_too(open_chat, backend):
+    backend.load_errors = [DownloadError("no network", "Check the connection.")]
+    async with open_chat() as chat:
+        await chat.until_shown("✗ No network", "Enter tries to load again")
+        await chat.pilot.press("enter")
+        await chat.until(lambda: chat.screen.phase == "ready")
+
+
+@pytest.mark.parametrize("size", [(40, 24), (40, 12), (24, 12)])
+async def test_a_narrow_terminal_stays_usable(open_chat, script, size):
+    async with open_chat(script("The", ([" capital"], [" Lyon"], " Paris")), size=size) as chat:
+        await chat.asked_and_answered("Which one?")
+        await chat.until_shown("Paris", "τ 2.00")
+        assert chat.prompt.region.width > 20 and chat.prompt.region.bottom <= size[1]
+        await chat.pilot.press("x")
+        await chat.until(lambda: chat.prompt.text == "x")
+
+
+async def test_at_forty_columns_everything_is_said(open_chat, script):
+    steps = ([" capital"], [" Lyon"], " Paris")
+    async with open_chat(script("The", steps), size=(40, 20)) as chat:
+        await chat.until_shown("accepted", "rejected", "own")
+        await chat.asked_and_answered("Which one?")
+        await chat.until_shown("50.0 tok/s", "τ 2.00", "2.0v", "15/8,192")
+
+
+async def test_resizing_keeps_the_chat(open_chat, script):
+    async with open_chat(script("The", ([" capital"], [], " Paris"))) as chat:
+        await chat.asked_and_answered("Which one?")
+        await chat.pilot.resize_terminal(44, 16)
+        await chat.until_shown("The capital Paris", "τ 2.00")
+
+
+async def test_the_palette_has_the_chats_commands(open_chat, script):
+    async with open_chat(script("The", ([], [" Lyon"], " Paris")), size=(80, 44)) as chat:
+        await chat.asked_and_answered("Go")
+        await chat.pilot.press("ctrl+p")
+        await chat.until_shown("New chat", "Hide rejected drafts", "Shade by confidence")
+        await chat.pilot.press(*"hide rej")
+        await chat.until(lambda: "Shade by" not in chat.shown)
+        await chat.until_shown("Hide rejected drafts")
+        await chat.pilot.press("enter")
+        await chat.until(lambda: not chat.screen.view.show_rejected)
+        await chat.until_shown("The Paris")
+
+
+async def test_the_last_answer_is_copied_without_refused_drafts(open_chat, script):
+    async with open_chat(script("The", ([], [" Lyon"], " Paris"))) as chat:
+        await chat.asked_and_answered("Go")
+        chat.screen.action_copy_answer()
+        assert chat.app.clipboard == "The Paris"
+
+
+async def test_selecting_text_copies_the_answer_alone(open_chat, script):
+    async with open_chat(script("The", ([], [" Lyon"], " Paris"))) as chat:
+        await chat.asked_and_answered("Go")
+        chat.screen.text_select_all()
+        await chat.pilot.pause()
+        selected = chat.screen.get_selected_text()
+        assert "The Paris" in selected and "Lyon" not in selected
+
+
+async def test_help_explains_and_closes(open_chat):
+    async with open_chat(size=(80, 40)) as chat:
+        await chat.pilot.press("f1")
+        await chat.until(lambda: isinstance(chat.app.screen, HelpScreen))
+        await chat.until_shown("Marks", "Figures", "Keys", "Ctrl+Q", "Esc closes")
+        assert chat.style("rejected ").strike
+        await chat.pilot.press("escape")
+        await chat.until(lambda: not isinstance(chat.app.screen, HelpScreen))
+
+
+async def test_page_keys_scroll_the_conversation(open_chat, script):
+    text = script("Begin\n", *[([], [], f"line {i}\n") for i in range(60)])
+    async with open_chat(text) as chat:
+        await chat.asked_and_answered("Go")
+        await chat.until_shown("line 59")
+        await chat.pilot.press("pageup", "pageup", "pageup", "pageup")
+        await chat.until_shown("Begin")
+        await chat.pilot.press(*["pagedown"] * 4)
+        await chat.until_shown("line 59")
+
+
+async def test_ctrl_q_stops_a_running_answer_and_quits(open_chat, backend, script):
+    backend.is_held = True
+    async with open_chat(script("The", *[([], [], " word")] * 50)) as chat:
+        backend.release(3)
+        await chat.until(lambda: chat.screen.phase == "ready")
+        await chat.ask("Go")
+        backend.release(3)
+        await chat.until_shown("The word")
+        await chat.pilot.press("ctrl+q")
+        await chat.until(lambda: not chat.app.is_running)
+    assert chat.app.return_code == 0
+    assert backend.is_cancelled
+
+
+async def test_both_palettes_keep_the_signs_readable(open_chat, script):
+    async with open_chat(script("The", ([" capital"], [" Lyon"], " Paris"))) as chat:
+        await chat.asked_and_answered("Go")
+        for theme in (DARK, LIGHT):
+            chat.app.theme = theme.name
+            await chat.pilot.pause()
+            for word in ("capital", "Lyon", "Paris", "tok/s", "3 tokens"):
+                style = chat.style(word)
+                assert contrast(style) >= 4.5, f"{word} in {theme.name}: {contrast(style):.1f}"
+        await chat.pilot.press("ctrl+t")
+        for theme in (DARK, LIGHT):
+            chat.app.theme = theme.name
+            await chat.pilot.pause()
+            assert contrast(chat.style("capital")) >= 4.5, theme.name
+
+
+def contrast(style) -> float:
+    """WCAG 2 contrast ratio."""
+    light, dark = sorted((luminance(style.color), luminance(style.bgcolor)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(color) -> float:
+    parts = [channel / 255 for channel in color.triplet]
+    linear = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize(
+    ("said", "theme"), [("", DARK), ("15;0", DARK), ("0;15", LIGHT), ("0;default;7", LIGHT)]
+)
+def test_the_palette_follows_the_terminals_background(monkeypatch, said, theme):
+    monkeypatch.setenv("COLORFGBG", said)
+    assert theme_for_terminal() is theme
