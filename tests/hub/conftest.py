@@ -143,6 +143,7 @@ class Index:
     wheel: bytes
     url: str = ""
     form: str = "json"
+    is_absolute: bool = False  # addresses of files in the listing
     filename: str = FILENAME
     breaks: list[int] = field(default_factory=list)  # bytes to send before hanging up
     knows_ranges: bool = True
@@ -168,7 +169,8 @@ def _handler(index: Index) -> type[BaseHTTPRequestHandler]:
                 self.send_error(404)
 
         def _list(self) -> None:
-            address = f"../../files/{index.filename}"
+            base = index.url if index.is_absolute else "../.."
+            address = f"{base}/files/{index.filename}"
             file = {"filename": index.filename, "url": address, "hashes": {}}
             if index.form == "json":
                 kind, text = "application/vnd.pypi.simple.v1+json", json.dumps({"files": [file]})
@@ -263,7 +265,7 @@ def home(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     for name in ("PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX", "PIP_CERT", "UV_DEFAULT_INDEX"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.setenv("DSPARK_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(package_index, "_run_pip", lambda arguments, seconds: None)
     monkeypatch.setattr(download, "PAUSE_SECONDS", 0)

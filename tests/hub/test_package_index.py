@@ -40,10 +40,22 @@ def test_the_second_index_is_asked_where_the_first_fails(index, tiny_pair) -> No
     assert url == f"{index.url}/files/{tiny_pair.target.filename}"
 
 
-def test_the_password_of_the_index_goes_with_its_files(index, tiny_pair, home, monkeypatch) -> None:
+@pytest.mark.parametrize("is_absolute", [True, False])
+def test_the_password_of_the_index_goes_with_its_files(
+    index, tiny_pair, is_absolute, monkeypatch
+) -> None:
+    index.is_absolute = is_absolute
     monkeypatch.setenv("PIP_INDEX_URL", index.simple.replace("//", "//me:secret@"))
     list(hub.fetch("tiny"))
     assert index.logins == ["Basic bWU6c2VjcmV0"] * 2
+
+
+def test_the_password_of_the_index_goes_nowhere_else(index, tiny_pair, monkeypatch) -> None:
+    index.is_absolute = True
+    elsewhere = index.simple.replace("127.0.0.1", "me:secret@localhost")
+    monkeypatch.setenv("PIP_INDEX_URL", elsewhere)
+    list(hub.fetch("tiny"))
+    assert index.logins == ["Basic bWU6c2VjcmV0", None]
 
 
 def test_passwords_are_not_in_errors(tiny_pair, monkeypatch) -> None:
