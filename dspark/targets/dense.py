@@ -6,7 +6,7 @@ Reads transformers' directories of Llama, SmolLM, Mistral, Qwen2 and Qwen3.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
@@ -99,7 +99,7 @@ class DenseTarget:
         self._pool = KVPool(
             shape.num_layers, shape.num_kv_heads, shape.head_dim, self.device, self.dtype
         )
-        rotary = LlamaRotaryEmbedding(config)
+        rotary = LlamaRotaryEmbedding(cast(Any, config))
         self._rotary = RotaryTable(
             rotary.inv_freq.to(self.device), rotary.attention_scaling, self.dtype
         )
@@ -268,7 +268,8 @@ def stop_tokens(directory: Path, config: PreTrainedConfig) -> frozenset[int]:
 def read_config(directory: Path) -> PreTrainedConfig:
     """The target's config; raises CheckpointError where there is none or it is unknown."""
     try:
-        return AutoConfig.from_pretrained(directory)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(directory)
+        return config
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{directory} holds no model that transformers knows ({str(error).splitlines()[0]})",

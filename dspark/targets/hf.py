@@ -176,7 +176,8 @@ def load_hf(
 ) -> HfTarget:
     """Raises CheckpointError where transformers cannot load the directory."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).to(device)
+        model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+        model = model.to(device)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(
             f"{directory} cannot be loaded ({str(error).splitlines()[0]})", "Fetch the model again."
