@@ -108,13 +108,17 @@ class DecodeStats:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The end of a request. `token_ids` includes a stop token, `text` never does."""
+    """The end of a request. `token_ids` includes a stop token, `text` never does.
+
+    `tail` is the end of `text` that no piece carried: held back for a stop string that did not come.
+    """
 
     request_id: int
     reason: FinishReason
     token_ids: tuple[int, ...]
     text: str
     stats: DecodeStats
+    tail: str = ""
 
 
 Event = PrefillProgress | Round | Finished

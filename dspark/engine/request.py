@@ -89,11 +89,9 @@ class ActiveRequest:
         return text
 
     def finish(self, reason: FinishReason) -> Finished:
-        if self.stream is not None:
-            self.text.append(self.stream.finish())
-        return Finished(
-            self.request_id, reason, tuple(self.token_ids), "".join(self.text), self._stats()
-        )
+        tail = self.stream.finish() if self.stream is not None else ""
+        text = "".join(self.text) + tail
+        return Finished(self.request_id, reason, tuple(self.token_ids), text, self._stats(), tail)
 
     def _stats(self) -> DecodeStats:
         decoding_since = self.decoding_since or time.perf_counter()

@@ -196,4 +196,3 @@ def _sps_path(name: str, target: Target, drafter: Drafter, runtime: ResolvedRunt
     facts = (name, target.spec, drafter.block_size, runtime.dtype, machine, torch.__version__)
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
     return home() / "sps" / f"{digest}.json"
-

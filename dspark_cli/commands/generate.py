@@ -71,6 +71,8 @@ def _follow(
     try:
         for event in events:
             if isinstance(event, Finished):
+                if writes and has_text:
+                    print(event.tail, end="")
                 return rounds, event
             if isinstance(event, Round):
                 rounds.append(event)

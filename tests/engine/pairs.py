@@ -16,7 +16,9 @@ GOLDEN = Path(__file__).parents[1] / "conformance"
 PROMPT = (12, 21, 34, 52, 37, 36, 7, 47, 9, 63, 35, 0, 39, 47, 9, 30, 15, 22)
 
 # Verifying 8 rows costs twice as much as one: the scheduler has something to decide.
-TABLE = SpsTable(rows=(1, 8, 64), verify_seconds=(1.0, 2.0, 8.0), requests=(1,), draft_seconds=(0.3,))
+TABLE = SpsTable(
+    rows=(1, 8, 64), verify_seconds=(1.0, 2.0, 8.0), requests=(1,), draft_seconds=(0.3,)
+)
 
 
 def open_pair(target: Path, draft: Path | None, **config: object) -> Session:

@@ -105,8 +105,6 @@ def test_dense_agrees_with_transformers(model, request: pytest.FixtureRequest):
             ours, theirs = (t.prefill(s, chunk) for t, s in zip((dense, hf), slots, strict=True))
             torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(ours.taps, theirs.taps, atol=1e-4, rtol=1e-4)
-        ours, theirs = (
-            t.verify([s], [ids[:5]]) for t, s in zip((dense, hf), slots, strict=True)
-        )
+        ours, theirs = (t.verify([s], [ids[:5]]) for t, s in zip((dense, hf), slots, strict=True))
         torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(ours.taps, theirs.taps, atol=1e-4, rtol=1e-4)

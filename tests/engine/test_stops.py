@@ -76,8 +76,13 @@ def test_context_end_is_reached_exactly(tiny_llama_dir, make_tiny_head):
 
 @pytest.mark.parametrize(
     ("prompt", "stop"),
-    [((), StopConfig()), ((1,) * 600, StopConfig()), ((1, 999), StopConfig()),
-     ((-1,), StopConfig()), ((1,), StopConfig(max_tokens=0))],
+    [
+        ((), StopConfig()),
+        ((1,) * 600, StopConfig()),
+        ((1, 999), StopConfig()),
+        ((-1,), StopConfig()),
+        ((1,), StopConfig(max_tokens=0)),
+    ],
 )
 def test_impossible_requests_are_refused(prompt, stop):
     session = golden("vanilla")
@@ -211,3 +216,13 @@ def test_scheduled_text_equals_plain_text(tiny_chat_dir, make_tiny_head):
     ask = request(prompt, 50)
     plain = finish(session.engine, replace(ask, plain=True))
     assert finish(scheduled(session), ask).text == plain.text == session.decode(plain.token_ids)
+
+
+def test_pieces_and_tail_are_the_text(tiny_chat_dir, make_tiny_head):
+    session = open_pair(tiny_chat_dir, make_tiny_head(tiny_chat_dir))
+    prompt = session.encode_chat([{"role": "user", "content": "hello"}])
+    *_, whole = session.generate(prompt, stop=StopConfig(max_tokens=30))
+    never = whole.text[-2:] + "a stop string that does not come"
+    *events, done = session.generate(prompt, stop=StopConfig(max_tokens=30, strings=(never,)))
+    shown = "".join(piece.text for event in events for piece in event.pieces)
+    assert done.tail and shown + done.tail == done.text == whole.text
