@@ -88,7 +88,7 @@ def block_hidden(
         )
         hidden = layer.finish(hidden, attended)
     out: torch.Tensor = head.norm(hidden)
-    return out.unflatten(0, (num_anchors, block_size))
+    return out.view(num_anchors, block_size, -1)
 
 
 def _attend_blocks(
@@ -117,7 +117,7 @@ def _attend_blocks(
     to_own = folded @ own_keys.transpose(2, 3)
     probs = torch.cat([to_context, to_own], dim=-1).softmax(dim=-1)
     size = visible.shape[1]
-    out = (probs[..., :size].flatten(1, 2) @ context_values).view_as(folded)
+    out: torch.Tensor = (probs[..., :size].flatten(1, 2) @ context_values).view_as(folded)
     out = out + probs[..., size:] @ own_values
-    out = out.unflatten(2, (block_size, -1)).permute(1, 2, 0, 3, 4)
+    out = out.view(num_kv_heads, num_anchors, block_size, -1, head_dim).permute(1, 2, 0, 3, 4)
     return out.reshape(num_anchors * block_size, num_heads * head_dim)

@@ -72,8 +72,8 @@ def grow_corpus(
     total, done = len(prompts), len(prompts) - len(missing)
     yield CorpusProgress("writing answers", done, total)
     written = write_answers(session, missing, settings, max_prompt_tokens)
-    for done, _ in enumerate(file.append(written), start=done + 1):
-        yield CorpusProgress("writing answers", done, total)
+    for new, _ in enumerate(file.append(written), start=1):
+        yield CorpusProgress("writing answers", done + new, total)
 
 
 class _OwnPrompts:

@@ -22,7 +22,7 @@ class LossWeights:
 
 @dataclass(slots=True)
 class RowTerms:
-    """Per row, without gradient. accept_rate is 1 - L1 / 2: the mass that both distributions share."""
+    """Per row, without gradient. accept_rate is 1 - L1 / 2, the mass both distributions share."""
 
     cross_entropy: torch.Tensor
     accept_rate: torch.Tensor

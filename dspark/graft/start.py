@@ -23,9 +23,7 @@ def start_random(head: DSparkHead, generator: torch.Generator) -> None:
 
 
 @torch.no_grad()
-def start_from_target(
-    head: DSparkHead, target: FrozenTarget, generator: torch.Generator
-) -> None:
+def start_from_target(head: DSparkHead, target: FrozenTarget, generator: torch.Generator) -> None:
     """Begin as near to the target as shapes allow.
 
     The context feature is what the target's last layer reads, the layers are the target's last
@@ -34,7 +32,9 @@ def start_from_target(
     """
     start_random(head, generator)
     hidden = head.config.hidden_size
-    head.fc.weight[:, -hidden:] += torch.eye(hidden)
+    # Noise on the other taps would drown the last one: their largest entries are in the hundreds.
+    head.fc.weight.zero_()
+    head.fc.weight[:, -hidden:] = torch.eye(hidden)
     source = list(target.layers)[-head.config.num_layers :]
     last_norm = source[-1].input_layernorm.weight
     head.hidden_norm.weight.copy_(last_norm)

@@ -22,21 +22,23 @@ class TargetView(NamedTuple):
 class FrozenTarget:
     """Hooks on the tapped layers only; whole sequences, no cache of keys."""
 
-    def __init__(
-        self, model: Any, tap_layers: Sequence[int], memory_bytes: int = 0
-    ) -> None:
+    def __init__(self, model: Any, memory_bytes: int = 0) -> None:
         self.model = model.eval().requires_grad_(False)
         self.config = model.config.get_text_config()
         self.embedding: torch.Tensor = model.get_input_embeddings().weight
         self.output_head: torch.Tensor = model.get_output_embeddings().weight
         self.layers = decoder_layers(model)
-        self.tap_layers = tuple(tap_layers)
+        self.tap_layers: tuple[int, ...] = ()
         self._seen: dict[int, torch.Tensor] = {}
-        for index in self.tap_layers:
-            module = self.layers[index] if index >= 0 else model.get_input_embeddings()
-            module.register_forward_hook(self._record(index))
         self._kept: dict[tuple[int, ...], TargetView] = {}
         self._bytes_left = memory_bytes
+
+    def tap(self, layers: Sequence[int]) -> None:
+        """Which layers to hook, -1 being the embeddings. Once."""
+        self.tap_layers = tuple(layers)
+        for index in layers:
+            module = self.layers[index] if index >= 0 else self.model.get_input_embeddings()
+            module.register_forward_hook(self._record(index))
 
     def _record(self, index: int) -> Callable[..., None]:
         def hook(_module: Any, _args: Any, output: Any) -> None:
@@ -68,18 +70,13 @@ class FrozenTarget:
 
 
 def load_frozen(
-    directory: Path,
-    tap_layers: Sequence[int],
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    memory_bytes: int = 0,
+    directory: Path, *, device: torch.device, dtype: torch.dtype, memory_bytes: int = 0
 ) -> FrozenTarget:
     """Raises CheckpointError where transformers cannot load the directory."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).to(device)
+        model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(
             f"{directory} cannot be loaded ({str(error).splitlines()[0]})", "Fetch the model again."
         ) from error
-    return FrozenTarget(model, tap_layers, memory_bytes)
+    return FrozenTarget(model.to(device), memory_bytes)

@@ -23,7 +23,7 @@ from dspark.graft.taps import FrozenTarget
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """Means over the supervised slots of one step. tau is expected for sampling at temperature 1."""
+    """Means over the supervised slots of one step. tau is expected at temperature 1."""
 
     step: int
     loss: float
@@ -67,6 +67,7 @@ class Trainer:
         self.head, self.target, self.config = head, target, config
         self.answers = trainable(answers, config.length)
         self.step_index = 0
+        self.tokens_seen = 0
         self.optimizer = torch.optim.AdamW(
             head.parameters(),
             lr=config.learning_rate,
@@ -92,16 +93,18 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         loss, parts = self._loss(batch, generator)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.head.parameters(), self.config.grad_clip)
         self.optimizer.step()
+        num_tokens = sum(len(answer.token_ids) for answer in batch)
         self.step_index += 1
+        self.tokens_seen += num_tokens
         return StepReport(
             step=self.step_index,
             loss=float(loss.detach()),
             learning_rate=rate,
             grad_norm=float(norm),
-            tokens=sum(len(answer.token_ids) for answer in batch),
+            tokens=num_tokens,
             seconds=time.perf_counter() - started,
             **parts,
         )
@@ -199,7 +202,7 @@ class Trainer:
     def _sequential(
         self, hidden: torch.Tensor, previous: torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """hidden [A, K, H], previous [A, K] -> Markov features [A, K, r], confidence logits [A, K]."""
+        """hidden [A, K, H], previous [A, K] -> Markov features [A, K, r], confidence [A, K]."""
         markov, confidence = self.head.markov_head, self.head.confidence_head
         features = embedding = None
         if markov is not None:

@@ -1,0 +1,55 @@
+"""Training state on disk: everything that the next step depends on, replaced in one move."""
+
+import os
+import pickle
+import tempfile
+from pathlib import Path
+
+import torch
+
+from dspark.errors import CheckpointError, InputError, StorageError
+from dspark.graft.trainer import Trainer
+
+
+def save(path: Path, trainer: Trainer, identity: str) -> None:
+    """`identity` names the run's settings and data; only the same run goes on from here."""
+    state = {
+        "identity": identity,
+        "step": trainer.step_index,
+        "tokens": trainer.tokens_seen,
+        "head": trainer.head.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+        os.close(handle)
+        try:
+            torch.save(state, temporary)
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:
+        raise StorageError(
+            f"the training state could not be written to {path} ({error})",
+            "Free some space and run the same command again; it goes on from the last checkpoint.",
+        ) from error
+
+
+def load(path: Path, trainer: Trainer, identity: str) -> None:
+    """Put the trainer where it was. Raises InputError for another run's state."""
+    try:
+        state = torch.load(path, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path} is not a training state ({error})", "Start over with --no-resume."
+        ) from error
+    if state["identity"] != identity:
+        raise InputError(
+            f"{path} belongs to a run with other settings or data",
+            "Start over with --no-resume, or give another --out.",
+        )
+    trainer.head.load_state_dict(state["head"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.step_index = state["step"]
+    trainer.tokens_seen = state["tokens"]

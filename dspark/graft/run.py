@@ -1,0 +1,246 @@
+"""One grafting from prompts to a head on disk, told as it goes.
+
+OUT/config.json and OUT/model.safetensors are the head in DeepSpec's layout, as of the last
+checkpoint; OUT/training/ holds the state to go on from and the figures of every step.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dspark.checkpoints.deepspec import read_head, write_head
+from dspark.checkpoints.head_config import HeadConfig
+from dspark.config import EngineConfig, GraftConfig, RuntimeConfig
+from dspark.drafters.head import DSparkHead
+from dspark.engine.session import Session, open_session, resolve_runtime
+from dspark.graft import checkpoint
+from dspark.graft.answers import AnswerSettings
+from dspark.graft.corpus import CorpusProgress, PromptSource, grow_corpus
+from dspark.graft.data import AnswerFile, Split, fingerprint, split
+from dspark.graft.evaluate import Evaluation, evaluate
+from dspark.graft.shape import head_config, unused_token
+from dspark.graft.start import start_from_head, start_from_target, start_random
+from dspark.graft.taps import FrozenTarget, load_frozen
+from dspark.graft.trainer import StepReport, Trainer
+from dspark.hub.pairs import PairFiles
+
+EVALUATION_TOKENS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class GraftJob:
+    """What to train, on what, and where to put it."""
+
+    base: PairFiles
+    source: PromptSource
+    data: Path
+    out: Path
+    config: GraftConfig
+    runtime: RuntimeConfig = RuntimeConfig()
+    init_from: Path | None = None
+    resume: bool = True
+
+    @property
+    def state_path(self) -> Path:
+        return self.out / "training" / "checkpoint.pt"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.out / "training" / "metrics.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is about to be trained."""
+
+    head: HeadConfig
+    parameters: int
+    answers: int
+    held_out: int
+    first_step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Validated:
+    """Figures on the held-out answers; the head of this step is on disk now."""
+
+    report: StepReport
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Ended early as asked; the same command goes on from `step`."""
+
+    step: int
+
+
+GraftEvent = CorpusProgress | Prepared | StepReport | Validated | Evaluation | Stopped
+
+
+class GraftRun:
+    """Iterate over `events`; `stop` ends it after the step under way, from any thread."""
+
+    def __init__(self, job: GraftJob) -> None:
+        self.job = job
+        self._is_stopping = False
+
+    def stop(self) -> None:
+        self._is_stopping = True
+
+    def events(self) -> Iterator[GraftEvent]:
+        yield from self._grow_corpus()
+        if self._is_stopping:
+            yield Stopped(0)
+            return
+        config = self.job.config
+        parts = split(AnswerFile(self.job.data).read(), config.eval_prompts)
+        trainer = self._trainer(parts)
+        identity = _identity(self.job, trainer.head.config, parts)
+        if self.job.resume and self.job.state_path.exists():
+            checkpoint.load(self.job.state_path, trainer, identity)
+        yield _prepared(trainer, parts)
+        with _Metrics(self.job.metrics_path, trainer.step_index) as metrics:
+            for report in trainer.steps():
+                metrics.write("step", asdict(report))
+                yield report
+                is_last = trainer.step_index == config.steps
+                if (
+                    is_last
+                    or self._is_stopping
+                    or trainer.step_index % config.checkpoint_every == 0
+                ):
+                    checkpoint.save(self.job.state_path, trainer, identity)
+                if self._is_stopping and not is_last:
+                    yield Stopped(trainer.step_index)
+                    return
+                if is_last or trainer.step_index % config.checkpoint_every == 0:
+                    yield self._validate(trainer, parts, metrics)
+        yield self._evaluate(trainer, parts)
+
+    def _grow_corpus(self) -> Iterator[CorpusProgress]:
+        job, config = self.job, self.job.config
+        if not job.source.files and not job.source.num_self_written:
+            return
+        *_, session = open_session(
+            PairFiles(job.base.name, job.base.target, None), job.runtime, EngineConfig()
+        )
+        assert isinstance(session, Session)
+        settings = AnswerSettings(config.max_answer_tokens, config.answer_temperature, config.seed)
+        for progress in grow_corpus(session, job.source, job.data, settings, config.length // 2):
+            yield progress
+            if self._is_stopping:
+                break
+        session.close()
+
+    def _trainer(self, parts: Split) -> Trainer:
+        job, config = self.job, self.job.config
+        runtime = resolve_runtime(job.runtime)
+        target = load_frozen(
+            job.base.target,
+            device=torch.device(runtime.device),
+            dtype=getattr(torch, runtime.dtype),
+            memory_bytes=int(config.tap_memory_gib * 2**30),
+        )
+        mask = config.mask_token_id
+        if mask is None:
+            used = {i for a in (*parts.train, *parts.held_out) for i in a.token_ids}
+            mask = unused_token(job.base.target, used)
+        shape = head_config(target.config, config, mask)
+        target.tap(shape.target_layer_ids)
+        head = DSparkHead(shape)
+        _start(head, target, job)
+        return Trainer(head.to(runtime.device), target, parts.train, config)
+
+    def _validate(self, trainer: Trainer, parts: Split, metrics: "_Metrics") -> Validated:
+        report = trainer.validate(parts.held_out)
+        metrics.write("held_out", asdict(report))
+        self._write_head(trainer, {"held_out_tau_sampled": round(report.tau, 4)})
+        return Validated(report)
+
+    def _evaluate(self, trainer: Trainer, parts: Split) -> Evaluation:
+        job = self.job
+        files = PairFiles(job.base.name, job.base.target, job.out)
+        prompts = [answer.prompt_ids for answer in parts.held_out]
+        result = evaluate(files, prompts, EVALUATION_TOKENS, job.runtime)
+        rates = [round(rate, 4) for rate in result.acceptance_by_position]
+        self._write_head(
+            trainer,
+            {
+                "tau_greedy": round(result.tau, 4),
+                "acceptance_by_position": rates,
+                "held_out_prompts": result.prompts,
+                "rounds": result.rounds,
+            },
+        )
+        return result
+
+    def _write_head(self, trainer: Trainer, figures: dict[str, Any]) -> None:
+        provenance = {
+            "base": self.job.base.name,
+            "seed": self.job.config.seed,
+            "steps": trainer.step_index,
+            "tokens": trainer.tokens_seen,
+            "answers": len(trainer.answers),
+            **figures,
+        }
+        tensors = {
+            name: tensor.to("cpu", torch.bfloat16)
+            for name, tensor in trainer.head.state_dict().items()
+        }
+        write_head(self.job.out, trainer.head.config, tensors, {"graft": provenance})
+
+
+def _start(head: DSparkHead, target: FrozenTarget, job: GraftJob) -> None:
+    generator = torch.Generator().manual_seed(job.config.seed)
+    if job.init_from is not None:
+        start_from_head(head, read_head(job.init_from)[1])
+    elif job.config.init == "target":
+        start_from_target(head, target, generator)
+    else:
+        start_random(head, generator)
+
+
+def _prepared(trainer: Trainer, parts: Split) -> Prepared:
+    return Prepared(
+        head=trainer.head.config,
+        parameters=sum(p.numel() for p in trainer.head.parameters()),
+        answers=len(trainer.answers),
+        held_out=len(parts.held_out),
+        first_step=trainer.step_index,
+    )
+
+
+def _identity(job: GraftJob, shape: HeadConfig, parts: Split) -> str:
+    """Everything that changes the weights a run ends with."""
+    settings = asdict(job.config)
+    for name in ("checkpoint_every", "tap_memory_gib", "max_answer_tokens", "answer_temperature"):
+        del settings[name]
+    data = fingerprint((*parts.train, *parts.held_out))
+    return json.dumps([settings, asdict(shape), data, str(job.init_from)], sort_keys=True)
+
+
+class _Metrics:
+    """JSON lines; those of steps that a resumed run will take again are dropped."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = []
+        if first_step and path.exists():
+            lines = path.read_text().splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= first_step]
+        self._file = path.open("w")
+        self._file.writelines(line + "\n" for line in kept)
+
+    def __enter__(self) -> "_Metrics":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, kind: str, figures: dict[str, Any]) -> None:
+        self._file.write(json.dumps({"kind": kind, **figures}) + "\n")
+        self._file.flush()

@@ -1,0 +1,237 @@
+"""`dspark graft`: train a head for a target on answers that the target writes itself."""
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from dspark.config import GraftConfig, RuntimeConfig
+from dspark.errors import InputError
+from dspark_cli import options
+from dspark_cli.loading import PairChoice, find_files
+
+if TYPE_CHECKING:
+    from dspark.graft.run import GraftEvent, GraftRun, Prepared
+    from dspark.graft.trainer import StepReport
+
+DEFAULTS = GraftConfig()
+INTERRUPTED = 130
+
+
+def graft(
+    base: Annotated[
+        str, typer.Option(metavar="PATH|ID|ALIAS", help="The target to train a head for.")
+    ] = options.DEFAULT_PAIR,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE|self:N",
+            help='JSON lines of {"prompt": ...}, or N prompts written by the target; repeatable.',
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where the answers are kept; default OUT/answers.jsonl."),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the head.")] = Path("head"),
+    steps: Annotated[int, typer.Option(min=1)] = DEFAULTS.steps,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences a step.")] = DEFAULTS.batch_size,
+    anchors: Annotated[int, typer.Option(min=1, help="Blocks a sequence.")] = DEFAULTS.anchors,
+    length: Annotated[int, typer.Option(min=8, help="Tokens a sequence.")] = DEFAULTS.length,
+    lr: Annotated[float, typer.Option(min=0.0)] = DEFAULTS.learning_rate,
+    block_size: Annotated[int, typer.Option(min=1)] = DEFAULTS.block_size,
+    layers: Annotated[int, typer.Option(min=1)] = DEFAULTS.num_layers,
+    intermediate_size: Annotated[
+        int | None, typer.Option(min=1, help="Default: the target's.")
+    ] = DEFAULTS.intermediate_size,
+    taps: Annotated[
+        str | None,
+        typer.Option(metavar="L,L,...", help="Tapped layers; default: five, evenly spread."),
+    ] = None,
+    mask_token: Annotated[
+        int | None, typer.Option(min=0, help="Default: an unused token of the tokenizer.")
+    ] = DEFAULTS.mask_token_id,
+    markov_type: Annotated[
+        Literal["none", "vanilla", "gated", "rnn"], typer.Option()
+    ] = DEFAULTS.markov_type,
+    markov_rank: Annotated[int, typer.Option(min=1)] = DEFAULTS.markov_rank,
+    init: Annotated[
+        Literal["target", "random"], typer.Option(help="What the weights start from.")
+    ] = DEFAULTS.init,
+    init_from: Annotated[
+        Path | None, typer.Option(metavar="HEAD", help="Start from a head of the same shape.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = DEFAULTS.seed,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on from OUT/training if it is there.")
+    ] = True,
+    max_answer_tokens: Annotated[int, typer.Option(min=2)] = DEFAULTS.max_answer_tokens,
+    answer_temperature: Annotated[float, typer.Option(min=0.0)] = DEFAULTS.answer_temperature,
+    eval_prompts: Annotated[
+        int, typer.Option(min=1, help="Prompts held out of training.")
+    ] = DEFAULTS.eval_prompts,
+    checkpoint_every: Annotated[int, typer.Option(min=1)] = DEFAULTS.checkpoint_every,
+    device: options.Device = options.RUNTIME.device,
+    dtype: options.DtypeOption = options.RUNTIME.dtype,
+) -> None:
+    """Train a head for a target; stopped at any moment, the same command goes on."""
+    from dspark.graft.corpus import PromptSource
+    from dspark.graft.run import GraftJob, GraftRun
+
+    config = replace(
+        DEFAULTS,
+        steps=steps,
+        batch_size=batch_size,
+        anchors=anchors,
+        length=length,
+        learning_rate=lr,
+        block_size=block_size,
+        num_layers=layers,
+        intermediate_size=intermediate_size,
+        taps=_parse_taps(taps),
+        mask_token_id=mask_token,
+        markov_type=markov_type,
+        markov_rank=markov_rank,
+        init=init,
+        seed=seed,
+        max_answer_tokens=max_answer_tokens,
+        answer_temperature=answer_temperature,
+        eval_prompts=eval_prompts,
+        checkpoint_every=checkpoint_every,
+    )
+    data = data or out / "answers.jsonl"
+    source = PromptSource.parse(prompts or [])
+    if not prompts and not data.exists():
+        raise InputError(f"there are no answers in {data}", "Give --prompts FILE or self:N.")
+    job = GraftJob(
+        base=find_files(_choice(base)),
+        source=source,
+        data=data,
+        out=out,
+        config=config,
+        runtime=RuntimeConfig(device=device, dtype=dtype),
+        init_from=init_from,
+        resume=resume,
+    )
+    if not _follow(GraftRun(job)):
+        raise typer.Exit(INTERRUPTED)
+
+
+def _choice(base: str) -> PairChoice:
+    from dspark.hub import PAIRS
+
+    return PairChoice(base, draft="none") if base in PAIRS else PairChoice(base, target=base)
+
+
+def _parse_taps(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--taps {text} is no list of layers", "As in --taps 1,8,15.") from None
+
+
+def _follow(run: "GraftRun") -> bool:
+    """Tell on stderr how it goes; False where it was stopped."""
+    from dspark.graft.run import Stopped
+
+    teller = _Teller(run.job.config)
+    with _stopping_on_interrupt(run):
+        for event in run.events():
+            teller.tell(event)
+            if isinstance(event, Stopped):
+                return False
+    return True
+
+
+@contextmanager
+def _stopping_on_interrupt(run: "GraftRun") -> Iterator[None]:
+    """The first Ctrl+C lets the step under way finish and be saved; a second one does not wait."""
+
+    def stop(*_: object) -> None:
+        print("stopping after this step ...", file=sys.stderr)
+        run.stop()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Teller:
+    """Plain lines on stderr; at most one about every few seconds."""
+
+    def __init__(self, config: GraftConfig) -> None:
+        self.config = config
+        self._told_at = 0.0
+        self._seconds: list[float] = []
+
+    def tell(self, event: "GraftEvent") -> None:
+        from dspark.graft import run
+        from dspark.graft.corpus import CorpusProgress
+        from dspark.graft.evaluate import Evaluation
+        from dspark.graft.trainer import StepReport
+
+        if isinstance(event, CorpusProgress):
+            for note in event.notes:
+                _say(note)
+            self._seldom(f"{event.stage}: {event.done} of {event.total}")
+        elif isinstance(event, run.Prepared):
+            _tell_plan(event, self.config)
+        elif isinstance(event, StepReport):
+            self._seconds.append(event.seconds)
+            self._seldom(f"step {event.step}/{self.config.steps} {self._left()}: {_figures(event)}")
+        elif isinstance(event, run.Validated):
+            _say(f"held out at step {event.report.step}: {_figures(event.report)}")
+        elif isinstance(event, Evaluation):
+            rates = " ".join(f"{rate:.3f}" for rate in event.acceptance_by_position)
+            _say(
+                f"greedy decoding of {event.prompts} held-out prompts: tau {event.tau:.3f} over "
+                f"{event.rounds} rounds, acceptance by position {rates}"
+            )
+        elif isinstance(event, run.Stopped):
+            _say(f"stopped at step {event.step}; the same command goes on from there")
+
+    def _seldom(self, line: str) -> None:
+        if time.monotonic() - self._told_at >= 5.0:
+            self._told_at = time.monotonic()
+            _say(line)
+
+    def _left(self) -> str:
+        recent = self._seconds[-50:]
+        left = (self.config.steps - len(self._seconds)) * sum(recent) / len(recent)
+        return f"({recent[-1]:.1f} s a step, about {left / 60:.0f} min left)"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _figures(report: "StepReport") -> str:
+    rates = " ".join(f"{rate:.2f}" for rate in report.acceptance_by_position)
+    return (
+        f"tau {report.tau:.3f}, acceptance {rates}, CE {report.cross_entropy:.3f}, "
+        f"L1 {report.l1:.3f}, confidence {report.confidence:.3f}"
+    )
+
+
+def _tell_plan(plan: "Prepared", config: GraftConfig) -> None:
+    head = plan.head
+    millions, mebibytes = plan.parameters / 1e6, plan.parameters * 2 / 2**20
+    taps = "as asked" if config.taps else "evenly spread, never the last layer"
+    mask = "as asked" if config.mask_token_id is not None else "unused by the data"
+    _say(f"head: {millions:.1f} M parameters, {mebibytes:.1f} MiB in bfloat16")
+    _say(f"taps: {', '.join(map(str, head.target_layer_ids))} ({taps})")
+    _say(f"mask token: {head.mask_token_id} ({mask})")
+    _say(f"data: {plan.answers} answers to train on, {plan.held_out} held out")
+    if plan.first_step:
+        _say(f"going on from step {plan.first_step}")
