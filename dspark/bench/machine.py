@@ -9,6 +9,7 @@ PACKAGES = ("dspark", "torch", "transformers", "triton")
 
 
 def describe_machine() -> dict[str, str | int | float | None]:
+    import psutil
     import torch
 
     has_cuda = torch.cuda.is_available()
@@ -17,7 +18,7 @@ def describe_machine() -> dict[str, str | int | float | None]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "memory_gib": _memory_gib(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if has_cuda else None,
     }
 
@@ -40,11 +41,3 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _memory_gib() -> float | None:
-    try:
-        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
-    return round(size / 2**30, 1)
