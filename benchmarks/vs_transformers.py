@@ -72,7 +72,8 @@ def our_arm(session: Session, plain: bool) -> Arm:
 
 
 def transformers_arm(folder: Path, device: str, dtype: torch.dtype) -> Arm:
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    model = loaded.to(device).eval()
 
     @torch.inference_mode()
     def answer(prompt_ids: Sequence[int], max_tokens: int) -> Answer:

@@ -9,7 +9,7 @@ import typer
 
 from dspark.config import RuntimeConfig
 from dspark.errors import InputError
-from dspark.events import Event, Finished, PrefillProgress, Round
+from dspark.events import Event, Finished, Round
 from dspark_cli import options
 from dspark_cli.loading import PairChoice, open_choice
 from dspark_cli.output import answer_object, stats_line
@@ -91,7 +91,10 @@ class _Writer:
         self._has_text = has_text
         self._separator = ""
 
-    def write(self, event: PrefillProgress | Round) -> None:
+    def write(self, event: Event) -> None:
+        if isinstance(event, Finished):
+            print(event.tail, end="")
+            return
         for piece in event.pieces:
             if self._has_text:
                 print(piece.text, end="")

@@ -63,7 +63,7 @@ def scripted_answer(prompt_tokens: int, is_plain: bool = False) -> list[Event]:
     return [
         PrefillProgress(0, prompt_tokens, prompt_tokens, (Piece(10, "Hello", False),)),
         only_round,
-        Finished(0, "stop_token", (10, 11, 12, 13), "Hello world", stats),
+        Finished(0, "stop_token", (10, 11, 12, 13), "Hello world!", stats, tail="!"),
     ]
 
 

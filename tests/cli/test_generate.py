@@ -19,7 +19,7 @@ def give_stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
 def test_stdout_is_the_answer_and_nothing_else(dspark, fake_session):
     outcome = dspark("generate", "Hi")
     assert outcome.code == 0
-    assert outcome.out == "Hello world\n"
+    assert outcome.out == "Hello world!\n"
     assert "4 tokens" in outcome.err and "τ 3.00" in outcome.err
     assert fake_session.is_closed
 
@@ -30,7 +30,7 @@ def test_json_has_the_promised_shape(dspark, fake_session):
     assert list(answer) == ["prompt_ids", "token_ids", "text", "rounds", "stats"]
     assert answer["prompt_ids"] == [1, ord("H"), ord("i"), 2]
     assert answer["token_ids"] == [10, 11, 12, 13]
-    assert answer["text"] == "Hello world"
+    assert answer["text"] == "Hello world!"
     assert answer["rounds"] == [
         {
             "anchor": 10,
