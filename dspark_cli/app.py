@@ -1,13 +1,13 @@
 """The command tree: one file per command, none of which imports torch before it runs."""
 
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
 from dspark import __version__
+from dspark_cli.commands import bench, chat, doctor, generate, graft, list_, pull, rm, show
+from dspark_cli.errors import ExitCode
 
 app = typer.Typer(
     name="dspark",
@@ -40,16 +40,21 @@ def dspark(
         typer.echo(context.get_help())
 
 
-for _name in ("chat", "generate", "bench", "graft", "pull", "list", "show", "rm", "doctor"):
-    _module = f"dspark_cli.commands.{'list_' if _name == 'list' else _name}"
-    if find_spec(_module):
-        app.command(_name)(getattr(import_module(_module), _module.rpartition(".")[2]))
+app.command("chat")(chat.chat)
+app.command("generate")(generate.generate)
+app.command("bench")(bench.bench)
+app.command("graft")(graft.graft)
+app.command("pull")(pull.pull)
+app.command("list")(list_.list_)
+app.command("show")(show.show)
+app.command("rm")(rm.rm)
+app.command("doctor")(doctor.doctor)
 
 
 def invoke(arguments: Sequence[str]) -> int:
     """Runs one command line and returns its exit code; raises what went wrong."""
     command = typer.main.get_command(app)
     code = command.main(args=list(arguments), prog_name="dspark", standalone_mode=False)
-    if code == 130:
+    if code == ExitCode.INTERRUPTED:
         raise KeyboardInterrupt
     return code if isinstance(code, int) else 0
