@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -80,13 +81,26 @@ def test_every_import_is_declared():
 
 
 def _imported(path: Path) -> set[str]:
+    """Modules that a file cannot do without: not those whose absence it meets."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in _without_optional_imports(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module.partition(".")[0])
     return names
+
+
+def _without_optional_imports(node: ast.AST) -> Iterator[ast.AST]:
+    if isinstance(node, ast.Try) and any("ImportError" in _caught(each) for each in node.handlers):
+        return
+    yield node
+    for child in ast.iter_child_nodes(node):
+        yield from _without_optional_imports(child)
+
+
+def _caught(handler: ast.ExceptHandler) -> str:
+    return ast.unparse(handler.type) if handler.type else ""
 
 
 def _normal(name: str) -> str:
