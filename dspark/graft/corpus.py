@@ -67,7 +67,7 @@ def grow_corpus(
         yield from own.grow(session, source.num_self_written, settings.seed)
         prompts.extend(own.read().values())
     # A stopped run has then answered an even mixture of all sources.
-    prompts = sorted(dict.fromkeys(prompts), key=lambda p: hashlib.sha256(_bytes(p)).digest())
+    prompts = sorted(dict.fromkeys(prompts), key=lambda p: hashlib.sha256(p.encode()).digest())
     missing = [prompt for prompt in prompts if prompt not in answered]
     total, done = len(prompts), len(prompts) - len(missing)
     yield CorpusProgress("writing answers", done, total)
@@ -106,7 +106,3 @@ class _OwnPrompts:
             raise StorageError(
                 f"could not write {self.path} ({error.strerror})", "Free some space and try again."
             ) from error
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", errors="surrogatepass")

@@ -42,7 +42,7 @@ def read_prompts(paths: Sequence[Path]) -> PromptList:
     prompts: dict[str, None] = {}
     skipped = []
     for path in paths:
-        for number, line in enumerate(_lines(path), start=1):
+        for number, line in _lines(path):
             prompt = _prompt_of(line)
             if prompt is None:
                 skipped.append(f"{path}:{number}")
@@ -55,17 +55,17 @@ def read_prompts(paths: Sequence[Path]) -> PromptList:
     return PromptList(tuple(prompts), tuple(skipped))
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Non-empty lines; a line that is not UTF-8 comes as one that is not JSON."""
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines but the empty ones; bytes that are not UTF-8 come as lone surrogates."""
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise InputError(
             f"{path} cannot be read ({error.strerror})", "Check the path given to --prompts."
         ) from error
-    for line in raw.split(b"\n"):
+    for number, line in enumerate(raw.split(b"\n"), start=1):
         if line.strip():
-            yield line.decode("utf-8", errors="surrogateescape")
+            yield number, line.decode("utf-8", errors="surrogateescape")
 
 
 def _prompt_of(line: str) -> str | None:
@@ -73,7 +73,7 @@ def _prompt_of(line: str) -> str | None:
     prompt = record.get("prompt") if record is not None else None
     if not isinstance(prompt, str) or not prompt.strip():
         return None
-    return prompt if prompt.isprintable() or _is_encodable(prompt) else None
+    return prompt if _is_encodable(prompt) else None
 
 
 def _is_encodable(text: str) -> bool:

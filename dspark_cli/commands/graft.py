@@ -77,6 +77,9 @@ def graft(
         int, typer.Option(min=1, help="Prompts held out of training.")
     ] = DEFAULTS.eval_prompts,
     checkpoint_every: Annotated[int, typer.Option(min=1)] = DEFAULTS.checkpoint_every,
+    tap_memory: Annotated[
+        float, typer.Option(min=0.0, metavar="GIB", help="Taps kept instead of computed again.")
+    ] = DEFAULTS.tap_memory_gib,
     device: options.Device = options.RUNTIME.device,
     dtype: options.DtypeOption = options.RUNTIME.dtype,
 ) -> None:
@@ -104,6 +107,7 @@ def graft(
         answer_temperature=answer_temperature,
         eval_prompts=eval_prompts,
         checkpoint_every=checkpoint_every,
+        tap_memory_gib=tap_memory,
     )
     data = data or out / "answers.jsonl"
     source = PromptSource.parse(prompts or [])

@@ -1,0 +1,85 @@
+"""A tiny target, and answers that it wrote itself."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from dspark.config import GraftConfig, SamplingConfig, StopConfig
+from dspark.drafters.head import DSparkHead
+from dspark.engine.request import Request
+from dspark.engine.session import open_session
+from dspark.events import Finished
+from dspark.graft.data import Answered
+from dspark.graft.shape import head_config
+from dspark.graft.start import start_random
+from dspark.graft.taps import FrozenTarget, load_frozen
+from dspark.graft.trainer import Trainer
+from dspark.hub.pairs import PairFiles
+
+MASK = 95
+SMALL = GraftConfig(
+    steps=6,
+    batch_size=3,
+    anchors=5,
+    length=40,
+    learning_rate=3e-3,
+    block_size=4,
+    intermediate_size=32,
+    taps=(0, 1),
+    mask_token_id=MASK,
+    markov_rank=8,
+    seed=5,
+    chunk_rows=7,
+    tap_memory_gib=0.1,
+    checkpoint_every=2,
+    eval_prompts=3,
+)
+
+
+@pytest.fixture(scope="session")
+def small_config() -> GraftConfig:
+    return SMALL
+
+
+@pytest.fixture(scope="session")
+def answers(tiny_llama_dir: Path) -> list[Answered]:
+    """24 continuations of random prompts."""
+    *_, session = open_session(PairFiles("tiny", tiny_llama_dir, None))
+    generator = torch.Generator().manual_seed(1)
+    requests = [
+        Request(
+            tuple(torch.randint(90, (int(size),), generator=generator).tolist()),
+            SamplingConfig(temperature=0.3, seed=seed),
+            StopConfig(max_tokens=24),
+        )
+        for seed, size in enumerate(torch.randint(3, 9, (24,), generator=generator))
+    ]
+    done = [e for e in session.engine.run(requests) if isinstance(e, Finished)]
+    return [
+        Answered(requests[e.request_id].prompt_ids, e.token_ids, str(e.request_id), "")
+        for e in sorted(done, key=lambda e: e.request_id)
+    ]
+
+
+@pytest.fixture(scope="session")
+def target(tiny_llama_dir: Path) -> FrozenTarget:
+    frozen = load_frozen(
+        tiny_llama_dir, device=torch.device("cpu"), dtype=torch.float32, memory_bytes=2**20
+    )
+    frozen.tap((0, 1))
+    return frozen
+
+
+MakeTrainer = Callable[..., Trainer]
+
+
+@pytest.fixture
+def make_trainer(target: FrozenTarget, answers: list[Answered]) -> MakeTrainer:
+    def make(config: GraftConfig = SMALL, num_answers: int = 21) -> Trainer:
+        head = DSparkHead(head_config(target.config, config, MASK))
+        start_random(head, torch.Generator().manual_seed(config.seed))
+        return Trainer(head, target, answers[:num_answers], config)
+
+    return make

@@ -1,0 +1,119 @@
+"""What a training block sees and is compared with."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dspark.checkpoints.head_config import MarkovType
+from dspark.config import GraftConfig
+from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.head import DSparkHead
+from dspark.graft.blocks import block_hidden, sample_blocks
+from dspark.graft.data import Answered
+from dspark.graft.shape import head_config
+from dspark.graft.taps import FrozenTarget
+
+MASK = 95
+
+
+class _Forced:
+    """Chooses given tokens and keeps the logits it was shown."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self._tokens = iter(tokens)
+        self.logits: list[torch.Tensor] = []
+
+    def choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, list[None]]:
+        self.logits.append(logits[0])
+        return torch.tensor([next(self._tokens)]), [None]
+
+
+def _random_head(target: FrozenTarget, config: GraftConfig) -> DSparkHead:
+    torch.manual_seed(2)
+    head = DSparkHead(head_config(target.config, config, MASK))
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return head
+
+
+@pytest.mark.parametrize("markov_type", ["none", "vanilla", "gated", "rnn"])
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_training_and_decoding_see_the_same(
+    markov_type: MarkovType,
+    num_layers: int,
+    target: FrozenTarget,
+    answers: list[Answered],
+    small_config: GraftConfig,
+    make_trainer,  # type: ignore[no-untyped-def]
+) -> None:
+    config = replace(small_config, markov_type=markov_type, num_layers=num_layers)
+    head = _random_head(target, config)
+    trainer = make_trainer(config)
+    ids = torch.tensor(answers[0].token_ids)
+    blocks = sample_blocks(ids, len(answers[0].prompt_ids), 6, 4, torch.Generator().manual_seed(0))
+    taps = target.view(answers[0].token_ids).taps
+    trainer.head = head
+    with torch.no_grad():
+        hidden = block_hidden(head, head.rotary_table(), target.embedding, taps, blocks)
+        features, confidence = trainer._sequential(hidden, blocks.previous)
+        logits = hidden @ target.output_head.T
+        if head.markov_head is not None:
+            logits = logits + head.markov_head.markov_w2(features)
+        drafter = DSparkDrafter(
+            head.config,
+            head.state_dict(),
+            target.embedding,
+            lambda x: x @ target.output_head.T,
+        )
+        for index, anchor in enumerate(blocks.anchors.tolist()):
+            slot = drafter.open()
+            drafter.extend([slot], [taps[:anchor]])
+            chooser = _Forced(blocks.labels[index].tolist())
+            proposals = drafter.propose([slot], ids[anchor : anchor + 1], chooser)
+            torch.testing.assert_close(
+                logits[index], torch.stack(chooser.logits), rtol=2e-4, atol=2e-4
+            )
+            torch.testing.assert_close(
+                confidence[index].sigmoid(), proposals.confidences[0], rtol=2e-4, atol=2e-4
+            )
+
+
+def test_a_block_does_not_see_its_own_future(
+    target: FrozenTarget, answers: list[Answered], small_config: GraftConfig
+) -> None:
+    head = _random_head(target, small_config)
+    ids = torch.tensor(answers[0].token_ids)
+    blocks = sample_blocks(ids, len(answers[0].prompt_ids), 3, 4, torch.Generator().manual_seed(0))
+    taps = target.view(answers[0].token_ids).taps
+    changed = taps.clone()
+    changed[blocks.anchors[1] :] += 1.0  # from the second anchor's own position on
+    rotary = head.rotary_table()
+    with torch.no_grad():
+        before = block_hidden(head, rotary, target.embedding, taps, blocks)
+        after = block_hidden(head, rotary, target.embedding, changed, blocks)
+    torch.testing.assert_close(after[:2], before[:2])
+    assert (after[2] - before[2]).abs().max() > 1e-3
+
+
+def test_anchors_and_labels_stay_inside_the_answer() -> None:
+    ids = torch.arange(100, 120)
+    seen = set()
+    for seed in range(50):
+        blocks = sample_blocks(ids, 8, 5, 4, torch.Generator().manual_seed(seed))
+        seen.update(blocks.anchors.tolist())
+        assert blocks.anchors.tolist() == sorted(set(blocks.anchors.tolist()))
+        # slot k of the block at p: previous token x_(p+k), label x_(p+k+1)
+        assert torch.equal(blocks.labels[:, 0], ids[blocks.anchors + 1])
+        assert torch.equal(blocks.previous[:, 0], ids[blocks.anchors])
+        assert torch.equal(blocks.supervised, blocks.positions + 1 < 20)
+        labels = blocks.labels[blocks.supervised]
+        assert torch.equal(labels, ids[blocks.positions[blocks.supervised] + 1])
+    assert seen == set(range(8, 19))
+
+
+def test_a_short_answer_gives_the_anchors_it_has() -> None:
+    blocks = sample_blocks(torch.arange(10), 7, 64, 4, torch.Generator())
+    assert blocks.anchors.tolist() == [7, 8]
+    assert blocks.supervised.sum(dim=1).tolist() == [2, 1]

@@ -1,0 +1,94 @@
+"""Prompt files and answer files, whole and broken."""
+
+from pathlib import Path
+
+import pytest
+
+from dspark.errors import InputError
+from dspark.graft.corpus import PromptSource
+from dspark.graft.data import Answered, AnswerFile, fingerprint, read_prompts, split
+
+
+def _answer(index: int) -> Answered:
+    return Answered((1, 2, index), (3, 4), f"prompt {index} \u2028 ü", "answer\n")
+
+
+def test_broken_lines_are_named_and_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(
+        b'{"prompt": "one"}\n'
+        b"not json\n"
+        b'{"question": "two"}\n'
+        b'{"prompt": "  "}\n'
+        b'{"prompt": 3}\n'
+        b'{"prompt": "\xff"}\n'
+        b'{"prompt": "lone \\ud800"}\n'
+        b"[1]\n"
+        b'{"prompt": "one"}\n'
+        b'{"prompt": "two\\nlines"}'
+    )
+    listed = read_prompts([path])
+    assert listed.prompts == ("one", "two\nlines")
+    assert listed.skipped == tuple(f"{path}:{number}" for number in range(2, 9))
+
+
+def test_line_numbers_count_empty_lines(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "one"}\n\n\nbroken\n')
+    assert read_prompts([path]).skipped == (f"{path}:4",)
+
+
+@pytest.mark.parametrize("content", [None, "", "broken\n"])
+def test_a_file_without_prompts_is_refused(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "prompts.jsonl"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=r"prompts\.jsonl"):
+        read_prompts([path])
+
+
+def test_prompt_sources() -> None:
+    source = PromptSource.parse(["a.jsonl", "self:20", "self:5"])
+    assert source == PromptSource((Path("a.jsonl"),), 25)
+    with pytest.raises(InputError, match="self:many"):
+        PromptSource.parse(["self:many"])
+
+
+def test_answers_come_back_as_they_were_written(tmp_path: Path) -> None:
+    file = AnswerFile(tmp_path / "new" / "answers.jsonl")
+    assert file.read() == []
+    answers = [_answer(i) for i in range(3)]
+    assert list(file.append(answers[:2])) == answers[:2]
+    assert list(file.append(answers[2:])) == answers[2:]
+    assert file.read() == answers
+
+
+def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
+    file = AnswerFile(tmp_path / "answers.jsonl")
+    list(file.append([_answer(0), _answer(1)]))
+    file.path.write_bytes(file.path.read_bytes()[:-5])
+    assert file.read() == [_answer(0)]
+    list(file.append([_answer(2)]))
+    assert file.read() == [_answer(0), _answer(2)]
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
+    file = AnswerFile(tmp_path / "answers.jsonl")
+    file.path.write_text('{"prompt": "no ids"}\n')
+    with pytest.raises(InputError, match=r"answers\.jsonl:1"):
+        file.read()
+
+
+def test_the_split_depends_on_neither_order_nor_luck() -> None:
+    answers = [_answer(i) for i in range(20)]
+    parts = split(answers, 4)
+    assert len(parts.held_out) == 4
+    assert set(parts.train) | set(parts.held_out) == set(answers)
+    assert not set(parts.train) & set(parts.held_out)
+    assert split(answers[::-1], 4) == parts
+    assert fingerprint(parts.train) != fingerprint(parts.train[1:])
+
+
+def test_too_few_answers_to_hold_any_out() -> None:
+    with pytest.raises(InputError, match="too few"):
+        split([_answer(0)], 4)

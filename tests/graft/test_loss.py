@@ -1,0 +1,99 @@
+"""The chunked loss against plain autograd over whole logits, in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dspark.graft.loss import LossWeights, OutputHead, RowTerms, distribution_loss
+
+HIDDEN, VOCABULARY, RANK, POSITIONS = 12, 41, 5, 9
+TARGET_ROWS = torch.tensor([0, 0, 1, 2, 2, 2, 5, 6, 8, 8, 8])
+ROWS = len(TARGET_ROWS)
+WEIGHTS = LossWeights(cross_entropy=0.1, l1=0.9)
+
+
+def _inputs(rank: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return {
+        "hidden": normal(ROWS, HIDDEN).requires_grad_(),
+        "features": normal(ROWS, rank).requires_grad_(),
+        "w2": normal(VOCABULARY, rank).requires_grad_(),
+        "target_hidden": normal(POSITIONS, HIDDEN),
+        "head": normal(VOCABULARY, HIDDEN),
+        "labels": torch.randint(VOCABULARY, (ROWS,), generator=generator),
+        "row_weights": torch.rand(ROWS, generator=generator, dtype=torch.float64),
+    }
+
+
+def _plain(given: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    logits = given["hidden"] @ given["head"].T + given["features"] @ given["w2"].T
+    target = (given["target_hidden"] @ given["head"].T).softmax(-1)[TARGET_ROWS]
+    cross_entropy = F.cross_entropy(logits, given["labels"], reduction="none")
+    l1 = (logits.softmax(-1) - target).abs().sum(-1)
+    per_row = WEIGHTS.cross_entropy * cross_entropy + WEIGHTS.l1 * l1
+    return (given["row_weights"] * per_row).sum(), cross_entropy, 1.0 - 0.5 * l1
+
+
+def _chunked(given: dict[str, torch.Tensor], chunk_rows: int) -> tuple[torch.Tensor, RowTerms]:
+    head = OutputHead(given["head"], given["w2"].shape[1])
+    head.load_markov(given["w2"])
+    return distribution_loss(
+        given["hidden"],
+        given["features"],
+        given["w2"],
+        given["target_hidden"],
+        TARGET_ROWS,
+        given["labels"],
+        given["row_weights"],
+        head,
+        WEIGHTS,
+        chunk_rows,
+    )
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 3, 128])
+def test_loss_and_gradients_equal_plain_autograd(chunk_rows: int) -> None:
+    given, expected = _inputs(RANK), _inputs(RANK)
+    loss, terms = _chunked(given, chunk_rows)
+    plain_loss, cross_entropy, accept_rate = _plain(expected)
+    torch.testing.assert_close(loss, plain_loss)
+    torch.testing.assert_close(terms.cross_entropy, cross_entropy.detach())
+    torch.testing.assert_close(terms.accept_rate, accept_rate.detach())
+    (2.5 * loss).backward()
+    (2.5 * plain_loss).backward()
+    for name in ("hidden", "features", "w2"):
+        torch.testing.assert_close(given[name].grad, expected[name].grad, msg=name)
+
+
+def test_without_a_markov_head_only_hidden_states_get_a_gradient() -> None:
+    given = _inputs(0)
+    head = OutputHead(given["head"], 0)
+    loss, _ = distribution_loss(
+        given["hidden"],
+        None,
+        None,
+        given["target_hidden"],
+        TARGET_ROWS,
+        given["labels"],
+        given["row_weights"],
+        head,
+        WEIGHTS,
+    )
+    loss.backward()
+    expected = _inputs(0)
+    plain_loss, _, _ = _plain(expected)
+    plain_loss.backward()
+    torch.testing.assert_close(given["hidden"].grad, expected["hidden"].grad)
+
+
+def test_a_draft_equal_to_the_target_has_no_distance() -> None:
+    given = _inputs(RANK)
+    with torch.no_grad():
+        given["w2"].zero_()
+        given["hidden"].copy_(given["target_hidden"][TARGET_ROWS])
+    _, terms = _chunked(given, 4)
+    torch.testing.assert_close(terms.accept_rate, torch.ones(ROWS, dtype=torch.float64))

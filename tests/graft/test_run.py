@@ -1,0 +1,139 @@
+"""A whole grafting: prompts, answers, training, a head on disk that the engine loads."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dspark.checkpoints.deepspec import read_head
+from dspark.config import GraftConfig
+from dspark.engine.session import Session, open_session
+from dspark.errors import InputError
+from dspark.events import Finished
+from dspark.graft.corpus import CorpusProgress, PromptSource
+from dspark.graft.data import AnswerFile, split
+from dspark.graft.evaluate import Evaluation
+from dspark.graft.run import GraftEvent, GraftJob, GraftRun, Prepared, Stopped, Validated
+from dspark.graft.trainer import StepReport
+from dspark.hub.pairs import PairFiles
+
+MASK = 200  # a byte that the prompts below do not hold
+
+
+@pytest.fixture
+def job(tiny_chat_dir: Path, tmp_path: Path, small_config: GraftConfig) -> GraftJob:
+    prompts = tmp_path / "prompts.jsonl"
+    lines = [json.dumps({"prompt": f"Say {n}"}) for n in range(10)]
+    prompts.write_text("\n".join([*lines, "broken"]))
+    return GraftJob(
+        base=PairFiles("tiny", tiny_chat_dir, None),
+        source=PromptSource((prompts,)),
+        data=tmp_path / "answers.jsonl",
+        out=tmp_path / "head",
+        config=replace(small_config, mask_token_id=MASK, max_answer_tokens=12, length=120),
+    )
+
+
+def _kinds(events: list[GraftEvent]) -> list[type]:
+    return [type(event) for event in events if not isinstance(event, CorpusProgress)]
+
+
+def _session(job: GraftJob) -> Session:
+    *_, session = open_session(PairFiles("tiny", job.base.target, job.out))
+    assert isinstance(session, Session)
+    return session
+
+
+def test_from_prompts_to_a_head_that_the_engine_decodes_with(job: GraftJob) -> None:
+    events = list(GraftRun(job).events())
+    notes = [n for e in events if isinstance(e, CorpusProgress) for n in e.notes]
+    assert len(notes) == 1 and notes[0].startswith("1 lines without a prompt skipped")
+    steps = [StepReport, StepReport, Validated]
+    assert _kinds(events) == [Prepared, *steps * 3, Evaluation]
+    config, tensors = read_head(job.out)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    assert "embed_tokens.weight" not in tensors and "lm_head.weight" not in tensors
+    assert config.target_layer_ids == (0, 1) and config.mask_token_id == MASK
+    figures = json.loads((job.out / "config.json").read_text())["graft"]
+    evaluation = events[-1]
+    assert isinstance(evaluation, Evaluation)
+    assert figures["tau_greedy"] == round(evaluation.tau, 4)
+    assert (figures["seed"], figures["steps"], figures["answers"]) == (5, 6, 7)
+
+    session = _session(job)
+    prompt = session.encode_chat([{"role": "user", "content": "Say more"}])
+    drafted = [e for e in session.generate(prompt) if isinstance(e, Finished)]
+    plain = [e for e in session.generate(prompt, plain=True) if isinstance(e, Finished)]
+    assert drafted[0].token_ids == plain[0].token_ids
+
+
+def test_a_stopped_run_goes_on_to_the_same_head(job: GraftJob, tmp_path: Path) -> None:
+    list(GraftRun(job).events())
+    other = replace(job, out=tmp_path / "stopped")
+    run = GraftRun(other)
+    kinds = []
+    for event in run.events():
+        kinds.append(type(event))
+        if isinstance(event, StepReport) and event.step == 3:
+            run.stop()
+    assert kinds[-1] is Stopped
+    events = list(GraftRun(other).events())
+    assert _kinds(events)[:2] == [Prepared, StepReport]
+    assert next(e.first_step for e in events if isinstance(e, Prepared)) == 3
+    for name in ("model.safetensors", "config.json"):
+        assert (other.out / name).read_bytes() == (job.out / name).read_bytes()
+    lines = other.metrics_path.read_text().splitlines()
+    steps = [json.loads(line) for line in lines]
+    assert [s["step"] for s in steps if s["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_held_out_prompts_are_not_trained_on(job: GraftJob) -> None:
+    list(GraftRun(job).events())
+    parts = split(AnswerFile(job.data).read(), 3)
+    assert len(parts.train) == 7
+    assert not {a.prompt for a in parts.train} & {a.prompt for a in parts.held_out}
+
+
+def test_answers_that_are_there_are_not_written_again(job: GraftJob) -> None:
+    list(GraftRun(job).events())
+    before = job.data.read_bytes()
+    again = replace(job, out=job.out.with_name("again"))
+    list(GraftRun(again).events())
+    assert job.data.read_bytes() == before
+
+
+def test_the_target_writes_prompts_itself(job: GraftJob) -> None:
+    source = PromptSource(num_self_written=12)
+    own = replace(job, source=source, config=replace(job.config, eval_prompts=1, steps=1))
+    try:
+        list(GraftRun(own).events())
+    except InputError as error:  # a random target may never end a turn
+        assert "too few" in error.message or "no prompt" in error.message
+    prompts = own.data.with_suffix(".prompts.jsonl")
+    assert prompts.exists()
+    texts = [json.loads(line)["prompt"] for line in prompts.read_text().splitlines()]
+    assert len(texts) == len(set(texts))
+
+
+def test_other_settings_do_not_go_on_from_an_old_state(job: GraftJob) -> None:
+    list(GraftRun(job).events())
+    changed = replace(job, config=replace(job.config, learning_rate=1e-4))
+    with pytest.raises(InputError, match="other settings"):
+        list(GraftRun(changed).events())
+    fresh = list(GraftRun(replace(changed, resume=False)).events())
+    assert next(e.first_step for e in fresh if isinstance(e, Prepared)) == 0
+
+
+def test_a_head_is_gone_on_from(job: GraftJob, tmp_path: Path) -> None:
+    list(GraftRun(job).events())
+    onward = replace(
+        job,
+        out=tmp_path / "onward",
+        init_from=job.out,
+        config=replace(job.config, steps=1, learning_rate=0.0),
+    )
+    list(GraftRun(onward).events())
+    old, new = read_head(job.out)[1], read_head(onward.out)[1]
+    assert all(torch.equal(old[name], new[name]) for name in old)

@@ -1,0 +1,130 @@
+"""Steps of training: they learn, and they go on exactly where they stopped."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dspark.config import GraftConfig
+from dspark.errors import CheckpointError, InputError
+from dspark.graft import checkpoint
+from dspark.graft.data import Answered
+from dspark.graft.taps import FrozenTarget
+from dspark.graft.trainer import Trainer, learning_rate
+
+MakeTrainer = Callable[..., Trainer]
+
+
+def _weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in trainer.head.state_dict().items()}
+
+
+def _assert_same_weights(one: Trainer, other: Trainer) -> None:
+    expected = _weights(other)
+    for name, tensor in _weights(one).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_training_raises_tau_on_answers_it_was_not_trained_on(
+    make_trainer: MakeTrainer, small_config: GraftConfig, answers: list[Answered]
+) -> None:
+    trainer = make_trainer(replace(small_config, steps=80, batch_size=7, anchors=16))
+    before = trainer.validate(answers[21:])
+    for _ in trainer.steps():
+        pass
+    after = trainer.validate(answers[21:])
+    assert after.loss < 0.9 * before.loss
+    assert after.tau > before.tau + 0.3
+    assert after.confidence < before.confidence
+
+
+def test_the_target_stays_as_it_was(
+    make_trainer: MakeTrainer, target: FrozenTarget, answers: list[Answered]
+) -> None:
+    before = {name: tensor.clone() for name, tensor in target.model.state_dict().items()}
+    trainer = make_trainer()
+    start = _weights(trainer)
+    for _ in trainer.steps():
+        pass
+    for name, tensor in target.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    for name, tensor in trainer.head.state_dict().items():
+        assert not torch.equal(tensor, start[name]), f"{name} was never trained"
+
+
+def test_a_resumed_run_ends_with_the_same_weights(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    whole = make_trainer()
+    reports = list(whole.steps())
+    first = make_trainer()
+    for _ in range(2):
+        first.step()
+    checkpoint.save(tmp_path / "state.pt", first, "run")
+    second = make_trainer()
+    checkpoint.load(tmp_path / "state.pt", second, "run")
+    rest = list(second.steps())
+    _assert_same_weights(second, whole)
+    assert [r.loss for r in rest] == [r.loss for r in reports[2:]]
+    assert second.tokens_seen == whole.tokens_seen
+
+
+def test_weights_do_not_depend_on_the_memory_for_taps(
+    make_trainer: MakeTrainer, target: FrozenTarget
+) -> None:
+    kept, left = target._kept, target._bytes_left
+    with_memory = make_trainer()
+    list(with_memory.steps())
+    assert target._kept
+    try:
+        target._kept, target._bytes_left = {}, 0
+        without = make_trainer()
+        list(without.steps())
+    finally:
+        target._kept, target._bytes_left = kept, left
+    _assert_same_weights(without, with_memory)
+
+
+def test_another_run_is_not_gone_on_with(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    trainer = make_trainer()
+    checkpoint.save(tmp_path / "state.pt", trainer, "run")
+    with pytest.raises(InputError, match="other settings or data"):
+        checkpoint.load(tmp_path / "state.pt", trainer, "another run")
+
+
+def test_a_torn_state_is_named(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    trainer = make_trainer()
+    checkpoint.save(path, trainer, "run")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="not a training state"):
+        checkpoint.load(path, trainer, "run")
+
+
+def test_every_answer_is_seen_once_an_epoch(
+    make_trainer: MakeTrainer, answers: list[Answered]
+) -> None:
+    trainer = make_trainer()
+    for epoch in range(2):
+        seen = [a.prompt for step in range(7) for a in trainer._batch(7 * epoch + step)]
+        assert sorted(seen) == sorted(a.prompt for a in answers[:21])
+
+
+def test_learning_rate_warms_up_and_falls_to_zero(small_config: GraftConfig) -> None:
+    config = replace(small_config, steps=100, warmup=0.04, learning_rate=1.0)
+    rates = [learning_rate(config, step) for step in range(100)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert all(a > b for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert 0 < rates[-1] < 0.001
+
+
+def test_expected_tau_counts_only_supervised_slots(
+    make_trainer: MakeTrainer, small_config: GraftConfig, answers: list[Answered]
+) -> None:
+    short = [replace(answers[0], answer_ids=answers[0].answer_ids[:2])]
+    report = make_trainer(small_config).validate(short)
+    assert report.slots == 1
+    assert report.tau == pytest.approx(1.0 + report.acceptance_by_position[0])
+    assert report.acceptance_by_position[1:] == (0.0, 0.0, 0.0)
