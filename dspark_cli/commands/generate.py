@@ -70,17 +70,14 @@ def _follow(
     writer = _Writer(has_text)
     try:
         for event in events:
+            if writes:
+                writer.write(event)
             if isinstance(event, Finished):
-                if writes and has_text:
-                    print(event.tail, end="")
                 return rounds, event
             if isinstance(event, Round):
                 rounds.append(event)
-            if writes:
-                writer.write(event)
     finally:
-        if writes:
-            print(flush=True)
+        writer.end_line()
     raise AssertionError("a decode ends with Finished")
 
 
@@ -89,16 +86,18 @@ class _Writer:
 
     def __init__(self, has_text: bool) -> None:
         self._has_text = has_text
-        self._separator = ""
+        self._has_begun = False
 
     def write(self, event: Event) -> None:
         if isinstance(event, Finished):
             print(event.tail, end="")
             return
         for piece in event.pieces:
-            if self._has_text:
-                print(piece.text, end="")
-            else:
-                print(f"{self._separator}{piece.token_id}", end="")
-                self._separator = ","
+            separator = "," if self._has_begun else ""
+            print(piece.text if self._has_text else f"{separator}{piece.token_id}", end="")
+            self._has_begun = True
         sys.stdout.flush()
+
+    def end_line(self) -> None:
+        if self._has_begun:
+            print(flush=True)
