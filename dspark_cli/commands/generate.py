@@ -90,7 +90,7 @@ class _Writer:
 
     def write(self, event: Event) -> None:
         if isinstance(event, Finished):
-            print(event.tail, end="")
+            print(event.tail if self._has_text else "", end="")
             return
         for piece in event.pieces:
             separator = "," if self._has_begun else ""
