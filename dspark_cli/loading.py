@@ -68,10 +68,11 @@ def open_choice(
 
 
 def open_files(files: "PairFiles", runtime: RuntimeConfig, engine: EngineConfig) -> "Session":
-    from dspark.engine.session import open_session
-
     session: Session | None = None
     with progress_bars() as bars:
+        bars.update("loading", 0, None, "starting")
+        from dspark.engine.session import open_session  # takes seconds
+
         for item in open_session(files, runtime, engine):
             if isinstance(item, LoadProgress):
                 bars.show(item)

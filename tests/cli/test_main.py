@@ -197,3 +197,19 @@ def test_a_full_disk_on_stdout_is_one_line():
     assert result.returncode == 1
     assert result.stderr.startswith("dspark: the disk is full")
     assert result.stderr.count("\n") == 1
+
+
+def test_the_shell_completes_commands_and_options():
+    def complete(words: str, position: int) -> str:
+        environment = {
+            **os.environ,
+            "_DSPARK_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(position),
+        }
+        return run_python(
+            "from dspark_cli.main import main\nmain()", env=environment
+        ).stdout.strip()
+
+    assert complete("dspark gen", 1) == "generate"
+    assert complete("dspark generate --sch", 2) == "--schedule"
