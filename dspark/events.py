@@ -110,7 +110,7 @@ class DecodeStats:
 class Finished:
     """The end of a request. `token_ids` includes a stop token, `text` never does.
 
-    `tail` is the end of `text` that no piece carried: held back for a stop string that did not come.
+    `tail` is the end of `text` that no piece carried, held back for a stop string that never came.
     """
 
     request_id: int

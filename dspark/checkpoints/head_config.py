@@ -11,7 +11,7 @@ MarkovType = Literal["none", "vanilla", "gated", "rnn"]
 
 @dataclass(frozen=True, slots=True)
 class HeadConfig:
-    """Sizes of a head. `target_layer_ids` are the taps: 0-based layer outputs, -1 the embeddings."""
+    """Sizes of a head. `target_layer_ids` are the taps: 0-based layer outputs, -1 embeddings."""
 
     vocab_size: int
     hidden_size: int

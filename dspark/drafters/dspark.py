@@ -168,7 +168,8 @@ def check_pair(config: HeadConfig, *, vocab_size: int, hidden_size: int, num_lay
     ):
         if draft != target:
             raise PairMismatchError(
-                f"the draft does not belong to this target: its {what} is {draft}, the target's {target}",
+                f"the draft does not belong to this target: its {what} is {draft}, "
+                f"the target's {target}",
                 "Use the head that was trained for this model, or --draft none.",
             )
     if max(config.target_layer_ids) >= num_layers - 1:

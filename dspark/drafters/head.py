@@ -70,7 +70,7 @@ class DraftMLP(nn.Module):
 
 
 class DraftLayer(nn.Module):
-    """Pre-norm attention and MLP. The caller attends: decoding and training keep keys differently."""
+    """Pre-norm attention and MLP. The caller attends: training keeps keys differently."""
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()

@@ -9,10 +9,10 @@ from collections import Counter
 import pytest
 import torch
 
+from dspark.config import SamplingConfig
 from dspark.engine.sampling import Sampler
 from dspark.engine.scheduler import FullSchedule, SpsSchedule
 from dspark.engine.sps import SpsTable
-from dspark.config import SamplingConfig
 from dspark_kernels import accept_sampled, probabilities
 from tests.engine.pairs import GOLDEN, TABLE, decode, golden, request, with_scheduler
 

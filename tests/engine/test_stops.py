@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -55,7 +56,7 @@ def test_pieces_are_the_answer_and_rounds_are_whole():
     assert tuple(emitted) == done.token_ids
     rounds = [event for event in events if isinstance(event, Round)]
     assert [r.index for r in rounds] == list(range(len(rounds)))
-    for earlier, later in zip(rounds, rounds[1:], strict=False):
+    for earlier, later in pairwise(rounds):
         assert later.anchor == earlier.next
     for r in rounds:
         assert 0 <= r.accepted <= r.verified <= len(r.draft)
