@@ -9,7 +9,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True, slots=True)
 class RuntimeConfig:
-    """Where and in which number format a pair runs. "auto": CUDA in bf16, otherwise CPU in float32."""
+    """Where and in which number format a pair runs. "auto": CUDA in bf16, else CPU in float32."""
 
     device: str = "auto"
     dtype: Dtype = "auto"
@@ -36,7 +36,7 @@ class StopConfig:
 
 @dataclass(frozen=True, slots=True)
 class ScheduleConfig:
-    """How much of a block is verified: SPS scheduler, all of it, or up to a confidence below threshold."""
+    """How much of a block is verified: by SPS, all, or up to a confidence below threshold."""
 
     mode: Schedule = "auto"
     threshold: float = 0.0
@@ -55,6 +55,9 @@ class EngineConfig:
 class GraftConfig:
     """Training of a head. None means: derived from the target.
 
+    loss_vocabulary 0 computes the loss over the whole vocabulary; N over every token that the
+    answers contain and N others, drawn anew each step.
+
     The loss weights, their decay along a block and the schedule are those of DeepSpec's recipe.
     """
 
@@ -70,6 +73,7 @@ class GraftConfig:
     cross_entropy_weight: float = 0.1
     l1_weight: float = 0.9
     confidence_weight: float = 1.0
+    distillation_weight: float = 0.0
     position_decay: float = 4.0
     block_size: int = 5
     num_layers: int = 1
@@ -81,6 +85,7 @@ class GraftConfig:
     init: Literal["target", "random"] = "target"
     seed: int = 0
     chunk_rows: int = 128
+    loss_vocabulary: int = 0
     tap_memory_gib: float = 4.0
     checkpoint_every: int = 100
     max_answer_tokens: int = 256

@@ -14,10 +14,15 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class LossWeights:
-    """What a row's cross-entropy and L1 distance count in the sum."""
+    """What a row's terms count: CE of the label, ‖p_d - p_t‖₁, and CE of the target's distribution.
+
+    The last one is not part of DeepSpec's loss. It tells of every token in every slot, and unlike
+    L1 its gradient does not vanish where the draft gives a token no chance.
+    """
 
     cross_entropy: float
     l1: float
+    distillation: float = 0.0
 
 
 @dataclass(slots=True)
@@ -26,6 +31,7 @@ class RowTerms:
 
     cross_entropy: torch.Tensor
     accept_rate: torch.Tensor
+    distillation: torch.Tensor
 
 
 class OutputHead:
@@ -40,6 +46,14 @@ class OutputHead:
         self.joined[:, : self.hidden_size] = weight.detach()
         self.weight = self.joined[:, : self.hidden_size]
         self._buffers: tuple[torch.Tensor, ...] = ()
+        self._part: OutputHead | None = None
+
+    def restricted(self, tokens: torch.Tensor) -> "OutputHead":
+        """The head of these tokens [n] only. The same object is filled anew each time."""
+        if self._part is None or len(self._part.joined) != len(tokens):
+            self._part = OutputHead(self.weight[tokens], self.rank)
+        self._part.weight.copy_(self.weight[tokens])
+        return self._part
 
     def load_markov(self, w2: torch.Tensor) -> None:
         """Take over the Markov table [V, r] as it is now; once an optimizer step."""
@@ -65,7 +79,7 @@ def distribution_loss(
     weights: LossWeights,
     chunk_rows: int = 128,
 ) -> tuple[torch.Tensor, RowTerms]:
-    """Sum over rows of row_weight · (weights.cross_entropy · CE + weights.l1 · ‖p_d - p_t‖₁).
+    """Sum over rows of row_weight times the terms that `weights` names.
 
     hidden [R, H], features [R, r] (Markov), w2 [V, r] as last given to head.load_markov,
     target_hidden [P, H], labels [R]. Row i is compared with the target at target_rows[i], which
@@ -73,7 +87,7 @@ def distribution_loss(
     """
     rows = hidden if features is None else torch.cat([hidden, features], dim=-1)
     table = rows.new_zeros(0) if w2 is None else w2
-    terms = RowTerms(rows.new_empty(len(rows)), rows.new_empty(len(rows)))
+    terms = RowTerms(*(rows.new_zeros(len(rows)) for _ in range(3)))
     job = _Job(target_hidden, target_rows, labels, row_weights, head, weights, chunk_rows, terms)
     loss: torch.Tensor = _DistributionLoss.apply(rows, table, job)  # type: ignore[no-untyped-call]
     return loss, terms
@@ -107,8 +121,11 @@ class _DistributionLoss(torch.autograd.Function):
             if grad_w2 is not None:
                 grad_w2.addmm_(grad_logits.t(), chunk.rows[:, job.head.hidden_size :])
         ctx.grads = (grad_rows, grad_w2)
-        l1 = 2.0 * (1.0 - job.terms.accept_rate)
-        per_row = job.weights.cross_entropy * job.terms.cross_entropy + job.weights.l1 * l1
+        per_row = (
+            job.weights.cross_entropy * job.terms.cross_entropy
+            + job.weights.l1 * 2.0 * (1.0 - job.terms.accept_rate)
+            + job.weights.distillation * job.terms.distillation
+        )
         return (job.row_weights * per_row).sum()
 
     @staticmethod
@@ -147,33 +164,54 @@ def _compare(chunk: _Chunk, job: _Job) -> tuple[torch.Tensor, torch.Tensor]:
     target_rows = job.target_rows[chunk.span]
     first = int(target_rows[0])
     target_hidden = job.target_hidden[first : first + len(chunk.target)]
-    _probabilities(target_hidden, job.head.weight, chunk.target)
-    _probabilities(chunk.rows, job.head.joined, chunk.draft)
-    torch.index_select(chunk.target, 0, target_rows - first, out=chunk.expanded)
-    difference = torch.sub(chunk.draft, chunk.expanded, out=chunk.expanded)
+    target = _logits(target_hidden, job.head.weight, chunk.target)
+    target = torch.softmax(target, dim=-1, out=target)
+    target_probs = torch.index_select(target, 0, target_rows - first, out=chunk.expanded)
+
+    logits = _logits(chunk.rows, job.head.joined, chunk.draft)
+    of_label = logits.gather(1, job.labels[chunk.span].unsqueeze(1)).squeeze(1)
+    of_target = _row_dots(target_probs, logits) if job.weights.distillation else None
+    largest, where = logits.max(dim=-1, keepdim=True)
+    draft_probs = torch.softmax(logits, dim=-1, out=logits)
+    log_sum = (largest - draft_probs.gather(1, where).log()).squeeze(1)
+
+    difference = torch.sub(draft_probs, target_probs, out=target_probs)
     distance = torch.linalg.vector_norm(difference, ord=1, dim=-1)
-    of_label = chunk.draft.gather(1, job.labels[chunk.span].unsqueeze(1)).squeeze(1)
-    tiny = torch.finfo(of_label.dtype).tiny
-    job.terms.cross_entropy[chunk.span] = -of_label.clamp_min(tiny).log()
+    job.terms.cross_entropy[chunk.span] = log_sum - of_label
     job.terms.accept_rate[chunk.span] = (1.0 - 0.5 * distance).clamp_(0.0, 1.0)
-    return chunk.draft, difference
+    if of_target is not None:
+        job.terms.distillation[chunk.span] = log_sum - of_target
+    return draft_probs, difference
 
 
-def _probabilities(rows: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+def _logits(rows: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     if rows.dtype == out.dtype == weight.dtype:
-        torch.mm(rows, weight.t(), out=out)
-    else:
-        out.copy_(rows.to(weight.dtype) @ weight.t())
-    torch.softmax(out, dim=-1, out=out)
+        return torch.mm(rows, weight.t(), out=out)
+    return out.copy_(rows.to(weight.dtype) @ weight.t())
+
+
+def _row_dots(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """[n, V] · [n, V] -> [n]."""
+    return torch.bmm(one.unsqueeze(1), other.unsqueeze(2)).flatten()
 
 
 def _logit_gradient(
     draft_probs: torch.Tensor, difference: torch.Tensor, chunk: _Chunk, job: _Job
 ) -> torch.Tensor:
-    """a·(p_d - onehot) + b·p_d·(s - Σ p_d·s) with s = sign(p_d - p_t), in place of draft_probs."""
-    a = (job.row_weights[chunk.span] * job.weights.cross_entropy).unsqueeze(1)
-    b = (job.row_weights[chunk.span] * job.weights.l1).unsqueeze(1)
-    sign = difference.sign_()
-    mean_sign = torch.bmm(draft_probs.unsqueeze(1), sign.unsqueeze(2)).squeeze(2)
+    """a·(p_d - onehot) + b·p_d·(s - Σ p_d·s) + c·(p_d - p_t) with s = sign(p_d - p_t).
+
+    In place of draft_probs; difference is used up.
+    """
+    row_weights = job.row_weights[chunk.span].unsqueeze(1)
+    a, b = row_weights * job.weights.cross_entropy, row_weights * job.weights.l1
+    labels = job.labels[chunk.span].unsqueeze(1)
+    if job.weights.distillation:
+        sign = torch.sign(difference)
+        difference.mul_(row_weights * job.weights.distillation)
+    else:
+        sign = difference.sign_()
+    mean_sign = _row_dots(draft_probs, sign).unsqueeze(1)
     grad = draft_probs.mul_(sign.mul_(b).add_(a - b * mean_sign))
-    return grad.scatter_add_(1, job.labels[chunk.span].unsqueeze(1), -a)
+    if job.weights.distillation:
+        grad.add_(difference)
+    return grad.scatter_add_(1, labels, -a)

@@ -19,16 +19,18 @@ from dspark.drafters.head import DSparkHead
 from dspark.engine.session import Session, open_session, resolve_runtime
 from dspark.graft import checkpoint
 from dspark.graft.answers import AnswerSettings
+from dspark.graft.bigrams import Bigrams
 from dspark.graft.corpus import CorpusProgress, PromptSource, grow_corpus
 from dspark.graft.data import AnswerFile, Split, fingerprint, split
 from dspark.graft.evaluate import Evaluation, evaluate
 from dspark.graft.shape import head_config, unused_token
 from dspark.graft.start import start_from_head, start_from_target, start_random
-from dspark.graft.taps import FrozenTarget, load_frozen
+from dspark.graft.taps import load_frozen
 from dspark.graft.trainer import StepReport, Trainer
 from dspark.hub.pairs import PairFiles
 
 EVALUATION_TOKENS = 128
+MAX_BIGRAM_ANSWERS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,11 @@ class GraftRun:
         identity = _identity(self.job, trainer.head.config, parts)
         if self.job.resume and self.job.state_path.exists():
             checkpoint.load(self.job.state_path, trainer, identity)
+        else:
+            yield from self._start(trainer)
+            if self._is_stopping:
+                yield Stopped(0)
+                return
         yield _prepared(trainer, parts)
         with _Metrics(self.job.metrics_path, trainer.step_index) as metrics:
             for report in trainer.steps():
@@ -151,9 +158,24 @@ class GraftRun:
             mask = unused_token(job.base.target, used)
         shape = head_config(target.config, config, mask)
         target.tap(shape.target_layer_ids)
-        head = DSparkHead(shape)
-        _start(head, target, job)
-        return Trainer(head.to(runtime.device), target, parts.train, config)
+        return Trainer(DSparkHead(shape).to(runtime.device), target, parts.train, config)
+
+    def _start(self, trainer: Trainer) -> Iterator[CorpusProgress]:
+        job, target = self.job, trainer.target
+        generator = torch.Generator().manual_seed(job.config.seed)
+        if job.init_from is not None:
+            start_from_head(trainer.head, read_head(job.init_from)[1])
+        elif job.config.init == "random":
+            start_random(trainer.head, generator)
+        else:
+            bigrams = Bigrams(target)
+            read = trainer.answers[:MAX_BIGRAM_ANSWERS]
+            for done, answer in enumerate(read, start=1):
+                bigrams.add(answer)
+                yield CorpusProgress("reading the target's bigrams", done, len(read))
+                if self._is_stopping:
+                    return
+            start_from_target(trainer.head, target, bigrams, generator)
 
     def _validate(self, trainer: Trainer, parts: Split, metrics: "_Metrics") -> Validated:
         report = trainer.validate(parts.held_out)
@@ -194,16 +216,6 @@ class GraftRun:
         write_head(self.job.out, trainer.head.config, tensors, {"graft": provenance})
 
 
-def _start(head: DSparkHead, target: FrozenTarget, job: GraftJob) -> None:
-    generator = torch.Generator().manual_seed(job.config.seed)
-    if job.init_from is not None:
-        start_from_head(head, read_head(job.init_from)[1])
-    elif job.config.init == "target":
-        start_from_target(head, target, generator)
-    else:
-        start_random(head, generator)
-
-
 def _prepared(trainer: Trainer, parts: Split) -> Prepared:
     return Prepared(
         head=trainer.head.config,
@@ -219,6 +231,8 @@ def _identity(job: GraftJob, shape: HeadConfig, parts: Split) -> str:
     settings = asdict(job.config)
     for name in ("checkpoint_every", "tap_memory_gib", "max_answer_tokens", "answer_temperature"):
         del settings[name]
+    if not settings["distillation_weight"]:
+        del settings["distillation_weight"]
     data = fingerprint((*parts.train, *parts.held_out))
     return json.dumps([settings, asdict(shape), data, str(job.init_from)], sort_keys=True)
 

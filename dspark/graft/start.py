@@ -5,9 +5,11 @@ from torch import nn
 
 from dspark.drafters.head import DraftLayer, DSparkHead
 from dspark.errors import PairMismatchError
+from dspark.graft.bigrams import Bigrams
 from dspark.graft.taps import FrozenTarget
 
 NOISE = 0.02
+FIRST_LOUDNESS = 0.25
 
 
 @torch.no_grad()
@@ -23,12 +25,13 @@ def start_random(head: DSparkHead, generator: torch.Generator) -> None:
 
 
 @torch.no_grad()
-def start_from_target(head: DSparkHead, target: FrozenTarget, generator: torch.Generator) -> None:
+def start_from_target(
+    head: DSparkHead, target: FrozenTarget, bigrams: Bigrams, generator: torch.Generator
+) -> None:
     """Begin as near to the target as shapes allow.
 
     The context feature is what the target's last layer reads, the layers are the target's last
-    ones, and the Markov embedding holds the principal directions of the target's embedding, so
-    that what is learnt of one token holds for those like it.
+    ones, and the Markov head knows what the target makes of a token alone.
     """
     start_random(head, generator)
     hidden = head.config.hidden_size
@@ -36,8 +39,7 @@ def start_from_target(head: DSparkHead, target: FrozenTarget, generator: torch.G
     head.fc.weight.zero_()
     head.fc.weight[:, -hidden:] = torch.eye(hidden)
     source = list(target.layers)[-head.config.num_layers :]
-    last_norm = source[-1].input_layernorm.weight
-    head.hidden_norm.weight.copy_(last_norm)
+    head.hidden_norm.weight.copy_(source[-1].input_layernorm.weight)
     head.norm.weight.copy_(target.model.base_model.norm.weight)
     layer: DraftLayer
     for layer, original in zip(head.layers, source, strict=True):  # type: ignore[assignment]
@@ -46,15 +48,9 @@ def start_from_target(head: DSparkHead, target: FrozenTarget, generator: torch.G
         same = {n: t for n, t in found.items() if n in wanted and t.shape == wanted[n].shape}
         layer.load_state_dict(wanted | same)
     if head.markov_head is not None:
-        _start_markov(head.markov_head.markov_w1, target.embedding.float())
-
-
-def _start_markov(table: nn.Embedding, embedding: torch.Tensor) -> None:
-    centred = embedding - embedding.mean(dim=0)
-    rank = min(table.weight.shape[1], embedding.shape[1])
-    _, directions = torch.linalg.eigh(centred.t() @ centred)
-    projected = centred @ directions[:, -rank:]
-    table.weight[:, :rank] = projected / projected.std()
+        bigrams.fill(head.markov_head)
+        # What the layers say first is wrong, and would shout down what the bigrams say.
+        head.norm.weight.mul_(FIRST_LOUDNESS)
 
 
 @torch.no_grad()

@@ -78,6 +78,7 @@ class Trainer:
         self._rotary = head.rotary_table()
         rank = head.config.markov_rank
         self._output_head = OutputHead(target.output_head.float(), rank)
+        self._vocabulary = LossVocabulary(self.answers, head.config.vocab_size, config)
 
     def steps(self) -> Iterator[StepReport]:
         """One optimizer step each time it is asked, up to config.steps."""
@@ -92,7 +93,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss, parts = self._loss(batch, generator)
+        tokens = self._vocabulary.at(self.step_index)
+        loss, parts = self._loss(batch, generator, tokens)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.head.parameters(), self.config.grad_clip)
         self.optimizer.step()
@@ -136,26 +138,34 @@ class Trainer:
         return [self.answers[i] for i in order[index * size : (index + 1) * size].tolist()]
 
     def _loss(
-        self, batch: Sequence[Answered], generator: torch.Generator
+        self,
+        batch: Sequence[Answered],
+        generator: torch.Generator,
+        tokens: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Over the whole vocabulary, or over `tokens` (rising ids, all labels among them)."""
         forward = _join([self._forward(answer, generator) for answer in batch])
         c = self.config
         decay = torch.exp(-forward.slots / c.position_decay)
         row_weights = decay / decay.sum()
         markov = self.head.markov_head
         w2 = None if markov is None else markov.markov_w2.weight
+        head, labels = self._output_head, forward.labels
+        if tokens is not None:
+            head, labels = head.restricted(tokens), torch.searchsorted(tokens, labels)
+            w2 = None if w2 is None else w2[tokens]
         if w2 is not None:
-            self._output_head.load_markov(w2)
+            head.load_markov(w2)
         loss, terms = distribution_loss(
             forward.hidden,
             forward.features,
             w2,
             forward.target_hidden,
             forward.target_rows,
-            forward.labels,
+            labels,
             row_weights,
-            self._output_head,
-            LossWeights(c.cross_entropy_weight, c.l1_weight),
+            head,
+            LossWeights(c.cross_entropy_weight, c.l1_weight, c.distillation_weight),
             c.chunk_rows,
         )
         surprise = loss.new_zeros(())
@@ -214,6 +224,32 @@ class Trainer:
                 steps.append(feature)
             features = torch.stack(steps, dim=1)
         return features, None if confidence is None else confidence(hidden, embedding)
+
+
+class LossVocabulary:
+    """The tokens that a step's loss looks at.
+
+    Nearly all of the target's mass lies on the tokens that it writes; the others are drawn so that
+    the head unlearns them too, at a fraction of the cost.
+    """
+
+    def __init__(self, answers: Sequence[Answered], vocab_size: int, config: GraftConfig) -> None:
+        self._num_drawn, self._seed = config.loss_vocabulary, config.seed
+        is_written = torch.zeros(vocab_size, dtype=torch.bool)
+        for answer in answers:
+            is_written[list(answer.token_ids)] = True
+        self._is_written = is_written
+        self._others = (~is_written).nonzero().squeeze(1)
+
+    def at(self, step: int) -> torch.Tensor | None:
+        """Rising token ids; None for the whole vocabulary."""
+        if not self._num_drawn or self._num_drawn >= len(self._others):
+            return None
+        generator = _generator(self._seed, "vocabulary", step)
+        order = torch.randperm(len(self._others), generator=generator)
+        chosen = self._is_written.clone()
+        chosen[self._others[order[: self._num_drawn]]] = True
+        return chosen.nonzero().squeeze(1)
 
 
 def learning_rate(config: GraftConfig, step: int) -> float:
@@ -281,6 +317,6 @@ def _acceptance(forward: _Forward, accept_rate: torch.Tensor, block_size: int) -
 
 
 def _generator(seed: int, purpose: str, index: int) -> torch.Generator:
-    purposes = ("order", "anchors", "validation")
+    purposes = ("order", "anchors", "validation", "vocabulary")
     number = (seed * len(purposes) + purposes.index(purpose)) * 2**32 + index
     return torch.Generator().manual_seed(number)

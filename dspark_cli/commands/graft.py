@@ -45,6 +45,12 @@ def graft(
     anchors: Annotated[int, typer.Option(min=1, help="Blocks a sequence.")] = DEFAULTS.anchors,
     length: Annotated[int, typer.Option(min=8, help="Tokens a sequence.")] = DEFAULTS.length,
     lr: Annotated[float, typer.Option(min=0.0)] = DEFAULTS.learning_rate,
+    distillation: Annotated[
+        float,
+        typer.Option(
+            min=0.0, help="Weight of the cross-entropy against the target's distribution."
+        ),
+    ] = DEFAULTS.distillation_weight,
     block_size: Annotated[int, typer.Option(min=1)] = DEFAULTS.block_size,
     layers: Annotated[int, typer.Option(min=1)] = DEFAULTS.num_layers,
     intermediate_size: Annotated[
@@ -67,6 +73,14 @@ def graft(
     init_from: Annotated[
         Path | None, typer.Option(metavar="HEAD", help="Start from a head of the same shape.")
     ] = None,
+    loss_vocabulary: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Loss over the answers' own tokens and N drawn others each step; 0: over all.",
+        ),
+    ] = DEFAULTS.loss_vocabulary,
     seed: Annotated[int, typer.Option(min=0)] = DEFAULTS.seed,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on from OUT/training if it is there.")
@@ -94,6 +108,7 @@ def graft(
         anchors=anchors,
         length=length,
         learning_rate=lr,
+        distillation_weight=distillation,
         block_size=block_size,
         num_layers=layers,
         intermediate_size=intermediate_size,
@@ -102,6 +117,7 @@ def graft(
         markov_type=markov_type,
         markov_rank=markov_rank,
         init=init,
+        loss_vocabulary=loss_vocabulary,
         seed=seed,
         max_answer_tokens=max_answer_tokens,
         answer_temperature=answer_temperature,

@@ -9,7 +9,8 @@ from dspark.graft.loss import LossWeights, OutputHead, RowTerms, distribution_lo
 HIDDEN, VOCABULARY, RANK, POSITIONS = 12, 41, 5, 9
 TARGET_ROWS = torch.tensor([0, 0, 1, 2, 2, 2, 5, 6, 8, 8, 8])
 ROWS = len(TARGET_ROWS)
-WEIGHTS = LossWeights(cross_entropy=0.1, l1=0.9)
+DEEPSPEC = LossWeights(cross_entropy=0.1, l1=0.9)
+DISTILLING = LossWeights(cross_entropy=0.1, l1=0.9, distillation=0.7)
 
 
 def _inputs(rank: int) -> dict[str, torch.Tensor]:
@@ -29,16 +30,21 @@ def _inputs(rank: int) -> dict[str, torch.Tensor]:
     }
 
 
-def _plain(given: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _plain(
+    given: dict[str, torch.Tensor], weights: LossWeights
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     logits = given["hidden"] @ given["head"].T + given["features"] @ given["w2"].T
     target = (given["target_hidden"] @ given["head"].T).softmax(-1)[TARGET_ROWS]
     cross_entropy = F.cross_entropy(logits, given["labels"], reduction="none")
     l1 = (logits.softmax(-1) - target).abs().sum(-1)
-    per_row = WEIGHTS.cross_entropy * cross_entropy + WEIGHTS.l1 * l1
+    soft = -(target * logits.log_softmax(-1)).sum(-1)
+    per_row = weights.cross_entropy * cross_entropy + weights.l1 * l1 + weights.distillation * soft
     return (given["row_weights"] * per_row).sum(), cross_entropy, 1.0 - 0.5 * l1
 
 
-def _chunked(given: dict[str, torch.Tensor], chunk_rows: int) -> tuple[torch.Tensor, RowTerms]:
+def _chunked(
+    given: dict[str, torch.Tensor], weights: LossWeights, chunk_rows: int
+) -> tuple[torch.Tensor, RowTerms]:
     head = OutputHead(given["head"], given["w2"].shape[1])
     head.load_markov(given["w2"])
     return distribution_loss(
@@ -50,16 +56,17 @@ def _chunked(given: dict[str, torch.Tensor], chunk_rows: int) -> tuple[torch.Ten
         given["labels"],
         given["row_weights"],
         head,
-        WEIGHTS,
+        weights,
         chunk_rows,
     )
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 3, 128])
-def test_loss_and_gradients_equal_plain_autograd(chunk_rows: int) -> None:
+@pytest.mark.parametrize("weights", [DEEPSPEC, DISTILLING])
+def test_loss_and_gradients_equal_plain_autograd(chunk_rows: int, weights: LossWeights) -> None:
     given, expected = _inputs(RANK), _inputs(RANK)
-    loss, terms = _chunked(given, chunk_rows)
-    plain_loss, cross_entropy, accept_rate = _plain(expected)
+    loss, terms = _chunked(given, weights, chunk_rows)
+    plain_loss, cross_entropy, accept_rate = _plain(expected, weights)
     torch.testing.assert_close(loss, plain_loss)
     torch.testing.assert_close(terms.cross_entropy, cross_entropy.detach())
     torch.testing.assert_close(terms.accept_rate, accept_rate.detach())
@@ -81,11 +88,11 @@ def test_without_a_markov_head_only_hidden_states_get_a_gradient() -> None:
         given["labels"],
         given["row_weights"],
         head,
-        WEIGHTS,
+        DEEPSPEC,
     )
     loss.backward()
     expected = _inputs(0)
-    plain_loss, _, _ = _plain(expected)
+    plain_loss, _, _ = _plain(expected, DEEPSPEC)
     plain_loss.backward()
     torch.testing.assert_close(given["hidden"].grad, expected["hidden"].grad)
 
@@ -95,5 +102,5 @@ def test_a_draft_equal_to_the_target_has_no_distance() -> None:
     with torch.no_grad():
         given["w2"].zero_()
         given["hidden"].copy_(given["target_hidden"][TARGET_ROWS])
-    _, terms = _chunked(given, 4)
+    _, terms = _chunked(given, DEEPSPEC, 4)
     torch.testing.assert_close(terms.accept_rate, torch.ones(ROWS, dtype=torch.float64))

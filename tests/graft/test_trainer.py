@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,7 @@ def test_learning_rate_warms_up_and_falls_to_zero(small_config: GraftConfig) -> 
     config = replace(small_config, steps=100, warmup=0.04, learning_rate=1.0)
     rates = [learning_rate(config, step) for step in range(100)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert all(a > b for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[4:]))
     assert 0 < rates[-1] < 0.001
 
 

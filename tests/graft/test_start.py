@@ -1,0 +1,58 @@
+"""Where training starts from."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from dspark.config import GraftConfig
+from dspark.graft.bigrams import Bigrams
+from dspark.graft.data import Answered
+from dspark.graft.start import start_from_target
+from dspark.graft.taps import FrozenTarget
+from dspark.graft.trainer import Trainer
+
+MakeTrainer = Callable[..., Trainer]
+
+
+def _bigrams(target: FrozenTarget, answers: list[Answered]) -> Bigrams:
+    bigrams = Bigrams(target)
+    for answer in answers:
+        bigrams.add(answer)
+    return bigrams
+
+
+def test_a_full_rank_table_gives_the_mean_hidden_state_after_each_token(
+    target: FrozenTarget,
+    answers: list[Answered],
+    make_trainer: MakeTrainer,
+    small_config: GraftConfig,
+) -> None:
+    often = answers * 2000  # so that the prior for rare tokens does not matter
+    bigrams = _bigrams(target, answers)
+    bigrams._counts *= len(often) / len(answers)
+    bigrams._sums *= len(often) / len(answers)
+    markov = make_trainer(replace(small_config, markov_rank=60)).head.markov_head
+    assert markov is not None
+    bigrams.fill(markov)
+    after: dict[int, list[torch.Tensor]] = {}
+    for answer in answers:
+        hidden = target.view(answer.token_ids).hidden
+        for position in range(len(answer.prompt_ids) - 1, len(answer.token_ids)):
+            after.setdefault(answer.token_ids[position], []).append(hidden[position])
+    for token, states in after.items():
+        expected = torch.stack(states).mean(dim=0) @ target.output_head.T
+        logits = markov.markov_w2(markov.embed(torch.tensor(token)))
+        torch.testing.assert_close(logits, expected, rtol=0.02, atol=0.02)
+
+
+def test_starting_from_the_target_is_better_than_from_nothing(
+    target: FrozenTarget, answers: list[Answered], make_trainer: MakeTrainer
+) -> None:
+    from_nothing, from_target = make_trainer(), make_trainer()
+    start_from_target(
+        from_target.head, target, _bigrams(target, answers[:21]), torch.Generator().manual_seed(0)
+    )
+    nothing, start = (t.validate(answers[21:]) for t in (from_nothing, from_target))
+    assert start.tau > nothing.tau
+    assert start.cross_entropy < nothing.cross_entropy
