@@ -64,7 +64,8 @@ def _after_each(
     gram = centred.t() @ (centred * counts.unsqueeze(1))
     gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
     guess = centred @ torch.linalg.solve(gram, centred.t() @ deviations)
-    return (deviations + PRIOR_COUNT * guess) / (counts + PRIOR_COUNT).unsqueeze(1)
+    out: torch.Tensor = (deviations + PRIOR_COUNT * guess) / (counts + PRIOR_COUNT).unsqueeze(1)
+    return out
 
 
 def _covariance(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
