@@ -23,7 +23,8 @@ def run_plain_chat(backend: ChatBackend, settings: ChatSettings, prompts: Binary
     conversation = Conversation(settings.system)
     with closing(backend):
         _load(backend)
-        print(f"{backend.info.name} is ready, Ctrl+D ends.", file=sys.stderr)
+        how_to_end = ", Ctrl+D ends" if prompts.isatty() else ""
+        print(f"{backend.info.name} is ready{how_to_end}.", file=sys.stderr)
         for prompt in _read_prompts(prompts):
             try:
                 finished = _answer(backend, settings, conversation, prompt)

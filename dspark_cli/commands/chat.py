@@ -1,5 +1,6 @@
 """`dspark chat`: the Textual chat, or a plain loop where stdin or stdout is no terminal."""
 
+import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
@@ -53,14 +54,18 @@ def chat(
         stop=options.stop_config(max_tokens, None),
         system=system,
     )
-    if plain or not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if plain or not _has_screen():
         from dspark_cli.plain_chat import run_plain_chat
 
         run_plain_chat(backend, settings, sys.stdin.buffer)
     else:
         from dspark_tui.app import run_chat
 
-        run_chat(backend, settings)
+        raise typer.Exit(run_chat(backend, settings))
+
+
+def _has_screen() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def _find_files(choice: PairChoice) -> "Iterator[FetchProgress | PairFiles]":

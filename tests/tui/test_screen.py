@@ -12,7 +12,7 @@ async def test_the_first_frame_stands_before_the_model_is_loaded(open_chat, back
     async with open_chat() as chat:
         await chat.until_shown("dspark", "Loading demo", "accepted draft")
         backend.release(1)
-        await chat.until_shown("Fetching target.safetensors", "40 of 98 MB", "41%")
+        await chat.until_shown("target.safetensors · 40 of 98 MB", "41%")
         backend.release(1)
         await chat.until_shown("Reading the target", "33%")
         assert chat.screen.phase == "loading"
@@ -85,7 +85,7 @@ async def test_a_narrow_terminal_stays_usable(open_chat, script, size):
 async def test_at_forty_columns_everything_is_said(open_chat, script):
     steps = ([" capital"], [" Lyon"], " Paris")
     async with open_chat(script("The", steps), size=(40, 20)) as chat:
-        await chat.until_shown("accepted", "rejected", "own")
+        await chat.until_shown("demo", "accepted", "rejected", "own")
         await chat.asked_and_answered("Which one?")
         await chat.until_shown("50.0 tok/s", "τ 2.00", "2.0v", "15/8,192")
 

@@ -12,13 +12,15 @@ from dspark_tui.screens.help import HelpScreen
 from dspark_tui.themes import DARK, LIGHT, theme_for_terminal
 
 TEXTUAL_OWN_DEFAULT_THEME = "textual-dark"
-BREAKPOINTS: list[tuple[int, str]] = [(0, "-narrow"), (60, "-normal")]
+WIDTHS: list[tuple[int, str]] = [(0, "-narrow"), (60, "-wide")]
+HEIGHTS: list[tuple[int, str]] = [(0, "-short"), (14, "-tall")]
 
 
 class DSparkApp(App[None]):
     TITLE = "dspark"
     CSS_PATH = "app.tcss"
-    HORIZONTAL_BREAKPOINTS = BREAKPOINTS
+    HORIZONTAL_BREAKPOINTS = WIDTHS
+    VERTICAL_BREAKPOINTS = HEIGHTS
 
     def __init__(self, backend: ChatBackend, settings: ChatSettings) -> None:
         super().__init__()
@@ -53,12 +55,15 @@ def chat_commands(chat: ChatScreen) -> Iterable[SystemCommand]:
     yield SystemCommand(rejected, "Drafts that the target refused", chat.action_toggle_rejected)
     yield SystemCommand(shading, "How drafts are told apart", chat.action_toggle_shading)
     yield SystemCommand("Copy last answer", "As plain text, without marks", chat.action_copy_answer)
-    yield SystemCommand("Stop the answer", "Keep what was written", chat.action_stop)
+    if chat.turn is not None:
+        yield SystemCommand("Stop the answer", "Keep what was written", chat.action_stop)
 
 
-def run_chat(backend: ChatBackend, settings: ChatSettings) -> None:
-    """Runs until the person quits."""
+def run_chat(backend: ChatBackend, settings: ChatSettings) -> int:
+    """Runs until the person quits; returns the exit code."""
+    app = DSparkApp(backend, settings)
     try:
-        DSparkApp(backend, settings).run()
+        app.run()
+        return app.return_code or 0
     finally:
         backend.close()

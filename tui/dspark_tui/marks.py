@@ -70,7 +70,9 @@ def shade_percent(confidence: float) -> int:
 
 
 def content_of(marks: Iterable[Mark], view: View) -> Content:
-    shown = (mark for mark in marks if view.show_rejected or mark.kind != "rejected")
+    shown = (
+        mark for mark in marks if mark.text and (view.show_rejected or mark.kind != "rejected")
+    )
     text = ""
     spans = []
     for style, group in groupby(shown, key=lambda mark: style_of(mark, view)):

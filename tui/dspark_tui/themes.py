@@ -4,6 +4,19 @@ import os
 
 from textual.theme import Theme
 
+
+def _variables(muted: str, background: str, scrollbar: str) -> dict[str, str]:
+    """Scrollbars without a trough of their own."""
+    return {
+        "foreground-muted": muted,
+        "scrollbar": scrollbar,
+        "scrollbar-background": background,
+        "scrollbar-background-hover": background,
+        "scrollbar-background-active": background,
+        "scrollbar-corner-color": background,
+    }
+
+
 DARK = Theme(
     name="dspark-dark",
     dark=True,
@@ -17,7 +30,7 @@ DARK = Theme(
     background="#14161b",
     surface="#1b1e25",
     panel="#222631",
-    variables={"foreground-muted": "#98a0b0"},
+    variables=_variables(muted="#98a0b0", background="#14161b", scrollbar="#323846"),
 )
 LIGHT = Theme(
     name="dspark-light",
@@ -32,7 +45,7 @@ LIGHT = Theme(
     background="#fbfaf8",
     surface="#f2f0ec",
     panel="#e8e5df",
-    variables={"foreground-muted": "#5f6673"},
+    variables=_variables(muted="#5f6673", background="#fbfaf8", scrollbar="#cfcbc3"),
 )
 LIGHT_ANSI_BACKGROUNDS = {"7", "15"}
 

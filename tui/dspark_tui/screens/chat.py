@@ -7,7 +7,6 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
-from textual.content import Content
 from textual.reactive import reactive
 from textual.screen import Screen
 from textual.widgets import Footer, Static
@@ -69,7 +68,8 @@ class ChatScreen(Screen[None]):
     def compose(self) -> ComposeResult:
         yield self.worker
         with Horizontal(id="top"):
-            yield Static(Content("dspark"), id="brand")
+            yield Static("dspark", id="brand")
+            yield Static(self.worker.backend.name, id="model", markup=False)
             yield Legend().data_bind(ChatScreen.view, ChatScreen.has_drafter)
         yield Transcript()
         yield LoadingPanel()

@@ -37,7 +37,7 @@ KEYS: Rows = tuple(
         ("Ctrl+Q", "Quit."),
     )
 )
-PROMISE = "The answer is, token for token, what the target would have written without drafts."
+PROMISE = "Drafts make an answer sooner, never different: every token is the target's own choice."
 
 
 class HelpScreen(ModalScreen[None]):

@@ -5,13 +5,17 @@ from dataclasses import replace
 
 from textual.app import ComposeResult
 from textual.containers import Vertical
+from textual.content import Content
 from textual.reactive import reactive
 from textual.selection import Selection
+from textual.timer import Timer
 from textual.widgets import Static
 
 from dspark_tui.marks import Mark, View, content_of
 
-FULL_BLOCK_CHARACTERS = 1500
+FULL_BLOCK_CHARACTERS = 800
+# A frame costs as much as a small round: more of them would slow down what they show.
+FRAME_SECONDS = 1 / 20
 _REFUSED = "\0"
 
 
@@ -34,7 +38,13 @@ class Block(Static):
 
     def show(self, view: View) -> None:
         self.view = view
-        self.update(content_of(self.marks, view))
+        content = content_of(self.marks, view)
+        self.update(content, layout=self._needs_room(content))
+
+    def _needs_room(self, content: Content) -> bool:
+        """Most rounds stay on their line, and laying out the screen costs more than drawing it."""
+        width, height = self.size
+        return width == 0 or content.get_height({}, width) != height
 
     def get_selection(self, selection: Selection) -> tuple[str, str] | None:
         """What is copied is the answer: refused drafts are left out."""
@@ -56,6 +66,7 @@ class Answer(Vertical):
         super().__init__()
         self._blocks = [Block(View())]
         self._note = Static(markup=False, classes="note")
+        self._next_frame: Timer | None = None
 
     def compose(self) -> ComposeResult:
         yield from self._blocks
@@ -64,6 +75,11 @@ class Answer(Vertical):
     def add(self, marks: Iterable[Mark]) -> None:
         for mark in marks:
             self._add_one(mark)
+        if self._next_frame is None:
+            self._next_frame = self.set_timer(FRAME_SECONDS, self._draw)
+
+    def _draw(self) -> None:
+        self._next_frame = None
         self._blocks[-1].show(self.view)
 
     def _add_one(self, mark: Mark) -> None:

@@ -19,13 +19,14 @@ class LoadingPanel(Horizontal):
         self.query_one(Static).update(describe(step))
         # A bar of one step would only jump; without a total it moves by itself.
         total = step.total if step.total and step.total > 1 else None
-        self.query_one(ProgressBar).update(total=total, progress=step.done)
+        bar = self.query_one(ProgressBar)
+        bar.update(total=total, progress=step.done)
+        bar.query_one("#percentage").visible = total is not None
 
 
 def describe(step: FetchProgress | LoadProgress) -> str:
     if isinstance(step, LoadProgress):
         return capitalised(step.stage)
-    done = f"{step.done / MEGABYTE:.0f}"
     if step.total is None:
-        return f"Fetching {step.name} · {done} MB"
-    return f"Fetching {step.name} · {done} of {step.total / MEGABYTE:.0f} MB"
+        return f"{step.name} · preparing"
+    return f"{step.name} · {step.done / MEGABYTE:.0f} of {step.total / MEGABYTE:.0f} MB"

@@ -10,6 +10,7 @@ from textual.widgets import TextArea
 
 
 class PromptBox(TextArea):
+    ALLOW_MAXIMIZE = False
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("shift+enter,ctrl+j", "new_line", "New line", show=False)
     ]

@@ -1,0 +1,100 @@
+"""`dspark chat`: which front end starts, and with what."""
+
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from dspark.config import EngineConfig, RuntimeConfig, SamplingConfig, ScheduleConfig, StopConfig
+from dspark.events import FetchProgress
+from dspark.hub import PairFiles
+from dspark_cli.main import run
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """What the chosen front end was given: (front end, backend, settings)."""
+    calls = []
+    monkeypatch.setattr(
+        "dspark_tui.app.run_chat", lambda *given: calls.append(("screen", *given)) or 0
+    )
+    monkeypatch.setattr(
+        "dspark_cli.plain_chat.run_plain_chat", lambda *given: calls.append(("plain", *given[:2]))
+    )
+    return calls
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    def connect(stdin: bool = True, stdout: bool = True, term: str = "xterm") -> None:
+        monkeypatch.setattr(
+            sys, "stdin", SimpleNamespace(isatty=lambda: stdin, buffer=None, encoding="utf-8")
+        )
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: stdout, raising=False)
+        monkeypatch.setenv("TERM", term)
+
+    connect()
+    return connect
+
+
+def test_a_terminal_gets_the_screen_with_the_settings_own_defaults(started, terminal):
+    assert run(["chat"]) == 0
+    ((front_end, backend, settings),) = started
+    assert front_end == "screen" and backend.name == "demo"
+    assert (settings.sampling, settings.stop, settings.system) == (
+        SamplingConfig(),
+        StopConfig(),
+        "",
+    )
+    assert (backend.runtime, backend.engine) == (RuntimeConfig(), EngineConfig())
+
+
+@pytest.mark.parametrize("missing", [{"stdin": False}, {"stdout": False}, {"term": "dumb"}])
+def test_without_a_terminal_it_is_plain(started, terminal, missing):
+    terminal(**missing)
+    assert run(["chat"]) == 0
+    assert started[0][0] == "plain"
+
+
+def test_plain_can_be_asked_for(started, terminal):
+    run(["chat", "--plain"])
+    assert started[0][0] == "plain"
+
+
+def test_options_reach_the_backend(started, terminal):
+    options = "--temperature 0.7 --top-k 5 --top-p 0.9 --seed 3 --max-tokens 20 --system Hi"
+    engine = "--device cpu --dtype bfloat16 --confidence-threshold 0.4"
+    assert run(["chat", "other", *options.split(), *engine.split()]) == 0
+    ((_, backend, settings),) = started
+    assert settings.sampling == SamplingConfig(temperature=0.7, top_k=5, top_p=0.9, seed=3)
+    assert settings.stop.max_tokens == 20 and settings.system == "Hi"
+    assert backend.runtime == RuntimeConfig("cpu", "bfloat16")
+    assert backend.engine.schedule == ScheduleConfig("threshold", 0.4)
+
+
+def test_contradicting_options_start_nothing(started, terminal, capsys):
+    assert run(["chat", "--schedule", "full", "--confidence-threshold", "0.4"]) == 2
+    assert started == [] and "exclude each other" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_fetched_where_the_chat_can_show_it(
+    started, terminal, monkeypatch, tmp_path
+):
+    files = PairFiles("demo", tmp_path, None)
+    step = FetchProgress("target", 1, 2)
+    located = [None, files]
+    monkeypatch.setattr("dspark.hub.locate", lambda name: located.pop(0))
+    monkeypatch.setattr("dspark.hub.fetch", lambda name: iter([step]))
+    run(["chat"])
+    assert list(started[0][1].find_files()) == [step, files]
+
+
+def test_a_target_of_ones_own_fetches_no_pair(started, terminal, monkeypatch, tmp_path):
+    monkeypatch.setattr("dspark.hub.fetch", lambda name: pytest.fail("fetched a pair"))
+    monkeypatch.setattr("dspark.hub.resolve_target", lambda name: tmp_path / name)
+    run(["chat", "--target", "mine", "--draft", "none"])
+    backend = started[0][1]
+    assert backend.name == "mine"
+    assert list(backend.find_files()) == [PairFiles("mine", tmp_path / "mine", None)]
+    assert os.listdir(tmp_path) == []
