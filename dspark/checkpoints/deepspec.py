@@ -4,6 +4,8 @@ import json
 import os
 import struct
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,22 +56,26 @@ def write_head(
     try:
         directory.mkdir(parents=True, exist_ok=True)
         contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        weights = _temporary(directory)
-        save_file(contiguous, weights, metadata={"format": "pt"})
-        os.replace(weights, directory / "model.safetensors")
-        settings = _temporary(directory)
-        settings.write_text(json.dumps(config.to_json() | extra, indent=2) + "\n")
-        os.replace(settings, directory / "config.json")
+        with _replacing(directory / "model.safetensors") as weights:
+            save_file(contiguous, weights, metadata={"format": "pt"})
+        with _replacing(directory / "config.json") as settings:
+            settings.write_text(json.dumps(config.to_json() | extra, indent=2) + "\n")
     except (OSError, SafetensorError) as error:
         raise StorageError(
             f"could not write the head to {directory} ({error})", "Free some space and try again."
         ) from error
 
 
-def _temporary(directory: Path) -> Path:
-    handle, name = tempfile.mkstemp(dir=directory, prefix=".", suffix=".tmp")
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file to write that takes the place of `path` once it is complete."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
     os.close(handle)
-    return Path(name)
+    try:
+        yield Path(name)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -16,8 +16,8 @@ def weight_files(directory: Path) -> list[Path]:
     names = ["model.safetensors"]
     if index_path.exists():
         try:
-            names = sorted(set(json.loads(index_path.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+            names = sorted(set(map(str, json.loads(index_path.read_text())["weight_map"].values())))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{index_path} is not a weight index") from error
     if any(Path(name).name != name for name in names):
         raise CheckpointError(f"{index_path} points outside its own folder")

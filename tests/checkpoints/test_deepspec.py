@@ -1,0 +1,176 @@
+"""Heads are read strictly: what does not fit is named, in one line, before anything is decoded."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dspark.checkpoints.deepspec import read_head, read_head_config, write_head
+from dspark.checkpoints.head_config import HeadConfig, expected_tensors
+from dspark.drafters.dspark import check_pair
+from dspark.engine.session import load_drafter
+from dspark.errors import CheckpointError, PairMismatchError, StorageError
+from dspark.targets.load import load_target
+
+GOLDEN = Path(__file__).parents[1] / "conformance"
+PLACE = {"device": torch.device("cpu"), "dtype": torch.float32}
+
+
+@pytest.fixture
+def head_dir(tmp_path: Path) -> Path:
+    shutil.copytree(GOLDEN / "rnn" / "draft", tmp_path / "draft")
+    return tmp_path / "draft"
+
+
+def change_tensors(folder: Path, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def change_config(folder: Path, **values) -> None:
+    raw = json.loads((folder / "config.json").read_text())
+    raw.update(values)
+    kept = {key: value for key, value in raw.items() if value != "absent"}
+    (folder / "config.json").write_text(json.dumps(kept))
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        read_head(folder)
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+@pytest.mark.parametrize("variant", ["vanilla", "gated", "rnn", "dflash"])
+def test_expected_tensors_are_those_of_the_reference(variant):
+    config, tensors = read_head(GOLDEN / variant / "draft")
+    assert {n: tuple(t.shape) for n, t in tensors.items()} == expected_tensors(config)
+
+
+@pytest.mark.parametrize("variant", ["vanilla", "gated", "rnn", "dflash"])
+def test_written_heads_read_back_the_same(variant, tmp_path):
+    config, tensors = read_head(GOLDEN / variant / "draft")
+    write_head(tmp_path, config, tensors, {"graft": {"seed": 1}})
+    again, found = read_head(tmp_path)
+    assert again == config
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_missing_tensor_is_named(head_dir):
+    change_tensors(head_dir, lambda t: t.pop("layers.1.mlp.up_proj.weight"))
+    assert "layers.1.mlp.up_proj.weight" in refused(head_dir)
+
+
+def test_surplus_tensor_is_named(head_dir):
+    change_tensors(head_dir, lambda t: t.update({"layers.9.odd": torch.ones(2)}))
+    assert "layers.9.odd" in refused(head_dir)
+
+
+def test_misshapen_tensor_is_named_with_both_shapes(head_dir):
+    change_tensors(head_dir, lambda t: t.update({"fc.weight": torch.ones(48, 3)}))
+    message = refused(head_dir)
+    assert "fc.weight" in message and "[48, 3]" in message and "[48, 96]" in message
+
+
+def test_embedding_and_head_may_be_left_to_the_target(tmp_path):
+    config, tensors = read_head(GOLDEN / "vanilla" / "draft")
+    shared = {
+        n: t for n, t in tensors.items() if n not in ("embed_tokens.weight", "lm_head.weight")
+    }
+    write_head(tmp_path, config, shared, {})
+    assert read_head(tmp_path)[1].keys() == shared.keys()
+
+
+@pytest.mark.parametrize("size", [0, 5, 100, 20000])
+def test_truncated_file_is_refused(head_dir, size):
+    path = head_dir / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    assert "model.safetensors" in refused(head_dir)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", '{"architectures": ["LlamaForCausalLM"]}', "{}"]
+)
+def test_config_of_something_else_is_refused(head_dir, content):
+    (head_dir / "config.json").write_text(content)
+    refused(head_dir)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("block_size", "absent"),
+        ("markov_head_type", "quantum"),
+        ("block_size", 0),
+        ("mask_token_id", 65),
+        ("target_layer_ids", [0, 3]),
+        ("target_layer_ids", []),
+        ("target_layer_ids", [-2]),
+        ("hidden_size", "wide"),
+        ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e4}),
+        ("markov_rank", 0),
+    ],
+)
+def test_impossible_config_is_refused(head_dir, key, value):
+    change_config(head_dir, **{key: value})
+    refused(head_dir)
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        read_head_config(tmp_path)
+    shutil.copy(GOLDEN / "rnn" / "draft" / "config.json", tmp_path)
+    assert "model.safetensors" in refused(tmp_path)
+
+
+def test_full_disk_leaves_the_old_head(tmp_path, monkeypatch):
+    config, tensors = read_head(GOLDEN / "vanilla" / "draft")
+    write_head(tmp_path, config, tensors, {})
+    before = (tmp_path / "model.safetensors").read_bytes()
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dspark.checkpoints.deepspec.save_file", full)
+    with pytest.raises(StorageError):
+        write_head(tmp_path, config, tensors, {})
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+# -- does the head belong to the target? -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", ["gated", "rnn", "dflash"])
+def test_head_of_another_model_is_refused(variant, tiny_llama_dir):
+    target = load_target(tiny_llama_dir, tap_layers=(), **PLACE)
+    with pytest.raises(PairMismatchError):
+        load_drafter(GOLDEN / variant / "draft", target)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "word"),
+    [
+        ({"hidden_size": 64}, "hidden size"),
+        ({"vocab_size": 66}, "vocabulary"),
+        ({"num_layers": 5}, "layers"),
+    ],
+)
+def test_mismatch_is_named(sizes, word):
+    config = read_head_config(GOLDEN / "vanilla" / "draft")
+    own = {"vocab_size": 65, "hidden_size": 48, "num_layers": 4}
+    check_pair(config, **own)
+    with pytest.raises(PairMismatchError, match=word):
+        check_pair(config, **{**own, **sizes})
+
+
+def test_taps_beyond_the_last_layer_are_refused():
+    raw = json.loads((GOLDEN / "vanilla" / "draft" / "config.json").read_text())
+    config = HeadConfig.from_json({**raw, "num_target_layers": 9, "target_layer_ids": [0, 7]})
+    with pytest.raises(PairMismatchError):
+        check_pair(config, vocab_size=65, hidden_size=48, num_layers=4)

@@ -1,0 +1,55 @@
+"""The demo pair: greedy output with drafts is plain decoding's, on every prompt of the bench."""
+
+import pytest
+
+from dspark import hub
+from dspark.bench.prompts import own_prompts
+from dspark.config import EngineConfig, RuntimeConfig, ScheduleConfig
+from dspark.engine.session import Session, open_session
+from tests.engine.pairs import decode, request
+
+MAX_TOKENS = 128
+
+
+@pytest.fixture(scope="module")
+def session() -> Session:
+    for _ in hub.fetch("demo"):
+        pass
+    files = hub.locate("demo")
+    assert files is not None and files.draft is not None
+    config = EngineConfig(schedule=ScheduleConfig("full"))
+    *_, session = open_session(files, RuntimeConfig("cpu", "float32"), config)
+    assert isinstance(session, Session)
+    return session
+
+
+@pytest.fixture(scope="module")
+def prompts(session) -> list[list[int]]:
+    return [
+        session.encode_chat([{"role": "user", "content": prompt.text}]) for prompt in own_prompts()
+    ]
+
+
+@pytest.fixture(scope="module")
+def plain(session, prompts) -> list[tuple[int, ...]]:
+    return [decode(session.engine, [request(p, MAX_TOKENS, plain=True)])[0] for p in prompts]
+
+
+@pytest.mark.demo
+@pytest.mark.parametrize("mode", ["auto", "full", "threshold"])
+def test_greedy_identity_on_every_prompt(session, prompts, plain, mode):
+    engine = session.with_schedule(ScheduleConfig(mode, 0.5)).engine
+    assert [decode(engine, [request(p, MAX_TOKENS)])[0] for p in prompts] == plain
+
+
+@pytest.mark.demo
+def test_greedy_identity_in_company(session, prompts, plain):
+    assert decode(session.engine, [request(p, MAX_TOKENS) for p in prompts]) == plain
+
+
+@pytest.mark.demo
+def test_drafts_are_worth_it(session, prompts):
+    """Not a figure, which the bench gives: only that head and target belong together."""
+    events = [e for p in prompts[:4] for e in session.generate(p, request(p, 64).sampling)]
+    rounds = [event for event in events if hasattr(event, "accepted")]
+    assert sum(r.accepted for r in rounds) / len(rounds) > 0.5
