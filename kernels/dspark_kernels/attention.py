@@ -65,18 +65,19 @@ class PooledAttention:
         group = num_heads // num_kv_heads
         folded = query.view(slots, num_rows, num_kv_heads, group, head_dim).permute(0, 2, 3, 1, 4)
         folded = folded.reshape(slots, num_kv_heads, group * num_rows, head_dim)
-        mask = self._folded_mask(group, num_rows)
+        mask = self._folded_mask(group, query)
         out = F.scaled_dot_product_attention(
             folded, keys, values, attn_mask=mask, scale=self._scale
         )
         out = out.view(slots, num_kv_heads, group, num_rows, head_dim).permute(0, 3, 1, 2, 4)
         return out.reshape(slots, num_rows, num_heads, head_dim)
 
-    def _folded_mask(self, group: int, num_rows: int) -> torch.Tensor | None:
-        """Made at the first layer; None where every row sees every key."""
-        if self._rows is None and (num_rows == 1 or not self._plan.causal):
+    def _folded_mask(self, group: int, query: torch.Tensor) -> torch.Tensor | None:
+        """Added to the scores; made at the first layer; None where every row sees every key."""
+        if self._rows is None and (query.shape[1] == 1 or not self._plan.causal):
             return None
         if self._mask is None:
-            rows = self._rows or BatchedRows(self._plan)
-            self._mask = rows.mask.repeat(1, group, 1).unsqueeze(1)
+            visible = (self._rows or BatchedRows(self._plan)).mask.repeat(1, group, 1).unsqueeze(1)
+            hidden = query.new_zeros(visible.shape)
+            self._mask = hidden.masked_fill_(~visible.to(query.device), float("-inf"))
         return self._mask
