@@ -161,6 +161,7 @@ async def test_the_status_line_moves_while_the_answer_streams(open_chat, backend
 async def test_plain_decoding_claims_no_drafts(open_chat, backend, script):
     backend.has_drafter = False
     async with open_chat(script("The", ([], [], " end"))) as chat:
+        await chat.until_shown("demo is ready", "Without a drafter")
         await chat.asked_and_answered("Go")
         await chat.until_shown("plain decoding, no drafts")
         assert "τ" not in chat.shown and "accepted" not in chat.shown
@@ -215,7 +216,7 @@ async def test_an_error_is_one_visible_line_with_its_hint_and_loses_nothing(
 async def test_a_surprise_in_the_backend_is_a_line_too(open_chat, script):
     async with open_chat(script("Half", error=RuntimeError("boom\nat line 3"))) as chat:
         await chat.asked_and_answered("Go")
-        await chat.until_shown("Half", "✗ RuntimeError: boom", "failed")
+        await chat.until_shown("Half", "✗ RuntimeError: boom", "failed half-way")
         assert "line 3" not in chat.shown
         assert chat.screen.conversation.turns == []
 

@@ -51,6 +51,30 @@ async def test_escape_takes_a_waiting_prompt_back(open_chat, backend):
         assert "waits until" not in chat.shown
 
 
+async def test_a_new_chat_gives_a_waiting_prompt_back(open_chat, backend):
+    backend.is_held = True
+    async with open_chat() as chat:
+        await chat.ask("Hi")
+        await chat.until_shown("waits until", "esc Stop")
+        await chat.pilot.press("ctrl+n")
+        await chat.until(lambda: "waits until" not in chat.shown)
+        assert chat.prompt.text == "Hi"
+
+
+async def test_a_waiting_prompt_stays_readable_when_loading_fails_while_another_is_typed(
+    open_chat, backend
+):
+    backend.load_errors = [DownloadError("no network", "Check the connection.")]
+    backend.is_held = True
+    async with open_chat() as chat:
+        await chat.ask("First")
+        await chat.until_shown("waits until")
+        chat.prompt.put("Second")
+        backend.release(3)
+        await chat.until_shown("First", "not answered", "✗ No network")
+        assert chat.prompt.text == "Second"
+
+
 async def test_failed_loading_is_one_line_and_enter_tries_again(open_chat, backend, script):
     backend.load_errors = [DownloadError("no network", "Check the connection.")]
     backend.is_held = True
@@ -108,6 +132,29 @@ async def test_the_palette_has_the_chats_commands(open_chat, script):
         await chat.pilot.press("enter")
         await chat.until(lambda: not chat.screen.view.show_rejected)
         await chat.until_shown("The Paris")
+
+
+async def test_a_screenshot_lands_in_this_folder(open_chat, script, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    async with open_chat(script("The", ([], [" Lyon"], " Paris"))) as chat:
+        await chat.asked_and_answered("Go")
+        await chat.pilot.press("ctrl+p", *"save scr")
+        await chat.until_shown("Save screenshot")
+        await chat.until(lambda: "New chat\n" not in chat.shown)
+        await chat.pilot.press("enter")
+        await chat.until_shown("Saved dspark-")
+    (picture,) = tmp_path.iterdir()
+    assert picture.suffix == ".svg" and "Lyon" in picture.read_text()
+
+
+async def test_a_screenshot_that_cannot_be_written_is_a_message(open_chat, monkeypatch, tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    async with open_chat() as chat:
+        chat.app.action_save()
+        await chat.until_shown("could not be", "No such file")
 
 
 async def test_the_last_answer_is_copied_without_refused_drafts(open_chat, script):

@@ -1,6 +1,8 @@
 """The Textual application: themes, screens and the commands of the palette."""
 
 from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
 
 from textual import constants
 from textual.app import App, SystemCommand
@@ -12,6 +14,7 @@ from dspark_tui.screens.help import HelpScreen
 from dspark_tui.themes import DARK, LIGHT, theme_for_terminal
 
 TEXTUAL_OWN_DEFAULT_THEME = "textual-dark"
+TEXTUAL_OWN_SCREENSHOT = "Screenshot"
 WIDTHS: list[tuple[int, str]] = [(0, "-narrow"), (60, "-wide")]
 HEIGHTS: list[tuple[int, str]] = [(0, "-short"), (14, "-tall")]
 
@@ -39,10 +42,30 @@ class DSparkApp(App[None]):
         if isinstance(screen, ChatScreen):
             yield from chat_commands(screen)
             yield SystemCommand("Light or dark", "Change to the other palette", self.action_flip)
-        yield from super().get_system_commands(screen)
+            yield SystemCommand("Save screenshot", "As SVG, in this folder", self.action_save)
+        for command in super().get_system_commands(screen):
+            if command.title != TEXTUAL_OWN_SCREENSHOT:
+                yield command
 
     def action_help(self) -> None:
         self.push_screen(HelpScreen())
+
+    def action_save(self) -> None:
+        # The palette has to leave the picture first.
+        self.set_timer(0.2, self._save_screenshot)
+
+    def _save_screenshot(self) -> None:
+        """Textual's own command needs a downloads folder, which many machines do not have."""
+        path = Path(f"dspark-{datetime.now():%Y-%m-%d-%H%M%S}.svg")
+        part = path.with_suffix(".part")
+        try:
+            part.write_text(self.export_screenshot(), encoding="utf-8")
+            part.replace(path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            self.notify(f"{path} could not be written: {error.strerror}.", severity="error")
+        else:
+            self.notify(f"Saved {path}.")
 
     def action_flip(self) -> None:
         self.theme = LIGHT.name if self.current_theme.dark else DARK.name

@@ -24,6 +24,13 @@ END_NOTES = {
     "context": "ended at the end of the context",
 }
 
+TYPE_AHEAD = "You can type already."
+WITH_DRAFTER = (
+    "It drafts several tokens at a time and keeps what the target agrees with,\n"
+    "so every answer is the target's own, only sooner. F1 explains the marks."
+)
+WITHOUT_DRAFTER = "Without a drafter: the target writes one token at a time."
+
 
 def capitalised(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
@@ -39,21 +46,10 @@ def end_note(event: Finished, has_drafter: bool) -> str:
     return " · ".join(words)
 
 
-def welcome(phase: "Phase", status: "Status") -> Content:
-    if phase == "loading":
-        return Content.assemble(
-            (f"Loading {status.model}", "bold"),
-            ("\nYou can type already.", "$foreground-muted"),
-        )
-    return Content.assemble(
-        (f"{status.model} is ready", "bold"),
-        (f" on {status.place}", ""),
-        (
-            "\nIt drafts several tokens at a time and keeps what the target agrees with,",
-            "$foreground-muted",
-        ),
-        (
-            "\nso every answer is the target's own, only sooner. F1 explains the marks.",
-            "$foreground-muted",
-        ),
-    )
+def welcome(status: "Status", has_drafter: bool) -> Content:
+    muted = "$foreground-muted"
+    if not status.place:
+        return Content.assemble((f"Loading {status.model}", "bold"), (f"\n{TYPE_AHEAD}", muted))
+    what = WITH_DRAFTER if has_drafter else WITHOUT_DRAFTER
+    ready = (f"{status.model} is ready", "bold")
+    return Content.assemble(ready, (f" on {status.place}", ""), (f"\n{what}", muted))

@@ -56,13 +56,13 @@ class ChatScreen(Screen[None]):
     status: reactive[Status] = reactive(Status())
     has_drafter: reactive[bool] = reactive(True)
     phase: reactive[Phase] = reactive[Phase]("loading")
+    turn: reactive[Turn | None] = reactive[Turn | None](None, bindings=True)
 
     def __init__(self, backend: ChatBackend, settings: ChatSettings) -> None:
         super().__init__()
         self.settings = settings
         self.conversation = Conversation(settings.system)
         self.worker = BackendWorker(backend)
-        self.turn: Turn | None = None
         self.turn_count = 0
 
     def compose(self) -> ComposeResult:
@@ -133,7 +133,7 @@ class ChatScreen(Screen[None]):
     async def show_answer_failure(self, message: AnswerFailed) -> None:
         if self.turn is None or self.turn.number != message.turn:
             return
-        self.turn.answer.note = "failed"
+        self.turn.answer.note = "failed half-way"
         self.phase = "ready"
         await self._give_back_prompt()
         await self._notice(message.error)
@@ -170,7 +170,8 @@ class ChatScreen(Screen[None]):
         if self.phase == "answering":
             self.worker.stop_answer()
             self.phase = "ready"
-        self.turn = None
+            self.turn = None
+        await self._give_back_prompt()
         self.conversation.clear()
         self.status = replace(self.status, stats=NOTHING_YET, context_tokens=0)
         await self.query_one(Transcript).clear()
@@ -223,7 +224,10 @@ class ChatScreen(Screen[None]):
         """An unanswered prompt returns to the box, unless something new is typed there."""
         turn, self.turn = self.turn, None
         prompt_box = self.query_one(PromptBox)
-        if turn is None or prompt_box.text:
+        if turn is None:
+            return
+        if prompt_box.text:
+            turn.answer.note = "not answered"
             return
         prompt_box.put(turn.prompt)
         if turn.answer.is_empty:
@@ -242,8 +246,7 @@ class ChatScreen(Screen[None]):
     def _follow_phase(self, phase: Phase) -> None:
         self.query_one(LoadingPanel).display = phase == "loading"
         self.query_one(PromptBox).placeholder = texts.PLACEHOLDERS[phase]
-        self.query_one(Transcript).welcome(texts.welcome(phase, self.status))
-        self.refresh_bindings()
+        self.query_one(Transcript).welcome(texts.welcome(self.status, self.has_drafter))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action == "stop":
