@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from dspark.checkpoints.head_config import HeadConfig, expected_tensors
 from dspark.errors import CheckpointError, StorageError
 
 SHARED_WITH_TARGET = ("embed_tokens.weight", "lm_head.weight")
+DRAFT_VOCABULARY = "draft_vocabulary.safetensors"  # ours, beside the layout: others pass it over
 
 
 def read_head_config(directory: Path) -> HeadConfig:
@@ -41,6 +42,38 @@ def read_head(directory: Path) -> tuple[HeadConfig, dict[str, torch.Tensor]]:
     except (SafetensorError, struct.error, OSError) as error:
         raise CheckpointError(
             f"{path} is not a readable safetensors file ({error})", "Fetch the head again."
+        ) from error
+
+
+def read_draft_vocabulary(directory: Path, vocab_size: int) -> torch.Tensor | None:
+    """Rising ids [N] of the tokens that the head proposes; None where it proposes any."""
+    path = directory / DRAFT_VOCABULARY
+    if not path.exists():
+        return None
+    try:
+        ids = load_file(path)["token_ids"].long()
+    except (SafetensorError, KeyError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a draft vocabulary ({error})", "Delete it to draft from all tokens."
+        ) from error
+    is_rising = ids.dim() == 1 and len(ids) > 0 and bool((ids.diff() > 0).all())
+    if not is_rising or int(ids[0]) < 0 or int(ids[-1]) >= vocab_size:
+        raise CheckpointError(
+            f"{path} does not fit a vocabulary of {vocab_size} tokens",
+            "Delete it to draft from all tokens.",
+        )
+    return ids
+
+
+def write_draft_vocabulary(directory: Path, token_ids: torch.Tensor) -> None:
+    """token_ids [N], rising."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with _replacing(directory / DRAFT_VOCABULARY) as path:
+            save_file({"token_ids": token_ids.int().contiguous()}, path)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(
+            f"could not write to {directory} ({error})", "Free some space and try again."
         ) from error
 
 

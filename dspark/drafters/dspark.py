@@ -1,6 +1,7 @@
 """DSpark: a parallel backbone, then a light sequential head. DFlash is the case without one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -10,6 +11,14 @@ from dspark.drafters.base import Chooser, Proposals
 from dspark.drafters.head import DraftLayer, DSparkHead
 from dspark.errors import PairMismatchError
 from dspark_kernels import KVPool, KVSlot, PooledAttention, RowPlan, SkinnyLinear
+
+
+class OutputHead(Protocol):
+    """hidden [N, H] -> logits [N, V], by its weight [V, H]."""
+
+    weight: torch.Tensor
+
+    def __call__(self, hidden: torch.Tensor, /) -> torch.Tensor: ...
 
 
 class DSparkDrafter:
@@ -24,10 +33,13 @@ class DSparkDrafter:
         config: HeadConfig,
         tensors: dict[str, torch.Tensor],
         embedding: torch.Tensor,
-        output_head: Callable[[torch.Tensor], torch.Tensor],
+        output_head: OutputHead,
         *,
+        draft_vocabulary: torch.Tensor | None = None,
         pack: bool = True,
     ) -> None:
+        """`draft_vocabulary` [N] are the ids that are proposed, all without it. A smaller one costs
+        acceptance of what it lacks, and saves as much of the output head and the Markov table."""
         self.config = config
         self.block_size = config.block_size
         self.target_layer_ids = config.target_layer_ids
@@ -38,6 +50,7 @@ class DSparkDrafter:
         self._output_head = (
             output_head if head_weight is None else SkinnyLinear(head_weight, pack=pack)
         )
+        self._vocabulary = draft_vocabulary
         if self._embedding.shape != embedding.shape:
             raise PairMismatchError(
                 f"the draft's embedding is {list(self._embedding.shape)}, "
@@ -46,6 +59,8 @@ class DSparkDrafter:
         with torch.device("meta"):
             self._head = DSparkHead(config)
         self._head.load_state_dict(own, strict=True, assign=True)
+        if draft_vocabulary is not None:
+            self._restrict_to(draft_vocabulary, pack=pack)
         self._head.requires_grad_(False).eval()
         if pack:
             pack_linears(self._head)
@@ -54,6 +69,14 @@ class DSparkDrafter:
             config.num_layers, config.num_kv_heads, config.head_dim, self.device, self.dtype
         )
         self._mask_embedding = self._embedding[config.mask_token_id]
+
+    def _restrict_to(self, token_ids: torch.Tensor, *, pack: bool) -> None:
+        """Keep only these rows of the output head and of the Markov table."""
+        self._output_head = SkinnyLinear(self._output_head.weight[token_ids], pack=pack)
+        markov = self._head.markov_head
+        if markov is not None:
+            kept = markov.markov_w2.weight[token_ids]
+            markov.markov_w2.weight = nn.Parameter(kept)
 
     def open(self) -> KVSlot:
         return self._pool.open()
@@ -113,7 +136,7 @@ class DSparkDrafter:
                 logits = logits + markov.markov_w2(features)
             if confidence:
                 confidences.append(confidence(hidden[:, k], embedding).sigmoid())
-            previous, chosen_probs = chooser.choose(logits)
+            previous, chosen_probs = self._in_full_vocabulary(*chooser.choose(logits))
             ids.append(previous)
             probs.append(chosen_probs)
         return Proposals(
@@ -121,6 +144,19 @@ class DSparkDrafter:
             probs=[_stack(request_probs) for request_probs in zip(*probs, strict=True)],
             confidences=torch.stack(confidences, dim=1) if confidences else None,
         )
+
+    def _in_full_vocabulary(
+        self, chosen: torch.Tensor, probs: Sequence[torch.Tensor | None]
+    ) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
+        """Ids and distributions over the draft vocabulary -> over the target's."""
+        if self._vocabulary is None:
+            return chosen, probs
+        size = self.config.vocab_size
+        spread = [
+            None if p is None else p.new_zeros(size).index_copy_(0, self._vocabulary, p)
+            for p in probs
+        ]
+        return self._vocabulary[chosen], spread
 
     def _plan(
         self, slots: Sequence[KVSlot], sizes: Sequence[int]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from dspark.checkpoints.deepspec import read_head, read_head_config
+from dspark.checkpoints.deepspec import read_draft_vocabulary, read_head, read_head_config
 from dspark.config import EngineConfig, RuntimeConfig, SamplingConfig, ScheduleConfig, StopConfig
 from dspark.drafters.base import Drafter
 from dspark.drafters.dspark import DSparkDrafter, check_pair
@@ -145,7 +145,14 @@ def load_drafter(directory: Path, target: Target) -> DSparkDrafter:
         hidden_size=spec.hidden_size,
         num_layers=spec.num_layers,
     )
-    return DSparkDrafter(config, tensors, target.embedding(), target.output_head())
+    vocabulary = read_draft_vocabulary(directory, config.vocab_size)
+    return DSparkDrafter(
+        config,
+        tensors,
+        target.embedding(),
+        target.output_head(),
+        draft_vocabulary=None if vocabulary is None else vocabulary.to(target.device),
+    )
 
 
 def resolve_runtime(runtime: RuntimeConfig) -> ResolvedRuntime:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dspark.checkpoints.deepspec import read_head, write_head
+from dspark.checkpoints.deepspec import read_head, write_draft_vocabulary, write_head
 from dspark.checkpoints.head_config import HeadConfig
 from dspark.config import EngineConfig, GraftConfig, RuntimeConfig
 from dspark.drafters.head import DSparkHead
@@ -214,6 +214,8 @@ class GraftRun:
             for name, tensor in trainer.head.state_dict().items()
         }
         write_head(self.job.out, trainer.head.config, tensors, {"graft": provenance})
+        if self.job.config.loss_vocabulary:
+            write_draft_vocabulary(self.job.out, trainer.vocabulary.written)
 
 
 def _prepared(trainer: Trainer, parts: Split) -> Prepared:

@@ -78,7 +78,7 @@ class Trainer:
         self._rotary = head.rotary_table()
         rank = head.config.markov_rank
         self._output_head = OutputHead(target.output_head.float(), rank)
-        self._vocabulary = LossVocabulary(self.answers, head.config.vocab_size, config)
+        self.vocabulary = LossVocabulary(self.answers, head.config.vocab_size, config)
 
     def steps(self) -> Iterator[StepReport]:
         """One optimizer step each time it is asked, up to config.steps."""
@@ -93,7 +93,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        tokens = self._vocabulary.at(self.step_index)
+        tokens = self.vocabulary.at(self.step_index)
         loss, parts = self._loss(batch, generator, tokens)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.head.parameters(), self.config.grad_clip)
@@ -239,6 +239,7 @@ class LossVocabulary:
         for answer in answers:
             is_written[list(answer.token_ids)] = True
         self._is_written = is_written
+        self.written = is_written.nonzero().squeeze(1)
         self._others = (~is_written).nonzero().squeeze(1)
 
     def at(self, step: int) -> torch.Tensor | None:

@@ -8,7 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dspark.checkpoints.deepspec import read_head, read_head_config, write_head
+from dspark.checkpoints.deepspec import (
+    DRAFT_VOCABULARY,
+    read_draft_vocabulary,
+    read_head,
+    read_head_config,
+    write_draft_vocabulary,
+    write_head,
+)
 from dspark.checkpoints.head_config import HeadConfig, expected_tensors
 from dspark.drafters.dspark import check_pair
 from dspark.engine.session import load_drafter
@@ -141,6 +148,22 @@ def test_full_disk_leaves_the_old_head(tmp_path, monkeypatch):
         write_head(tmp_path, config, tensors, {})
     assert (tmp_path / "model.safetensors").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("ids", [[], [3, 1], [1, 1], [-1, 4], [4, 65], [[1, 2]]])
+def test_impossible_draft_vocabulary_is_refused(tmp_path, ids):
+    save_file({"token_ids": torch.tensor(ids).int()}, tmp_path / DRAFT_VOCABULARY)
+    with pytest.raises(CheckpointError, match="vocabulary"):
+        read_draft_vocabulary(tmp_path, 65)
+
+
+def test_draft_vocabulary_reads_back(tmp_path):
+    assert read_draft_vocabulary(tmp_path, 65) is None
+    write_draft_vocabulary(tmp_path, torch.tensor([0, 7, 64]))
+    assert read_draft_vocabulary(tmp_path, 65).tolist() == [0, 7, 64]
+    (tmp_path / DRAFT_VOCABULARY).write_bytes(b"torn")
+    with pytest.raises(CheckpointError):
+        read_draft_vocabulary(tmp_path, 65)
 
 
 # -- does the head belong to the target? -----------------------------------------------------------

@@ -9,15 +9,25 @@ from collections import Counter
 import pytest
 import torch
 
+from dspark.checkpoints.deepspec import read_head
 from dspark.config import SamplingConfig
+from dspark.drafters.dspark import DSparkDrafter
 from dspark.engine.sampling import Sampler
 from dspark.engine.scheduler import FullSchedule, SpsSchedule
 from dspark.engine.sps import SpsTable
+from dspark.targets.base import Target
 from dspark_kernels import accept_sampled, probabilities
 from tests.engine.pairs import GOLDEN, TABLE, decode, golden, request, with_scheduler
 
 FALSE_ALARM = 1e-6
 NUM_SAMPLES = 3000
+
+
+def load_drafter_of(variant: str, target: Target, draft_vocabulary: torch.Tensor) -> DSparkDrafter:
+    config, tensors = read_head(GOLDEN / variant / "draft")
+    return DSparkDrafter(
+        config, tensors, target.embedding(), target.output_head(), draft_vocabulary=draft_vocabulary
+    )
 
 
 def chi_square_p(counts: Counter, probabilities: list[float]) -> float:
@@ -32,12 +42,14 @@ def chi_square_p(counts: Counter, probabilities: list[float]) -> float:
     return float(torch.special.gammaincc(freedom, torch.tensor(statistic / 2, dtype=torch.float64)))
 
 
-@pytest.mark.parametrize("schedule", ["full", "sps"])
+@pytest.mark.parametrize("schedule", ["full", "sps", "small vocabulary"])
 @pytest.mark.parametrize("variant", ["vanilla", "gated", "rnn", "dflash"])
 def test_pairs_of_tokens_follow_the_golden_distribution(variant, schedule):
     golden_run = json.loads((GOLDEN / variant / "sampling.json").read_text())
     scheduler = SpsSchedule(TABLE) if schedule == "sps" else FullSchedule()
     engine = with_scheduler(golden(variant), scheduler)
+    if schedule == "small vocabulary":
+        engine.drafter = load_drafter_of(variant, engine.target, torch.arange(0, 65, 2))
     asks = [request(golden_run["prompt"], 2, temperature=1.0, seed=s) for s in range(NUM_SAMPLES)]
     written = decode(engine, asks)
     assert chi_square_p(Counter(first for first, _ in written), golden_run["first"]) > FALSE_ALARM

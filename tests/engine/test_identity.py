@@ -1,12 +1,15 @@
 """Promise 1: greedy output never depends on drafter, schedule, chunk, company or warm cache."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 
+from dspark.checkpoints.deepspec import write_draft_vocabulary
 from dspark.config import ScheduleConfig
 from dspark.engine.scheduler import SpsSchedule
+from dspark.events import Round
 from dspark.targets.dense import load_dense, read_config
 from dspark.targets.hf import load_hf
 from tests.engine.pairs import (
@@ -108,3 +111,18 @@ def test_dense_agrees_with_transformers(model, request: pytest.FixtureRequest):
         ours, theirs = (t.verify([s], [ids[:5]]) for t, s in zip((dense, hf), slots, strict=True))
         torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(ours.taps, theirs.taps, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "seed": 9}])
+def test_a_smaller_draft_vocabulary_changes_drafts_only(tmp_path, sampling):
+    ids = torch.arange(0, 65, 2)
+    shutil.copytree(GOLDEN / "vanilla" / "draft", tmp_path / "draft")
+    write_draft_vocabulary(tmp_path / "draft", ids)
+    session = open_pair(GOLDEN / "vanilla" / "target", tmp_path / "draft")
+    events = list(session.engine.run([request(max_tokens=60, **sampling)]))
+    rounds = [event for event in events if isinstance(event, Round)]
+    assert {token for r in rounds for token in r.draft} <= set(ids.tolist())
+    assert any(r.accepted for r in rounds)
+    if not sampling:
+        plain = decode(session.engine, [request(max_tokens=60, plain=True)])[0]
+        assert events[-1].token_ids == plain
