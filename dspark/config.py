@@ -58,6 +58,8 @@ class GraftConfig:
     loss_vocabulary 0 computes the loss over the whole vocabulary; N over every token that the
     answers contain and N others, drawn anew each step.
 
+    markov_learning_share is what the Markov tables' learning rate is of the others'.
+
     The loss weights, their decay along a block and the schedule are those of DeepSpec's recipe.
     """
 
@@ -67,6 +69,7 @@ class GraftConfig:
     length: int = 512
     learning_rate: float = 6e-4
     betas: tuple[float, float] = (0.9, 0.95)
+    markov_learning_share: float = 1.0
     weight_decay: float = 0.0
     warmup: float = 0.04
     grad_clip: float = 1.0

@@ -69,7 +69,7 @@ class Trainer:
         self.step_index = 0
         self.tokens_seen = 0
         self.optimizer = torch.optim.AdamW(
-            head.parameters(),
+            _parameter_groups(head, config),
             lr=config.learning_rate,
             betas=config.betas,
             weight_decay=config.weight_decay,
@@ -91,7 +91,7 @@ class Trainer:
         generator = _generator(self.config.seed, "anchors", self.step_index)
         rate = learning_rate(self.config, self.step_index)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         self.optimizer.zero_grad(set_to_none=True)
         tokens = self.vocabulary.at(self.step_index)
         loss, parts = self._loss(batch, generator, tokens)
@@ -224,6 +224,17 @@ class Trainer:
                 steps.append(feature)
             features = torch.stack(steps, dim=1)
         return features, None if confidence is None else confidence(hidden, embedding)
+
+
+def _parameter_groups(head: DSparkHead, config: GraftConfig) -> list[dict[str, Any]]:
+    """The Markov tables apart: one row a token, they learn by heart what is seen a few times."""
+    markov = head.markov_head
+    tables = [] if markov is None else [markov.markov_w1.weight, markov.markov_w2.weight]
+    others = [p for p in head.parameters() if all(p is not table for table in tables)]
+    return [
+        {"params": others, "share": 1.0},
+        {"params": tables, "share": config.markov_learning_share},
+    ]
 
 
 class LossVocabulary:

@@ -51,6 +51,12 @@ def graft(
             min=0.0, help="Weight of the cross-entropy against the target's distribution."
         ),
     ] = DEFAULTS.distillation_weight,
+    markov_share: Annotated[
+        float, typer.Option(min=0.0, help="Learning rate of the Markov tables, of the others'.")
+    ] = DEFAULTS.markov_learning_share,
+    position_decay: Annotated[
+        float, typer.Option(min=0.1, help="Slots over which a slot's weight falls to 1/e.")
+    ] = DEFAULTS.position_decay,
     block_size: Annotated[int, typer.Option(min=1)] = DEFAULTS.block_size,
     layers: Annotated[int, typer.Option(min=1)] = DEFAULTS.num_layers,
     intermediate_size: Annotated[
@@ -118,6 +124,8 @@ def graft(
         markov_rank=markov_rank,
         init=init,
         loss_vocabulary=loss_vocabulary,
+        markov_learning_share=markov_share,
+        position_decay=position_decay,
         seed=seed,
         max_answer_tokens=max_answer_tokens,
         answer_temperature=answer_temperature,

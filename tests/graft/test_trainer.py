@@ -129,3 +129,26 @@ def test_expected_tau_counts_only_supervised_slots(
     assert report.slots == 1
     assert report.tau == pytest.approx(1.0 + report.acceptance_by_position[0])
     assert report.acceptance_by_position[1:] == (0.0, 0.0, 0.0)
+
+
+def test_markov_tables_may_learn_more_slowly_or_not_at_all(
+    make_trainer: MakeTrainer, small_config: GraftConfig
+) -> None:
+    trainer = make_trainer(replace(small_config, markov_learning_share=0.0))
+    before = {name: weight.clone() for name, weight in _weights(trainer).items()}
+    for _ in trainer.steps():
+        pass
+    changed = {n for n, weight in _weights(trainer).items() if not torch.equal(weight, before[n])}
+    tables = {"markov_head.markov_w1.weight", "markov_head.markov_w2.weight"}
+    assert changed == before.keys() - tables
+
+
+def test_a_loss_over_part_of_the_vocabulary_learns_too(
+    make_trainer: MakeTrainer, small_config: GraftConfig, answers: list[Answered]
+) -> None:
+    config = replace(small_config, steps=40, loss_vocabulary=8)
+    trainer = make_trainer(config)
+    before = trainer.validate(answers[21:])
+    for _ in trainer.steps():
+        pass
+    assert trainer.validate(answers[21:]).tau > before.tau
