@@ -5,7 +5,7 @@
 #
 # The three files hold {"prompt": ...} lines: the training questions of grade-school-math (the first
 # 1,500 are used) and the two instruction sets of self-instruct. Stopped at any moment, the same
-# command goes on. Figures of the shipped head: its config.json, under "graft".
+# command goes on. Figures of the shipped head: its config.json, under "graft", and docs/log.md.
 set -eu
 gsm8k=$1 seed_tasks=$2 user_tasks=$3 out=${4:-demo_head}
 
@@ -14,5 +14,6 @@ head -n 1500 "$gsm8k" > "$out/gsm8k_1500.jsonl"
 exec dspark graft --base demo --seed 0 --out "$out" \
     --prompts "$out/gsm8k_1500.jsonl" --prompts "$seed_tasks" --prompts "$user_tasks" \
     --prompts self:1600 --max-answer-tokens 256 --answer-temperature 0.7 \
-    --mask-token 5 --block-size 5 --layers 1 --markov-rank 64 \
-    --steps 2500 --batch-size 8 --anchors 48 --length 512 --lr 6e-4 --tap-memory 8
+    --mask-token 5 --block-size 4 --layers 1 --markov-rank 64 --init target \
+    --steps 3000 --batch-size 4 --anchors 32 --lr 1.5e-3 --markov-share 0.1 \
+    --position-decay 2 --distillation 1.0 --loss-vocabulary 2000 --tap-memory 8
