@@ -72,6 +72,7 @@ def _answer(
         try:
             for event in backend.answer(messages, settings.sampling, settings.stop):
                 if isinstance(event, Finished):
+                    print(event.tail, end="")
                     return event
                 print(*(piece.text for piece in event.pieces), sep="", end="", flush=True)
                 # Repeated here: Ctrl+C may come before the backend has begun to listen.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dspark.events import Piece, PrefillProgress, Round
+from dspark.events import DecodeStats, Finished, Piece, PrefillProgress, Round
 from dspark_tui.marks import Mark, View, content_of, marks_of, shade_percent, style_of
 
 
@@ -105,3 +105,11 @@ def test_more_confidence_is_a_deeper_shade():
 
 def test_without_a_confidence_head_nothing_is_shaded():
     assert " on " not in style_of(Mark("a", "accepted", None), View(shading=True))
+
+
+def test_text_held_back_to_the_end_is_shown():
+    stats = DecodeStats(1, 2, 1, 0, 0, 0, 0.1, 0.1)
+    assert marks_of(Finished(0, "max_tokens", (1, 2), "ok \ufffd", stats, "\ufffd")) == [
+        Mark("\ufffd", "own")
+    ]
+    assert marks_of(Finished(0, "max_tokens", (1, 2), "ok", stats)) == []

@@ -7,7 +7,7 @@ from typing import Literal
 
 from textual.content import Content, Span
 
-from dspark.events import Piece, PrefillProgress, Round
+from dspark.events import Finished, Piece, PrefillProgress, Round
 
 Kind = Literal["accepted", "own", "rejected"]
 
@@ -42,8 +42,11 @@ class View:
     shading: bool = False
 
 
-def marks_of(event: PrefillProgress | Round) -> list[Mark]:
-    """In reading order: drafts that were kept, drafts that were refused, the target's own token."""
+def marks_of(event: PrefillProgress | Round | Finished) -> list[Mark]:
+    """In reading order: drafts that were kept, drafts that were refused, the target's own token;
+    at the end what was held back until then."""
+    if isinstance(event, Finished):
+        return [Mark(event.tail.translate(_VISIBLE), "own")] if event.tail else []
     kept = list(takewhile(lambda piece: piece.is_draft, event.pieces))
     own = event.pieces[len(kept) :]
     rejected = event.rejected if isinstance(event, Round) else ()

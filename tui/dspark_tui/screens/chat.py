@@ -212,6 +212,7 @@ class ChatScreen(Screen[None]):
             await self._give_back_prompt()
             return
         self.turn = None
+        turn.answer.add(marks_of(event))
         self.conversation.keep(turn.prompt, event.text)
         used = event.stats.prompt_tokens + event.stats.new_tokens
         self.status = replace(self.status, stats=event.stats, context_tokens=used)
