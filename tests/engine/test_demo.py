@@ -49,7 +49,7 @@ def test_greedy_identity_in_company(session, prompts, plain):
 
 @pytest.mark.demo
 def test_drafts_are_worth_it(session, prompts):
-    """Not a figure, which the bench gives: only that head and target belong together."""
+    """No figure, which the bench gives: a head of another target gets one draft in fifty right."""
     events = [e for p in prompts[:4] for e in session.generate(p, request(p, 64).sampling)]
     rounds = [event for event in events if hasattr(event, "accepted")]
-    assert sum(r.accepted for r in rounds) / len(rounds) > 0.5
+    assert sum(r.accepted for r in rounds) / len(rounds) > 0.2
