@@ -233,8 +233,6 @@ def _identity(job: GraftJob, shape: HeadConfig, parts: Split) -> str:
     settings = asdict(job.config)
     for name in ("checkpoint_every", "tap_memory_gib", "max_answer_tokens", "answer_temperature"):
         del settings[name]
-    if not settings["distillation_weight"]:
-        del settings["distillation_weight"]
     data = fingerprint((*parts.train, *parts.held_out))
     return json.dumps([settings, asdict(shape), data, str(job.init_from)], sort_keys=True)
 

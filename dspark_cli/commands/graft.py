@@ -14,6 +14,7 @@ import typer
 from dspark.config import GraftConfig, RuntimeConfig
 from dspark.errors import InputError
 from dspark_cli import options
+from dspark_cli.errors import ExitCode
 from dspark_cli.loading import PairChoice, find_files
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from dspark.graft.trainer import StepReport
 
 DEFAULTS = GraftConfig()
-INTERRUPTED = 130
 
 
 def graft(
@@ -148,7 +148,7 @@ def graft(
         resume=resume,
     )
     if not _follow(GraftRun(job)):
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(ExitCode.INTERRUPTED)
 
 
 def _choice(base: str) -> PairChoice:
