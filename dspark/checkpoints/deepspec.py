@@ -3,7 +3,6 @@
 import json
 import os
 import struct
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,13 +101,12 @@ def write_head(
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A file to write that takes the place of `path` once it is complete."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    os.close(handle)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield Path(name)
-        os.replace(name, path)
+        yield partial
+        os.replace(partial, path)
     finally:
-        Path(name).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
