@@ -2,7 +2,6 @@
 
 import json
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +37,7 @@ def read_head(directory: Path) -> tuple[HeadConfig, dict[str, torch.Tensor]]:
             return config, {name: file.get_tensor(name) for name in found}
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist", "Fetch the head again.") from error
-    except (SafetensorError, struct.error, OSError) as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is not a readable safetensors file ({error})", "Fetch the head again."
         ) from error
@@ -64,8 +63,11 @@ def read_draft_vocabulary(directory: Path, vocab_size: int) -> torch.Tensor | No
     return ids
 
 
-def write_draft_vocabulary(directory: Path, token_ids: torch.Tensor) -> None:
-    """token_ids [N], rising."""
+def write_draft_vocabulary(directory: Path, token_ids: torch.Tensor | None) -> None:
+    """token_ids [N], rising; None takes away what an earlier head left there."""
+    if token_ids is None:
+        (directory / DRAFT_VOCABULARY).unlink(missing_ok=True)
+        return
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with _replacing(directory / DRAFT_VOCABULARY) as path:

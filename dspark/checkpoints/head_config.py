@@ -130,7 +130,7 @@ class HeadConfig:
             "mask_token_id": self.mask_token_id,
             "target_layer_ids": list(self.target_layer_ids),
             "num_target_layers": self.num_target_layers,
-            "num_anchors": 512,
+            "num_anchors": 512,  # DeepSpec's loader insists on it; decoding has no use for it
             "markov_rank": self.markov_rank,
             "markov_head_type": "vanilla" if self.markov_type == "none" else self.markov_type,
             "enable_confidence_head": self.has_confidence,

@@ -214,8 +214,8 @@ class GraftRun:
             for name, tensor in trainer.head.state_dict().items()
         }
         write_head(self.job.out, trainer.head.config, tensors, {"graft": provenance})
-        if self.job.config.loss_vocabulary:
-            write_draft_vocabulary(self.job.out, trainer.vocabulary.written)
+        is_partial = self.job.config.loss_vocabulary > 0
+        write_draft_vocabulary(self.job.out, trainer.vocabulary.written if is_partial else None)
 
 
 def _prepared(trainer: Trainer, parts: Split) -> Prepared:

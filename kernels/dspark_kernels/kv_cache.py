@@ -81,8 +81,7 @@ class RowPlan:
         self.slots = [slot.index for slot in slots]
         self.end = max(start + size for start, size in zip(self.starts, sizes, strict=True))
         spans = zip(self.starts, sizes, strict=True)
-        self.position_list = [p for start, n in spans for p in range(start, start + n)]
-        self.positions = torch.tensor(self.position_list)
+        self.positions = torch.cat([torch.arange(start, start + n) for start, n in spans])
 
     @property
     def num_requests(self) -> int:

@@ -161,6 +161,8 @@ def test_draft_vocabulary_reads_back(tmp_path):
     assert read_draft_vocabulary(tmp_path, 65) is None
     write_draft_vocabulary(tmp_path, torch.tensor([0, 7, 64]))
     assert read_draft_vocabulary(tmp_path, 65).tolist() == [0, 7, 64]
+    write_draft_vocabulary(tmp_path, None)
+    assert read_draft_vocabulary(tmp_path, 65) is None
     (tmp_path / DRAFT_VOCABULARY).write_bytes(b"torn")
     with pytest.raises(CheckpointError):
         read_draft_vocabulary(tmp_path, 65)
