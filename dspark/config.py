@@ -55,8 +55,9 @@ class EngineConfig:
 class GraftConfig:
     """Training of a head. None means: derived from the target.
 
-    loss_vocabulary 0 computes the loss over the whole vocabulary; N over every token that the
-    answers contain and N others, drawn anew each step.
+    loss_vocabulary 0 computes the loss over the whole vocabulary; N over the draft vocabulary, the
+    labels and N others, drawn anew each step. The draft vocabulary is then what the head drafts
+    from: the draft_vocabulary most frequent tokens of the data, 0 for all that it holds.
 
     markov_learning_share is what the Markov tables' learning rate is of the others'.
 
@@ -89,6 +90,7 @@ class GraftConfig:
     seed: int = 0
     chunk_rows: int = 128
     loss_vocabulary: int = 0
+    draft_vocabulary: int = 0
     tap_memory_gib: float = 4.0
     checkpoint_every: int = 100
     max_answer_tokens: int = 256

@@ -215,7 +215,7 @@ class GraftRun:
         }
         write_head(self.job.out, trainer.head.config, tensors, {"graft": provenance})
         is_partial = self.job.config.loss_vocabulary > 0
-        write_draft_vocabulary(self.job.out, trainer.vocabulary.written if is_partial else None)
+        write_draft_vocabulary(self.job.out, trainer.vocabulary.drafted if is_partial else None)
 
 
 def _prepared(trainer: Trainer, parts: Split) -> Prepared:

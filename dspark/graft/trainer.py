@@ -93,8 +93,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["share"]
         self.optimizer.zero_grad(set_to_none=True)
-        tokens = self.vocabulary.at(self.step_index)
-        loss, parts = self._loss(batch, generator, tokens)
+        loss, parts = self._loss(batch, generator, self.step_index)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.head.parameters(), self.config.grad_clip)
         self.optimizer.step()
@@ -141,10 +140,11 @@ class Trainer:
         self,
         batch: Sequence[Answered],
         generator: torch.Generator,
-        tokens: torch.Tensor | None = None,
+        step: int | None = None,
     ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Over the whole vocabulary, or over `tokens` (rising ids, all labels among them)."""
+        """Over the loss vocabulary of a step; over the whole vocabulary without one."""
         forward = _join([self._forward(answer, generator) for answer in batch])
+        tokens = None if step is None else self.vocabulary.at(step, forward.labels)
         c = self.config
         decay = torch.exp(-forward.slots / c.position_decay)
         row_weights = decay / decay.sum()
@@ -240,28 +240,36 @@ def _parameter_groups(head: DSparkHead, config: GraftConfig) -> list[dict[str, A
 class LossVocabulary:
     """The tokens that a step's loss looks at.
 
-    Nearly all of the target's mass lies on the tokens that it writes; the others are drawn so that
-    the head unlearns them too, at a fraction of the cost.
+    Nearly all of the target's mass lies on the tokens that it often writes; the others are drawn so
+    that the head unlearns them too, at a fraction of the cost.
     """
 
     def __init__(self, answers: Sequence[Answered], vocab_size: int, config: GraftConfig) -> None:
         self._num_drawn, self._seed = config.loss_vocabulary, config.seed
-        is_written = torch.zeros(vocab_size, dtype=torch.bool)
-        for answer in answers:
-            is_written[list(answer.token_ids)] = True
-        self._is_written = is_written
-        self.written = is_written.nonzero().squeeze(1)
-        self._others = (~is_written).nonzero().squeeze(1)
+        self.drafted = _most_frequent(answers, vocab_size, config.draft_vocabulary)
+        self._is_drafted = torch.zeros(vocab_size, dtype=torch.bool)
+        self._is_drafted[self.drafted] = True
+        self._others = (~self._is_drafted).nonzero().squeeze(1)
 
-    def at(self, step: int) -> torch.Tensor | None:
-        """Rising token ids; None for the whole vocabulary."""
+    def at(self, step: int, labels: torch.Tensor) -> torch.Tensor | None:
+        """Rising token ids, the labels among them; None for the whole vocabulary."""
         if not self._num_drawn or self._num_drawn >= len(self._others):
             return None
         generator = _generator(self._seed, "vocabulary", step)
         order = torch.randperm(len(self._others), generator=generator)
-        chosen = self._is_written.clone()
+        chosen = self._is_drafted.clone()
         chosen[self._others[order[: self._num_drawn]]] = True
-        return chosen.nonzero().squeeze(1)
+        chosen[labels.cpu()] = True
+        return chosen.nonzero().squeeze(1).to(labels.device)
+
+
+def _most_frequent(answers: Sequence[Answered], vocab_size: int, limit: int) -> torch.Tensor:
+    """Rising ids of the tokens that the sequences hold, of the `limit` most frequent unless 0."""
+    ids = torch.tensor([i for answer in answers for i in answer.token_ids])
+    counts = torch.bincount(ids, minlength=vocab_size)
+    present = int((counts > 0).sum())
+    order = counts.argsort(descending=True, stable=True)
+    return order[: min(limit or present, present)].sort().values
 
 
 def learning_rate(config: GraftConfig, step: int) -> float:

@@ -84,9 +84,17 @@ def graft(
         typer.Option(
             metavar="N",
             min=0,
-            help="Loss over the answers' own tokens and N drawn others each step; 0: over all.",
+            help="Loss over the draft vocabulary and N drawn others each step; 0: over all.",
         ),
     ] = DEFAULTS.loss_vocabulary,
+    draft_vocabulary: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="With --loss-vocabulary: draft from the data's N most frequent tokens; 0: all.",
+        ),
+    ] = DEFAULTS.draft_vocabulary,
     seed: Annotated[int, typer.Option(min=0)] = DEFAULTS.seed,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on from OUT/training if it is there.")
@@ -124,6 +132,7 @@ def graft(
         markov_rank=markov_rank,
         init=init,
         loss_vocabulary=loss_vocabulary,
+        draft_vocabulary=draft_vocabulary,
         markov_learning_share=markov_share,
         position_decay=position_decay,
         seed=seed,
