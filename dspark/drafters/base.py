@@ -31,17 +31,23 @@ class Chooser(Protocol):
 
 
 class Drafter(Protocol):
-    """`target_layer_ids` are the taps it wants from the target."""
+    """`target_layer_ids` are the taps it wants, `num_weights` is what drafting a block reads."""
 
     block_size: int
     target_layer_ids: tuple[int, ...]
+    num_weights: int
 
     def open(self) -> DraftSlot:
         """A fresh request without context."""
         ...
 
-    def extend(self, slots: Sequence[DraftSlot], taps: Sequence[torch.Tensor]) -> None:
-        """Append the taps [n, T * H] of newly committed tokens, one tensor a request."""
+    def extend(
+        self,
+        slots: Sequence[DraftSlot],
+        token_ids: Sequence[torch.Tensor],
+        taps: Sequence[torch.Tensor],
+    ) -> None:
+        """Append newly committed tokens [n] and their taps [n, T * H], one of each a request."""
         ...
 
     def propose(

@@ -1,7 +1,8 @@
 """DSpark: a parallel backbone, then a light sequential head. DFlash is the case without one."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,16 +10,22 @@ from torch import nn
 from dspark.checkpoints.head_config import HeadConfig
 from dspark.drafters.base import Chooser, Proposals
 from dspark.drafters.head import DraftLayer, DSparkHead
+from dspark.drafters.vocabulary import (
+    DraftVocabulary,
+    FullVocabulary,
+    OutputHead,
+    ReducedVocabulary,
+)
 from dspark.errors import PairMismatchError
 from dspark_kernels import KVPool, KVSlot, PooledAttention, RowPlan, SkinnyLinear
 
 
-class OutputHead(Protocol):
-    """hidden [N, H] -> logits [N, V], by its weight [V, H]."""
+@dataclass(frozen=True, slots=True)
+class DSparkSlot:
+    """One request: keys and values of its context features, and what it may draft from."""
 
-    weight: torch.Tensor
-
-    def __call__(self, hidden: torch.Tensor, /) -> torch.Tensor: ...
+    context: KVSlot
+    own: Any
 
 
 class DSparkDrafter:
@@ -38,8 +45,8 @@ class DSparkDrafter:
         draft_vocabulary: torch.Tensor | None = None,
         pack: bool = True,
     ) -> None:
-        """`draft_vocabulary` [N] are the ids that are proposed, all without it. A smaller one costs
-        acceptance of what it lacks, and saves as much of the output head and the Markov table."""
+        """`draft_vocabulary` [N] are the ids that any request drafts from, beside the tokens that
+        it holds already; all without it."""
         self.config = config
         self.block_size = config.block_size
         self.target_layer_ids = config.target_layer_ids
@@ -47,10 +54,8 @@ class DSparkDrafter:
         own = {name: t.to(self.device, self.dtype) for name, t in tensors.items()}
         self._embedding = own.pop("embed_tokens.weight", embedding)
         head_weight = own.pop("lm_head.weight", None)
-        self._output_head = (
-            output_head if head_weight is None else SkinnyLinear(head_weight, pack=pack)
-        )
-        self._vocabulary = draft_vocabulary
+        if head_weight is not None:
+            output_head = SkinnyLinear(head_weight, pack=pack and draft_vocabulary is None)
         if self._embedding.shape != embedding.shape:
             raise PairMismatchError(
                 f"the draft's embedding is {list(self._embedding.shape)}, "
@@ -59,9 +64,17 @@ class DSparkDrafter:
         with torch.device("meta"):
             self._head = DSparkHead(config)
         self._head.load_state_dict(own, strict=True, assign=True)
-        if draft_vocabulary is not None:
-            self._restrict_to(draft_vocabulary, pack=pack)
         self._head.requires_grad_(False).eval()
+        markov = self._head.markov_head
+        self._vocabulary: DraftVocabulary = (
+            FullVocabulary(output_head, markov)
+            if draft_vocabulary is None
+            else ReducedVocabulary(draft_vocabulary, output_head, markov, pack=pack)
+        )
+        num_columns = len(embedding) if draft_vocabulary is None else len(draft_vocabulary)
+        self.num_weights = sum(
+            p.numel() for name, p in self._head.named_parameters() if "markov_w" not in name
+        ) + num_columns * (config.hidden_size + config.markov_rank * config.block_size)
         if pack:
             pack_linears(self._head)
         self._rotary = self._head.rotary_table()
@@ -70,39 +83,35 @@ class DSparkDrafter:
         )
         self._mask_embedding = self._embedding[config.mask_token_id]
 
-    def _restrict_to(self, token_ids: torch.Tensor, *, pack: bool) -> None:
-        """Keep only these rows of the output head and of the Markov table."""
-        self._output_head = SkinnyLinear(self._output_head.weight[token_ids], pack=pack)
-        markov = self._head.markov_head
-        if markov is not None:
-            kept = markov.markov_w2.weight[token_ids]
-            markov.markov_w2.weight = nn.Parameter(kept)
+    def open(self) -> DSparkSlot:
+        return DSparkSlot(self._pool.open(), self._vocabulary.open())
 
-    def open(self) -> KVSlot:
-        return self._pool.open()
+    def truncate(self, slot: DSparkSlot, length: int) -> None:
+        slot.context.length = min(slot.context.length, length)
+        self._vocabulary.truncate(slot.own, length)
 
-    def truncate(self, slot: KVSlot, length: int) -> None:
-        slot.length = min(slot.length, length)
-
-    def extend(self, slots: Sequence[KVSlot], taps: Sequence[torch.Tensor]) -> None:
+    def extend(
+        self,
+        slots: Sequence[DSparkSlot],
+        token_ids: Sequence[torch.Tensor],
+        taps: Sequence[torch.Tensor],
+    ) -> None:
         features = self._head.context_features(torch.cat(list(taps)))
         sizes = [tap.shape[0] for tap in taps]
         attend, cos, sin = self._plan(slots, sizes)
         for index, layer in enumerate(self._layers()):
             attend.write(index, *layer.self_attn.keys_values(features, cos, sin))
-        for slot, size in zip(slots, sizes, strict=True):
-            slot.length += size
+        for slot, ids, size in zip(slots, token_ids, sizes, strict=True):
+            slot.context.length += size
+            self._vocabulary.extend(slot.own, ids)
 
     def propose(
-        self, slots: Sequence[KVSlot], anchors: torch.Tensor, chooser: Chooser
+        self, slots: Sequence[DSparkSlot], anchors: torch.Tensor, chooser: Chooser
     ) -> Proposals:
-        hidden = self._backbone(slots, anchors)
-        base_logits = self._output_head(hidden).view(len(slots), self.block_size, -1)
-        return self._choose_left_to_right(
-            hidden.view(len(slots), self.block_size, -1), base_logits, anchors, chooser
-        )
+        hidden = self._backbone(slots, anchors).view(len(slots), self.block_size, -1)
+        return self._choose_left_to_right(hidden, [slot.own for slot in slots], anchors, chooser)
 
-    def _backbone(self, slots: Sequence[KVSlot], anchors: torch.Tensor) -> torch.Tensor:
+    def _backbone(self, slots: Sequence[DSparkSlot], anchors: torch.Tensor) -> torch.Tensor:
         """anchors [R] -> hidden states of all slots [R * K, H], after the final norm."""
         hidden = self._mask_embedding.repeat(len(slots), self.block_size, 1)
         hidden[:, 0] = self._embedding[anchors]
@@ -117,14 +126,12 @@ class DSparkDrafter:
         return out
 
     def _choose_left_to_right(
-        self,
-        hidden: torch.Tensor,
-        base_logits: torch.Tensor,
-        anchors: torch.Tensor,
-        chooser: Chooser,
+        self, hidden: torch.Tensor, owns: Sequence[Any], anchors: torch.Tensor, chooser: Chooser
     ) -> Proposals:
-        """hidden [R, K, H], base_logits [R, K, V]: slot k sees the token chosen in slot k - 1."""
+        """hidden [R, K, H]: slot k sees the token chosen in slot k - 1."""
         markov, confidence = self._head.markov_head, self._head.confidence_head
+        vocabulary = self._vocabulary
+        base_logits = vocabulary.logits(hidden, owns)
         previous, embedding = anchors, None
         state = markov.initial_state(hidden[:, 0]) if markov else None
         ids, probs, confidences = [], [], []
@@ -133,36 +140,29 @@ class DSparkDrafter:
             if markov and state is not None:
                 embedding = markov.embed(previous)
                 features, state = markov.step(embedding, hidden[:, k], state)
-                logits = logits + markov.markov_w2(features)
+                logits = logits + vocabulary.bias(features, owns)
             if confidence:
                 confidences.append(confidence(hidden[:, k], embedding).sigmoid())
-            previous, chosen_probs = self._in_full_vocabulary(*chooser.choose(logits))
+            columns, chosen_probs = chooser.choose(logits)
+            previous = vocabulary.token_ids(columns, owns)
             ids.append(previous)
-            probs.append(chosen_probs)
+            probs.append(
+                [
+                    None if p is None else vocabulary.distribution(p, own)
+                    for p, own in zip(chosen_probs, owns, strict=True)
+                ]
+            )
         return Proposals(
             token_ids=torch.stack(ids, dim=1),
             probs=[_stack(request_probs) for request_probs in zip(*probs, strict=True)],
             confidences=torch.stack(confidences, dim=1) if confidences else None,
         )
 
-    def _in_full_vocabulary(
-        self, chosen: torch.Tensor, probs: Sequence[torch.Tensor | None]
-    ) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
-        """Ids and distributions over the draft vocabulary -> over the target's."""
-        if self._vocabulary is None:
-            return chosen, probs
-        size = self.config.vocab_size
-        spread = [
-            None if p is None else p.new_zeros(size).index_copy_(0, self._vocabulary, p)
-            for p in probs
-        ]
-        return self._vocabulary[chosen], spread
-
     def _plan(
-        self, slots: Sequence[KVSlot], sizes: Sequence[int]
+        self, slots: Sequence[DSparkSlot], sizes: Sequence[int]
     ) -> tuple[PooledAttention, torch.Tensor, torch.Tensor]:
         """Attention, cos and sin for the next rows of each request."""
-        plan = RowPlan(slots, sizes, causal=False)
+        plan = RowPlan([slot.context for slot in slots], sizes, causal=False)
         attend = PooledAttention(self._pool, plan, self.config.head_dim**-0.5)
         return attend, *self._rotary.at(plan.positions.to(self.device), plan.end - 1)
 

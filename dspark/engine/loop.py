@@ -185,10 +185,7 @@ class Engine:
         return self.target.spec.context_limit - self.target.length(active.slot) - 1
 
     def _verify(self, batch: list[ActiveRequest], drafts: list[_Draft]) -> Pass:
-        blocks = [
-            torch.cat([draft.ids.new_tensor([active.anchor]), draft.ids[: draft.length]])
-            for active, draft in zip(batch, drafts, strict=True)
-        ]
+        blocks = [_block(active, draft) for active, draft in zip(batch, drafts, strict=True)]
         return self.target.verify([active.slot for active in batch], blocks)
 
     def _accept(
@@ -216,7 +213,9 @@ class Engine:
             drafting = [i for i, active in enumerate(batch) if active.draft_slot is not None]
             if drafting:
                 self.drafter.extend(
-                    [batch[i].draft_slot for i in drafting], [taps[i][: kept[i]] for i in drafting]
+                    [batch[i].draft_slot for i in drafting],
+                    [_block(batch[i], drafts[i])[: kept[i]] for i in drafting],
+                    [taps[i][: kept[i]] for i in drafting],
                 )
 
     # -- around the loop --------------------------------------------------------------------------
@@ -245,9 +244,10 @@ class Engine:
 
     @torch.inference_mode()
     def _prefill_chunk(self, active: ActiveRequest, ids: Sequence[int]) -> torch.Tensor:
-        result = self.target.prefill(active.slot, torch.tensor(ids, device=self.target.device))
+        chunk = torch.tensor(ids, device=self.target.device)
+        result = self.target.prefill(active.slot, chunk)
         if self.drafter is not None and active.draft_slot is not None:
-            self.drafter.extend([active.draft_slot], [result.taps])
+            self.drafter.extend([active.draft_slot], [chunk], [result.taps])
         return result.logits[0]
 
     def _open(self, active: ActiveRequest) -> None:
@@ -335,6 +335,11 @@ class Engine:
         tokens = (*active.request.prompt_ids, *active.token_ids)
         committed = tokens[: self.target.length(active.slot)]
         self._warm = _Warm(committed, active.slot, active.draft_slot)
+
+
+def _block(active: ActiveRequest, draft: _Draft) -> torch.Tensor:
+    """What the target verifies: the anchor and the admitted drafts."""
+    return torch.cat([draft.ids.new_tensor([active.anchor]), draft.ids[: draft.length]])
 
 
 def _share(proposals: Proposals, row: int, length: int) -> _Draft:

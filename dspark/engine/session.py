@@ -200,6 +200,7 @@ def _sps_path(name: str, target: Target, drafter: Drafter, runtime: ResolvedRunt
         if device.type == "cuda"
         else f"{platform.processor()} {os.cpu_count()} {torch.get_num_threads()}"
     )
-    facts = (name, target.spec, drafter.block_size, runtime.dtype, machine, torch.__version__)
+    sizes = (drafter.block_size, drafter.num_weights)
+    facts = (name, target.spec, sizes, runtime.dtype, machine, torch.__version__)
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
     return home() / "sps" / f"{digest}.json"

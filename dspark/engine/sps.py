@@ -71,8 +71,8 @@ def measure_sps(target: Target, drafter: Drafter) -> SpsTable:
     """Medians on this machine, trials interleaved so that a slow moment hits all alike."""
     with torch.inference_mode():
         slot, draft_slot = target.open(), drafter.open()
-        taps = target.prefill(slot, torch.arange(CONTEXT_TOKENS, device=target.device) % 7).taps
-        drafter.extend([draft_slot], [taps])
+        context = torch.arange(CONTEXT_TOKENS, device=target.device) % 7
+        drafter.extend([draft_slot], [context], [target.prefill(slot, context).taps])
         full = drafter.block_size + 1
         rows = [*range(1, full + 1), 2 * full, 4 * full]
         verify: dict[int, list[float]] = {n: [] for n in rows}

@@ -144,7 +144,8 @@ class Trainer:
     ) -> tuple[torch.Tensor, dict[str, Any]]:
         """Over the loss vocabulary of a step; over the whole vocabulary without one."""
         forward = _join([self._forward(answer, generator) for answer in batch])
-        tokens = None if step is None else self.vocabulary.at(step, forward.labels)
+        tokens = None if step is None else self.vocabulary.at(step, batch)
+        tokens = None if tokens is None else tokens.to(forward.labels.device)
         c = self.config
         decay = torch.exp(-forward.slots / c.position_decay)
         row_weights = decay / decay.sum()
@@ -251,16 +252,16 @@ class LossVocabulary:
         self._is_drafted[self.drafted] = True
         self._others = (~self._is_drafted).nonzero().squeeze(1)
 
-    def at(self, step: int, labels: torch.Tensor) -> torch.Tensor | None:
-        """Rising token ids, the labels among them; None for the whole vocabulary."""
+    def at(self, step: int, batch: Sequence[Answered]) -> torch.Tensor | None:
+        """Rising token ids, the batch's own among them; None for the whole vocabulary."""
         if not self._num_drawn or self._num_drawn >= len(self._others):
             return None
         generator = _generator(self._seed, "vocabulary", step)
         order = torch.randperm(len(self._others), generator=generator)
         chosen = self._is_drafted.clone()
         chosen[self._others[order[: self._num_drawn]]] = True
-        chosen[labels.cpu()] = True
-        return chosen.nonzero().squeeze(1).to(labels.device)
+        chosen[[i for answer in batch for i in answer.token_ids]] = True
+        return chosen.nonzero().squeeze(1)
 
 
 def _most_frequent(answers: Sequence[Answered], vocab_size: int, limit: int) -> torch.Tensor:

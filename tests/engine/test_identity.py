@@ -121,7 +121,10 @@ def test_a_smaller_draft_vocabulary_changes_drafts_only(tmp_path, sampling):
     session = open_pair(GOLDEN / "vanilla" / "target", tmp_path / "draft")
     events = list(session.engine.run([request(max_tokens=60, **sampling)]))
     rounds = [event for event in events if isinstance(event, Round)]
-    assert {token for r in rounds for token in r.draft} <= set(ids.tolist())
+    drafted = {token for r in rounds for token in r.draft}
+    held = {*request().prompt_ids, *events[-1].token_ids}
+    assert drafted <= {*ids.tolist(), *held}
+    assert drafted - set(ids.tolist())  # its own tokens are drafted too
     assert any(r.accepted for r in rounds)
     if not sampling:
         plain = decode(session.engine, [request(max_tokens=60, plain=True)])[0]

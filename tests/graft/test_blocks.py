@@ -69,7 +69,7 @@ def test_training_and_decoding_see_the_same(
         )
         for index, anchor in enumerate(blocks.anchors.tolist()):
             slot = drafter.open()
-            drafter.extend([slot], [taps[:anchor]])
+            drafter.extend([slot], [ids[:anchor]], [taps[:anchor]])
             chooser = _Forced(blocks.labels[index].tolist())
             proposals = drafter.propose([slot], ids[anchor : anchor + 1], chooser)
             torch.testing.assert_close(

@@ -11,16 +11,16 @@ ANSWERS = [Answered((1, 5), (7, 90, 7), "", ""), Answered((2,), (41, 3), "", "")
 WRITTEN = {1, 2, 3, 5, 7, 41, 90}
 
 
-LABEL = torch.tensor([7])
+BATCH = ANSWERS[:1]
 
 
 def test_written_tokens_are_always_in_it_and_others_are_drawn():
     vocabulary = LossVocabulary(ANSWERS, 200, GraftConfig(loss_vocabulary=30, seed=4))
-    steps = [vocabulary.at(step, LABEL) for step in range(40)]
+    steps = [vocabulary.at(step, BATCH) for step in range(40)]
     for ids in steps:
         assert len(ids) == len(WRITTEN) + 30
         assert torch.equal(ids, ids.unique()) and set(ids.tolist()) >= WRITTEN
-    assert torch.equal(steps[3], vocabulary.at(3, LABEL))
+    assert torch.equal(steps[3], vocabulary.at(3, BATCH))
     assert not torch.equal(steps[3], steps[4])
     assert len(set(torch.cat(steps).tolist())) > 190  # all get their turn
 
@@ -29,7 +29,7 @@ def test_only_the_most_frequent_tokens_are_drafted_and_labels_are_always_learnt(
     config = GraftConfig(loss_vocabulary=5, draft_vocabulary=2)
     vocabulary = LossVocabulary([*ANSWERS, Answered((7, 41), (41,), "", "")], 200, config)
     assert vocabulary.drafted.tolist() == [7, 41]
-    ids = vocabulary.at(0, torch.tensor([90, 3, 41]))
+    ids = vocabulary.at(0, [Answered((3,), (90, 41), "", "")])
     assert set(ids.tolist()) >= {3, 7, 41, 90} and torch.equal(ids, ids.unique())
     assert len(ids) <= 9
 
@@ -37,7 +37,7 @@ def test_only_the_most_frequent_tokens_are_drafted_and_labels_are_always_learnt(
 def test_none_is_the_whole_vocabulary():
     for drawn in (0, 193, 500):
         config = GraftConfig(loss_vocabulary=drawn)
-        assert LossVocabulary(ANSWERS, 200, config).at(0, LABEL) is None
+        assert LossVocabulary(ANSWERS, 200, config).at(0, BATCH) is None
 
 
 def test_restricted_loss_is_the_loss_of_the_smaller_head():

@@ -1,0 +1,196 @@
+"""What a head drafts from: every token, or a fixed part and the tokens a request already holds.
+
+Most misses of a reduced vocabulary are copies: names and numbers that the prompt or the answer has
+used before. With a request's own tokens beside it, a small fixed part loses next to nothing.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from dspark.drafters.sequential import MarkovHead
+from dspark_kernels import SkinnyLinear
+
+OWN_TOKENS = 256  # per request; always so many columns, so that company never changes a shape
+
+
+class OutputHead(Protocol):
+    """hidden [N, H] -> logits [N, V], by its weight [V, H]."""
+
+    weight: torch.Tensor
+
+    def __call__(self, hidden: torch.Tensor, /) -> torch.Tensor: ...
+
+
+class DraftVocabulary(Protocol):
+    """Logits over X columns for R requests; `own` is what belongs to one request."""
+
+    def open(self) -> Any: ...
+
+    def extend(self, own: Any, token_ids: torch.Tensor) -> None:
+        """token_ids [n] of newly committed tokens."""
+        ...
+
+    def truncate(self, own: Any, length: int) -> None: ...
+
+    def logits(self, hidden: torch.Tensor, owns: Sequence[Any]) -> torch.Tensor:
+        """hidden [R, K, H] -> [R, K, X]."""
+        ...
+
+    def bias(self, features: torch.Tensor, owns: Sequence[Any]) -> torch.Tensor:
+        """What the sequential head adds: features [R, r] -> [R, X]."""
+        ...
+
+    def token_ids(self, columns: torch.Tensor, owns: Sequence[Any]) -> torch.Tensor:
+        """columns [R] -> token ids [R]."""
+        ...
+
+    def distribution(self, probs: torch.Tensor, own: Any) -> torch.Tensor:
+        """probs [X] -> [V]."""
+        ...
+
+
+class FullVocabulary:
+    """Every token; nothing to keep for a request."""
+
+    def __init__(self, output_head: OutputHead, markov: MarkovHead | None) -> None:
+        self._output_head, self._markov = output_head, markov
+
+    def open(self) -> None:
+        return None
+
+    def extend(self, own: None, token_ids: torch.Tensor) -> None:
+        pass
+
+    def truncate(self, own: None, length: int) -> None:
+        pass
+
+    def logits(self, hidden: torch.Tensor, owns: Sequence[None]) -> torch.Tensor:
+        return self._output_head(hidden.flatten(0, 1)).view(*hidden.shape[:2], -1)
+
+    def bias(self, features: torch.Tensor, owns: Sequence[None]) -> torch.Tensor:
+        assert self._markov is not None
+        out: torch.Tensor = self._markov.markov_w2(features)
+        return out
+
+    def token_ids(self, columns: torch.Tensor, owns: Sequence[None]) -> torch.Tensor:
+        return columns
+
+    def distribution(self, probs: torch.Tensor, own: None) -> torch.Tensor:
+        return probs
+
+
+class OwnTokens:
+    """Columns for the tokens of one request that the fixed part lacks, the latest OWN_TOKENS.
+
+    A function of the request's tokens alone, however they came and were taken back.
+    """
+
+    def __init__(self, head: torch.Tensor, markov: torch.Tensor | None) -> None:
+        """Output head [V, H] and Markov table [V, r] of the whole vocabulary."""
+        self._head, self._markov = head, markov
+        self.ids = torch.zeros(OWN_TOKENS, dtype=torch.long, device=head.device)
+        self.mask = head.new_zeros(OWN_TOKENS)
+        self.head_rows = head.new_zeros(OWN_TOKENS, head.shape[1])
+        self.markov_rows = None if markov is None else head.new_zeros(OWN_TOKENS, markov.shape[1])
+        self.history: list[int] = []
+        self._column_of: dict[int, int] = {}
+        self._next_column = 0
+        self.clear()
+
+    def clear(self) -> None:
+        self.history.clear()
+        self._column_of.clear()
+        self._next_column = 0
+        self.mask.fill_(float("-inf"))
+
+    def add(self, token_ids: Sequence[int]) -> None:
+        """Tokens outside the fixed part; the oldest column makes room for a new one."""
+        token_in: dict[int, int] = {}
+        for token_id in token_ids:
+            if token_id not in self._column_of:
+                token_in[self._give_column(token_id)] = token_id
+        if not token_in:
+            return
+        columns = torch.tensor(list(token_in), device=self.ids.device)
+        ids = torch.tensor(list(token_in.values()), device=self.ids.device)
+        self.ids[columns], self.mask[columns] = ids, 0.0
+        self.head_rows[columns] = self._head[ids]
+        if self.markov_rows is not None and self._markov is not None:
+            self.markov_rows[columns] = self._markov[ids]
+
+    def _give_column(self, token_id: int) -> int:
+        column = self._next_column
+        if len(self._column_of) == OWN_TOKENS:
+            del self._column_of[next(iter(self._column_of))]  # the oldest, in this very column
+        self._column_of[token_id] = column
+        self._next_column = (column + 1) % OWN_TOKENS
+        return column
+
+
+class ReducedVocabulary:
+    """A fixed part for all requests, and beside it each request's own tokens."""
+
+    def __init__(
+        self,
+        fixed_ids: torch.Tensor,
+        output_head: OutputHead,
+        markov: MarkovHead | None,
+        *,
+        pack: bool = True,
+    ) -> None:
+        """fixed_ids [N], rising."""
+        self._fixed_ids = fixed_ids
+        self._is_fixed = set(fixed_ids.tolist())
+        self._weight = output_head.weight
+        self._table = None if markov is None else markov.markov_w2.weight.detach()
+        self._fixed_head = SkinnyLinear(self._weight[fixed_ids], pack=pack)
+        self._fixed_bias = (
+            None if self._table is None else SkinnyLinear(self._table[fixed_ids], pack=pack)
+        )
+
+    def open(self) -> OwnTokens:
+        return OwnTokens(self._weight, self._table)
+
+    def extend(self, own: OwnTokens, token_ids: torch.Tensor) -> None:
+        ids = token_ids.tolist()
+        own.history.extend(ids)
+        own.add([i for i in ids if i not in self._is_fixed])
+
+    def truncate(self, own: OwnTokens, length: int) -> None:
+        if length >= len(own.history):
+            return
+        kept = torch.tensor(own.history[:length])
+        own.clear()
+        self.extend(own, kept)
+
+    def logits(self, hidden: torch.Tensor, owns: Sequence[OwnTokens]) -> torch.Tensor:
+        fixed = self._fixed_head(hidden.flatten(0, 1)).view(*hidden.shape[:2], -1)
+        # request by request: the same product whatever the company
+        own = [
+            rows @ each.head_rows.t() + each.mask for rows, each in zip(hidden, owns, strict=True)
+        ]
+        return torch.cat([fixed, torch.stack(own)], dim=-1)
+
+    def bias(self, features: torch.Tensor, owns: Sequence[OwnTokens]) -> torch.Tensor:
+        assert self._fixed_bias is not None
+        own = [
+            each.markov_rows @ row
+            for row, each in zip(features, owns, strict=True)
+            if each.markov_rows is not None
+        ]
+        return torch.cat([self._fixed_bias(features), torch.stack(own)], dim=-1)
+
+    def token_ids(self, columns: torch.Tensor, owns: Sequence[OwnTokens]) -> torch.Tensor:
+        num_fixed = len(self._fixed_ids)
+        own = torch.stack([each.ids for each in owns])
+        of_own = own.gather(1, (columns - num_fixed).clamp(min=0).unsqueeze(1)).squeeze(1)
+        of_fixed = self._fixed_ids[columns.clamp(max=num_fixed - 1)]
+        return torch.where(columns < num_fixed, of_fixed, of_own)
+
+    def distribution(self, probs: torch.Tensor, own: OwnTokens) -> torch.Tensor:
+        num_fixed = len(self._fixed_ids)
+        out = probs.new_zeros(len(self._weight))
+        out.index_copy_(0, self._fixed_ids, probs[:num_fixed])
+        return out.index_add_(0, own.ids, probs[num_fixed:])
