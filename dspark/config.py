@@ -56,9 +56,9 @@ class GraftConfig:
     """Training of a head. None means: derived from the target.
 
     loss_vocabulary 0 computes the loss over the whole vocabulary; N over the draft vocabulary, the
-    batch's own tokens and N others, drawn anew each step. The draft vocabulary is what the head then
-    drafts from, beside a request's own tokens: the draft_vocabulary most frequent tokens of the
-    data, 0 for all that it holds.
+    batch's own tokens and N others, drawn anew each step. The draft vocabulary is what the head
+    then drafts from, beside a request's own tokens: the draft_vocabulary most frequent tokens of
+    the data, 0 for all that it holds.
 
     markov_learning_share is what the Markov tables' learning rate is of the others'.
 
