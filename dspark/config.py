@@ -83,6 +83,7 @@ class GraftConfig:
     block_size: int = 5
     num_layers: int = 1
     intermediate_size: int | None = None
+    num_kv_heads: int | None = None
     taps: tuple[int, ...] | None = None
     mask_token_id: int | None = None
     markov_type: Literal["none", "vanilla", "gated", "rnn"] = "vanilla"

@@ -23,6 +23,12 @@ def head_config(target: Any, config: GraftConfig, mask_token_id: int) -> HeadCon
             f"Give rising layers from -1 (the embeddings) to {num_layers - 2}.",
         )
     num_heads = int(target.num_attention_heads)
+    num_kv_heads = config.num_kv_heads or int(target.num_key_value_heads)
+    if num_heads % num_kv_heads:
+        raise InputError(
+            f"{num_kv_heads} heads of keys and values cannot serve {num_heads} query heads",
+            f"Give --kv-heads a divisor of {num_heads}.",
+        )
     head_dim = getattr(target, "head_dim", None) or target.hidden_size // num_heads
     return HeadConfig(
         vocab_size=int(target.vocab_size),
@@ -30,7 +36,7 @@ def head_config(target: Any, config: GraftConfig, mask_token_id: int) -> HeadCon
         intermediate_size=config.intermediate_size or int(target.intermediate_size),
         num_layers=config.num_layers,
         num_heads=num_heads,
-        num_kv_heads=int(target.num_key_value_heads),
+        num_kv_heads=num_kv_heads,
         head_dim=int(head_dim),
         rms_norm_eps=float(target.rms_norm_eps),
         rope_theta=float(target.rope_parameters["rope_theta"]),

@@ -44,13 +44,27 @@ def start_from_target(
     layer: DraftLayer
     for layer, original in zip(head.layers, source, strict=True):  # type: ignore[assignment]
         wanted = layer.state_dict()
-        found = original.state_dict()
+        found = _with_kv_heads(original.state_dict(), wanted)
         same = {n: t for n, t in found.items() if n in wanted and t.shape == wanted[n].shape}
         layer.load_state_dict(wanted | same)
     if head.markov_head is not None:
         bigrams.fill(head.markov_head)
         # What the layers say first is wrong, and would shout down what the bigrams say.
         head.norm.weight.mul_(FIRST_LOUDNESS)
+
+
+def _with_kv_heads(
+    found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The target's keys and values, each repeated for the query heads that shared it."""
+    repeated = dict(found)
+    for name in ("self_attn.k_proj.weight", "self_attn.v_proj.weight"):
+        times, rest = divmod(len(wanted[name]), len(found[name]))
+        if times > 1 and not rest:
+            head_dim = len(wanted["self_attn.k_norm.weight"])
+            heads = found[name].unflatten(0, (-1, head_dim))
+            repeated[name] = heads.repeat_interleave(times, dim=0).flatten(0, 1)
+    return repeated
 
 
 @torch.no_grad()

@@ -62,6 +62,10 @@ def graft(
     intermediate_size: Annotated[
         int | None, typer.Option(min=1, help="Default: the target's.")
     ] = DEFAULTS.intermediate_size,
+    kv_heads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Heads of keys and values; default: the target's."),
+    ] = DEFAULTS.num_kv_heads,
     taps: Annotated[
         str | None,
         typer.Option(metavar="L,L,...", help="Tapped layers; default: five, evenly spread."),
@@ -126,6 +130,7 @@ def graft(
         block_size=block_size,
         num_layers=layers,
         intermediate_size=intermediate_size,
+        num_kv_heads=kv_heads,
         taps=_parse_taps(taps),
         mask_token_id=mask_token,
         markov_type=markov_type,

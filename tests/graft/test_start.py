@@ -56,3 +56,22 @@ def test_starting_from_the_target_is_better_than_from_nothing(
     nothing, start = (t.validate(answers[21:]) for t in (from_nothing, from_target))
     assert start.tau > nothing.tau
     assert start.cross_entropy < nothing.cross_entropy
+
+
+def test_more_heads_of_keys_begin_as_the_same_function(
+    target: FrozenTarget,
+    answers: list[Answered],
+    make_trainer: MakeTrainer,
+    small_config: GraftConfig,
+) -> None:
+    num_heads = target.config.num_attention_heads
+    assert target.config.num_key_value_heads < num_heads
+    reports = []
+    for num_kv_heads in (None, num_heads):
+        trainer = make_trainer(replace(small_config, num_kv_heads=num_kv_heads))
+        bigrams = _bigrams(target, answers[:21])
+        start_from_target(trainer.head, target, bigrams, torch.Generator().manual_seed(0))
+        reports.append(trainer.validate(answers[21:]))
+    grouped, whole = reports
+    torch.testing.assert_close(whole.tau, grouped.tau, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(whole.cross_entropy, grouped.cross_entropy, rtol=1e-5, atol=1e-5)
