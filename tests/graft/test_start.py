@@ -68,7 +68,8 @@ def test_more_heads_of_keys_begin_as_the_same_function(
     assert target.config.num_key_value_heads < num_heads
     reports = []
     for num_kv_heads in (None, num_heads):
-        trainer = make_trainer(replace(small_config, num_kv_heads=num_kv_heads))
+        config = replace(small_config, num_kv_heads=num_kv_heads, intermediate_size=None)
+        trainer = make_trainer(config)
         bigrams = _bigrams(target, answers[:21])
         start_from_target(trainer.head, target, bigrams, torch.Generator().manual_seed(0))
         reports.append(trainer.validate(answers[21:]))
