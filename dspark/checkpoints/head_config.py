@@ -1,5 +1,6 @@
 """The shape of a DSpark head, as DeepSpec writes it into config.json."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,7 +12,10 @@ MarkovType = Literal["none", "vanilla", "gated", "rnn"]
 
 @dataclass(frozen=True, slots=True)
 class HeadConfig:
-    """Sizes of a head. `target_layer_ids` are the taps: 0-based layer outputs, -1 embeddings."""
+    """Sizes of a head. `target_layer_ids` are the taps: 0-based layer outputs, -1 embeddings.
+
+    `confidence_temperatures` is an addition of ours: one for each slot, None for all 1.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -32,6 +36,13 @@ class HeadConfig:
     confidence_with_markov: bool = False
     attention_bias: bool = False
     max_positions: int = 8192
+    confidence_temperatures: tuple[float, ...] | None = None
+    final_logit_softcapping: float | None = None
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """What the confidence logit of each slot is divided by."""
+        return self.confidence_temperatures or (1.0,) * self.block_size
 
     @property
     def tap_width(self) -> int:
@@ -82,6 +93,8 @@ class HeadConfig:
             confidence_with_markov=bool(raw.get("confidence_head_with_markov", False)),
             attention_bias=bool(raw.get("attention_bias", False)),
             max_positions=int(raw.get("max_position_embeddings", 8192)),
+            confidence_temperatures=_numbers_or_none(raw, "confidence_temperatures"),
+            final_logit_softcapping=_positive_or_none(raw, "final_logit_softcapping"),
         )
         config._check()
         return config
@@ -102,9 +115,21 @@ class HeadConfig:
             )
         if self.block_size < 1 or not 0 <= self.mask_token_id < self.vocab_size:
             raise ValueError("block_size or mask_token_id is out of range")
+        temperatures = self.temperatures
+        if len(temperatures) != self.block_size:
+            raise ValueError(
+                f"confidence_temperatures has {len(temperatures)} numbers "
+                f"for a block of {self.block_size}"
+            )
+        if not all(math.isfinite(t) and t > 0.0 for t in temperatures):
+            raise ValueError("confidence_temperatures are not all positive numbers")
+
+    def _calibration_json(self) -> dict[str, Any]:
+        temperatures = self.confidence_temperatures
+        return {} if temperatures is None else {"confidence_temperatures": list(temperatures)}
 
     def to_json(self) -> dict[str, Any]:
-        """The keys that DeepSpec's own loader reads."""
+        """The keys that DeepSpec's own loader reads, and our own where they say something."""
         return {
             "architectures": ["Qwen3DSparkModel"],
             "model_type": "qwen3",
@@ -135,7 +160,26 @@ class HeadConfig:
             "markov_head_type": "vanilla" if self.markov_type == "none" else self.markov_type,
             "enable_confidence_head": self.has_confidence,
             "confidence_head_with_markov": self.confidence_with_markov,
-        }
+            **self._calibration_json(),
+        } | self._softcap_json()
+
+    def _softcap_json(self) -> dict[str, Any]:
+        cap = self.final_logit_softcapping
+        return {} if cap is None else {"final_logit_softcapping": cap}
+
+
+def _positive_or_none(raw: Mapping[str, Any], key: str) -> float | None:
+    value = raw.get(key)
+    if value is not None and not float(value) > 0.0:
+        raise ValueError(f"{key} {value!r} is not positive")
+    return None if value is None else float(value)
+
+
+def _numbers_or_none(raw: Mapping[str, Any], key: str) -> tuple[float, ...] | None:
+    value = raw.get(key)
+    if value is not None and not (isinstance(value, list) and value):
+        raise ValueError(f"{key} {value!r} is not a list of numbers")
+    return None if value is None else tuple(float(number) for number in value)
 
 
 def expected_tensors(config: HeadConfig) -> dict[str, tuple[int, ...]]:

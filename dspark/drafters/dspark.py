@@ -9,6 +9,7 @@ from torch import nn
 
 from dspark.checkpoints.head_config import HeadConfig
 from dspark.drafters.base import Chooser, Proposals
+from dspark.drafters.calibration import scaled_confidence
 from dspark.drafters.head import DraftLayer, DSparkHead
 from dspark.drafters.vocabulary import (
     DraftVocabulary,
@@ -67,9 +68,15 @@ class DSparkDrafter:
         self._head.requires_grad_(False).eval()
         markov = self._head.markov_head
         self._vocabulary: DraftVocabulary = (
-            FullVocabulary(output_head, markov)
+            FullVocabulary(output_head, markov, config.final_logit_softcapping)
             if draft_vocabulary is None
-            else ReducedVocabulary(draft_vocabulary, output_head, markov, pack=pack)
+            else ReducedVocabulary(
+                draft_vocabulary,
+                output_head,
+                markov,
+                softcap=config.final_logit_softcapping,
+                pack=pack,
+            )
         )
         num_columns = len(embedding) if draft_vocabulary is None else len(draft_vocabulary)
         self.num_weights = sum(
@@ -142,7 +149,9 @@ class DSparkDrafter:
                 features, state = markov.step(embedding, hidden[:, k], state)
                 logits = logits + vocabulary.bias(features, owns)
             if confidence:
-                confidences.append(confidence(hidden[:, k], embedding).sigmoid())
+                logits_of_acceptance = confidence(hidden[:, k], embedding)
+                temperature = self.config.temperatures[k]
+                confidences.append(scaled_confidence(logits_of_acceptance, temperature))
             columns, chosen_probs = chooser.choose(logits)
             previous = vocabulary.token_ids(columns, owns)
             ids.append(previous)

@@ -23,6 +23,11 @@ class OutputHead(Protocol):
     def __call__(self, hidden: torch.Tensor, /) -> torch.Tensor: ...
 
 
+def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """Squeezed smoothly into (-cap, cap), as Gemma's logits are; as they are without a cap."""
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
 class DraftVocabulary(Protocol):
     """Logits over X columns for R requests; `own` is what belongs to one request."""
 
@@ -54,8 +59,10 @@ class DraftVocabulary(Protocol):
 class FullVocabulary:
     """Every token; nothing to keep for a request."""
 
-    def __init__(self, output_head: OutputHead, markov: MarkovHead | None) -> None:
-        self._output_head, self._markov = output_head, markov
+    def __init__(
+        self, output_head: OutputHead, markov: MarkovHead | None, softcap: float | None = None
+    ) -> None:
+        self._output_head, self._markov, self._softcap = output_head, markov, softcap
 
     def open(self) -> None:
         return None
@@ -67,7 +74,8 @@ class FullVocabulary:
         pass
 
     def logits(self, hidden: torch.Tensor, owns: Sequence[None]) -> torch.Tensor:
-        return self._output_head(hidden.flatten(0, 1)).view(*hidden.shape[:2], -1)
+        logits = self._output_head(hidden.flatten(0, 1)).view(*hidden.shape[:2], -1)
+        return soft_cap(logits, self._softcap)
 
     def bias(self, features: torch.Tensor, owns: Sequence[None]) -> torch.Tensor:
         assert self._markov is not None
@@ -138,10 +146,11 @@ class ReducedVocabulary:
         output_head: OutputHead,
         markov: MarkovHead | None,
         *,
+        softcap: float | None = None,
         pack: bool = True,
     ) -> None:
         """fixed_ids [N], rising."""
-        self._fixed_ids = fixed_ids
+        self._fixed_ids, self._softcap = fixed_ids, softcap
         self._is_fixed = set(fixed_ids.tolist())
         self._weight = output_head.weight
         self._table = None if markov is None else markov.markov_w2.weight.detach()
@@ -169,9 +178,10 @@ class ReducedVocabulary:
         fixed = self._fixed_head(hidden.flatten(0, 1)).view(*hidden.shape[:2], -1)
         # request by request: the same product whatever the company
         own = [
-            rows @ each.head_rows.t() + each.mask for rows, each in zip(hidden, owns, strict=True)
+            soft_cap(rows @ each.head_rows.t(), self._softcap) + each.mask
+            for rows, each in zip(hidden, owns, strict=True)
         ]
-        return torch.cat([fixed, torch.stack(own)], dim=-1)
+        return torch.cat([soft_cap(fixed, self._softcap), torch.stack(own)], dim=-1)
 
     def bias(self, features: torch.Tensor, owns: Sequence[OwnTokens]) -> torch.Tensor:
         assert self._fixed_bias is not None

@@ -37,11 +37,12 @@ class RowTerms:
 class OutputHead:
     """The frozen output head, with room for the trained Markov table beside it.
 
-    One product [hidden, features] · [W, W2]^T gives the draft logits.
+    One product [hidden, features] · [W, W2]^T gives the draft logits. With a `softcap` c, Gemma's,
+    the logits of W are c · tanh(logits / c), the target's too; the Markov table's are as they are.
     """
 
-    def __init__(self, weight: torch.Tensor, rank: int) -> None:
-        self.hidden_size, self.rank = weight.shape[1], rank
+    def __init__(self, weight: torch.Tensor, rank: int, softcap: float | None = None) -> None:
+        self.hidden_size, self.rank, self.softcap = weight.shape[1], rank, softcap
         self.joined = weight.new_empty(weight.shape[0], self.hidden_size + rank)
         self.joined[:, : self.hidden_size] = weight.detach()
         self.weight = self.joined[:, : self.hidden_size]
@@ -51,7 +52,7 @@ class OutputHead:
     def restricted(self, tokens: torch.Tensor) -> "OutputHead":
         """The head of these tokens [n] only. The same object is filled anew each time."""
         if self._part is None or len(self._part.joined) != len(tokens):
-            self._part = OutputHead(self.weight[tokens], self.rank)
+            self._part = OutputHead(self.weight[tokens], self.rank, self.softcap)
         self._part.weight.copy_(self.weight[tokens])
         return self._part
 
@@ -117,9 +118,9 @@ class _DistributionLoss(torch.autograd.Function):
             if grad_rows is None:
                 continue
             grad_logits = _logit_gradient(draft_probs, difference, chunk, job)
-            torch.mm(grad_logits, job.head.joined, out=grad_rows[chunk.span])
             if grad_w2 is not None:
                 grad_w2.addmm_(grad_logits.t(), chunk.rows[:, job.head.hidden_size :])
+            _row_gradient(grad_logits, chunk, job.head, grad_rows[chunk.span])
         ctx.grads = (grad_rows, grad_w2)
         per_row = (
             job.weights.cross_entropy * job.terms.cross_entropy
@@ -164,11 +165,11 @@ def _compare(chunk: _Chunk, job: _Job) -> tuple[torch.Tensor, torch.Tensor]:
     target_rows = job.target_rows[chunk.span]
     first = int(target_rows[0])
     target_hidden = job.target_hidden[first : first + len(chunk.target)]
-    target = _logits(target_hidden, job.head.weight, chunk.target)
+    target = _cap(_logits(target_hidden, job.head.weight, chunk.target), job.head.softcap)
     target = torch.softmax(target, dim=-1, out=target)
     target_probs = torch.index_select(target, 0, target_rows - first, out=chunk.expanded)
 
-    logits = _logits(chunk.rows, job.head.joined, chunk.draft)
+    logits = _draft_logits(chunk, job.head)
     of_label = logits.gather(1, job.labels[chunk.span].unsqueeze(1)).squeeze(1)
     of_target = _row_dots(target_probs, logits) if job.weights.distillation else None
     largest, where = logits.max(dim=-1, keepdim=True)
@@ -188,6 +189,32 @@ def _logits(rows: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> torc
     if rows.dtype == out.dtype == weight.dtype:
         return torch.mm(rows, weight.t(), out=out)
     return out.copy_(rows.to(weight.dtype) @ weight.t())
+
+
+def _cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """In place."""
+    return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+
+def _draft_logits(chunk: _Chunk, head: OutputHead) -> torch.Tensor:
+    if head.softcap is None:
+        return _logits(chunk.rows, head.joined, chunk.draft)
+    base, features = chunk.rows.split([head.hidden_size, head.rank], dim=-1)
+    logits = _cap(_logits(base, head.weight, chunk.draft), head.softcap)
+    return logits.addmm_(features, head.joined[:, head.hidden_size :].t())
+
+
+def _row_gradient(
+    grad_logits: torch.Tensor, chunk: _Chunk, head: OutputHead, out: torch.Tensor
+) -> None:
+    """[n, H + r] into `out`. The slope of the cap is computed again rather than kept."""
+    torch.mm(grad_logits, head.joined, out=out)
+    if head.softcap is None:
+        return
+    base = chunk.rows[:, : head.hidden_size]
+    capped = _cap(_logits(base, head.weight, chunk.expanded), head.softcap).div_(head.softcap)
+    grad_base = grad_logits.addcmul_(grad_logits, capped.square_(), value=-1.0)
+    torch.mm(grad_base, head.weight, out=out[:, : head.hidden_size])
 
 
 def _row_dots(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

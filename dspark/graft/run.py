@@ -175,7 +175,8 @@ class GraftRun:
                 yield CorpusProgress("reading the target's bigrams", done, len(read))
                 if self._is_stopping:
                     return
-            start_from_target(trainer.head, target, bigrams, generator)
+            notes = start_from_target(trainer.head, target, bigrams, generator)
+            yield CorpusProgress("starting from the target", 1, 1, notes)
 
     def _validate(self, trainer: Trainer, parts: Split, metrics: "_Metrics") -> Validated:
         report = trainer.validate(parts.held_out)

@@ -11,6 +11,8 @@ from dspark.config import GraftConfig
 from dspark.errors import InputError
 
 NUM_TAPS = 5
+DEFAULT_EPS = 1e-6
+DEFAULT_THETA = 10_000.0
 
 
 def head_config(target: Any, config: GraftConfig, mask_token_id: int) -> HeadConfig:
@@ -23,7 +25,8 @@ def head_config(target: Any, config: GraftConfig, mask_token_id: int) -> HeadCon
             f"Give rising layers from -1 (the embeddings) to {num_layers - 2}.",
         )
     num_heads = int(target.num_attention_heads)
-    num_kv_heads = config.num_kv_heads or int(target.num_key_value_heads)
+    of_target = getattr(target, "num_key_value_heads", None) or num_heads
+    num_kv_heads = config.num_kv_heads or int(of_target)
     if num_heads % num_kv_heads:
         raise InputError(
             f"{num_kv_heads} heads of keys and values cannot serve {num_heads} query heads",
@@ -33,13 +36,13 @@ def head_config(target: Any, config: GraftConfig, mask_token_id: int) -> HeadCon
     return HeadConfig(
         vocab_size=int(target.vocab_size),
         hidden_size=int(target.hidden_size),
-        intermediate_size=config.intermediate_size or int(target.intermediate_size),
+        intermediate_size=config.intermediate_size or intermediate_size(target),
         num_layers=config.num_layers,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=int(head_dim),
-        rms_norm_eps=float(target.rms_norm_eps),
-        rope_theta=float(target.rope_parameters["rope_theta"]),
+        rms_norm_eps=float(getattr(target, "rms_norm_eps", DEFAULT_EPS)),
+        rope_theta=rope_theta(target),
         block_size=config.block_size,
         mask_token_id=mask_token_id,
         target_layer_ids=tuple(taps),
@@ -49,7 +52,20 @@ def head_config(target: Any, config: GraftConfig, mask_token_id: int) -> HeadCon
         has_confidence=True,
         confidence_with_markov=config.markov_type != "none",
         max_positions=int(target.max_position_embeddings),
+        final_logit_softcapping=getattr(target, "final_logit_softcapping", None),
     )
+
+
+def intermediate_size(target: Any) -> int:
+    """The target's own, else four times the hidden size, as such targets have it."""
+    return int(getattr(target, "intermediate_size", None) or 4 * target.hidden_size)
+
+
+def rope_theta(target: Any) -> float:
+    """Of the layers that see the whole context, where others see a window: so does the head."""
+    parameters = getattr(target, "rope_parameters", None) or {}
+    parameters = parameters.get("full_attention", parameters)
+    return float(parameters.get("rope_theta", DEFAULT_THETA))
 
 
 def spread_taps(num_layers: int) -> tuple[int, ...]:

@@ -1,5 +1,7 @@
 """The weights that training starts from."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -27,8 +29,8 @@ def start_random(head: DSparkHead, generator: torch.Generator) -> None:
 @torch.no_grad()
 def start_from_target(
     head: DSparkHead, target: FrozenTarget, bigrams: Bigrams, generator: torch.Generator
-) -> None:
-    """Begin as near to the target as shapes allow.
+) -> tuple[str, ...]:
+    """Begin as near to the target as shapes allow; says what began at random, and why.
 
     The context feature is what the target's last layer reads, the layers are the target's last
     ones, and the Markov head knows what the target makes of a token alone.
@@ -39,18 +41,69 @@ def start_from_target(
     head.fc.weight.zero_()
     head.fc.weight[:, -hidden:] = torch.eye(hidden)
     source = list(target.layers)[-head.config.num_layers :]
-    head.hidden_norm.weight.copy_(source[-1].input_layernorm.weight)
-    head.norm.weight.copy_(target.model.base_model.norm.weight)
+    notes = [
+        _take_norm(head.hidden_norm, getattr(source[-1], "input_layernorm", None), "input"),
+        _take_norm(head.norm, final_norm(target.model), "final"),
+    ]
     layer: DraftLayer
-    for layer, original in zip(head.layers, source, strict=True):  # type: ignore[assignment]
-        wanted = layer.state_dict()
-        found = _with_kv_heads(original.state_dict(), wanted)
-        same = {n: t for n, t in found.items() if n in wanted and t.shape == wanted[n].shape}
-        layer.load_state_dict(wanted | same)
+    for layer, original in zip(head.layers, source, strict=False):  # type: ignore[assignment]
+        notes.append(_take_layer(layer, original))
     if head.markov_head is not None:
         bigrams.fill(head.markov_head)
         # What the layers say first is wrong, and would shout down what the bigrams say.
         head.norm.weight.mul_(FIRST_LOUDNESS)
+    return tuple(dict.fromkeys(note for note in notes if note))
+
+
+def final_norm(model: Any) -> nn.Module | None:
+    """The norm before the output head, wherever the architecture keeps it."""
+    base = model.base_model
+    base = getattr(base, "language_model", base)
+    norm: nn.Module | None = getattr(base, "norm", None)
+    return norm
+
+
+def norm_scale(norm: Any) -> torch.Tensor | None:
+    """What an RMSNorm multiplies by: its weight, or with Gemma 1 + weight. None for other norms."""
+    weight = getattr(norm, "weight", None)
+    if weight is None:
+        return None
+    given = norm(torch.ones_like(weight))
+    near = (s for s in (weight, 1.0 + weight) if torch.allclose(given, s, rtol=0.02, atol=0.02))
+    return next(near, None)
+
+
+def _take_norm(norm: nn.Module, original: Any, name: str) -> str:
+    scale = norm_scale(original)
+    if scale is None:
+        return f"the head's {name} norm begins at one: the target has no RMSNorm there"
+    norm.load_state_dict({"weight": scale})
+    return ""
+
+
+def _take_layer(layer: DraftLayer, original: nn.Module) -> str:
+    """The target's weights where they mean the same; a note on what they did not give."""
+    if hasattr(original, "pre_feedforward_layernorm"):
+        return (
+            "the head's layers begin at random: the target's norm what they add to the stream, "
+            "for which the head has no place"
+        )
+    wanted = layer.state_dict()
+    found = original.state_dict()
+    missing = [name for name in wanted if name not in found and not name.endswith("_norm.weight")]
+    if missing:
+        return f"the head's layers begin at random: the target's have no {missing[0]}"
+    for name in ("input_layernorm", "post_attention_layernorm"):
+        scale = norm_scale(getattr(original, name))
+        if scale is None:
+            return f"the head's layers begin at random: the target's {name} is no RMSNorm"
+        found[f"{name}.weight"] = scale
+    found = _with_kv_heads(found, wanted)
+    same = {n: t for n, t in found.items() if n in wanted and t.shape == wanted[n].shape}
+    layer.load_state_dict(wanted | same)
+    if any(name.endswith("_proj.bias") for name in found):
+        return "the target's attention biases are left out: the head has no place for them"
+    return ""
 
 
 def _with_kv_heads(

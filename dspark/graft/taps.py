@@ -7,13 +7,16 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoModelForCausalLM
 
-from dspark.errors import CheckpointError
-from dspark.targets.hf import decoder_layers
+from dspark.drafters.vocabulary import soft_cap
+from dspark.errors import CheckpointError, InputError
+from dspark.targets.hf import decoder_layers, input_embeddings
+
+LOGIT_TOLERANCE = 0.05  # far above bf16's rounding, far below a scale or a bias
 
 
 class TargetView(NamedTuple):
     """taps [S, T * H]; hidden [S, H] after the final norm, whose product with the output head
-    gives the logits."""
+    gives the logits, before a soft-cap."""
 
     taps: torch.Tensor
     hidden: torch.Tensor
@@ -25,9 +28,11 @@ class FrozenTarget:
     def __init__(self, model: Any, memory_bytes: int = 0) -> None:
         self.model = model.eval().requires_grad_(False)
         self.config = model.config.get_text_config()
-        self.embedding: torch.Tensor = model.get_input_embeddings().weight
+        self.embedding = input_embeddings(model)
         self.output_head: torch.Tensor = model.get_output_embeddings().weight
+        self.softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
         self.layers = decoder_layers(model)
+        _check_logits(self)
         self.tap_layers: tuple[int, ...] = ()
         self._seen: dict[int, torch.Tensor] = {}
         self._kept: dict[tuple[int, ...], TargetView] = {}
@@ -80,3 +85,18 @@ def load_frozen(
             f"{directory} cannot be loaded ({str(error).splitlines()[0]})", "Fetch the model again."
         ) from error
     return FrozenTarget(model.to(device), memory_bytes)
+
+
+@torch.no_grad()
+def _check_logits(target: FrozenTarget) -> None:
+    """Raises InputError for a model that makes its logits in a way that training does not know."""
+    ids = torch.arange(2, device=target.embedding.device).unsqueeze(0)
+    wanted = target.model(input_ids=ids, use_cache=False).logits[0].float()
+    hidden = target.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+    made = soft_cap(hidden.float() @ target.output_head.float().t(), target.softcap)
+    error = (made - wanted).abs().max() / wanted.abs().max().clamp_min(1e-6)
+    if error > LOGIT_TOLERANCE:
+        raise InputError(
+            f"the logits of {type(target.model).__name__} are not its output head's product",
+            "A model that scales or shifts its logits cannot be trained for yet.",
+        )

@@ -77,7 +77,7 @@ class Trainer:
         )
         self._rotary = head.rotary_table()
         rank = head.config.markov_rank
-        self._output_head = OutputHead(target.output_head.float(), rank)
+        self._output_head = OutputHead(target.output_head.float(), rank, target.softcap)
         self.vocabulary = LossVocabulary(self.answers, head.config.vocab_size, config)
 
     def steps(self) -> Iterator[StepReport]:

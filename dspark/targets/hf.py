@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -71,8 +72,7 @@ class HfTarget:
         )
 
     def embedding(self) -> torch.Tensor:
-        weight: torch.Tensor = self.model.get_input_embeddings().weight
-        return weight
+        return input_embeddings(self.model)
 
     def output_head(self) -> Callable[[torch.Tensor], torch.Tensor]:
         head: Callable[[torch.Tensor], torch.Tensor] = self.model.get_output_embeddings()
@@ -146,6 +146,17 @@ class HfTarget:
         if not self.tap_layers:
             return like.new_empty(like.shape[0], 0)
         return torch.cat([self._taps.seen[index][0] for index in self.tap_layers], dim=-1)
+
+
+def input_embeddings(model: Any) -> torch.Tensor:
+    """[V, H] as the first layer reads them: Gemma scales what is stored."""
+    module = model.get_input_embeddings()
+    weight: torch.Tensor = module.weight
+    if type(module) is nn.Embedding:
+        return weight
+    with torch.no_grad():
+        read: torch.Tensor = module(torch.arange(len(weight), device=weight.device))
+    return read
 
 
 def decoder_layers(model: Any) -> Any:
