@@ -100,6 +100,21 @@ def write_head(
         ) from error
 
 
+def update_head_config(directory: Path, changes: dict[str, Any]) -> None:
+    """Set keys of a head's config.json and leave the others; what is below "graft" is merged."""
+    raw = _read_json(directory / "config.json")
+    figures = raw.get("graft", {}) | changes.get("graft", {})
+    raw |= changes | ({"graft": figures} if figures else {})
+    HeadConfig.from_json(raw)
+    try:
+        with _replacing(directory / "config.json") as settings:
+            settings.write_text(json.dumps(raw, indent=2) + "\n")
+    except OSError as error:
+        raise StorageError(
+            f"could not write to {directory} ({error})", "Free some space and try again."
+        ) from error
+
+
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A file to write that takes the place of `path` once it is complete."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from dspark.checkpoints.deepspec import (
     read_draft_vocabulary,
     read_head,
     read_head_config,
+    update_head_config,
     write_draft_vocabulary,
     write_head,
 )
@@ -199,3 +201,36 @@ def test_taps_beyond_the_last_layer_are_refused():
     config = HeadConfig.from_json({**raw, "num_target_layers": 9, "target_layer_ids": [0, 7]})
     with pytest.raises(PairMismatchError):
         check_pair(config, vocab_size=65, hidden_size=48, num_layers=4)
+
+
+def test_temperatures_are_read_written_and_otherwise_left_out(head_dir, tmp_path):
+    config, tensors = read_head(head_dir)
+    assert config.confidence_temperatures is None and set(config.temperatures) == {1.0}
+    assert "confidence_temperatures" not in config.to_json()
+    write_head(tmp_path, config, tensors, {"graft": {"seed": 3}})
+    chosen = [1.0 + k / 4 for k in range(config.block_size)]
+    update_head_config(tmp_path, {"confidence_temperatures": chosen, "graft": {"ece": 0.5}})
+    again, _ = read_head(tmp_path)
+    assert again == replace(config, confidence_temperatures=tuple(chosen))
+    assert again.to_json()["confidence_temperatures"] == chosen
+    raw = json.loads((tmp_path / "config.json").read_text())
+    assert raw["graft"] == {"seed": 3, "ece": 0.5}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [[1.0], [], 2.0, "1111", [1, 1, 1, 0], [1, 1, 1, -2], [1, 1, 1, float("nan")], [1, None]],
+)
+def test_temperatures_that_do_not_fit_are_refused(head_dir, wrong):
+    assert read_head_config(head_dir).block_size != 1
+    size = read_head_config(head_dir).block_size
+    wrong = [1.0] * (size - len(wrong)) + wrong if isinstance(wrong, list) and wrong[1:] else wrong
+    change_config(head_dir, confidence_temperatures=wrong)
+    assert "malformed" in refused(head_dir)
+
+
+def test_a_refused_change_leaves_the_config_as_it_was(head_dir):
+    before = (head_dir / "config.json").read_bytes()
+    with pytest.raises(CheckpointError):
+        update_head_config(head_dir, {"confidence_temperatures": [1.0]})
+    assert (head_dir / "config.json").read_bytes() == before

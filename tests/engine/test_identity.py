@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dspark.checkpoints.deepspec import write_draft_vocabulary
+from dspark.checkpoints.deepspec import update_head_config, write_draft_vocabulary
 from dspark.config import ScheduleConfig
 from dspark.engine.scheduler import SpsSchedule
 from dspark.events import Round
@@ -34,6 +34,27 @@ def test_every_schedule_equals_plain_decoding(variant):
     assert [decode(scheduled(session), [request(p)])[0] for p in PROMPTS] == plain
     threshold = session.with_schedule(ScheduleConfig("threshold", 0.4))
     assert [decode(threshold.engine, [request(p)])[0] for p in PROMPTS] == plain
+
+
+def test_temperatures_change_confidences_and_never_the_text(tmp_path):
+    shutil.copytree(GOLDEN / "vanilla" / "draft", tmp_path / "draft")
+    raw = golden("vanilla")
+    size = raw.engine.drafter.block_size
+    chosen = [0.5 + 0.75 * k for k in range(size)]
+    update_head_config(tmp_path / "draft", {"confidence_temperatures": chosen})
+    scaled = open_pair(GOLDEN / "vanilla" / "target", tmp_path / "draft")
+    plain = [decode(raw.engine, [request(p, plain=True)])[0] for p in PROMPTS]
+    for engine in (scaled.engine, scheduled(scaled), _thresholded(scaled)):
+        assert [decode(engine, [request(p)])[0] for p in PROMPTS] == plain
+    before, after = (
+        torch.tensor([e.confidence for e in s.engine.run([request()]) if isinstance(e, Round)])
+        for s in (raw, scaled)
+    )
+    torch.testing.assert_close(after.logit(), before.logit() / torch.tensor(chosen))
+
+
+def _thresholded(session):
+    return session.with_schedule(ScheduleConfig("threshold", 0.4)).engine
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "top_k": 20, "seed": 3}])
