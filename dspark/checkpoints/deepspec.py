@@ -11,6 +11,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from dspark.checkpoints.eagle3_config import (
+    EAGLE3_ARCHITECTURE,
+    DraftConfig,
+    Eagle3Config,
+    expected_eagle3_tensors,
+)
 from dspark.checkpoints.head_config import HeadConfig, expected_tensors
 from dspark.errors import CheckpointError, StorageError
 
@@ -23,18 +29,34 @@ def read_head_config(directory: Path) -> HeadConfig:
     return HeadConfig.from_json(_read_json(directory / "config.json"))
 
 
+def read_draft_config(directory: Path) -> DraftConfig:
+    """As read_head_config, of a head of any architecture."""
+    raw = _read_json(directory / "config.json")
+    is_eagle3 = (raw.get("architectures") or ["?"])[0] == EAGLE3_ARCHITECTURE
+    return Eagle3Config.from_json(raw) if is_eagle3 else HeadConfig.from_json(raw)
+
+
 def read_head(directory: Path) -> tuple[HeadConfig, dict[str, torch.Tensor]]:
     """Config and tensors, every name and shape checked.
 
     The embedding and the output head may be missing: the target's own are used then.
     """
     config = read_head_config(directory)
-    path = directory / "model.safetensors"
+    return config, _read_tensors(directory / "model.safetensors", config)
+
+
+def read_draft(directory: Path) -> tuple[DraftConfig, dict[str, torch.Tensor]]:
+    """As read_head, of a head of any architecture."""
+    config = read_draft_config(directory)
+    return config, _read_tensors(directory / "model.safetensors", config)
+
+
+def _read_tensors(path: Path, config: DraftConfig) -> dict[str, torch.Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            _check_tensors(found, expected_tensors(config), path)
-            return config, {name: file.get_tensor(name) for name in found}
+            _check_tensors(found, _expected(config), path)
+            return {name: file.get_tensor(name) for name in found}
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist", "Fetch the head again.") from error
     except (SafetensorError, OSError) as error:
@@ -79,14 +101,14 @@ def write_draft_vocabulary(directory: Path, token_ids: torch.Tensor | None) -> N
 
 
 def write_head(
-    directory: Path, config: HeadConfig, tensors: dict[str, torch.Tensor], extra: dict[str, Any]
+    directory: Path, config: DraftConfig, tensors: dict[str, torch.Tensor], extra: dict[str, Any]
 ) -> None:
     """Write config and tensors so that a reader sees the old files or the new ones, never a half.
 
     `extra` goes into config.json beside DeepSpec's keys (calibration, provenance).
     """
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    _check_tensors(found, expected_tensors(config), directory)
+    _check_tensors(found, _expected(config), directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
@@ -136,6 +158,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path} holds no JSON object")
     return raw
+
+
+def _expected(config: DraftConfig) -> dict[str, tuple[int, ...]]:
+    if isinstance(config, Eagle3Config):
+        return expected_eagle3_tensors(config)
+    return expected_tensors(config)
 
 
 def _check_tensors(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dspark.checkpoints.eagle3_config import DraftConfig
 from dspark.checkpoints.head_config import HeadConfig
 from dspark.drafters.base import Chooser, Proposals
 from dspark.drafters.calibration import scaled_confidence
@@ -204,7 +205,7 @@ def pack_linears(module: nn.Module) -> None:
             pack_linears(child)
 
 
-def check_pair(config: HeadConfig, *, vocab_size: int, hidden_size: int, num_layers: int) -> None:
+def check_pair(config: DraftConfig, *, vocab_size: int, hidden_size: int, num_layers: int) -> None:
     """Raises PairMismatchError where the head was not made for a target of these sizes."""
     for what, draft, target in (
         ("hidden size", config.hidden_size, hidden_size),

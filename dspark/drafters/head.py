@@ -7,6 +7,7 @@ A context feature is RMSNorm(W_c · taps); each layer projects it with its own k
 import torch
 from torch import nn
 
+from dspark.checkpoints.eagle3_config import DraftConfig
 from dspark.checkpoints.head_config import HeadConfig
 from dspark.drafters.sequential import ConfidenceHead, build_markov_head
 from dspark_kernels import RotaryTable, apply_rope, rms_norm
@@ -27,15 +28,17 @@ class Norm(nn.Module):
 class DraftAttention(nn.Module):
     """Queries from the block; keys and values from the context features and from the block."""
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: DraftConfig, input_width: int | None = None) -> None:
+        """`input_width` of the rows that are projected is the hidden size unless given."""
         super().__init__()
         hidden, bias = config.hidden_size, config.attention_bias
+        width = input_width or hidden
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         self.head_dim = config.head_dim
         self.scale = config.head_dim**-0.5
-        self.q_proj = nn.Linear(hidden, config.num_heads * config.head_dim, bias=bias)
-        self.k_proj = nn.Linear(hidden, config.num_kv_heads * config.head_dim, bias=bias)
-        self.v_proj = nn.Linear(hidden, config.num_kv_heads * config.head_dim, bias=bias)
+        self.q_proj = nn.Linear(width, config.num_heads * config.head_dim, bias=bias)
+        self.k_proj = nn.Linear(width, config.num_kv_heads * config.head_dim, bias=bias)
+        self.v_proj = nn.Linear(width, config.num_kv_heads * config.head_dim, bias=bias)
         self.o_proj = nn.Linear(config.num_heads * config.head_dim, hidden, bias=bias)
         self.q_norm = Norm(config.head_dim, config.rms_norm_eps)
         self.k_norm = Norm(config.head_dim, config.rms_norm_eps)
@@ -57,7 +60,7 @@ class DraftAttention(nn.Module):
 class DraftMLP(nn.Module):
     """SwiGLU."""
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: DraftConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -106,7 +109,11 @@ class DSparkHead(nn.Module):
 
     def rotary_table(self) -> RotaryTable:
         """Full rotary over head_dim at the head's own base frequency."""
-        weight = self.norm.weight
-        exponent = torch.arange(0, self.config.head_dim, 2, device=weight.device).float()
-        inv_freq = self.config.rope_theta ** (-exponent / self.config.head_dim)
-        return RotaryTable(inv_freq, 1.0, weight.dtype)
+        return full_rotary(self.config, self.norm.weight)
+
+
+def full_rotary(config: DraftConfig, like: torch.Tensor) -> RotaryTable:
+    """Every dimension of a head turns; on the device and in the type of `like`."""
+    exponent = torch.arange(0, config.head_dim, 2, device=like.device).float()
+    inv_freq = config.rope_theta ** (-exponent / config.head_dim)
+    return RotaryTable(inv_freq, 1.0, like.dtype)

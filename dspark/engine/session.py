@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 
-from dspark.checkpoints.deepspec import read_draft_vocabulary, read_head, read_head_config
+from dspark.checkpoints.deepspec import read_draft, read_draft_config, read_draft_vocabulary
+from dspark.checkpoints.eagle3_config import Eagle3Config
 from dspark.config import EngineConfig, RuntimeConfig, SamplingConfig, ScheduleConfig, StopConfig
 from dspark.drafters.base import Drafter
 from dspark.drafters.dspark import DSparkDrafter, check_pair
+from dspark.drafters.eagle3 import Eagle3Drafter
 from dspark.engine.loop import Engine
 from dspark.engine.request import Request
 from dspark.engine.scheduler import FullSchedule, Scheduler, SpsSchedule, ThresholdSchedule
@@ -124,7 +126,7 @@ def open_session(
     resolved = resolve_runtime(runtime)
     device, dtype = torch.device(resolved.device), getattr(torch, resolved.dtype)
     yield LoadProgress(STAGES[0], 0, len(STAGES) - 1)
-    tap_layers = read_head_config(files.draft).target_layer_ids if files.draft else ()
+    tap_layers = read_draft_config(files.draft).target_layer_ids if files.draft else ()
     target = load_target(files.target, tap_layers=tap_layers, device=device, dtype=dtype)
     codec = TextCodec.from_directory(files.target)
     yield LoadProgress(STAGES[1], 1, len(STAGES) - 1)
@@ -135,9 +137,9 @@ def open_session(
     yield Session(files.name, Engine(target, drafter, scheduler, codec, config), codec, resolved)
 
 
-def load_drafter(directory: Path, target: Target) -> DSparkDrafter:
+def load_drafter(directory: Path, target: Target) -> DSparkDrafter | Eagle3Drafter:
     """Read the head and join it to its target. Raises PairMismatchError, CheckpointError."""
-    config, tensors = read_head(directory)
+    config, tensors = read_draft(directory)
     spec = target.spec
     check_pair(
         config,
@@ -146,13 +148,12 @@ def load_drafter(directory: Path, target: Target) -> DSparkDrafter:
         num_layers=spec.num_layers,
     )
     vocabulary = read_draft_vocabulary(directory, config.vocab_size)
-    return DSparkDrafter(
-        config,
-        tensors,
-        target.embedding(),
-        target.output_head(),
-        draft_vocabulary=None if vocabulary is None else vocabulary.to(target.device),
-    )
+    if vocabulary is not None:
+        vocabulary = vocabulary.to(target.device)
+    parts = (tensors, target.embedding(), target.output_head())
+    if isinstance(config, Eagle3Config):
+        return Eagle3Drafter(config, *parts, draft_vocabulary=vocabulary)
+    return DSparkDrafter(config, *parts, draft_vocabulary=vocabulary)
 
 
 def resolve_runtime(runtime: RuntimeConfig) -> ResolvedRuntime:

@@ -1,0 +1,228 @@
+"""Eagle3: one layer that drafts token after token from its own hidden state. MTP-1 drafts once.
+
+The row of place i is made of the taps of token i and of token i + 1, at rope position i.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from dspark.checkpoints.eagle3_config import Eagle3Config
+from dspark.drafters.base import Chooser, Proposals
+from dspark.drafters.dspark import pack_linears
+from dspark.drafters.head import DraftAttention, DraftMLP, Norm, full_rotary
+from dspark.drafters.vocabulary import (
+    DraftVocabulary,
+    FullVocabulary,
+    OutputHead,
+    ReducedVocabulary,
+)
+from dspark.errors import PairMismatchError
+from dspark_kernels import KVPool, KVSlot, PooledAttention, RotaryTable, RowPlan, SkinnyLinear
+
+
+class Eagle3Layer(nn.Module):
+    """Attention over [embedding ; hidden state], MLP. The caller attends."""
+
+    def __init__(self, config: Eagle3Config) -> None:
+        super().__init__()
+        self.hidden_norm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = DraftAttention(config, config.attention_width)
+        self.mlp = DraftMLP(config)
+
+    def inputs(self, embedded: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Embeddings of the tokens that follow, hidden states, each [..., H] -> [..., 2 H]."""
+        return torch.cat([self.input_layernorm(embedded), self.hidden_norm(hidden)], dim=-1)
+
+    def finish(self, residual: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """residual [..., H], attended [..., heads * D] -> the next hidden state [..., H]."""
+        hidden = residual + self.self_attn.o_proj(attended)
+        out: torch.Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return out
+
+
+class Eagle3Head(nn.Module):
+    """Everything but the embedding and the output head, which are the target's, frozen.
+
+    Logits come from norm(hidden state); the next step takes the hidden state before that norm.
+    """
+
+    def __init__(self, config: Eagle3Config) -> None:
+        super().__init__()
+        self.config = config
+        self.fc = nn.Linear(config.tap_width, config.hidden_size, bias=False)
+        self.layers = nn.ModuleList([Eagle3Layer(config)])
+        self.norm = Norm(config.hidden_size, config.rms_norm_eps)
+
+    @property
+    def layer(self) -> Eagle3Layer:
+        return self.layers[0]  # type: ignore[return-value]
+
+    def rotary_table(self) -> RotaryTable:
+        """Full rotary over head_dim at the head's own base frequency."""
+        return full_rotary(self.config, self.norm.weight)
+
+
+@dataclass(slots=True)
+class Eagle3Slot:
+    """One request. The last token's feature has no row yet: its next token is the anchor."""
+
+    rows: KVSlot  # of every token but the last
+    own: Any
+    features: list[torch.Tensor] = field(default_factory=list)  # fc(taps) [H] of every token
+
+
+class Eagle3Drafter:
+    """Keeps, for each request, keys and values of its rows and the features they came from.
+
+    `embedding` [V, H] and `output_head` [N, H] -> [N, V] are the target's unless the head's own
+    file holds different ones.
+    """
+
+    def __init__(
+        self,
+        config: Eagle3Config,
+        tensors: dict[str, torch.Tensor],
+        embedding: torch.Tensor,
+        output_head: OutputHead,
+        *,
+        draft_vocabulary: torch.Tensor | None = None,
+        pack: bool = True,
+    ) -> None:
+        """`draft_vocabulary` [N] are the ids that any request drafts from, beside the tokens that
+        it holds already; all without it."""
+        self.config = config
+        self.block_size = config.block_size
+        self.target_layer_ids = config.target_layer_ids
+        self.device, dtype = embedding.device, embedding.dtype
+        own = {name: t.to(self.device, dtype) for name, t in tensors.items()}
+        self._embedding = own.pop("embed_tokens.weight", embedding)
+        if self._embedding.shape != embedding.shape:
+            raise PairMismatchError(
+                f"the draft's embedding is {list(self._embedding.shape)}, "
+                f"the target's {list(embedding.shape)}"
+            )
+        head_weight = own.pop("lm_head.weight", None)
+        if head_weight is not None:
+            output_head = SkinnyLinear(head_weight, pack=pack and draft_vocabulary is None)
+        with torch.device("meta"):
+            self._head = Eagle3Head(config)
+        self._head.load_state_dict(own, strict=True, assign=True)
+        self._head.requires_grad_(False).eval()
+        self._vocabulary: DraftVocabulary = (
+            FullVocabulary(output_head, None)
+            if draft_vocabulary is None
+            else ReducedVocabulary(draft_vocabulary, output_head, None, pack=pack)
+        )
+        num_columns = len(embedding) if draft_vocabulary is None else len(draft_vocabulary)
+        num_layer_weights = sum(p.numel() for p in self._head.layers.parameters())
+        self.num_weights = self._head.fc.weight.numel() + config.block_size * (
+            num_layer_weights + num_columns * config.hidden_size
+        )
+        if pack:
+            pack_linears(self._head)
+        self._rotary = self._head.rotary_table()
+        self._pool = KVPool(1, config.num_kv_heads, config.head_dim, self.device, dtype)
+
+    def open(self) -> Eagle3Slot:
+        return Eagle3Slot(self._pool.open(), self._vocabulary.open())
+
+    def truncate(self, slot: Eagle3Slot, length: int) -> None:
+        del slot.features[length:]
+        slot.rows.length = max(0, len(slot.features) - 1)
+        self._vocabulary.truncate(slot.own, length)
+
+    def extend(
+        self,
+        slots: Sequence[Eagle3Slot],
+        token_ids: Sequence[torch.Tensor],
+        taps: Sequence[torch.Tensor],
+    ) -> None:
+        features = self._head.fc(torch.cat(list(taps))).split([len(tap) for tap in taps])
+        for slot, ids, own_features in zip(slots, token_ids, features, strict=True):
+            slot.features.extend(own_features.unbind())
+            self._vocabulary.extend(slot.own, ids)
+        self._write_rows(slots, token_ids)
+
+    def propose(
+        self, slots: Sequence[Eagle3Slot], anchors: torch.Tensor, chooser: Chooser
+    ) -> Proposals:
+        """Every slot holds at least one token."""
+        hidden = torch.stack([slot.features[-1] for slot in slots])
+        owns, vocabulary = [slot.own for slot in slots], self._vocabulary
+        previous, ids, probs = anchors, [], []
+        with _kept_lengths(slots):
+            for _ in range(self.block_size):
+                hidden = self._step(slots, previous, hidden)
+                logits = vocabulary.logits(self._head.norm(hidden).unsqueeze(1), owns)[:, 0]
+                columns, chosen = chooser.choose(logits)
+                previous = vocabulary.token_ids(columns, owns)
+                ids.append(previous)
+                probs.append(
+                    [
+                        None if p is None else vocabulary.distribution(p, own)
+                        for p, own in zip(chosen, owns, strict=True)
+                    ]
+                )
+        return Proposals(
+            token_ids=torch.stack(ids, dim=1),
+            probs=[_stack(request_probs) for request_probs in zip(*probs, strict=True)],
+            confidences=None,
+        )
+
+    def _write_rows(self, slots: Sequence[Eagle3Slot], token_ids: Sequence[torch.Tensor]) -> None:
+        """Rows of the tokens whose follower is now known. One layer: no row needs another's."""
+        sizes = [len(slot.features) - 1 - slot.rows.length for slot in slots]
+        if not sum(sizes):
+            return
+        features = [f for slot in slots for f in slot.features[slot.rows.length : -1]]
+        followers = [ids[len(ids) - size :] for ids, size in zip(token_ids, sizes, strict=True)]
+        attend, cos, sin = self._plan(slots, sizes)
+        layer = self._head.layer
+        x = layer.inputs(self._embedding[torch.cat(followers)], torch.stack(features))
+        attend.write(0, *layer.self_attn.keys_values(x, cos, sin))
+        for slot, size in zip(slots, sizes, strict=True):
+            slot.rows.length += size
+
+    def _step(
+        self, slots: Sequence[Eagle3Slot], token_ids: torch.Tensor, hidden: torch.Tensor
+    ) -> torch.Tensor:
+        """One more row for each request: token_ids [R], hidden [R, H] -> hidden [R, H]."""
+        attend, cos, sin = self._plan(slots, [1] * len(slots))
+        layer = self._head.layer
+        x = layer.inputs(self._embedding[token_ids], hidden)
+        query = layer.self_attn.queries(x, cos, sin)
+        attended = attend(0, query, *layer.self_attn.keys_values(x, cos, sin))
+        for slot in slots:
+            slot.rows.length += 1
+        return layer.finish(hidden, attended)
+
+    def _plan(
+        self, slots: Sequence[Eagle3Slot], sizes: Sequence[int]
+    ) -> tuple[PooledAttention, torch.Tensor, torch.Tensor]:
+        """Attention, cos and sin for the next rows of each request."""
+        plan = RowPlan([slot.rows for slot in slots], sizes, causal=True)
+        attend = PooledAttention(self._pool, plan, self.config.head_dim**-0.5)
+        return attend, *self._rotary.at(plan.positions.to(self.device), plan.end - 1)
+
+
+@contextmanager
+def _kept_lengths(slots: Sequence[Eagle3Slot]) -> Iterator[None]:
+    """Rows written inside become scratch again."""
+    lengths = [slot.rows.length for slot in slots]
+    try:
+        yield
+    finally:
+        for slot, length in zip(slots, lengths, strict=True):
+            slot.rows.length = length
+
+
+def _stack(step_probs: tuple[torch.Tensor | None, ...]) -> torch.Tensor | None:
+    present = [p for p in step_probs if p is not None]
+    return torch.stack(present) if present else None
