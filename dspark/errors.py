@@ -32,3 +32,7 @@ class DownloadError(DSparkError):
 
 class StorageError(DSparkError):
     """The disk is full or a folder cannot be written."""
+
+
+class MemoryFullError(DSparkError):
+    """The memory of the machine or of its GPU does not hold what was asked for."""

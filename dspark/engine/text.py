@@ -35,6 +35,11 @@ class TextCodec:
     def has_chat_template(self) -> bool:
         return self._tokenizer.chat_template is not None
 
+    @property
+    def bos_token_id(self) -> int | None:
+        bos: int | None = self._tokenizer.bos_token_id
+        return bos
+
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text))
 

@@ -1,17 +1,19 @@
 """The target writes answers to prompts, and prompts themselves, many at a time."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from dspark.config import SamplingConfig, StopConfig
 from dspark.engine.request import Request
 from dspark.engine.session import Session
+from dspark.errors import InputError
 from dspark.events import Finished
 from dspark.graft.data import Answered
 
 Job = TypeVar("Job")
+WHOLE_REASONS = ("stop_token", "stop_string")
 SELF_PROMPT_TEMPERATURE = 1.0
 SELF_PROMPT_TOKENS = (4, 160)  # shorter is a greeting or noise, longer never came to a point
 
@@ -28,10 +30,14 @@ class AnswerSettings:
 def write_answers(
     session: Session, prompts: Iterable[str], settings: AnswerSettings, max_prompt_tokens: int
 ) -> Iterator[Answered]:
-    """Answers in the order they are finished; prompts of too many tokens are left out."""
-    encoded = ((prompt, _encode_turn(session, prompt)) for prompt in prompts)
+    """Answers in the order they are finished; prompts of too many tokens are left out.
+
+    With drafts where the session has a head: the same greedy answers, the same distribution else.
+    """
+    plain = not session.has_drafter
+    encoded = ((prompt, encode_prompt(session, prompt)) for prompt in prompts)
     jobs = (
-        (prompt, _request(ids, settings, prompt))
+        (prompt, _request(ids, settings, prompt, plain=plain))
         for prompt, ids in encoded
         if len(ids) <= max_prompt_tokens
     )
@@ -41,45 +47,81 @@ def write_answers(
 
 
 def write_prompts(
-    session: Session, count: int, seed: int, skip: int = 0
+    session: Session, count: int, seed: int, known: Mapping[int, str]
 ) -> Iterator[tuple[int, str]]:
-    """Prompts of the target's own, numbered, from an open user turn: attempts skip ... count - 1.
+    """Prompts of the target's own, from an open user turn: the attempts after those of `known`.
 
-    Attempts that repeat another, never end or end at once give none.
+    In the order of their numbers, so that a stop loses none. Attempts that repeat another, never
+    end or end at once give none.
     """
-    opening = _open_user_turn(session)
-    shortest, longest = SELF_PROMPT_TOKENS
-    stop = StopConfig(max_tokens=longest)
+    opening, stop = _opening(session)
+    shortest = SELF_PROMPT_TOKENS[0]
 
     def request(index: int) -> Request:
         sampling = SamplingConfig(SELF_PROMPT_TEMPERATURE, seed=_seed(seed, f"prompt {index}"))
         return Request(opening, sampling, stop, plain=True)
 
-    seen: set[str] = set()
-    for index, done in _decode(session, ((i, request(i)) for i in range(skip, count))):
+    first = max(known, default=-1) + 1
+    attempts = _decode(session, ((i, request(i)) for i in range(first, count)))
+    seen = set(known.values())
+    for index, done in _in_order(attempts, first):
         text = done.text.strip()
-        is_whole = done.reason == "stop_token" and len(done.token_ids) > shortest
+        is_whole = done.reason in WHOLE_REASONS and len(done.token_ids) > shortest
         if is_whole and text and text not in seen:
             seen.add(text)
             yield index, text
 
 
-def _encode_turn(session: Session, prompt: str) -> tuple[int, ...]:
-    return tuple(session.encode_chat([{"role": "user", "content": prompt}]))
+def _in_order(
+    numbered: Iterable[tuple[int, Finished]], first: int
+) -> Iterator[tuple[int, Finished]]:
+    waiting: dict[int, Finished] = {}
+    for index, done in numbered:
+        waiting[index] = done
+        while first in waiting:
+            yield first, waiting.pop(first)
+            first += 1
+
+
+def has_chat_template(session: Session) -> bool:
+    return session.tokenizer is not None and session.tokenizer.has_chat_template
+
+
+def encode_prompt(session: Session, prompt: str) -> tuple[int, ...]:
+    """As a user's turn; as plain text and a line break where there is no chat template."""
+    if has_chat_template(session):
+        return tuple(session.encode_chat([{"role": "user", "content": prompt}]))
+    return tuple(session.encode(prompt + "\n"))
+
+
+def _opening(session: Session) -> tuple[tuple[int, ...], StopConfig]:
+    """What a prompt of the target's own begins with, and when it ends."""
+    longest = SELF_PROMPT_TOKENS[1]
+    if has_chat_template(session):
+        return _open_user_turn(session), StopConfig(max_tokens=longest)
+    bos = None if session.tokenizer is None else session.tokenizer.bos_token_id
+    if bos is None:
+        raise InputError(
+            "--prompts self: this base has no chat template and no BOS token to begin a text with",
+            "Give prompts from a file, a folder or hf:owner/name.",
+        )
+    return (bos,), StopConfig(max_tokens=longest, strings=("\n",))
 
 
 def _open_user_turn(session: Session) -> tuple[int, ...]:
     """What the chat template puts before the user's first word: where two prompts still agree."""
-    one, other = _encode_turn(session, "X"), _encode_turn(session, "7")
+    one, other = encode_prompt(session, "X"), encode_prompt(session, "7")
     shared = 0
     while one[shared] == other[shared]:
         shared += 1
     return one[:shared]
 
 
-def _request(ids: tuple[int, ...], settings: AnswerSettings, prompt: str) -> Request:
+def _request(
+    ids: tuple[int, ...], settings: AnswerSettings, prompt: str, *, plain: bool
+) -> Request:
     sampling = SamplingConfig(settings.temperature, seed=_seed(settings.seed, prompt))
-    return Request(ids, sampling, StopConfig(max_tokens=settings.max_tokens), plain=True)
+    return Request(ids, sampling, StopConfig(max_tokens=settings.max_tokens), plain)
 
 
 def _seed(seed: int, what: str) -> int:

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import tempfile
 from pathlib import Path
 
 import torch
@@ -22,16 +21,16 @@ def save(path: Path, trainer: Trainer, identity: str) -> None:
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-        os.close(handle)
+        # one name, so that what a killed run leaves is written over
+        temporary = path.with_name(f".{path.name}.tmp")
         try:
             torch.save(state, temporary)
             os.replace(temporary, path)
         finally:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
         raise StorageError(
-            f"the training state could not be written to {path} ({error})",
+            f"the training state could not be written to {path} ({str(error).splitlines()[0]})",
             "Free some space and run the same command again; it goes on from the last checkpoint.",
         ) from error
 

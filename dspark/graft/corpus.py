@@ -1,37 +1,19 @@
 """From prompt sources to a file of answers; stopped at any moment, it goes on where it was."""
 
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from dspark.engine.session import Session
-from dspark.errors import InputError, StorageError
-from dspark.graft.answers import AnswerSettings, write_answers, write_prompts
-from dspark.graft.data import AnswerFile, read_prompts
-
-
-@dataclass(frozen=True, slots=True)
-class PromptSource:
-    """Files of prompts, and how many prompts the target is asked to write itself."""
-
-    files: tuple[Path, ...] = ()
-    num_self_written: int = 0
-
-    @classmethod
-    def parse(cls, arguments: Sequence[str]) -> "PromptSource":
-        """Each argument is a file or self:N. Raises InputError."""
-        files, num_self_written = [], 0
-        for argument in arguments:
-            if not argument.startswith("self:"):
-                files.append(Path(argument))
-                continue
-            count = argument.removeprefix("self:")
-            if not count.isdecimal():
-                raise InputError(f"{argument!r} is not self:N", "Give a number, as in self:500.")
-            num_self_written += int(count)
-        return cls(tuple(files), num_self_written)
+from dspark.graft.answers import (
+    AnswerSettings,
+    has_chat_template,
+    write_answers,
+    write_prompts,
+)
+from dspark.graft.data import AnswerFile, not_written, prompt_digest
+from dspark.graft.sources import PromptList, PromptSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,33 +29,49 @@ class CorpusProgress:
 def grow_corpus(
     session: Session,
     source: PromptSource,
+    listed: PromptList,
     path: Path,
     settings: AnswerSettings,
     max_prompt_tokens: int,
 ) -> Iterator[CorpusProgress]:
-    """Append to `path` an answer to every prompt that has none yet."""
+    """Append to `path` an answer to every prompt that has none yet.
+
+    `listed` is what `source` holds, read before a model was loaded.
+    """
     file = AnswerFile(path)
     answered = {answer.prompt for answer in file.read()}
-    prompts: list[str] = []
-    if source.files:
-        listed = read_prompts(source.files)
-        prompts.extend(listed.prompts)
-        if listed.skipped:
-            names = ", ".join(listed.skipped[:3]) + (" ..." if len(listed.skipped) > 3 else "")
-            note = f"{len(listed.skipped)} lines without a prompt skipped: {names}"
-            yield CorpusProgress("reading prompts", len(prompts), len(prompts), (note,))
+    prompts = list(listed.prompts)
+    if notes := _notes(session, source):
+        yield CorpusProgress("reading prompts", len(prompts), len(prompts), notes)
     if source.num_self_written:
         own = _OwnPrompts(path.with_suffix(".prompts.jsonl"))
         yield from own.grow(session, source.num_self_written, settings.seed)
         prompts.extend(own.read().values())
     # A stopped run has then answered an even mixture of all sources.
-    prompts = sorted(dict.fromkeys(prompts), key=lambda p: hashlib.sha256(p.encode()).digest())
+    prompts = sorted(dict.fromkeys(prompts), key=prompt_digest)
     missing = [prompt for prompt in prompts if prompt not in answered]
     total, done = len(prompts), len(prompts) - len(missing)
     yield CorpusProgress("writing answers", done, total)
     written = write_answers(session, missing, settings, max_prompt_tokens)
     for new, _ in enumerate(file.append(written), start=1):
         yield CorpusProgress("writing answers", done + new, total)
+    file.sort()
+
+
+def is_complete(source: PromptSource, listed: PromptList, path: Path) -> bool:
+    """Whether all answers are known to be there, so that no model need be loaded for them."""
+    if source.num_self_written:
+        return False
+    return set(listed.prompts) <= {answer.prompt for answer in AnswerFile(path).read()}
+
+
+def _notes(session: Session, source: PromptSource) -> tuple[str, ...]:
+    notes = []
+    if source.self_reason:
+        notes.append(f"self: {source.num_self_written} prompts ({source.self_reason})")
+    if not has_chat_template(session):
+        notes.append("the base has no chat template: prompts are plain text and a line break")
+    return tuple(notes)
 
 
 class _OwnPrompts:
@@ -90,19 +88,15 @@ class _OwnPrompts:
         return {record["index"]: record["prompt"] for record in records}
 
     def grow(self, session: Session, count: int, seed: int) -> Iterator[CorpusProgress]:
-        known = self.read()
-        skip = max(known, default=-1) + 1
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
                 if self.path.stat().st_size:
                     file.truncate(self.path.read_bytes().rfind(b"\n") + 1)
-                for index, prompt in write_prompts(session, count, seed, skip):
+                for index, prompt in write_prompts(session, count, seed, self.read()):
                     record = {"index": index, "prompt": prompt}
                     file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
                     file.flush()
                     yield CorpusProgress("writing prompts", index + 1, count)
         except OSError as error:
-            raise StorageError(
-                f"could not write {self.path} ({error.strerror})", "Free some space and try again."
-            ) from error
+            raise not_written(self.path, error) from error

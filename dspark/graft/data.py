@@ -1,4 +1,4 @@
-"""What a head is trained on: prompts, and the answers that the target itself wrote to them.
+"""What a head is trained on: answers that the target itself wrote.
 
 Answers live in a plain JSONL file, one object a line:
 {"prompt_ids": [...], "answer_ids": [...], "prompt": "...", "answer": "..."}
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dspark.errors import InputError, StorageError
+from dspark.graft.sources import parse_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,69 +28,6 @@ class Answered:
     @property
     def token_ids(self) -> tuple[int, ...]:
         return self.prompt_ids + self.answer_ids
-
-
-@dataclass(frozen=True, slots=True)
-class PromptList:
-    """Prompts in file order, without repetitions; `skipped` names the lines that were left out."""
-
-    prompts: tuple[str, ...]
-    skipped: tuple[str, ...]
-
-
-def read_prompts(paths: Sequence[Path]) -> PromptList:
-    """One {"prompt": ...} a line. Raises InputError where a file cannot be read or holds none."""
-    prompts: dict[str, None] = {}
-    skipped = []
-    for path in paths:
-        for number, line in _lines(path):
-            prompt = _prompt_of(line)
-            if prompt is None:
-                skipped.append(f"{path}:{number}")
-            else:
-                prompts[prompt] = None
-    if not prompts:
-        raise InputError(
-            f"no prompt in {', '.join(map(str, paths))}", 'Each line should be {"prompt": "..."}.'
-        )
-    return PromptList(tuple(prompts), tuple(skipped))
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines but the empty ones; bytes that are not UTF-8 come as lone surrogates."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror})", "Check the path given to --prompts."
-        ) from error
-    for number, line in enumerate(raw.split(b"\n"), start=1):
-        if line.strip():
-            yield number, line.decode("utf-8", errors="surrogateescape")
-
-
-def _prompt_of(line: str) -> str | None:
-    record = _parse(line)
-    prompt = record.get("prompt") if record is not None else None
-    if not isinstance(prompt, str) or not prompt.strip():
-        return None
-    return prompt if _is_encodable(prompt) else None
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None
 
 
 class AnswerFile:
@@ -120,13 +58,25 @@ class AnswerFile:
             with self.path.open("ab") as file:
                 file.truncate(self._whole_bytes())
                 for answer in answers:
-                    file.write((json.dumps(_record(answer), ensure_ascii=False) + "\n").encode())
+                    file.write(_line(answer))
                     file.flush()
                     yield answer
         except OSError as error:
-            raise StorageError(
-                f"could not write {self.path} ({error.strerror})", "Free some space and try again."
-            ) from error
+            raise not_written(self.path, error) from error
+
+    def sort(self) -> None:
+        """Into an order that follows from the prompts alone, whatever stops there were."""
+        answers = self.read()
+        ordered = sorted(answers, key=lambda answer: prompt_digest(answer.prompt))
+        if ordered == answers:
+            return
+        partial = self.path.with_name(f".{self.path.name}.tmp")
+        try:
+            partial.write_bytes(b"".join(map(_line, ordered)))
+            os.replace(partial, self.path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise not_written(self.path, error) from error
 
     def _whole_bytes(self) -> int:
         size = os.path.getsize(self.path)
@@ -134,7 +84,7 @@ class AnswerFile:
 
 
 def _answered(line: str) -> Answered | None:
-    record = _parse(line)
+    record = parse_record(line)
     if record is None:
         return None
     try:
@@ -148,13 +98,27 @@ def _answered(line: str) -> Answered | None:
         return None
 
 
-def _record(answer: Answered) -> dict[str, Any]:
-    return {
+def _line(answer: Answered) -> bytes:
+    record: dict[str, Any] = {
         "prompt_ids": list(answer.prompt_ids),
         "answer_ids": list(answer.answer_ids),
         "prompt": answer.prompt,
         "answer": answer.answer,
     }
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode()
+
+
+def not_written(path: Path, error: OSError) -> StorageError:
+    """What is said where an append-only file cannot grow."""
+    return StorageError(
+        f"could not write {path} ({error.strerror})",
+        "Free some space and run the same command again; it goes on from what is there.",
+    )
+
+
+def prompt_digest(prompt: str) -> bytes:
+    """Sorts prompts into an even mixture of their sources."""
+    return hashlib.sha256(prompt.encode()).digest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ checkpoint; OUT/training/ holds the state to go on from and the figures of every
 """
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,18 +13,26 @@ from typing import Any
 
 import torch
 
-from dspark.checkpoints.deepspec import read_head, write_draft_vocabulary, write_head
+from dspark.checkpoints.deepspec import (
+    read_head,
+    read_head_config,
+    write_draft_vocabulary,
+    write_head,
+)
 from dspark.checkpoints.head_config import HeadConfig
 from dspark.config import EngineConfig, GraftConfig, RuntimeConfig
 from dspark.drafters.head import DSparkHead
 from dspark.engine.session import Session, open_session, resolve_runtime
+from dspark.errors import CheckpointError, PairMismatchError
 from dspark.graft import checkpoint
 from dspark.graft.answers import AnswerSettings
 from dspark.graft.bigrams import Bigrams
-from dspark.graft.corpus import CorpusProgress, PromptSource, grow_corpus
+from dspark.graft.corpus import CorpusProgress, grow_corpus, is_complete
 from dspark.graft.data import AnswerFile, Split, fingerprint, split
 from dspark.graft.evaluate import Evaluation, evaluate
+from dspark.graft.memory import naming_what_fits
 from dspark.graft.shape import head_config, unused_token
+from dspark.graft.sources import PromptSource
 from dspark.graft.start import start_from_head, start_from_target, start_random
 from dspark.graft.taps import load_frozen
 from dspark.graft.trainer import StepReport, Trainer
@@ -110,34 +119,41 @@ class GraftRun:
                 yield Stopped(0)
                 return
         yield _prepared(trainer, parts)
-        with _Metrics(self.job.metrics_path, trainer.step_index) as metrics:
+        with (
+            naming_what_fits(config, self.job.state_path),
+            _Metrics(self.job.metrics_path, trainer.step_index) as metrics,
+        ):
             for report in trainer.steps():
                 metrics.write("step", asdict(report))
                 yield report
                 is_last = trainer.step_index == config.steps
-                if (
-                    is_last
-                    or self._is_stopping
-                    or trainer.step_index % config.checkpoint_every == 0
-                ):
+                is_due = is_last or trainer.step_index % config.checkpoint_every == 0
+                # the head before the state: a run that goes on from a state finds its head
+                validated = self._validate(trainer, parts, metrics) if is_due else None
+                if is_due or self._is_stopping:
                     checkpoint.save(self.job.state_path, trainer, identity)
+                if validated is not None:
+                    yield validated
                 if self._is_stopping and not is_last:
                     yield Stopped(trainer.step_index)
                     return
-                if is_last or trainer.step_index % config.checkpoint_every == 0:
-                    yield self._validate(trainer, parts, metrics)
         yield self._evaluate(trainer, parts)
 
     def _grow_corpus(self) -> Iterator[CorpusProgress]:
         job, config = self.job, self.job.config
-        if not job.source.files and not job.source.num_self_written:
+        if job.source.is_empty:
             return
-        *_, session = open_session(
-            PairFiles(job.base.name, job.base.target, None), job.runtime, EngineConfig()
-        )
-        assert isinstance(session, Session)
+        listed = job.source.read()
+        if listed.notes:
+            count = len(listed.prompts)
+            yield CorpusProgress("reading prompts", count, count, listed.notes)
+        if is_complete(job.source, listed, job.data):
+            AnswerFile(job.data).sort()
+            return
+        session = _corpus_session(job)
         settings = AnswerSettings(config.max_answer_tokens, config.answer_temperature, config.seed)
-        for progress in grow_corpus(session, job.source, job.data, settings, config.length // 2):
+        longest = config.length // 2
+        for progress in grow_corpus(session, job.source, listed, job.data, settings, longest):
             yield progress
             if self._is_stopping:
                 break
@@ -219,6 +235,34 @@ class GraftRun:
         write_draft_vocabulary(self.job.out, trainer.vocabulary.drafted if is_partial else None)
 
 
+def _corpus_session(job: GraftJob) -> Session:
+    """With the head to go on from, or that of an earlier run, where it can draft for the base."""
+    for head in (job.init_from, job.out, None):
+        if head is not None and not _drafts_in_reach(job, head):
+            continue
+        try:
+            *_, session = open_session(
+                PairFiles(job.base.name, job.base.target, head), job.runtime, EngineConfig()
+            )
+        except (CheckpointError, PairMismatchError):
+            if head is None:
+                raise
+            continue
+        assert isinstance(session, Session)
+        return session
+    raise AssertionError("the last of the three is the base alone")
+
+
+def _drafts_in_reach(job: GraftJob, head: Path) -> bool:
+    """Whether a head is there, and its positions hold the longest request."""
+    try:
+        reach = read_head_config(head).max_positions
+    except CheckpointError:
+        return False
+    longest = job.config.length // 2 + job.config.max_answer_tokens
+    return (head / "model.safetensors").exists() and longest < reach
+
+
 def _prepared(trainer: Trainer, parts: Split) -> Prepared:
     return Prepared(
         head=trainer.head.config,
@@ -245,10 +289,12 @@ class _Metrics:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
         if first_step and path.exists():
-            lines = path.read_text().splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= first_step]
-        self._file = path.open("w")
-        self._file.writelines(line + "\n" for line in kept)
+            whole = path.read_text().split("\n")[:-1]
+            kept = [line for line in whole if json.loads(line)["step"] <= first_step]
+        partial = path.with_name(f".{path.name}.tmp")
+        partial.write_text("".join(line + "\n" for line in kept))
+        os.replace(partial, path)
+        self._file = path.open("a")
 
     def __enter__(self) -> "_Metrics":
         return self

@@ -31,10 +31,13 @@ def graft(
     prompts: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="FILE|self:N",
-            help='JSON lines of {"prompt": ...}, or N prompts written by the target; repeatable.',
+            metavar="FILE|DIR|hf:OWNER/NAME[:SPLIT]|self[:N]",
+            help="Prompts from .jsonl or .txt files, a data set, or the target itself; repeatable.",
         ),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse --prompts with a broken line.")
+    ] = False,
     data: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Where the answers are kept; default OUT/answers.jsonl."),
@@ -116,8 +119,8 @@ def graft(
     dtype: options.DtypeOption = options.RUNTIME.dtype,
 ) -> None:
     """Train a head for a target; stopped at any moment, the same command goes on."""
-    from dspark.graft.corpus import PromptSource
     from dspark.graft.run import GraftJob, GraftRun
+    from dspark.graft.sources import PromptSource
 
     config = replace(
         DEFAULTS,
@@ -148,9 +151,9 @@ def graft(
         tap_memory_gib=tap_memory,
     )
     data = data or out / "answers.jsonl"
-    source = PromptSource.parse(prompts or [])
+    source = PromptSource.parse(prompts or [], config, is_strict=strict)
     if not prompts and not data.exists():
-        raise InputError(f"there are no answers in {data}", "Give --prompts FILE or self:N.")
+        raise InputError(f"there are no answers in {data}", "Give --prompts FILE or self.")
     job = GraftJob(
         base=find_files(_choice(base)),
         source=source,

@@ -1,57 +1,15 @@
-"""Prompt files and answer files, whole and broken."""
+"""Answer files, whole and broken."""
 
 from pathlib import Path
 
 import pytest
 
 from dspark.errors import InputError
-from dspark.graft.corpus import PromptSource
-from dspark.graft.data import Answered, AnswerFile, fingerprint, read_prompts, split
+from dspark.graft.data import Answered, AnswerFile, fingerprint, split
 
 
 def _answer(index: int) -> Answered:
     return Answered((1, 2, index), (3, 4), f"prompt {index} \u2028 ü", "answer\n")
-
-
-def test_broken_lines_are_named_and_skipped(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.jsonl"
-    path.write_bytes(
-        b'{"prompt": "one"}\n'
-        b"not json\n"
-        b'{"question": "two"}\n'
-        b'{"prompt": "  "}\n'
-        b'{"prompt": 3}\n'
-        b'{"prompt": "\xff"}\n'
-        b'{"prompt": "lone \\ud800"}\n'
-        b"[1]\n"
-        b'{"prompt": "one"}\n'
-        b'{"prompt": "two\\nlines"}'
-    )
-    listed = read_prompts([path])
-    assert listed.prompts == ("one", "two\nlines")
-    assert listed.skipped == tuple(f"{path}:{number}" for number in range(2, 9))
-
-
-def test_line_numbers_count_empty_lines(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.jsonl"
-    path.write_text('{"prompt": "one"}\n\n\nbroken\n')
-    assert read_prompts([path]).skipped == (f"{path}:4",)
-
-
-@pytest.mark.parametrize("content", [None, "", "broken\n"])
-def test_a_file_without_prompts_is_refused(tmp_path: Path, content: str | None) -> None:
-    path = tmp_path / "prompts.jsonl"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(InputError, match=r"prompts\.jsonl"):
-        read_prompts([path])
-
-
-def test_prompt_sources() -> None:
-    source = PromptSource.parse(["a.jsonl", "self:20", "self:5"])
-    assert source == PromptSource((Path("a.jsonl"),), 25)
-    with pytest.raises(InputError, match="self:many"):
-        PromptSource.parse(["self:many"])
 
 
 def test_answers_come_back_as_they_were_written(tmp_path: Path) -> None:

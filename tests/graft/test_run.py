@@ -12,10 +12,11 @@ from dspark.config import GraftConfig
 from dspark.engine.session import Session, open_session
 from dspark.errors import InputError
 from dspark.events import Finished
-from dspark.graft.corpus import CorpusProgress, PromptSource
+from dspark.graft.corpus import CorpusProgress
 from dspark.graft.data import AnswerFile, split
 from dspark.graft.evaluate import Evaluation
 from dspark.graft.run import GraftEvent, GraftJob, GraftRun, Prepared, Stopped, Validated
+from dspark.graft.sources import PromptSource
 from dspark.graft.trainer import StepReport
 from dspark.hub.pairs import PairFiles
 

@@ -1,0 +1,54 @@
+"""A step that does not fit into memory ends with the setting that would."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from dspark.config import GraftConfig
+from dspark.errors import MemoryFullError
+
+CPU_WORDS = ("can't allocate memory", "DefaultCPUAllocator")
+
+
+@contextmanager
+def naming_what_fits(config: GraftConfig, state_path: Path) -> Iterator[None]:
+    """Turns the allocators' errors into MemoryFullError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        what = f"a step of {config.batch_size} sequences with {config.anchors} blocks each"
+        raise MemoryFullError(
+            f"out of memory in {what}", _hint(config, state_path.exists())
+        ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in CPU_WORDS)
+
+
+def _hint(config: GraftConfig, has_state: bool) -> str:
+    if config.batch_size > 1:
+        return _another_run(f"--batch-size {config.batch_size // 2}", has_state)
+    if config.anchors > 1:
+        return _another_run(f"--anchors {config.anchors // 2}", has_state)
+    if config.tap_memory_gib > 0:
+        half = config.tap_memory_gib / 2
+        fitting = half if half >= 0.25 else 0
+        return f"Run it again with --tap-memory {fitting:g}; it goes on from the last checkpoint."
+    return "Close other programs, or run it with a smaller --length or base; the answers are kept."
+
+
+def _another_run(option: str, has_state: bool) -> str:
+    """Both settings decide the weights, so that a checkpoint holds for no other value of them."""
+    if not has_state:
+        return f"Run it again with {option}; the answers are kept, no step was saved yet."
+    return (
+        f"Run it again with {option} --no-resume: the answers are kept, training begins anew, as "
+        "the checkpoint is of the old setting (--init-from OUT --out NEW begins with its head)."
+    )

@@ -1,0 +1,227 @@
+"""Where prompts come from: files, folders, Hugging Face data sets, the target itself."""
+
+import importlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from dspark.config import GraftConfig
+from dspark.errors import InputError
+
+SUFFIXES = (".jsonl", ".txt")
+PASSES_OVER_SELF_WRITTEN = 4
+USER_ROLES = ("user", "human")
+RECORD_HINT = (
+    'Records hold "prompt", "messages", "conversations" or "instruction"; in a .txt file '
+    "prompts are set apart by an empty line."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptList:
+    """Prompts in the order read, without repetitions; `skipped` names what was left out."""
+
+    prompts: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        if not self.skipped:
+            return ()
+        names = ", ".join(self.skipped[:3]) + (" ..." if len(self.skipped) > 3 else "")
+        return (f"{len(self.skipped)} lines without a prompt skipped: {names}",)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSource:
+    """Files, folders and data sets of prompts, and how many the target is asked to write itself.
+
+    `self_reason` says where that number comes from if nobody gave it.
+    """
+
+    files: tuple[Path, ...] = ()
+    num_self_written: int = 0
+    datasets: tuple[str, ...] = ()
+    is_strict: bool = False
+    self_reason: str = ""
+
+    @classmethod
+    def parse(
+        cls,
+        arguments: Sequence[str],
+        config: GraftConfig = GraftConfig(),
+        *,
+        is_strict: bool = False,
+    ) -> "PromptSource":
+        """Each argument is a file, a folder, hf:..., self or self:N. Raises InputError."""
+        files = [Path(a) for a in arguments if a != "self" and not a.startswith(("self:", "hf:"))]
+        datasets = [a for a in arguments if a.startswith("hf:")]
+        for name in datasets:
+            _dataset_parts(name)
+        num_self_written = sum(_count(a) for a in arguments if a.startswith("self:"))
+        reason = ""
+        if "self" in arguments:
+            num_self_written += _needed(config)
+            reason = (
+                f"{config.steps} steps of {config.batch_size} see each about "
+                f"{PASSES_OVER_SELF_WRITTEN} times"
+            )
+        return cls(tuple(files), num_self_written, tuple(datasets), is_strict, reason)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.files or self.datasets or self.num_self_written)
+
+    def read(self) -> PromptList:
+        """All but the self-written ones. Raises InputError; strictly, at the first broken line."""
+        if not (self.files or self.datasets):
+            return PromptList((), ())
+        prompts: dict[str, None] = {}
+        skipped = []
+        for place, prompt in self._records():
+            if prompt is not None:
+                prompts[prompt] = None
+            elif self.is_strict:
+                raise InputError(
+                    f"{place} holds no prompt", f"Mend it, or leave out --strict. {RECORD_HINT}"
+                )
+            else:
+                skipped.append(place)
+        if not prompts:
+            names = ", ".join([*map(str, self.files), *self.datasets])
+            raise InputError(f"no prompt in {names}", RECORD_HINT)
+        return PromptList(tuple(prompts), tuple(skipped))
+
+    def _records(self) -> Iterator[tuple[str, str | None]]:
+        for path in self.files:
+            for file in _files_below(path):
+                yield from _paragraphs(file) if file.suffix == ".txt" else _json_lines(file)
+        for name in self.datasets:
+            for number, row in enumerate(_dataset_rows(name)):
+                yield f"{name} row {number}", _prompt_of(row)
+
+
+def _count(argument: str) -> int:
+    count = argument.removeprefix("self:")
+    if not count.isdecimal() or not int(count):
+        raise InputError(f"{argument!r} is not self:N", "Give a number, as in self:500, or self.")
+    return int(count)
+
+
+def _needed(config: GraftConfig) -> int:
+    return -(-config.steps * config.batch_size // PASSES_OVER_SELF_WRITTEN) + config.eval_prompts
+
+
+def _files_below(path: Path) -> list[Path]:
+    """The file itself, or what a folder holds at any depth."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
+    if not found:
+        raise InputError(f"no *.jsonl or *.txt below {path}", "Check the path given to --prompts.")
+    return found
+
+
+def _read_lines(path: Path) -> list[str]:
+    """Bytes that are not UTF-8 come as lone surrogates."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror})", "Check the path given to --prompts."
+        ) from error
+    return [line.decode("utf-8", errors="surrogateescape") for line in raw.split(b"\n")]
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, str | None]]:
+    for number, line in enumerate(_read_lines(path), start=1):
+        if line.strip():
+            yield f"{path}:{number}", _prompt_of(parse_record(line))
+
+
+def _paragraphs(path: Path) -> Iterator[tuple[str, str | None]]:
+    """Named by the line that they begin in."""
+    start, paragraph = 1, list[str]()
+    for number, line in enumerate([*_read_lines(path), ""], start=1):
+        if line.strip():
+            start = start if paragraph else number
+            paragraph.append(line.rstrip())
+        elif paragraph:
+            yield f"{path}:{start}", _usable("\n".join(paragraph).strip())
+            paragraph = []
+
+
+def parse_record(line: str) -> dict[str, Any] | None:
+    """None where the line is not a JSON object."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _prompt_of(record: Mapping[str, Any] | None) -> str | None:
+    if record is None:
+        return None
+    if "prompt" in record:
+        return _usable(record["prompt"])
+    for key in ("messages", "conversations"):
+        if key in record:
+            return _usable(_first_user_turn(record[key]))
+    instruction, details = record.get("instruction"), record.get("input")
+    if isinstance(instruction, str) and isinstance(details, str) and details.strip():
+        return _usable(f"{instruction}\n\n{details}")
+    return _usable(instruction)
+
+
+def _first_user_turn(turns: Any) -> Any:
+    for turn in turns if isinstance(turns, list) else ():
+        if isinstance(turn, dict) and turn.get("role", turn.get("from")) in USER_ROLES:
+            return turn.get("content", turn.get("value"))
+    return None
+
+
+def _usable(text: Any) -> str | None:
+    """Text that is not empty and that UTF-8 can write."""
+    if not isinstance(text, str) or not text.strip():
+        return None
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return None
+    return text
+
+
+def _dataset_parts(argument: str) -> tuple[str, str | None, str]:
+    """hf:owner/name[/configuration][:split] -> owner/name, configuration, split."""
+    path, _, split = argument.removeprefix("hf:").partition(":")
+    parts = path.split("/")
+    if not all(parts) or len(parts) not in (2, 3):
+        raise InputError(
+            f"{argument!r} is no data set",
+            "As in hf:owner/name, hf:owner/name:test or hf:owner/name/configuration:test.",
+        )
+    return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None, split or "train"
+
+
+def _dataset_rows(argument: str) -> Iterable[Mapping[str, Any]]:
+    """Data only: the library has not run code of a data set since its version 4."""
+    name, configuration, split = _dataset_parts(argument)
+    try:
+        library = importlib.import_module("datasets")
+    except ImportError as error:
+        raise InputError(
+            f"{argument} needs the library datasets", "Install it: pip install 'dspark[datasets]'."
+        ) from error
+    try:
+        rows: Iterable[Mapping[str, Any]] = library.load_dataset(name, configuration, split=split)
+    except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{argument} cannot be read ({reason})", "Check its name, its split and the network."
+        ) from error
+    return rows
