@@ -172,10 +172,10 @@ def _prompt_of(record: Mapping[str, Any] | None) -> str | None:
     for key in ("messages", "conversations"):
         if key in record:
             return _usable(_first_user_turn(record[key]))
-    instruction, details = record.get("instruction"), record.get("input")
-    if isinstance(instruction, str) and isinstance(details, str) and details.strip():
+    instruction, details = _usable(record.get("instruction")), record.get("input")
+    if instruction is not None and isinstance(details, str) and details.strip():
         return _usable(f"{instruction}\n\n{details}")
-    return _usable(instruction)
+    return instruction
 
 
 def _first_user_turn(turns: Any) -> Any:
