@@ -22,7 +22,8 @@ def head_config(target: Any, config: GraftConfig, mask_token_id: int) -> HeadCon
     if list(taps) != sorted(set(taps)) or taps[0] < -1 or taps[-1] >= num_layers - 1:
         raise InputError(
             f"taps {list(taps)} do not fit a target of {num_layers} layers",
-            f"Give rising layers from -1 (the embeddings) to {num_layers - 2}.",
+            f"Give rising layers from -1 (the embeddings) to {num_layers - 2}; the last layer "
+            "is never a tap.",
         )
     num_heads = int(target.num_attention_heads)
     of_target = getattr(target, "num_key_value_heads", None) or num_heads
