@@ -1,0 +1,147 @@
+"""Known miscalibration is found and mended, judged on rounds that the fit has not seen."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from dspark.checkpoints.deepspec import read_head_config
+from dspark.config import RuntimeConfig
+from dspark.events import Round
+from dspark.graft.calibrate import (
+    JudgedRounds,
+    calibrate_head,
+    expected_calibration_error,
+    expected_noise,
+    fit_temperatures,
+    judge,
+    ranking_quality,
+    reliability,
+)
+from dspark.hub.pairs import PairFiles
+
+GOLDEN = Path(__file__).parents[1] / "conformance"
+BENT = (2.0, 0.5, 1.5)
+
+
+def synthetic(num_rounds: int, bent_by: tuple[float, ...], seed: int) -> JudgedRounds:
+    """Rounds whose true logits are known; the head says them multiplied by `bent_by`."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (num_rounds, len(bent_by))
+    true = 0.5 + 1.3 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    kept = torch.rand(shape, generator=generator, dtype=torch.float64) < true.sigmoid()
+    said = true * torch.tensor(bent_by, dtype=torch.float64)
+    return JudgedRounds(said, kept.int().cumprod(dim=1).sum(dim=1))
+
+
+@pytest.mark.parametrize("bent_by", [BENT, (1.0, 1.0, 1.0)])
+def test_the_bend_of_each_slot_is_found(bent_by: tuple[float, ...]) -> None:
+    fitted = fit_temperatures(synthetic(20_000, bent_by, seed=1))
+    assert fitted == pytest.approx(bent_by, rel=0.08)
+    fresh = synthetic(20_000, bent_by, seed=2)
+    assert max(slot.ece for slot in reliability(fresh, fitted)) < 0.02
+    if bent_by == BENT:
+        before = [slot.ece for slot in reliability(fresh, (1.0,) * 3)]
+        assert before[0] > 0.08 and min(before) > 0.02
+
+
+def test_few_rounds_do_not_lead_far_astray() -> None:
+    fitted = fit_temperatures(synthetic(1_500, BENT, seed=3))
+    fresh = synthetic(20_000, BENT, seed=4)
+    raw = reliability(fresh, (1.0,) * 3)
+    for before, after in zip(raw, reliability(fresh, fitted), strict=True):
+        assert after.ece < min(0.03, before.ece)
+
+
+def test_the_error_of_a_true_head_is_the_expected_noise() -> None:
+    slots = [reliability(synthetic(800, (1.0,), seed), (1.0,))[0] for seed in range(40)]
+    mean_error = sum(slot.ece for slot in slots) / len(slots)
+    mean_noise = sum(slot.noise for slot in slots) / len(slots)
+    assert mean_noise == pytest.approx(mean_error, rel=0.1)
+
+
+def test_ece_of_a_case_worked_by_hand() -> None:
+    survival = torch.tensor([0.11, 0.19, 0.95, 1.0], dtype=torch.float64)
+    survived = torch.tensor([True, False, True, False])
+    expected = abs(0.11 + 0.19 - 1) / 4 + abs(0.95 + 1.0 - 1) / 4
+    assert float(expected_calibration_error(survival, survived)) == pytest.approx(expected)
+    assert float(expected_noise(survival.round())) == 0.0
+
+
+def test_auc_equals_counting_every_pair() -> None:
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(20):
+        survival = (torch.rand(60, generator=generator) * 12).round() / 12  # with ties
+        survived = torch.rand(60, generator=generator) < 0.2 + 0.6 * survival
+        kept, refused = survival[survived][:, None], survival[~survived]
+        counted = float(((kept > refused) + 0.5 * (kept == refused)).float().mean())
+        assert ranking_quality(survival, survived) == pytest.approx(counted)
+    assert ranking_quality(survival, torch.ones(60, dtype=torch.bool)) is None
+
+
+def test_the_table_adds_up_to_the_ece() -> None:
+    rounds = synthetic(3_000, BENT, seed=6)
+    for slot in reliability(rounds, (1.0,) * 3):
+        assert sum(b.rounds for b in slot.bins) == 3_000
+        gaps = sum(b.rounds * abs(b.survival - b.accepted) for b in slot.bins)
+        assert gaps / 3_000 == pytest.approx(slot.ece)
+
+
+def test_no_rounds_leave_every_temperature_at_one() -> None:
+    assert fit_temperatures(judge([], (3.0, 1.0))) == (1.0, 1.0)
+
+
+def _round(confidence: tuple[float, ...], verified: int, accepted: int) -> Round:
+    return Round(
+        0, 0, 1, (5,) * len(confidence), confidence, verified, accepted, 2, (), (), 9, 0, 0, 0
+    )
+
+
+def test_logits_are_recovered_from_whole_rounds_alone() -> None:
+    logits = torch.tensor([[1.0, -2.0, 4.0]])
+    said = tuple((logits / torch.tensor(BENT)).sigmoid()[0].tolist())
+    events = [_round(said, 3, 2), _round(said, 2, 2), _round((1.0, 0.0, 0.5), 3, 0)]
+    rounds = judge(events, BENT)
+    assert rounds.accepted.tolist() == [2, 0]
+    torch.testing.assert_close(rounds.logits[0], logits[0].double(), rtol=1e-5, atol=1e-5)
+    assert rounds.logits.isfinite().all()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> PairFiles:
+    shutil.copytree(GOLDEN / "vanilla" / "draft", tmp_path / "draft")
+    return PairFiles("golden", GOLDEN / "vanilla" / "target", tmp_path / "draft")
+
+
+def test_a_head_is_calibrated_in_place(files: PairFiles) -> None:
+    generator = torch.Generator().manual_seed(7)
+    prompts = [tuple(torch.randint(60, (6,), generator=generator).tolist()) for _ in range(8)]
+    assert files.draft is not None
+    result = calibrate_head(files, prompts, 30, RuntimeConfig("cpu", "float32"))
+    assert result is not None and result.fitted_rounds > 0 and result.rounds > 0
+    config = read_head_config(files.draft)
+    assert config.temperatures == result.temperatures
+    assert any(t != 1.0 for t in result.temperatures)
+    raw = json.loads((files.draft / "config.json").read_text())
+    assert raw["graft"]["calibration"]["rounds"] == result.rounds
+
+    again = calibrate_head(files, prompts, 30, RuntimeConfig("cpu", "float32"))
+    assert again is not None
+    assert again.temperatures == pytest.approx(result.temperatures, rel=1e-3)
+    for now, then in zip(again.before, result.after, strict=True):
+        assert now.ece == pytest.approx(then.ece, abs=0.02)
+
+
+def test_one_prompt_is_too_few_and_changes_nothing(files: PairFiles) -> None:
+    assert files.draft is not None
+    before = (files.draft / "config.json").read_bytes()
+    assert calibrate_head(files, [(1, 2, 3)], 20, RuntimeConfig("cpu", "float32")) is None
+    assert (files.draft / "config.json").read_bytes() == before
+
+
+def test_a_head_without_confidence_is_left_alone() -> None:
+    files = PairFiles("golden", GOLDEN / "dflash" / "target", GOLDEN / "dflash" / "draft")
+    assert not read_head_config(GOLDEN / "dflash" / "draft").has_confidence
+    assert calibrate_head(files, [(1, 2), (3, 4)], 5) is None
