@@ -140,7 +140,7 @@ def update_head_config(directory: Path, changes: dict[str, Any]) -> None:
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A file to write that takes the place of `path` once it is complete."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial = path.with_name(f".{path.name}.tmp")  # one name: a killed writer's is written over
     try:
         yield partial
         os.replace(partial, path)

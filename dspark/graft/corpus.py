@@ -1,11 +1,15 @@
 """From prompt sources to a file of answers; stopped at any moment, it goes on where it was."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dspark.engine.session import Session
+from dspark.checkpoints.deepspec import read_head_config
+from dspark.config import RuntimeConfig
+from dspark.engine.session import Session, open_session
+from dspark.errors import CheckpointError, PairMismatchError
 from dspark.graft.answers import (
     AnswerSettings,
     has_chat_template,
@@ -14,6 +18,7 @@ from dspark.graft.answers import (
 )
 from dspark.graft.data import AnswerFile, not_written, prompt_digest
 from dspark.graft.sources import PromptList, PromptSource
+from dspark.hub.pairs import PairFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,30 @@ class CorpusProgress:
     done: int
     total: int
     notes: tuple[str, ...] = ()
+
+
+def open_corpus_session(
+    base: PairFiles, runtime: RuntimeConfig, heads: Sequence[Path | None], reach: int
+) -> Session:
+    """With the first head that drafts for the base as far as `reach` tokens, else without one."""
+    for head in heads:
+        if head is not None and _reaches(head, reach):
+            with suppress(CheckpointError, PairMismatchError):
+                return _open(PairFiles(base.name, base.target, head), runtime)
+    return _open(PairFiles(base.name, base.target, None), runtime)
+
+
+def _open(files: PairFiles, runtime: RuntimeConfig) -> Session:
+    *_, session = open_session(files, runtime)
+    assert isinstance(session, Session)
+    return session
+
+
+def _reaches(head: Path, tokens: int) -> bool:
+    try:
+        return read_head_config(head).max_positions > tokens
+    except CheckpointError:
+        return False
 
 
 def grow_corpus(

@@ -15,19 +15,18 @@ import torch
 
 from dspark.checkpoints.deepspec import (
     read_head,
-    read_head_config,
     write_draft_vocabulary,
     write_head,
 )
 from dspark.checkpoints.head_config import HeadConfig
-from dspark.config import EngineConfig, GraftConfig, RuntimeConfig
+from dspark.config import GraftConfig, RuntimeConfig
 from dspark.drafters.head import DSparkHead
-from dspark.engine.session import Session, open_session, resolve_runtime
-from dspark.errors import CheckpointError, PairMismatchError
+from dspark.engine.session import resolve_runtime
 from dspark.graft import checkpoint
 from dspark.graft.answers import AnswerSettings
 from dspark.graft.bigrams import Bigrams
-from dspark.graft.corpus import CorpusProgress, grow_corpus, is_complete
+from dspark.graft.calibrate import Calibrated, calibrate_head
+from dspark.graft.corpus import CorpusProgress, grow_corpus, is_complete, open_corpus_session
 from dspark.graft.data import AnswerFile, Split, fingerprint, split
 from dspark.graft.evaluate import Evaluation, evaluate
 from dspark.graft.memory import naming_what_fits
@@ -89,7 +88,7 @@ class Stopped:
     step: int
 
 
-GraftEvent = CorpusProgress | Prepared | StepReport | Validated | Evaluation | Stopped
+GraftEvent = CorpusProgress | Prepared | StepReport | Validated | Evaluation | Calibrated | Stopped
 
 
 class GraftRun:
@@ -138,6 +137,7 @@ class GraftRun:
                     yield Stopped(trainer.step_index)
                     return
         yield self._evaluate(trainer, parts)
+        yield from self._calibrate(trainer, parts)
 
     def _grow_corpus(self) -> Iterator[CorpusProgress]:
         job, config = self.job, self.job.config
@@ -150,9 +150,10 @@ class GraftRun:
         if is_complete(job.source, listed, job.data):
             AnswerFile(job.data).sort()
             return
-        session = _corpus_session(job)
-        settings = AnswerSettings(config.max_answer_tokens, config.answer_temperature, config.seed)
         longest = config.length // 2
+        reach = longest + config.max_answer_tokens
+        session = open_corpus_session(job.base, job.runtime, (job.init_from, job.out), reach)
+        settings = AnswerSettings(config.max_answer_tokens, config.answer_temperature, config.seed)
         for progress in grow_corpus(session, job.source, listed, job.data, settings, longest):
             yield progress
             if self._is_stopping:
@@ -217,6 +218,17 @@ class GraftRun:
         )
         return result
 
+    def _calibrate(self, trainer: Trainer, parts: Split) -> Iterator[Calibrated]:
+        """Nothing where too few rounds were decoded to judge the confidences by."""
+        job = self.job
+        files = PairFiles(job.base.name, job.base.target, job.out)
+        prompts = [answer.prompt_ids for answer in parts.held_out]
+        result = calibrate_head(files, prompts, EVALUATION_TOKENS, job.runtime)
+        if result is not None:
+            with _Metrics(job.metrics_path, trainer.step_index) as metrics:
+                metrics.write("calibration", {"step": trainer.step_index, **asdict(result)})
+            yield result
+
     def _write_head(self, trainer: Trainer, figures: dict[str, Any]) -> None:
         provenance = {
             "base": self.job.base.name,
@@ -233,34 +245,6 @@ class GraftRun:
         write_head(self.job.out, trainer.head.config, tensors, {"graft": provenance})
         is_partial = self.job.config.loss_vocabulary > 0
         write_draft_vocabulary(self.job.out, trainer.vocabulary.drafted if is_partial else None)
-
-
-def _corpus_session(job: GraftJob) -> Session:
-    """With the head to go on from, or that of an earlier run, where it can draft for the base."""
-    for head in (job.init_from, job.out, None):
-        if head is not None and not _drafts_in_reach(job, head):
-            continue
-        try:
-            *_, session = open_session(
-                PairFiles(job.base.name, job.base.target, head), job.runtime, EngineConfig()
-            )
-        except (CheckpointError, PairMismatchError):
-            if head is None:
-                raise
-            continue
-        assert isinstance(session, Session)
-        return session
-    raise AssertionError("the last of the three is the base alone")
-
-
-def _drafts_in_reach(job: GraftJob, head: Path) -> bool:
-    """Whether a head is there, and its positions hold the longest request."""
-    try:
-        reach = read_head_config(head).max_positions
-    except CheckpointError:
-        return False
-    longest = job.config.length // 2 + job.config.max_answer_tokens
-    return (head / "model.safetensors").exists() and longest < reach
 
 
 def _prepared(trainer: Trainer, parts: Split) -> Prepared:

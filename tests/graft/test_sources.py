@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from dspark.config import GraftConfig
+from dspark.config import GraftConfig, RuntimeConfig
 from dspark.engine.session import Session, open_session
 from dspark.errors import InputError
 from dspark.graft.answers import AnswerSettings, encode_prompt, write_answers, write_prompts
-from dspark.graft.corpus import CorpusProgress, grow_corpus
+from dspark.graft.corpus import CorpusProgress, grow_corpus, open_corpus_session
 from dspark.graft.data import AnswerFile
 from dspark.graft.sources import PromptSource
 from dspark.hub.pairs import PairFiles
@@ -211,6 +211,22 @@ def test_greedy_answers_are_the_same_with_drafts(
     drafting = _session(tiny_chat_dir, make_tiny_head(tiny_chat_dir))
     assert drafting.has_drafter
     assert answers(drafting) == answers(_session(tiny_chat_dir))
+
+
+def test_a_head_writes_the_answers_where_it_fits(
+    tiny_chat_dir: Path,
+    tiny_llama_dir: Path,
+    make_tiny_head: Callable[[Path], Path],
+    tmp_path: Path,
+) -> None:
+    base = PairFiles("tiny", tiny_chat_dir, None)
+    own, foreign = make_tiny_head(tiny_chat_dir), make_tiny_head(tiny_llama_dir)
+
+    def drafts(*heads: Path | None, reach: int = 200) -> bool:
+        return open_corpus_session(base, RuntimeConfig(), heads, reach).has_drafter
+
+    assert drafts(None, own) and drafts(foreign, own)
+    assert not drafts(None, tmp_path) and not drafts(foreign) and not drafts(own, reach=10**6)
 
 
 def test_notes_come_once(tiny_chat_dir: Path, tmp_path: Path) -> None:
