@@ -28,6 +28,7 @@ class Eagle3Config:
     step_loss_decay: float = 0.8
     attention_bias: bool = False
     max_positions: int = 8192
+    final_logit_softcapping: float | None = None
 
     @property
     def num_layers(self) -> int:
@@ -69,6 +70,7 @@ class Eagle3Config:
                 f"the Eagle3 draft has {raw['num_hidden_layers']} layers",
                 "Only Eagle3 heads of one layer can be read.",
             )
+        cap = raw.get("final_logit_softcapping")
         config = cls(
             vocab_size=int(raw["vocab_size"]),
             hidden_size=int(raw["hidden_size"]),
@@ -84,6 +86,7 @@ class Eagle3Config:
             step_loss_decay=float(raw["step_loss_decay"]),
             attention_bias=bool(raw.get("attention_bias", False)),
             max_positions=int(raw.get("max_position_embeddings", 8192)),
+            final_logit_softcapping=None if cap is None else float(cap),
         )
         config._check()
         return config
@@ -99,9 +102,13 @@ class Eagle3Config:
             )
         if self.ttt_length < 1:
             raise ValueError(f"ttt_length {self.ttt_length} is out of range")
+        cap = self.final_logit_softcapping
+        if cap is not None and not cap > 0.0:
+            raise ValueError(f"final_logit_softcapping {cap} is not positive")
 
     def to_json(self) -> dict[str, Any]:
         """The keys that DeepSpec's own loader reads."""
+        cap = self.final_logit_softcapping
         return {
             "architectures": [EAGLE3_ARCHITECTURE],
             "model_type": "qwen3",
@@ -128,7 +135,7 @@ class Eagle3Config:
             "num_target_layers": self.num_target_layers,
             "ttt_length": self.ttt_length,
             "step_loss_decay": self.step_loss_decay,
-        }
+        } | ({} if cap is None else {"final_logit_softcapping": cap})
 
 
 DraftConfig = HeadConfig | Eagle3Config

@@ -116,9 +116,15 @@ class Eagle3Drafter:
         self._head.load_state_dict(own, strict=True, assign=True)
         self._head.requires_grad_(False).eval()
         self._vocabulary: DraftVocabulary = (
-            FullVocabulary(output_head, None)
+            FullVocabulary(output_head, None, config.final_logit_softcapping)
             if draft_vocabulary is None
-            else ReducedVocabulary(draft_vocabulary, output_head, None, pack=pack)
+            else ReducedVocabulary(
+                draft_vocabulary,
+                output_head,
+                None,
+                softcap=config.final_logit_softcapping,
+                pack=pack,
+            )
         )
         num_columns = len(embedding) if draft_vocabulary is None else len(draft_vocabulary)
         num_layer_weights = sum(p.numel() for p in self._head.layers.parameters())

@@ -48,16 +48,22 @@ def _folder(path: Path) -> dict[str, Any]:
 
 
 def _head(path: Path) -> dict[str, Any]:
-    from dspark.checkpoints.deepspec import read_head_config
+    from dspark.checkpoints.deepspec import read_draft_config
+    from dspark.checkpoints.eagle3_config import Eagle3Config
     from dspark.hub.folders import count_parameters
 
-    config = read_head_config(path)
-    return {
+    config = read_draft_config(path)
+    facts = {
         **_folder(path),
         "num_parameters": count_parameters(path),
         "block_size": config.block_size,
         "num_layers": config.num_layers,
         "target_layer_ids": list(config.target_layer_ids),
+    }
+    if isinstance(config, Eagle3Config):
+        return {**facts, "markov_type": "none", "markov_rank": 0, "has_confidence": False}
+    return {
+        **facts,
         "markov_type": config.markov_type,
         "markov_rank": config.markov_rank,
         "has_confidence": config.has_confidence,

@@ -9,9 +9,12 @@ from collections import Counter
 import pytest
 import torch
 
-from dspark.checkpoints.deepspec import read_head
+from dspark.checkpoints.deepspec import read_draft
+from dspark.checkpoints.eagle3_config import Eagle3Config
 from dspark.config import SamplingConfig
+from dspark.drafters.base import Drafter
 from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.eagle3 import Eagle3Drafter
 from dspark.engine.sampling import Sampler
 from dspark.engine.scheduler import FullSchedule, SpsSchedule
 from dspark.engine.sps import SpsTable
@@ -23,11 +26,12 @@ FALSE_ALARM = 1e-6
 NUM_SAMPLES = 3000
 
 
-def load_drafter_of(variant: str, target: Target, draft_vocabulary: torch.Tensor) -> DSparkDrafter:
-    config, tensors = read_head(GOLDEN / variant / "draft")
-    return DSparkDrafter(
-        config, tensors, target.embedding(), target.output_head(), draft_vocabulary=draft_vocabulary
-    )
+def load_drafter_of(variant: str, target: Target, draft_vocabulary: torch.Tensor) -> Drafter:
+    config, tensors = read_draft(GOLDEN / variant / "draft")
+    parts = (tensors, target.embedding(), target.output_head())
+    if isinstance(config, Eagle3Config):
+        return Eagle3Drafter(config, *parts, draft_vocabulary=draft_vocabulary)
+    return DSparkDrafter(config, *parts, draft_vocabulary=draft_vocabulary)
 
 
 def chi_square_p(counts: Counter, probabilities: list[float]) -> float:
@@ -43,7 +47,7 @@ def chi_square_p(counts: Counter, probabilities: list[float]) -> float:
 
 
 @pytest.mark.parametrize("schedule", ["full", "sps", "small vocabulary"])
-@pytest.mark.parametrize("variant", ["vanilla", "gated", "rnn", "dflash"])
+@pytest.mark.parametrize("variant", ["vanilla", "gated", "rnn", "dflash", "eagle3"])
 def test_pairs_of_tokens_follow_the_golden_distribution(variant, schedule):
     golden_run = json.loads((GOLDEN / variant / "sampling.json").read_text())
     scheduler = SpsSchedule(TABLE) if schedule == "sps" else FullSchedule()

@@ -26,7 +26,7 @@ from tests.engine.pairs import (
 PROMPTS = [PROMPT, PROMPT[:3], PROMPT * 7]
 
 
-@pytest.mark.parametrize("variant", ["vanilla", "gated", "rnn", "dflash"])
+@pytest.mark.parametrize("variant", ["vanilla", "gated", "rnn", "dflash", "eagle3"])
 def test_every_schedule_equals_plain_decoding(variant):
     session = golden(variant, prefill_chunk=40)
     plain = [decode(session.engine, [request(p, plain=True)])[0] for p in PROMPTS]
@@ -58,7 +58,7 @@ def _thresholded(session):
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "top_k": 20, "seed": 3}])
-@pytest.mark.parametrize("variant", ["vanilla", "rnn", "dflash"])
+@pytest.mark.parametrize("variant", ["vanilla", "rnn", "dflash", "eagle3"])
 def test_requests_together_equal_the_same_alone(variant, sampling):
     session = golden(variant)
     requests = [request(p, 20 + 7 * i, **sampling) for i, p in enumerate(PROMPTS)]
@@ -90,13 +90,14 @@ def test_random_head_changes_nothing(model, request: pytest.FixtureRequest, make
     assert decode(session.engine, [ask]) == decode(session.engine, [replace(ask, plain=True)])
 
 
+@pytest.mark.parametrize("variant", ["vanilla", "eagle3"])
 @pytest.mark.parametrize("plain", [False, True])
-def test_continuing_a_warm_cache_equals_a_fresh_one(plain):
-    engine = scheduled(golden("vanilla"))
+def test_continuing_a_warm_cache_equals_a_fresh_one(variant, plain):
+    engine = scheduled(golden(variant))
     first = decode(engine, [request(PROMPT, 30, plain=plain)])[0]
     longer = (*PROMPT, *first[:25], 5, 6, 7)
     warm = decode(engine, [request(longer, plain=plain)])
-    assert warm == decode(scheduled(golden("vanilla")), [request(longer, plain=plain)])
+    assert warm == decode(scheduled(golden(variant)), [request(longer, plain=plain)])
 
 
 def test_a_schedule_that_never_admits_is_plain_decoding():
