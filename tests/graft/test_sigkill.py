@@ -87,3 +87,4 @@ def test_ten_kills_change_nothing(
         assert (killed / name).read_bytes() == (undisturbed / name).read_bytes(), name
     steps = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [s["step"] for s in steps if s["kind"] == "step"] == list(range(1, STEPS + 1))
+    assert not [path.name for path in killed.rglob("*.tmp")]
