@@ -18,6 +18,7 @@ from dspark_cli.errors import ExitCode
 from dspark_cli.loading import PairChoice, find_files
 
 if TYPE_CHECKING:
+    from dspark.graft.calibrate import Calibrated
     from dspark.graft.run import GraftEvent, GraftRun, Prepared
     from dspark.graft.trainer import StepReport
 
@@ -222,6 +223,7 @@ class _Teller:
 
     def tell(self, event: "GraftEvent") -> None:
         from dspark.graft import run
+        from dspark.graft.calibrate import Calibrated
         from dspark.graft.corpus import CorpusProgress
         from dspark.graft.evaluate import Evaluation
         from dspark.graft.trainer import StepReport
@@ -243,6 +245,8 @@ class _Teller:
                 f"greedy decoding of {event.prompts} held-out prompts: tau {event.tau:.3f} over "
                 f"{event.rounds} rounds, acceptance by position {rates}"
             )
+        elif isinstance(event, Calibrated):
+            _tell_calibration(event)
         elif isinstance(event, run.Stopped):
             _say(f"stopped at step {event.step}; the same command goes on from there")
 
@@ -266,6 +270,20 @@ def _figures(report: "StepReport") -> str:
     return (
         f"tau {report.tau:.3f}, acceptance {rates}, CE {report.cross_entropy:.3f}, "
         f"L1 {report.l1:.3f}, confidence {report.confidence:.3f}"
+    )
+
+
+def _tell_calibration(event: "Calibrated") -> None:
+    errors = ", ".join(
+        f"{before.ece:.1%} -> {after.ece:.1%}"
+        for before, after in zip(event.before, event.after, strict=True)
+    )
+    ranking = " ".join("-" if slot.auc is None else f"{slot.auc:.2f}" for slot in event.after)
+    noise = max(slot.noise for slot in event.after)
+    _say(f"confidences calibrated, error by position: {errors}")
+    _say(
+        f"AUC by position {ranking}, over {event.rounds} rounds of prompts that the fit has not "
+        f"seen; so few would give a perfect head an error of up to {noise:.1%}"
     )
 
 

@@ -9,9 +9,11 @@ import torch
 
 from dspark.checkpoints.deepspec import read_head
 from dspark.config import GraftConfig
+from dspark.drafters.dspark import DSparkDrafter
 from dspark.engine.session import Session, open_session
 from dspark.errors import InputError
 from dspark.events import Finished
+from dspark.graft.calibrate import Calibrated
 from dspark.graft.corpus import CorpusProgress
 from dspark.graft.data import AnswerFile, split
 from dspark.graft.evaluate import Evaluation
@@ -52,18 +54,22 @@ def test_from_prompts_to_a_head_that_the_engine_decodes_with(job: GraftJob) -> N
     notes = [n for e in events if isinstance(e, CorpusProgress) for n in e.notes]
     assert len(notes) == 1 and notes[0].startswith("1 lines without a prompt skipped")
     steps = [StepReport, StepReport, Validated]
-    assert _kinds(events) == [Prepared, *steps * 3, Evaluation]
+    assert _kinds(events) == [Prepared, *steps * 3, Evaluation, Calibrated]
     config, tensors = read_head(job.out)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     assert "embed_tokens.weight" not in tensors and "lm_head.weight" not in tensors
     assert config.target_layer_ids == (0, 1) and config.mask_token_id == MASK
     figures = json.loads((job.out / "config.json").read_text())["graft"]
-    evaluation = events[-1]
-    assert isinstance(evaluation, Evaluation)
+    evaluation, calibrated = events[-2:]
+    assert isinstance(evaluation, Evaluation) and isinstance(calibrated, Calibrated)
+    assert config.temperatures == calibrated.temperatures
+    assert figures["calibration"] == calibrated.figures()
     assert figures["tau_greedy"] == round(evaluation.tau, 4)
     assert (figures["seed"], figures["steps"], figures["answers"]) == (5, 6, 7)
 
     session = _session(job)
+    assert isinstance(session.engine.drafter, DSparkDrafter)
+    assert session.engine.drafter.config.temperatures == calibrated.temperatures
     prompt = session.encode_chat([{"role": "user", "content": "Say more"}])
     drafted = [e for e in session.generate(prompt) if isinstance(e, Finished)]
     plain = [e for e in session.generate(prompt, plain=True) if isinstance(e, Finished)]
