@@ -164,7 +164,7 @@ class DSparkDrafter:
             )
         return Proposals(
             token_ids=torch.stack(ids, dim=1),
-            probs=[_stack(request_probs) for request_probs in zip(*probs, strict=True)],
+            probs=[stack_present(request_probs) for request_probs in zip(*probs, strict=True)],
             confidences=torch.stack(confidences, dim=1) if confidences else None,
         )
 
@@ -180,7 +180,8 @@ class DSparkDrafter:
         return list(self._head.layers)  # type: ignore[arg-type]
 
 
-def _stack(step_probs: tuple[torch.Tensor | None, ...]) -> torch.Tensor | None:
+def stack_present(step_probs: tuple[torch.Tensor | None, ...]) -> torch.Tensor | None:
+    """Distributions [V] of K steps -> [K, V]; None for a greedy request."""
     present = [p for p in step_probs if p is not None]
     return torch.stack(present) if present else None
 

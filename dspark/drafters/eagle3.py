@@ -13,7 +13,7 @@ from torch import nn
 
 from dspark.checkpoints.eagle3_config import Eagle3Config
 from dspark.drafters.base import Chooser, Proposals
-from dspark.drafters.dspark import pack_linears
+from dspark.drafters.dspark import pack_linears, stack_present
 from dspark.drafters.head import DraftAttention, DraftMLP, Norm, full_rotary
 from dspark.drafters.vocabulary import (
     DraftVocabulary,
@@ -178,7 +178,7 @@ class Eagle3Drafter:
                 )
         return Proposals(
             token_ids=torch.stack(ids, dim=1),
-            probs=[_stack(request_probs) for request_probs in zip(*probs, strict=True)],
+            probs=[stack_present(request_probs) for request_probs in zip(*probs, strict=True)],
             confidences=None,
         )
 
@@ -227,8 +227,3 @@ def _kept_lengths(slots: Sequence[Eagle3Slot]) -> Iterator[None]:
     finally:
         for slot, length in zip(slots, lengths, strict=True):
             slot.rows.length = length
-
-
-def _stack(step_probs: tuple[torch.Tensor | None, ...]) -> torch.Tensor | None:
-    present = [p for p in step_probs if p is not None]
-    return torch.stack(present) if present else None
