@@ -1,20 +1,22 @@
 """`dspark graft`: train a head for a target on answers that the target writes itself."""
 
+import json
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from dspark.config import GraftConfig, RuntimeConfig
-from dspark.errors import InputError
+from dspark.errors import DSparkError, InputError
 from dspark_cli import options
 from dspark_cli.errors import ExitCode
+from dspark_cli.graft_plan import plan_lines
 from dspark_cli.loading import PairChoice, find_files
 
 if TYPE_CHECKING:
@@ -116,6 +118,13 @@ def graft(
     tap_memory: Annotated[
         float, typer.Option(min=0.0, metavar="GIB", help="Taps kept instead of computed again.")
     ] = DEFAULTS.tap_memory_gib,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print plan, memory, disk and time, and train nothing."),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --dry-run: the plan as one JSON object.")
+    ] = False,
     device: options.Device = options.RUNTIME.device,
     dtype: options.DtypeOption = options.RUNTIME.dtype,
 ) -> None:
@@ -165,6 +174,17 @@ def graft(
         init_from=init_from,
         resume=resume,
     )
+    from dspark.graft.plan import draw_plan, measured
+
+    plan = draw_plan(job)
+    if dry_run:
+        plan = measured(job, plan)
+        if as_json:
+            print(json.dumps(asdict(plan)))
+        else:
+            print("\n".join(plan_lines(plan)))
+        return
+    _say("\n".join(plan_lines(plan)))
     if not _follow(GraftRun(job)):
         raise typer.Exit(ExitCode.INTERRUPTED)
 
@@ -194,7 +214,18 @@ def _follow(run: "GraftRun") -> bool:
             teller.tell(event)
             if isinstance(event, Stopped):
                 return False
+    _draw(run.job.out)
     return True
+
+
+def _draw(out: Path) -> None:
+    """The head is done: a missing picture is no failure."""
+    from dspark.graft.plots import draw_run
+
+    try:
+        _say(f"plots: {', '.join(str(path) for path in draw_run(out))}")
+    except DSparkError as error:
+        _say(f"{error.message}; {error.hint}")
 
 
 @contextmanager
