@@ -100,7 +100,8 @@ def test_how_tokens_came_and_went_leaves_no_trace(pair):
         slot = filled(drafter, ids.flip(0), taps.flip(0), len(ids))
         drafter.truncate(slot, 0)
         with torch.inference_mode():
-            drafter.extend([slot], [ids[: keep + 1]], [taps[: keep + 1]])
+            wrong = torch.cat([ids[:keep], ids.new_tensor([63])])
+            drafter.extend([slot], [wrong], [taps[: keep + 1]])
             drafter.truncate(slot, keep)
             drafter.extend([slot], [ids[keep:]], [taps[keep:]])
         drafted.append(proposed(drafter, [slot], [5]))
