@@ -78,7 +78,8 @@ def loss_part(anchors: int, device: str) -> Callable[[], object]:
     hidden = torch.randn(rows, HIDDEN, device=device, requires_grad=True)
     features = torch.randn(rows, RANK, device=device, requires_grad=True)
     targets = torch.randn(LENGTH, HIDDEN, device=device)
-    target_rows = torch.randint(LENGTH, (rows,), device=device).sort().values
+    drawn = torch.randint(LENGTH, (rows,), device=device).sort().values
+    target_rows = drawn.unique(return_inverse=True)[1]  # no gaps, as in the trainer
     labels = torch.randint(VOCABULARY, (rows,), device=device)
     weights = torch.full((rows,), 1.0 / rows, device=device)
 
