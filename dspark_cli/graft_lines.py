@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from dspark.checkpoints.eagle3_config import DraftConfig
     from dspark.graft.calibrate import Calibrated
     from dspark.graft.evaluate import Evaluation
+    from dspark.graft.job import GraftEvent, Prepared
     from dspark.graft.report import Measured
-    from dspark.graft.run import GraftEvent, Prepared
     from dspark.graft.trainer import StepReport
 
 
@@ -21,7 +21,7 @@ def say(line: str) -> None:
 
 def lasting_lines(event: "GraftEvent", config: GraftConfig) -> list[str]:
     """What is worth keeping on the screen; nothing for a step or a stage under way."""
-    from dspark.graft import run
+    from dspark.graft import job
     from dspark.graft.calibrate import Calibrated
     from dspark.graft.corpus import CorpusProgress
     from dspark.graft.evaluate import Evaluation
@@ -29,9 +29,9 @@ def lasting_lines(event: "GraftEvent", config: GraftConfig) -> list[str]:
 
     if isinstance(event, CorpusProgress):
         return list(event.notes)
-    if isinstance(event, run.Prepared):
+    if isinstance(event, job.Prepared):
         return _prepared_lines(event, config)
-    if isinstance(event, run.Validated):
+    if isinstance(event, job.Validated):
         return [f"held out at step {event.report.step}: {figures(event.report)}"]
     if isinstance(event, Evaluation):
         return [_evaluation_line(event)]
@@ -39,7 +39,7 @@ def lasting_lines(event: "GraftEvent", config: GraftConfig) -> list[str]:
         return _calibration_lines(event)
     if isinstance(event, Measured):
         return _measured_lines(event)
-    if isinstance(event, run.Stopped):
+    if isinstance(event, job.Stopped):
         return [f"stopped at step {event.step}; the same command goes on from there"]
     return []
 

@@ -18,7 +18,7 @@ from dspark_cli.graft_lines import duration_text, figures, lasting_lines, say
 
 if TYPE_CHECKING:
     from dspark.graft.corpus import CorpusProgress
-    from dspark.graft.run import GraftEvent
+    from dspark.graft.job import GraftEvent
     from dspark.graft.trainer import StepReport
 
 RECENT_STEPS = 50
@@ -58,8 +58,8 @@ class Watched:
 
     def take(self, event: "GraftEvent") -> None:
         from dspark.graft.corpus import CorpusProgress
+        from dspark.graft.job import Validated
         from dspark.graft.memory import bytes_in_use
-        from dspark.graft.run import Validated
         from dspark.graft.trainer import StepReport
 
         if isinstance(event, CorpusProgress):

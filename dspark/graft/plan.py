@@ -14,7 +14,7 @@ from dspark.engine.session import Session, open_session, resolve_runtime
 from dspark.errors import InputError
 from dspark.graft.answers import AnswerSettings, write_answers
 from dspark.graft.data import Answered, AnswerFile
-from dspark.graft.run import GraftJob
+from dspark.graft.job import GraftJob
 from dspark.graft.shape import build_head, draft_config
 from dspark.graft.start import start_random
 from dspark.graft.tap_cache import free_bytes, gib

@@ -4,20 +4,13 @@ OUT/config.json and OUT/model.safetensors are the head in DeepSpec's layout, as 
 checkpoint; OUT/training/ holds the state to go on from and the figures of every step.
 """
 
-import json
-import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
 
 import torch
 
-from dspark.bench.config import BenchConfig
-from dspark.bench.machine import describe_versions
-from dspark.checkpoints.deepspec import read_draft, write_draft_vocabulary, write_head
-from dspark.checkpoints.eagle3_config import DraftConfig
-from dspark.config import EngineConfig, GraftConfig, RuntimeConfig, graft_config
+from dspark.checkpoints.deepspec import read_draft
+from dspark.config import EngineConfig
 from dspark.engine.session import resolve_runtime
 from dspark.graft import checkpoint
 from dspark.graft.answers import AnswerSettings
@@ -25,93 +18,24 @@ from dspark.graft.bigrams import Bigrams
 from dspark.graft.calibrate import Calibrated, calibrate_head
 from dspark.graft.card import Base, write_card
 from dspark.graft.corpus import CorpusProgress, grow_corpus, is_complete, open_corpus_session
-from dspark.graft.data import AnswerFile, Split, fingerprint, split
+from dspark.graft.data import AnswerFile, Split, split
 from dspark.graft.evaluate import Evaluation, evaluate
 from dspark.graft.export import store_shared_weights
-from dspark.graft.measured import MEASURED
-from dspark.graft.memory import bytes_in_use, naming_answers_that_fit, naming_what_fits
+from dspark.graft.job import GraftEvent, GraftJob, Prepared, Stopped, Validated
+from dspark.graft.memory import naming_answers_that_fit, naming_what_fits
+from dspark.graft.metrics import MetricsFile, step_figures
 from dspark.graft.ranks import join_ranks
 from dspark.graft.report import Measured, choose_prompts, measure_head
 from dspark.graft.shape import build_head, draft_config, unused_token
-from dspark.graft.sources import PromptSource
 from dspark.graft.start import start_from_head, start_from_target, start_random
 from dspark.graft.taps import load_frozen
-from dspark.graft.trainer import StepReport, Trainer, trainable
+from dspark.graft.trainer import Trainer, trainable
+from dspark.graft.written import Weights, run_identity, write_trained_head
 from dspark.hub.pairs import PairFiles
 
 EVALUATION_TOKENS = 128
 MAX_BIGRAM_ANSWERS = 2000
-Weights = Mapping[str, torch.Tensor]
 UNMASKED = ("eagle3", "mtp")  # nothing stands for a token that is not known yet
-
-
-@dataclass(frozen=True, slots=True)
-class GraftJob:
-    """What to train, on what, and where to put it.
-
-    With `full_head` the base's embedding and output head are stored, too. `measurement` says how
-    long the speed-up is measured, None not at all; `released` is a head to compare with.
-    """
-
-    base: PairFiles
-    source: PromptSource
-    data: Path
-    out: Path
-    config: GraftConfig
-    runtime: RuntimeConfig = RuntimeConfig()
-    init_from: Path | None = None
-    resume: bool = True
-    tap_cache: Path | None = None
-    full_head: bool = True
-    measurement: BenchConfig | None = None
-    released: Path | None = None
-    licence: str = "unknown"
-    command: str = "dspark graft"
-
-    @property
-    def state_path(self) -> Path:
-        return self.out / "training" / "checkpoint.pt"
-
-    @property
-    def metrics_path(self) -> Path:
-        return self.out / "training" / "metrics.jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What is about to be trained."""
-
-    head: DraftConfig
-    parameters: int
-    answers: int
-    held_out: int
-    first_step: int
-
-
-@dataclass(frozen=True, slots=True)
-class Validated:
-    """Figures on the held-out answers; the head of this step is on disk now."""
-
-    report: StepReport
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """Ended early as asked; the same command goes on from `step`."""
-
-    step: int
-
-
-GraftEvent = (
-    CorpusProgress
-    | Prepared
-    | StepReport
-    | Validated
-    | Evaluation
-    | Calibrated
-    | Measured
-    | Stopped
-)
 
 
 class GraftRun:
@@ -140,7 +64,7 @@ class GraftRun:
             trainer = self._trainer(parts)
             for _ in self._open_tap_cache(trainer, parts):
                 pass
-            identity = _identity(self.job, trainer.head.config, parts)
+            identity = run_identity(self.job, trainer.head.config, parts)
             if self.job.resume and self.job.state_path.exists():
                 checkpoint.load(self.job.state_path, trainer, identity)
             if not self._is_asked_to_stop():
@@ -177,11 +101,10 @@ class GraftRun:
         if self._is_asked_to_stop():
             yield Stopped(0)
             return
-        config = self.job.config
-        parts = split(AnswerFile(self.job.data).read(), config.eval_prompts)
+        parts = split(AnswerFile(self.job.data).read(), self.job.config.eval_prompts)
         trainer = self._trainer(parts)
         yield from self._open_tap_cache(trainer, parts)
-        identity = _identity(self.job, trainer.head.config, parts)
+        identity = run_identity(self.job, trainer.head.config, parts)
         if self.job.resume and self.job.state_path.exists():
             checkpoint.load(self.job.state_path, trainer, identity)
         else:
@@ -190,12 +113,21 @@ class GraftRun:
             yield Stopped(trainer.step_index)
             return
         yield _prepared(trainer, parts)
+        yield from self._train(trainer, parts, identity)
+        if self._is_stopping and trainer.step_index < self.job.config.steps:
+            yield Stopped(trainer.step_index)
+        else:
+            yield from self._judge(trainer, parts)
+
+    def _train(self, trainer: Trainer, parts: Split, identity: str) -> Iterator[GraftEvent]:
+        """Steps up to the last one, or up to a stop, with a state to go on from."""
+        job = self.job
         with (
-            naming_what_fits(config, self.job.state_path),
-            _Metrics(self.job.metrics_path, trainer.step_index) as metrics,
+            naming_what_fits(job.config, job.state_path),
+            MetricsFile(job.metrics_path, trainer.step_index) as metrics,
         ):
             for report in trainer.steps():
-                metrics.write("step", _step_figures(report))
+                metrics.write("step", step_figures(report))
                 yield report
                 if trainer.target.cache and (notes := trainer.target.cache.take_note()):
                     yield CorpusProgress("keeping taps", 1, 1, notes)
@@ -203,12 +135,14 @@ class GraftRun:
                 # the head before the state: a run that goes on from a state finds its head
                 validated = self._validate(trainer, parts, metrics) if is_due else None
                 if is_due or is_stopping:
-                    checkpoint.save(self.job.state_path, trainer, identity)
+                    checkpoint.save(job.state_path, trainer, identity)
                 if validated is not None:
                     yield validated
                 if is_stopping and not is_last:
-                    yield Stopped(trainer.step_index)
                     return
+
+    def _judge(self, trainer: Trainer, parts: Split) -> Iterator[GraftEvent]:
+        """What the head is worth: decoding, calibration, speed-up, card."""
         weights = trainer.weights()
         self._ranks.leave()
         yield CorpusProgress("decoding held-out prompts", 0, 1)
@@ -297,11 +231,11 @@ class GraftRun:
             notes = start_from_target(trainer.head, target, bigrams, generator)
             yield CorpusProgress("starting from the target", 1, 1, notes)
 
-    def _validate(self, trainer: Trainer, parts: Split, metrics: "_Metrics") -> Validated:
+    def _validate(self, trainer: Trainer, parts: Split, metrics: MetricsFile) -> Validated:
         report = trainer.validate(parts.held_out)
         metrics.write("held_out", asdict(report))
         figures = {"held_out_tau_sampled": round(report.tau, 4)}
-        self._write_head(trainer, trainer.weights(), figures)
+        write_trained_head(self.job, trainer, trainer.weights(), figures)
         return Validated(report)
 
     def _evaluate(self, trainer: Trainer, weights: Weights, parts: Split) -> Evaluation:
@@ -310,7 +244,8 @@ class GraftRun:
         prompts = [answer.prompt_ids for answer in parts.held_out]
         result = evaluate(files, prompts, EVALUATION_TOKENS, job.runtime)
         rates = [round(rate, 4) for rate in result.acceptance_by_position]
-        self._write_head(
+        write_trained_head(
+            job,
             trainer,
             weights,
             {
@@ -329,7 +264,7 @@ class GraftRun:
         prompts = [answer.prompt_ids for answer in parts.held_out]
         result = calibrate_head(files, prompts, EVALUATION_TOKENS, job.runtime)
         if result is not None:
-            with _Metrics(job.metrics_path, trainer.step_index) as metrics:
+            with MetricsFile(job.metrics_path, trainer.step_index) as metrics:
                 metrics.write("calibration", {"step": trainer.step_index, **asdict(result)})
             yield result
 
@@ -354,31 +289,6 @@ class GraftRun:
             job.command,
         )
 
-    def _write_head(self, trainer: Trainer, weights: Weights, figures: dict[str, Any]) -> None:
-        job = self.job
-        provenance = {
-            "base": job.base.name,
-            "algorithm": job.config.algorithm,
-            "data": {
-                "prompts": list(job.source.names),
-                "held_out": job.config.eval_prompts,
-                "temperature": job.config.answer_temperature,
-                "max_answer_tokens": job.config.max_answer_tokens,
-            },
-            "settings": _changed_settings(job.config),
-            "versions": describe_versions(),
-            "seed": job.config.seed,
-            "steps": trainer.step_index,
-            "tokens": trainer.tokens_seen,
-            "answers": len(trainer.answers),
-            **figures,
-        }
-        tensors = {name: tensor.to("cpu", torch.bfloat16) for name, tensor in weights.items()}
-        write_head(job.out, trainer.head.config, tensors, {"graft": provenance})
-        is_partial = job.config.loss_vocabulary > 0
-        (job.out / MEASURED).unlink(missing_ok=True)  # it was of the weights before
-        write_draft_vocabulary(job.out, trainer.vocabulary.drafted if is_partial else None)
-
 
 def _prepared(trainer: Trainer, parts: Split) -> Prepared:
     return Prepared(
@@ -388,56 +298,3 @@ def _prepared(trainer: Trainer, parts: Split) -> Prepared:
         held_out=len(parts.held_out),
         first_step=trainer.step_index,
     )
-
-
-def _identity(job: GraftJob, shape: DraftConfig, parts: Split) -> str:
-    """Everything that changes the weights a run ends with."""
-    settings = asdict(job.config)
-    for name in ("checkpoint_every", "tap_memory_gib", "max_answer_tokens", "answer_temperature"):
-        del settings[name]
-    for name in ("answers_at_once", "accumulate"):
-        del settings[name]
-    data = fingerprint((*parts.train, *parts.held_out))
-    return json.dumps([settings, asdict(shape), data, str(job.init_from)], sort_keys=True)
-
-
-def _changed_settings(config: GraftConfig) -> dict[str, Any]:
-    """Those that are not the algorithm's defaults and bear on the weights."""
-    defaults = asdict(graft_config(config.algorithm))
-    told_apart = ("seed", "steps", "eval_prompts", "answer_temperature", "max_answer_tokens")
-    of_the_machine = ("checkpoint_every", "tap_memory_gib", "chunk_rows")
-    return {
-        name: value
-        for name, value in asdict(config).items()
-        if value != defaults[name] and name not in (*told_apart, *of_the_machine)
-    }
-
-
-def _step_figures(report: StepReport) -> dict[str, Any]:
-    pace = report.tokens / report.seconds
-    return asdict(report) | {"tokens_per_second": pace, "memory_bytes": bytes_in_use()}
-
-
-class _Metrics:
-    """JSON lines; those of steps that a resumed run will take again are dropped."""
-
-    def __init__(self, path: Path, first_step: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = []
-        if first_step and path.exists():
-            whole = path.read_text().split("\n")[:-1]
-            kept = [line for line in whole if json.loads(line)["step"] <= first_step]
-        partial = path.with_name(f".{path.name}.tmp")
-        partial.write_text("".join(line + "\n" for line in kept))
-        os.replace(partial, path)
-        self._file = path.open("a")
-
-    def __enter__(self) -> "_Metrics":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def write(self, kind: str, figures: dict[str, Any]) -> None:
-        self._file.write(json.dumps({"kind": kind, **figures}) + "\n")
-        self._file.flush()

@@ -209,8 +209,9 @@ def graft(
         if is_attached:
             return
     from dspark.graft.attach import check_name
+    from dspark.graft.job import GraftJob
     from dspark.graft.report import MEASUREMENT
-    from dspark.graft.run import GraftJob, GraftRun
+    from dspark.graft.run import GraftRun
     from dspark.graft.sources import PromptSource
 
     if name is not None:
@@ -313,7 +314,7 @@ def _parse_taps(text: str | None) -> tuple[int, ...] | None:
 
 def _follow(run: "GraftRun", *, is_plain: bool) -> bool:
     """Tell on stderr how it goes; False where it was stopped."""
-    from dspark.graft.run import Stopped
+    from dspark.graft.job import Stopped
     from dspark_cli.graft_view import open_view
 
     with open_view(run.job.config, is_plain=is_plain) as view, _stopping_on_interrupt(run, view):

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from dspark.config import GraftConfig
 from dspark.graft.corpus import CorpusProgress
-from dspark.graft.run import Stopped, Validated
+from dspark.graft.job import Stopped, Validated
 from dspark.graft.trainer import StepReport
 from dspark_cli import graft_view
 from dspark_cli.graft_lines import duration_text

@@ -19,7 +19,8 @@ from dspark.events import Finished
 from dspark.graft.bigrams import Bigrams
 from dspark.graft.blocks import sample_blocks
 from dspark.graft.data import Answered, AnswerFile
-from dspark.graft.run import GraftJob, GraftRun
+from dspark.graft.job import GraftJob
+from dspark.graft.run import GraftRun
 from dspark.graft.shape import draft_config
 from dspark.graft.sources import PromptSource
 from dspark.graft.start import start_from_target

@@ -29,8 +29,9 @@ from dspark.graft.blocks import block_hidden, sample_blocks
 from dspark.graft.corpus import PromptSource
 from dspark.graft.data import AnswerFile
 from dspark.graft.evaluate import Evaluation
+from dspark.graft.job import GraftJob
 from dspark.graft.loss import LossWeights, OutputHead, distribution_loss
-from dspark.graft.run import GraftJob, GraftRun
+from dspark.graft.run import GraftRun
 from dspark.graft.shape import head_config
 from dspark.graft.start import start_from_target, start_random
 from dspark.graft.taps import load_frozen

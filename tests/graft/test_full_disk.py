@@ -18,8 +18,9 @@ from dspark.errors import DSparkError, InputError, MemoryFullError, StorageError
 from dspark.graft import checkpoint
 from dspark.graft.corpus import CorpusProgress
 from dspark.graft.data import Answered, AnswerFile
+from dspark.graft.job import GraftEvent, GraftJob, Prepared
 from dspark.graft.memory import naming_what_fits
-from dspark.graft.run import GraftEvent, GraftJob, GraftRun, Prepared
+from dspark.graft.run import GraftRun
 from dspark.graft.shape import head_config
 from dspark.graft.sources import PromptSource
 from dspark.graft.taps import FrozenTarget

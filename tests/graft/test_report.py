@@ -18,6 +18,7 @@ from dspark.config import GraftConfig
 from dspark.graft.corpus import CorpusProgress
 from dspark.graft.data import Answered, AnswerFile, split
 from dspark.graft.evaluate import evaluate
+from dspark.graft.job import GraftEvent, GraftJob
 from dspark.graft.measured import MEASURED, read_measured
 from dspark.graft.report import (
     WORTH_USING,
@@ -25,7 +26,7 @@ from dspark.graft.report import (
     choose_prompts,
     judge_speed,
 )
-from dspark.graft.run import EVALUATION_TOKENS, GraftEvent, GraftJob, GraftRun
+from dspark.graft.run import EVALUATION_TOKENS, GraftRun
 from dspark.graft.sources import PromptSource
 from dspark.hub.pairs import PairFiles
 

@@ -17,7 +17,8 @@ from dspark.graft.calibrate import Calibrated
 from dspark.graft.corpus import CorpusProgress
 from dspark.graft.data import AnswerFile, split
 from dspark.graft.evaluate import Evaluation
-from dspark.graft.run import GraftEvent, GraftJob, GraftRun, Prepared, Stopped, Validated
+from dspark.graft.job import GraftEvent, GraftJob, Prepared, Stopped, Validated
+from dspark.graft.run import GraftRun
 from dspark.graft.sources import PromptSource
 from dspark.graft.trainer import StepReport
 from dspark.hub.pairs import PairFiles

@@ -14,8 +14,9 @@ from dspark.config import GraftConfig
 from dspark.errors import InputError, StorageError
 from dspark.graft.corpus import CorpusProgress
 from dspark.graft.data import Answered, AnswerFile
+from dspark.graft.job import GraftEvent, GraftJob, Validated
 from dspark.graft.plan import draw_plan
-from dspark.graft.run import GraftEvent, GraftJob, GraftRun, Validated
+from dspark.graft.run import GraftRun
 from dspark.graft.sources import PromptSource
 from dspark.graft.tap_cache import TapCache
 from dspark.graft.taps import FrozenTarget, load_frozen

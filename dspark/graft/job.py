@@ -1,0 +1,84 @@
+"""What to train, and what a training tells as it goes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dspark.bench.config import BenchConfig
+from dspark.checkpoints.eagle3_config import DraftConfig
+from dspark.config import GraftConfig, RuntimeConfig
+from dspark.graft.calibrate import Calibrated
+from dspark.graft.corpus import CorpusProgress
+from dspark.graft.evaluate import Evaluation
+from dspark.graft.report import Measured
+from dspark.graft.sources import PromptSource
+from dspark.graft.trainer import StepReport
+from dspark.hub.pairs import PairFiles
+
+
+@dataclass(frozen=True, slots=True)
+class GraftJob:
+    """What to train, on what, and where to put it.
+
+    With `full_head` the base's embedding and output head are stored, too. `measurement` says how
+    long the speed-up is measured, None not at all; `released` is a head to compare with.
+    """
+
+    base: PairFiles
+    source: PromptSource
+    data: Path
+    out: Path
+    config: GraftConfig
+    runtime: RuntimeConfig = RuntimeConfig()
+    init_from: Path | None = None
+    resume: bool = True
+    tap_cache: Path | None = None
+    full_head: bool = True
+    measurement: BenchConfig | None = None
+    released: Path | None = None
+    licence: str = "unknown"
+    command: str = "dspark graft"
+
+    @property
+    def state_path(self) -> Path:
+        return self.out / "training" / "checkpoint.pt"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.out / "training" / "metrics.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is about to be trained."""
+
+    head: DraftConfig
+    parameters: int
+    answers: int
+    held_out: int
+    first_step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Validated:
+    """Figures on the held-out answers; the head of this step is on disk now."""
+
+    report: StepReport
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Ended early as asked; the same command goes on from `step`."""
+
+    step: int
+
+
+GraftEvent = (
+    CorpusProgress
+    | Prepared
+    | StepReport
+    | Validated
+    | Evaluation
+    | Calibrated
+    | Measured
+    | Stopped
+)
