@@ -110,11 +110,12 @@ def _write_speculators(
     folder: Path, config: DraftConfig, tensors: dict[str, torch.Tensor], target_name: str
 ) -> list[str]:
     """Returns what it has no place for."""
-    if isinstance(config, Eagle3Config) or config.final_logit_softcapping is not None:
-        what = "Eagle3 heads" if isinstance(config, Eagle3Config) else "soft-capped logits"
-        raise CheckpointError(
-            f"the layout of speculators is not written for {what}", "Use --to deepspec."
-        )
+    if isinstance(config, Eagle3Config):
+        raise _beyond_speculators("Eagle3 heads")
+    if config.family != "qwen3":  # its library builds Qwen3's layers alone
+        raise _beyond_speculators("heads of Gemma4's layers")
+    if config.final_logit_softcapping is not None:
+        raise _beyond_speculators("soft-capped logits")
     raw = _speculators_json(config, target_name)
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     if config.draft_vocab_size:
@@ -124,6 +125,12 @@ def _write_speculators(
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
     return ["the temperatures of its confidences"] if config.confidence_temperatures else []
+
+
+def _beyond_speculators(what: str) -> CheckpointError:
+    return CheckpointError(
+        f"the layout of speculators is not written for {what}", "Use --to deepspec."
+    )
 
 
 def _speculators_json(config: HeadConfig, target_name: str) -> dict[str, Any]:

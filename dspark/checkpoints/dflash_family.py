@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dspark.checkpoints.detect import Packaging
-from dspark.checkpoints.head_config import ARCHITECTURE, HeadConfig
+from dspark.checkpoints.head_config import ARCHITECTURES, HeadConfig
 from dspark.checkpoints.safetensors_dir import TensorInfo
 from dspark.errors import CheckpointError
 
@@ -39,7 +39,7 @@ def read_family_config(raw: Mapping[str, Any], packaging: Packaging, infos: Info
     """`infos` under canonical names. Raises CheckpointError naming what is missing or not known."""
     is_speculators = packaging is Packaging.SPECULATORS
     flat = _flat_speculators(raw) if is_speculators else _flat_nested(raw)
-    flat |= _sizes(flat, infos) | {"architectures": [ARCHITECTURE]}
+    flat |= _sizes(flat, infos) | {"architectures": [ARCHITECTURES["qwen3"]]}
     from_anchor = _samples_from_anchor(flat, packaging)
     if not from_anchor:
         flat["block_size"] = _number(flat, "block_size") - 1

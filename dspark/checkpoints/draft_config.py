@@ -128,32 +128,98 @@ class BaseConfig:
 
     def _common_json(self) -> dict[str, Any]:
         cap = self.final_logit_softcapping
-        rope = self.yarn.to_json() if self.yarn else {"rope_type": "default"}
         return {
-            "model_type": "qwen3",
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
             "num_attention_heads": self.num_heads,
             "num_key_value_heads": self.num_kv_heads,
             "head_dim": self.head_dim,
-            "hidden_act": "silu",
             "rms_norm_eps": self.rms_norm_eps,
-            "rope_parameters": rope | {"rope_theta": self.rope_theta},
             "max_position_embeddings": self.max_positions,
             "attention_bias": self.attention_bias,
             "attention_dropout": 0.0,
             "tie_word_embeddings": False,
             "sliding_window": None,
-            "use_sliding_window": False,
             "pad_token_id": None,
             "target_layer_ids": list(self.target_layer_ids),
             "num_target_layers": self.num_target_layers,
+            **(self._gemma4_json() if self.family == "gemma4" else self._qwen3_json()),
         } | ({} if cap is None else {"final_logit_softcapping": cap})
+
+    def _qwen3_json(self) -> dict[str, Any]:
+        rope = self.yarn.to_json() if self.yarn else {"rope_type": "default"}
+        return {
+            "model_type": "qwen3",
+            "hidden_act": "silu",
+            "rope_parameters": rope | {"rope_theta": self.rope_theta},
+            "use_sliding_window": False,
+        }
+
+    def _gemma4_json(self) -> dict[str, Any]:
+        """The keys of Gemma4's text config; what its sliding layers have is of no use here."""
+        rope = {
+            "rope_type": "proportional",
+            "rope_theta": self.rope_theta,
+            "partial_rotary_factor": self.rotated_fraction,
+        }
+        return {
+            "model_type": "gemma4_text",
+            "hidden_activation": "gelu_pytorch_tanh",
+            "num_global_key_value_heads": self.num_kv_heads,
+            "global_head_dim": self.head_dim,
+            "attention_k_eq_v": True,
+            "sliding_window": 1024,
+            "enable_moe_block": False,
+            "hidden_size_per_layer_input": 0,
+            "num_kv_shared_layers": 0,
+            "use_double_wide_mlp": False,
+            "rope_parameters": {
+                "full_attention": rope,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+            },
+            "bos_token_id": None,
+            "eos_token_id": None,
+        }
+
+
+def architecture_of(raw: Mapping[str, Any]) -> str:
+    return str((raw.get("architectures") or ["?"])[0])
 
 
 def common_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of BaseConfig from the keys of a Qwen3-shaped config.json."""
+    """The fields of BaseConfig from the keys of a config.json of either family."""
+    if architecture_of(raw).startswith("Gemma4"):
+        flat, own = _gemma4(raw)
+        return _qwen3_keys(flat) | own
+    return _qwen3_keys(raw)
+
+
+def _gemma4(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A Gemma4 config's keys as Qwen3's, and the fields that only it sets."""
+    rope = raw["rope_parameters"]["full_attention"]
+    is_established = (
+        raw["attention_k_eq_v"] is True
+        and raw["hidden_activation"] == "gelu_pytorch_tanh"
+        and rope["rope_type"] == "proportional"
+        and not raw.get("enable_moe_block")
+        and not raw.get("hidden_size_per_layer_input")
+        and not raw.get("attention_bias")
+    )
+    if not is_established:
+        raise CheckpointError(
+            "the Gemma4 draft differs from the released one in its layers", "vLLM may run it."
+        )
+    flat = {
+        **raw,
+        "num_key_value_heads": raw["num_global_key_value_heads"],
+        "head_dim": raw["global_head_dim"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": rope["rope_theta"]},
+    }
+    return flat, {"family": "gemma4", "rotated_fraction": positive(rope, "partial_rotary_factor")}
+
+
+def _qwen3_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     kind = rope.get("rope_type") or rope.get("type") or "default"
     max_positions = int(raw.get("max_position_embeddings", 8192))

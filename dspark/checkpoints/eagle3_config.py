@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dspark.checkpoints.draft_config import BaseConfig, common_keys, layer_tensors
+from dspark.checkpoints.draft_config import BaseConfig, Family, common_keys, layer_tensors
 from dspark.checkpoints.head_config import HeadConfig
 from dspark.errors import CheckpointError
 
-EAGLE3_ARCHITECTURE = "Qwen3Eagle3Model"
+EAGLE3_ARCHITECTURES: Mapping[Family, str] = {
+    "qwen3": "Qwen3Eagle3Model",
+    "gemma4": "Gemma4Eagle3Model",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +50,7 @@ class Eagle3Config(BaseConfig):
     def to_json(self) -> dict[str, Any]:
         """The keys that DeepSpec's own loader reads."""
         return {
-            "architectures": [EAGLE3_ARCHITECTURE],
+            "architectures": [EAGLE3_ARCHITECTURES[self.family]],
             **self._common_json(),
             "num_hidden_layers": 1,
             "draft_num_hidden_layers": 1,

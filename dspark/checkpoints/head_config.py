@@ -5,11 +5,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dspark.checkpoints.draft_config import BaseConfig, common_keys, layer_tensors, positive
+from dspark.checkpoints.draft_config import (
+    BaseConfig,
+    Family,
+    architecture_of,
+    common_keys,
+    layer_tensors,
+)
 from dspark.errors import CheckpointError
 
-ARCHITECTURE = "Qwen3DSparkModel"
-GEMMA4_ARCHITECTURE = "Gemma4DSparkModel"
+ARCHITECTURES: Mapping[Family, str] = {
+    "qwen3": "Qwen3DSparkModel",
+    "gemma4": "Gemma4DSparkModel",
+}
 LARGEST_BLOCK = 1024
 MarkovType = Literal["none", "vanilla", "gated", "rnn"]
 
@@ -52,19 +60,15 @@ class HeadConfig(BaseConfig):
 
     @classmethod
     def _parse(cls, raw: Mapping[str, Any]) -> "HeadConfig":
-        architecture = (raw.get("architectures") or ["?"])[0]
-        own: dict[str, Any] = {}
-        if architecture == GEMMA4_ARCHITECTURE:
-            raw, own = _gemma4(raw)
-        elif architecture != ARCHITECTURE:
+        architecture = architecture_of(raw)
+        if architecture not in ARCHITECTURES.values():
             raise CheckpointError(
-                f"the draft's architecture is {architecture}, not {ARCHITECTURE}",
+                f"the draft's architecture is {architecture}, not {ARCHITECTURES['qwen3']}",
                 "dspark convert writes DeepSpec's layout from the others.",
             )
         rank = int(raw["markov_rank"])
         return cls(
             **common_keys(raw),
-            **own,
             num_layers=int(raw["num_hidden_layers"]),
             block_size=int(raw["block_size"]),
             mask_token_id=int(raw["mask_token_id"]),
@@ -94,12 +98,10 @@ class HeadConfig(BaseConfig):
 
     def to_json(self) -> dict[str, Any]:
         """The keys that DeepSpec's own loader reads, and our own where they say something."""
-        if self.family != "qwen3":
-            raise CheckpointError("heads of Gemma4 can be read, not written")
         temperatures = self.confidence_temperatures
         own = {} if temperatures is None else {"confidence_temperatures": list(temperatures)}
         return {
-            "architectures": [ARCHITECTURE],
+            "architectures": [ARCHITECTURES[self.family]],
             **self._common_json(),
             "num_hidden_layers": self.num_layers,
             "layer_types": ["full_attention"] * self.num_layers,
@@ -112,30 +114,6 @@ class HeadConfig(BaseConfig):
             "confidence_head_with_markov": self.confidence_with_markov,
             **own,
         }
-
-
-def _gemma4(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A Gemma4 config's keys as Qwen3's, and the fields that only it sets."""
-    rope = raw["rope_parameters"]["full_attention"]
-    is_established = (
-        raw["attention_k_eq_v"] is True
-        and raw["hidden_activation"] == "gelu_pytorch_tanh"
-        and rope["rope_type"] == "proportional"
-        and not raw.get("enable_moe_block")
-        and not raw.get("hidden_size_per_layer_input")
-        and not raw.get("attention_bias")
-    )
-    if not is_established:
-        raise CheckpointError(
-            "the Gemma4 draft differs from the released one in its layers", "vLLM may run it."
-        )
-    flat = {
-        **raw,
-        "num_key_value_heads": raw["num_global_key_value_heads"],
-        "head_dim": raw["global_head_dim"],
-        "rope_parameters": {"rope_type": "default", "rope_theta": rope["rope_theta"]},
-    }
-    return flat, {"family": "gemma4", "rotated_fraction": positive(rope, "partial_rotary_factor")}
 
 
 def _numbers_or_none(raw: Mapping[str, Any], key: str) -> tuple[float, ...] | None:

@@ -12,7 +12,7 @@ from dspark.checkpoints.deepseek_v4_config import DeepseekV4HeadConfig, holds_ow
 from dspark.checkpoints.detect import Packaging, detect, head_folder, is_deepspec, refuse_gguf
 from dspark.checkpoints.dflash_family import canonical_name, ours, read_family_config
 from dspark.checkpoints.eagle3_config import (
-    EAGLE3_ARCHITECTURE,
+    EAGLE3_ARCHITECTURES,
     DraftConfig,
     Eagle3Config,
     expected_eagle3_tensors,
@@ -124,7 +124,7 @@ def _config(
 ) -> DraftConfig:
     if packaging is not Packaging.DEEPSPEC:
         return read_family_config(raw, packaging, infos)
-    if raw["architectures"][0] == EAGLE3_ARCHITECTURE:
+    if raw["architectures"][0] in EAGLE3_ARCHITECTURES.values():
         return Eagle3Config.from_json(raw)
     return HeadConfig.from_json(raw)
 

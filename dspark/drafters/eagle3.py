@@ -13,32 +13,10 @@ from torch import nn
 
 from dspark.checkpoints.eagle3_config import Eagle3Config
 from dspark.drafters.base import Chooser, Proposals
-from dspark.drafters.head import DraftAttention, DraftMLP, Norm, full_rotary
+from dspark.drafters.head import DraftLayer, Norm, draft_layer, full_rotary
 from dspark.drafters.joined import JoinedDrafter, stack_present
 from dspark.drafters.vocabulary import OutputHead
 from dspark_kernels import KVSlot, PooledAttention, RotaryTable, RowPlan
-
-
-class Eagle3Layer(nn.Module):
-    """Attention over [embedding ; hidden state], MLP. The caller attends."""
-
-    def __init__(self, config: Eagle3Config) -> None:
-        super().__init__()
-        self.hidden_norm = Norm(config.hidden_size, config.rms_norm_eps)
-        self.input_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = DraftAttention(config, config.attention_width)
-        self.mlp = DraftMLP(config)
-
-    def inputs(self, embedded: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """Embeddings of the tokens that follow, hidden states, each [..., H] -> [..., 2 H]."""
-        return torch.cat([self.input_layernorm(embedded), self.hidden_norm(hidden)], dim=-1)
-
-    def finish(self, residual: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """residual [..., H], attended [..., heads * D] -> the next hidden state [..., H]."""
-        hidden = residual + self.self_attn.o_proj(attended)
-        out: torch.Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
-        return out
 
 
 class Eagle3Head(nn.Module):
@@ -53,12 +31,19 @@ class Eagle3Head(nn.Module):
         super().__init__()
         self.config = config
         self.fc = nn.Linear(config.tap_width, config.hidden_size, bias=False)
-        self.layers = nn.ModuleList([Eagle3Layer(config)])
+        layer = draft_layer(config, config.attention_width)
+        layer.hidden_norm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.layers = nn.ModuleList([layer])
         self.norm = Norm(config.hidden_size, config.rms_norm_eps)
 
     @property
-    def layer(self) -> Eagle3Layer:
+    def layer(self) -> DraftLayer:
         return self.layers[0]  # type: ignore[return-value]
+
+    def inputs(self, embedded: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Embeddings of the tokens that follow, hidden states, each [..., H] -> [..., 2 H]."""
+        layer = self.layer
+        return torch.cat([layer.input_layernorm(embedded), layer.hidden_norm(hidden)], dim=-1)
 
     def rotary_table(self) -> RotaryTable:
         """Full rotary over head_dim at the head's own base frequency."""
@@ -158,7 +143,7 @@ class Eagle3Drafter(JoinedDrafter):
         followers = [ids[len(ids) - size :] for ids, size in zip(token_ids, sizes, strict=True)]
         attend, cos, sin = self._plan(slots, sizes)
         layer = self._head.layer
-        x = layer.inputs(self._embedding[torch.cat(followers)], torch.stack(features))
+        x = self._head.inputs(self._embedding[torch.cat(followers)], torch.stack(features))
         attend.write(0, *layer.self_attn.keys_values(x, cos, sin))
         for slot, size in zip(slots, sizes, strict=True):
             slot.rows.length += size
@@ -169,7 +154,7 @@ class Eagle3Drafter(JoinedDrafter):
         """One more row for each request: token_ids [R], hidden [R, H] -> hidden [R, H]."""
         attend, cos, sin = self._plan(slots, [1] * len(slots))
         layer = self._head.layer
-        x = layer.inputs(self._embedding[token_ids], hidden)
+        x = self._head.inputs(self._embedding[token_ids], hidden)
         query = layer.self_attn.queries(x, cos, sin)
         attended = attend(0, query, *layer.self_attn.keys_values(x, cos, sin))
         for slot in slots:
@@ -182,7 +167,7 @@ class Eagle3Drafter(JoinedDrafter):
     ) -> tuple[PooledAttention, torch.Tensor, torch.Tensor]:
         """Attention, cos and sin for the next rows of each request."""
         plan = RowPlan([slot.rows for slot in slots], sizes, causal=True)
-        attend = PooledAttention(self._pool, plan, self.config.head_dim**-0.5)
+        attend = PooledAttention(self._pool, plan, self.config.attention_scale)
         return attend, *self._rotary.at(plan.positions.to(self.device), plan.end - 1)
 
 

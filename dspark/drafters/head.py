@@ -63,8 +63,8 @@ class Gemma4Attention(DraftAttention):
 
     one: torch.Tensor
 
-    def __init__(self, config: DraftConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: DraftConfig, input_width: int | None = None) -> None:
+        super().__init__(config, input_width)
         del self.v_proj
         self.register_buffer("one", torch.ones(config.head_dim, device="cpu"), persistent=False)
 
@@ -97,11 +97,12 @@ class DraftMLP(nn.Module):
 class DraftLayer(nn.Module):
     """Pre-norm attention and MLP. The caller attends: training keeps keys differently."""
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: DraftConfig, input_width: int | None = None) -> None:
         super().__init__()
+        attention = Gemma4Attention if config.family == "gemma4" else DraftAttention
         self.input_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = DraftAttention(config)
+        self.self_attn = attention(config, input_width)
         self.mlp = DraftMLP(config)
 
     def finish(self, residual: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
@@ -114,9 +115,8 @@ class DraftLayer(nn.Module):
 class Gemma4Layer(DraftLayer):
     """Norms behind attention and MLP too, and a scale of the whole."""
 
-    def __init__(self, config: HeadConfig) -> None:
-        super().__init__(config)
-        self.self_attn = Gemma4Attention(config)
+    def __init__(self, config: DraftConfig, input_width: int | None = None) -> None:
+        super().__init__(config, input_width)
         self.pre_feedforward_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
         self.post_feedforward_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
         self.register_buffer("layer_scalar", torch.ones(1))
@@ -128,6 +128,12 @@ class Gemma4Layer(DraftLayer):
         return out
 
 
+def draft_layer(config: DraftConfig, input_width: int | None = None) -> DraftLayer:
+    """Of the config's family. `input_width` of what attention projects: the hidden size if None."""
+    layer = Gemma4Layer if config.family == "gemma4" else DraftLayer
+    return layer(config, input_width)
+
+
 class DSparkHead(nn.Module):
     """Everything but the embedding and the output head, which are the target's, frozen."""
 
@@ -136,8 +142,7 @@ class DSparkHead(nn.Module):
         self.config = config
         self.fc = nn.Linear(config.tap_width, config.hidden_size, bias=False)
         self.hidden_norm = Norm(config.hidden_size, config.rms_norm_eps)
-        layer = Gemma4Layer if config.family == "gemma4" else DraftLayer
-        self.layers = nn.ModuleList(layer(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(draft_layer(config) for _ in range(config.num_layers))
         self.norm = Norm(config.hidden_size, config.rms_norm_eps)
         self.markov_head = build_markov_head(config)
         self.confidence_head = ConfidenceHead(config) if config.has_confidence else None

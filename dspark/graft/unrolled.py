@@ -28,14 +28,14 @@ def unrolled_hidden(
     followers = embedding[blocks.token_ids[1 : last + 1]].to(taps.dtype)
     places = torch.arange(last, device=taps.device)
     context = layer.self_attn.keys_values(
-        layer.inputs(followers, features), *rotary.at(places, last)
+        head.inputs(followers, features), *rotary.at(places, last)
     )
     visible = places < blocks.anchors.unsqueeze(1)  # [A, last], the row of slot 0 among them
     hidden = features[blocks.anchors - 1]
     own: list[tuple[torch.Tensor, torch.Tensor]] = []
     drafted = []
     for k in range(blocks.block_size):
-        x = layer.inputs(embedding[blocks.previous[:, k]].to(taps.dtype), hidden)
+        x = head.inputs(embedding[blocks.previous[:, k]].to(taps.dtype), hidden)
         turn = rotary.at(blocks.anchors - 1 + k, last + blocks.block_size)
         if k:
             own.append(layer.self_attn.keys_values(x, *turn))
