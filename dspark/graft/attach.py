@@ -81,6 +81,15 @@ def match_head(base: Path) -> HeadMatch:
     return HeadMatch(None) if nearest is None else HeadMatch(None, False, *nearest)
 
 
+def released_head(base: str, target: Path) -> Path | None:
+    """The head on disk that was released for this base, or for one it matches."""
+    files = hub.locate(base) if hub.known_pair(base) else None
+    if files is not None:
+        return files.draft
+    pair = match_head(target).pair
+    return None if pair is None else hub.draft_folder(pair)
+
+
 def fetch_head(pair: Pair) -> Iterator[FetchProgress | Path]:
     """Brings the head alone; the last item is its folder."""
     if isinstance(pair.draft, HubRepo) and hub.draft_folder(pair) is None:

@@ -208,7 +208,7 @@ def graft(
         )
         if is_attached:
             return
-    from dspark.graft.attach import check_name
+    from dspark.graft.attach import check_name, released_head
     from dspark.graft.job import GraftJob
     from dspark.graft.report import MEASUREMENT
     from dspark.graft.run import GraftRun
@@ -252,8 +252,9 @@ def graft(
     source = PromptSource.parse(prompts or [], config, is_strict=strict)
     if not prompts and not data.exists():
         raise InputError(f"there are no answers in {data}", "Give --prompts FILE or self.")
+    files = find_files(_choice(base))
     job = GraftJob(
-        base=find_files(_choice(base)),
+        base=files,
         source=source,
         data=data,
         out=out,
@@ -264,7 +265,7 @@ def graft(
         tap_cache=tap_cache,
         full_head=full_head,
         measurement=MEASUREMENT if measure else None,
-        released=_released_head(base),
+        released=released_head(base, files.target),
         licence=licence,
         command=shlex.join(["dspark", *sys.argv[1:]]),
     )
@@ -293,14 +294,6 @@ def _choice(base: str) -> PairChoice:
     from dspark.hub import PAIRS
 
     return PairChoice(base, draft="none") if base in PAIRS else PairChoice(base, target=base)
-
-
-def _released_head(base: str) -> Path | None:
-    """Where the base is a known pair whose own head is on disk."""
-    from dspark import hub
-
-    files = hub.locate(base) if hub.known_pair(base) else None
-    return None if files is None else files.draft
 
 
 def _parse_taps(text: str | None) -> tuple[int, ...] | None:

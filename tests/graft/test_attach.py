@@ -18,6 +18,7 @@ from dspark.graft.attach import (
     check_name,
     keep_pair,
     match_head,
+    released_head,
 )
 from dspark.graft.probe import ProbeReport
 from dspark.hub import registry, tokenizers
@@ -73,6 +74,19 @@ def test_a_tuned_base_matches(toy: tuple[Path, Path], released: Pair, tmp_path: 
     match = match_head(_tuned(toy[0], tmp_path / "tuned"))
     assert match.pair == released
     assert match.is_tokenizer_compared
+
+
+def test_a_tuned_base_is_compared_with_the_released_head_it_matches(
+    toy: tuple[Path, Path],
+    released: Pair,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tuned = _tuned(toy[0], tmp_path / "tuned")
+    monkeypatch.setattr(hub, "draft_folder", lambda pair: toy[1] if pair == released else None)
+    assert released_head(str(tuned), tuned) == toy[1]
+    deeper = _tuned(toy[0], tmp_path / "deeper", num_hidden_layers=7)
+    assert released_head(str(deeper), deeper) is None
 
 
 def test_another_depth_does_not(toy: tuple[Path, Path], released: Pair, tmp_path: Path) -> None:
