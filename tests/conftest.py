@@ -131,6 +131,7 @@ def make_tiny_head(
         from dspark.checkpoints.head_config import HeadConfig, expected_tensors
 
         raw = json.loads((target / "config.json").read_text())
+        raw = raw.get("text_config", raw)
         config = HeadConfig(
             vocab_size=raw["vocab_size"],
             hidden_size=raw["hidden_size"],

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from dspark.drafters.vocabulary import soft_cap
-from dspark.errors import CheckpointError, InputError
+from dspark.errors import InputError
 from dspark.graft.tap_cache import TapCache, identity
 from dspark.targets.hf import decoder_layers, input_embeddings
+from dspark.targets.hf_model import read_hf_model
 
 LOGIT_TOLERANCE = 0.05  # far above bf16's rounding, far below a scale or a bias
 
@@ -106,13 +106,7 @@ def load_frozen(
     directory: Path, *, device: torch.device, dtype: torch.dtype, memory_bytes: int = 0
 ) -> FrozenTarget:
     """Raises CheckpointError where transformers cannot load the directory."""
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{directory} cannot be loaded ({str(error).splitlines()[0]})", "Fetch the model again."
-        ) from error
-    return FrozenTarget(model.to(device), memory_bytes)
+    return FrozenTarget(read_hf_model(directory, device=device, dtype=dtype), memory_bytes)
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """Any transformers causal LM as a target. Slower than `dense`, and right for every architecture.
 
-Rollback by kind of cache: crop where every layer is a plain growing one; rebuild for DeepSeek-V4's;
-otherwise a copy is taken before each verify pass, and after a refusal the accepted rows are run
-again on it.
+Rollback by kind of cache: crop where every layer holds keys, all of them or a window; rebuild for
+DeepSeek-V4's; otherwise (linear attention) a copy is taken before each verify pass, and after a
+refusal the accepted rows are run again on it.
 """
 
 import copy
@@ -13,15 +13,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from dspark.checkpoints.deepseek_v4_config import MODEL_TYPE
-from dspark.checkpoints.files import one_line
-from dspark.checkpoints.safetensors_dir import tensor_infos
 from dspark.errors import CheckpointError
 from dspark.targets.base import Pass, Rollback, TargetSpec
 from dspark.targets.deepseek_v4 import RecordedPass
+from dspark.targets.hf_model import read_hf_model
+
+# layers of a cache that crop puts back; a dummy reads the keys of another layer
+CROPPED = {"DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer"}
 
 
 @dataclass(slots=True)
@@ -66,15 +68,14 @@ class HfTarget:
             module = layers[index] if index >= 0 else model.get_input_embeddings()
             module.register_forward_hook(self._taps.record(index))
         config = model.config.get_text_config()
+        self._has_shared_keys = bool(getattr(config, "num_kv_shared_layers", None))
         self.spec = TargetSpec(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
             num_layers=len(layers),
             context_limit=int(config.max_position_embeddings),
             stop_token_ids=stop_token_ids,
-            rollback="rebuild"
-            if config.model_type == MODEL_TYPE
-            else _rollback_of(self._new_cache()),
+            rollback=_rollback_of(config),
             batches=False,
         )
 
@@ -85,8 +86,11 @@ class HfTarget:
         head: Callable[[torch.Tensor], torch.Tensor] = self.model.get_output_embeddings()
         return head
 
-    def _new_cache(self) -> DynamicCache:
-        return DynamicCache(config=self.model.config.get_text_config())
+    def _new_cache(self) -> Any:
+        cache: Any = DynamicCache(config=self.model.config.get_text_config())
+        if self.spec.rollback == "crop":
+            cache.activate_past_recording()  # a window keeps what slid out until the next crop
+        return cache
 
     def open(self) -> HfSlot:
         return HfSlot(self._new_cache())
@@ -97,13 +101,15 @@ class HfTarget:
     def prefill(self, slot: HfSlot, token_ids: torch.Tensor) -> Pass:
         logits = self._forward(slot, token_ids, logits_to_keep=1)
         slot.length += token_ids.shape[0]
+        if self.spec.rollback == "crop":
+            slot.cache.crop(0)
         return Pass(logits, self._last_taps(logits))
 
     def verify(self, slots: Sequence[HfSlot], blocks: Sequence[torch.Tensor]) -> Pass:
         logits, taps = [], []
         for slot, block in zip(slots, blocks, strict=True):
             if self.spec.rollback == "replay":
-                slot.snapshot = copy.deepcopy(slot.cache)
+                slot.snapshot = _copied(slot.cache)
             elif self.spec.rollback == "rebuild":
                 slot.snapshot = RecordedPass(slot.cache)
             slot.pending = block
@@ -117,7 +123,7 @@ class HfTarget:
             refused = slot.pending.shape[0] - kept
             if self.spec.rollback == "rebuild":
                 slot.snapshot.keep(kept, slot.pending.shape[0])
-            elif refused and self.spec.rollback == "crop":
+            elif self.spec.rollback == "crop":
                 slot.cache.crop(-refused)
             elif refused:
                 slot.cache = slot.snapshot
@@ -128,7 +134,7 @@ class HfTarget:
 
     def truncate(self, slot: HfSlot, length: int) -> bool:
         surplus = slot.length - length
-        if surplus > 0 and self.spec.rollback != "crop":
+        if surplus > 0 and (self.spec.rollback != "crop" or any(slot.cache.is_sliding)):
             return False
         if surplus > 0:
             slot.cache.crop(-surplus)
@@ -140,6 +146,9 @@ class HfTarget:
     ) -> torch.Tensor:
         """Logits [N, V] (only the last rows with logits_to_keep) in the model's own dtype."""
         self._taps.seen.clear()
+        keep: int | torch.Tensor = logits_to_keep
+        if self._has_shared_keys and logits_to_keep:  # by a number, Gemma4 drops rows before taps
+            keep = torch.arange(-logits_to_keep, 0, device=self.device)
         positions = torch.arange(
             slot.length, slot.length + token_ids.shape[0], device=self.device
         ).unsqueeze(0)
@@ -148,7 +157,7 @@ class HfTarget:
             position_ids=positions,
             past_key_values=slot.cache,
             use_cache=True,
-            logits_to_keep=logits_to_keep,
+            logits_to_keep=keep,
         )
         logits: torch.Tensor = out.logits[0]
         return logits
@@ -184,11 +193,18 @@ def decoder_layers(model: Any) -> Any:
     raise CheckpointError(f"no decoder layers found in {type(model).__name__}")
 
 
-def _rollback_of(cache: Any) -> Rollback:
-    layers = getattr(cache, "layers", None)
-    if layers and all(type(layer) is DynamicLayer for layer in layers):
-        return "crop"
-    return "replay"
+def _rollback_of(config: Any) -> Rollback:
+    if config.model_type == MODEL_TYPE:
+        return "rebuild"
+    kinds = {type(layer).__name__ for layer in DynamicCache(config=config).layers}
+    return "crop" if kinds and kinds <= CROPPED else "replay"
+
+
+def _copied(cache: DynamicCache) -> DynamicCache:
+    """Keys and values are shared: they are never written into, unlike linear attention's states."""
+    held = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
+    shared = [t for layer in held for t in (layer.keys, layer.values) if t is not None]
+    return copy.deepcopy(cache, {id(tensor): tensor for tensor in shared})
 
 
 def load_hf(
@@ -200,16 +216,5 @@ def load_hf(
     dtype: torch.dtype,
 ) -> HfTarget:
     """Raises CheckpointError where transformers cannot load the directory."""
-    tensor_infos(directory)  # sound headers, and no pickles
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, use_safetensors=True, trust_remote_code=False
-        )
-        # FP8 files leave the rest in bfloat16, whatever was asked for
-        is_full = dtype == torch.float32 and not getattr(model, "is_quantized", False)
-        model = model.to(device, dtype) if is_full else model.to(device)
-    except Exception as error:  # transformers meets what makes no sense with any of them
-        raise CheckpointError(
-            f"{directory} cannot be loaded ({one_line(error)})", "Fetch the model again."
-        ) from error
+    model = read_hf_model(directory, device=device, dtype=dtype)
     return HfTarget(model, tap_layers=tap_layers, stop_token_ids=stop_token_ids)

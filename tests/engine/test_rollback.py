@@ -9,10 +9,10 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from dspark.targets.base import Target
 from dspark.targets.dense import load_dense, read_config
 from dspark.targets.hf import HfTarget, load_hf
 from dspark.targets.load import load_target
+from tests.engine.rollback import check_rollback
 
 PLACE = {"device": torch.device("cpu"), "dtype": torch.float32}
 SIZES = {
@@ -58,32 +58,9 @@ def crop_target() -> HfTarget:
     return hf_target(Qwen2Config(**SIZES))
 
 
-def check_rollback(target: Target) -> None:
-    """Refuse different numbers of rows round after round, and compare with a fresh prefill."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, 60, (90,), generator=generator)
-    slot, position = target.open(), 21
-    with torch.inference_mode():
-        target.prefill(slot, ids[:position])
-        for round_index, kept in enumerate([1, 4, 2, 5, 1, 3, 5, 1]):
-            wrong = torch.randint(0, 60, (5 - kept,), generator=generator)
-            block = torch.cat([ids[position : position + kept], wrong])
-            verified = target.verify([slot], [block])
-            target.commit([slot], [kept])
-            position += kept
-            assert target.length(slot) == position
-            fresh = target.prefill(target.open(), ids[:position])
-            label = f"round {round_index}"
-            kept_logits = verified.logits[kept - 1 : kept]
-            torch.testing.assert_close(kept_logits, fresh.logits, atol=2e-4, rtol=2e-4, msg=label)
-            torch.testing.assert_close(
-                verified.taps[:kept], fresh.taps[-kept:], atol=2e-4, rtol=2e-4, msg=label
-            )
-
-
 @pytest.mark.parametrize(
     ("make", "rollback"),
-    [(crop_target, "crop"), (sliding_target, "replay"), (linear_attention_target, "replay")],
+    [(crop_target, "crop"), (sliding_target, "crop"), (linear_attention_target, "replay")],
 )
 def test_transformers_targets_roll_back_by_kind(make, rollback):
     target = make()
@@ -114,8 +91,9 @@ def hf_loaded(folder, **kwargs):
     return load_hf(folder, stop_token_ids=frozenset(), **kwargs)
 
 
-def test_replay_cannot_truncate():
-    target = sliding_target()
+@pytest.mark.parametrize("make", [sliding_target, linear_attention_target])
+def test_what_is_forgotten_cannot_be_truncated_to(make):
+    target = make()
     slot = target.open()
     with torch.inference_mode():
         target.prefill(slot, torch.arange(20))

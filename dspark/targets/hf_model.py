@@ -1,0 +1,69 @@
+"""A language model as transformers has it, out of a folder: of a multimodal one its text part."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+from transformers.utils import logging
+
+from dspark.checkpoints.files import one_line
+from dspark.checkpoints.safetensors_dir import tensor_infos
+from dspark.errors import CheckpointError
+from dspark.targets.dense import read_config
+
+# where multimodal checkpoints keep their text part, newer ones first
+TEXT_NAMES = {
+    r"^model\.language_model\.": "model.",
+    r"^language_model\.model\.": "model.",
+    r"^language_model\.lm_head\.": "lm_head.",
+}
+
+
+def read_hf_model(directory: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
+    """Raises CheckpointError where transformers cannot load all of it."""
+    tensor_infos(directory)  # sound headers, and no pickles
+    config = read_config(directory)
+    model: Any
+    report: Any
+    try:
+        model, report = _from_pretrained(directory, text_part(config), dtype)
+        # FP8 files leave the rest in bfloat16, whatever was asked for
+        is_full = dtype == torch.float32 and not getattr(model, "is_quantized", False)
+        model = model.to(device, dtype) if is_full else model.to(device)
+    except Exception as error:  # transformers meets what makes no sense with any of them
+        raise CheckpointError(
+            f"{directory} cannot be loaded ({one_line(error)})", "Fetch the model again."
+        ) from error
+    if missing := sorted(report["missing_keys"]):  # transformers would fill them at random
+        raise CheckpointError(
+            f"{directory} lacks {', '.join(missing[:4])}{' ...' * (len(missing) > 4)}",
+            "config.json and the weights do not belong together.",
+        )
+    return model
+
+
+def _from_pretrained(directory: Path, text: PreTrainedConfig | None, dtype: torch.dtype) -> Any:
+    choice: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    if text is None:
+        return AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, **choice)
+    choice |= {"config": text, "key_mapping": TEXT_NAMES}
+    verbosity = logging.get_verbosity()
+    # what belongs to the towers is left out on purpose
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        return AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, **choice)
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def text_part(config: PreTrainedConfig) -> PreTrainedConfig | None:
+    """The config of a multimodal model's language model, where that is a model of its own."""
+    text: PreTrainedConfig = config.get_text_config()
+    if text is config or type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return None
+    text.tie_word_embeddings = config.tie_word_embeddings  # the whole model goes by its own
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        text.quantization_config = quantization
+    return text
