@@ -23,7 +23,7 @@ def choose_pair(name: str) -> Choice:
     found = rooms()
     for room, value_bytes, remark in _trials(found):
         for pair in family:
-            needed = weights_needed(pair, value_bytes)
+            needed = weights_needed(pair, value_bytes, is_packed=room.runs_packed)
             if needed is not None and needed <= room.usable:
                 what = f"{gigabytes(needed)} of {gigabytes(room.total)} on {room.device}{remark}"
                 return Choice(pair.name, f"{name} is {pair.name} here: it takes {what}")

@@ -11,6 +11,8 @@ from dspark.hub.store import locate
 
 USABLE = 0.9  # of a memory; the system and other programs need the rest
 CACHE_TOKENS = 4096  # a long chat; the cache grows with the context
+BFLOAT16_BYTES = 2
+NATIVE_FP8_CAPABILITY = (8, 9)  # below it, and on a CPU, transformers de-quantises to bfloat16
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +60,15 @@ def free_memory(device: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """All the memory of one device, and the bytes that a number takes there by default."""
+    """All the memory of one device, and the bytes that a number takes there by default.
+
+    `runs_packed`: FP8 weights stay as they are stored; elsewhere they are loaded as bfloat16.
+    """
 
     device: str
     total: int
     value_bytes: int
+    runs_packed: bool = False
 
     @property
     def usable(self) -> int:
@@ -77,19 +83,21 @@ def rooms() -> list[Room]:
     import torch
 
     if torch.cuda.is_available():
-        found.insert(0, Room("cuda", int(torch.cuda.mem_get_info()[1]), 2))
+        packed = torch.cuda.get_device_capability() >= NATIVE_FP8_CAPABILITY
+        found.insert(0, Room("cuda", int(torch.cuda.mem_get_info()[1]), 2, packed))
     return found
 
 
-def weights_needed(pair: Pair, value_bytes: int = 2) -> int | None:
+def weights_needed(pair: Pair, value_bytes: int = 2, *, is_packed: bool = True) -> int | None:
     """Bytes of target and head in memory, by the registry; None is not established.
 
-    The head of a target that brings its own is among the target's bytes, and those stay packed.
+    The head of a target that brings its own is among the target's bytes, which are packed.
     """
     if pair.target_num_bytes is None:
         return None
-    if isinstance(pair.draft, HubRepo) and pair.draft.tensor_prefix:
-        return pair.target_num_bytes
+    if brings_own_head(pair):
+        unpacked = (pair.num_parameters or pair.target_num_bytes) * BFLOAT16_BYTES
+        return pair.target_num_bytes if is_packed else unpacked
     values = pair.num_parameters or pair.target_num_bytes // 2
     if pair.head is not None:
         head_bytes = pair.draft.num_bytes if isinstance(pair.draft, HubRepo) else None
@@ -97,19 +105,25 @@ def weights_needed(pair: Pair, value_bytes: int = 2) -> int | None:
     return values * value_bytes
 
 
+def brings_own_head(pair: Pair) -> bool:
+    return isinstance(pair.draft, HubRepo) and pair.draft.tensor_prefix is not None
+
+
 def check_memory(pair: Pair) -> None:
     """Raises MemoryFullError where no device of this machine could ever hold the pair."""
-    needed = weights_needed(pair)
-    if needed is None or needed <= _machine_usable():  # the usual case needs no torch
+    packed, unpacked = weights_needed(pair), weights_needed(pair, is_packed=False)
+    if packed is None or unpacked is None:
+        return
+    if unpacked <= _machine_usable():  # the usual case needs no torch
         return
     found = rooms()
-    if any(needed <= room.usable for room in found):
+    if any((packed if room.runs_packed else unpacked) <= room.usable for room in found):
         return
     there = ", ".join(f"{gigabytes(room.total)} ({room.device})" for room in found)
-    raise MemoryFullError(
-        f"{pair.name} needs {gigabytes(needed)} of memory for its weights alone; there is {there}",
-        ways_out(pair),
-    )
+    needed = f"{gigabytes(packed)} of memory for its weights alone"
+    if packed != unpacked:
+        needed += f" on a GPU with FP8, {gigabytes(unpacked)} elsewhere"
+    raise MemoryFullError(f"{pair.name} needs {needed}; there is {there}", ways_out(pair))
 
 
 def _machine_usable() -> int:
@@ -144,6 +158,7 @@ def pair_fit(pair: Pair, device: str, dtype: str) -> Fit:
     """Exact once the pair is in the store; the target's weights alone before."""
     value_bytes = 4 if dtype == "float32" else 2
     files = locate(pair.name)
-    if files is None:
-        return Fit(weights_needed(pair, value_bytes) or 0, free_memory(device))
+    if files is None or brings_own_head(pair):
+        packed = device.startswith("cuda") and rooms()[0].runs_packed
+        return Fit(weights_needed(pair, value_bytes, is_packed=packed) or 0, free_memory(device))
     return Fit(folder_memory(files.target, files.draft, value_bytes), free_memory(device))

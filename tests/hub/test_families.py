@@ -17,10 +17,10 @@ GB = 10**9
 
 @pytest.fixture
 def machine(monkeypatch):
-    def build(cpu: int, cuda: int = 0) -> None:
+    def build(cpu: int, cuda: int = 0, *, runs_packed: bool = True) -> None:
         found = [Room("cpu", cpu * GB, 4)]
         if cuda:
-            found.insert(0, Room("cuda", cuda * GB, 2))
+            found.insert(0, Room("cuda", cuda * GB, 2, runs_packed))
         for module in (fit, families):
             monkeypatch.setattr(module, "rooms", lambda: found)
         monkeypatch.setattr(fit, "_machine_usable", lambda: found[-1].usable)
@@ -64,7 +64,7 @@ def test_too_small_a_machine_is_told_what_is_needed_and_the_ways_out(machine, na
     machine(64, 141)
     with pytest.raises(MemoryFullError) as failure:
         list(hub.fetch(name))
-    for text in ("166.9 GB", "141.0 GB (cuda)", "64.0 GB (cpu)"):
+    for text in ("166.9 GB", "568.0 GB elsewhere", "141.0 GB (cuda)", "64.0 GB (cpu)"):
         assert text in failure.value.message
     for text in (
         "dspark serve deepseek-v4",
@@ -81,6 +81,15 @@ def test_one_gpu_that_holds_it_is_enough(machine) -> None:
     machine(64, 200)
     hub.check_memory(PAIRS["deepseek-v4-flash"])
     assert hub.choose_pair("deepseek").name == "deepseek-v4-flash"
+
+
+@pytest.mark.parametrize(("cpu", "cuda"), [(200, 0), (200, 200)])
+def test_without_fp8_its_weights_take_three_times_as_much(machine, cpu, cuda) -> None:
+    machine(cpu, cuda, runs_packed=False)
+    with pytest.raises(MemoryFullError, match="568"):
+        hub.check_memory(PAIRS["deepseek-v4-flash"])
+    machine(640)
+    hub.check_memory(PAIRS["deepseek-v4-flash"])
 
 
 def test_every_released_pair_tells_where_its_figures_are_from() -> None:
