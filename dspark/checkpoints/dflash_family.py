@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dspark.checkpoints.detect import Packaging
+from dspark.checkpoints.draft_config import refuse_sliding
 from dspark.checkpoints.head_config import ARCHITECTURES, HeadConfig
 from dspark.checkpoints.safetensors_dir import TensorInfo
 from dspark.errors import CheckpointError
@@ -37,8 +38,7 @@ def canonical_name(name: str) -> str | None:
 
 def read_family_config(raw: Mapping[str, Any], packaging: Packaging, infos: Infos) -> HeadConfig:
     """`infos` under canonical names. Raises CheckpointError naming what is missing or not known."""
-    is_speculators = packaging is Packaging.SPECULATORS
-    flat = _flat_speculators(raw) if is_speculators else _flat_nested(raw)
+    flat = _flat(raw, packaging)
     flat |= _sizes(flat, infos) | {"architectures": [ARCHITECTURES["qwen3"]]}
     from_anchor = _samples_from_anchor(flat, packaging)
     if not from_anchor:
@@ -53,6 +53,19 @@ def read_family_config(raw: Mapping[str, Any], packaging: Packaging, infos: Info
         sample_from_anchor=from_anchor,
         draft_vocab_size=columns if is_reduced else None,
     )
+
+
+def refuse_unbuilt(raw: Mapping[str, Any], packaging: Packaging) -> None:
+    """What config.json alone says of a head that cannot be run."""
+    flat = _flat(raw, packaging)
+    _refuse_unbuilt(flat, {})
+    refuse_sliding(flat)
+    _samples_from_anchor(flat, packaging)
+
+
+def _flat(raw: Mapping[str, Any], packaging: Packaging) -> dict[str, Any]:
+    is_speculators = packaging is Packaging.SPECULATORS
+    return _flat_speculators(raw) if is_speculators else _flat_nested(raw)
 
 
 def _flat_speculators(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -226,11 +226,7 @@ def _qwen3_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
     depth = raw["num_target_layers"]
     if kind not in (*ROPE_NOISE, "yarn"):
         raise CheckpointError(f"rope type {kind!r} of the draft is not supported")
-    if "sliding_attention" in (raw.get("layer_types") or ()):
-        raise CheckpointError(
-            "the draft slides a window over its context, which is not supported",
-            "vLLM and SGLang run such heads.",
-        )
+    refuse_sliding(raw)
     if raw.get("hidden_act", "silu") != "silu":
         raise CheckpointError(f"the draft's activation {raw['hidden_act']!r} is not supported")
     return {
@@ -249,6 +245,14 @@ def _qwen3_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
         "final_logit_softcapping": positive_or_none(raw, "final_logit_softcapping"),
         "yarn": Yarn.from_json(rope, max_positions) if kind == "yarn" else None,
     }
+
+
+def refuse_sliding(raw: Mapping[str, Any]) -> None:
+    if "sliding_attention" in (raw.get("layer_types") or ()):
+        raise CheckpointError(
+            "the draft slides a window over its context, which is not supported",
+            "vLLM and SGLang run such heads.",
+        )
 
 
 def positive(raw: Mapping[str, Any], key: str) -> float:

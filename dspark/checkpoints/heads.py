@@ -10,7 +10,12 @@ import torch
 from dspark.checkpoints.deepseek_v4 import read_own_config
 from dspark.checkpoints.deepseek_v4_config import DeepseekV4HeadConfig, holds_own_head
 from dspark.checkpoints.detect import Packaging, detect, head_folder, is_deepspec, refuse_gguf
-from dspark.checkpoints.dflash_family import canonical_name, ours, read_family_config
+from dspark.checkpoints.dflash_family import (
+    canonical_name,
+    ours,
+    read_family_config,
+    refuse_unbuilt,
+)
 from dspark.checkpoints.eagle3_config import (
     EAGLE3_ARCHITECTURES,
     DraftConfig,
@@ -92,6 +97,19 @@ def find_head(directory: Path, *, check: bool = True) -> FoundHead:
     if check:
         check_head(named, config, str(folder))
     return FoundHead(folder, packaging, raw, config, names)
+
+
+def check_published(raw: Mapping[str, Any], what: str) -> Packaging:
+    """The packaging of a head that is not here yet, from its config.json alone.
+
+    Raises CheckpointError for one that could not be run once it is here.
+    """
+    packaging = detect(Path(what), raw, ())
+    if packaging is Packaging.DEEPSPEC:
+        _config(raw, packaging, {})
+    else:
+        refuse_unbuilt(raw, packaging)
+    return packaging
 
 
 def _inside_target(folder: Path) -> CheckpointError:

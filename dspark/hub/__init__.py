@@ -7,6 +7,7 @@ from dspark.hub.names import find_pair, known_pair, known_pairs
 from dspark.hub.pairs import Pair, PairFiles
 from dspark.hub.place import home
 from dspark.hub.plan import PullPlan, plan_pull
+from dspark.hub.published import fetch_published, is_repo_id, look_up
 from dspark.hub.registered import register, registered_pairs, unregister
 from dspark.hub.registry import PAIRS, released_heads
 from dspark.hub.resolve import fetch_missing, resolve_draft, resolve_target
@@ -32,12 +33,15 @@ __all__ = [
     "draft_folder",
     "fetch",
     "fetch_missing",
+    "fetch_published",
     "find_pair",
     "folder_bytes",
     "home",
+    "is_repo_id",
     "known_pair",
     "known_pairs",
     "locate",
+    "look_up",
     "plan_pull",
     "register",
     "registered_pairs",

@@ -7,7 +7,7 @@ from dspark.events import FetchProgress
 from dspark.hub import store
 from dspark.hub.cache import cached_folder, repo_bytes, repo_folder
 from dspark.hub.families import choose_pair
-from dspark.hub.fit import check_memory
+from dspark.hub.fit import brings_own_head, check_memory
 from dspark.hub.names import find_pair
 from dspark.hub.pairs import (
     HeadSource,
@@ -33,7 +33,7 @@ def fetch(
     """
     pair = find_pair(choose_pair(name).name)
     if only_head and not isinstance(pair.draft, HubRepo):
-        raise InputError(f"{name} has no head of its own to fetch", "Leave --head out.")
+        raise InputError(f"{name} has no head of its own to fetch", "Leave --head-only out.")
     if only_head:
         yield from _fetch_source(pair, pair.draft)
         return
@@ -42,7 +42,9 @@ def fetch(
     if not is_forced:
         check_memory(pair)
     _check_disk(pair)
-    for source in (pair.target, pair.draft):
+    # the head first: it is small, and may turn out to be one that cannot be run
+    sources = (pair.target,) if brings_own_head(pair) else (pair.draft, pair.target)
+    for source in sources:
         yield from _fetch_source(pair, source)
 
 

@@ -13,13 +13,13 @@ from typing import Any
 import httpx
 
 from dspark import __version__
+from dspark.checkpoints.detect import SUBFOLDER
 from dspark.errors import DownloadError, DSparkError, StorageError, UnknownNameError
 from dspark.hub.cache import INDEX, wanted_shards
 from dspark.hub.download import HINT
 from dspark.hub.pairs import HubRepo
 from dspark.hub.place import FULL
 
-HEAD_FOLDER = "dspark"  # where some targets keep their head
 MAX_JSON_BYTES = 256 << 20
 BLOB_ID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
@@ -83,7 +83,7 @@ def _is_data(path: str, repo: HubRepo) -> bool:
     folder, _, name = path.rpartition("/")
     is_inside = ".." not in PurePosixPath(path).parts and "\\" not in path
     fits = any(fnmatchcase(name, pattern) for pattern in repo.patterns)
-    return folder in ("", HEAD_FOLDER) and is_inside and fits
+    return folder in ("", SUBFOLDER) and is_inside and fits
 
 
 def _wanted(repo: HubRepo, paths: set[str], index: dict[str, Any] | None) -> set[str]:

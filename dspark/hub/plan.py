@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dspark.checkpoints.deepseek_v4_config import holds_own_head
 from dspark.hub import store
 from dspark.hub.cache import repo_folder
 from dspark.hub.fit import CACHE_TOKENS, Room, cache_values, rooms, weights_needed
@@ -10,8 +11,10 @@ from dspark.hub.listing import Listing, hub_errors, list_repo, open_client
 from dspark.hub.names import find_pair
 from dspark.hub.pairs import HubRepo, OtherPair, Pair, WheelMember
 from dspark.hub.place import free_bytes, home
-from dspark.hub.repository import disk_still_needed, missing_files
+from dspark.hub.repository import check_head, disk_still_needed, missing_files
 from dspark.hub.wheel import wheel_disk_needed
+
+UNPACKED_GROWTH = 3.4  # from FP4 experts and FP8 layers to bfloat16, of DeepSeek-V4-Flash
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +62,22 @@ def plan_pull(name: str, *, only_head: bool = False) -> PullPlan:
     if isinstance(pair.target, WheelMember):
         return _plan_wheel(pair, pair.target)
     listings = [_list(repo) for repo in wanted_repos(pair, only_head)]
+    for listing in listings:
+        check_head(listing)
+    return plan_listings(pair.name, listings)
+
+
+def plan_listings(name: str, listings: list[Listing]) -> PullPlan:
     folder = repo_folder(listings[0].repo).parent if listings else home()
+    found = rooms()
     return PullPlan(
-        pair=pair.name,
+        pair=name,
         files=tuple(file for listing in listings for file in _files(listing)),
         folder=str(folder),
         disk_needed=sum(disk_still_needed(listing) for listing in listings),
         disk_free=free_bytes(folder),
-        memory_needed=_memory(listings),
-        rooms=tuple(rooms()),
+        memory_needed=_memory(listings, is_packed=any(room.runs_packed for room in found)),
+        rooms=tuple(found),
     )
 
 
@@ -90,9 +100,15 @@ def _files(listing: Listing) -> Iterator[PlannedFile]:
         yield PlannedFile(listing.repo.repo_id, file.path, file.num_bytes, file in missing)
 
 
-def _memory(listings: list[Listing]) -> int:
-    weights = sum(listing.weight_bytes for listing in listings)
+def _memory(listings: list[Listing], *, is_packed: bool) -> int:
+    weights = sum(_weights(listing, is_packed) for listing in listings)
     return weights + sum(2 * cache_values(each.config) for each in listings[:1]) * CACHE_TOKENS
+
+
+def _weights(listing: Listing, is_packed: bool) -> int:
+    """As stored, or a whole DeepSeek-V4 target in bfloat16 where that is how it is loaded."""
+    is_target = holds_own_head(listing.config) and listing.repo.tensor_prefix is None
+    return int(listing.weight_bytes * (1.0 if is_packed or not is_target else UNPACKED_GROWTH))
 
 
 def _plan_wheel(pair: Pair, wheel: WheelMember) -> PullPlan:

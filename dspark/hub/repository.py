@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 from filelock import FileLock, Timeout
 
+from dspark.checkpoints.detect import Packaging, is_head
 from dspark.errors import DownloadError
 from dspark.events import FetchProgress
 from dspark.hub.cache import repo_folder, snapshot_folder
@@ -28,6 +29,7 @@ def fetch_repo(repo: HubRepo) -> Iterator[FetchProgress]:
     """Makes `cached_folder(repo)` succeed. May be stopped at any point and called again."""
     with hub_errors(repo.repo_id), open_client() as client:
         listing = list_repo(client, repo)
+        check_head(listing)
         check_repo_disk(listing)
         locks = home() / "locks"
         locks.mkdir(parents=True, exist_ok=True)
@@ -39,6 +41,18 @@ def fetch_repo(repo: HubRepo) -> Iterator[FetchProgress]:
             _finish(listing)
         finally:
             lock.release()
+
+
+def check_head(listing: Listing) -> Packaging | None:
+    """The packaging of a head; raises CheckpointError for one that could not be run. None: no head.
+
+    Config and listing tell, before a byte of the weights comes.
+    """
+    if not is_head(listing.config):
+        return None
+    from dspark.checkpoints.heads import check_published  # brings torch
+
+    return check_published(listing.config, listing.repo.repo_id)
 
 
 def check_repo_disk(listing: Listing) -> None:

@@ -44,7 +44,8 @@ def _stored_head(pair: Pair) -> Path | None:
     folder = store.draft_folder(pair)
     if folder is None and pair.draft is not None:
         raise UnknownNameError(
-            f"the head of {pair.name} is not here yet", f"Run dspark pull {pair.name} --head first."
+            f"the head of {pair.name} is not here yet",
+            f"Run dspark pull {pair.name} --head-only first.",
         )
     return folder
 

@@ -14,14 +14,17 @@ if TYPE_CHECKING:
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Tell what would be fetched and whether it fits.")
 ]
-Head = Annotated[bool, typer.Option("--head", help="Fetch the head alone.")]
+Head = Annotated[bool, typer.Option("--head-only", "--head", help="Fetch the head alone.")]
+What = Annotated[
+    str, typer.Argument(metavar="PAIR", help="Alias of a pair, or owner/name on Hugging Face.")
+]
 Force = Annotated[
     bool, typer.Option("--force", help="Fetch even what the memory of this machine cannot hold.")
 ]
 
 
 def pull(
-    pair: options.PairArgument = options.DEFAULT_PAIR,
+    pair: What = options.DEFAULT_PAIR,
     dry_run: DryRun = False,
     head: Head = False,
     force: Force = False,
@@ -31,6 +34,9 @@ def pull(
     from dspark import hub
     from dspark_cli.loading import chosen_name, progress_bars
 
+    if hub.is_repo_id(pair):
+        _pull_published(pair, dry_run, head, force, as_json)
+        return
     known = hub.find_pair(chosen_name(pair))
     if dry_run:
         _tell(hub.plan_pull(known.name, only_head=head), as_json)
@@ -55,6 +61,32 @@ def pull(
         )
     else:
         print(draft if head else target)
+
+
+def _pull_published(repo_id: str, dry_run: bool, head: bool, force: bool, as_json: bool) -> None:
+    from dspark import hub
+    from dspark.events import FetchProgress
+    from dspark_cli.loading import progress_bars
+
+    found = hub.look_up(repo_id, only_head=head)
+    print(f"{repo_id} is {found.kind}", file=sys.stderr)
+    if dry_run:
+        _tell(found.plan, as_json)
+        return
+    folder = None
+    with progress_bars(is_bytes=True) as bars:
+        for step in hub.fetch_published(found, is_forced=force):
+            if isinstance(step, FetchProgress):
+                bars.show(step)
+            else:
+                folder = step
+    role = "draft" if found.is_head else "target"
+    if as_json:
+        print_json({"name": repo_id, "kind": found.kind, role: str(folder)})
+        return
+    other = "--target TARGET " if found.is_head else ""
+    print(f"Run it: dspark chat {other}--{role} {repo_id}", file=sys.stderr)
+    print(folder)
 
 
 def _size(num_bytes: int | None) -> str:

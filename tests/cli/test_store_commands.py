@@ -13,6 +13,7 @@ from dspark import hub
 from dspark.errors import DownloadError
 from dspark.events import FetchProgress
 from dspark.hub import pairs, registry, store
+from tests.hub.hub_server import point_to, serving
 
 
 @pytest.fixture(autouse=True)
@@ -259,3 +260,19 @@ def test_what_no_memory_here_holds_is_refused(dspark, monkeypatch) -> None:
         outcome = dspark(*command)
         assert (outcome.code, outcome.out) == (1, "")
         assert "huge needs 20000.0 GB of memory" in outcome.err
+
+
+def test_a_repository_without_a_name_here_is_fetched_by_its_id(
+    dspark, tiny_llama_dir, tmp_path, monkeypatch
+) -> None:
+    names = ("config.json", "model.safetensors")
+    files = {name: (tiny_llama_dir / name).read_bytes() for name in names}
+    with serving({"owner/model": files}) as server:
+        point_to(server, monkeypatch, tmp_path / "cache")
+        plan = json.loads(dspark("pull", "owner/model", "--dry-run", "--json").out)
+        assert plan["download_bytes"] == sum(map(len, files.values()))
+        fetched = dspark("pull", "owner/model")
+        assert "owner/model is a target without a head" in fetched.err
+        assert hub.resolve_target("owner/model") == Path(fetched.out.rstrip("\n"))
+        assert "without a head" in dspark("pull", "owner/model", "--head-only").err
+        assert dspark("pull", "owner/missing").code == 2

@@ -8,7 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import pytest
+from huggingface_hub import constants
 
 COMMIT = "c" * 40
 LARGE = (".safetensors",)
@@ -34,6 +38,15 @@ def blob_id(path: str, content: bytes) -> str:
     if path.endswith(LARGE):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def point_to(hub: Hub, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """The hub's library asks this one, and keeps what it gets in `cache`."""
+    template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
 
 
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:

@@ -23,7 +23,7 @@ from dspark.hub.fit import CACHE_TOKENS
 from dspark.hub.pairs import HeadFacts, HubRepo, Pair, TargetFacts
 from dspark.hub.repository import fetch_repo
 
-from .hub_server import COMMIT, Hub, blob_id, serving
+from .hub_server import COMMIT, Hub, blob_id, point_to, serving
 
 TARGET, HEAD, WHOLE = "owner/target", "owner/head", "owner/whole"
 
@@ -75,11 +75,7 @@ def repos() -> dict[str, dict[str, bytes]]:
 @pytest.fixture
 def server(repos, tmp_path, home, monkeypatch) -> Iterator[Hub]:
     with serving({name: dict(files) for name, files in repos.items()}) as found:
-        monkeypatch.setattr(constants, "ENDPOINT", found.url)
-        template = f"{found.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN", "hf_test")
+        point_to(found, monkeypatch, tmp_path / "cache")
         yield found
 
 
@@ -294,6 +290,6 @@ def test_an_id_is_fetched_once_with_its_progress(server, tiny_llama_dir) -> None
 def test_the_head_of_a_pair_serves_another_target(server) -> None:
     with pytest.raises(UnknownNameError) as failure:
         hub.resolve_draft("far")
-    assert "dspark pull far --head" in failure.value.hint
+    assert "dspark pull far --head-only" in failure.value.hint
     list(hub.fetch("far", only_head=True))
     assert hub.resolve_draft("far") == cached_folder(HubRepo(HEAD))

@@ -1,0 +1,78 @@
+"""A repository of the hub that has no name here: its config and index tell what it is."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dspark.checkpoints.deepseek_v4_config import holds_own_head
+from dspark.checkpoints.detect import SUBFOLDER
+from dspark.errors import InputError, MemoryFullError
+from dspark.events import FetchProgress
+from dspark.hub.cache import cached_folder
+from dspark.hub.fit import gigabytes
+from dspark.hub.listing import Listing, hub_errors, list_repo, open_client
+from dspark.hub.names import known_pair
+from dspark.hub.pairs import HubRepo
+from dspark.hub.plan import PullPlan, plan_listings
+from dspark.hub.registered import HUB_ID
+from dspark.hub.repository import check_head, fetch_repo
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """`kind` says in words what the repository holds."""
+
+    repo: HubRepo
+    kind: str
+    is_head: bool
+    plan: PullPlan
+
+
+def is_repo_id(name: str) -> bool:
+    """Of the form owner/name, and neither a known pair nor a folder here."""
+    is_id = HUB_ID.fullmatch(name) is not None and known_pair(name) is None
+    return is_id and not Path(name).expanduser().exists()
+
+
+def look_up(repo_id: str, *, only_head: bool = False) -> Published:
+    """Before a byte of the weights. Raises CheckpointError for a head that could not be run."""
+    listing = _list(HubRepo(repo_id))
+    packaging = check_head(listing)
+    kind = _kind(listing) if packaging is None else f"a head in the layout {packaging}"
+    if only_head and packaging is None:
+        if not holds_own_head(listing.config):
+            raise InputError(f"{repo_id} is {kind}", "Leave --head-only out.")
+        listing = _list(HubRepo(repo_id, tensor_prefix="mtp."))
+    plan = plan_listings(repo_id, [listing])
+    return Published(listing.repo, kind, packaging is not None, plan)
+
+
+def fetch_published(found: Published, *, is_forced: bool = False) -> Iterator[FetchProgress | Path]:
+    """The last item is the folder. May be stopped at any point and called again."""
+    if not (found.plan.fits_memory or found.is_head or is_forced):
+        assert found.plan.memory_needed is not None, "what is not known fits"
+        there = ", ".join(f"{gigabytes(r.total)} ({r.device})" for r in found.plan.rooms)
+        raise MemoryFullError(
+            f"{found.repo.repo_id} needs {gigabytes(found.plan.memory_needed)} of memory for "
+            f"weights and a long chat; there is {there}",
+            "Take a smaller model, serve it with an engine on GPUs that hold it (dspark chat "
+            "--server URL), or fetch it all the same with --force.",
+        )
+    if cached_folder(found.repo) is None:
+        yield from fetch_repo(found.repo)
+    folder = cached_folder(found.repo)
+    assert folder is not None, "a fetch ends with the repository in the cache or with an error"
+    yield folder
+
+
+def _list(repo: HubRepo) -> Listing:
+    with hub_errors(repo.repo_id), open_client() as client:
+        return list_repo(client, repo)
+
+
+def _kind(listing: Listing) -> str:
+    if holds_own_head(listing.config):
+        return "a target with its own DSpark head"
+    if any(file.path == f"{SUBFOLDER}/config.json" for file in listing.files):
+        return f"a target with a head in its folder {SUBFOLDER}"
+    return "a target without a head"
