@@ -22,15 +22,15 @@ from dspark.checkpoints.safetensors_dir import (
 from dspark.errors import CheckpointError
 from dspark.targets.base import Pass, TargetSpec
 from dspark_kernels import (
-    KVPool,
+    CachePass,
+    HeadNorms,
+    HeadShape,
     KVSlot,
-    PooledAttention,
     RotaryTable,
-    RowPlan,
     SkinnyLinear,
-    apply_rope,
+    add_rms_norm,
+    make_cache,
     rms_norm,
-    swiglu,
 )
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -49,6 +49,10 @@ class DenseShape:
     head_dim: int
     eps: float
 
+    def of_heads(self) -> HeadShape:
+        sizes = (self.num_layers, self.num_heads, self.num_kv_heads, self.head_dim)
+        return HeadShape(*sizes, scale=self.head_dim**-0.5)
+
 
 @dataclass(frozen=True, slots=True)
 class DenseLayer:
@@ -56,8 +60,7 @@ class DenseLayer:
 
     input_norm: torch.Tensor
     qkv: SkinnyLinear
-    query_norm: torch.Tensor | None
-    key_norm: torch.Tensor | None
+    head_norms: HeadNorms | None
     output: SkinnyLinear
     mlp_norm: torch.Tensor
     gate_up: SkinnyLinear
@@ -103,14 +106,9 @@ class DenseTarget:
         if tensors:
             raise CheckpointError(f"the target has the surplus tensor {next(iter(tensors))}")
         self.device, self.dtype = self._embedding.device, self._embedding.dtype
-        shape = self._shape
-        self._pool = KVPool(
-            shape.num_layers, shape.num_kv_heads, shape.head_dim, self.device, self.dtype
-        )
         rotary = _rotary_embedding(config)
-        self._rotary = RotaryTable(
-            rotary.inv_freq.to(self.device), rotary.attention_scaling, self.dtype
-        )
+        table = RotaryTable(rotary.inv_freq.to(self.device), rotary.attention_scaling, self.dtype)
+        self.cache = make_cache(self._shape.of_heads(), table, self.device, self.dtype)
         self.spec = TargetSpec(
             vocab_size=self._embedding.shape[0],
             hidden_size=self._embedding.shape[1],
@@ -136,8 +134,7 @@ class DenseTarget:
                 DenseLayer(
                     input_norm=tensors.pop(layer + "input_layernorm.weight"),
                     qkv=fuse(layer + "self_attn.", "q_proj", "k_proj", "v_proj"),
-                    query_norm=tensors.pop(layer + "self_attn.q_norm.weight", None),
-                    key_norm=tensors.pop(layer + "self_attn.k_norm.weight", None),
+                    head_norms=self._take_head_norms(layer + "self_attn.", tensors),
                     output=fuse(layer + "self_attn.", "o_proj"),
                     mlp_norm=tensors.pop(layer + "post_attention_layernorm.weight"),
                     gate_up=fuse(layer + "mlp.", "gate_proj", "up_proj"),
@@ -150,6 +147,11 @@ class DenseTarget:
             raise KeyError("lm_head.weight")
         self._head = SkinnyLinear(self._embedding if head is None or tied else head, pack=pack)
 
+    def _take_head_norms(self, prefix: str, tensors: dict[str, torch.Tensor]) -> HeadNorms | None:
+        query = tensors.pop(f"{prefix}q_norm.weight", None)
+        key = tensors.pop(f"{prefix}k_norm.weight", None)
+        return None if query is None or key is None else HeadNorms(query, key, self._shape.eps)
+
     def embedding(self) -> torch.Tensor:
         return self._embedding
 
@@ -157,19 +159,25 @@ class DenseTarget:
         return self._head
 
     def open(self) -> KVSlot:
-        return self._pool.open()
+        return self.cache.open()
 
     def length(self, slot: KVSlot) -> int:
         return slot.length
 
     def prefill(self, slot: KVSlot, token_ids: torch.Tensor) -> Pass:
-        hidden, taps = self._run([slot], [token_ids])
+        rows = self.cache.at([slot], [token_ids.shape[0]], causal=True)
+        hidden, taps = self._run(token_ids, rows)
         slot.length += token_ids.shape[0]
-        return Pass(self._logits(hidden[-1:]), taps)
+        return Pass(self._head(hidden[-1:]), taps)
 
     def verify(self, slots: Sequence[KVSlot], blocks: Sequence[torch.Tensor]) -> Pass:
-        hidden, taps = self._run(slots, blocks)
-        return Pass(self._logits(hidden), taps)
+        rows = self.cache.at(slots, [block.shape[0] for block in blocks], causal=True)
+        return self.run(torch.cat(list(blocks)), rows)
+
+    def run(self, token_ids: torch.Tensor, rows: CachePass) -> Pass:
+        """token_ids [N] of the rows of a pass."""
+        hidden, taps = self._run(token_ids, rows)
+        return Pass(self._head(hidden), taps)
 
     def commit(self, slots: Sequence[KVSlot], num_kept: Sequence[int]) -> None:
         for slot, kept in zip(slots, num_kept, strict=True):
@@ -182,53 +190,25 @@ class DenseTarget:
     def final_norm(self, hidden: torch.Tensor) -> torch.Tensor:
         return rms_norm(hidden, self._final_norm, self._shape.eps)
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._head(self.final_norm(hidden))
+    def _run(self, token_ids: torch.Tensor, rows: CachePass) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states [N, H] after the final norm, taps [N, T * H].
 
-    def _run(
-        self, slots: Sequence[KVSlot], blocks: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows of all requests flattened: hidden [N, H] before the final norm, taps [N, T * H]."""
-        plan = RowPlan(slots, [block.shape[0] for block in blocks], causal=True)
-        attend = PooledAttention(self._pool, plan, self._shape.head_dim**-0.5)
-        rotary = self._rotary.at(plan.positions.to(self.device), plan.end - 1)
-        hidden = self._embedding[torch.cat(list(blocks))]
-        taps = {-1: hidden}
-        for index, layer in enumerate(self._layers):
-            hidden = self._layer(layer, index, hidden, rotary, attend)
+        What a layer adds is added where the next norm reads it.
+        """
+        eps, first, *others = self._shape.eps, *(layer.input_norm for layer in self._layers)
+        residual = self._embedding[token_ids]
+        normed, taps = rms_norm(residual, first, eps), {-1: residual}
+        following = [*others, self._final_norm]
+        for index, (layer, norm) in enumerate(zip(self._layers, following, strict=True)):
+            heads = layer.qkv(normed).view(len(normed), -1, self._shape.head_dim)
+            update = layer.output(rows(index, heads, layer.head_norms))
+            normed, residual = add_rms_norm(update, residual, layer.mlp_norm, eps)
+            update = layer.down(layer.gate_up.gated(normed))
+            normed, residual = add_rms_norm(update, residual, norm, eps)
             if index in self.tap_layers:
-                taps[index] = hidden
+                taps[index] = residual
         wanted = [taps[index] for index in self.tap_layers]
-        return hidden, torch.cat(wanted, dim=-1) if wanted else hidden[:, :0]
-
-    def _layer(
-        self,
-        layer: DenseLayer,
-        index: int,
-        hidden: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor],
-        attend: PooledAttention,
-    ) -> torch.Tensor:
-        eps = self._shape.eps
-        heads = self._project(layer, rms_norm(hidden, layer.input_norm, eps), rotary)
-        hidden = hidden + layer.output(attend(index, *heads))
-        return hidden + layer.down(swiglu(layer.gate_up(rms_norm(hidden, layer.mlp_norm, eps))))
-
-    def _project(
-        self, layer: DenseLayer, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """x [N, H] -> query [N, heads, D], key and value [N, kv_heads, D], rotated."""
-        shape = self._shape
-        heads = layer.qkv(x).view(x.shape[0], -1, shape.head_dim)
-        query, key, value = heads.split(
-            [shape.num_heads, shape.num_kv_heads, shape.num_kv_heads], 1
-        )
-        if layer.query_norm is not None and layer.key_norm is not None:
-            query = rms_norm(query, layer.query_norm, shape.eps)
-            key = rms_norm(key, layer.key_norm, shape.eps)
-            return apply_rope(query, *rotary), apply_rope(key, *rotary), value
-        rotated = apply_rope(heads[:, : shape.num_heads + shape.num_kv_heads], *rotary)
-        return rotated[:, : shape.num_heads], rotated[:, shape.num_heads :], value
+        return normed, torch.cat(wanted, dim=-1) if wanted else normed[:, :0]
 
 
 def _rotary_embedding(config: PreTrainedConfig) -> LlamaRotaryEmbedding:

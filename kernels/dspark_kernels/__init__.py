@@ -3,13 +3,15 @@
 from dspark_kernels.accept import Acceptance, accept_greedy, accept_sampled
 from dspark_kernels.accept_block import AcceptedBlock, Filters, accept_block
 from dspark_kernels.attention import PooledAttention
+from dspark_kernels.caches import Cache, CachePass, HeadShape, PagedCache, make_cache
 from dspark_kernels.distribution_terms import (
     DistributionTerms,
     TermWeights,
     distribution_terms,
 )
 from dspark_kernels.kv_cache import KVPool, KVSlot, RowPlan
-from dspark_kernels.norm import rms_norm
+from dspark_kernels.norm import add_rms_norm, rms_norm
+from dspark_kernels.norm_rope_write import HeadNorms
 from dspark_kernels.quantized_weight import QuantizedWeight
 from dspark_kernels.rope import RotaryTable, apply_rope
 from dspark_kernels.sampling import draw, probabilities
@@ -20,11 +22,16 @@ from dspark_kernels.swiglu import swiglu
 __all__ = [
     "Acceptance",
     "AcceptedBlock",
+    "Cache",
+    "CachePass",
     "DistributionTerms",
     "DraftedBlock",
     "Filters",
+    "HeadNorms",
+    "HeadShape",
     "KVPool",
     "KVSlot",
+    "PagedCache",
     "PooledAttention",
     "QuantizedWeight",
     "RotaryTable",
@@ -35,10 +42,12 @@ __all__ = [
     "accept_block",
     "accept_greedy",
     "accept_sampled",
+    "add_rms_norm",
     "apply_rope",
     "distribution_terms",
     "draft_block",
     "draw",
+    "make_cache",
     "probabilities",
     "rms_norm",
     "skinny_linear",

@@ -28,8 +28,10 @@ class PagedPool:
         num_pages: int = 4,
         num_slots: int = 1,
         max_length: int = PAGE,
+        grows: bool = True,
     ) -> None:
-        """Sizes that are never outgrown keep every address, as a captured graph needs."""
+        """What never grows keeps every address, as a captured graph needs."""
+        self._grows = grows
         shape = (num_layers, 2, num_pages, num_kv_heads, PAGE, head_dim)
         self._buffer = torch.empty(shape, device=device, dtype=dtype)
         # row s: the pages of slot s, in order of position
@@ -74,6 +76,8 @@ class PagedPool:
         return keys, values
 
     def _take_page(self) -> int:
+        if not self._free_pages and not self._grows:
+            raise MemoryError("no page is free in the pool of keys and values")
         if not self._free_pages:
             num_pages = self._buffer.shape[2]
             grown = self._buffer.new_empty(

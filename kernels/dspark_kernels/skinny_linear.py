@@ -58,6 +58,12 @@ class SkinnyLinear:
         )
         return out
 
+    def gated(self, x: torch.Tensor) -> torch.Tensor:
+        """Of gate rows above up rows: SwiGLU of the product."""
+        if self._packed is not None and x.shape[0] <= MAX_PACKED_ROWS:
+            return swiglu(self(x))
+        return skinny_linear(x, self.weight, self.bias, gated=True)
+
 
 def skinny_linear_reference(
     x: torch.Tensor,
