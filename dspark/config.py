@@ -6,15 +6,20 @@ from typing import Any, Literal
 
 Schedule = Literal["auto", "full", "threshold"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DraftWeights = Literal["auto", "bf16", "int8", "fp8"]
 Algorithm = Literal["dspark", "dflash", "eagle3", "mtp"]
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeConfig:
-    """Where and in which number format a pair runs. "auto": CUDA in bf16, else CPU in float32."""
+    """Where and in which number format a pair runs. "auto": CUDA in bf16, else CPU in float32.
+
+    draft_weights is that of the head alone, where the device leads the rounds. "auto": the pair's.
+    """
 
     device: str = "auto"
     dtype: Dtype = "auto"
+    draft_weights: DraftWeights = "auto"
 
 
 @dataclass(frozen=True, slots=True)

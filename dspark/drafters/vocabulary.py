@@ -71,6 +71,11 @@ class FullVocabulary:
         self._output_head, self._markov, self._softcap = output_head, markov, softcap
         self._ids, self._vocab_size = ids, vocab_size
 
+    @property
+    def output_weight(self) -> torch.Tensor:
+        """[N, H]."""
+        return self._output_head.weight
+
     def open(self) -> None:
         return None
 

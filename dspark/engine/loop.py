@@ -1,7 +1,7 @@
-"""The engine: rounds of draft, schedule, verify, accept and commit over any number of requests.
+"""The engine: any number of requests, from prompt to end, round after round.
 
-Plain decoding is the same loop without a drafter. Every request draws from its own generator and
-owns its cache, so that company never changes what it writes.
+Plain decoding is the same loop without a drafter. Every request draws its own numbers and owns its
+cache, so that company never changes what it writes.
 """
 
 import time
@@ -12,25 +12,15 @@ from dataclasses import dataclass
 import torch
 
 from dspark.config import EngineConfig
-from dspark.drafters.base import Drafter, DraftSlot, Proposals
+from dspark.drafters.base import Drafter, DraftSlot
+from dspark.engine.choice import choose_rounds
 from dspark.engine.request import ActiveRequest, Request, activate
-from dspark.engine.sampling import BatchChooser
+from dspark.engine.rounds import Outcome, room_behind
 from dspark.engine.scheduler import Scheduler
 from dspark.engine.text import TextCodec
 from dspark.errors import InputError
-from dspark.events import Event, Finished, Piece, PrefillProgress, Round
-from dspark.targets.base import Pass, Slot, Target
-from dspark_kernels import Acceptance
-
-
-@dataclass(frozen=True, slots=True)
-class _Draft:
-    """One request's share of a round: what was drafted and how much of it is verified."""
-
-    ids: torch.Tensor  # [K]
-    probs: torch.Tensor | None  # [K, V], None when greedy
-    confidences: tuple[float, ...] | None
-    length: int
+from dspark.events import Event, Finished, LoadProgress, Piece, PrefillProgress, Round
+from dspark.targets.base import Slot, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +30,6 @@ class _Warm:
     token_ids: tuple[int, ...]
     slot: Slot
     draft_slot: DraftSlot | None
-
-
-@dataclass(slots=True)
-class _Clock:
-    """Moments of one round."""
-
-    started: float
-    drafted: float = 0.0
-    verified: float = 0.0
 
 
 class Engine:
@@ -67,6 +48,7 @@ class Engine:
         self.scheduler = scheduler
         self.config = config
         self._codec = codec
+        self._rounds = choose_rounds(target, drafter, scheduler, config)
         self._waiting: deque[ActiveRequest] = deque()
         self._active: list[ActiveRequest] = []
         self._warm: _Warm | None = None
@@ -98,7 +80,7 @@ class Engine:
         pending = iter(requests)
         exhausted = False
         while True:
-            while not exhausted and self.num_requests < self._capacity():
+            while not exhausted and self.num_requests < self._rounds.capacity:
                 following = next(pending, None)
                 exhausted = following is None
                 if following is not None:
@@ -115,17 +97,29 @@ class Engine:
         """Forget every request under way; nothing more comes of them."""
         self._waiting.clear()
         self._active.clear()
+        self._rounds.forget()
 
     def step(self) -> Iterator[Event]:
         """Prefill what waits, then one round of everything active."""
-        while self._waiting and len(self._active) < self._capacity():
+        while self._waiting and self._admits(self._waiting[0]):
             yield from self._prefill(self._waiting[0])
         yield from self._drop_cancelled()
         if self._active:
-            yield from self._round(list(self._active))
+            yield from self._report(self._rounds.advance(tuple(self._active)))
 
-    def _capacity(self) -> int:
-        return self.config.max_requests if self.target.spec.batches else 1
+    def warm_up(self) -> Iterator[LoadProgress]:
+        """What the first round would have to wait for."""
+        return self._rounds.warm_up()
+
+    def _admits(self, active: ActiveRequest) -> bool:
+        """Whether it can begin beside those under way; the warm caches give up their room."""
+        if len(self._active) >= self._rounds.capacity:
+            return False
+        if not self._active:
+            self._rounds.forget()
+        if not self._rounds.has_room(active.request):
+            self._warm = None
+        return self._rounds.has_room(active.request) or not self._active
 
     def _check(self, request: Request) -> None:
         limit, size = self.target.spec.context_limit, len(request.prompt_ids)
@@ -142,83 +136,7 @@ class Engine:
             )
         if request.stop.max_tokens < 1:
             raise InputError("max-tokens must be at least 1")
-
-    # -- the loop ---------------------------------------------------------------------------------
-
-    @torch.inference_mode()
-    def _round(self, batch: list[ActiveRequest]) -> list[Event]:
-        clock = _Clock(time.perf_counter())
-        proposals = self._propose(batch)
-        drafts = self._admit(batch, proposals)
-        clock.drafted = time.perf_counter()
-        verified = self._verify(batch, drafts)
-        accepted = self._accept(batch, drafts, verified)
-        clock.verified = time.perf_counter()
-        self._commit(batch, drafts, verified, accepted)
-        return self._report(batch, drafts, accepted, clock)
-
-    def _propose(self, batch: list[ActiveRequest]) -> Proposals | None:
-        drafting = [active for active in batch if active.draft_slot is not None]
-        if self.drafter is None or not drafting:
-            return None
-        anchors = torch.tensor([a.anchor for a in drafting], device=self.target.device)
-        chooser = BatchChooser([active.sampler for active in drafting])
-        return self.drafter.propose([a.draft_slot for a in drafting], anchors, chooser)
-
-    def _admit(self, batch: list[ActiveRequest], proposals: Proposals | None) -> list[_Draft]:
-        """A share for every request; empty for those that decode plainly."""
-        empty = _Draft(torch.empty(0, dtype=torch.long, device=self.target.device), None, None, 0)
-        if proposals is None:
-            return [empty] * len(batch)
-        drafting = [active for active in batch if active.draft_slot is not None]
-        drafted = proposals.lengths or [proposals.token_ids.shape[1]] * len(drafting)
-        limits = [min(n, self._room(a)) for n, a in zip(drafted, drafting, strict=True)]
-        lengths = iter(self.scheduler.admit(proposals.confidences, limits))
-        rows = iter(range(len(drafting)))
-        return [
-            empty if active.draft_slot is None else _share(proposals, next(rows), next(lengths))
-            for active in batch
-        ]
-
-    def _room(self, active: ActiveRequest) -> int:
-        """Drafts that still fit into the context behind the anchor."""
-        return self.target.spec.context_limit - self.target.length(active.slot) - 1
-
-    def _verify(self, batch: list[ActiveRequest], drafts: list[_Draft]) -> Pass:
-        blocks = [_block(active, draft) for active, draft in zip(batch, drafts, strict=True)]
-        return self.target.verify([active.slot for active in batch], blocks)
-
-    def _accept(
-        self, batch: list[ActiveRequest], drafts: list[_Draft], verified: Pass
-    ) -> list[Acceptance]:
-        sizes = [draft.length + 1 for draft in drafts]
-        return [
-            active.sampler.accept(draft.ids[: draft.length], draft.probs, logits)
-            for active, draft, logits in zip(
-                batch, drafts, verified.logits.split(sizes), strict=True
-            )
-        ]
-
-    def _commit(
-        self,
-        batch: list[ActiveRequest],
-        drafts: list[_Draft],
-        verified: Pass,
-        accepted: list[Acceptance],
-    ) -> None:
-        kept = [acceptance.num_accepted + 1 for acceptance in accepted]
-        self.target.commit([active.slot for active in batch], kept)
-        if self.drafter is not None:
-            taps = verified.taps.split([draft.length + 1 for draft in drafts])
-            drafting = [i for i, active in enumerate(batch) if active.draft_slot is not None]
-            if drafting:
-                self.drafter.extend(
-                    [batch[i].draft_slot for i in drafting],
-                    [_block(batch[i], drafts[i])[: kept[i]] for i in drafting],
-                    [taps[i][: kept[i]] for i in drafting],
-                )
-
-    # -- around the loop --------------------------------------------------------------------------
+        self._rounds.check(request)
 
     def _prefill(self, active: ActiveRequest) -> Iterator[Event]:
         """The prompt in chunks, then its own next token, which is the first anchor."""
@@ -261,62 +179,55 @@ class Engine:
                     self.drafter.truncate(warm.draft_slot, shared)
                 active.slot, active.draft_slot = warm.slot, warm.draft_slot
                 active.num_cached = shared
+                self._rounds.reserve(active)
                 return
         active.slot = self.target.open()
         active.draft_slot = self.drafter.open() if self.drafter is not None and drafts else None
+        self._rounds.reserve(active)
 
-    def _report(
-        self,
-        batch: list[ActiveRequest],
-        drafts: list[_Draft],
-        accepted: list[Acceptance],
-        clock: _Clock,
-    ) -> list[Event]:
+    def _report(self, outcomes: Sequence[Outcome]) -> list[Event]:
         events: list[Event] = []
-        for active, draft, acceptance in zip(batch, drafts, accepted, strict=True):
-            events.append(self._round_event(active, draft, acceptance, clock))
-            self._active.remove(active)
-            events.extend(self._finish_or_keep(active))
+        for outcome in outcomes:
+            events.append(self._round_event(outcome))
+            self._active.remove(outcome.active)
+            events.extend(self._finish_or_keep(outcome.active))
         return events
 
-    def _round_event(
-        self, active: ActiveRequest, draft: _Draft, acceptance: Acceptance, clock: _Clock
-    ) -> Round:
-        num_accepted, next_id = acceptance
-        ids = tuple(draft.ids.tolist())
-        confidence = draft.confidences or (None,) * len(ids)
-        refused = ids[num_accepted : draft.length]
+    def _round_event(self, outcome: Outcome) -> Round:
+        active, ids, num_accepted = outcome.active, outcome.draft, outcome.accepted
+        confidence = outcome.confidence or (None,) * len(ids)
+        refused = ids[num_accepted : outcome.verified]
         rejected = _preview(active, ids[:num_accepted], refused, confidence[num_accepted:])
         anchor = active.anchor
         pieces = active.emit(
             [
                 *((ids[k], True, confidence[k]) for k in range(num_accepted)),
-                (next_id, False, None),
+                (outcome.next_id, False, None),
             ]
         )
-        active.anchor = next_id
-        active.count_round(len(ids), draft.length, num_accepted)
+        active.anchor = outcome.next_id
+        active.count_round(len(ids), outcome.verified, num_accepted)
         return Round(
             request_id=active.request_id,
             index=active.rounds - 1,
             anchor=anchor,
             draft=ids,
-            confidence=draft.confidences,
-            verified=draft.length,
+            confidence=outcome.confidence,
+            verified=outcome.verified,
             accepted=num_accepted,
-            next=next_id,
+            next=outcome.next_id,
             pieces=pieces,
             rejected=rejected,
             context_tokens=len(active.request.prompt_ids) + len(active.token_ids),
-            draft_seconds=clock.drafted - clock.started,
-            verify_seconds=clock.verified - clock.drafted,
-            seconds=time.perf_counter() - clock.started,
+            draft_seconds=outcome.draft_seconds,
+            verify_seconds=outcome.verify_seconds,
+            seconds=outcome.seconds,
         )
 
     def _finish_or_keep(self, active: ActiveRequest) -> list[Finished]:
         """Back to the active ones, unless this was its last round."""
         reason = active.finish_reason
-        if reason is None and self._room(active) < 0:
+        if reason is None and room_behind(self.target, active) < 0:
             reason = "max_tokens" if active.is_full else "context"
         if reason is None:
             self._active.append(active)
@@ -335,22 +246,6 @@ class Engine:
         tokens = (*active.request.prompt_ids, *active.token_ids)
         committed = tokens[: self.target.length(active.slot)]
         self._warm = _Warm(committed, active.slot, active.draft_slot)
-
-
-def _block(active: ActiveRequest, draft: _Draft) -> torch.Tensor:
-    """What the target verifies: the anchor and the admitted drafts."""
-    return torch.cat([draft.ids.new_tensor([active.anchor]), draft.ids[: draft.length]])
-
-
-def _share(proposals: Proposals, row: int, length: int) -> _Draft:
-    confidences, lengths = proposals.confidences, proposals.lengths
-    ids = proposals.token_ids[row]
-    return _Draft(
-        ids=ids if lengths is None else ids[: lengths[row]],
-        probs=proposals.probs[row],
-        confidences=None if confidences is None else tuple(confidences[row].tolist()),
-        length=length,
-    )
 
 
 def _preview(

@@ -31,12 +31,12 @@ class ThresholdSchedule:
     """Verify up to the first slot whose confidence is below a fixed threshold."""
 
     def __init__(self, threshold: float) -> None:
-        self._threshold = threshold
+        self.threshold = threshold
 
     def admit(self, confidences: torch.Tensor | None, limits: Sequence[int]) -> list[int]:
         if confidences is None:
             return list(limits)
-        confident = (confidences >= self._threshold).int().cumprod(dim=1).sum(dim=1)
+        confident = (confidences >= self.threshold).int().cumprod(dim=1).sum(dim=1)
         return [min(n, limit) for n, limit in zip(confident.tolist(), limits, strict=True)]
 
 
@@ -61,6 +61,17 @@ class SpsSchedule:
             expected, best = expected + survival, throughput
             lengths[request] += 1
         return lengths
+
+    def even_length(self, survival: Sequence[Sequence[float]], choices: Sequence[int]) -> int:
+        """One length for all requests, by the survival [R, K] that an earlier round had."""
+        num_requests = len(survival)
+
+        def throughput(length: int) -> float:
+            expected = num_requests + sum(sum(row[:length]) for row in survival)
+            rows = num_requests * (length + 1)
+            return expected * self._table.steps_per_second(rows, num_requests)
+
+        return max(choices, key=throughput)
 
 
 def _by_survival(confidences: torch.Tensor, limits: Sequence[int]) -> list[tuple[float, int]]:

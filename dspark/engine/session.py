@@ -12,13 +12,22 @@ import torch
 from dspark.checkpoints.deepseek_v4 import read_own_config, read_own_head
 from dspark.checkpoints.deepspec import read_draft, read_draft_vocabulary
 from dspark.checkpoints.eagle3_config import Eagle3Config
+from dspark.checkpoints.head_config import HeadConfig
 from dspark.checkpoints.heads import is_own_head, read_any_config
-from dspark.config import EngineConfig, RuntimeConfig, SamplingConfig, ScheduleConfig, StopConfig
+from dspark.config import (
+    DraftWeights,
+    EngineConfig,
+    RuntimeConfig,
+    SamplingConfig,
+    ScheduleConfig,
+    StopConfig,
+)
 from dspark.drafters.base import Drafter
 from dspark.drafters.deepseek_v4 import DeepseekV4Drafter, check_own_pair
 from dspark.drafters.dspark import DSparkDrafter, check_pair
 from dspark.drafters.eagle3 import Eagle3Drafter
 from dspark.drafters.lookup import LookupDrafter
+from dspark.drafters.paged import PagedDSparkDrafter, supports
 from dspark.drafters.tap_choice import with_own_taps
 from dspark.engine.loop import Engine
 from dspark.engine.request import Request
@@ -29,7 +38,9 @@ from dspark.errors import InputError
 from dspark.events import Event, LoadProgress
 from dspark.hub import PairFiles, home
 from dspark.targets.base import Target
+from dspark.targets.dense import DenseTarget
 from dspark.targets.load import load_target
+from dspark_kernels import PagedCache
 
 STAGES = ("reading the target", "reading the head", "measuring this machine", "ready")
 
@@ -154,15 +165,17 @@ def open_session(
     yield LoadProgress(STAGES[1], 1, len(STAGES) - 1)
     drafter: Drafter | None = LookupDrafter() if files.has_lookup else None
     if files.draft:
-        drafter = load_drafter(files.draft, target)
+        drafter = load_drafter(files.draft, target, runtime.draft_weights)
     yield LoadProgress(STAGES[2], 2, len(STAGES) - 1)
     scheduler = _scheduler(files.name, target, drafter, config.schedule, resolved)
+    engine = Engine(target, drafter, scheduler, codec, config)
+    yield from engine.warm_up()
     yield LoadProgress(STAGES[3], 3, len(STAGES) - 1)
-    yield Session(files.name, Engine(target, drafter, scheduler, codec, config), codec, resolved)
+    yield Session(files.name, engine, codec, resolved)
 
 
 def load_drafter(
-    directory: Path, target: Target
+    directory: Path, target: Target, weights: DraftWeights = "auto"
 ) -> DSparkDrafter | Eagle3Drafter | DeepseekV4Drafter:
     """Read the head and join it to its target. Raises PairMismatchError, CheckpointError."""
     if is_own_head(directory):
@@ -179,6 +192,14 @@ def load_drafter(
     if vocabulary is not None:
         vocabulary = vocabulary.to(target.device)
     parts = (tensors, target.embedding(), target.output_head())
+    is_paged = isinstance(target, DenseTarget) and isinstance(target.cache, PagedCache)
+    if is_paged and isinstance(config, HeadConfig) and supports(config) and vocabulary is None:
+        return PagedDSparkDrafter(config, *parts, weights=weights)
+    if weights in ("int8", "fp8"):
+        raise InputError(
+            f"draft weights of {weights} need a DSpark head and a dense target on a GPU",
+            "Leave the draft weights at auto.",
+        )
     if isinstance(config, Eagle3Config):
         return Eagle3Drafter(config, *parts, draft_vocabulary=vocabulary)
     return DSparkDrafter(config, *parts, draft_vocabulary=vocabulary)

@@ -12,12 +12,14 @@ from dspark_kernels.distribution_terms import (
 from dspark_kernels.kv_cache import KVPool, KVSlot, RowPlan
 from dspark_kernels.norm import add_rms_norm, rms_norm
 from dspark_kernels.norm_rope_write import HeadNorms
+from dspark_kernels.paged_cache import PagedRows
 from dspark_kernels.quantized_weight import QuantizedWeight
 from dspark_kernels.rope import RotaryTable, apply_rope
 from dspark_kernels.sampling import draw, probabilities
 from dspark_kernels.sequential_head import DraftedBlock, SequentialHead, draft_block
 from dspark_kernels.skinny_linear import SkinnyLinear, skinny_linear
 from dspark_kernels.swiglu import swiglu
+from dspark_kernels.uniforms import uniforms
 
 __all__ = [
     "Acceptance",
@@ -32,6 +34,7 @@ __all__ = [
     "KVPool",
     "KVSlot",
     "PagedCache",
+    "PagedRows",
     "PooledAttention",
     "QuantizedWeight",
     "RotaryTable",
@@ -52,4 +55,5 @@ __all__ = [
     "rms_norm",
     "skinny_linear",
     "swiglu",
+    "uniforms",
 ]

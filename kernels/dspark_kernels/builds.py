@@ -15,6 +15,7 @@ OPS: tuple[str, ...] = (
     "norm_rope_write",
     "paged_attention",
     "swiglu",
+    "uniforms",
 )
 
 

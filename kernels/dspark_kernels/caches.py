@@ -118,6 +118,7 @@ class PagedCache:
         sizes = (shape.num_layers, shape.num_kv_heads, shape.head_dim)
         self.pool = PagedPool(*sizes, device, dtype)
 
+    @torch.inference_mode(False)  # requests are opened outside of it too
     def fix(self, num_pages: int, num_slots: int, max_length: int) -> None:
         """No request may be open. From here on no address changes, as captured graphs need."""
         sizes = (self.shape.num_layers, self.shape.num_kv_heads, self.shape.head_dim)

@@ -19,9 +19,19 @@ SMALLEST_UNIFORM = tl.constexpr(HALF_STEP)  # no number is 0
 
 def gumbel_reference(seeds: torch.Tensor, positions: torch.Tensor, num_tokens: int) -> torch.Tensor:
     """seeds, positions [R] -> [R, num_tokens] float32."""
-    tokens = torch.arange(num_tokens, device=seeds.device)
-    counters = [tokens.expand(len(seeds), -1), positions[:, None], 0 * positions[:, None]]
-    c0, c1, c2, c3 = *counters, counters[2]
+    uniform = uniform_reference(seeds, positions, num_tokens, stream=0).clamp_(min=HALF_STEP)
+    # -log(1 - u), exact where u is small: there the winners are
+    waiting = torch.where(uniform < 1e-3, uniform + 0.5 * uniform**2, -torch.log(1.0 - uniform))
+    return -torch.log(waiting)
+
+
+def uniform_reference(
+    seeds: torch.Tensor, positions: torch.Tensor, count: int, *, stream: int
+) -> torch.Tensor:
+    """seeds, positions [R] -> [R, count] float32 from 0 up to 1; streams share no number."""
+    tokens = torch.arange(count, device=seeds.device)
+    c0, c1 = tokens.expand(len(seeds), -1), positions[:, None]
+    c2, c3 = 0 * c1 + stream, 0 * c1
     k0, k1 = seeds[:, None] & MASK, seeds[:, None] >> 32 & MASK
     for _ in range(NUM_ROUNDS):
         high, low = c2 * MULTIPLIERS[1], c0 * MULTIPLIERS[0]
@@ -29,10 +39,7 @@ def gumbel_reference(seeds: torch.Tensor, positions: torch.Tensor, num_tokens: i
         c1, c3 = high & MASK, low & MASK
         k0, k1 = k0 + ROUND_KEYS[0] & MASK, k1 + ROUND_KEYS[1] & MASK
     signed = torch.where(c0 >= 1 << 31, (1 << 32) - 1 - c0, c0)
-    uniform = (signed.float() * STEP).clamp_(min=HALF_STEP)
-    # -log(1 - u), exact where u is small: there the winners are
-    waiting = torch.where(uniform < 1e-3, uniform + 0.5 * uniform**2, -torch.log(1.0 - uniform))
-    return -torch.log(waiting)
+    return signed.float() * STEP
 
 
 @jit

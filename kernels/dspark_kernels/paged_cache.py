@@ -31,7 +31,7 @@ class PagedPool:
         grows: bool = True,
     ) -> None:
         """What never grows keeps every address, as a captured graph needs."""
-        self._grows = grows
+        self.grows = grows
         shape = (num_layers, 2, num_pages, num_kv_heads, PAGE, head_dim)
         self._buffer = torch.empty(shape, device=device, dtype=dtype)
         # row s: the pages of slot s, in order of position
@@ -41,6 +41,10 @@ class PagedPool:
         self._free_pages = list(range(num_pages - 1, -1, -1))
         self._free_slots = list(range(num_slots - 1, -1, -1))
         self._pages: dict[int, list[int]] = {}
+
+    @property
+    def num_pages(self) -> int:
+        return self._buffer.shape[2]
 
     @property
     def num_free_pages(self) -> int:
@@ -76,7 +80,7 @@ class PagedPool:
         return keys, values
 
     def _take_page(self) -> int:
-        if not self._free_pages and not self._grows:
+        if not self._free_pages and not self.grows:
             raise MemoryError("no page is free in the pool of keys and values")
         if not self._free_pages:
             num_pages = self._buffer.shape[2]

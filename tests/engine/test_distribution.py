@@ -15,6 +15,7 @@ from dspark.config import SamplingConfig
 from dspark.drafters.base import Drafter
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.drafters.eagle3 import Eagle3Drafter
+from dspark.engine.loop import Engine
 from dspark.engine.sampling import Sampler
 from dspark.engine.scheduler import FullSchedule, SpsSchedule
 from dspark.engine.sps import SpsTable
@@ -53,7 +54,8 @@ def test_pairs_of_tokens_follow_the_golden_distribution(variant, schedule):
     scheduler = SpsSchedule(TABLE) if schedule == "sps" else FullSchedule()
     engine = with_scheduler(golden(variant), scheduler)
     if schedule == "small vocabulary":
-        engine.drafter = load_drafter_of(variant, engine.target, torch.arange(0, 65, 2))
+        drafter = load_drafter_of(variant, engine.target, torch.arange(0, 65, 2))
+        engine = Engine(engine.target, drafter, scheduler)
     asks = [request(golden_run["prompt"], 2, temperature=1.0, seed=s) for s in range(NUM_SAMPLES)]
     written = decode(engine, asks)
     assert chi_square_p(Counter(first for first, _ in written), golden_run["first"]) > FALSE_ALARM

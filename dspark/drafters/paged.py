@@ -1,0 +1,215 @@
+"""DSpark where Triton runs: fused weights over pages, the sequential head as one operation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dspark.checkpoints.eagle3_config import DraftConfig
+from dspark.checkpoints.head_config import HeadConfig
+from dspark.config import DraftWeights
+from dspark.drafters.dspark import DSparkDrafter, DSparkSlot
+from dspark.drafters.head import DraftLayer, DSparkHead
+from dspark.drafters.vocabulary import FullVocabulary, OutputHead, soft_cap
+from dspark_kernels import (
+    CachePass,
+    DraftedBlock,
+    HeadNorms,
+    HeadShape,
+    KVSlot,
+    PagedCache,
+    QuantizedWeight,
+    SequentialHead,
+    add_rms_norm,
+    draft_block,
+    rms_norm,
+    skinny_linear,
+)
+from dspark_kernels.quantized_weight import quantize_fp8, quantize_int8
+
+Weight = torch.Tensor | QuantizedWeight
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """x W^T + b of few rows."""
+
+    weight: Weight
+    bias: torch.Tensor | None = None
+
+    def __call__(self, x: torch.Tensor, *, gated: bool = False) -> torch.Tensor:
+        return skinny_linear(x, self.weight, self.bias, gated=gated)
+
+
+@dataclass(frozen=True, slots=True)
+class FusedLayer:
+    input_norm: torch.Tensor
+    qkv: Product
+    keys_values: Product  # of context features: they ask nothing
+    head_norms: HeadNorms
+    output: Product
+    mlp_norm: torch.Tensor
+    gate_up: Product
+    down: Product
+
+
+def supports(config: DraftConfig) -> bool:
+    """Whether a head's layers are Qwen3's and its drafts any token."""
+    return (
+        isinstance(config, HeadConfig)
+        and config.family == "qwen3"
+        and config.draft_vocab_size is None
+    )
+
+
+class PagedDSparkDrafter(DSparkDrafter):
+    """Embedding and output head stay the target's, unless `weights` asks for a smaller copy."""
+
+    def __init__(
+        self,
+        config: HeadConfig,
+        tensors: dict[str, torch.Tensor],
+        embedding: torch.Tensor,
+        output_head: OutputHead,
+        *,
+        weights: DraftWeights = "auto",
+    ) -> None:
+        super().__init__(config, tensors, embedding, output_head, pack=False)
+        head: DSparkHead = self._head
+        sizes = (config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim)
+        shape = HeadShape(*sizes, scale=config.attention_scale)
+        self.cache = PagedCache(shape, self._rotary, self.device, self.dtype)
+        self._joined = Product(_stored(head.fc.weight, weights))
+        self._fused = [_fuse(layer, weights) for layer in self._layers()]
+        del head.layers, head.fc  # their weights live on in the fused ones
+        assert isinstance(self._vocabulary, FullVocabulary)
+        self.output_weight = _stored(self._vocabulary.output_weight, weights)
+        self._sequential = _sequential(head)
+        self._temperatures = torch.tensor(config.temperatures, device=self.device)
+
+    def open(self) -> DSparkSlot:
+        return DSparkSlot(self.cache.open(), self._vocabulary.open())
+
+    def extend(
+        self,
+        slots: Sequence[DSparkSlot],
+        token_ids: Sequence[torch.Tensor],
+        taps: Sequence[torch.Tensor],
+    ) -> None:
+        sizes = [tap.shape[0] for tap in taps]
+        self.append(torch.cat(list(taps)), self.cache.at(_contexts(slots), sizes, causal=False))
+        for slot, size in zip(slots, sizes, strict=True):
+            slot.context.length += size
+
+    def append(self, taps: torch.Tensor, rows: CachePass) -> None:
+        """Keys and values of the context features of taps [N, T * H]."""
+        norm = self._head.hidden_norm
+        features = rms_norm(self._joined(taps), norm.weight, norm.eps)
+        for index, layer in enumerate(self._fused):
+            heads = layer.keys_values(features).unflatten(1, (-1, self.config.head_dim))
+            rows.write(index, heads, layer.head_norms)
+
+    def _backbone(self, slots: Sequence[DSparkSlot], anchors: torch.Tensor) -> torch.Tensor:
+        sizes = [self.config.num_slots] * len(slots)
+        return self.hidden(anchors, self.cache.at(_contexts(slots), sizes, causal=False))
+
+    def hidden(self, anchors: torch.Tensor, rows: CachePass) -> torch.Tensor:
+        """anchors [R] -> hidden states of all slots [R * slots, H], after the final norm."""
+        eps, norm = self.config.rms_norm_eps, self._head.norm
+        residual = self._mask_embedding.repeat(len(anchors), self.config.num_slots, 1)
+        residual[:, 0] = self._embedding[anchors]
+        residual = residual.flatten(0, 1)
+        normed = rms_norm(residual, self._fused[0].input_norm, eps)
+        following = [*(layer.input_norm for layer in self._fused[1:]), norm.weight]
+        for index, (layer, next_norm) in enumerate(zip(self._fused, following, strict=True)):
+            heads = layer.qkv(normed).unflatten(1, (-1, self.config.head_dim))
+            update = layer.output(rows(index, heads, layer.head_norms))
+            normed, residual = add_rms_norm(update, residual, layer.mlp_norm, eps)
+            update = layer.down(layer.gate_up(normed, gated=True))
+            normed, residual = add_rms_norm(update, residual, next_norm, eps)
+        return normed
+
+    def draft(
+        self,
+        anchors: torch.Tensor,
+        rows: CachePass,
+        temperatures: torch.Tensor,
+        seeds: torch.Tensor,
+        positions: torch.Tensor,
+    ) -> DraftedBlock:
+        """A block after each anchor [R], which stands at its position; nothing of it on the host.
+
+        Noise is a function of seed and position alone.
+        """
+        hidden = self.hidden(anchors, rows).unflatten(0, (-1, self.config.num_slots))
+        hidden = hidden[:, -self.block_size :]
+        logits = skinny_linear(hidden.flatten(0, 1), self.output_weight)
+        logits = soft_cap(logits, self.config.final_logit_softcapping)
+        return draft_block(
+            logits.unflatten(0, (-1, self.block_size)),
+            hidden,
+            anchors,
+            self._sequential,
+            temperatures,
+            seeds,
+            positions,
+        )
+
+    def confidences(self, drafted: DraftedBlock) -> torch.Tensor | None:
+        """[R, K]; None without a confidence head."""
+        logits = drafted.confidence_logits
+        return None if logits is None else (logits / self._temperatures).sigmoid()
+
+
+def _contexts(slots: Sequence[DSparkSlot]) -> list[KVSlot]:
+    return [slot.context for slot in slots]
+
+
+def _stored(weight: torch.Tensor, weights: DraftWeights) -> Weight:
+    weight = weight.detach()
+    if weights == "int8":
+        return quantize_int8(weight)
+    return quantize_fp8(weight) if weights == "fp8" else weight
+
+
+def _fuse(layer: DraftLayer, weights: DraftWeights) -> FusedLayer:
+    attention, mlp = layer.self_attn, layer.mlp
+
+    def product(*linears: torch.nn.Linear) -> Product:
+        weight = torch.cat([linear.weight.detach() for linear in linears])
+        biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+        return Product(_stored(weight, weights), torch.cat(biases) if biases else None)
+
+    qkv = product(attention.q_proj, attention.k_proj, attention.v_proj)
+    keys_values = product(attention.k_proj, attention.v_proj)
+    if isinstance(qkv.weight, torch.Tensor):  # rows of the same memory
+        first = attention.q_proj.weight.shape[0]
+        keys_values = Product(qkv.weight[first:], None if qkv.bias is None else qkv.bias[first:])
+    norms = HeadNorms(
+        attention.q_norm.weight.detach(), attention.k_norm.weight.detach(), attention.q_norm.eps
+    )
+    return FusedLayer(
+        input_norm=layer.input_layernorm.weight.detach(),
+        qkv=qkv,
+        keys_values=keys_values,
+        head_norms=norms,
+        output=product(attention.o_proj),
+        mlp_norm=layer.post_attention_layernorm.weight.detach(),
+        gate_up=product(mlp.gate_proj, mlp.up_proj),
+        down=product(mlp.down_proj),
+    )
+
+
+def _sequential(head: DSparkHead) -> SequentialHead:
+    found: dict[str, Any] = {}
+    markov, confidence = head.markov_head, head.confidence_head
+    if markov is not None:
+        gate = getattr(markov, "gate_proj", None) or getattr(markov, "joint_proj", None)
+        found |= {"w1": markov.markov_w1.weight.detach(), "w2": markov.markov_w2.weight.detach()}
+        if gate is not None:
+            found |= {"gate_weight": gate.weight.detach(), "gate_bias": gate.bias.detach()}
+    if confidence is not None:
+        found["confidence_weight"] = confidence.proj.weight.detach()
+        found["confidence_bias"] = confidence.proj.bias.detach()
+    return SequentialHead(head.config.markov_type, **found)

@@ -1,0 +1,20 @@
+"""Who leads the rounds: the device wherever its pair can, otherwise the host."""
+
+from dspark.config import EngineConfig
+from dspark.drafters.base import Drafter
+from dspark.drafters.paged import PagedDSparkDrafter
+from dspark.engine.device_rounds import DeviceRounds
+from dspark.engine.rounds import HostRounds, Rounds
+from dspark.engine.scheduler import Scheduler
+from dspark.targets.base import Target
+from dspark.targets.dense import DenseTarget
+from dspark_kernels import PagedCache
+
+
+def choose_rounds(
+    target: Target, drafter: Drafter | None, scheduler: Scheduler, config: EngineConfig
+) -> Rounds:
+    is_paged = isinstance(target, DenseTarget) and isinstance(target.cache, PagedCache)
+    if is_paged and (drafter is None or isinstance(drafter, PagedDSparkDrafter)):
+        return DeviceRounds(target, drafter, scheduler, config)
+    return HostRounds(target, drafter, scheduler, config)

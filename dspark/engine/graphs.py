@@ -1,0 +1,72 @@
+"""CUDA graphs of functions over static tensors, and a clock; plain calls on other devices."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+
+class GraphedCall(Generic[Result]):
+    """A function that is captured at its first call and replayed from then on.
+
+    Its result lies where the capture put it. `state` are the tensors that it changes: the run that
+    compiles its kernels must not count.
+    """
+
+    def __init__(
+        self, function: Callable[[], Result], state: Sequence[torch.Tensor], pool: Any
+    ) -> None:
+        self._function, self._state, self._pool = function, state, pool
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._result: Result | None = None
+
+    def __call__(self) -> Result:
+        if self._pool is None:
+            return self._function()
+        if self._graph is None or self._result is None:
+            self._graph, self._result = self._capture()
+        self._graph.replay()
+        return self._result
+
+    def _capture(self) -> tuple[torch.cuda.CUDAGraph, Result]:
+        kept = [tensor.clone() for tensor in self._state]
+        torch.cuda.synchronize()
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            self._function()
+        side.synchronize()
+        for tensor, before in zip(self._state, kept, strict=True):
+            tensor.copy_(before)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            result = self._function()
+        return graph, result
+
+
+def graph_pool(device: torch.device) -> Any:
+    """The memory that all graphs of a device share; None where there are no graphs."""
+    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+
+class Moment:
+    """A point in the work of the device, which the host need not have reached yet."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._event = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
+        if self._event is not None:
+            self._event.record()
+        self._time = time.perf_counter()
+
+    def wait(self) -> None:
+        if self._event is not None:
+            self._event.synchronize()
+
+    def since(self, earlier: "Moment") -> float:
+        """Seconds."""
+        if self._event is None or earlier._event is None:
+            return self._time - earlier._time
+        return float(earlier._event.elapsed_time(self._event)) / 1000

@@ -1,0 +1,47 @@
+"""The uniform numbers of acceptance tests and draws: of seed, position and index alone."""
+
+import torch
+
+from dspark_kernels.backend import jit, next_power_of_2, tl, use_triton
+from dspark_kernels.builds import KernelBuild
+from dspark_kernels.noise import uniform_reference
+
+STREAM = tl.constexpr(1)  # 0 is the noise of drafts
+
+
+def uniforms(seeds: torch.Tensor, positions: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """seeds, positions [R] int64 -> float32 in the shape of `like` [R, K], from 0 up to 1."""
+    if not use_triton(like):
+        return uniforms_reference(seeds, positions, like)
+    out = torch.empty_like(like, dtype=torch.float32)
+    count = like.shape[1]
+    uniforms_kernel[(len(seeds),)](seeds, positions, out, count, BLOCK=next_power_of_2(count))
+    return out
+
+
+def uniforms_reference(
+    seeds: torch.Tensor, positions: torch.Tensor, like: torch.Tensor
+) -> torch.Tensor:
+    return uniform_reference(seeds, positions, like.shape[1], stream=1)
+
+
+@jit
+def uniforms_kernel(
+    seeds: tl.tensor,  # [R]
+    positions: tl.tensor,
+    out: tl.tensor,  # [R, count]
+    count: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
+    request = tl.program_id(0)
+    index = tl.arange(0, BLOCK)
+    zeros = index * 0
+    position = tl.load(positions + request).to(tl.int32)
+    seed = tl.load(seeds + request)
+    bits, _, _, _ = tl.philox(seed, index, zeros + position, zeros + STREAM, zeros)
+    tl.store(out + request * count + index, tl.uint_to_uniform_float(bits), mask=index < count)
+
+
+def builds() -> list[KernelBuild]:
+    signature = {"seeds": "*i64", "positions": "*i64", "out": "*fp32", "count": "i32"}
+    return [KernelBuild("uniforms", uniforms_kernel, signature, {"BLOCK": 8})]

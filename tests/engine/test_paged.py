@@ -1,0 +1,38 @@
+"""The path of a GPU, in plain torch: paged caches agree with transformers and with the pool."""
+
+import pytest
+import torch
+
+from dspark.targets.dense import load_dense, read_config
+from dspark.targets.hf import load_hf
+from dspark_kernels import PagedCache
+from tests.engine.paged import paged  # noqa: F401
+from tests.engine.pairs import GOLDEN
+from tests.engine.test_rollback import PLACE, check_rollback
+
+pytestmark = pytest.mark.usefixtures("paged")
+
+
+@pytest.mark.parametrize("model", ["tiny_llama_dir", "tiny_qwen3_dir", "golden"])
+@pytest.mark.parametrize("chunk", [23, 200])
+def test_paged_target_agrees_with_transformers(model, chunk, request: pytest.FixtureRequest):
+    folder = GOLDEN / "vanilla/target" if model == "golden" else request.getfixturevalue(model)
+    dense = load_dense(folder, read_config(folder), tap_layers=(-1, 0, 1), **PLACE)
+    assert isinstance(dense.cache, PagedCache)
+    hf = load_hf(folder, tap_layers=(-1, 0, 1), stop_token_ids=frozenset(), **PLACE)
+    ids = torch.arange(300) % 61  # more than a page
+    with torch.inference_mode():
+        slots = dense.open(), hf.open()
+        for part in ids.split(chunk):
+            ours, theirs = (t.prefill(s, part) for t, s in zip((dense, hf), slots, strict=True))
+            torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(ours.taps, theirs.taps, atol=1e-4, rtol=1e-4)
+        ours, theirs = (t.verify([s], [ids[:5]]) for t, s in zip((dense, hf), slots, strict=True))
+        torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours.taps, theirs.taps, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model", ["tiny_llama_dir", "tiny_qwen3_dir"])
+def test_paged_targets_roll_back(model, request: pytest.FixtureRequest):
+    folder = request.getfixturevalue(model)
+    check_rollback(load_dense(folder, read_config(folder), tap_layers=(0, 1), **PLACE))
