@@ -14,7 +14,10 @@ from dspark_kernels import PagedCache
 def choose_rounds(
     target: Target, drafter: Drafter | None, scheduler: Scheduler, config: EngineConfig
 ) -> Rounds:
-    is_paged = isinstance(target, DenseTarget) and isinstance(target.cache, PagedCache)
-    if is_paged and (drafter is None or isinstance(drafter, PagedDSparkDrafter)):
+    if (
+        isinstance(target, DenseTarget)
+        and isinstance(target.cache, PagedCache)
+        and (drafter is None or isinstance(drafter, PagedDSparkDrafter))
+    ):
         return DeviceRounds(target, drafter, scheduler, config)
     return HostRounds(target, drafter, scheduler, config)

@@ -188,10 +188,13 @@ class PagedPass:
     ) -> torch.Tensor:
         """PyTorch's own attention over the pages of one request, gathered."""
         table = self._pool.tables[plan.slots[0]]
-        cached = [gather_request(pages, table, plan.end).unsqueeze(0) for pages in (keys, values)]
+        all_keys, all_values = (
+            gather_request(cached, table, plan.end) for cached in (keys, values)
+        )
         out = F.scaled_dot_product_attention(
             query.transpose(0, 1).unsqueeze(0),
-            *cached,
+            all_keys.unsqueeze(0),
+            all_values.unsqueeze(0),
             attn_mask=causal_lower_right(plan.sizes[0], plan.end),
             scale=self._shape.scale,
             enable_gqa=self._shape.num_heads != self._shape.num_kv_heads,
