@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from dspark.checkpoints.files import one_line, read_json
+from dspark.checkpoints.packed import Weights, fused, packed_format, plain_infos, unpacked
 from dspark.checkpoints.safetensors_dir import (
     Shapes,
     check_tensors,
@@ -90,7 +91,7 @@ class DenseTarget:
     def __init__(
         self,
         config: PreTrainedConfig,
-        tensors: dict[str, torch.Tensor],
+        tensors: Weights,
         *,
         tap_layers: tuple[int, ...] = (),
         stop_token_ids: frozenset[int] = frozenset(),
@@ -119,14 +120,16 @@ class DenseTarget:
             batches=True,
         )
 
-    def _take_weights(self, tensors: dict[str, torch.Tensor], *, tied: bool, pack: bool) -> None:
+    def _take_weights(self, tensors: Weights, *, tied: bool, pack: bool) -> None:
         def fuse(prefix: str, *names: str) -> SkinnyLinear:
-            weight = torch.cat([tensors.pop(f"{prefix}{name}.weight") for name in names])
+            weight = fused(
+                [tensors.pop(f"{prefix}{n}.weight") for n in names], self._embedding.dtype
+            )
             biases = [tensors.pop(f"{prefix}{name}.bias", None) for name in names]
             present = [bias for bias in biases if bias is not None]
             return SkinnyLinear(weight, torch.cat(present) if present else None, pack=pack)
 
-        self._embedding = tensors.pop("model.embed_tokens.weight")
+        self._embedding: torch.Tensor = tensors.pop("model.embed_tokens.weight")
         self._layers = []
         for index in range(self._shape.num_layers):
             layer = f"model.layers.{index}."
@@ -275,12 +278,14 @@ def load_dense(
 ) -> DenseTarget:
     """Read a model directory. Raises CheckpointError naming a missing or surplus tensor."""
     infos = {n: info for n, info in tensor_infos(directory).items() if not n.endswith(INV_FREQ)}
-    check_tensors(infos, *expected_tensors(config), str(directory))
-    tensors = {
-        name: tensor.to(device=device, dtype=dtype)
-        for name, tensor in iterate_tensors(directory)
-        if name in infos
-    }
+    how = packed_format(getattr(config, "quantization_config", None))
+    plain = infos if how is None else plain_infos(infos, how)
+    check_tensors(plain, *expected_tensors(config), str(directory))
+    stored = (pair for pair in iterate_tensors(directory) if pair[0] in infos)
+    if how is None:
+        tensors: Weights = {n: t.to(device=device, dtype=dtype) for n, t in stored}
+    else:
+        tensors = dict(unpacked(stored, infos, how, device=device, dtype=dtype))
     return DenseTarget(
         config,
         tensors,

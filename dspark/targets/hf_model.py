@@ -31,6 +31,11 @@ def read_hf_model(directory: Path, *, device: torch.device, dtype: torch.dtype) 
         # FP8 files leave the rest in bfloat16, whatever was asked for
         is_full = dtype == torch.float32 and not getattr(model, "is_quantized", False)
         model = model.to(device, dtype) if is_full else model.to(device)
+    except ImportError as error:
+        raise CheckpointError(
+            f"{directory} is stored in a way that needs another package ({one_line(error)})",
+            "Take the model in plain bf16, or install what it names.",
+        ) from error
     except Exception as error:  # transformers meets what makes no sense with any of them
         raise CheckpointError(
             f"{directory} cannot be loaded ({one_line(error)})", "Fetch the model again."

@@ -3,7 +3,8 @@
 Every code is exact in bf16, so a product needs the scale once a group and rounds nothing else.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -137,6 +138,28 @@ def from_gptq(
         else:
             codes = codes[:, order]
     return _int4(codes, zeros, scales.t(), order)
+
+
+def concatenated(weights: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
+    """One above the other; None where they do not share groups or the order of their columns."""
+    first = weights[0]
+    layouts = {(each.kind, each.group, each.rows_per_scale) for each in weights}
+    is_whole = all(each.shape[0] % first.rows_per_scale == 0 for each in weights[:-1])
+    if len(layouts) > 1 or not is_whole or not all(_share_order(first, e) for e in weights):
+        return None
+    zeros = [each.zeros for each in weights if each.zeros is not None]
+    return replace(
+        first,
+        codes=torch.cat([each.codes for each in weights]),
+        scales=torch.cat([each.scales for each in weights]),
+        zeros=torch.cat(zeros) if zeros else None,
+    )
+
+
+def _share_order(one: QuantizedWeight, other: QuantizedWeight) -> bool:
+    if one.order is None or other.order is None:
+        return one.order is other.order
+    return torch.equal(one.order, other.order)
 
 
 def pack_int4(codes: torch.Tensor, group: int) -> torch.Tensor:

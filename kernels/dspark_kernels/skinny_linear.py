@@ -40,12 +40,16 @@ class SkinnyLinear:
     """y = x W^T + b for x [N, in], weight [out, in]; fast for few rows."""
 
     def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, pack: bool = True
+        self,
+        weight: torch.Tensor | QuantizedWeight,
+        bias: torch.Tensor | None = None,
+        *,
+        pack: bool = True,
     ) -> None:
         self.weight = weight
         self.bias = bias
         self._packed: torch.Tensor | None = None
-        if pack and can_pack(weight):
+        if pack and isinstance(weight, torch.Tensor) and can_pack(weight):
             reorder = torch.ops.mkl._mkl_reorder_linear_weight
             self._packed = reorder(weight.contiguous(), MAX_PACKED_ROWS)
 
