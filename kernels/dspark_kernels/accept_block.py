@@ -15,6 +15,7 @@ from dspark_kernels.sampling import probabilities
 
 BLOCK_ROW = 2048
 BLOCK_MASS = 128
+ROW_REGISTERS = 128  # stated, because ptxas else aims below what the row kernel needs
 LOWEST = tl.constexpr(float("-inf"))
 NUM_CUTS = tl.constexpr(8)  # thresholds tried in one pass over a row
 
@@ -117,6 +118,7 @@ def accept_block(
     row_kernel[(num_requests, num_slots + 1)](
         target_logits, first_rows, num_drafts, *filters, choices, stats, num_tokens,
         NUM_BITS=32 if target_logits.dtype == torch.float32 else 16, BLOCK=block, num_warps=8,
+        maxnreg=ROW_REGISTERS,
     )  # fmt: skip
     mass_kernel[(num_requests, num_blocks)](
         draft_ids, draft_logits, draft_log_sums, target_logits, first_rows, num_drafts,
@@ -417,6 +419,7 @@ def builds() -> list[KernelBuild]:
                 row,
                 {"NUM_BITS": num_bits, "BLOCK": BLOCK_ROW},
                 num_warps=8,
+                max_registers=ROW_REGISTERS,
             ),
             KernelBuild(
                 f"accept mass {element}",

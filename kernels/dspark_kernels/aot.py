@@ -6,6 +6,7 @@ Needs no GPU. Exits with 1 where a kernel spills registers or wants more than a 
 """
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -74,6 +75,7 @@ def measure(build: KernelBuild, capability: int) -> Usage:
         options={
             "num_warps": build.num_warps,
             "num_stages": build.num_stages,
+            "maxnreg": build.max_registers,
             "enable_fp_fusion": True,
         },
     )
@@ -109,7 +111,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--cards", default=",".join(map(str, SHARED_LIMITS)))
     parser.add_argument("--only", default="", help="a part of the kernels' names")
-    parser.add_argument("--jobs", type=int, default=1, help="processes that compile")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="that compile")
     options = parser.parse_args()
     capabilities = [int(card) for card in options.cards.split(",")]
     chosen = [i for i, build in enumerate(all_builds()) if options.only in build.name]

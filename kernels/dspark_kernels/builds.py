@@ -29,6 +29,7 @@ class KernelBuild:
     constexprs: dict[str, Any]
     num_warps: int = 4
     num_stages: int = 3
+    max_registers: int | None = None
     min_capability: int = 80
 
 

@@ -74,7 +74,7 @@ def paged_attention(
         WINDOW=window,
         HAS_SOFT_CAP=soft_cap > 0,
         **sizes,
-        num_warps=4,
+        num_warps=warps_of_a_block(sizes),
         num_stages=2,
     )
     out = query.new_empty(num_rows, num_heads * head_dim)
@@ -102,7 +102,8 @@ def paged_attention(
 def sizes_of_a_block(group: int, head_dim: int, itemsize: int) -> dict[str, int]:
     """Rows that share one read of the keys, and keys of a tile: the model's, never the pass's.
 
-    Two stages of keys and values take 64 KB of shared memory at most.
+    Two stages of keys and values take 64 KB of shared memory at most. Larger tiles of float32, which
+    is multiplied without tensor cores, do not fit into the registers.
     """
     rows = max(8, 16 // group) if group <= 8 else max(64 // group, 1)
     block_dim = next_power_of_2(max(head_dim, 16))
@@ -111,8 +112,13 @@ def sizes_of_a_block(group: int, head_dim: int, itemsize: int) -> dict[str, int]
         "BLOCK_DIM": block_dim,
         "BLOCK_ROWS": rows,
         "BLOCK_PAIRS": next_power_of_2(max(rows * group, 16)),
-        "BLOCK_KEYS": max(16, min(64, 16384 // (block_dim * itemsize))),
+        "BLOCK_KEYS": 16 if itemsize == 4 else max(16, min(64, 16384 // (block_dim * itemsize))),
     }
+
+
+def warps_of_a_block(sizes: dict[str, int]) -> int:
+    """So many that the sums of a block fit into their registers."""
+    return 8 if sizes["BLOCK_PAIRS"] * sizes["BLOCK_DIM"] > 4096 else 4
 
 
 def paged_attention_reference(
@@ -352,7 +358,12 @@ def _builds_of(
     combine |= {key: options[key] for key in ("CAUSAL", "WINDOW", "HAS_SINKS")}
     return [
         KernelBuild(
-            f"attention {name}", paged_attention_kernel, signature, attention, num_stages=2
+            f"attention {name}",
+            paged_attention_kernel,
+            signature,
+            attention,
+            num_warps=warps_of_a_block(sizes),
+            num_stages=2,
         ),
         KernelBuild(f"attention sum {name}", combine_kernel, combined, combine),
     ]

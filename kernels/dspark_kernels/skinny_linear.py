@@ -104,6 +104,7 @@ class Tiling:
     block_n: int
     block_k: int
     num_splits: int
+    max_registers: int = 255
     num_stages: int = 3
 
     @classmethod
@@ -112,12 +113,14 @@ class Tiling:
     ) -> "Tiling":
         """group: columns that share a scale; element: bytes of one number of x."""
         block_n = 64
-        block_k = group if kind == "int4" else min(group, 256 // element)
+        block_k = group if kind == "int4" else min(group, 128 if element == 2 else 32)
         num_steps, num_splits = -(-num_columns // block_k), 1
         # enough programs to fill a large card, each with enough steps to fill its pipeline
         while -(-num_outputs // block_n) * num_splits < 512 and num_steps >= 8 * num_splits:
             num_splits *= 2
-        return cls(block_n, block_k, num_splits)
+        # stated, because ptxas else aims below what it needs; 128 leave room for four blocks
+        max_registers = 128 if kind == "dense" and element == 2 else 255
+        return cls(block_n, block_k, num_splits, max_registers)
 
 
 def _launch(
@@ -164,6 +167,7 @@ def _launch(
         BLOCK_N=tiling.block_n,
         BLOCK_K=tiling.block_k,
         num_stages=tiling.num_stages,
+        maxnreg=tiling.max_registers,
     )
     if is_split:
         combine_kernel[(num_rows, triton.cdiv(num_outputs, COMBINE_COLUMNS))](
@@ -416,6 +420,7 @@ def builds() -> list[KernelBuild]:
                         "BLOCK_K": tiling.block_k,
                     },
                     num_stages=tiling.num_stages,
+                    max_registers=tiling.max_registers,
                     min_capability=least,
                 )
             )
