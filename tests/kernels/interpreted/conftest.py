@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,20 @@ if not IS_INTERPRETED and not torch.cuda.is_available():
 @pytest.fixture
 def device() -> torch.device:
     return torch.device("cpu" if IS_INTERPRETED else "cuda")
+
+
+@pytest.fixture(autouse=True)
+def patched_once_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter (3.9) patches the language anew for every function that a kernel calls."""
+    if not IS_INTERPRETED:
+        return
+    from triton.runtime import interpreter
+
+    patch_lang, tl = interpreter._patch_lang, interpreter.tl
+    everywhere = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
+    monkeypatch.setattr(interpreter, "_patch_lang", lambda fn: patch_lang(everywhere))
+    call = lambda self, *args, **kwargs: self.rewrite()(*args, **kwargs)  # noqa: E731
+    monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", call)
 
 
 @pytest.fixture(autouse=True)

@@ -43,10 +43,10 @@ def make_round(device, dtype, num_tokens, seed):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("num_tokens", [63, 300])
+@pytest.mark.parametrize("num_tokens", [63, 130])
 def test_the_same_numbers_choose_the_same_tokens(device, dtype, num_tokens):
     seen = set()
-    for seed in range(3):
+    for seed in range(2):
         given = make_round(device, dtype, num_tokens, seed)
         result, expected = accept_block(*given), accept_block_reference(*given)
         for name in ("num_accepted", "next_ids", "lengths"):

@@ -35,7 +35,7 @@ def expected_product(x, weight, bias, gated):
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize(
     ("num_rows", "num_columns", "num_outputs"),
-    [(1, 63, 65), (3, 1, 2), (7, 1000, 130), (17, 1024, 66)],
+    [(1, 63, 65), (3, 1, 2), (7, 1000, 66), (17, 512, 66)],
 )
 def test_dense_product(device, dtype, gated, num_rows, num_columns, num_outputs):
     num_outputs *= 2 if gated else 1
@@ -59,12 +59,17 @@ def test_quantized_product(device, dtype, name, gated):
 
 @pytest.mark.parametrize(
     ("name", "numbers_of_rows"),
-    [("dense", (*range(1, 18), 33, 64)), ("int8", (8, 17)), ("int4", (8, 17)), ("fp8", (8, 17))],
+    [
+        ("dense", (1, 2, 3, 5, 8, 15, 16, 17, 33, 64)),
+        ("int8", (8, 17)),
+        ("int4", (8, 17)),
+        ("fp8", (8, 17)),
+    ],
 )
 def test_a_row_does_not_depend_on_the_number_of_rows(device, name, numbers_of_rows):
     x = torch.randn(64, 1024, device=device).bfloat16()
     weight = FORMATS[name](torch.randn(12, 1024, device=device).bfloat16())
-    alone = {row: skinny_linear(x[row : row + 1], weight)[0] for row in (*range(17), 32, 63)}
+    alone = {row: skinny_linear(x[row : row + 1], weight)[0] for row in (0, 1, 7, 15, 16, 32, 63)}
     for num_rows in numbers_of_rows:
         result = skinny_linear(x[:num_rows], weight)
         assert all(torch.equal(result[row], alone[row]) for row in alone if row < num_rows)
