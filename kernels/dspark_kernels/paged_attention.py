@@ -102,8 +102,8 @@ def paged_attention(
 def sizes_of_a_block(group: int, head_dim: int, itemsize: int) -> dict[str, int]:
     """Rows that share one read of the keys, and keys of a tile: the model's, never the pass's.
 
-    Two stages of keys and values take 64 KB of shared memory at most. Larger tiles of float32, which
-    is multiplied without tensor cores, do not fit into the registers.
+    Two stages of keys and values take 64 KB of shared memory at most. Larger tiles of float32,
+    which is multiplied without tensor cores, do not fit into the registers.
     """
     rows = max(8, 16 // group) if group <= 8 else max(64 // group, 1)
     block_dim = next_power_of_2(max(head_dim, 16))
