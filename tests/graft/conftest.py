@@ -16,6 +16,7 @@ from dspark.graft.start import start_random
 from dspark.graft.taps import FrozenTarget, load_frozen
 from dspark.graft.trainer import Trainer
 from dspark.hub.pairs import PairFiles
+from tests.graft.toy_pair import Sound, train_sound
 
 MASK = 95
 SMALL = GraftConfig(
@@ -82,3 +83,9 @@ def make_trainer(target: FrozenTarget, answers: list[Answered]) -> MakeTrainer:
         return Trainer(head, target, answers[:num_answers], config)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Sound:
+    """A trained toy pair that drafts as its files say; never written to."""
+    return train_sound(tmp_path_factory.mktemp("base"), tmp_path_factory.mktemp("head"))

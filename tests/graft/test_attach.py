@@ -28,12 +28,9 @@ from tests.graft import toy_pair
 RUNTIME = RuntimeConfig(device="cpu", dtype="float32")
 
 
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    base = toy_pair.write_base(tmp_path_factory.mktemp("base"))
-    trainee = toy_pair.Trainee(base)
-    trainee.train(120)
-    return base, trainee.write(tmp_path_factory.mktemp("head"))
+@pytest.fixture
+def toy(sound: toy_pair.Sound) -> tuple[Path, Path]:
+    return sound.base, sound.head
 
 
 def _released(target: Path) -> Pair:

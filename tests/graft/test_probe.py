@@ -4,7 +4,7 @@ import copy
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +18,10 @@ from dspark.graft.probe import ProbeReport, probe
 from dspark.graft.probe_material import default_prompts
 from dspark.hub.pairs import PairFiles
 from tests.graft import toy_pair
-from tests.graft.toy_pair import Habit, Trainee
+from tests.graft.toy_pair import Habit, Sound, Trainee
 
 RUNTIME = RuntimeConfig(device="cpu", dtype="float32")
 Tensors = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Sound:
-    base: Path
-    head: Path
-    trainee: Trainee
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Sound:
-    base = toy_pair.write_base(tmp_path_factory.mktemp("base"))
-    trainee = Trainee(base)
-    trainee.train(150)
-    return Sound(base, trainee.write(tmp_path_factory.mktemp("head")), trainee)
 
 
 @pytest.fixture(scope="module")
@@ -58,57 +43,19 @@ def test_a_sound_pair_has_no_fault(sound: Sound) -> None:
     assert len(report.trials) >= 15
 
 
-HABITS: dict[str, tuple[int, Callable[[Trainee], Habit], str]] = {
-    "slot": (100, lambda _: Habit(blocks=toy_pair.one_slot_later), "they begin one slot later"),
-    "normed taps": (
-        100,
-        lambda trainee: Habit(taps=toy_pair.normed(trainee.target)),
-        "after the target's final norm",
-    ),
-    "no head norms": (
-        100,
-        lambda _: Habit(without=("q_norm", "k_norm"), loudness={"q_proj": 3.0, "k_proj": 3.0}),
-        "no norms on queries and keys",
-    ),
-}
+@dataclass(frozen=True)
+class Training:
+    """A head that goes on learning from the sound one, or from nothing, in another habit."""
 
+    habit: Callable[[Trainee], Habit]
+    steps: int = 100
+    is_fresh: bool = False
 
-@pytest.mark.parametrize("name", HABITS)
-def test_a_head_trained_to_another_habit(name: str, sound: Sound, tmp_path: Path) -> None:
-    steps, habit_of, fault = HABITS[name]
-    trainee = copy.copy(sound.trainee)
-    trainee.head = copy.deepcopy(sound.trainee.head)
-    trainee.train(steps, habit_of(trainee))
-    report = _probe(sound.base, trainee.write(tmp_path))
-    assert fault in (report.fault or ""), report.trials[:3]
-
-
-def test_a_head_one_position_later(sound: Sound, tmp_path: Path) -> None:
-    """To such a head a mask of the next slot looks the same, so that either fault may be named."""
-    trainee = copy.copy(sound.trainee)
-    trainee.head = copy.deepcopy(sound.trainee.head)
-    trainee.train(100, Habit(blocks=toy_pair.one_position_later))
-    report = _probe(sound.base, trainee.write(tmp_path))
-    named = [trial.fault for trial in report.trials if trial.is_better]
-    assert any("positions are one too low" in fault for fault in named[:2]), report.trials[:3]
-
-
-def test_a_head_that_wants_the_token_before(sound: Sound, tmp_path: Path) -> None:
-    trainee = Trainee(sound.base)  # from the start: the tables would hold on to what they know
-    trainee.train(150, Habit(blocks=toy_pair.token_before))
-    report = _probe(sound.base, trainee.write(tmp_path))
-    assert "wants the token before" in (report.fault or ""), report.trials[:3]
-
-
-CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
-    "taps too high": ({"target_layer_ids": [1, 3]}, "too high: [0, 2] is meant"),
-    "taps too low": ({"target_layer_ids": [-1, 1]}, "too low: [0, 2] is meant"),
-    "mask token": ({"mask_token_id": toy_pair.MASK - 1}, f"the mask token is {toy_pair.MASK},"),
-    "rope base": (
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 30.0}},
-        "the rope base is 10000,",
-    ),
-}
+    def __call__(self, sound: Sound, folder: Path) -> Path:
+        trainee = Trainee(sound.base) if self.is_fresh else copy.copy(sound.trainee)
+        trainee.head = copy.deepcopy(trainee.head)
+        trainee.train(self.steps, self.habit(trainee))
+        return trainee.write(folder)
 
 
 def _planted(head: Path, folder: Path, **settings: Any) -> Path:
@@ -118,12 +65,19 @@ def _planted(head: Path, folder: Path, **settings: Any) -> Path:
     return folder
 
 
-def _rewritten(head: Path, folder: Path, change: Callable[[Tensors], Tensors]) -> Path:
-    shutil.copytree(head, folder)
-    tensors = load_file(folder / "model.safetensors")
-    changed = tensors | change(tensors)
-    save_file({n: t.clone().contiguous() for n, t in changed.items()}, folder / "model.safetensors")
-    return folder
+def _config(**settings: Any) -> Callable[[Sound, Path], Path]:
+    return lambda sound, folder: _planted(sound.head, folder, **settings)
+
+
+def _tensors(change: Callable[[Tensors], Tensors]) -> Callable[[Sound, Path], Path]:
+    def rewrite(sound: Sound, folder: Path) -> Path:
+        shutil.copytree(sound.head, folder)
+        tensors = load_file(folder / "model.safetensors")
+        changed = {n: t.clone().contiguous() for n, t in (tensors | change(tensors)).items()}
+        save_file(changed, folder / "model.safetensors")
+        return folder
+
+    return rewrite
 
 
 def _joined_backwards(tensors: Tensors) -> Tensors:
@@ -136,25 +90,58 @@ def _swapped_tables(tensors: Tensors) -> Tensors:
     return {first: tensors[second], second: tensors[first]}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_wrong_config(name: str, sound: Sound, tmp_path: Path) -> None:
-    settings, fault = CONFIGS[name]
-    report = _probe(sound.base, _planted(sound.head, tmp_path / "head", **settings))
+ROPE = {"rope_type": "default", "rope_theta": 30.0}
+FAULTS: dict[str, tuple[Callable[[Sound, Path], Path], str]] = {
+    "slot": (
+        Training(lambda _: Habit(blocks=toy_pair.one_slot_later)),
+        "they begin one slot later",
+    ),
+    "taps too high": (_config(target_layer_ids=[1, 3]), "too high: [0, 2] is meant"),
+    "taps too low": (_config(target_layer_ids=[-1, 1]), "too low: [0, 2] is meant"),
+    "tap order": (_tensors(_joined_backwards), "joined in the wrong order: [2, 0] is meant"),
+    "taps after the norm": (
+        Training(lambda trainee: Habit(taps=toy_pair.normed(trainee.target))),
+        "after the target's final norm",
+    ),
+    "rope base": (_config(rope_parameters=ROPE), "the rope base is 10000,"),
+    "no head norms": (
+        Training(
+            lambda _: Habit(without=("q_norm", "k_norm"), loudness={"q_proj": 3.0, "k_proj": 3.0})
+        ),
+        "no norms on queries and keys",
+    ),
+    "no feature norm": (
+        Training(lambda _: Habit(without=("hidden_norm",), loudness={"fc": 10.0})),
+        "context features go without their norm",
+    ),
+    "mask token": (
+        _config(mask_token_id=toy_pair.MASK - 1),
+        f"the mask token is {toy_pair.MASK},",
+    ),
+    "token before": (  # from the start: the tables would hold on to what they know
+        Training(lambda _: Habit(blocks=toy_pair.token_before), steps=110, is_fresh=True),
+        "wants the token before",
+    ),
+    "swapped tables": (
+        _tensors(_swapped_tables),
+        "two tables of the sequential head are swapped",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_the_one_that_is_named(name: str, sound: Sound, tmp_path: Path) -> None:
+    plant, fault = FAULTS[name]
+    report = _probe(sound.base, plant(sound, tmp_path / "head"))
     assert fault in (report.fault or ""), report.trials[:3]
 
 
-@pytest.mark.parametrize(
-    ("change", "fault"),
-    [
-        (_joined_backwards, "joined in the wrong order: [2, 0] is meant"),
-        (_swapped_tables, "two tables of the sequential head are swapped"),
-    ],
-)
-def test_wrong_tensors(
-    change: Callable[[Tensors], Tensors], fault: str, sound: Sound, tmp_path: Path
-) -> None:
-    report = _probe(sound.base, _rewritten(sound.head, tmp_path / "head", change))
-    assert fault in (report.fault or ""), report.trials[:3]
+def test_a_head_one_position_later(sound: Sound, tmp_path: Path) -> None:
+    """To such a head a mask of the next slot looks the same, so that either fault may be named."""
+    plant = Training(lambda _: Habit(blocks=toy_pair.one_position_later))
+    report = _probe(sound.base, plant(sound, tmp_path / "head"))
+    named = [trial.fault for trial in report.trials if trial.is_better]
+    assert any("positions are one too low" in fault for fault in named[:2]), report.trials[:3]
 
 
 def test_a_sound_eagle3_head_has_no_fault(sound: Sound, eagle3: Path) -> None:
@@ -165,8 +152,8 @@ def test_a_sound_eagle3_head_has_no_fault(sound: Sound, eagle3: Path) -> None:
 
 @pytest.mark.parametrize("name", ["taps too high", "rope base"])
 def test_a_wrong_eagle3_config(name: str, sound: Sound, eagle3: Path, tmp_path: Path) -> None:
-    settings, fault = CONFIGS[name]
-    report = _probe(sound.base, _planted(eagle3, tmp_path / "head", **settings))
+    plant, fault = FAULTS[name]
+    report = _probe(sound.base, plant(replace(sound, head=eagle3), tmp_path / "head"))
     assert fault in (report.fault or ""), report.trials[:3]
 
 

@@ -153,12 +153,12 @@ class Trainee:
             optimizer.step()
 
     def _batch(self, step: int) -> list[list[int]]:
-        size = 4
+        size = 2
         return [self.sentences[(step * size + i) % len(self.sentences)] for i in range(size)]
 
     def _loss(self, ids: list[int], habit: Habit, generator: torch.Generator) -> torch.Tensor:
         taps = habit.taps(self.target.view(tuple(ids)).taps)
-        blocks = habit.blocks(sample_blocks(torch.tensor(ids), 2, 16, 4, generator))
+        blocks = habit.blocks(sample_blocks(torch.tensor(ids), 2, 32, 4, generator))
         hidden = block_hidden(
             self.head, self.head.rotary_table(), self.target.embedding, taps, blocks
         )
@@ -174,6 +174,21 @@ class Trainee:
         whole = DSparkHead(self.head.config).state_dict()  # norms at one where they were left out
         write_head(folder, self.head.config, whole | self.head.state_dict(), {})
         return folder
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A base, the head that it was given, and who trained that."""
+
+    base: Path
+    head: Path
+    trainee: Trainee
+
+
+def train_sound(base: Path, head: Path) -> Sound:
+    trainee = Trainee(write_base(base))
+    trainee.train(150)
+    return Sound(base, trainee.write(head), trainee)
 
 
 def normed(target: FrozenTarget) -> Callable[[torch.Tensor], torch.Tensor]:
