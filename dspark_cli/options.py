@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from dspark.config import (
+    DraftWeights,
     Dtype,
     EngineConfig,
     RuntimeConfig,
@@ -55,6 +56,13 @@ Draft = Annotated[
 ]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number format of the weights.")]
+DraftWeightsOption = Annotated[
+    DraftWeights,
+    typer.Option(
+        "--draft-weights",
+        help="Number format of a DSpark head on a GPU; less costs acceptance, never a token.",
+    ),
+]
 Temperature = Annotated[
     float, typer.Option(min=0.0, callback=_finite, help="0 always takes the likeliest token.")
 ]

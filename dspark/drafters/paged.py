@@ -29,6 +29,7 @@ from dspark_kernels import (
 from dspark_kernels.quantized_weight import quantize_fp8, quantize_int8
 
 Weight = torch.Tensor | QuantizedWeight
+HIDDEN = -3e4  # below any logit, and a number in every format: a whole block may be hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class PagedDSparkDrafter(DSparkDrafter):
         embedding: torch.Tensor,
         output_head: OutputHead,
         *,
+        draft_vocabulary: torch.Tensor | None = None,
         weights: DraftWeights = "auto",
     ) -> None:
         super().__init__(config, tensors, embedding, output_head, pack=False)
@@ -86,6 +88,7 @@ class PagedDSparkDrafter(DSparkDrafter):
         assert isinstance(self._vocabulary, FullVocabulary)
         self.output_weight = _stored(self._vocabulary.output_weight, weights)
         self._sequential = _sequential(head)
+        self.draft_vocabulary = draft_vocabulary
         self._temperatures = torch.tensor(config.temperatures, device=self.device)
 
     def open(self) -> DSparkSlot:
@@ -137,17 +140,20 @@ class PagedDSparkDrafter(DSparkDrafter):
         temperatures: torch.Tensor,
         seeds: torch.Tensor,
         positions: torch.Tensor,
+        hidden_logits: torch.Tensor | None = None,
     ) -> DraftedBlock:
         """A block after each anchor [R], which stands at its position; nothing of it on the host.
 
-        Noise is a function of seed and position alone.
+        Noise is a function of seed and position alone. hidden_logits [R, V] are added to every
+        row: HIDDEN for the tokens that a request does not draft from, 0 for the others.
         """
         hidden = self.hidden(anchors, rows).unflatten(0, (-1, self.config.num_slots))
         hidden = hidden[:, -self.block_size :]
         logits = skinny_linear(hidden.flatten(0, 1), self.output_weight)
         logits = soft_cap(logits, self.config.final_logit_softcapping)
+        logits = logits.unflatten(0, (-1, self.block_size))
         return draft_block(
-            logits.unflatten(0, (-1, self.block_size)),
+            logits if hidden_logits is None else logits + hidden_logits.unsqueeze(1),
             hidden,
             anchors,
             self._sequential,

@@ -18,7 +18,7 @@ from dspark.engine.graphs import GraphedCall, Moment, graph_pool
 from dspark.engine.lanes import Lanes, Plan
 from dspark.engine.pages import fix_pages
 from dspark.engine.request import ActiveRequest, Request
-from dspark.engine.rounds import Outcome
+from dspark.engine.rounds import Outcome, capacity_of
 from dspark.engine.scheduler import Scheduler, SpsSchedule, ThresholdSchedule
 from dspark.errors import MemoryFullError
 from dspark.events import LoadProgress
@@ -27,7 +27,6 @@ from dspark_kernels import PagedCache
 from dspark_kernels.backend import next_power_of_2
 from dspark_kernels.paged_cache import PAGE, num_pages_for
 
-MAX_ROWS = 64  # of a pass; the products of more are not the same to the bit
 TILE_ROWS = 16  # up to so many rows cost what one does
 WARM_SLOTS = 4  # of finished requests that somebody still holds
 
@@ -79,12 +78,17 @@ class DeviceRounds:
         self._scheduler, self._device = scheduler, target.device
         self._block_size = drafter.block_size if drafter is not None else 0
         rows = 1 + max(self._block_size, drafter.config.num_slots if drafter is not None else 0)
-        self.capacity = max(1, min(config.max_requests, MAX_ROWS // rows))
+        self.capacity = capacity_of(target, rows, config)
         # a round that is not read yet, one that is wasted, and the rows of both
         self._slack = 2 * rows + 1
         self._caches = [self._cache] if drafter is None else [self._cache, drafter.cache]
         num_slots = config.max_requests + WARM_SLOTS
-        fix_pages(self._caches, num_slots, target.spec.context_limit + self._slack)
+        fix_pages(
+            self._caches,
+            num_slots,
+            target.spec.context_limit + self._slack,
+            leaves_room=drafter is None and bool(target.tap_layers),
+        )
         scratch = self._cache.open_scratch()
         self._scratch = (scratch, None if drafter is None else drafter.cache.open_scratch())
         self._pool = graph_pool(self._device)

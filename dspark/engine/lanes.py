@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dspark.drafters.paged import PagedDSparkDrafter
+from dspark.drafters.paged import HIDDEN, PagedDSparkDrafter
 from dspark.engine.request import ActiveRequest
 from dspark.targets.dense import DenseTarget
 from dspark_kernels import (
@@ -64,6 +64,13 @@ class Lanes:
             torch.zeros(num_lanes, 1, device=device),
             None,
         )
+        vocabulary = None if drafter is None else drafter.draft_vocabulary
+        self._vocabulary = vocabulary
+        self._hidden = (
+            None
+            if vocabulary is None
+            else torch.zeros(num_lanes, target.spec.vocab_size, device=device, dtype=target.dtype)
+        )
         self.state = (self.anchors, self.lengths)
 
     def settle(self, batch: tuple[ActiveRequest, ...]) -> None:
@@ -93,13 +100,30 @@ class Lanes:
         fill(self._filters.top_k, [sampling.top_k for sampling in samplings], 0)
         fill(self._filters.top_p, [sampling.top_p for sampling in samplings], 1)
 
+        self._hide(batch)
+
+    def _hide(self, batch: tuple[ActiveRequest, ...]) -> None:
+        """A request drafts from the head's own vocabulary and the tokens that it holds."""
+        if self._hidden is None or self._vocabulary is None:
+            return
+        self._hidden.fill_(HIDDEN)
+        self._hidden[:, self._vocabulary] = 0.0
+        for lane, active in enumerate(batch):
+            held = [*active.request.prompt_ids, *active.token_ids]
+            self._hidden[lane, torch.tensor(held, device=self._hidden.device)] = 0.0
+
     def draft(self, plan: Plan) -> DraftedBlock:
         drafter = self._drafter
         assert drafter is not None
         rows = self._rows(self._draft_slots, drafter.config.num_slots, plan, causal=False)
         temperatures, seeds = self._filters.temperature, self._round_seeds()
         drafted = drafter.draft(
-            self.anchors, drafter.cache.over(rows), temperatures, seeds, self.lengths
+            self.anchors,
+            drafter.cache.over(rows),
+            temperatures,
+            seeds,
+            self.lengths,
+            self._hidden,
         )
         # an idle lane may have drafted from anything
         return drafted._replace(
@@ -129,6 +153,8 @@ class Lanes:
         if self._drafter is not None and count:
             own = self._rows(self._draft_slots, count + 1, plan, causal=False)
             self._drafter.append(passed.taps, self._drafter.cache.over(own))
+        if self._hidden is not None:  # all but the last stood among the drafts
+            self._hidden.scatter_(1, accepted.next_ids.unsqueeze(1), 0.0)
         facts = [accepted.num_accepted, accepted.next_ids, num_drafts]
         told = [torch.stack(facts, dim=1).int(), drafted.token_ids.int()]
         told.append(confidences.contiguous().view(torch.int32))

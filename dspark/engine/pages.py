@@ -1,13 +1,17 @@
 """How much memory the keys and values of a device get: what weights and graphs leave free."""
 
+from pathlib import Path
+
 import torch
 
 from dspark.errors import MemoryFullError
-from dspark.hub.fit import free_memory, gigabytes
+from dspark.hub.fit import cache_values, free_memory, gigabytes
+from dspark.hub.folders import count_parameters, read_config
 from dspark_kernels import PagedCache
 from dspark_kernels.paged_cache import PAGE, num_pages_for
 
-SHARE = 0.85  # of what is free; passes and captured graphs need the rest
+WORKSPACE = 1 << 30  # for passes and captured graphs
+SHARE = 0.9  # of what is free beyond that
 
 
 def page_bytes(cache: PagedCache) -> int:
@@ -16,14 +20,34 @@ def page_bytes(cache: PagedCache) -> int:
     return numbers * cache.dtype.itemsize
 
 
-def fix_pages(caches: list[PagedCache], num_slots: int, max_length: int) -> None:
-    """Give every cache as many pages as there is room for, or as could ever be used."""
+def usable_bytes(device: str) -> int:
+    """What keys and values may take of a device."""
+    return max(0, int(SHARE * (free_memory(device) - WORKSPACE)))
+
+
+def tokens_that_fit(target: Path, draft: Path | None, device: str, value_bytes: int) -> int:
+    """Tokens of all requests that the caches could hold beside the pair's weights."""
+    num_weights, each = count_parameters(target), cache_values(read_config(target))
+    if draft is not None:
+        num_weights += count_parameters(draft)
+        each += cache_values(read_config(draft))
+    room = SHARE * (free_memory(device) - WORKSPACE - num_weights * value_bytes)
+    return max(0, int(room / max(each * value_bytes, 1)))
+
+
+def fix_pages(
+    caches: list[PagedCache], num_slots: int, max_length: int, *, leaves_room: bool
+) -> None:
+    """Give every cache as many pages as there is room for, or as could ever be used.
+
+    `leaves_room`: a head may join the target later.
+    """
     fixed = [cache.pool.num_pages for cache in caches if not cache.pool.grows]
     fresh = [cache for cache in caches if cache.pool.grows]
     if not fresh:
         return
     device = fresh[0].device
-    room = int(SHARE * free_memory(str(device)))
+    room = usable_bytes(str(device)) // (2 if leaves_room else 1)
     fitting = room // sum(page_bytes(cache) for cache in fresh)
     wanted = num_slots * num_pages_for(max_length)
     num_pages = min(fixed) if fixed else min(wanted, fitting)

@@ -79,7 +79,7 @@ class HostRounds:
         self, target: Target, drafter: Drafter | None, scheduler: Scheduler, config: EngineConfig
     ) -> None:
         self.target, self.drafter, self.scheduler = target, drafter, scheduler
-        self.capacity = config.max_requests if target.spec.batches else 1
+        self.capacity = capacity_of(target, 1 + (drafter.block_size if drafter else 0), config)
 
     def check(self, request: Request) -> None:
         pass
@@ -170,6 +170,18 @@ class HostRounds:
                 [_block(batch[i], drafts[i])[: kept[i]] for i in drafting],
                 [taps[i][: kept[i]] for i in drafting],
             )
+
+
+def capacity_of(target: Target, num_rows: int, config: EngineConfig) -> int:
+    """Requests that may share a pass, each with up to `num_rows`."""
+    if not target.spec.batches:
+        return 1
+    limit = target.spec.max_rows
+    return (
+        config.max_requests
+        if limit is None
+        else max(1, min(config.max_requests, limit // num_rows))
+    )
 
 
 def room_behind(target: Target, active: ActiveRequest) -> int:

@@ -157,6 +157,10 @@ def open_session(
     """
     resolved = resolve_runtime(runtime)
     device, dtype = torch.device(resolved.device), getattr(torch, resolved.dtype)
+    if (
+        device.type == "cuda" and device.index is not None
+    ):  # kernels and graphs go to the current one
+        torch.cuda.set_device(device)
     yield LoadProgress(STAGES[0], 0, len(STAGES) - 1)
     if files.draft:
         tap_layers = read_any_config(files.draft).target_layer_ids
@@ -193,8 +197,8 @@ def load_drafter(
         vocabulary = vocabulary.to(target.device)
     parts = (tensors, target.embedding(), target.output_head())
     is_paged = isinstance(target, DenseTarget) and isinstance(target.cache, PagedCache)
-    if is_paged and isinstance(config, HeadConfig) and supports(config) and vocabulary is None:
-        return PagedDSparkDrafter(config, *parts, weights=weights)
+    if is_paged and isinstance(config, HeadConfig) and supports(config):
+        return PagedDSparkDrafter(config, *parts, draft_vocabulary=vocabulary, weights=weights)
     if weights in ("int8", "fp8"):
         raise InputError(
             f"draft weights of {weights} need a DSpark head and a dense target on a GPU",

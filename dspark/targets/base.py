@@ -12,7 +12,8 @@ Slot = Any  # a target's own state of one request; opaque to everyone else
 
 @dataclass(frozen=True, slots=True)
 class TargetSpec:
-    """What a target is and can do. `batches` tells whether several requests share one pass."""
+    """What a target is and can do. `batches` tells whether several requests share one pass;
+    `max_rows` are those of a pass up to which a row is the same to the bit in any company."""
 
     vocab_size: int
     hidden_size: int
@@ -21,6 +22,7 @@ class TargetSpec:
     stop_token_ids: frozenset[int]
     rollback: Rollback
     batches: bool
+    max_rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,12 +27,14 @@ from dspark_kernels import (
     HeadNorms,
     HeadShape,
     KVSlot,
+    PagedCache,
     RotaryTable,
     SkinnyLinear,
     add_rms_norm,
     make_cache,
     rms_norm,
 )
+from dspark_kernels.skinny_linear import MAX_SKINNY_ROWS
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 INV_FREQ = "rotary_emb.inv_freq"  # computed, though some files store it
@@ -118,6 +120,7 @@ class DenseTarget:
             stop_token_ids=stop_token_ids,
             rollback="crop",
             batches=True,
+            max_rows=MAX_SKINNY_ROWS if isinstance(self.cache, PagedCache) else None,
         )
 
     def _take_weights(self, tensors: Weights, *, tied: bool, pack: bool) -> None:

@@ -59,6 +59,7 @@ def bench(
     ] = None,
     device: options.Device = options.RUNTIME.device,
     dtype: options.DtypeOption = options.RUNTIME.dtype,
+    draft_weights: options.DraftWeightsOption = options.RUNTIME.draft_weights,
     temperature: options.Temperature = DEFAULTS.sampling.temperature,
     top_k: options.TopK = DEFAULTS.sampling.top_k,
     top_p: options.TopP = DEFAULTS.sampling.top_p,
@@ -82,7 +83,7 @@ def bench(
     texts = [text for each in sets for text in each[:limit]]
     if json_file and not json_file.absolute().parent.is_dir():
         raise InputError(f"there is no folder for {json_file}", "Make it first, or check --json.")
-    choice, runtime = PairChoice(pair, target, draft), RuntimeConfig(device=device, dtype=dtype)
+    choice, runtime = PairChoice(pair, target, draft), RuntimeConfig(device, dtype, draft_weights)
     if heads:
         document = _compare_heads(choice, heads, texts, config, runtime, engine, tau_only)
     else:

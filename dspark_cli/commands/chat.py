@@ -44,6 +44,7 @@ def chat(
     system: System = "",
     device: options.Device = options.RUNTIME.device,
     dtype: options.DtypeOption = options.RUNTIME.dtype,
+    draft_weights: options.DraftWeightsOption = options.RUNTIME.draft_weights,
     temperature: options.Temperature = options.SAMPLING.temperature,
     top_k: options.TopK = options.SAMPLING.top_k,
     top_p: options.TopP = options.SAMPLING.top_p,
@@ -71,7 +72,7 @@ def chat(
         # said now, before the screen is taken
         pair = pair if target is not None else usable_name(pair)
         choice = PairChoice(pair, target, draft)
-        backend = _engine_backend(choice, RuntimeConfig(device=device, dtype=dtype), engine)
+        backend = _engine_backend(choice, RuntimeConfig(device, dtype, draft_weights), engine)
     settings = ChatSettings(
         sampling=options.sampling_config(temperature, top_k, top_p, seed),
         stop=options.stop_config(max_tokens, None),

@@ -124,8 +124,22 @@ def _pairs() -> dict[str, Any]:
             "free_memory_bytes": fit.free,
             "in_store": hub.locate(pair.name) is not None,
             "disk_still_needed_bytes": hub.disk_needed(pair),
+            **_room_for_text(pair.name, runtime),
         }
     return report
+
+
+def _room_for_text(name: str, runtime: dict[str, Any]) -> dict[str, Any]:
+    """Tokens of chats that memory holds beside the weights; known for pairs in the store."""
+    from dspark import hub
+    from dspark.engine.pages import tokens_that_fit
+
+    files = hub.locate(name)
+    if files is None:
+        return {}
+    value_bytes = 4 if runtime["dtype"] == "float32" else 2
+    tokens = tokens_that_fit(files.target, files.draft, runtime["device"], value_bytes)
+    return {"tokens_beside_weights": tokens}
 
 
 SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {

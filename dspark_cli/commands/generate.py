@@ -30,6 +30,7 @@ def generate(
     raw: Raw = False,
     device: options.Device = options.RUNTIME.device,
     dtype: options.DtypeOption = options.RUNTIME.dtype,
+    draft_weights: options.DraftWeightsOption = options.RUNTIME.draft_weights,
     temperature: options.Temperature = options.SAMPLING.temperature,
     top_k: options.TopK = options.SAMPLING.top_k,
     top_p: options.TopP = options.SAMPLING.top_p,
@@ -48,7 +49,7 @@ def generate(
         raise InputError("a prompt and --token-ids exclude each other", "Give one of them.")
     given_ids = None if token_ids is None else parse_token_ids(token_ids)
     text = "" if given_ids else read_prompt(prompt)
-    runtime = RuntimeConfig(device=device, dtype=dtype)
+    runtime = RuntimeConfig(device, dtype, draft_weights)
 
     with open_choice(PairChoice(pair, target, draft), runtime, engine) as session:
         prompt_ids = given_ids or encode_prompt(session, text, raw)

@@ -132,7 +132,7 @@ class PagedCache:
             max_length=max_length,
             grows=False,
         )
-        self.rotary.upto(max_length - 1)
+        self.rotary.upto(self.pool.tables.shape[1] * PAGE - 1)
 
     def open(self) -> KVSlot:
         return self.pool.open()

@@ -1,19 +1,36 @@
 """Rounds that the device leads, in plain torch: the same events as the host's."""
 
+import shutil
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 
-from dspark.config import ScheduleConfig, StopConfig
+from dspark.checkpoints.deepspec import write_draft_vocabulary
+from dspark.config import EngineConfig, RuntimeConfig, ScheduleConfig, StopConfig
+from dspark.engine import pages
 from dspark.engine.device_rounds import DeviceRounds
 from dspark.engine.loop import Engine
 from dspark.engine.rounds import HostRounds
-from dspark.engine.scheduler import SpsSchedule
-from dspark.engine.session import Session
+from dspark.engine.scheduler import FullSchedule, SpsSchedule
+from dspark.engine.session import Session, open_session
+from dspark.errors import InputError, MemoryFullError
 from dspark.events import Finished, PrefillProgress, Round
+from dspark.hub import PairFiles
+from dspark_kernels import QuantizedWeight, probabilities
 from tests.engine.paged import paged  # noqa: F401
-from tests.engine.pairs import PROMPT, TABLE, decode, golden, open_pair, request
+from tests.engine.pairs import (
+    GOLDEN,
+    PROMPT,
+    TABLE,
+    decode,
+    golden,
+    open_pair,
+    request,
+    with_scheduler,
+)
+from tests.engine.test_distribution import FALSE_ALARM, chi_square_p
 
 pytestmark = pytest.mark.usefixtures("paged")
 PROMPTS = [PROMPT, PROMPT[:3], PROMPT * 7]
@@ -157,3 +174,100 @@ def test_a_warm_cache_is_a_fresh_one():
     fresh = events_of(golden("vanilla").engine, [longer])
     assert warm[-1].token_ids == fresh[-1].token_ids
     assert sum(isinstance(e, PrefillProgress) for e in warm) == 1
+
+
+@pytest.mark.parametrize("weights", ["int8", "fp8"])
+def test_smaller_draft_weights_change_drafts_only(weights):
+    folder = GOLDEN / "vanilla"
+    files = PairFiles("test", folder / "target", folder / "draft")
+    config = EngineConfig(schedule=ScheduleConfig("full"))
+    runtime = RuntimeConfig("cpu", "float32", weights)
+    *_, small = open_session(files, runtime, config)
+    codes = [small.engine.drafter.output_weight, small.engine.drafter._fused[0].qkv.weight]
+    assert all(isinstance(each, QuantizedWeight) and each.kind == weights for each in codes)
+    events = events_of(small.engine, [request(max_tokens=60)])
+    assert events[-1].token_ids == decode(golden("vanilla").engine, [request(max_tokens=60)])[0]
+    assert any(e.accepted for e in events if isinstance(e, Round))
+
+
+def test_smaller_draft_weights_are_refused_where_the_host_leads(monkeypatch):
+    monkeypatch.undo()
+    folder = GOLDEN / "vanilla"
+    files = PairFiles("test", folder / "target", folder / "draft")
+    with pytest.raises(InputError, match="int8"):
+        list(open_session(files, RuntimeConfig("cpu", "float32", "int8")))
+
+
+def test_head_and_target_share_embedding_and_output_head():
+    engine = golden("vanilla").engine
+    target, drafter = engine.target, engine.drafter
+    for own, shared in (
+        (drafter._embedding, target.embedding()),
+        (drafter.output_weight, target.output_head().weight),
+    ):
+        assert own.data_ptr() == shared.data_ptr()
+
+
+def test_a_smaller_draft_vocabulary_grows_by_what_a_request_holds(tmp_path):
+    ids = torch.arange(0, 65, 2)
+    shutil.copytree(GOLDEN / "vanilla" / "draft", tmp_path / "draft")
+    write_draft_vocabulary(tmp_path / "draft", ids)
+    session = open_pair(GOLDEN / "vanilla" / "target", tmp_path / "draft")
+    asks = [request(max_tokens=60), request(PROMPT[:4], 30)]
+    events = events_of(session.engine, asks)
+    for told in by_request(events).values():
+        rounds = [event for event in told if isinstance(event, Round)]
+        prompt = asks[0 if told[0].total == len(PROMPT) else 1].prompt_ids
+        drafted = {token for r in rounds for token in r.draft}
+        assert drafted <= {*ids.tolist(), *prompt, *told[-1].token_ids}
+        assert drafted - set(ids.tolist()) and any(r.accepted for r in rounds)
+    whole = golden("vanilla").engine
+    assert by_request(events)[0][-1].token_ids == decode(whole, [asks[0]])[0]
+
+
+def test_what_does_not_fit_waits_or_is_refused(monkeypatch):
+    monkeypatch.setattr(pages, "usable_bytes", lambda device: 3_000_000)
+    session = golden("vanilla")
+    num_pages = session.engine._rounds._cache.pool.num_pages
+    assert 3 < num_pages < 68
+    long = [request([1 + i % 60 for i in range(200)], 60, plain=i % 2 == 1) for i in range(12)]
+    ours = events_of(session.engine, long)
+    alone = decode(golden("vanilla").engine, [long[0]])[0]
+    assert [e.token_ids for e in ours if isinstance(e, Finished)] == [alone] * 12
+    monkeypatch.setattr(pages, "usable_bytes", lambda device: 1_000_000)
+    with pytest.raises(MemoryFullError, match="tokens"):
+        golden("vanilla").engine.submit(request(PROMPT, 500))
+    monkeypatch.setattr(pages, "usable_bytes", lambda device: 1000)
+    with pytest.raises(MemoryFullError, match="keys and values"):
+        golden("vanilla")
+
+
+def test_warming_up_is_told_and_changes_nothing():
+    session = golden("vanilla")
+    told = list(session.engine.warm_up())
+    assert [event.done for event in told] == list(range(len(told))) and told
+    ask = request()
+    assert events_of(session.engine, [ask])[-1].token_ids == decode(led_by_host(session), [ask])[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 6, "top_p": 0.9}])
+def test_sampled_tokens_follow_the_target(options):
+    """With a seed of a request's own each; a correct engine fails one in a million such tests."""
+    session = golden("vanilla")
+    target = session.engine.target
+    target.spec = replace(target.spec, max_rows=512)  # many at once, to be quick
+    engine = with_scheduler(session, FullSchedule())
+    asks = [request(PROMPT, 2, temperature=0.9, seed=s, **options) for s in range(700)]
+    written = decode(engine, asks)
+    start = session.next_logits(PROMPT)
+    first = probabilities(start, 0.9, options.get("top_k", 0), options.get("top_p", 1.0))
+    firsts = Counter(one for one, _ in written)
+    assert chi_square_p(firsts, first.tolist()) > FALSE_ALARM
+    followed, times = firsts.most_common(1)[0]
+    after = session.next_logits((*PROMPT, followed))
+    second = probabilities(after, 0.9, options.get("top_k", 0), options.get("top_p", 1.0))
+    followers = Counter(other for one, other in written if one == followed)
+    assert times > 50
+    assert chi_square_p(followers, second.tolist()) > FALSE_ALARM
+    flatter = probabilities(after, 2.5)
+    assert chi_square_p(followers, flatter.tolist()) < FALSE_ALARM  # the test can fail
