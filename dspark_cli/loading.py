@@ -49,9 +49,9 @@ def _fetch_missing(choice: PairChoice) -> None:
     """Repositories of the hub that were named by their id."""
     from dspark import hub
 
-    for name in (choice.target, choice.draft):
+    for name, is_head in ((choice.target, False), (choice.draft, True)):
         with progress_bars(is_bytes=True) as bars:
-            for step in hub.fetch_missing(name or ""):
+            for step in hub.fetch_missing(name or "", is_head=is_head):
                 bars.show(step)
 
 

@@ -1,4 +1,4 @@
-"""From a llama.cpp file (GGUF) of a Llama-shaped model to a Hugging Face folder in bf16.
+"""From a llama.cpp file (GGUF) of a Llama, Qwen2 or Qwen3 to a Hugging Face folder in bf16.
 
 Written once into the store, so that loading needs neither GGUF nor its slow start.
 """
@@ -15,6 +15,7 @@ from gguf.quants import dequantize
 from safetensors.torch import save_file
 
 from dspark.checkpoints.gguf_tokenizer import write_tokenizer
+from dspark.checkpoints.safetensors_dir import shown
 from dspark.errors import CheckpointError
 from dspark.events import FetchProgress
 
@@ -24,6 +25,7 @@ REQUIRED_NAMES = {
     "output_norm.weight": "model.norm.weight",
 }
 OUTPUT_NAME = "output.weight"  # absent where the embedding serves as output too
+ROPE_NAME = "rope_freqs.weight"  # Llama 3's scaling, as what each frequency is divided by
 LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -34,6 +36,18 @@ LAYER_NAMES = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+}
+CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+OWN_NAMES = {  # of one architecture alone
+    "llama": {},
+    "qwen2": {f"attn_{x}.bias": f"self_attn.{x}_proj.bias" for x in "qkv"},
+    "qwen3": {f"attn_{x}_norm.weight": f"self_attn.{x}_norm.weight" for x in "qk"},
+}
+LLAMA3_ROPE = {  # all released ones'
+    "rope_type": "llama3",
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
 }
 
 
@@ -47,7 +61,11 @@ def convert_gguf(source: Path, directory: Path) -> Iterator[FetchProgress]:
         reader = GGUFReader(source)
         fields = {key: field.contents() for key, field in reader.fields.items()}
         config = _config(fields, [tensor.name for tensor in reader.tensors])
-        yield from _write_weights(reader.tensors, config, directory)
+        for tensor in reader.tensors:
+            if tensor.name == ROPE_NAME:
+                config["rope_parameters"] |= _llama3_rope(config, _numbers(tensor))
+        weights = [tensor for tensor in reader.tensors if tensor.name != ROPE_NAME]
+        yield from _write_weights(weights, config, directory)
         write_tokenizer(fields, directory)
     except KeyError as error:
         raise CheckpointError(f"{source.name} lacks the field {error.args[0]}") from error
@@ -66,17 +84,46 @@ def _write_weights(
     weights: dict[str, torch.Tensor] = {}
     done = 0
     for tensor in tensors:
-        values = torch.tensor(dequantize(tensor.data, tensor.tensor_type))
+        values = _numbers(tensor)
         name = names[tensor.name]
-        if name.endswith("q_proj.weight"):
+        if config["model_type"] == "llama" and name.endswith("q_proj.weight"):
             values = _pair_halves(values, config["num_attention_heads"])
-        elif name.endswith("k_proj.weight"):
+        elif config["model_type"] == "llama" and name.endswith("k_proj.weight"):
             values = _pair_halves(values, config["num_key_value_heads"])
         weights[name] = values.to(torch.bfloat16).contiguous()
         done += 2 * int(tensor.n_elements)
         yield FetchProgress(WEIGHTS_NAME, min(done, total - 1), total)
     save_file(weights, directory / WEIGHTS_NAME, metadata={"format": "pt"})
     yield FetchProgress(WEIGHTS_NAME, total, total)
+
+
+def _numbers(tensor: ReaderTensor) -> torch.Tensor:
+    try:
+        return torch.tensor(dequantize(tensor.data, tensor.tensor_type))
+    except NotImplementedError as error:
+        raise CheckpointError(
+            f"{shown(tensor.name)} of the GGUF is {tensor.tensor_type.name}, which is not read",
+            "Take a file in F16, BF16, Q8_0 or one of the K-quants.",
+        ) from error
+
+
+def _llama3_rope(config: dict[str, Any], divisors: torch.Tensor) -> dict[str, Any]:
+    """The scaling that makes these divisors; raises CheckpointError where no released one does."""
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    rope = config["rope_parameters"]
+    found = {**LLAMA3_ROPE, "rope_theta": rope["rope_theta"], "factor": float(divisors.max())}
+    frequencies = [
+        LlamaRotaryEmbedding(
+            LlamaConfig(head_dim=config["head_dim"], rope_parameters=each)
+        ).inv_freq
+        for each in (rope, found)
+    ]
+    made = frequencies[0] / frequencies[1]
+    if made.shape != divisors.shape or not torch.allclose(made, divisors, rtol=1e-3):
+        raise CheckpointError("GGUF with rotary positions scaled in an unknown way")
+    return found
 
 
 def _pair_halves(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
@@ -94,42 +141,48 @@ def _names(config: dict[str, Any]) -> dict[str, str]:
     for layer in range(config["num_hidden_layers"]):
         for ours, theirs in LAYER_NAMES.items():
             names[f"blk.{layer}.{ours}.weight"] = f"model.layers.{layer}.{theirs}.weight"
+        for ours, theirs in OWN_NAMES[config["model_type"]].items():
+            names[f"blk.{layer}.{ours}"] = f"model.layers.{layer}.{theirs}"
     return names
 
 
 def _config(fields: dict[str, Any], tensor_names: list[str]) -> dict[str, Any]:
     architecture = fields["general.architecture"]
-    if architecture != "llama":
-        raise CheckpointError(f"GGUF of the architecture {architecture!r} cannot be converted")
-    if fields.get("llama.rope.scaling.type", "none") != "none":
+    if architecture not in CLASSES:
+        raise CheckpointError(
+            f"GGUF of the architecture {shown(str(architecture))!r} cannot be converted",
+            f"Those of {', '.join(CLASSES)} can, others are taken as safetensors.",
+        )
+
+    def of(key: str, default: Any = None) -> Any:
+        name = f"{architecture}.{key}"
+        return fields[name] if default is None else fields.get(name, default)
+
+    if of("rope.scaling.type", "none") != "none":
         raise CheckpointError("GGUF with scaled rotary positions cannot be converted")
-    num_heads, hidden = fields["llama.attention.head_count"], fields["llama.embedding_length"]
+    num_heads, hidden = of("attention.head_count"), of("embedding_length")
     config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "attention_bias": False,
+        "architectures": [CLASSES[architecture]],
+        "model_type": architecture,
         "attention_dropout": 0.0,
         "dtype": "bfloat16",
-        "head_dim": fields.get("llama.rope.dimension_count", hidden // num_heads),
+        "head_dim": of("attention.key_length", of("rope.dimension_count", hidden // num_heads)),
         "hidden_act": "silu",
         "hidden_size": hidden,
         "initializer_range": 0.02,
-        "intermediate_size": fields["llama.feed_forward_length"],
-        "max_position_embeddings": fields["llama.context_length"],
-        "mlp_bias": False,
+        "intermediate_size": of("feed_forward_length"),
+        "max_position_embeddings": of("context_length"),
         "num_attention_heads": num_heads,
-        "num_hidden_layers": fields["llama.block_count"],
-        "num_key_value_heads": fields.get("llama.attention.head_count_kv", num_heads),
-        "rms_norm_eps": fields["llama.attention.layer_norm_rms_epsilon"],
-        "rope_parameters": {
-            "rope_theta": fields.get("llama.rope.freq_base", 10000.0),
-            "rope_type": "default",
-        },
+        "num_hidden_layers": of("block_count"),
+        "num_key_value_heads": of("attention.head_count_kv", num_heads),
+        "rms_norm_eps": of("attention.layer_norm_rms_epsilon"),
+        "rope_parameters": {"rope_theta": of("rope.freq_base", 10000.0), "rope_type": "default"},
         "tie_word_embeddings": OUTPUT_NAME not in tensor_names,
         "vocab_size": len(fields["tokenizer.ggml.tokens"]),
+        **({"attention_bias": False, "mlp_bias": False} if architecture == "llama" else {}),
         **_special_ids(fields),
     }
-    _check_names(set(_names(config)), set(tensor_names))
+    _check_names(set(_names(config)), set(tensor_names) - {ROPE_NAME})
     return config
 
 
@@ -138,7 +191,7 @@ def _check_names(expected: set[str], found: set[str]) -> None:
         if wrong:
             raise CheckpointError(
                 f"the GGUF {verb} {', '.join(sorted(wrong)[:3])} ({len(wrong)} in all)",
-                "Only plain Llama-shaped models can be converted.",
+                "Only plain models of Llama's and Qwen's shape can be converted.",
             )
 
 

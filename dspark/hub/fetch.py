@@ -8,6 +8,7 @@ from dspark.hub import store
 from dspark.hub.cache import cached_folder, repo_bytes, repo_folder
 from dspark.hub.families import choose_pair
 from dspark.hub.fit import brings_own_head, check_memory
+from dspark.hub.gguf_file import convert_file, gguf_file
 from dspark.hub.names import find_pair
 from dspark.hub.pairs import (
     HeadSource,
@@ -31,6 +32,9 @@ def fetch(
 
     What no memory of this machine can hold is fetched only if forced.
     """
+    if (file := gguf_file(name)) is not None and not only_head:
+        yield from convert_file(file)
+        return
     pair = find_pair(choose_pair(name).name)
     if only_head and not isinstance(pair.draft, HubRepo):
         raise InputError(f"{name} has no head of its own to fetch", "Leave --head-only out.")

@@ -8,6 +8,7 @@ from dspark.events import FetchProgress
 from dspark.hub import store
 from dspark.hub.cache import cached_folder
 from dspark.hub.folders import check_model_folder
+from dspark.hub.gguf_file import convert_file, converted_folder, gguf_file
 from dspark.hub.names import known_pair
 from dspark.hub.pairs import HubRepo, Pair, PairFiles
 from dspark.hub.registered import HUB_ID
@@ -18,9 +19,16 @@ LOOKUP_DRAFT = "lookup"
 
 
 def resolve_target(path_or_id: str) -> Path:
-    """A folder with config.json and safetensors; an id is fetched where the cache lacks it."""
+    """A folder with config.json and safetensors; an id is fetched where the cache lacks it, a GGUF
+    converted once."""
     if known_pair(path_or_id):
         return _stored(path_or_id).target
+    if (file := gguf_file(path_or_id)) is not None:
+        for _ in fetch_missing(path_or_id):
+            pass
+        folder = converted_folder(file)
+        assert folder is not None, "a conversion ends with the folder or with an error"
+        return folder
     return check_model_folder(_folder(path_or_id))
 
 
@@ -50,8 +58,11 @@ def _stored_head(pair: Pair) -> Path | None:
     return folder
 
 
-def fetch_missing(path_or_id: str) -> Iterator[FetchProgress]:
-    """What resolve_target or resolve_draft would fetch first, with its progress."""
+def fetch_missing(path_or_id: str, *, is_head: bool = False) -> Iterator[FetchProgress]:
+    """What resolve_target or resolve_draft would fetch or convert first, with its progress."""
+    file = None if is_head else gguf_file(path_or_id)
+    if file is not None and converted_folder(file) is None:
+        yield from convert_file(file)
     is_id = HUB_ID.fullmatch(path_or_id) and not Path(path_or_id).expanduser().exists()
     if is_id and cached_folder(HubRepo(path_or_id)) is None:
         yield from fetch_repo(HubRepo(path_or_id))

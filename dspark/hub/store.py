@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 from dspark.errors import StorageError
 from dspark.hub.cache import cached_folder, repo_bytes, repo_folder
 from dspark.hub.folders import check_model_folder
+from dspark.hub.gguf_file import converted_folder, gguf_file
 from dspark.hub.names import find_pair, known_pair, known_pairs
 from dspark.hub.pairs import (
     AssetFolder,
@@ -54,6 +55,9 @@ def locate(name_or_path: str) -> PairFiles | None:
         # a head that should have been shipped is done without, one that can be fetched is not
         lacks_head = draft is None and not isinstance(pair.draft, AssetFolder | None)
         return None if target is None or lacks_head else PairFiles(pair.name, target, draft)
+    if (file := gguf_file(name_or_path)) is not None:
+        folder = converted_folder(file)
+        return None if folder is None else PairFiles(file.stem, folder, None)
     path = Path(name_or_path).expanduser()
     if not path.is_dir():
         return None

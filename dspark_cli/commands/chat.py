@@ -117,6 +117,6 @@ def _find_files(choice: PairChoice) -> "Iterator[FetchProgress | PairFiles]":
 
     if choice.target is None and hub.locate(choice.pair) is None:
         yield from hub.fetch(choice.pair)
-    for name in (choice.target, choice.draft):
-        yield from hub.fetch_missing(name or "")
+    yield from hub.fetch_missing(choice.target or "")
+    yield from hub.fetch_missing(choice.draft or "", is_head=True)
     yield find_files(choice)
