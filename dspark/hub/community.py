@@ -90,14 +90,6 @@ COMMUNITY = (
     _pair(
         "qwen3.8-27b",
         "Qwen/Qwen3.8-27B",
-        "RedHatAI/Qwen3.8-27B-speculator.dspark",
-        HeadFacts("dspark", Packaging.SPECULATORS, 8),
-        SPECULATORS,
-        num_bytes=54_000_000_000,
-    ),
-    _pair(
-        "qwen3.8-27b:specforge",
-        "Qwen/Qwen3.8-27B",
         "RadixArk/Qwen3.8-27B-DSpark",
         HeadFacts("dspark", Packaging.SPECFORGE, 7),
         "the hub; the layout is that of SpecForge and SGLang",

@@ -59,7 +59,7 @@ BASES = (
         "qwen3_8b",
         (1, 9, 17, 25, 33),
         151_669,
-        {"dspark": 2_371_081_729, "dflash": 2_293_286_144},
+        {"dspark": 2_371_081_729, "dflash": 2_293_286_144, "eagle3": 1_546_666_240},
     ),
     Base(
         "qwen3-14b",
@@ -72,7 +72,7 @@ BASES = (
         "qwen3_14b",
         (1, 10, 19, 28, 37),
         151_669,
-        {"dspark": 3_416_263_169, "dflash": 3_338_466_560},
+        {"dspark": 3_416_263_169, "dflash": 3_338_466_560, "eagle3": 2_053_918_976},
     ),
     Base(
         "gemma4-12b",
@@ -85,7 +85,7 @@ BASES = (
         "gemma4_12b",
         (5, 17, 29, 41, 46),
         4,
-        {"dspark": 3_430_444_550, "dflash": 3_296_222_725},
+        {"dspark": 3_430_444_550, "dflash": 3_296_222_725, "eagle3": 2_362_269_185},
     ),
 )
 
@@ -217,6 +217,7 @@ ALIASES: Mapping[str, str] = {
     **{f"{base.name}:dspark": base.name for base in BASES},
     "deepseek-v4-flash-0731": "deepseek-v4-flash",
     "deepseek-v4-pro-0813": "deepseek-v4-pro",
+    "qwen3.8-27b:specforge": "qwen3.8-27b",
 }
 
 # the best first

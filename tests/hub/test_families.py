@@ -1,16 +1,21 @@
 """Which pair a family means on machines of several sizes, and what a machine too small is told."""
 
+import math
 from pathlib import Path
 
 import pytest
 
 from dspark import hub
+from dspark.checkpoints.eagle3_config import Eagle3Config
+from dspark.checkpoints.head_config import HeadConfig
+from dspark.checkpoints.heads import expected
 from dspark.errors import MemoryFullError
 from dspark.hub import families, fit
 from dspark.hub.document import models_markdown
 from dspark.hub.fit import Room, weights_needed
 from dspark.hub.pairs import HubRepo
 from dspark.hub.registry import ALIASES, FAMILIES, PAIRS
+from dspark.hub.released import BASES
 
 GB = 10**9
 
@@ -108,6 +113,39 @@ def test_three_heads_of_each_of_deepspecs_targets() -> None:
         assert len({pair.draft for pair in heads}) == 3
         assert {pair.target for pair in heads} == {heads[0].target}
         assert all(pair in hub.released_heads() for pair in heads)
+
+
+@pytest.mark.parametrize("base", BASES, ids=lambda base: base.name)
+def test_the_sizes_of_released_heads_are_those_of_their_layouts(base) -> None:
+    is_gemma = base.facts.model_type == "gemma4_unified"
+    inner, num_heads = {2560: (9728, 32), 3840: (15360, 16), 4096: (12288, 32), 5120: (17408, 40)}[
+        base.facts.hidden_size
+    ]
+    sizes = {
+        "vocab_size": base.facts.vocab_size,
+        "hidden_size": base.facts.hidden_size,
+        "intermediate_size": inner,
+        "num_heads": num_heads,
+        "num_kv_heads": 1 if is_gemma else 8,
+        "head_dim": 512 if is_gemma else 128,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "target_layer_ids": base.taps,
+        "num_target_layers": base.facts.num_layers,
+        "family": "gemma4" if is_gemma else "qwen3",
+    }
+    block = {"num_layers": 5, "block_size": 7, "mask_token_id": base.mask_token_id}
+    confident = {"has_confidence": True, "confidence_with_markov": True}
+    heads = {
+        "dspark": HeadConfig(**sizes, **block, markov_rank=256, **confident),
+        "dflash": HeadConfig(**sizes, **block, markov_type="none"),
+        "eagle3": Eagle3Config(**sizes, ttt_length=7),
+    }
+    counted = {
+        name: sum(math.prod(shape) for shape in expected(head).values())
+        for name, head in heads.items()
+    }
+    assert counted == base.head_parameters
 
 
 def test_the_8b_head_has_the_size_that_was_measured() -> None:

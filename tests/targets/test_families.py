@@ -21,6 +21,7 @@ from transformers import (
     Gemma4TextConfig,
     Gemma4UnifiedConfig,
     GptOssConfig,
+    Lfm2Config,
     LlamaConfig,
     Mistral3Config,
     MistralConfig,
@@ -164,6 +165,9 @@ FAMILIES = {
             vision_config=QWEN_TOWER,
         ),
         "replay",
+    ),
+    "lfm2": Family(
+        lambda: Lfm2Config(**SIZES, layer_types=["conv", "full_attention"] * 2), "replay"
     ),
     "gpt-oss": Family(
         lambda: GptOssConfig(
