@@ -49,6 +49,9 @@ GGUF = Elsewhere("a head in GGUF", "llama.cpp runs it.")
 NEMOTRON = Elsewhere(
     "an NVIDIA Nemotron DSpark head (causal, attention sinks)", "vLLM 0.27.1 or newer runs it."
 )
+MTP = Elsewhere(
+    "the MTP head that its target was trained with (in its own layout)", "vLLM runs it."
+)
 SUBFOLDER = "dspark"
 
 
@@ -97,6 +100,8 @@ def detect(directory: Path, raw: Mapping[str, Any], names: Collection[str]) -> P
         # SpecForge's exports for SGLang bear DeepSpec's architecture
         is_dspark = found is Packaging.DEEPSPEC or projector == "dspark"
         return Packaging.SPECFORGE if is_dspark and found is not Packaging.LFM2 else found
+    if any(name.startswith("mtp.") for name in names):
+        raise _refusal(MTP, directory)
     raise CheckpointError(
         f"{directory} holds no head that dspark knows: its architecture is {architecture}",
         "Is this the folder of a head, and not of a target?",

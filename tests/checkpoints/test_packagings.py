@@ -198,6 +198,14 @@ def test_gguf_and_v4_are_named(tmp_path):
     assert "DeepSeek-V4" in refused(folder).message
 
 
+def test_a_targets_own_mtp_head_is_named(tmp_path):
+    source = writers.write_deepspec(tmp_path, "dflash")
+    folder = change(source, architectures=["Qwen3_5ForCausalLM"])
+    tensors = load_file(folder / "model.safetensors")
+    save_file({f"mtp.{n}": t for n, t in tensors.items()}, folder / "model.safetensors")
+    assert "MTP" in refused(folder).message and "vLLM" in refused(folder).hint
+
+
 def test_tensors_may_lie_below_model_but_not_twice(tmp_path):
     folder = writers.write_specforge(tmp_path / "head")
     tensors = load_file(folder / "model.safetensors")
