@@ -172,7 +172,9 @@ def _contexts(slots: Sequence[DSparkSlot]) -> list[KVSlot]:
     return [slot.context for slot in slots]
 
 
-def _stored(weight: torch.Tensor, weights: DraftWeights) -> Weight:
+def _stored(weight: Weight, weights: DraftWeights) -> Weight:
+    if isinstance(weight, QuantizedWeight):  # a packed target's output head
+        return weight
     weight = weight.detach()
     if weights == "int8":
         return quantize_int8(weight)

@@ -25,10 +25,11 @@ from dspark.events import LoadProgress
 from dspark.targets.dense import DenseTarget
 from dspark_kernels import PagedCache
 from dspark_kernels.backend import next_power_of_2
+from dspark_kernels.caches import MAX_VERIFY_ROWS
 from dspark_kernels.paged_cache import PAGE, num_pages_for
 
 TILE_ROWS = 16  # up to so many rows cost what one does
-WARM_SLOTS = 4  # of finished requests that somebody still holds
+OTHER_SLOTS = 4  # the scratch, the last finished request, and one that is just looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +83,17 @@ class DeviceRounds:
         # a round that is not read yet, one that is wasted, and the rows of both
         self._slack = 2 * rows + 1
         self._caches = [self._cache] if drafter is None else [self._cache, drafter.cache]
-        num_slots = config.max_requests + WARM_SLOTS
+        # those of a round that is dropped are still held when the next begin
+        num_slots = 2 * config.max_requests + OTHER_SLOTS
         fix_pages(
             self._caches,
             num_slots,
             target.spec.context_limit + self._slack,
             leaves_room=drafter is None and bool(target.tap_layers),
         )
-        scratch = self._cache.open_scratch()
-        self._scratch = (scratch, None if drafter is None else drafter.cache.open_scratch())
+        self._scratch = (self._cache.scratch, None if drafter is None else drafter.cache.scratch)
+        num_slots = self._cache.pool.tables.shape[0]  # an engine before this one may have fixed it
+        self.capacity = min(self.capacity, (num_slots - OTHER_SLOTS) // 2)
         self._pool = graph_pool(self._device)
         self._lanes: dict[int, Lanes] = {}
         self._calls: dict[tuple[int, Plan], _Calls] = {}
@@ -157,17 +160,27 @@ class DeviceRounds:
         lanes = self._lanes_of(1)
         lanes.settle(())
         counts = sorted({0, self._block_size})
-        for done, count in enumerate(counts):
-            yield LoadProgress("preparing the device", done, len(counts))
-            self._ask(lanes, Plan(count, 1))
+        plans = [Plan(count, self._num_pages(PAGE << n)) for count in counts for n in range(3)]
+        plans = list(dict.fromkeys(plans))  # a short context has few pages
+        for done, plan in enumerate(plans):
+            yield LoadProgress("preparing the device", done, len(plans))
+            self._ask(lanes, plan)
+        self._warm_prefill()
+
+    def _warm_prefill(self) -> None:
+        slot = self._cache.open()
+        size = min(MAX_VERIFY_ROWS + 1, self._target.spec.context_limit)
+        ids = torch.zeros(size, device=self._device, dtype=torch.int64)
+        taps = self._target.prefill(slot, ids).taps
+        if self._drafter is not None:
+            self._drafter.extend([self._drafter.open()], [ids], [taps])
 
     def _send(self, batch: tuple[ActiveRequest, ...]) -> None:
         """Ask for one round more; returns before the device has done it."""
         lanes = self._lanes_for(batch)
         # lengths as they may be when this round begins: the one before it is not read
         longest = max(active.slot.length for active in batch) + self._slack
-        num_pages = next_power_of_2(num_pages_for(longest))
-        plan = Plan(self._num_drafts(batch, lanes), num_pages)
+        plan = Plan(self._num_drafts(batch, lanes), self._num_pages(longest))
         started, told, drafted = self._ask(lanes, plan)
         if self._pool is not None:
             told = torch.empty_like(told, device="cpu", pin_memory=True).copy_(
@@ -223,6 +236,10 @@ class DeviceRounds:
         if is_cheap or not self._survival or not isinstance(self._scheduler, SpsSchedule):
             return whole
         return self._scheduler.even_length(self._survival, [n for n in (1, whole // 2, whole) if n])
+
+    def _num_pages(self, length: int) -> int:
+        """Pages of so many positions, or up to twice as many: few shapes serve every length."""
+        return min(next_power_of_2(num_pages_for(length)), self._cache.pool.tables.shape[1])
 
     # -- what is captured -------------------------------------------------------------------------
 

@@ -133,16 +133,13 @@ class PagedCache:
             grows=False,
         )
         self.rotary.upto(self.pool.tables.shape[1] * PAGE - 1)
+        # for lanes that idle: a request of any length, all of whose positions are one page
+        self.scratch = self.pool.open()
+        self.pool.reserve(self.scratch.index, 1)
+        self.pool.tables[self.scratch.index] = self.pool.tables[self.scratch.index, 0].clone()
 
     def open(self) -> KVSlot:
         return self.pool.open()
-
-    def open_scratch(self) -> KVSlot:
-        """A request of any length all of whose positions are one page: for lanes that idle."""
-        slot = self.pool.open()
-        self.pool.reserve(slot.index, 1)
-        self.pool.tables[slot.index] = self.pool.tables[slot.index, 0].clone()
-        return slot
 
     def at(self, slots: Sequence[KVSlot], sizes: Sequence[int], *, causal: bool) -> "PagedPass":
         plan = RowPlan(slots, sizes, causal=causal)

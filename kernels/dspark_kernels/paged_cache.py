@@ -51,6 +51,8 @@ class PagedPool:
         return len(self._free_pages)
 
     def open(self) -> KVSlot:
+        if not self._free_slots and not self.grows:
+            raise MemoryError("no slot is free in the pool of keys and values")
         if not self._free_slots:
             num_slots = self.tables.shape[0]
             self._grow_tables(num_slots=2 * num_slots)

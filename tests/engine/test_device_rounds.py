@@ -44,6 +44,11 @@ def led_by_host(session: Session) -> Engine:
     return engine
 
 
+def led_by_device(session: Session) -> Engine:
+    old = session.engine
+    return Engine(old.target, old.drafter, old.scheduler, old._codec, old.config)
+
+
 def events_of(engine: Engine, requests) -> list:
     """Everything but the times and how sure the head was to the last bit."""
     told = []
@@ -176,6 +181,23 @@ def test_a_warm_cache_is_a_fresh_one():
     assert sum(isinstance(e, PrefillProgress) for e in warm) == 1
 
 
+def test_a_round_is_asked_for_before_the_last_is_read(monkeypatch):
+    calls = []
+    for name in ("_ask", "_read"):
+        spied = getattr(DeviceRounds, name)
+
+        def call(self, *args, own=spied, name=name):
+            calls.append(name)
+            return own(self, *args)
+
+        monkeypatch.setattr(DeviceRounds, name, call)
+    engine = led_by_device(golden("vanilla"))
+    calls.clear()
+    done = events_of(engine, [request()])[-1]
+    num_rounds = done.stats.rounds
+    assert calls == ["_ask", *["_ask", "_read"] * num_rounds]  # one wasted at the end
+
+
 @pytest.mark.parametrize("weights", ["int8", "fp8"])
 def test_smaller_draft_weights_change_drafts_only(weights):
     folder = GOLDEN / "vanilla"
@@ -271,3 +293,15 @@ def test_sampled_tokens_follow_the_target(options):
     assert chi_square_p(followers, second.tolist()) > FALSE_ALARM
     flatter = probabilities(after, 2.5)
     assert chi_square_p(followers, flatter.tolist()) < FALSE_ALARM  # the test can fail
+
+
+def test_engines_share_a_target_and_its_memory():
+    session = golden("vanilla")
+    asks = [request(PROMPT[: 3 + i], 6 + i % 5, plain=True) for i in range(20)]
+    plain = Engine(session.engine.target, None, FullSchedule())
+    table = session.engine.target.cache.pool.tables.data_ptr()
+    assert plain._rounds.capacity > session.engine._rounds.capacity
+    assert decode(plain, asks) == decode(session.engine, asks)
+    assert session.engine.target.cache.pool.tables.data_ptr() == table
+    few = with_scheduler(session, FullSchedule())
+    assert decode(few, [replace(ask, plain=False) for ask in asks]) == decode(plain, asks)
