@@ -47,22 +47,19 @@ def look_up(repo_id: str, *, only_head: bool = False) -> Published:
     return Published(listing.repo, kind, packaging is not None, plan)
 
 
-def fetch_published(found: Published, *, is_forced: bool = False) -> Iterator[FetchProgress | Path]:
-    """The last item is the folder. May be stopped at any point and called again."""
+def fetch_published(found: Published, *, is_forced: bool = False) -> Iterator[FetchProgress]:
+    """Makes `cached_folder(found.repo)` succeed. May be stopped at any point and called again."""
     if not (found.plan.fits_memory or found.is_head or is_forced):
         assert found.plan.memory_needed is not None, "what is not known fits"
         there = ", ".join(f"{gigabytes(r.total)} ({r.device})" for r in found.plan.rooms)
         raise MemoryFullError(
             f"{found.repo.repo_id} needs {gigabytes(found.plan.memory_needed)} of memory for "
             f"weights and a long chat; there is {there}",
-            "Take a smaller model, serve it with an engine on GPUs that hold it (dspark chat "
-            "--server URL), or fetch it all the same with --force.",
+            "Take a smaller model; or serve it where GPUs hold it, then dspark chat --server URL; "
+            f"dspark pull {found.repo.repo_id} --force fetches it all the same.",
         )
     if cached_folder(found.repo) is None:
         yield from fetch_repo(found.repo)
-    folder = cached_folder(found.repo)
-    assert folder is not None, "a fetch ends with the repository in the cache or with an error"
-    yield folder
 
 
 def _list(repo: HubRepo) -> Listing:

@@ -11,8 +11,8 @@ from dspark.hub.folders import check_model_folder
 from dspark.hub.gguf_file import convert_file, converted_folder, gguf_file
 from dspark.hub.names import known_pair
 from dspark.hub.pairs import HubRepo, Pair, PairFiles
+from dspark.hub.published import fetch_published, is_repo_id, look_up
 from dspark.hub.registered import HUB_ID
-from dspark.hub.repository import fetch_repo
 
 NO_DRAFT = "none"
 LOOKUP_DRAFT = "lookup"
@@ -63,9 +63,8 @@ def fetch_missing(path_or_id: str, *, is_head: bool = False) -> Iterator[FetchPr
     file = None if is_head else gguf_file(path_or_id)
     if file is not None and converted_folder(file) is None:
         yield from convert_file(file)
-    is_id = HUB_ID.fullmatch(path_or_id) and not Path(path_or_id).expanduser().exists()
-    if is_id and cached_folder(HubRepo(path_or_id)) is None:
-        yield from fetch_repo(HubRepo(path_or_id))
+    if is_repo_id(path_or_id) and cached_folder(HubRepo(path_or_id)) is None:
+        yield from fetch_published(look_up(path_or_id))
 
 
 def _folder(path_or_id: str) -> Path:

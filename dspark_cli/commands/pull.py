@@ -65,7 +65,7 @@ def pull(
 
 def _pull_published(repo_id: str, dry_run: bool, head: bool, force: bool, as_json: bool) -> None:
     from dspark import hub
-    from dspark.events import FetchProgress
+    from dspark.hub.cache import cached_folder
     from dspark_cli.loading import progress_bars
 
     found = hub.look_up(repo_id, only_head=head)
@@ -73,13 +73,10 @@ def _pull_published(repo_id: str, dry_run: bool, head: bool, force: bool, as_jso
     if dry_run:
         _tell(found.plan, as_json)
         return
-    folder = None
     with progress_bars(is_bytes=True) as bars:
         for step in hub.fetch_published(found, is_forced=force):
-            if isinstance(step, FetchProgress):
-                bars.show(step)
-            else:
-                folder = step
+            bars.show(step)
+    folder = cached_folder(found.repo)
     role = "draft" if found.is_head else "target"
     if as_json:
         print_json({"name": repo_id, "kind": found.kind, role: str(folder)})

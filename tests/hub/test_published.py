@@ -12,6 +12,7 @@ from dspark import hub
 from dspark.checkpoints.heads import read_draft
 from dspark.errors import CheckpointError, InputError, MemoryFullError
 from dspark.hub import plan, registry
+from dspark.hub.cache import cached_folder
 from dspark.hub.fit import Room
 from dspark.hub.pairs import HubRepo
 from tests.checkpoints import writers
@@ -53,8 +54,10 @@ def weights_sent(server: Hub) -> list[str]:
 
 
 def folder_of(repo_id: str, **settings: Any) -> Path:
-    *_, folder = hub.fetch_published(hub.look_up(repo_id, **settings))
-    assert isinstance(folder, Path)
+    found = hub.look_up(repo_id, **settings)
+    list(hub.fetch_published(found))
+    folder = cached_folder(found.repo)
+    assert folder is not None
     return folder
 
 
@@ -130,9 +133,10 @@ def test_what_no_memory_holds_is_fetched_by_force_alone(
     monkeypatch.setattr(plan, "rooms", lambda: [Room("cpu", 2_400_000, 4)])
     found = hub.look_up(OWN)  # 800 kB packed, 2.7 MB where FP8 is de-quantised
     assert found.plan.memory_needed and not found.plan.fits_memory
-    with pytest.raises(MemoryFullError, match="for weights and a long chat") as failure:
-        list(hub.fetch_published(found))
-    assert "--force" in failure.value.hint and weights_sent(server) == []
+    for attempt in (hub.fetch_published(found), hub.fetch_missing(OWN)):
+        with pytest.raises(MemoryFullError, match="for weights and a long chat") as failure:
+            list(attempt)
+        assert "--force" in failure.value.hint and weights_sent(server) == []
     assert list(hub.fetch_published(found, is_forced=True))
     monkeypatch.setattr(plan, "rooms", lambda: [Room("cuda", 2_400_000, 2, True)])
     assert hub.look_up(OWN).plan.fits_memory
