@@ -97,6 +97,8 @@ class DraftMLP(nn.Module):
 class DraftLayer(nn.Module):
     """Pre-norm attention and MLP. The caller attends: training keeps keys differently."""
 
+    hidden_norm: Norm  # of an Eagle3 head's alone
+
     def __init__(self, config: DraftConfig, input_width: int | None = None) -> None:
         super().__init__()
         attention = Gemma4Attention if config.family == "gemma4" else DraftAttention

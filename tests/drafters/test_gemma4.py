@@ -17,7 +17,7 @@ from dspark.events import Round
 from dspark.graft.shape import build_head
 from dspark.targets.load import load_target
 from tests.checkpoints import writers
-from tests.drafters.test_eagle3 import PLACE, SHARED, filled, proposed, taps_of
+from tests.drafters.test_eagle3 import SHARED, filled, proposed, taps_of
 from tests.engine.pairs import GOLDEN, PROMPT, decode, open_pair, request
 
 TARGET = GOLDEN / "gemma4" / "target"
@@ -27,7 +27,8 @@ VARIANTS = ("gemma4", "gemma4_eagle3")
 
 def test_eagle3_drafts_equal_the_reference() -> None:
     taps = read_draft_config(EAGLE3 / "draft").target_layer_ids
-    target = load_target(TARGET, tap_layers=taps, **PLACE)
+    cpu = torch.device("cpu")
+    target = load_target(TARGET, tap_layers=taps, device=cpu, dtype=torch.float32)
     drafter = load_drafter(EAGLE3 / "draft", target)
     assert isinstance(drafter, Eagle3Drafter)
     for case in json.loads((EAGLE3 / "expected.json").read_text()):
