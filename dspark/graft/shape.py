@@ -55,14 +55,15 @@ def head_config(target: Any, config: GraftConfig, mask_token_id: int) -> HeadCon
             "is never a tap.",
         )
     num_heads = int(target.num_attention_heads)
-    of_target = getattr(target, "num_key_value_heads", None) or num_heads
+    stored = target.to_dict()  # where layers differ, what holds for most of them
+    of_target = stored.get("num_key_value_heads") or num_heads
     num_kv_heads = config.num_kv_heads or int(of_target)
     if num_heads % num_kv_heads:
         raise InputError(
             f"{num_kv_heads} heads of keys and values cannot serve {num_heads} query heads",
             f"Give --kv-heads a divisor of {num_heads}.",
         )
-    head_dim = getattr(target, "head_dim", None) or target.hidden_size // num_heads
+    head_dim = stored.get("head_dim") or target.hidden_size // num_heads
     return HeadConfig(
         vocab_size=int(target.vocab_size),
         hidden_size=int(target.hidden_size),

@@ -300,7 +300,8 @@ def load_dense(
 
 def stop_tokens(directory: Path, config: PreTrainedConfig) -> frozenset[int]:
     """End-of-sequence ids of generation_config.json, else of config.json."""
-    ids: Any = getattr(config, "eos_token_id", None)
+    both = (config, config.get_text_config())  # a multimodal one leaves them to its text part
+    ids: Any = next((i for c in both if (i := getattr(c, "eos_token_id", None)) is not None), None)
     if (directory / "generation_config.json").exists():
         ids = read_json(directory / "generation_config.json").get("eos_token_id") or ids
     found = [] if ids is None else ids if isinstance(ids, list) else [ids]
