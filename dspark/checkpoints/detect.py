@@ -45,6 +45,9 @@ ELSEWHERE = {
     ),
     "DFlash2DraftModel": Elsewhere("a DFlash 2 head", "SGLang and mlx-dspark run it."),
 }
+EAGLE3 = Elsewhere(
+    "an Eagle3 head in another layout than DeepSpec's", "vLLM and SGLang run most of them."
+)
 GGUF = Elsewhere("a head in GGUF", "llama.cpp runs it.")
 NEMOTRON = Elsewhere(
     "an NVIDIA Nemotron DSpark head (causal, attention sinks)", "vLLM 0.27.1 or newer runs it."
@@ -69,6 +72,7 @@ def is_head(raw: Mapping[str, Any]) -> bool:
     return (
         architecture in BY_ARCHITECTURE
         or architecture in ELSEWHERE
+        or "Eagle3" in architecture
         or ("speculators_model_type" in raw or "dflash_config" in raw)
     )
 
@@ -100,6 +104,8 @@ def detect(directory: Path, raw: Mapping[str, Any], names: Collection[str]) -> P
         # SpecForge's exports for SGLang bear DeepSpec's architecture
         is_dspark = found is Packaging.DEEPSPEC or projector == "dspark"
         return Packaging.SPECFORGE if is_dspark and found is not Packaging.LFM2 else found
+    if "Eagle3" in architecture:
+        raise _refusal(EAGLE3, directory)
     if any(name.startswith("mtp.") for name in names):
         raise _refusal(MTP, directory)
     raise CheckpointError(

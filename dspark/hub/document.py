@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from dspark.checkpoints.detect import ELSEWHERE, GGUF, MTP, NEMOTRON, Packaging
+from dspark.checkpoints.detect import EAGLE3, ELSEWHERE, GGUF, MTP, NEMOTRON, Packaging
 from dspark.hub.fit import gigabytes, weights_needed
 from dspark.hub.pairs import Algorithm, AssetFolder, HubRepo, Pair, WheelMember
 from dspark.hub.registry import PAIRS
@@ -91,7 +91,7 @@ def _names() -> Iterator[str]:
 def _elsewhere() -> Iterator[str]:
     yield "## Heads that other engines run"
     yield "dspark refuses them by name:"
-    for each in (*ELSEWHERE.values(), GGUF, NEMOTRON, MTP):
+    for each in (*ELSEWHERE.values(), GGUF, NEMOTRON, EAGLE3, MTP):
         yield f"- {each.what}: {each.engines}"
     yield "- a head that slides a window over its context, as"
     yield "  RedHatAI/Qwen3.8-27B-speculator.dspark does: vLLM and SGLang run such heads."

@@ -68,8 +68,12 @@ def list_repo(client: httpx.Client, repo: HubRepo) -> Listing:
             file = RemoteFile(each.rfilename, each.size or 0, blob_id)
             found[file.path] = file
     if commit is None or not BLOB_ID.fullmatch(commit) or "config.json" not in found:
+        has_gguf = any(each.rfilename.endswith(".gguf") for each in info.siblings or [])
         raise DownloadError(
-            f"{repo.repo_id} has no config.json", "It is no model that dspark can read."
+            f"{repo.repo_id} has no config.json" + ", but GGUF files" * has_gguf,
+            "Download one and give it as --target MODEL.gguf; llama.cpp runs heads in GGUF."
+            if has_gguf
+            else "It is no model that dspark can read.",
         )
     config = _read_json(client, repo, commit, found["config.json"])
     index = _read_json(client, repo, commit, found[INDEX]) if INDEX in found else None

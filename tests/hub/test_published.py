@@ -10,7 +10,7 @@ import pytest
 
 from dspark import hub
 from dspark.checkpoints.heads import read_draft
-from dspark.errors import CheckpointError, InputError, MemoryFullError
+from dspark.errors import CheckpointError, DownloadError, InputError, MemoryFullError
 from dspark.hub import plan, registry
 from dspark.hub.cache import cached_folder
 from dspark.hub.fit import Room
@@ -140,6 +140,15 @@ def test_what_no_memory_holds_is_fetched_by_force_alone(
     assert list(hub.fetch_published(found, is_forced=True))
     monkeypatch.setattr(plan, "rooms", lambda: [Room("cuda", 2_400_000, 2, True)])
     assert hub.look_up(OWN).plan.fits_memory
+
+
+def test_gguf_alone_and_no_model_at_all_are_told(server: Hub) -> None:
+    server.repos["owner/gguf"] = {"model.Q4_0.gguf": b"GGUF"}
+    server.repos["owner/text"] = {"README.md": b"Hello"}
+    for repo_id, word in (("owner/gguf", "model.gguf"), ("owner/text", "no model")):
+        with pytest.raises(DownloadError, match=r"no config\.json") as failure:
+            hub.look_up(repo_id)
+        assert word in failure.value.hint.lower()
 
 
 def test_a_name_or_a_folder_is_no_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
