@@ -21,11 +21,13 @@ __all__ = [
     "read_draft_vocabulary",
     "read_head",
     "read_head_config",
+    "shift_confidence",
     "update_head_config",
     "write_draft_vocabulary",
     "write_head",
 ]
 
+CONFIDENCE_BIAS = "confidence_head.proj.bias"
 DRAFT_VOCABULARY = "draft_vocabulary.safetensors"  # ours, beside the layout: others pass it over
 
 
@@ -97,6 +99,23 @@ def write_head(
         raise StorageError(
             f"could not write the head to {directory} ({error})", "Free some space and try again."
         ) from error
+
+
+def shift_confidence(directory: Path, shift: float) -> float:
+    """Add to the confidence head's bias; returns by how much it moved in the file's precision."""
+    path = directory / "model.safetensors"
+    tensors = read_file(path)
+    old = tensors[CONFIDENCE_BIAS]
+    new = (old.double() + shift).to(old.dtype)
+    tensors[CONFIDENCE_BIAS] = new
+    try:
+        with replacing(path) as weights:
+            save_file(tensors, weights, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        raise StorageError(
+            f"could not write the head to {directory} ({error})", "Free some space and try again."
+        ) from error
+    return float((new.double() - old.double()).mean())
 
 
 def update_head_config(directory: Path, changes: dict[str, Any]) -> None:

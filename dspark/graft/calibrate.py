@@ -1,7 +1,9 @@
 """How far a head's confidences can be believed, and the temperatures that mend them.
 
-Judged is survival: a_k = c_1 ... c_k against "at least k drafts were accepted". The temperatures
-are found left to right, each by a search along one line with those before it fixed.
+Judged is survival: a_k = c_1 ... c_k against "at least k drafts were accepted". First one number
+is added to every logit, by the confidence head's bias: a head is surer of the answers that it
+learnt from than of others, and no temperature takes that back. Then the temperatures are found left
+to right, each by a search along one line with those before it fixed.
 """
 
 import math
@@ -12,7 +14,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from dspark.checkpoints.deepspec import read_draft_config, update_head_config
+from dspark.checkpoints.deepspec import (
+    read_draft_config,
+    shift_confidence,
+    update_head_config,
+)
 from dspark.checkpoints.eagle3_config import Eagle3Config
 from dspark.config import EngineConfig, RuntimeConfig, SamplingConfig, ScheduleConfig, StopConfig
 from dspark.drafters.calibration import confidence_logits, scaled_confidence
@@ -24,6 +30,7 @@ from dspark.hub.pairs import PairFiles
 BINS = 10
 COLDEST, HOTTEST = 0.2, 5.0
 POINTS = 161  # a step of 2 %
+HOLD = 1e-5  # keeps a slot that was hardly reached from running away
 TEMPERATURE = 1.0  # of the text: what the confidence head is trained for
 
 
@@ -39,6 +46,9 @@ class JudgedRounds:
         """[N, K]: was this draft accepted, and all before it."""
         slots = torch.arange(self.logits.shape[1])
         return self.accepted[:, None] > slots
+
+    def shifted(self, shift: float) -> "JudgedRounds":
+        return JudgedRounds(self.logits + shift, self.accepted)
 
     def survival(self, temperatures: Sequence[float]) -> torch.Tensor:
         """a_k [N, K]."""
@@ -72,6 +82,7 @@ class Reliability:
 class Calibrated:
     """Figures by slot, all on prompts that the fit has not seen; greedy ones with the same fit."""
 
+    shift: float
     temperatures: tuple[float, ...]
     fitted_rounds: int
     rounds: int
@@ -85,6 +96,7 @@ class Calibrated:
         return {
             "rounds": self.rounds,
             "fitted_rounds": self.fitted_rounds,
+            "shift": round(self.shift, 4),
             "ece_before": [round(slot.ece, 4) for slot in self.before],
             "ece_after": [round(slot.ece, 4) for slot in self.after],
             "ece_of_a_perfect_head": [round(slot.noise, 4) for slot in self.after],
@@ -100,7 +112,7 @@ def calibrate_head(
     max_tokens: int,
     runtime: RuntimeConfig = RuntimeConfig(),
 ) -> Calibrated | None:
-    """Fit on every other prompt, judge on the rest, and write it into the head's config.json.
+    """Fit on every other prompt, judge on the rest, and write it into the head's files.
 
     None, and nothing written, where no round could be judged: without a confidence head, or with
     too few prompts.
@@ -127,15 +139,17 @@ def calibrate_head(
         session.close()
     if not min(len(rounds.accepted) for rounds in (fitted, fresh, greedy)):
         return None
-    temperatures = tuple(round(t, 4) for t in fit_temperatures(fitted))
+    shift = shift_confidence(files.draft, fit_shift(fitted))
+    temperatures = tuple(round(t, 4) for t in fit_temperatures(fitted.shifted(shift)))
     result = Calibrated(
+        shift=shift,
         temperatures=temperatures,
         fitted_rounds=len(fitted.accepted),
         rounds=len(fresh.accepted),
         before=reliability(fresh, config.temperatures),
-        after=reliability(fresh, temperatures),
+        after=reliability(fresh.shifted(shift), temperatures),
         greedy_rounds=len(greedy.accepted),
-        greedy=reliability(greedy, temperatures),
+        greedy=reliability(greedy.shifted(shift), temperatures),
     )
     update_head_config(
         files.draft,
@@ -161,6 +175,33 @@ def judge(events: Iterable[Event], temperatures: tuple[float, ...]) -> JudgedRou
         confidence_logits(confidences.reshape(-1, len(temperatures)), temperatures),
         torch.tensor([r.accepted for r in rounds], dtype=torch.long),
     )
+
+
+def fit_shift(rounds: JudgedRounds) -> float:
+    """The likeliest number to add to every logit, whatever temperature each slot has beside it.
+
+    0 where all drafts that were reached were accepted, or none.
+    """
+    slots = torch.arange(rounds.logits.shape[1])
+    is_reached = rounds.accepted[:, None] >= slots
+    is_kept = rounds.survived[is_reached].double()
+    if not 0.0 < is_kept.mean() < 1.0:
+        return 0.0
+    shift = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    log_temperatures = torch.zeros(len(slots), dtype=torch.float64, requires_grad=True)
+    numbers = [shift, log_temperatures]
+    optimizer = torch.optim.LBFGS(numbers, max_iter=100, line_search_fn="strong_wolfe")
+
+    def surprise() -> float:
+        optimizer.zero_grad()
+        scaled = (rounds.logits + shift) * (-log_temperatures).exp()
+        loss = F.binary_cross_entropy_with_logits(scaled[is_reached], is_kept)
+        loss = loss + HOLD * sum(number.square().sum() for number in numbers)
+        loss.backward()
+        return float(loss.detach())
+
+    optimizer.step(surprise)
+    return float(shift.detach())
 
 
 def fit_temperatures(rounds: JudgedRounds) -> tuple[float, ...]:

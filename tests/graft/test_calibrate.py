@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dspark.checkpoints.deepspec import read_head_config
+from dspark.checkpoints.deepspec import CONFIDENCE_BIAS as BIAS
+from dspark.checkpoints.deepspec import read_head, read_head_config
 from dspark.config import RuntimeConfig
 from dspark.events import Round
 from dspark.graft.calibrate import (
@@ -15,6 +16,7 @@ from dspark.graft.calibrate import (
     calibrate_head,
     expected_calibration_error,
     expected_noise,
+    fit_shift,
     fit_temperatures,
     judge,
     ranking_quality,
@@ -53,6 +55,25 @@ def test_few_rounds_do_not_lead_far_astray() -> None:
     raw = reliability(fresh, (1.0,) * 3)
     for before, after in zip(raw, reliability(fresh, fitted), strict=True):
         assert after.ece < min(0.03, before.ece)
+
+
+@pytest.mark.parametrize("flattery", [-0.7, 1.1])
+def test_what_every_logit_is_off_by_is_found(flattery: float) -> None:
+    """Temperatures alone cannot mend it."""
+    fitted = synthetic(20_000, BENT, seed=8).shifted(flattery)
+    fresh = synthetic(20_000, BENT, seed=9).shifted(flattery)
+    shift = fit_shift(fitted)
+    assert shift == pytest.approx(-flattery, abs=0.06)
+    temperatures = fit_temperatures(fitted.shifted(shift))
+    assert temperatures == pytest.approx(BENT, rel=0.08)
+    assert max(slot.ece for slot in reliability(fresh.shifted(shift), temperatures)) < 0.02
+    bare = reliability(fresh, fit_temperatures(fitted))
+    assert max(slot.ece for slot in bare) > 0.02
+
+
+@pytest.mark.parametrize("accepted", [0, 3])
+def test_rounds_that_all_end_alike_shift_nothing(accepted: int) -> None:
+    assert fit_shift(JudgedRounds(torch.randn(50, 3).double(), torch.full((50,), accepted))) == 0.0
 
 
 def test_the_error_of_a_true_head_is_the_expected_noise() -> None:
@@ -119,10 +140,13 @@ def test_a_head_is_calibrated_in_place(files: PairFiles) -> None:
     generator = torch.Generator().manual_seed(7)
     prompts = [tuple(torch.randint(60, (6,), generator=generator).tolist()) for _ in range(8)]
     assert files.draft is not None
+    _, raw_tensors = read_head(files.draft)
     result = calibrate_head(files, prompts, 30, RuntimeConfig("cpu", "float32"))
     assert result is not None and result.fitted_rounds > 0 and result.rounds > 0
-    config = read_head_config(files.draft)
+    config, tensors = read_head(files.draft)
     assert config.temperatures == result.temperatures
+    assert float(tensors[BIAS]) == pytest.approx(float(raw_tensors[BIAS]) + result.shift, abs=1e-6)
+    assert all(t.equal(tensors[name]) for name, t in raw_tensors.items() if name != BIAS)
     assert any(t != 1.0 for t in result.temperatures)
     raw = json.loads((files.draft / "config.json").read_text())
     assert raw["graft"]["calibration"]["rounds"] == result.rounds
