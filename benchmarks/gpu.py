@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # also where the project is not installed
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "benchmarks")]
 
-# seconds that a section may take, in the order in which they run
+# each section's share of the time that is left when it begins, in the order in which they run
 SECTIONS = {
     "card": 30,
     "checks": 150,
@@ -36,8 +36,8 @@ SECTIONS = {
     "identity": 60,
     "peers": 100,
 }
-TOTAL_SECONDS = 465
-GRACE_SECONDS = 20  # for a process to start, and to finish what it has begun
+TOTAL_SECONDS = 455
+GRACE_SECONDS = 15  # for a process to finish what it has begun; the next section has less for it
 H200_BANDWIDTH = 4.3e12  # bytes a second, once measured by copying; for --floors alone
 
 
@@ -58,6 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--processes", type=int, help="that share the checks; 0: all in this one (with --interpret)"
     )
+    parser.add_argument("--deepspec", type=Path, help="a checkout of DeepSpec, for peers")
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)  # section, share, of, file
     arguments = parser.parse_args()
     arguments.names = arguments.only.split(",") if arguments.only else list(SECTIONS)
@@ -68,9 +69,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def section_records(
-    name: str, share: tuple[int, int], seconds: float, arguments: argparse.Namespace
+    name: str, share: tuple[int, int], deadline: float, arguments: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    """Records of one section, made in this process, until its time is up."""
+    """Records of one section, made in this process, until `deadline`, as time.time has it."""
     import torch
     from gpu_parts import card, checks, identity, peers, rounds, timings
     from gpu_parts.setting import Setting
@@ -86,14 +87,15 @@ def section_records(
         "peers": peers.beside_peers,
     }
     device = torch.device("cpu" if arguments.interpret else "cuda")
-    setting = Setting(device, arguments.interpret, seconds, arguments.bandwidth, share)
-    begin = time.monotonic()
+    setting = Setting(
+        device, arguments.interpret, deadline, arguments.bandwidth, share, arguments.deepspec
+    )
     torch.manual_seed(0)
     with torch.inference_mode():
         for record in functions[name](setting):
             yield record
-            if time.monotonic() - begin > seconds:
-                yield {"stopped": f"after {seconds:.0f} s"}
+            if setting.seconds_left <= 0:
+                yield {"stopped": f"{name}: its time was up"}
                 return
 
 
@@ -102,29 +104,30 @@ def work(arguments: argparse.Namespace) -> None:
     name, index, count, file = arguments.worker
     with Path(file).open("a", encoding="utf-8") as lines:
         share = (int(index), int(count))
+        # a process is told the time itself: what it takes to start is the section's
         for record in section_records(name, share, arguments.seconds, arguments):
             lines.write(json.dumps(record) + "\n")
             lines.flush()
 
 
 def in_processes(
-    name: str, count: int, seconds: float, arguments: argparse.Namespace
+    name: str, count: int, deadline: float, arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """The section's records from `count` processes; those that hang are ended."""
     records: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{index}.jsonl" for index in range(count)]
-        common = [sys.executable, __file__, "--seconds", str(seconds)]
+        common = [sys.executable, __file__, "--seconds", str(deadline)]
         common += ["--bandwidth", str(arguments.bandwidth)]
         common += ["--interpret"] if arguments.interpret else []
-        begin = time.monotonic()
+        common += ["--deepspec", str(arguments.deepspec)] if arguments.deepspec else []
         running = [
             subprocess.Popen([*common, "--worker", name, str(index), str(count), str(file)])
             for index, file in enumerate(files)
         ]
         for index, process in enumerate(running):
             try:
-                code = process.wait(max(begin + seconds + GRACE_SECONDS - time.monotonic(), 0.1))
+                code = process.wait(max(deadline + GRACE_SECONDS - time.time(), 0.1))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -136,26 +139,40 @@ def in_processes(
     return records
 
 
+def fair_share(name: str, names: list[str], left: float) -> float:
+    """Seconds for one section of those that are still to run; what one leaves is the others'."""
+    following = names[names.index(name) :]
+    return left * SECTIONS[name] / sum(SECTIONS[each] for each in following)
+
+
 def run_sections(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each section with what it found; the bandwidth that one measures is the others' measure."""
-    begin = time.monotonic()
+    end = time.time() + arguments.seconds
     for name in arguments.names:
-        left = arguments.seconds - (time.monotonic() - begin)
-        seconds = min(SECTIONS[name], left)
+        started = time.time()
+        seconds = fair_share(name, arguments.names, end - started)
         if seconds < 5 and not arguments.interpret:
             yield name, {"records": [], "skipped": "no time was left"}
             continue
-        started = time.monotonic()
         print(f"{name}, {seconds:.0f} s at most", file=sys.stderr, flush=True)
         if arguments.processes == 0:
-            records = list(section_records(name, (0, 1), seconds, arguments))
+            records = list(section_records(name, (0, 1), started + seconds, arguments))
         else:
             count = arguments.processes if name == "checks" else 1
-            records = in_processes(name, count, seconds, arguments)
+            records = in_processes(name, count, started + seconds, arguments)
         for record in records:
             rate = record.get("bytes_per_second")
             arguments.bandwidth = rate or arguments.bandwidth
-        yield name, {"seconds": round(time.monotonic() - started, 1), "records": records}
+        yield name, {"seconds": round(time.time() - started, 1), "records": records}
+
+
+def hurry_interpreter() -> None:
+    from gpu_parts.interpreter import patch_once_a_launch
+
+    from dspark_kernels.backend import HAS_TRITON
+
+    if HAS_TRITON:
+        patch_once_a_launch()
 
 
 def choose_processes() -> int:
@@ -175,6 +192,8 @@ def main() -> int:
 
         print(floor_table(arguments.bandwidth or H200_BANDWIDTH))
         return 0
+    if arguments.interpret:
+        hurry_interpreter()
     if arguments.worker:
         work(arguments)
         return 0

@@ -458,8 +458,11 @@ def check_terms(setting: Setting, shape: ModelShape, dtype: torch.dtype) -> Reco
     )  # fmt: skip
     errors = {
         name: (relative_error(getattr(terms, name), getattr(expected, name)), EXPONENTIAL_BOUND)
-        for name in terms._fields
+        for name in ("cross_entropy", "distillation")
     }
+    # what is summed up is the distance; where next to nothing is shared, 1 - it keeps few digits
+    distances = (1.0 - each.accept_rate for each in (terms, expected))
+    errors["distance"] = (relative_error(*distances), EXPONENTIAL_BOUND)
     bound = EXPONENTIAL_BOUND if dtype == torch.float32 else BOUNDS[dtype]
     errors["gradient"] = (relative_error(kernel_draft[decided], wide_draft[decided]), bound)
     return verdict(errors)

@@ -1,48 +1,61 @@
-"""Plain decoding of one random Qwen3 by transformers and by the kernels' chain, in the same run."""
+"""Decoding of one random Qwen3 by other programs and by the kernels' chain, in the same run."""
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from gpu_parts.rounds import CHAIN
 from gpu_parts.setting import Record, Setting, attempt, random_pool, relative_error, rows_at
-from gpu_parts.shapes import ModelShape
+from gpu_parts.shapes import BLOCK_SIZE, MARKOV_RANK, ModelShape
 from gpu_parts.stack import Layer, Target, Weights
 from gpu_parts.stopwatch import Arm, Stopwatch, against_floor
 
 TRIALS = 3
+COMPILED = "transformers, static cache, compiled"
+RANDOM_DRAFTS = "next to no draft of random weights is kept: the rate is about that of rounds"
 
 
 def beside_peers(setting: Setting) -> Iterator[Record]:
+    """What compiles comes last: it may not end in time."""
     shape = setting.shapes[0]
-    context, num_tokens = (40, 2) if setting.is_tiny else (512, 64)
+    context, num_tokens = (40, 3) if setting.is_tiny else (512, 64)
+    facts = {"shape": shape.name, "context": context}
     models: list[Any] = []
     failed = attempt(
-        {"program": "transformers"}, lambda: models.append(random_model(shape, setting)) or {}
+        facts | {"program": "transformers"},
+        lambda: models.append(random_model(shape, setting)) or {},
     )
-    if "error" in failed:
+    yield attempt(
+        facts | {"program": "dspark", "chain": CHAIN},
+        lambda: our_step(models[0] if models else None, shape, context, setting),
+    )
+    if not models:
         yield failed
         return
-    model, base = models[0], {"shape": shape.name, "context": context}
-    yield attempt(
-        base | {"program": "dspark", "chain": CHAIN},
-        lambda: our_step(model, shape, context, setting),
-    )
+    model = models[0]
     prompt = torch.randint(0, shape.vocab_size, (1, context), device=setting.device)
-    for name, options in (
-        ("transformers, eager", {}),
-        ("transformers, static cache, compiled", {"cache_implementation": "static"}),
-        ("transformers, assisted by prompt lookup", {"prompt_lookup_num_tokens": 7}),
-    ):
-        if setting.is_tiny and options:
-            yield base | {"program": name, "skipped": "compiles for minutes on a CPU"}
+    given = (model, prompt, num_tokens)
+    lookup = {"prompt_lookup_num_tokens": BLOCK_SIZE}
+    programs: list[tuple[str, Callable[[], Record]]] = [
+        ("transformers, eager", lambda: transformers_rate(*given, {})),
+        ("DeepSpec, its own loop", lambda: deepspec_rate(*given, shape, setting)),
+        ("flashspec, prompt lookup, eager", lambda: flashspec_rate(*given)),
+        ("transformers, assisted by prompt lookup", lambda: transformers_rate(*given, lookup)),
+        ("transformers, assisted by a model", lambda: assisted_rate(*given, shape, setting)),
+        (COMPILED, lambda: transformers_rate(*given, {"cache_implementation": "static"})),
+    ]
+    for name, run in programs:
+        if setting.is_tiny and name == COMPILED:
+            yield facts | {"program": name, "skipped": "compiles for minutes on a CPU"}
             continue
-        yield attempt(
-            base | {"program": name}, lambda o=options: decode_rate(model, prompt, num_tokens, o)
-        )
+        yield attempt(facts | {"program": name}, run)
 
 
 def random_model(shape: ModelShape, setting: Setting) -> Any:
@@ -94,10 +107,13 @@ def weights_of(model: Any) -> Weights:
 def our_step(model: Any, shape: ModelShape, context: int, setting: Setting) -> Record:
     """The same weights: first the same logits, then the time of a step."""
     pool, slots = random_pool(shape.num_layers, shape, context + 1, setting)
-    target = Target(shape, weights_of(model), pool, context + 1)
+    weights = Weights.random(shape, setting) if model is None else weights_of(model)
+    target = Target(shape, weights, pool, context + 1)
     ids = torch.randint(0, shape.vocab_size, (32,), device=setting.device)
-    ours, _ = target(ids, rows_at(pool, slots, [0], [32], causal=True))
-    error = relative_error(ours, model(ids.unsqueeze(0)).logits[0])
+    error = None
+    if model is not None:
+        ours, _ = target(ids, rows_at(pool, slots, [0], [32], causal=True))
+        error = relative_error(ours, model(ids.unsqueeze(0)).logits[0])
     rows = rows_at(pool, slots, [context], [1], causal=True)
     token = ids[:1].clone()
     step = Arm(lambda: target(token, rows)[0].argmax(-1))
@@ -108,34 +124,139 @@ def our_step(model: Any, shape: ModelShape, context: int, setting: Setting) -> R
     return found | {"logits_to_transformers": error}
 
 
-def decode_rate(model: Any, prompt: torch.Tensor, num_tokens: int, options: Record) -> Record:
-    """Tokens a second after the first: a long answer's time less a short one's."""
-
-    def generate(count: int) -> None:
-        model.generate(
+def transformers_rate(model: Any, prompt: torch.Tensor, num_tokens: int, options: Record) -> Record:
+    def generate(count: int) -> int:
+        found = model.generate(
             prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=count, do_sample=False,
             **options,
         )  # fmt: skip
+        return int(found.shape[1]) - prompt.shape[1]
 
+    return rate_of(generate, num_tokens, prompt.is_cuda)
+
+
+def assisted_rate(
+    model: Any, prompt: torch.Tensor, num_tokens: int, shape: ModelShape, setting: Setting
+) -> Record:
+    """An assistant of a twelfth of the layers, as large a share as Qwen3-0.6B's of the 8B."""
+    assistant = random_model(replace(shape, num_layers=max(shape.num_layers // 12, 1)), setting)
+    found = transformers_rate(model, prompt, num_tokens, {"assistant_model": assistant})
+    return found | {"note": RANDOM_DRAFTS}
+
+
+def flashspec_rate(model: Any, prompt: torch.Tensor, num_tokens: int) -> Record:
+    """Not compiled: its first compiled call takes minutes."""
+    flashspec = import_module("flashspec")
+    engine = import_module("flashspec.engine")
+    target = engine.TargetModel("random", prompt.device, model.dtype, model=model)
+    config = flashspec.FlashSpecConfig(
+        device=str(prompt.device),
+        drafter_strategy="bandit",
+        bandit=flashspec.BanditConfig(n_arms=1),
+        sampling=flashspec.SamplingConfig(temperature=0.0),
+        compile=False,
+    )
+    speculative = flashspec.SpeculativeEngine(config, [engine.NgramDrafter()], target)
+
+    def generate(count: int) -> int:
+        return int(speculative.generate(prompt, max_new_tokens=count).n_tokens_generated)
+
+    return rate_of(generate, num_tokens, prompt.is_cuda)
+
+
+class DeepSpecSettings(SimpleNamespace):
+    """DeepSpec asks for settings by attribute and with `in`."""
+
+    def __contains__(self, name: str) -> bool:
+        return name in vars(self)
+
+
+def keep_crop(*modules: Any) -> None:
+    """The loop crops its caches to a length; transformers (5.23) takes what to cut off instead."""
+    from transformers import DynamicCache
+
+    class Cache(DynamicCache):
+        def crop(self, length: int) -> None:
+            surplus = self.get_seq_length() - length
+            if surplus > 0:
+                super().crop(-surplus)
+
+    for module in modules:
+        module.DynamicCache = Cache
+
+
+def deepspec_rate(
+    model: Any, prompt: torch.Tensor, num_tokens: int, shape: ModelShape, setting: Setting
+) -> Record:
+    """DeepSpec's evaluation loop with a random head of the released one's size."""
+    if setting.deepspec is None:
+        return {"skipped": "--deepspec names no checkout of it"}
+    sys.path.insert(0, str(setting.deepspec))
+    evaluation = import_module("deepspec.eval.dspark.evaluator")
+    keep_crop(evaluation, import_module("deepspec.eval.base_evaluator"))
+    config = import_module("deepspec.modeling.dspark.qwen3.config").build_draft_config(
+        model.config,
+        DeepSpecSettings(
+            num_draft_layers=shape.num_draft_layers,
+            target_layer_ids=list(shape.tap_layers),
+            confidence_head_alpha=1.0,
+            confidence_head_with_markov=True,
+            markov_rank=MARKOV_RANK,
+            markov_head_type="vanilla",
+            block_size=BLOCK_SIZE,
+            mask_token_id=0,
+            num_anchors=1,
+        ),
+    )
+    config._attn_implementation = "sdpa"
+    with setting.device:
+        draft = evaluation.Qwen3DSparkModel(config).to(torch.bfloat16).eval()
+    draft.initialize_embeddings_and_head(
+        embed_tokens=model.model.embed_tokens, lm_head=model.lm_head
+    )
+    evaluator = object.__new__(evaluation.Qwen3DSparkEvaluator)
+    evaluator.target_model, evaluator.draft_model = model, draft
+    evaluator.confidence_head_recorder = None
+    rounds: list[int] = []
+
+    def generate(count: int) -> int:
+        evaluator.args = SimpleNamespace(
+            max_new_tokens=count, temperature=0.0, confidence_threshold=0.0
+        )
+        found = evaluator.generate_one_sample(input_ids=prompt, stop_token_ids=None)
+        rounds.append(int(found.verify_count))
+        return int(found.num_output_tokens)
+
+    found = rate_of(generate, num_tokens, prompt.is_cuda)
+    rate, tokens_a_round = found["tokens_per_second"], num_tokens / max(rounds[-2] - rounds[-1], 1)
+    return found | {
+        "tokens_a_round": tokens_a_round,
+        "round_us": tokens_a_round / rate * 1e6 if rate else None,
+        "note": RANDOM_DRAFTS,
+    }
+
+
+def rate_of(generate: Callable[[int], int], num_tokens: int, is_timed: bool) -> Record:
+    """Tokens a second after the first: a long answer's time less a short one's."""
     short = 1 if num_tokens < 16 else 8
     generate(num_tokens + short)  # warm, compiled
-    times = []
-    for _ in range(TRIALS if prompt.is_cuda else 1):
-        times.append(
-            seconds(lambda: generate(num_tokens + short)) - seconds(lambda: generate(short))
-        )
-    if not prompt.is_cuda:
+    rates = []
+    for _ in range(TRIALS if is_timed else 1):
+        long_seconds, long_count = timed(lambda: generate(num_tokens + short))
+        short_seconds, short_count = timed(lambda: generate(short))
+        rates.append((long_count - short_count) / (long_seconds - short_seconds))
+    if not is_timed:
         return {"tokens_per_second": None}
-    rates = [num_tokens / each for each in times]
     rates.sort()
     return {"tokens_per_second": statistics.median(rates), "low": rates[0], "high": rates[-1]}
 
 
-def seconds(run: Callable[[], None]) -> float:
+def timed(run: Callable[[], int]) -> tuple[float, int]:
+    """Seconds, and what run() gave."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     begin = time.perf_counter()
-    run()
+    count = run()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - begin
+    return time.perf_counter() - begin, count

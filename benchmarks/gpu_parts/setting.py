@@ -1,8 +1,10 @@
 """What every section needs: where it runs, at which sizes, random inputs, verdicts."""
 
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,13 +28,17 @@ EXPONENTIAL_BOUND = 5e-6
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """bandwidth in bytes a second, 0 while unknown; share: which of how many parts of the cases."""
+    """bandwidth in bytes a second, 0 while unknown; share: which of how many parts of the cases.
+
+    deadline: when this section's time is up, as time.time has it. deepspec: a checkout of it.
+    """
 
     device: torch.device
     is_tiny: bool
-    seconds: float
+    deadline: float
     bandwidth: float = 0.0
     share: tuple[int, int] = (0, 1)
+    deepspec: Path | None = None
 
     @property
     def shapes(self) -> tuple[ModelShape, ...]:
@@ -41,6 +47,10 @@ class Setting:
     @property
     def contexts(self) -> tuple[int, ...]:
         return (300,) if self.is_tiny else (512, 8192)
+
+    @property
+    def seconds_left(self) -> float:
+        return self.deadline - time.time()
 
     def mine(self, index: int) -> bool:
         return index % self.share[1] == self.share[0]
@@ -53,6 +63,8 @@ def attempt(facts: Record, run: Callable[[], Record]) -> Record:
     """`facts` with what run() found, or with its error: one kernel's failure is not the run's."""
     try:
         return facts | run()
+    except ModuleNotFoundError as error:
+        return facts | {"skipped": f"{error.name} is not installed"}
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         message = f"{type(error).__name__}: {error}"[:600]

@@ -39,11 +39,13 @@ class Stopwatch:
         replays: dict[str, Callable[[], Any]] = {}
         for name, arm in arms.items():
             try:
-                replays[name] = self.captured(arm.run) if as_graph else arm.run
+                replays[name] = captured(arm.run, self._setting.device) if as_graph else arm.run
+                if not self._is_cuda:
+                    arm.run()
             except Exception as error:
                 results[name] = {"error": f"{type(error).__name__}: {error}"[:600]}
         if not self._is_cuda:
-            return results | {name: {"us": None} for name in replays}
+            return results | {name: {"us": None} for name in replays if name not in results}
         samples = self._samples(replays)
         for name, times in samples.items():
             micro = [each * 1e3 / arms[name].calls for each in times]
@@ -51,23 +53,6 @@ class Stopwatch:
                 "us": statistics.median(micro), "low": min(micro), "high": max(micro),
             }  # fmt: skip
         return results
-
-    def captured(self, run: Callable[[], Any]) -> Callable[[], Any]:
-        """A replay of run() as a CUDA graph; on the CPU run itself, once done."""
-        if not self._is_cuda:
-            run()
-            return run
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):  # compiled and loaded before the capture
-                run()
-        torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            run()
-        return graph.replay
 
     def _samples(self, replays: Mapping[str, Callable[[], Any]]) -> dict[str, list[float]]:
         """Milliseconds of every trial; who goes first moves on with each."""
@@ -88,6 +73,28 @@ class Stopwatch:
                 events[name].append((begin, end))
         torch.cuda.synchronize()
         return {n: [begin.elapsed_time(end) for begin, end in pairs] for n, pairs in events.items()}
+
+
+def captured(run: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
+    """run() as a CUDA graph, which gives the same tensors, filled anew; on the CPU run itself."""
+    if device.type != "cuda":
+        return run
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):  # compiled and loaded before the capture
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = run()
+
+    def replay() -> Any:
+        graph.replay()
+        return results
+
+    return replay
 
 
 def copies_for(num_bytes: int, setting: Setting) -> int:

@@ -22,7 +22,7 @@ def print_tables(document: dict[str, Any]) -> None:
     ):
         if name in sections:
             took = sections[name].get("seconds")
-            print(f"\n{name}" + (f", {took} s" if took else ": no time was left"))
+            print(f"\n{name}" + (": no time was left" if took is None else f", {took} s"))
             show(sections[name]["records"])
     errors = [r for s in sections.values() for r in s["records"] if "error" in r or "stopped" in r]
     for record in errors:
@@ -94,13 +94,18 @@ def show_rounds(records: list[Section]) -> None:
             print(f"{name:20}{part}: projected from published acceptance: {', '.join(words)}")
 
 
+COMPARED = (
+    "requests", "tokens", "wanted_tokens", "differing_tokens", "rows_with_other_bits",
+    "wrong_lengths",
+)  # fmt: skip
+
+
 def show_identity(records: list[Section]) -> None:
     for record in records:
         if "skipped" in record:
             print(f"{record['pair']}: skipped, {record['skipped']}")
         elif "tokens" in record:
-            facts = {k: record[k] for k in ("requests", "tokens", "differing_tokens",
-                     "rows_with_other_bits", "differing_prompts") if k in record}  # fmt: skip
+            facts = {k: record[k] for k in COMPARED if k in record}
             told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items())
             print(f"{record['pair']}, {record['arm']}: {told}")
 
@@ -109,4 +114,6 @@ def show_peers(records: list[Section]) -> None:
     for record in records:
         rate = record.get("tokens_per_second")
         told = f"{rate:9.1f} tokens/s" if rate else record.get("skipped", "")
+        if record.get("round_us"):
+            told += f", {record['round_us']:.0f} µs a round"
         print(f"{record.get('program', ''):44}{told}")

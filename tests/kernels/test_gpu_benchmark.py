@@ -1,18 +1,23 @@
-"""A slice of benchmarks/gpu.py, in the interpreter: about ten seconds."""
+"""Slices of benchmarks/gpu.py, in the interpreter: about half a minute."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu import SECTIONS, fair_share
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, path: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    paths = os.pathsep.join(filter(None, [path, os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "PYTHONPATH": paths}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
 
 def test_floors_need_no_gpu():
@@ -29,3 +34,42 @@ def test_a_slice_in_the_interpreter(tmp_path):
     records = document["sections"]["attention"]["records"]
     assert document["interpreted"] and {record["rows"] for record in records} == {1, 8}
     assert not any("error" in record or record["us"] for record in records)
+
+
+def test_sections_share_the_time_and_what_one_leaves():
+    names, left = list(SECTIONS), 455.0
+    shares = []
+    for name in names:
+        shares.append(fair_share(name, names, left))
+        left -= shares[-1]
+    assert min(shares) > 20 and left == pytest.approx(0.0, abs=1e-9)
+    # a first section that ends at once leaves all of its time
+    assert fair_share(names[1], names, 455.0) > shares[1]
+    assert fair_share("peers", ["peers"], 455.0) == 455.0
+
+
+def test_without_triton_and_transformers(tmp_path):
+    for name in ("triton", "transformers"):
+        missing = f"raise ModuleNotFoundError('no {name}', name='{name}')"
+        (tmp_path / f"{name}.py").write_text(missing, "utf-8")
+    path = tmp_path / "gpu.json"
+    sections = "card,attention,peers"
+    done = run("--interpret", "--only", sections, "--json", str(path), path=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(path.read_text("utf-8"))["sections"]
+    assert found["card"]["records"][0]["reason"] == "Triton is not installed"
+    ours, theirs = found["peers"]["records"]
+    assert ours["program"] == "dspark" and "error" not in ours and "skipped" not in ours
+    assert theirs["skipped"] == "transformers is not installed"
+
+
+def test_blocks_write_what_plain_decoding_writes(tmp_path):
+    pytest.importorskip("triton")
+    path = tmp_path / "gpu.json"
+    done = run("--interpret", "--only", "identity", "--json", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = json.loads(path.read_text("utf-8"))["sections"]["identity"]["records"]
+    (total,) = [record for record in records if record.get("arm") == "all"]
+    compared = [record for record in records if "differing_tokens" in record]
+    assert total["ok"] and total["tokens"] == sum(record["tokens"] for record in compared)
+    assert len(compared) == 4 and not total["reached"]

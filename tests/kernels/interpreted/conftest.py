@@ -2,10 +2,11 @@
 
 import os
 import warnings
-from types import SimpleNamespace
 
 import pytest
 import torch
+
+from benchmarks.gpu_parts.interpreter import patch_once_a_launch
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not IS_INTERPRETED and not torch.cuda.is_available():
@@ -18,17 +19,9 @@ def device() -> torch.device:
 
 
 @pytest.fixture(autouse=True)
-def patched_once_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter (3.9) patches the language anew for every function that a kernel calls."""
-    if not IS_INTERPRETED:
-        return
-    from triton.runtime import interpreter
-
-    patch_lang, tl = interpreter._patch_lang, interpreter.tl
-    everywhere = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
-    monkeypatch.setattr(interpreter, "_patch_lang", lambda fn: patch_lang(everywhere))
-    call = lambda self, *args, **kwargs: self.rewrite()(*args, **kwargs)  # noqa: E731
-    monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", call)
+def fast_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    if IS_INTERPRETED:
+        patch_once_a_launch(monkeypatch.setattr)
 
 
 @pytest.fixture(autouse=True)
