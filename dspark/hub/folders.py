@@ -10,6 +10,9 @@ from safetensors import SafetensorError, safe_open
 
 from dspark.errors import CheckpointError
 
+# by the end of a name, how many numbers lie in one that is stored: AWQ and GPTQ, MXFP4
+PACKED = {".qweight": 8, "_blocks": 2}
+
 
 def check_model_folder(folder: Path) -> Path:
     """The folder itself; raises CheckpointError where a file is missing, truncated or no JSON."""
@@ -39,14 +42,16 @@ def count_parameters(folder: Path) -> int:
 
 
 def tensor_shapes(folder: Path) -> Iterator[tuple[int, ...]]:
-    """The shape of every tensor in a folder's safetensors files."""
+    """The shape of every tensor in a folder's safetensors files; of packed ones, unpacked."""
     from dspark.checkpoints.safetensors_dir import weight_files  # brings torch
 
     for path in weight_files(folder):
         try:
             with safe_open(path, framework="np") as file:
                 for name in file.keys():  # noqa: SIM118 (a file handle, not a dict)
-                    yield tuple(file.get_slice(name).get_shape())
+                    *sizes, last = file.get_slice(name).get_shape() or (1,)
+                    numbers = next((n for end, n in PACKED.items() if name.endswith(end)), 1)
+                    yield (*sizes, numbers * last)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{path} is truncated or not a safetensors file ({error})", "Fetch the model again."

@@ -9,6 +9,7 @@ order of summation does not depend on the number of rows. The packed copy double
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +47,7 @@ class SkinnyLinear:
         *,
         pack: bool = True,
     ) -> None:
-        self.weight = weight
+        self.weight: Any = weight  # drafters share those that are tensors
         self.bias = bias
         self._packed: torch.Tensor | None = None
         if pack and isinstance(weight, torch.Tensor) and can_pack(weight):

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Co
 
 from dspark.checkpoints import packed
 from dspark.errors import CheckpointError
+from dspark.hub.folders import count_parameters
 from dspark.targets.load import load_target
 from dspark_kernels import QuantizedWeight
 from dspark_kernels.backend import Backend
@@ -203,3 +204,13 @@ def test_broken_parts_are_named(tmp_path: Path, part: str, change: Any, said: st
     with pytest.raises(CheckpointError, match=said) as caught:
         load_target(tmp_path, tap_layers=(), **PLACE)
     assert "\n" not in caught.value.message
+
+
+def test_its_memory_is_counted_unpacked(tmp_path: Path) -> None:
+    model = write(tmp_path, "llama", "awq")
+    scales_and_zeros = sum(
+        value.numel() // GROUP + value.numel() // GROUP // 8
+        for name, value in model.state_dict().items()
+        if name.endswith("_proj.weight")
+    )
+    assert count_parameters(tmp_path) == model.num_parameters() + scales_and_zeros
