@@ -7,6 +7,7 @@ from dspark.hub.fit import gigabytes, weights_needed
 from dspark.hub.pairs import Algorithm, AssetFolder, HubRepo, Pair, WheelMember
 from dspark.hub.registry import PAIRS
 from dspark.hub.released import ALIASES, FAMILIES
+from dspark.hub.target_families import targets_markdown
 
 GOLDEN = "golden runs of the reference"
 FIRST_BLOCKS = "first blocks of the reference"
@@ -48,7 +49,9 @@ def verified(pair: Pair) -> str:
 
 
 def models_markdown() -> str:
-    return "\n".join((HEADER, *_pairs(), "", *_names(), "", *_elsewhere(), ""))
+    return "\n".join(
+        (HEADER, *_pairs(), "", *_names(), "", *targets_markdown(), "", *_elsewhere(), "")
+    )
 
 
 def _pairs() -> Iterator[str]:

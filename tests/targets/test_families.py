@@ -30,6 +30,7 @@ from transformers import (
     Qwen3_5MoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
 )
 
 from dspark.targets.base import Rollback
@@ -156,6 +157,12 @@ FAMILIES = {
         "crop",
     ),
     "qwen3-moe": Family(lambda: Qwen3MoeConfig(**SIZES, **EXPERTS), "crop"),
+    "qwen3-next": Family(
+        lambda: Qwen3NextConfig(
+            **SIZES | LINEAR | EXPERTS | {"shared_expert_intermediate_size": 16}
+        ),
+        "replay",
+    ),
     "qwen3.5": Family(
         lambda: Qwen3_5Config(text_config=SIZES | LINEAR, vision_config=QWEN_TOWER), "replay"
     ),

@@ -1,0 +1,63 @@
+"""What can stand under a head, as docs/models.md tells it; each row is held by tests/targets."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TargetFamily:
+    """`stored`: the forms of its files that are read; `taken_back`: how refused drafts go."""
+
+    names: str
+    stored: str
+    runs_in: str
+    taken_back: str
+
+
+PLAIN = "safetensors"
+CROPPED = "rows are cut off"
+WINDOWS = "rows are cut off; windows keep what slid out until then"
+COPIED = "the state is copied before a pass, and the kept rows run again"
+FAMILIES = (
+    TargetFamily(
+        "Llama, Mistral without a window, Qwen2, Qwen3",
+        f"{PLAIN}; AWQ and GPTQ of 4 bits; FP8 in blocks of 128 x 128; GGUF",
+        "dense",
+        CROPPED,
+    ),
+    TargetFamily("Qwen3-MoE", PLAIN, "hf", CROPPED),
+    TargetFamily(
+        "Mistral with a window, Mistral 3, Gemma 2, 3 and 4 (with experts and shared keys, too)",
+        f"{PLAIN}; of multimodal checkpoints the language model",
+        "hf",
+        WINDOWS,
+    ),
+    TargetFamily("gpt-oss", f"{PLAIN}; experts in MXFP4", "hf", WINDOWS),
+    TargetFamily(
+        "Qwen3-Next, Qwen3.5 and 3.6, with and without experts",
+        f"{PLAIN}; of multimodal checkpoints the language model",
+        "hf",
+        COPIED,
+    ),
+    TargetFamily(
+        "DeepSeek-V4",
+        f"{PLAIN}; its own FP8 and FP4",
+        "hf",
+        "rebuilt from what the pass put in",
+    ),
+)
+HEADER = """\
+## Targets
+Tiny random models of every row were written to disk, read, and compared in float32 with the forward
+of transformers: logits, taps, the state after a rollback, greedy text with a head. No published
+weights were run. *dense* is dspark's own forward for many requests at once; *hf* is that of
+transformers, one request at a time, and takes other causal language models, too."""
+
+
+def targets_markdown() -> Iterator[str]:
+    yield HEADER
+    yield ""
+    yield "| family | files | runs in | refused drafts |"
+    yield "|---|---|---|---|"
+    for each in FAMILIES:
+        yield f"| {each.names} | {each.stored} | {each.runs_in} | {each.taken_back} |"
