@@ -22,7 +22,7 @@ from dspark.checkpoints.eagle3_config import (
     Eagle3Config,
     expected_eagle3_tensors,
 )
-from dspark.checkpoints.files import read_json
+from dspark.checkpoints.files import one_line, read_json
 from dspark.checkpoints.head_config import HeadConfig, expected_tensors
 from dspark.checkpoints.safetensors_dir import (
     TensorInfo,
@@ -104,11 +104,14 @@ def check_published(raw: Mapping[str, Any], what: str) -> Packaging:
 
     Raises CheckpointError for one that could not be run once it is here.
     """
-    packaging = detect(Path(what), raw, ())
-    if packaging is Packaging.DEEPSPEC:
-        _config(raw, packaging, {})
-    else:
-        refuse_unbuilt(raw, packaging)
+    try:
+        packaging = detect(Path(what), raw, ())
+        if packaging is Packaging.DEEPSPEC:
+            _config(raw, packaging, {})
+        else:
+            refuse_unbuilt(raw, packaging)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"config.json of {what} is malformed: {one_line(error)}") from error
     return packaging
 
 

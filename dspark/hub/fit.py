@@ -43,7 +43,7 @@ def cache_values(config: dict[str, Any]) -> int:
         num_kv_heads = config.get("num_key_value_heads") or num_heads
         head_dim = config.get("head_dim") or config["hidden_size"] // num_heads
         return 2 * int(config["num_hidden_layers"]) * int(num_kv_heads) * int(head_dim)
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError, ArithmeticError):
         return 0
 
 

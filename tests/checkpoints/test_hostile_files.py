@@ -18,8 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dspark.checkpoints.heads import read_draft
+from dspark.checkpoints.heads import check_published, read_draft
 from dspark.errors import CheckpointError, DSparkError
+from dspark.hub.fit import cache_values
 from dspark.targets.load import load_target
 from tests.checkpoints import writers
 from tests.checkpoints.test_target_files import shard
@@ -33,6 +34,7 @@ HEADS: dict[str, Callable[[Path], Path]] = {
     "speculators": writers.write_speculators,
     "specforge": writers.write_specforge,
     "eagle3": lambda folder: writers.write_deepspec(folder, "eagle3"),
+    "gemma4": lambda folder: writers.write_deepspec(folder, "gemma4_eagle3"),
 }
 
 
@@ -246,6 +248,19 @@ def test_pipes_and_folders_in_the_place_of_files(model):
         (folder / name).unlink()
         (folder / name).mkdir()
         refused(read, folder)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_odd_values_in_a_config_that_is_looked_at_before_the_weights(name, tmp_path):
+    raw = json.loads((HEADS[name](tmp_path) / "config.json").read_text())
+    for key in (*raw, "text_config", "layer_types", "sliding_window"):
+        for value in ODD_VALUES:
+            odd = raw | {key: value}
+            assert isinstance(cache_values(odd), int)
+            try:
+                check_published(odd, "owner/name")
+            except CheckpointError as error:
+                assert "\n" not in error.message + error.hint
 
 
 def test_a_tensor_of_the_wrong_kind_is_named(tmp_path):
