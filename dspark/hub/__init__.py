@@ -7,7 +7,7 @@ from dspark.hub.names import find_pair, known_pair, known_pairs
 from dspark.hub.pairs import Pair, PairFiles
 from dspark.hub.place import home
 from dspark.hub.plan import PullPlan, plan_pull
-from dspark.hub.published import fetch_published, is_repo_id, look_up
+from dspark.hub.published import fetch_published, is_repo_id, kept_folder, look_up
 from dspark.hub.registered import register, registered_pairs, unregister
 from dspark.hub.registry import PAIRS, released_heads
 from dspark.hub.resolve import fetch_missing, resolve_draft, resolve_target
@@ -38,6 +38,7 @@ __all__ = [
     "folder_bytes",
     "home",
     "is_repo_id",
+    "kept_folder",
     "known_pair",
     "known_pairs",
     "locate",

@@ -17,14 +17,17 @@ from dspark.hub.plan import PullPlan, plan_listings
 from dspark.hub.registered import HUB_ID
 from dspark.hub.repository import check_head, fetch_repo
 
+OWN_HEAD = "mtp."  # what the tensors' names begin with
+
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """`kind` says in words what the repository holds."""
+    """`kind` says in words what the repository holds, `options` how dspark chat is given it."""
 
     repo: HubRepo
     kind: str
     is_head: bool
+    options: str
     plan: PullPlan
 
 
@@ -38,13 +41,26 @@ def look_up(repo_id: str, *, only_head: bool = False) -> Published:
     """Before a byte of the weights. Raises CheckpointError for a head that could not be run."""
     listing = _list(HubRepo(repo_id))
     packaging = check_head(listing)
-    kind = _kind(listing) if packaging is None else f"a head in the layout {packaging}"
+    kind, brings_head = f"a head in the layout {packaging}", False
+    if packaging is None:
+        kind, brings_head = _kind(listing)
     if only_head and packaging is None:
         if not holds_own_head(listing.config):
             raise InputError(f"{repo_id} is {kind}", "Leave --head-only out.")
-        listing = _list(HubRepo(repo_id, tensor_prefix="mtp."))
+        listing = _list(HubRepo(repo_id, tensor_prefix=OWN_HEAD))
+    is_head = packaging is not None or only_head
+    options = f"--target {'TARGET' if is_head else repo_id}"
+    options += f" --draft {repo_id}" * (is_head or brings_head)
     plan = plan_listings(repo_id, [listing])
-    return Published(listing.repo, kind, packaging is not None, plan)
+    return Published(listing.repo, kind, is_head, options, plan)
+
+
+def kept_folder(repo_id: str, *, only_head: bool = False) -> Path | None:
+    """Where it lies, once it is whole; of `only_head`, once its head is."""
+    folder = cached_folder(HubRepo(repo_id))
+    return folder or (
+        cached_folder(HubRepo(repo_id, tensor_prefix=OWN_HEAD)) if only_head else None
+    )
 
 
 def fetch_published(found: Published, *, is_forced: bool = False) -> Iterator[FetchProgress]:
@@ -67,9 +83,10 @@ def _list(repo: HubRepo) -> Listing:
         return list_repo(client, repo)
 
 
-def _kind(listing: Listing) -> str:
+def _kind(listing: Listing) -> tuple[str, bool]:
+    """Of a target, and whether it brings a head."""
     if holds_own_head(listing.config):
-        return "a target with its own DSpark head"
+        return "a target with its own DSpark head", True
     if any(file.path == f"{SUBFOLDER}/config.json" for file in listing.files):
-        return f"a target with a head in its folder {SUBFOLDER}"
-    return "a target without a head"
+        return f"a target with a head in its folder {SUBFOLDER}", True
+    return "a target without a head", False

@@ -65,24 +65,24 @@ def pull(
 
 def _pull_published(repo_id: str, dry_run: bool, head: bool, force: bool, as_json: bool) -> None:
     from dspark import hub
-    from dspark.hub.cache import cached_folder
     from dspark_cli.loading import progress_bars
 
-    found = hub.look_up(repo_id, only_head=head)
-    print(f"{repo_id} is {found.kind}", file=sys.stderr)
-    if dry_run:
-        _tell(found.plan, as_json)
-        return
-    with progress_bars(is_bytes=True) as bars:
-        for step in hub.fetch_published(found, is_forced=force):
-            bars.show(step)
-    folder = cached_folder(found.repo)
-    role = "draft" if found.is_head else "target"
+    folder = None if dry_run or head else hub.kept_folder(repo_id)
+    was_present = folder is not None
+    if folder is None:
+        found = hub.look_up(repo_id, only_head=head)
+        print(f"{repo_id} is {found.kind}", file=sys.stderr)
+        if dry_run:
+            _tell(found.plan, as_json)
+            return
+        with progress_bars(is_bytes=True) as bars:
+            for step in hub.fetch_published(found, is_forced=force):
+                bars.show(step)
+        folder = hub.kept_folder(repo_id, only_head=head)
+        print(f"Run it: dspark chat {found.options}", file=sys.stderr)
     if as_json:
-        print_json({"name": repo_id, "kind": found.kind, role: str(folder)})
+        print_json({"name": repo_id, "folder": str(folder), "was_present": was_present})
         return
-    other = "--target TARGET " if found.is_head else ""
-    print(f"Run it: dspark chat {other}--{role} {repo_id}", file=sys.stderr)
     print(folder)
 
 

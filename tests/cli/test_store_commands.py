@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from dspark import hub
 from dspark.errors import DownloadError
@@ -275,4 +276,7 @@ def test_a_repository_without_a_name_here_is_fetched_by_its_id(
         assert "owner/model is a target without a head" in fetched.err
         assert hub.resolve_target("owner/model") == Path(fetched.out.rstrip("\n"))
         assert "without a head" in dspark("pull", "owner/model", "--head-only").err
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert json.loads(dspark("pull", "owner/model", "--json").out)["was_present"]
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         assert dspark("pull", "owner/missing").code == 2

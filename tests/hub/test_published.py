@@ -62,12 +62,12 @@ def folder_of(repo_id: str, **settings: Any) -> Path:
 
 
 def test_what_a_repository_holds_is_told_before_its_weights(server: Hub) -> None:
-    kinds = {repo_id: hub.look_up(repo_id).kind for repo_id in (HEAD, TARGET, OWN)}
-    assert kinds == {
-        HEAD: "a head in the layout speculators",
-        TARGET: "a target without a head",
-        OWN: "a target with its own DSpark head",
-    }
+    found = [hub.look_up(repo_id) for repo_id in (HEAD, TARGET, OWN)]
+    assert [(each.kind, each.options) for each in found] == [
+        ("a head in the layout speculators", f"--target TARGET --draft {HEAD}"),
+        ("a target without a head", f"--target {TARGET}"),
+        ("a target with its own DSpark head", f"--target {OWN} --draft {OWN}"),
+    ]
     assert weights_sent(server) == []
 
 
