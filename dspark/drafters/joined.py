@@ -1,7 +1,7 @@
 """What drafters share: a head joined to its target's embedding and output head."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -56,7 +56,8 @@ class JoinedDrafter:
             head_weight = output_head.weight[ids]
         precision = tensors.get("lm_head.weight", embedding).dtype
         if head_weight is not None and not is_same(head_weight, output_head.weight, precision):
-            output_head = SkinnyLinear(head_weight, pack=pack and draft_vocabulary is None)
+            own_head = SkinnyLinear(head_weight, pack=pack and draft_vocabulary is None)
+            output_head = cast(OutputHead, own_head)  # of a tensor, so its weight is one
         with torch.device("meta"):
             self._head = make_head(config)
         self._head.load_state_dict(own, strict=True, assign=True)
