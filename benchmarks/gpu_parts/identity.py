@@ -362,6 +362,7 @@ def engine_arms(session: Any, prompts: list[list[int]], deadline: float) -> Iter
     from dspark.config import ScheduleConfig
 
     texts: dict[int, tuple[int, ...]] = {}
+    fixed = session.with_schedule(ScheduleConfig("full"))
     end = time.time() + 0.3 * (deadline - time.time())
 
     def write() -> Record:
@@ -377,9 +378,8 @@ def engine_arms(session: Any, prompts: list[list[int]], deadline: float) -> Iter
         until = time.time() + max(deadline - time.time(), 0.0) / (len(arms) - index)
 
         def held_against(name: str = name, count: int = count, until: float = until) -> Record:
-            is_fixed, plain = name == "fixed blocks", name == "plain"
-            arm = session.with_schedule(ScheduleConfig("full")) if is_fixed else session
-            found = answers_of(arm, prompts, sorted(texts), count, until, plain=plain)
+            arm = fixed if name == "fixed blocks" else session
+            found = answers_of(arm, prompts, sorted(texts), count, until, plain=name == "plain")
             differing = sum(
                 sum(a != b for a, b in zip(found[i], texts[i], strict=False))
                 + abs(len(found[i]) - len(texts[i]))
@@ -422,4 +422,5 @@ def answers_of(
                     found[ids[event.request_id]] = event.token_ids
         if time.time() > until:
             break
+    session.close()  # its pages are another arm's
     return found

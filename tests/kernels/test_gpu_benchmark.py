@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from benchmarks.gpu import SECTIONS, fair_share
+from dspark.engine.session import open_session
+from dspark.hub import PairFiles
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 
@@ -73,3 +76,18 @@ def test_blocks_write_what_plain_decoding_writes(tmp_path):
     compared = [record for record in records if "differing_tokens" in record]
     assert total["ok"] and total["tokens"] == sum(record["tokens"] for record in compared)
     assert len(compared) == 4 and not total["reached"]
+
+
+def test_the_engine_in_every_arm(tiny_chat_dir, make_tiny_head, monkeypatch):
+    from gpu_parts.identity import engine_arms, summed
+
+    monkeypatch.setattr("gpu_parts.identity.DEMO_TOKENS", 20)
+    *_, session = open_session(PairFiles("tiny", tiny_chat_dir, make_tiny_head(tiny_chat_dir)))
+    prompts = [session.encode(text) for text in ("a b", "Hello", "12 + 12")]
+    records = list(engine_arms(session, prompts, time.time() + 60))
+    assert [(record["arm"], record["requests"]) for record in records] == [
+        ("plain", 8), ("scheduler", 8), ("fixed blocks", 8), ("plain", 1), ("scheduler", 1),
+        ("fixed blocks", 1),
+    ]  # fmt: skip
+    assert {record["tokens"] for record in records[1:]} == {records[0]["written"]}
+    assert summed(records)["ok"]
