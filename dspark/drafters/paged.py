@@ -90,6 +90,13 @@ class PagedDSparkDrafter(DSparkDrafter):
         self._sequential = _sequential(head)
         self.draft_vocabulary = draft_vocabulary
         self._temperatures = torch.tensor(config.temperatures, device=self.device)
+        self._tap_places: torch.Tensor | None = None
+
+    def choose_taps(self, tap_layers: Sequence[int]) -> None:
+        """The target taps these layers, the head's own among them."""
+        width = torch.arange(self.config.hidden_size, device=self.device)
+        places = [list(tap_layers).index(layer) for layer in self.target_layer_ids]
+        self._tap_places = torch.cat([place * len(width) + width for place in places])
 
     def open(self) -> DSparkSlot:
         return DSparkSlot(self.cache.open(), self._vocabulary.open())
@@ -107,6 +114,8 @@ class PagedDSparkDrafter(DSparkDrafter):
 
     def append(self, taps: torch.Tensor, rows: CachePass) -> None:
         """Keys and values of the context features of taps [N, T * H]."""
+        if self._tap_places is not None:
+            taps = taps.index_select(1, self._tap_places)
         norm = self._head.hidden_norm
         features = rms_norm(self._joined(taps), norm.weight, norm.eps)
         for index, layer in enumerate(self._fused):

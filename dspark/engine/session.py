@@ -52,6 +52,7 @@ class ResolvedRuntime:
     device: str
     dtype: str
     reason: str
+    draft_weights: DraftWeights = "auto"
 
 
 class Session:
@@ -130,7 +131,8 @@ class Session:
         old = self.engine
         drafter: Drafter = LookupDrafter()
         if directory is not None:
-            drafter = with_own_taps(load_drafter(directory, old.target), tap_layers)
+            weights = self.runtime.draft_weights
+            drafter = with_own_taps(load_drafter(directory, old.target, weights), tap_layers)
         scheduler = _scheduler(name, old.target, drafter, old.config.schedule, self.runtime)
         engine = Engine(old.target, drafter, scheduler, self.tokenizer, old.config)
         return Session(name, engine, self.tokenizer, self.runtime)
@@ -236,7 +238,7 @@ def resolve_runtime(runtime: RuntimeConfig) -> ResolvedRuntime:
         torch.device(device)
     except RuntimeError as error:
         raise InputError(f"device {device!r} is unknown", "Use auto, cpu or cuda.") from error
-    return ResolvedRuntime(device, dtype, reason)
+    return ResolvedRuntime(device, dtype, reason, runtime.draft_weights)
 
 
 def _scheduler(

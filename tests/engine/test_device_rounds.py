@@ -305,3 +305,15 @@ def test_engines_share_a_target_and_its_memory():
     assert session.engine.target.cache.pool.tables.data_ptr() == table
     few = with_scheduler(session, FullSchedule())
     assert decode(few, [replace(ask, plain=False) for ask in asks]) == decode(plain, asks)
+
+
+def test_a_head_joins_a_target_that_taps_more():
+    folder, taps = GOLDEN / "vanilla", (2, 0, 3, 1)
+    files, config = PairFiles("test", folder / "target", None), EngineConfig()
+    runtime = RuntimeConfig("cpu", "float32")
+    *_, alone = open_session(files, runtime, config, tap_layers=taps)
+    assert alone.engine._rounds._cache.pool.num_free_pages
+    joined = alone.with_schedule(ScheduleConfig("full")).with_head("test", folder / "draft", taps)
+    assert isinstance(joined.engine._rounds, DeviceRounds)
+    ours, own = (events_of(s.engine, [request()]) for s in (joined, golden("vanilla")))
+    assert ours == own

@@ -1,6 +1,7 @@
 """Dense target, DSpark head and rounds on the Triton kernels: the same tokens as transformers'."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Engine:
-    target = load_dense(folder, read_config(folder), tap_layers=(0,), **PLACE)
+    return make_engine(folder, torch.float32)
+
+
+def make_engine(folder: Path, dtype: torch.dtype) -> Engine:
+    place = PLACE | {"dtype": dtype}
+    target = load_dense(folder, read_config(folder), tap_layers=(0,), **place)
     generator = torch.Generator().manual_seed(1)
     tensors = {
         name: torch.randn(shape, generator=generator) * 0.3
@@ -100,3 +106,10 @@ def greedy(hf, ask) -> tuple[int, ...]:
 def test_sampled_requests_write_what_each_writes_alone(engine):
     asks = [request((5,), 2, temperature=0.9, top_k=20, seed=seed) for seed in (1, 2)]
     assert finished(engine, asks) == [finished(engine, [ask])[0] for ask in asks]
+
+
+def test_in_bf16_drafts_and_company_change_no_token(folder):
+    engine = make_engine(folder, torch.bfloat16)
+    asks = [request((5, 9), 4), request((7,), 3)]
+    plain = [finished(engine, [replace(ask, plain=True)])[0] for ask in asks]
+    assert finished(engine, asks) == plain
