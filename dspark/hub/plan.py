@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dspark.checkpoints.deepseek_v4_config import holds_own_head
+from dspark.errors import MemoryFullError
 from dspark.hub import store
 from dspark.hub.cache import repo_folder
-from dspark.hub.fit import CACHE_TOKENS, Room, cache_values, rooms, weights_needed
+from dspark.hub.fit import CACHE_TOKENS, Room, cache_values, gigabytes, rooms, weights_needed
 from dspark.hub.listing import Listing, hub_errors, list_repo, open_client
 from dspark.hub.names import find_pair
 from dspark.hub.pairs import HubRepo, OtherPair, Pair, WheelMember
@@ -78,6 +79,19 @@ def plan_listings(name: str, listings: list[Listing]) -> PullPlan:
         disk_free=free_bytes(folder),
         memory_needed=_memory(listings, is_packed=any(room.runs_packed for room in found)),
         rooms=tuple(found),
+    )
+
+
+def check_plan(plan: PullPlan) -> None:
+    """Raises MemoryFullError where no device of this machine could ever hold what would come."""
+    if plan.memory_needed is None or plan.fits_memory:
+        return
+    there = ", ".join(f"{gigabytes(room.total)} ({room.device})" for room in plan.rooms)
+    raise MemoryFullError(
+        f"{plan.pair} needs {gigabytes(plan.memory_needed)} of memory for weights and a long chat; "
+        f"there is {there}",
+        "Take a smaller model; or serve it where GPUs hold it, then dspark chat --server URL; "
+        f"dspark pull {plan.pair} --force fetches it all the same.",
     )
 
 

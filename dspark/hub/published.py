@@ -6,14 +6,13 @@ from pathlib import Path
 
 from dspark.checkpoints.deepseek_v4_config import holds_own_head
 from dspark.checkpoints.detect import SUBFOLDER
-from dspark.errors import InputError, MemoryFullError
+from dspark.errors import InputError
 from dspark.events import FetchProgress
 from dspark.hub.cache import cached_folder
-from dspark.hub.fit import gigabytes
 from dspark.hub.listing import Listing, hub_errors, list_repo, open_client
 from dspark.hub.names import known_pair
 from dspark.hub.pairs import HubRepo
-from dspark.hub.plan import PullPlan, plan_listings
+from dspark.hub.plan import PullPlan, check_plan, plan_listings
 from dspark.hub.registered import HUB_ID
 from dspark.hub.repository import check_head, fetch_repo
 
@@ -65,15 +64,8 @@ def kept_folder(repo_id: str, *, only_head: bool = False) -> Path | None:
 
 def fetch_published(found: Published, *, is_forced: bool = False) -> Iterator[FetchProgress]:
     """Makes `cached_folder(found.repo)` succeed. May be stopped at any point and called again."""
-    if not (found.plan.fits_memory or found.is_head or is_forced):
-        assert found.plan.memory_needed is not None, "what is not known fits"
-        there = ", ".join(f"{gigabytes(r.total)} ({r.device})" for r in found.plan.rooms)
-        raise MemoryFullError(
-            f"{found.repo.repo_id} needs {gigabytes(found.plan.memory_needed)} of memory for "
-            f"weights and a long chat; there is {there}",
-            "Take a smaller model; or serve it where GPUs hold it, then dspark chat --server URL; "
-            f"dspark pull {found.repo.repo_id} --force fetches it all the same.",
-        )
+    if not (found.is_head or is_forced):
+        check_plan(found.plan)
     if cached_folder(found.repo) is None:
         yield from fetch_repo(found.repo)
 

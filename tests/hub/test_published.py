@@ -142,6 +142,18 @@ def test_what_no_memory_holds_is_fetched_by_force_alone(
     assert hub.look_up(OWN).plan.fits_memory
 
 
+def test_a_pair_of_ones_own_is_measured_before_its_weights(
+    server: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "rooms", lambda: [Room("cpu", 600_000, 4)])
+    hub.register("mine", TARGET, HEAD)
+    with pytest.raises(MemoryFullError, match="mine needs"):
+        list(hub.fetch("mine"))
+    assert weights_sent(server) == []
+    list(hub.fetch("mine", is_forced=True))
+    assert hub.locate("mine") is not None
+
+
 def test_gguf_alone_and_no_model_at_all_are_told(server: Hub) -> None:
     server.repos["owner/gguf"] = {"model.Q4_0.gguf": b"GGUF"}
     server.repos["owner/text"] = {"README.md": b"Hello"}
