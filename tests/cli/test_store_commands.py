@@ -204,6 +204,7 @@ def test_doctor_reports_what_is_here(dspark, home, put_demo) -> None:
     pair = json.loads(dspark("doctor", "--json").out)["pairs"]["demo"]
     assert (pair["in_store"], pair["disk_still_needed_bytes"]) == (True, 0)
     assert pair["memory_bytes"] < 10_000_000
+    assert pair["tokens_beside_weights"] > 10_000
 
 
 @pytest.mark.parametrize("module", ["torch", "psutil", "huggingface_hub"])
