@@ -1,10 +1,13 @@
 """CUDA graphs of functions over static tensors, and a clock; plain calls on other devices."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
+
+from dspark.errors import DSparkError
 
 Result = TypeVar("Result")
 
@@ -27,9 +30,20 @@ class GraphedCall(Generic[Result]):
         if self._pool is None:
             return self._function()
         if self._graph is None or self._result is None:
-            self._graph, self._result = self._capture()
+            self._graph, self._result = self._captured()
         self._graph.replay()
         return self._result
+
+    def _captured(self) -> tuple[torch.cuda.CUDAGraph, Result]:
+        try:
+            return self._capture()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise DSparkError(
+                f"a round could not be captured as a CUDA graph ({str(error).splitlines()[0]})",
+                "DSPARK_GRAPHS=off runs it uncaptured, DSPARK_KERNELS=torch without our kernels.",
+            ) from error
 
     def _capture(self) -> tuple[torch.cuda.CUDAGraph, Result]:
         kept = [tensor.clone() for tensor in self._state]
@@ -49,7 +63,9 @@ class GraphedCall(Generic[Result]):
 
 def graph_pool(device: torch.device) -> Any:
     """The memory that all graphs of a device share; None where there are no graphs."""
-    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+    if device.type != "cuda" or os.environ.get("DSPARK_GRAPHS") == "off":
+        return None
+    return torch.cuda.graph_pool_handle()
 
 
 class Moment:

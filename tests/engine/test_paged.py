@@ -1,13 +1,19 @@
 """The path of a GPU, in plain torch: paged caches agree with transformers and with the pool."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from dspark.drafters.lookup import LookupDrafter
+from dspark.engine.loop import Engine
+from dspark.engine.rounds import HostRounds
+from dspark.engine.scheduler import FullSchedule
 from dspark.targets.dense import load_dense, read_config
 from dspark.targets.hf import load_hf
 from dspark_kernels import PagedCache
 from tests.engine.paged import paged  # noqa: F401
-from tests.engine.pairs import GOLDEN
+from tests.engine.pairs import GOLDEN, PROMPT, decode, golden, request
 from tests.engine.test_rollback import PLACE, check_rollback
 
 pytestmark = pytest.mark.usefixtures("paged")
@@ -36,3 +42,17 @@ def test_paged_target_agrees_with_transformers(model, chunk, request: pytest.Fix
 def test_paged_targets_roll_back(model, request: pytest.FixtureRequest):
     folder = request.getfixturevalue(model)
     check_rollback(load_dense(folder, read_config(folder), tap_layers=(0, 1), **PLACE))
+
+
+@pytest.mark.parametrize("variant", ["eagle3", "vanilla"])
+def test_the_host_leads_other_drafters_over_pages(variant):
+    session = golden(variant, max_requests=100)
+    engine = session.engine
+    if variant == "vanilla":
+        engine = Engine(engine.target, LookupDrafter(), FullSchedule())
+    assert isinstance(engine._rounds, HostRounds)
+    block = engine.drafter.block_size
+    assert engine._rounds.capacity == 64 // (block + 1)  # a pass has 64 rows at most
+    asks = [request(PROMPT[: 3 + i], 20) for i in range(3)]
+    plain = [decode(engine, [replace(ask, plain=True)])[0] for ask in asks]
+    assert decode(engine, asks) == plain
