@@ -6,11 +6,17 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from dspark.checkpoints.files import one_line
 from dspark.engine.deepseek_v4_prompt import with_own_prompt
 from dspark.errors import CheckpointError, InputError
 
 INCOMPLETE = "\ufffd"
 MAX_PENDING_TOKENS = 8  # more bytes than any character has: then the � is the model's own
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """Code that lies beside it, or that it names, is never run nor asked about."""
+    return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
 
 
 class TextCodec:
@@ -26,10 +32,10 @@ class TextCodec:
         if not any((directory / name).exists() for name in names):
             return None
         try:
-            return cls(with_own_prompt(AutoTokenizer.from_pretrained(directory), directory))
+            return cls(with_own_prompt(load_tokenizer(directory), directory))
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
-                f"the tokenizer in {directory} cannot be read ({error})"
+                f"the tokenizer in {directory} cannot be read ({one_line(error)})"
             ) from error
 
     @property

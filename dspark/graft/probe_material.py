@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from dspark.bench.prompts import own_prompts
 from dspark.config import StopConfig
 from dspark.engine.loop import Engine
 from dspark.engine.request import Request
 from dspark.engine.scheduler import FullSchedule
-from dspark.engine.text import TextCodec
+from dspark.engine.text import TextCodec, load_tokenizer
 from dspark.errors import InputError
 from dspark.events import Finished
 from dspark.graft.shape import rope_theta
@@ -96,7 +95,7 @@ def possible_masks(directory: Path, mask_token_id: int, vocab_size: int) -> list
     """Its neighbours, what the tokenizer calls a mask, its other special tokens, the last ids."""
     near = [mask_token_id - 1, mask_token_id + 1]
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(directory)
+        tokenizer: Any = load_tokenizer(directory)
     except (OSError, ValueError, KeyError):
         return [*near, vocab_size - 1]
     added = {index: str(token) for index, token in tokenizer.added_tokens_decoder.items()}

@@ -6,14 +6,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from dspark.checkpoints.eagle3_config import DraftConfig, Eagle3Config
 from dspark.checkpoints.head_config import HeadConfig
 from dspark.config import GraftConfig
 from dspark.drafters.eagle3 import Eagle3Head
 from dspark.drafters.head import DSparkHead
 from dspark.drafters.parameters import trained_parameters
+from dspark.engine.text import load_tokenizer
 from dspark.errors import InputError
 from dspark.graft.algorithm import DraftHead
 
@@ -110,7 +109,7 @@ def spread_taps(num_layers: int) -> tuple[int, ...]:
 
 def unused_token(directory: Path, used: Iterable[int]) -> int:
     """A token that stands for "not known yet": an added one that no chat contains."""
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer = load_tokenizer(directory)
     taken = set(used) | set(tokenizer.all_special_ids)
     free = [index for index in sorted(tokenizer.added_tokens_decoder) if index not in taken]
     if not free:

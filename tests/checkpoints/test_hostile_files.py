@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from dspark.checkpoints.heads import check_published, read_draft
+from dspark.engine.text import TextCodec
 from dspark.errors import CheckpointError, DSparkError
 from dspark.hub.fit import cache_values
 from dspark.targets.load import load_target
@@ -190,6 +191,16 @@ def test_code_beside_a_config_is_never_run(model, tmp_path):
             json.dumps(raw | {"auto_map": names, "model_type": kind})
         )
         attempt(read, folder)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_code_that_a_tokenizer_names_is_never_run(tmp_path):
+    (tmp_path / "code.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'executed')!r})\n")
+    for names in (["code.C", None], ["owner/other--code.C", None]):
+        raw = {"tokenizer_class": "C", "auto_map": {"AutoTokenizer": names}}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(raw))
+        (tmp_path / "config.json").write_text('{"model_type": "unheard-of"}')
+        assert "tokenizer" in refused(TextCodec.from_directory, tmp_path)
     assert not (tmp_path / "executed").exists()
 
 
