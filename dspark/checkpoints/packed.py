@@ -1,4 +1,4 @@
-"""Targets whose files hold packed weights: AWQ and GPTQ of 4 bits, fp8 in blocks of 128 x 128."""
+"""Targets whose files hold packed weights: AWQ and GPTQ of 4 bits, fp8 by blocks, rows or whole."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,10 +18,11 @@ from dspark_kernels.quantized_weight import (
     from_gptq,
 )
 
-HINT = "dspark reads plain weights, AWQ and GPTQ of 4 bits, and fp8 in blocks of 128 x 128."
+HINT = "dspark reads plain weights, AWQ and GPTQ of 4 bits, and fp8 (blocks of 128 x 128, or rows)."
 WORD = 8  # 4-bit codes in an int32
 TABLES = ("lm_head", "model.embed_tokens")  # shared with the drafter, as plain numbers
 SCALES = ("F16", "BF16", "F32")
+OF_BLOCKS, ONE_OR_ROWS = "weight_scale_inv", "weight_scale"  # what FP8 scales are called
 Parts = dict[str, torch.Tensor]
 Weights = dict[str, Any]  # by name, a tensor or a QuantizedWeight
 
@@ -72,7 +73,14 @@ def packed_format(quantization: Any) -> PackedFormat | None:
             weight_block_size=([128, 128], (128, 128)),
             scale_fmt=("float", None),
         )
-        return _fp8()
+        return _fp8(OF_BLOCKS)
+    if method == "compressed-tensors":
+        _require(method, raw, format=("float-quantized",), sparsity_config=(None, {}))
+        for group in (raw.get("config_groups") or {}).values():
+            _require(method, group.get("weights") or {}, num_bits=(8,), type=("float",))
+            inputs = group.get("input_activations") or {"dynamic": True}
+            _require(f"{method} of inputs", inputs, dynamic=(True,))
+        return _fp8(ONE_OR_ROWS)
     raise CheckpointError(f"the target's weights are packed by {shown(method)!r}", HINT)
 
 
@@ -109,14 +117,21 @@ def _gptq(zero_offset: int) -> PackedFormat:
     )
 
 
-def _fp8() -> PackedFormat:
+def _fp8(scale: str) -> PackedFormat:
+    """The scales are those of blocks, of rows, or one for all."""
+
+    def unpack(parts: Parts) -> QuantizedWeight:
+        codes, scales = parts["weight"], parts[scale]
+        is_for_all = scales.numel() == 1 and scale == ONE_OR_ROWS
+        return from_fp8(codes, scales.flatten().expand(len(codes)) if is_for_all else scales)
+
     return PackedFormat(
-        parts={"weight": ("F8_E4M3",), "weight_scale_inv": SCALES},
+        parts={"weight": ("F8_E4M3",), scale: SCALES},
         optional=frozenset(),
         codes="weight",
         stretch=(1, 1),
         is_transposed=False,
-        unpack=lambda parts: from_fp8(parts["weight"], parts["weight_scale_inv"]),
+        unpack=unpack,
     )
 
 

@@ -21,7 +21,7 @@ COPIED = "the state is copied before a pass, and the kept rows run again"
 FAMILIES = (
     TargetFamily(
         "Llama, Mistral without a window, Qwen2, Qwen3",
-        f"{PLAIN}; AWQ and GPTQ of 4 bits; FP8 in blocks of 128 x 128; GGUF",
+        f"{PLAIN}; AWQ and GPTQ of 4 bits; FP8 by blocks of 128 x 128 or by rows; GGUF",
         "dense",
         CROPPED,
     ),

@@ -96,14 +96,35 @@ def write_fp8(weight: torch.Tensor) -> Written:
     return {"weight": codes.to(torch.float8_e4m3fn), "weight_scale_inv": scales}, full
 
 
+def write_fp8_rows(weight: torch.Tensor) -> Written:
+    """One scale a row, or one for all of a matrix of 64 rows."""
+    by_row = weight.shape[0] != 64
+    scales = weight.abs().amax(1, keepdim=True) if by_row else weight.abs().max().view(1)
+    scales = (scales / 448).bfloat16()
+    codes = (weight / scales.float()).clamp(-448, 448).to(torch.float8_e4m3fn)
+    return {"weight": codes, "weight_scale": scales}, codes.float() * scales.float()
+
+
 GEMM = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm"}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False}
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+FP8_ROWS = {
+    "quant_method": "compressed-tensors",
+    "format": "float-quantized",
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "weights": {"num_bits": 8, "type": "float", "strategy": "channel"},
+            "input_activations": {"num_bits": 8, "type": "float", "dynamic": True},
+        }
+    },
+}
 FORMATS: dict[str, tuple[dict[str, Any], Callable[[torch.Tensor], Written]]] = {
     "awq": (GEMM, write_awq),
     "gptq": (GPTQ, write_gptq),
     "gptq by activation": (GPTQ | {"desc_act": True}, lambda w: write_gptq(w, True)),
     "fp8": (FP8, write_fp8),
+    "fp8 by rows": (FP8_ROWS, write_fp8_rows),
 }
 
 
@@ -163,7 +184,25 @@ def test_what_was_packed_rolls_back(tmp_path: Path) -> None:
         ("fp8", {"activation_scheme": "static"}, "activation_scheme static"),
         ("fp8", {"weight_block_size": [64, 64]}, "weight_block_size"),
         ("fp8", {"weight_block_size": None}, "weight_block_size None"),
-        ("fp8", {"quant_method": "compressed-tensors"}, "compressed-tensors"),
+        ("fp8", {"quant_method": "compressed-tensors"}, "compressed-tensors with format None"),
+        ("fp8 by rows", {"format": "pack-quantized"}, "format pack-quantized"),
+        (
+            "fp8 by rows",
+            {"config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "float"}}}},
+            "num_bits 4",
+        ),
+        (
+            "fp8 by rows",
+            {
+                "config_groups": {
+                    "group_0": {
+                        "weights": {"num_bits": 8, "type": "float"},
+                        "input_activations": {"dynamic": False},
+                    }
+                }
+            },
+            "of inputs with dynamic False",
+        ),
         ("fp8", {"quant_method": "bitsandbytes"}, "bitsandbytes"),
     ],
 )
