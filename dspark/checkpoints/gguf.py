@@ -158,6 +158,8 @@ def _config(fields: dict[str, Any], tensor_names: list[str]) -> dict[str, Any]:
         name = f"{architecture}.{key}"
         return fields[name] if default is None else fields.get(name, default)
 
+    if of("attention.sliding_window", 0):
+        raise CheckpointError("GGUF of a model whose layers see a window cannot be converted")
     if of("rope.scaling.type", "none") != "none":
         raise CheckpointError("GGUF with scaled rotary positions cannot be converted")
     num_heads, hidden = of("attention.head_count"), of("embedding_length")

@@ -121,6 +121,8 @@ def write(path: Path, name: str, kind: Kind, **changes: Any) -> Any:
     writer.add_key_length(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(500000.0)
+    if "window" in changes:
+        writer.add_sliding_window(changes["window"])
     add_tokenizer(writer, changes.get("pre", "qwen2"))
     if name == "llama 3":
         plain = 500000.0 ** -(torch.arange(0, 64, 2) / 64)
@@ -212,6 +214,7 @@ def test_a_file_is_converted_once_and_again_when_it_changes(tmp_path: Path) -> N
     ("changes", "said"),
     [
         ({"architecture": "gemma3"}, "architecture 'gemma3'"),
+        ({"name": "llama", "window": 512}, "see a window"),
         ({"pre": "made-up"}, "pre-tokenizer 'made-up'"),
         ({"name": "llama 3", "divisors": torch.full((32,), 2.0)}, "scaled in an unknown way"),
         ({"name": "qwen2", "architecture": "qwen3"}, "lacks blk.0.attn_k_norm.weight"),
