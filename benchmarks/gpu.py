@@ -127,7 +127,7 @@ def in_processes(
         ]
         for index, process in enumerate(running):
             try:
-                code = process.wait(max(deadline + GRACE_SECONDS - time.time(), 0.1))
+                code: int | str = process.wait(max(deadline + GRACE_SECONDS - time.time(), 0.1))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
