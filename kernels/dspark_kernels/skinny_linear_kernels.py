@@ -1,0 +1,188 @@
+"""What skinny_linear.py launches: tiles of a product over parts of K, and their sum in order."""
+
+from dspark_kernels.backend import jit, tl
+from dspark_kernels.rounding import INTERPRETED, product, round_to
+
+ROW_TILE = tl.constexpr(16)  # the least that tl.dot takes
+
+
+@jit
+def exact(codes: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
+    """Small integers in the type that they are multiplied in."""
+    if INTERPRETED:  # which takes an integer for the bits of a bf16
+        return codes.to(tl.float32)
+    return codes.to(dtype)
+
+
+@jit
+def fp8_value(bits: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
+    """e4m3 for cards without it: its bits, shifted, are an fp16 of 1/256 of the value."""
+    wide = ((bits & 0x80).to(tl.uint16) << 8) | ((bits & 0x7F).to(tl.uint16) << 7)
+    value = wide.to(tl.float16, bitcast=True).to(tl.float32) * 256.0
+    return value.to(dtype)
+
+
+@jit
+def tile_product(
+    x: tl.tensor,
+    codes: tl.tensor,
+    scales: tl.tensor,
+    zeros: tl.tensor,
+    total: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    step: tl.tensor,
+    num_rows: tl.tensor,
+    num_columns: tl.tensor,
+    KIND: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS_PER_SCALE: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+) -> tl.tensor:
+    """total [16, BLOCK_N] + x[rows, step ..] · weight[columns, step ..]^T."""
+    dtype: tl.constexpr = x.dtype.element_ty
+    is_row = (rows < num_rows)[:, None]
+    x_row = x + rows[:, None] * num_columns
+    width = num_columns // 2 if KIND == "int4" else num_columns
+    code_row = codes + columns.to(tl.int64)[None, :] * width
+    group_index = step // GROUP
+    scale_stride = tl.cdiv(num_columns, GROUP)
+    if KIND == "int4":
+        half = tl.arange(0, GROUP // 2)
+        packed = tl.load(code_row + (step // 2 + half)[:, None], eviction_policy="evict_first")
+        zero = tl.load(zeros + columns * scale_stride + group_index).to(tl.int8)[None, :]
+        x_low = tl.load(x_row + (step + half)[None, :], mask=is_row, other=0.0)
+        x_high = tl.load(x_row + (step + GROUP // 2 + half)[None, :], mask=is_row, other=0.0)
+        part = tl.zeros_like(total)
+        part = product(x_low, exact((packed & 15).to(tl.int8) - zero, dtype), part)
+        part = product(x_high, exact((packed >> 4).to(tl.int8) - zero, dtype), part)
+    else:
+        k = step + tl.arange(0, BLOCK_K)
+        if EVEN_K:
+            values = tl.load(x_row + k[None, :], mask=is_row, other=0.0)
+            code = tl.load(code_row + k[:, None], eviction_policy="evict_first")
+        else:
+            values = tl.load(
+                x_row + k[None, :], mask=is_row & (k < num_columns)[None, :], other=0.0
+            )
+            code = tl.load(code_row + k[:, None], mask=(k < num_columns)[:, None], other=0.0)
+        if KIND == "int8":
+            code = exact(code, dtype)
+        elif KIND == "fp8_bits":
+            code = fp8_value(code, dtype)
+        elif KIND == "fp8":
+            code = code.to(dtype)
+        if KIND == "dense":
+            return product(values, code, total)
+        part = product(values, code, tl.zeros_like(total))
+    scale = tl.load(scales + columns // ROWS_PER_SCALE * scale_stride + group_index)
+    return total + part * scale.to(tl.float32)[None, :]
+
+
+@jit
+def silu(x: tl.tensor) -> tl.tensor:
+    return x / (1.0 + tl.exp(-x))
+
+
+@jit
+def skinny_kernel(
+    x: tl.tensor,
+    codes: tl.tensor,
+    scales: tl.tensor,
+    zeros: tl.tensor,
+    bias: tl.tensor,
+    out: tl.tensor,
+    num_rows: tl.tensor,
+    num_outputs: tl.tensor,
+    num_columns: tl.tensor,
+    num_row_tiles: tl.tensor,
+    KIND: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS_PER_SCALE: tl.constexpr,
+    GATED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    NUM_SPLITS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+) -> None:
+    """One tile of 16 rows and BLOCK_N outputs over one part of K; out is the parts if IS_SPLIT.
+
+    Row tiles of the same outputs are neighbours: all but the first find their weights in L2.
+    """
+    row_tile = tl.program_id(0) % num_row_tiles
+    first = tl.program_id(0) // num_row_tiles * BLOCK_N
+    split = tl.program_id(1)
+    rows = row_tile * ROW_TILE + tl.arange(0, ROW_TILE)
+    outputs = first + tl.arange(0, BLOCK_N)
+    columns = tl.minimum(outputs, num_outputs - 1)
+    steps_per_split = tl.cdiv(tl.cdiv(num_columns, BLOCK_K), NUM_SPLITS)
+    begin = split * steps_per_split * BLOCK_K
+    end = tl.minimum(begin + steps_per_split * BLOCK_K, num_columns)
+
+    total = tl.zeros((ROW_TILE, BLOCK_N), tl.float32)
+    up_total = tl.zeros((ROW_TILE, BLOCK_N), tl.float32)
+    for step in range(begin, end, BLOCK_K):
+        total = tile_product(
+            x, codes, scales, zeros, total, rows, columns, step, num_rows, num_columns,
+            KIND, GROUP, ROWS_PER_SCALE, EVEN_K, BLOCK_K,
+        )  # fmt: skip
+        if GATED:
+            up_total = tile_product(
+                x, codes, scales, zeros, up_total, rows, columns + num_outputs, step, num_rows,
+                num_columns, KIND, GROUP, ROWS_PER_SCALE, EVEN_K, BLOCK_K,
+            )  # fmt: skip
+
+    is_kept = (rows < num_rows)[:, None] & (outputs < num_outputs)[None, :]
+    if IS_SPLIT:
+        width = num_outputs * 2 if GATED else num_outputs
+        at = (split * num_rows + rows)[:, None].to(tl.int64) * width + outputs[None, :]
+        tl.store(out + at, total, mask=is_kept)
+        if GATED:
+            tl.store(out + at + num_outputs, up_total, mask=is_kept)
+    else:
+        if HAS_BIAS:
+            total += tl.load(bias + columns).to(tl.float32)[None, :]
+            if GATED:
+                up_total += tl.load(bias + columns + num_outputs).to(tl.float32)[None, :]
+        if GATED:
+            total = silu(total) * up_total
+        at = rows[:, None].to(tl.int64) * num_outputs + outputs[None, :]
+        tl.store(out + at, round_to(total, out.dtype.element_ty), mask=is_kept)
+
+
+@jit
+def combine_kernel(
+    parts: tl.tensor,
+    bias: tl.tensor,
+    out: tl.tensor,
+    num_rows: tl.tensor,
+    num_outputs: tl.tensor,
+    NUM_SPLITS: tl.constexpr,
+    GATED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> None:
+    """The parts of K in order, then bias and activation."""
+    row = tl.program_id(0)
+    outputs = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    is_kept = outputs < num_outputs
+    width = num_outputs * 2 if GATED else num_outputs
+    total = tl.zeros((BLOCK_N,), tl.float32)
+    up_total = tl.zeros((BLOCK_N,), tl.float32)
+    for split in tl.static_range(NUM_SPLITS):
+        at = parts + (split * num_rows + row).to(tl.int64) * width + outputs
+        total += tl.load(at, mask=is_kept, other=0.0)
+        if GATED:
+            up_total += tl.load(at + num_outputs, mask=is_kept, other=0.0)
+    if HAS_BIAS:
+        total += tl.load(bias + outputs, mask=is_kept, other=0.0).to(tl.float32)
+        if GATED:
+            up = tl.load(bias + outputs + num_outputs, mask=is_kept, other=0.0)
+            up_total += up.to(tl.float32)
+    if GATED:
+        total = silu(total) * up_total
+    at = row.to(tl.int64) * num_outputs + outputs
+    tl.store(out + at, round_to(total, out.dtype.element_ty), mask=is_kept)
