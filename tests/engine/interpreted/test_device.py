@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from dspark.checkpoints.head_config import HeadConfig, expected_tensors
 from dspark.drafters.paged import PagedDSparkDrafter
@@ -85,6 +85,21 @@ def make_engine(folder: Path, dtype: torch.dtype) -> Engine:
 def finished(engine: Engine, asks) -> list[tuple[int, ...]]:
     done = {e.request_id: e.token_ids for e in engine.run(asks) if isinstance(e, Finished)}
     return [done[request_id] for request_id in sorted(done)]
+
+
+def test_llama_shaped_target_agrees_with_transformers(tmp_path):
+    config = LlamaConfig(**SIZES, num_hidden_layers=1, initializer_range=0.3)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
+    dense = load_dense(tmp_path, read_config(tmp_path), tap_layers=(-1, 0), **PLACE)
+    hf = load_hf(tmp_path, tap_layers=(-1, 0), stop_token_ids=frozenset(), **PLACE)
+    ids = torch.arange(5, device=DEVICE) + 20
+    with torch.inference_mode():
+        slots = dense.open(), hf.open()
+        prefilled = [t.prefill(s, ids) for t, s in zip((dense, hf), slots, strict=True)]
+        verified = [t.verify([s], [ids[:3]]) for t, s in zip((dense, hf), slots, strict=True)]
+    for ours, theirs in (prefilled, verified):
+        torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours.taps, theirs.taps, atol=1e-4, rtol=1e-4)
 
 
 def test_two_requests_write_what_transformers_writes(folder, engine):
