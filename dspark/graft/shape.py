@@ -111,7 +111,9 @@ def unused_token(directory: Path, used: Iterable[int]) -> int:
     """A token that stands for "not known yet": an added one that no chat contains."""
     tokenizer = load_tokenizer(directory)
     taken = set(used) | set(tokenizer.all_special_ids)
-    free = [index for index in sorted(tokenizer.added_tokens_decoder) if index not in taken]
+    free: list[int] = [
+        index for index in sorted(tokenizer.added_tokens_decoder) if index not in taken
+    ]
     if not free:
         raise InputError(
             "the tokenizer has no unused token to stand for the mask", "Give one with --mask-token."
