@@ -14,6 +14,7 @@ import torch
 
 from dspark_kernels import AcceptedBlock, Filters, KVSlot, RowPlan, accept_block
 from dspark_kernels.paged_cache import PAGE, PagedRows, page_rows
+from gpu_parts.rounds import made_room
 from gpu_parts.setting import Record, Setting, attempt, random_pool
 from gpu_parts.shapes import ModelShape
 from gpu_parts.stack import Target, Weights
@@ -71,7 +72,14 @@ def check_identity(setting: Setting) -> Iterator[Record]:
     shape, begin = setting.shapes[0], time.time()
     pair = {"pair": f"random weights, {shape.name}"}
     decoders: list[Decoder] = []
-    failed = attempt(pair, lambda: decoders.append(Decoder(shape, setting)) or {})
+
+    def make() -> Record:
+        found = made_room(shape, setting)
+        if not found:
+            decoders.append(Decoder(shape, setting))
+        return found
+
+    failed = attempt(pair, make)
     if decoders:
         until = begin + 0.7 * (setting.deadline - begin)
         records = []
