@@ -27,7 +27,6 @@ from dspark_kernels import (
     HeadNorms,
     HeadShape,
     KVSlot,
-    PagedCache,
     RotaryTable,
     SkinnyLinear,
     add_rms_norm,
@@ -120,7 +119,7 @@ class DenseTarget:
             stop_token_ids=stop_token_ids,
             rollback="crop",
             batches=True,
-            max_rows=MAX_SKINNY_ROWS if isinstance(self.cache, PagedCache) else None,
+            max_rows=MAX_SKINNY_ROWS,
         )
 
     def _take_weights(self, tensors: Weights, *, tied: bool, pack: bool) -> None:

@@ -1,18 +1,34 @@
-"""Attention of a pass's new rows over the pool of cached keys and values."""
+"""Attention of a pass's new rows over the pool of cached keys and values.
+
+A row of a causal pass is the same to the bit in any company: what hides a key adds an exact zero,
+and rows and keys are filled up to counts at which torch adds in one order.
+"""
 
 import torch
 import torch.nn.functional as F
 
 from dspark_kernels.kv_cache import BatchedRows, KVPool, RowPlan
 
+ROW_TILE = 8  # the matrix products of fewer rows add in another order
+KEY_BLOCK = 512  # keys that torch's CPU attention takes at a time
+KEY_TILE = 16  # lanes of the widest CPU vector; torch sums what is left over in another way
+
+
+def num_keys_read(end: int) -> int:
+    """Of `end` keys, and of those that are hidden after them; sums of more than 256 are split."""
+    blocks, rest = divmod(end, KEY_BLOCK)
+    filled = -(-rest // KEY_TILE) * KEY_TILE if rest <= KEY_BLOCK // 2 else KEY_BLOCK
+    return blocks * KEY_BLOCK + filled
+
 
 class PooledAttention:
     """Writes the new rows of a pass into the pool and attends over each request's own rows."""
 
     def __init__(self, pool: KVPool, plan: RowPlan, scale: float) -> None:
-        pool.reserve(plan.end)
+        self._end = num_keys_read(plan.end) if plan.causal else plan.end
+        pool.reserve(self._end)
         self._pool, self._plan, self._scale = pool, plan, scale
-        self._rows = plan.batched() if plan.num_requests > 1 else None
+        self._rows = BatchedRows(plan, self._end) if plan.num_requests > 1 else None
         self._mask: torch.Tensor | None = None
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -32,7 +48,7 @@ class PooledAttention:
         """query [N, heads, D], keys and values [N, kv_heads, D] -> [N, heads * D]."""
         self.write(layer, keys, values)
         cached_keys, cached_values = self._pool.layer(layer)
-        end = self._plan.end
+        end = self._end
         if self._rows is None:
             slot = self._plan.slots[0]
             return self._attend(
@@ -66,18 +82,22 @@ class PooledAttention:
         folded = query.view(slots, num_rows, num_kv_heads, group, head_dim).permute(0, 2, 3, 1, 4)
         folded = folded.reshape(slots, num_kv_heads, group * num_rows, head_dim)
         mask = self._folded_mask(group, query)
+        if mask is not None:
+            folded = F.pad(folded, (0, 0, 0, mask.shape[2] - folded.shape[2]))
         out = F.scaled_dot_product_attention(
             folded, keys, values, attn_mask=mask, scale=self._scale
         )
-        out = out.view(slots, num_kv_heads, group, num_rows, head_dim).permute(0, 3, 1, 2, 4)
+        out = out[:, :, : group * num_rows].unflatten(2, (group, num_rows)).permute(0, 3, 1, 2, 4)
         return out.reshape(slots, num_rows, num_heads, head_dim)
 
     def _folded_mask(self, group: int, query: torch.Tensor) -> torch.Tensor | None:
         """Added to the scores; made at the first layer; None where every row sees every key."""
-        if self._rows is None and (query.shape[1] == 1 or not self._plan.causal):
+        if self._rows is None and not self._plan.causal:
             return None
         if self._mask is None:
-            visible = (self._rows or BatchedRows(self._plan)).mask.repeat(1, group, 1).unsqueeze(1)
+            visible = (self._rows or BatchedRows(self._plan, self._end)).mask
+            visible = visible.repeat(1, group, 1).unsqueeze(1)
             hidden = query.new_zeros(visible.shape)
-            self._mask = hidden.masked_fill_(~visible.to(query.device), float("-inf"))
+            hidden.masked_fill_(~visible.to(query.device), float("-inf"))
+            self._mask = F.pad(hidden, (0, 0, 0, -visible.shape[2] % ROW_TILE))
         return self._mask

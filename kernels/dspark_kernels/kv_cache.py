@@ -87,14 +87,12 @@ class RowPlan:
     def num_requests(self) -> int:
         return len(self.sizes)
 
-    def batched(self) -> "BatchedRows":
-        return BatchedRows(self)
-
 
 class BatchedRows:
     """Index tensors for several requests at once, padded to the longest block."""
 
-    def __init__(self, plan: RowPlan) -> None:
+    def __init__(self, plan: RowPlan, num_keys: int) -> None:
+        """`num_keys` are read of every slot, at least plan.end."""
         self.first_slot = min(plan.slots)
         self.num_slots = max(plan.slots) - self.first_slot + 1
         self.num_rows = max(plan.sizes)
@@ -102,12 +100,12 @@ class BatchedRows:
         self.slot_of_row = torch.tensor(plan.slots).repeat_interleave(sizes)
         self.padded_slot = self.slot_of_row - self.first_slot
         self.row_in_block = torch.cat([torch.arange(n) for n in plan.sizes])
-        self.mask = self._mask(plan)
+        self.mask = self._mask(plan, num_keys)
 
-    def _mask(self, plan: RowPlan) -> torch.Tensor:
+    def _mask(self, plan: RowPlan, num_keys: int) -> torch.Tensor:
         """[slots, rows, L] bool: True where a row may look. Idle slots look at their first key."""
         visible = torch.ones(self.num_slots, self.num_rows, 1, dtype=torch.long)
         for slot, start, size in zip(plan.slots, plan.starts, plan.sizes, strict=True):
             rows = torch.arange(1, self.num_rows + 1).clamp(max=size)
             visible[slot - self.first_slot, :, 0] = start + (rows if plan.causal else size)
-        return torch.arange(plan.end) < visible
+        return torch.arange(num_keys) < visible

@@ -54,17 +54,20 @@ class SkinnyLinear:
             self._packed = reorder(weight.contiguous(), MAX_PACKED_ROWS)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        num_rows = x.shape[0]
-        if self._packed is None or num_rows > MAX_PACKED_ROWS:
+        if self._packed is None or x.shape[0] > MAX_SKINNY_ROWS:
             return skinny_linear(x, self.weight, self.bias)
+        parts = [self._multiply(part) for part in x.split(MAX_PACKED_ROWS)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _multiply(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = torch.ops.mkl._mkl_linear(
-            x, self._packed, self.weight, self.bias, num_rows
+            x, self._packed, self.weight, self.bias, x.shape[0]
         )
         return out
 
     def gated(self, x: torch.Tensor) -> torch.Tensor:
         """Of gate rows above up rows: SwiGLU of the product."""
-        if self._packed is not None and x.shape[0] <= MAX_PACKED_ROWS:
+        if self._packed is not None and x.shape[0] <= MAX_SKINNY_ROWS:
             return swiglu(self(x))
         return skinny_linear(x, self.weight, self.bias, gated=True)
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from dspark.checkpoints.deepspec import update_head_config, write_draft_vocabulary
 from dspark.config import ScheduleConfig
@@ -111,6 +112,42 @@ def replace_verify_cost(seconds):
     from tests.engine.pairs import TABLE
 
     return replace(TABLE, verify_seconds=(1.0, seconds, 8 * seconds))
+
+
+def test_logits_are_the_same_to_the_bit_in_any_block_and_company(tmp_path):
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
+    target = load_dense(
+        *_saved_llama(tmp_path, **sizes),
+        tap_layers=(),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    if target.output_head()._packed is None:
+        pytest.skip("this build of torch has no MKL to pack with")
+    ids = torch.randint(0, 300, (280,), generator=torch.Generator().manual_seed(0))
+    slots = [target.open() for _ in range(4)]
+    for slot, length in zip(slots, (250, 250, 31, 100), strict=True):
+        target.prefill(slot, ids[:length])
+    alone = []
+    for i in range(250, 266):
+        alone.append(target.verify(slots[:1], [ids[i : i + 1]]).logits)
+        target.commit(slots[:1], [1])
+    expected = torch.cat(alone)
+    for size in range(2, 17):
+        target.truncate(slots[0], 250)
+        block = ids[250 : 250 + size]
+        assert torch.equal(target.verify(slots[:1], [block]).logits, expected[:size]), size
+    blocks = [ids[250:255], ids[250:266], ids[:16], ids[:16]]
+    together = target.verify(slots, blocks).logits
+    assert torch.equal(together[:21], torch.cat([expected[:5], expected]))
+
+
+def _saved_llama(folder, **sizes):
+    config = LlamaConfig(
+        vocab_size=300, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, **sizes
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder, read_config(folder)
 
 
 @pytest.mark.parametrize("model", ["tiny_llama_dir", "tiny_qwen3_dir", "golden"])

@@ -35,9 +35,9 @@ def test_rows_of_a_packed_linear_do_not_depend_on_their_number():
     linear = SkinnyLinear(torch.randn(960, 576))
     if linear._packed is None:
         pytest.skip("this build of torch has no MKL to pack with")
-    x = torch.randn(16, 576)
+    x = torch.randn(64, 576)
     whole = linear(x)
-    for num_rows in range(1, 16):
+    for num_rows in range(1, 64):
         assert torch.equal(linear(x[:num_rows].contiguous()), whole[:num_rows])
 
 
@@ -114,6 +114,37 @@ def test_pooled_attention(causal, lengths, sizes):
                 expected = naive_attention(query[start + row], keys, values, visible)
                 torch.testing.assert_close(result[start + row], expected, atol=1e-5, rtol=1e-4)
             start += size
+
+
+@pytest.mark.parametrize("length", [1, 30, 250, 300, 395, 500, 765, 1000])
+@pytest.mark.parametrize(("num_heads", "head_dim"), [(2, 64), (6, 64), (14, 128)])
+def test_a_row_of_pooled_attention_is_the_same_to_the_bit_in_any_company(
+    length, num_heads, head_dim
+):
+    if not torch.backends.mkl.is_available():
+        pytest.skip("another library's matrix products")
+    pool = KVPool(1, 2, head_dim, torch.device("cpu"), torch.float32)
+    slots = [pool.open() for _ in range(2)]
+    cached = torch.randn(2, length, 2, head_dim)
+    for slot in slots:
+        attend = PooledAttention(pool, RowPlan([slot], [length], causal=True), 0.1)
+        attend.write(0, *cached)
+        slot.length = length
+    query = torch.randn(16, num_heads, head_dim)
+    new = torch.randn(2, 16, 2, head_dim)
+
+    def rows(first, last):
+        slots[0].length = length + first
+        attend = PooledAttention(pool, RowPlan(slots[:1], [last - first], causal=True), 0.1)
+        return attend(0, query[first:last], *new[:, first:last])
+
+    alone = torch.cat([rows(i, i + 1) for i in range(16)])
+    for size in range(2, 17):
+        assert torch.equal(rows(0, size), alone[:size]), size
+    slots[0].length = length
+    attend = PooledAttention(pool, RowPlan(slots, [5, 16], causal=True), 0.1)
+    both = attend(0, torch.cat([query[:5], query]), *torch.cat([new[:, :5], new], dim=1))
+    assert torch.equal(both, torch.cat([alone[:5], alone]))
 
 
 def test_slots_are_given_back_and_reused():
