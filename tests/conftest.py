@@ -3,12 +3,15 @@
 torch and transformers are imported inside fixtures, so that tests without them stay quick.
 """
 
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from a second thread
 
 TINY_VOCABULARY = 96
 CHAT_TEMPLATE = (
