@@ -84,7 +84,7 @@ class PooledAttention:
         mask = self._folded_mask(group, query)
         if mask is not None:
             folded = F.pad(folded, (0, 0, 0, mask.shape[2] - folded.shape[2]))
-        out = F.scaled_dot_product_attention(
+        out: torch.Tensor = F.scaled_dot_product_attention(
             folded, keys, values, attn_mask=mask, scale=self._scale
         )
         out = out[:, :, : group * num_rows].unflatten(2, (group, num_rows)).permute(0, 3, 1, 2, 4)
