@@ -5,6 +5,7 @@ torch and transformers are imported inside fixtures, so that tests without them 
 
 import os
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from a second thread
+# a shell's background job ignores Ctrl+C, and what the tests start would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY_VOCABULARY = 96
 CHAT_TEMPLATE = (
