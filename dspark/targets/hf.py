@@ -6,6 +6,7 @@ refusal the accepted rows are run again on it.
 """
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +68,9 @@ class HfTarget:
         for index in tap_layers:
             module = layers[index] if index >= 0 else model.get_input_embeddings()
             module.register_forward_hook(self._taps.record(index))
+        # named so since transformers 5.24
+        is_renamed = "cache" in inspect.signature(model.forward).parameters
+        self._cache_keyword = "cache" if is_renamed else "past_key_values"
         config = model.config.get_text_config()
         self._has_shared_keys = bool(getattr(config, "num_kv_shared_layers", None))
         self.spec = TargetSpec(
@@ -155,7 +159,7 @@ class HfTarget:
         out = self.model(
             input_ids=token_ids.unsqueeze(0),
             position_ids=positions,
-            past_key_values=slot.cache,
+            **{self._cache_keyword: slot.cache},
             use_cache=True,
             logits_to_keep=keep,
         )
