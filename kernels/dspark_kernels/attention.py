@@ -12,12 +12,13 @@ from dspark_kernels.kv_cache import BatchedRows, KVPool, RowPlan
 ROW_TILE = 8  # the matrix products of fewer rows add in another order
 KEY_BLOCK = 512  # keys that torch's CPU attention takes at a time
 KEY_TILE = 16  # lanes of the widest CPU vector; torch sums what is left over in another way
+MAX_WHOLE_SUM = 192  # products over more keys than these, and fewer than a block, are split
 
 
 def num_keys_read(end: int) -> int:
-    """Of `end` keys, and of those that are hidden after them; sums of more than 256 are split."""
+    """Of `end` keys, and of those that are hidden after them."""
     blocks, rest = divmod(end, KEY_BLOCK)
-    filled = -(-rest // KEY_TILE) * KEY_TILE if rest <= KEY_BLOCK // 2 else KEY_BLOCK
+    filled = -(-rest // KEY_TILE) * KEY_TILE if rest <= MAX_WHOLE_SUM else KEY_BLOCK
     return blocks * KEY_BLOCK + filled
 
 

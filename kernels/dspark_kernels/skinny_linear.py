@@ -4,8 +4,7 @@ The kernel works on tiles of 16 rows and adds along K in a fixed order, in a fix
 a row's result depends neither on the number of rows nor on what they hold.
 
 On an x86 CPU in float32, torch's own matmul takes 2.4 times as long for 8 rows as for one, although
-both read the same weights. MKL's pre-packed form takes 1.45 times as long (docs/log.md), and its
-order of summation does not depend on the number of rows. The packed copy doubles the memory.
+both read the same weights; a packed copy takes 1.45 times as long or less (docs/log.md).
 """
 
 from dataclasses import dataclass
@@ -16,24 +15,14 @@ import torch.nn.functional as F
 
 from dspark_kernels.backend import triton, use_triton
 from dspark_kernels.builds import KernelBuild
+from dspark_kernels.packed_weight import PackedProduct, pack_weight
 from dspark_kernels.quantized_weight import QuantizedWeight
 from dspark_kernels.skinny_linear_kernels import ROW_TILE, combine_kernel, skinny_kernel
 from dspark_kernels.swiglu import swiglu
 
-MAX_PACKED_ROWS = 16  # one pack serves every row count up to the one it was made for
 MAX_SKINNY_ROWS = 64
 NATIVE_FP8_CAPABILITY = (8, 9)
 COMBINE_COLUMNS = 256
-
-
-def can_pack(weight: torch.Tensor) -> bool:
-    """Whether this build and this weight allow the packed path."""
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.float32
-        and torch.backends.mkl.is_available()
-        and hasattr(torch.ops.mkl, "_mkl_linear")
-    )
 
 
 class SkinnyLinear:
@@ -48,22 +37,14 @@ class SkinnyLinear:
     ) -> None:
         self.weight: Any = weight  # drafters share those that are tensors
         self.bias = bias
-        self._packed: torch.Tensor | None = None
-        if pack and isinstance(weight, torch.Tensor) and can_pack(weight):
-            reorder = torch.ops.mkl._mkl_reorder_linear_weight
-            self._packed = reorder(weight.contiguous(), MAX_PACKED_ROWS)
+        self._packed: PackedProduct | None = None
+        if pack and isinstance(weight, torch.Tensor):
+            self._packed = pack_weight(weight)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self._packed is None or x.shape[0] > MAX_SKINNY_ROWS:
             return skinny_linear(x, self.weight, self.bias)
-        parts = [self._multiply(part) for part in x.split(MAX_PACKED_ROWS)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def _multiply(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = torch.ops.mkl._mkl_linear(
-            x, self._packed, self.weight, self.bias, x.shape[0]
-        )
-        return out
+        return self._packed(x, self.bias)
 
     def gated(self, x: torch.Tensor) -> torch.Tensor:
         """Of gate rows above up rows: SwiGLU of the product."""
