@@ -167,12 +167,13 @@ def run_sections(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str,
 
 
 def hurry_interpreter() -> None:
-    from gpu_parts.interpreter import patch_once_a_launch
+    from gpu_parts.interpreter import patch_once_a_launch, patch_products
 
     from dspark_kernels.backend import HAS_TRITON
 
     if HAS_TRITON:
         patch_once_a_launch()
+        patch_products()
 
 
 def choose_processes() -> int:

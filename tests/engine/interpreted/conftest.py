@@ -4,9 +4,9 @@ import torch
 
 from tests.kernels.interpreted.conftest import (
     IS_INTERPRETED,
-    fast_interpreter,  # noqa: F401
     interpreter_noise,  # noqa: F401
     poisoned_outputs,  # noqa: F401
+    quick_steady_interpreter,  # noqa: F401
 )
 
 if not IS_INTERPRETED and not torch.cuda.is_available():

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from benchmarks.gpu_parts.interpreter import patch_once_a_launch
+from benchmarks.gpu_parts.interpreter import patch_once_a_launch, patch_products
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not IS_INTERPRETED and not torch.cuda.is_available():
@@ -19,9 +19,10 @@ def device() -> torch.device:
 
 
 @pytest.fixture(autouse=True)
-def fast_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_steady_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     if IS_INTERPRETED:
         patch_once_a_launch(monkeypatch.setattr)
+        patch_products(monkeypatch.setattr)
 
 
 @pytest.fixture(autouse=True)
