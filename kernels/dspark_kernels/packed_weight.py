@@ -9,8 +9,10 @@ from collections.abc import Callable
 from functools import cache, partial
 
 import torch
+import torch.nn.functional as F
 
-PACKED_ROWS = 16  # MKL's copy serves no more at once; oneDNN's, made for as many, is good for 64
+PACKED_ROWS = 16  # MKL's copy serves no more at once; oneDNN's, made for as many, serves any number
+MAX_MKL_ROWS = 64
 
 PackedProduct = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
@@ -47,6 +49,8 @@ def _by_mkl(weight: torch.Tensor) -> PackedProduct:
     linear = torch.ops.mkl._mkl_linear
 
     def product(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if len(x) > MAX_MKL_ROWS:
+            return F.linear(x, weight, bias)
         parts = [linear(rows, packed, weight, bias, len(rows)) for rows in x.split(PACKED_ROWS)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -42,13 +42,13 @@ class SkinnyLinear:
             self._packed = pack_weight(weight)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self._packed is None or x.shape[0] > MAX_SKINNY_ROWS:
+        if self._packed is None:
             return skinny_linear(x, self.weight, self.bias)
         return self._packed(x, self.bias)
 
     def gated(self, x: torch.Tensor) -> torch.Tensor:
         """Of gate rows above up rows: SwiGLU of the product."""
-        if self._packed is not None and x.shape[0] <= MAX_SKINNY_ROWS:
+        if self._packed is not None:
             return swiglu(self(x))
         return skinny_linear(x, self.weight, self.bias, gated=True)
 
