@@ -15,6 +15,7 @@ from dspark.errors import InputError
 from dspark.graft.answers import AnswerSettings, write_answers
 from dspark.graft.data import Answered, AnswerFile
 from dspark.graft.job import GraftJob
+from dspark.graft.onward import check_start
 from dspark.graft.shape import build_head, draft_config
 from dspark.graft.start import start_random
 from dspark.graft.tap_cache import free_bytes, gib
@@ -96,10 +97,15 @@ class Plan:
 
 
 def draw_plan(job: GraftJob) -> Plan:
-    """From the target's config and the sizes of its tensors alone; nothing is loaded."""
+    """From the target's config and the sizes of its tensors alone; nothing is loaded.
+
+    Raises PairMismatchError for a head to go on from that does not have this shape.
+    """
     config = job.config
     target = read_config(job.base.target).get_text_config()
     shape = draft_config(target, config, config.mask_token_id or 0)
+    if job.init_from is not None:
+        check_start(shape, job.init_from)
     kept = AnswerFile(job.data).read()
     there = len(kept)
     wanted = len(job.source.read().prompts) + job.source.num_self_written
@@ -147,9 +153,10 @@ def measured(job: GraftJob, plan: Plan) -> Plan:
 
 def _items(job: GraftJob, shape: DraftConfig) -> tuple[PlanItem, ...]:
     config = job.config
-    taps = "as asked" if config.taps else "evenly spread, never the last layer"
+    asked = "as asked" if job.init_from is None else "the head's own"
+    taps = asked if config.taps else "evenly spread, never the last layer"
     begun = {"target": "from the target's last layers", "random": "from nothing"}[config.init]
-    own = "as asked" if config.intermediate_size else "layers as wide as the target's"
+    own = asked if config.intermediate_size else "layers as wide as the target's"
     rank = config.markov_rank if config.markov_type != "none" else 0
     is_whole = config.loss_vocabulary == 0
     limit = config.draft_vocabulary

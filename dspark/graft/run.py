@@ -9,7 +9,6 @@ from dataclasses import asdict
 
 import torch
 
-from dspark.checkpoints.deepspec import read_draft
 from dspark.config import EngineConfig
 from dspark.engine.session import resolve_runtime
 from dspark.graft import checkpoint
@@ -24,10 +23,11 @@ from dspark.graft.export import store_shared_weights
 from dspark.graft.job import GraftEvent, GraftJob, Prepared, Stopped, Validated
 from dspark.graft.memory import naming_answers_that_fit, naming_what_fits
 from dspark.graft.metrics import MetricsFile, step_figures
+from dspark.graft.onward import start_from_head
 from dspark.graft.ranks import join_ranks
 from dspark.graft.report import Measured, choose_prompts, measure_head
 from dspark.graft.shape import build_head, draft_config, unused_token
-from dspark.graft.start import start_from_head, start_from_target, start_random
+from dspark.graft.start import start_from_target, start_random
 from dspark.graft.taps import load_frozen
 from dspark.graft.trainer import Trainer, trainable
 from dspark.graft.written import Weights, run_identity, write_trained_head
@@ -216,7 +216,8 @@ class GraftRun:
         job, target = self.job, trainer.target
         generator = torch.Generator().manual_seed(job.config.seed)
         if job.init_from is not None:
-            start_from_head(trainer.head, read_draft(job.init_from)[1])
+            notes = start_from_head(trainer.head, job.init_from, generator)
+            yield CorpusProgress("starting from a head", 1, 1, notes)
         elif job.config.init == "random":
             start_random(trainer.head, generator)
         else:

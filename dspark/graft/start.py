@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from dspark.drafters.eagle3 import Eagle3Head
-from dspark.errors import PairMismatchError
 from dspark.graft.algorithm import DraftHead
 from dspark.graft.bigrams import Bigrams
 from dspark.graft.taps import FrozenTarget
@@ -155,15 +154,3 @@ def _beside_embeddings(
         if wanted[name].shape == (len(found[name]), 2 * width):
             widened[name] = torch.cat([wanted[name][:, :width], found[name]], dim=1)
     return widened
-
-
-@torch.no_grad()
-def start_from_head(head: DraftHead, tensors: dict[str, torch.Tensor]) -> None:
-    """Go on from a head of the same shape."""
-    own = head.state_dict()
-    shared = {name: t.float() for name, t in tensors.items() if name in own}
-    if {n: t.shape for n, t in shared.items()} != {n: t.shape for n, t in own.items()}:
-        raise PairMismatchError(
-            "the head given to --init-from has another shape", "Train with its own settings."
-        )
-    head.load_state_dict(shared)

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -120,7 +120,12 @@ def graft(
         Literal["target", "random"], typer.Option(help="What the weights start from.")
     ] = DEFAULTS.init,
     init_from: Annotated[
-        Path | None, typer.Option(metavar="HEAD", help="Start from a head of the same shape.")
+        str | None,
+        typer.Option(
+            metavar="HEAD",
+            help="Go on from a head (folder, hub id or alias) in its shape; other shape options "
+            "change what can be changed.",
+        ),
     ] = None,
     loss_vocabulary: Annotated[
         int,
@@ -208,11 +213,14 @@ def graft(
         )
         if is_attached:
             return
+    from dspark.checkpoints.heads import read_draft_config
     from dspark.graft.attach import check_name, released_head
     from dspark.graft.job import GraftJob
+    from dspark.graft.onward import with_shape_of
     from dspark.graft.report import MEASUREMENT
     from dspark.graft.run import GraftRun
     from dspark.graft.sources import PromptSource
+    from dspark.hub.resolve import NO_DRAFT
 
     if name is not None:
         check_name(name, out)
@@ -252,15 +260,17 @@ def graft(
     source = PromptSource.parse(prompts or [], config, is_strict=strict)
     if not prompts and not data.exists():
         raise InputError(f"there are no answers in {data}", "Give --prompts FILE or self.")
-    files = find_files(_choice(base))
+    files = find_files(replace(_choice(base), draft=init_from or NO_DRAFT))
+    if files.draft is not None:
+        config = with_shape_of(config, read_draft_config(files.draft), _fields_given(given))
     job = GraftJob(
-        base=files,
+        base=replace(files, draft=None),
         source=source,
         data=data,
         out=out,
         config=config,
         runtime=runtime,
-        init_from=init_from,
+        init_from=files.draft,
         resume=resume,
         tap_cache=tap_cache,
         full_head=full_head,
@@ -293,7 +303,13 @@ def graft(
 def _choice(base: str) -> PairChoice:
     from dspark.hub import PAIRS
 
-    return PairChoice(base, draft="none") if base in PAIRS else PairChoice(base, target=base)
+    return PairChoice(base) if base in PAIRS else PairChoice(base, target=base)
+
+
+def _fields_given(options: list[str]) -> set[str]:
+    """Of GraftConfig, by the names of the options that set them."""
+    others = {"layers": "num_layers", "kv_heads": "num_kv_heads", "mask_token": "mask_token_id"}
+    return {others.get(name, name) for name in options}
 
 
 def _parse_taps(text: str | None) -> tuple[int, ...] | None:
