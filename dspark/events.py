@@ -30,12 +30,14 @@ class Piece:
 
     `is_draft` is True for a drafted token; `confidence` is the head's own probability that the
     target accepts it, given that all before it were (None without a confidence head).
+    `is_thinking` is True for text that the model sets apart from its answer.
     """
 
     token_id: int
     text: str
     is_draft: bool
     confidence: float | None = None
+    is_thinking: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,9 @@ class DecodeStats:
 class Finished:
     """The end of a request. `token_ids` includes a stop token, `text` never does.
 
-    `tail` is the end of `text` that no piece carried, held back for a stop string that never came.
+    `text` is the answer alone, `thinking` what the model set apart from it. `tail` is the end of
+    `text` (of `thinking`, if `ends_thinking`) that no piece carried, held back for a stop string
+    that never came.
     """
 
     request_id: int
@@ -119,6 +123,8 @@ class Finished:
     text: str
     stats: DecodeStats
     tail: str = ""
+    thinking: str = ""
+    ends_thinking: bool = False
 
 
 Event = PrefillProgress | Round | Finished
