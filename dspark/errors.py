@@ -30,6 +30,10 @@ class DownloadError(DSparkError):
     """The network is missing, or what came over it is not what was asked for."""
 
 
+class NetworkSetupError(DSparkError):
+    """A proxy, a certificate or a key of the environment with which no connection can be made."""
+
+
 class ServerError(DSparkError):
     """A server that is not there, refuses, or breaks off."""
 

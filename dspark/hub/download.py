@@ -26,7 +26,7 @@ def download(
         reason = "the connection ended early"
         try:
             yield from _continue(client, url, part, name, num_bytes)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = describe_http(error)
             if _is_final(error):
                 raise DownloadError(f"{name} cannot be downloaded: {reason}", HINT) from error
@@ -85,7 +85,7 @@ def describe_http(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _is_final(error: httpx.HTTPError) -> bool:
+def _is_final(error: httpx.HTTPError | httpx.InvalidURL) -> bool:
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code not in TRANSIENT_CODES
     return not isinstance(error, httpx.TransportError | httpx.DecodingError)

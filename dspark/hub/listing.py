@@ -15,6 +15,7 @@ import httpx
 from dspark import __version__
 from dspark.checkpoints.detect import SUBFOLDER
 from dspark.errors import DownloadError, DSparkError, StorageError, UnknownNameError
+from dspark.http_client import make_client, usable_environment
 from dspark.hub.cache import INDEX, wanted_shards
 from dspark.hub.download import HINT
 from dspark.hub.pairs import HubRepo
@@ -52,13 +53,30 @@ def open_client() -> httpx.Client:
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # lazy there
 
     headers = build_hf_headers(library_name="dspark", library_version=__version__)
-    return httpx.Client(headers=headers, follow_redirects=True, timeout=httpx.Timeout(30.0))
+    timeout = httpx.Timeout(30.0)
+    return make_client(endpoint(), headers=headers, follow_redirects=True, timeout=timeout)
+
+
+def endpoint() -> str:
+    """The hub's address: HF_ENDPOINT, or huggingface.co."""
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+def open_session() -> None:
+    """The client that the hub's own library keeps is made while its proxies are usable."""
+    from huggingface_hub import get_session
+
+    with usable_environment(endpoint()):
+        get_session()
 
 
 def list_repo(client: httpx.Client, repo: HubRepo) -> Listing:
     """One look at the repository, its config and its index; no weights are touched."""
     from huggingface_hub import HfApi
 
+    open_session()
     info = HfApi().model_info(repo.repo_id, revision=repo.revision, files_metadata=True)
     commit = info.sha
     found = {}

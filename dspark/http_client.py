@@ -1,0 +1,196 @@
+"""HTTP clients that take the proxies and certificates which the environment names, or say why not.
+
+Desktops, containers and companies set values that an HTTP library refuses as soon as a client is
+made. What another address needs must not break this one.
+"""
+
+import ipaddress
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies_environment
+
+import httpx
+
+from dspark.errors import NetworkSetupError
+
+VARIABLE = re.compile(r"(http|https|all|no)_proxy", re.IGNORECASE)
+HOST = re.compile(r"\.?[\w-]+(\.[\w-]+)*\.?(:\d+)?", re.ASCII)  # that a library takes in NO_PROXY
+BRACKETS = re.compile(r"^\[(.*)\](/\d+)?$")  # of an IPv6 address, with the length of a range
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
+_environment = threading.RLock()
+
+
+def make_client(*urls: str, **options: Any) -> httpx.Client:
+    """For requests to `urls`, whose redirects are followed as `options` say.
+
+    Raises NetworkSetupError where a proxy that they need, the certificates or a header cannot be
+    used.
+    """
+    with usable_environment(*urls):
+        return httpx.Client(**options)
+
+
+def make_async_client(*urls: str, **options: Any) -> httpx.AsyncClient:
+    """As make_client."""
+    with usable_environment(*urls):
+        return httpx.AsyncClient(**options)
+
+
+@contextmanager
+def usable_environment(*urls: str) -> Iterator[None]:
+    """Within it, an HTTP library can make a client for `urls`; other threads wait their turn."""
+    with _environment, _proxies_set(_usable_proxies(urls)):
+        try:
+            yield
+        except UnicodeEncodeError as error:
+            raise NetworkSetupError(
+                "a key or token holds characters that no HTTP header can carry",
+                "Copy it again; look for spaces, line breaks and letters beyond ASCII.",
+            ) from error
+        except OSError as error:  # that of ssl is one, too
+            named = [f"{name}={os.environ[name]}" for name in CERTIFICATES if name in os.environ]
+            raise NetworkSetupError(
+                f"the certificates for HTTPS cannot be read ({error.strerror or error})",
+                f"Check {' and '.join(named)}." if named else "Reinstall the package certifi.",
+            ) from error
+        except Exception as error:  # several HTTP libraries, whose errors share no base
+            raise NetworkSetupError(
+                f"no connection can be prepared ({error})",
+                "Check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.",
+            ) from error
+
+
+@contextmanager
+def _proxies_set(proxies: Mapping[str, str] | None) -> Iterator[None]:
+    """The variables hold just these while a client is made; None leaves them."""
+    if proxies is None:
+        yield
+        return
+    before = {name: value for name, value in os.environ.items() if VARIABLE.fullmatch(name)}
+    try:
+        for name in before:
+            del os.environ[name]
+        os.environ.update({f"{scheme}_proxy": value for scheme, value in proxies.items()})
+        yield
+    finally:
+        for scheme in proxies:
+            os.environ.pop(f"{scheme}_proxy", None)
+        os.environ.update(before)
+
+
+def _usable_proxies(urls: tuple[str, ...]) -> dict[str, str] | None:
+    """By scheme ("no": where none is used), without what cannot be used and is not needed."""
+    named = {
+        scheme: value
+        for scheme, value in getproxies_environment().items()
+        if scheme in ("http", "https", "all", "no")
+    }
+    if not named:
+        return None
+    exceptions = re.split(r"[,\s]+", named.pop("no", "").strip())
+    faults = {scheme: _fault(_spelled(value)) for scheme, value in named.items()}
+    kept = [entry for entry in map(_plain, exceptions) if entry]
+    for parts in filter(None, map(_split, urls)):
+        if is_direct(parts, exceptions):
+            host = parts.hostname or ""
+            kept.append(host)
+            continue
+        needed = parts.scheme if parts.scheme in named else "all"
+        if faults.get(needed):
+            raise NetworkSetupError(
+                f"the proxy for {parts.hostname} cannot be used: {faults[needed]}",
+                f"Check {needed.upper()}_PROXY, or name the host in NO_PROXY.",
+            )
+    usable = {scheme: _spelled(value) for scheme, value in named.items() if not faults[scheme]}
+    return {**usable, "no": ",".join(kept)} if kept else usable
+
+
+def _split(url: str) -> SplitResult | None:
+    """None for what is no URL, which the request itself will tell."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return None
+
+
+def _spelled(proxy: str) -> str:
+    """As an HTTP library spells it; desktops write socks:// for SOCKS 5."""
+    proxy = proxy.strip()
+    return re.sub(r"^socks://", "socks5://", proxy if "://" in proxy else f"http://{proxy}")
+
+
+def _fault(proxy: str) -> str:
+    """Why it cannot be used; "" where it can."""
+    shown = re.sub(r"//[^/@]*@", "//", proxy)  # never a password
+    try:
+        url = httpx.Proxy(proxy).url
+    except (httpx.InvalidURL, ValueError):
+        return f"{shown} is not the address of an HTTP or SOCKS 5 proxy"
+    if not url.host:
+        return f"{shown} names no host"
+    if url.scheme.startswith("socks") and find_spec("socksio") is None:
+        return f"{shown} needs the package socksio (pip install socksio)"
+    return ""
+
+
+def is_direct(url: SplitResult, exceptions: list[str]) -> bool:
+    """Whether no proxy is asked: this machine itself, or what NO_PROXY names.
+
+    Its entries: *, a host with all below it, an address or a range of them, each with a port or
+    without.
+    """
+    host = (url.hostname or "").rstrip(".")
+    address = _network(host)
+    if host == "localhost" or (address is not None and address.is_loopback):
+        return True
+    return any(_covers(entry.strip().lower(), host, address, _port(url)) for entry in exceptions)
+
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def _covers(entry: str, host: str, address: Network | None, port: int | None) -> bool:
+    if entry == "*":
+        return True
+    network = _network(entry)
+    if network is not None:
+        same_version = address is not None and network.version == address.version
+        return same_version and network.supernet_of(address)  # type: ignore[arg-type]
+    name, separator, wanted = entry.rpartition(":")
+    if separator and wanted.isdigit():
+        return int(wanted) == port and _covers(name, host, address, None)
+    name = entry.removeprefix("*").lstrip(".").rstrip(".")
+    return bool(name) and (host == name or host.endswith(f".{name}"))
+
+
+def _network(text: str) -> Network | None:
+    """An address is the range of itself."""
+    try:
+        return ipaddress.ip_network(BRACKETS.sub(r"\1\2", text), strict=False)
+    except ValueError:
+        return None
+
+
+def _port(url: SplitResult) -> int | None:
+    try:
+        return url.port or {"http": 80, "https": 443}.get(url.scheme)
+    except ValueError:
+        return None
+
+
+def _plain(entry: str) -> str:
+    """An entry of NO_PROXY as an HTTP library takes it; "" for one that it does not know."""
+    entry = entry.strip()
+    if entry == "*":
+        return entry
+    network = _network(entry)
+    if network is not None:
+        return str(network.network_address) if network.num_addresses == 1 else ""
+    entry = entry.removeprefix("*")
+    return entry if HOST.fullmatch(entry) else ""
