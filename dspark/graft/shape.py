@@ -15,6 +15,7 @@ from dspark.drafters.parameters import trained_parameters
 from dspark.engine.text import load_tokenizer
 from dspark.errors import InputError
 from dspark.graft.algorithm import DraftHead
+from dspark.targets.context import context_limit
 
 NUM_TAPS = 5
 DEFAULT_EPS = 1e-6
@@ -81,7 +82,7 @@ def head_config(target: Any, config: GraftConfig, mask_token_id: int) -> HeadCon
         markov_rank=0 if config.markov_type == "none" else config.markov_rank,
         has_confidence=config.has_confidence,
         confidence_with_markov=config.has_confidence and config.markov_type != "none",
-        max_positions=int(target.max_position_embeddings),
+        max_positions=context_limit(target),
         final_logit_softcapping=getattr(target, "final_logit_softcapping", None),
     )
 

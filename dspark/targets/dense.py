@@ -22,6 +22,7 @@ from dspark.checkpoints.safetensors_dir import (
 )
 from dspark.errors import CheckpointError
 from dspark.targets.base import Pass, TargetSpec
+from dspark.targets.context import context_limit
 from dspark_kernels import (
     CachePass,
     HeadNorms,
@@ -115,7 +116,7 @@ class DenseTarget:
             vocab_size=self._embedding.shape[0],
             hidden_size=self._embedding.shape[1],
             num_layers=self._shape.num_layers,
-            context_limit=int(config.max_position_embeddings),
+            context_limit=context_limit(config),
             stop_token_ids=stop_token_ids,
             rollback="crop",
             batches=True,
@@ -131,7 +132,7 @@ class DenseTarget:
             present = [bias for bias in biases if bias is not None]
             return SkinnyLinear(weight, torch.cat(present) if present else None, pack=pack)
 
-        self._embedding: torch.Tensor = tensors.pop("model.embed_tokens.weight")
+        self._embedding, head = _take_tables(tensors, tied=tied)
         self._layers = []
         for index in range(self._shape.num_layers):
             layer = f"model.layers.{index}."
@@ -147,10 +148,7 @@ class DenseTarget:
                 )
             )
         self._final_norm = tensors.pop("model.norm.weight")
-        head = tensors.pop("lm_head.weight", None)
-        if head is None and not tied:
-            raise KeyError("lm_head.weight")
-        self._head = SkinnyLinear(self._embedding if head is None or tied else head, pack=pack)
+        self._head = SkinnyLinear(head, pack=pack)
 
     def _take_head_norms(self, prefix: str, tensors: dict[str, torch.Tensor]) -> HeadNorms | None:
         query = tensors.pop(f"{prefix}q_norm.weight", None)
@@ -216,6 +214,19 @@ class DenseTarget:
         return normed, torch.cat(wanted, dim=-1) if wanted else normed[:, :0]
 
 
+def _take_tables(tensors: Weights, *, tied: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embedding and output head [V, H] each; tied, one tensor unless a file holds two that differ.
+
+    As transformers has it, whatever else a config that was merged or tuned says.
+    """
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    found = [tensors.pop(name) for name in names if name in tensors or not tied]
+    if not found:
+        raise KeyError(names[0])
+    first, last = found[0], found[-1]
+    return first, first if tied and torch.equal(first, last) else last
+
+
 def _rotary_embedding(config: PreTrainedConfig) -> LlamaRotaryEmbedding:
     try:
         return LlamaRotaryEmbedding(cast(Any, config))
@@ -235,7 +246,7 @@ def _read_shape(config: Any) -> DenseShape:
             eps=float(config.rms_norm_eps),
         )
         sizes = (shape.num_layers, shape.num_heads, shape.num_kv_heads, shape.head_dim)
-        is_sound = min(*sizes, int(config.max_position_embeddings)) > 0 and 0.0 < shape.eps < 1.0
+        is_sound = min(sizes) > 0 and 0.0 < shape.eps < 1.0
         if not is_sound or shape.num_heads % shape.num_kv_heads or shape.head_dim % 2:
             raise ValueError(f"{sizes}, eps {shape.eps}")
         return shape
@@ -266,7 +277,8 @@ def expected_tensors(config: Any) -> tuple[Shapes, set[str]]:
         **{f"model.layers.{i}.{n}": s for i in range(shape.num_layers) for n, s in layer.items()},
     }
     optional = {name for name in shapes if name.endswith(".bias")}
-    return shapes, optional | ({"lm_head.weight"} if config.tie_word_embeddings else set())
+    tables = {"model.embed_tokens.weight", "lm_head.weight"}  # either stands for both
+    return shapes, optional | (tables if config.tie_word_embeddings else set())
 
 
 def load_dense(

@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicLayer
 from dspark.checkpoints.deepseek_v4_config import MODEL_TYPE
 from dspark.errors import CheckpointError
 from dspark.targets.base import Pass, Rollback, TargetSpec
+from dspark.targets.context import context_limit
 from dspark.targets.deepseek_v4 import RecordedPass
 from dspark.targets.hf_model import read_hf_model
 
@@ -77,7 +78,7 @@ class HfTarget:
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
             num_layers=len(layers),
-            context_limit=int(config.max_position_embeddings),
+            context_limit=context_limit(config),
             stop_token_ids=stop_token_ids,
             rollback=_rollback_of(config),
             batches=False,
