@@ -1,13 +1,14 @@
 """Frozen settings. Every default is written here, once; the command line reads it from here."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 Schedule = Literal["auto", "full", "threshold"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DraftWeights = Literal["auto", "bf16", "int8", "fp8"]
 Algorithm = Literal["dspark", "dflash", "eagle3", "mtp"]
+MAX_TOKENS = 512  # new ones in an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +34,24 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class StopConfig:
-    """When a request ends, beside the end of the context."""
+class SamplingChoice:
+    """What a user chose of a SamplingConfig; None leaves it to the model."""
 
-    max_tokens: int = 512
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+
+    def over(self, defaults: SamplingConfig) -> SamplingConfig:
+        chosen = {name: value for name, value in asdict(self).items() if value is not None}
+        return replace(defaults, **chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class StopConfig:
+    """When a request ends, beside the end of the context. max_tokens None sets no other limit."""
+
+    max_tokens: int | None = MAX_TOKENS
     strings: tuple[str, ...] = ()
     ignore_stop_tokens: bool = False
 

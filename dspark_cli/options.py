@@ -13,6 +13,7 @@ from dspark.config import (
     Dtype,
     EngineConfig,
     RuntimeConfig,
+    SamplingChoice,
     SamplingConfig,
     ScheduleConfig,
     StopConfig,
@@ -22,7 +23,6 @@ from dspark.errors import InputError
 DEFAULT_PAIR = "demo"
 RUNTIME = RuntimeConfig()
 SAMPLING = SamplingConfig()
-STOP = StopConfig()
 
 SCHEDULE_HELP = "How much of a block is verified: auto weighs gain against cost, full takes all."
 THRESHOLD_HELP = "Verify a block up to the first draft below this confidence; excludes --schedule."
@@ -73,6 +73,38 @@ TopP = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same answer.")]
 MaxTokens = Annotated[int, typer.Option(min=1, help="Most new tokens in an answer.")]
+# The same, where the model's own files decide unless the user does.
+OwnTemperature = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        callback=_finite,
+        help="0 always takes the most likely token; without it, the model's own.",
+    ),
+]
+OwnTopK = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Sample among the K most likely tokens, 0 means all; without it, the model's own.",
+    ),
+]
+OwnTopP = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        callback=_finite,
+        help="Sample within this much probability; without it, the model's own.",
+    ),
+]
+OwnSeed = Annotated[int | None, typer.Option(min=0, help="The same seed gives the same answer.")]
+OwnMaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Maximum number of new tokens per answer; without it, up to the context."
+    ),
+]
 StopStrings = Annotated[
     list[str] | None,
     typer.Option("--stop", metavar="TEXT", help="End the answer before this text; repeatable."),
@@ -88,9 +120,20 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 
 
 def sampling_config(temperature: float, top_k: int, top_p: float, seed: int) -> SamplingConfig:
+    _check_top_p(top_p)
+    return SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+
+
+def sampling_choice(
+    temperature: float | None, top_k: int | None, top_p: float | None, seed: int | None
+) -> SamplingChoice:
+    _check_top_p(top_p)
+    return SamplingChoice(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+
+
+def _check_top_p(top_p: float | None) -> None:
     if top_p == 0:
         raise InputError("--top-p 0 would keep no token", "Give a value above 0, up to 1.")
-    return SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
 
 
 def stop_config(max_tokens: int, strings: list[str] | None) -> StopConfig:

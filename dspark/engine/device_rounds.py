@@ -133,7 +133,7 @@ class DeviceRounds:
 
     def _length_of(self, request: Request) -> int:
         """Positions that may ever be written for it."""
-        wanted = len(request.prompt_ids) + request.stop.max_tokens
+        wanted = len(request.prompt_ids) + request.most_tokens
         return min(wanted, self._target.spec.context_limit) + self._slack
 
     def _pages_of(self, request: Request) -> int:

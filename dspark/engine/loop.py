@@ -134,7 +134,7 @@ class Engine:
             raise InputError(
                 f"a token id is outside the vocabulary of {self.target.spec.vocab_size} tokens"
             )
-        if request.stop.max_tokens < 1:
+        if request.most_tokens < 1:
             raise InputError("max-tokens must be at least 1")
         self._rounds.check(request)
 

@@ -1,5 +1,6 @@
 """A request, and its state while it is being decoded."""
 
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -20,6 +21,11 @@ class Request:
     sampling: SamplingConfig = SamplingConfig()
     stop: StopConfig = StopConfig()
     plain: bool = False
+
+    @property
+    def most_tokens(self) -> int:
+        """How many new tokens it may get, as far as the context holds them."""
+        return sys.maxsize if self.stop.max_tokens is None else self.stop.max_tokens
 
 
 @dataclass(slots=True, eq=False)
@@ -50,7 +56,7 @@ class ActiveRequest:
     @property
     def is_full(self) -> bool:
         """Whether max_tokens are written; what a round has beyond that is cut off."""
-        return len(self.token_ids) >= self.request.stop.max_tokens
+        return len(self.token_ids) >= self.request.most_tokens
 
     def emit(self, tokens: Iterable[tuple[int, bool, float | None]]) -> tuple[Piece, ...]:
         """Append (id, is_draft, confidence) tokens up to and including the one that ends it."""
@@ -74,10 +80,7 @@ class ActiveRequest:
         self.drafted += drafted
         self.verified += verified
         self.accepted += accepted
-        if (
-            self.finish_reason is None
-            and self.rounds + self.accepted >= self.request.stop.max_tokens
-        ):
+        if self.finish_reason is None and self.rounds + self.accepted >= self.request.most_tokens:
             self.finish_reason = "max_tokens"
 
     def _text_of(self, token_id: int) -> str:

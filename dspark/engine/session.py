@@ -31,6 +31,7 @@ from dspark.drafters.paged import PagedDSparkDrafter, supports
 from dspark.drafters.tap_choice import with_own_taps
 from dspark.engine.loop import Engine
 from dspark.engine.request import Request
+from dspark.engine.sampling_defaults import sampling_defaults
 from dspark.engine.scheduler import FullSchedule, Scheduler, SpsSchedule, ThresholdSchedule
 from dspark.engine.sps import SpsTable, measure_sps
 from dspark.engine.text import TextCodec
@@ -59,12 +60,19 @@ class Session:
     """One pair with its engine. Not for several threads at once, except `cancel`."""
 
     def __init__(
-        self, name: str, engine: Engine, codec: TextCodec | None, runtime: ResolvedRuntime
+        self,
+        name: str,
+        engine: Engine,
+        codec: TextCodec | None,
+        runtime: ResolvedRuntime,
+        sampling_defaults: SamplingConfig = SamplingConfig(),
     ) -> None:
+        """`sampling_defaults` is how the model's own files want it sampled."""
         self.name = name
         self.engine = engine
         self.tokenizer = codec
         self.runtime = runtime
+        self.sampling_defaults = sampling_defaults
         self._running: int | None = None
 
     @property
@@ -123,7 +131,7 @@ class Session:
         scheduler = _scheduler(self.name, old.target, old.drafter, schedule, self.runtime)
         config = replace(old.config, schedule=schedule)
         engine = Engine(old.target, old.drafter, scheduler, self.tokenizer, config)
-        return Session(self.name, engine, self.tokenizer, self.runtime)
+        return Session(self.name, engine, self.tokenizer, self.runtime, self.sampling_defaults)
 
     def with_head(self, name: str, directory: Path | None, tap_layers: Sequence[int]) -> "Session":
         """The same target, which taps `tap_layers`, with another head, or lookup without one; its
@@ -135,7 +143,7 @@ class Session:
             drafter = with_own_taps(load_drafter(directory, old.target, weights), tap_layers)
         scheduler = _scheduler(name, old.target, drafter, old.config.schedule, self.runtime)
         engine = Engine(old.target, drafter, scheduler, self.tokenizer, old.config)
-        return Session(name, engine, self.tokenizer, self.runtime)
+        return Session(name, engine, self.tokenizer, self.runtime, self.sampling_defaults)
 
     def close(self) -> None:
         self.engine.abandon()
@@ -177,7 +185,7 @@ def open_session(
     engine = Engine(target, drafter, scheduler, codec, config)
     yield from engine.warm_up()
     yield LoadProgress(STAGES[3], 3, len(STAGES) - 1)
-    yield Session(files.name, engine, codec, resolved)
+    yield Session(files.name, engine, codec, resolved, sampling_defaults(files.target))
 
 
 def load_drafter(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dspark.config import EngineConfig, RuntimeConfig, ServerConfig
+from dspark.config import EngineConfig, RuntimeConfig, ServerConfig, StopConfig
 from dspark.errors import InputError
 from dspark.events import FetchProgress
 from dspark_cli import options
@@ -45,11 +45,11 @@ def chat(
     device: options.Device = options.RUNTIME.device,
     dtype: options.DtypeOption = options.RUNTIME.dtype,
     draft_weights: options.DraftWeightsOption = options.RUNTIME.draft_weights,
-    temperature: options.Temperature = options.SAMPLING.temperature,
-    top_k: options.TopK = options.SAMPLING.top_k,
-    top_p: options.TopP = options.SAMPLING.top_p,
-    seed: options.Seed = options.SAMPLING.seed,
-    max_tokens: options.MaxTokens = options.STOP.max_tokens,
+    temperature: options.OwnTemperature = None,
+    top_k: options.OwnTopK = None,
+    top_p: options.OwnTopP = None,
+    seed: options.OwnSeed = None,
+    max_tokens: options.OwnMaxTokens = None,
     confidence_threshold: options.Threshold = None,
     schedule: options.ScheduleOption = None,
     server: Server = None,
@@ -74,8 +74,8 @@ def chat(
         choice = PairChoice(pair, target, draft)
         backend = _engine_backend(choice, RuntimeConfig(device, dtype, draft_weights), engine)
     settings = ChatSettings(
-        sampling=options.sampling_config(temperature, top_k, top_p, seed),
-        stop=options.stop_config(max_tokens, None),
+        sampling=options.sampling_choice(temperature, top_k, top_p, seed),
+        stop=StopConfig(max_tokens=max_tokens),
         system=system,
     )
     if plain or not _has_screen():

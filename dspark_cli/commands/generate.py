@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dspark.config import RuntimeConfig
+from dspark.config import MAX_TOKENS, RuntimeConfig
 from dspark.errors import InputError
 from dspark.events import Event, Finished, Round
 from dspark_cli import options
@@ -35,7 +35,7 @@ def generate(
     top_k: options.TopK = options.SAMPLING.top_k,
     top_p: options.TopP = options.SAMPLING.top_p,
     seed: options.Seed = options.SAMPLING.seed,
-    max_tokens: options.MaxTokens = options.STOP.max_tokens,
+    max_tokens: options.MaxTokens = MAX_TOKENS,
     stop: options.StopStrings = None,
     confidence_threshold: options.Threshold = None,
     schedule: options.ScheduleOption = None,

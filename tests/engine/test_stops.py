@@ -71,6 +71,8 @@ def test_context_end_is_reached_exactly(tiny_llama_dir, make_tiny_head):
     ask = request([5 + i % 50 for i in range(limit - 20)], 1000)
     done, plain = finish(session.engine, ask), finish(session.engine, replace(ask, plain=True))
     assert done.reason == plain.reason == "context"
+    unlimited = finish(session.engine, replace(ask, stop=StopConfig(max_tokens=None)))
+    assert (unlimited.reason, unlimited.token_ids) == ("context", done.token_ids)
     # the last token needs no place of its own: nothing follows it
     assert done.token_ids == plain.token_ids and len(done.token_ids) == 21
 

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.style import Style
 from textual.pilot import Pilot
 
-from dspark.config import SamplingConfig, StopConfig
+from dspark.config import SamplingChoice, SamplingConfig, StopConfig
 from dspark.events import (
     DecodeStats,
     Event,
@@ -66,8 +66,9 @@ class ScriptedBackend:
     has_drafter: bool = True
     is_held: bool = False
     name: str = "demo"
+    own_sampling: SamplingConfig | None = SamplingConfig()
     asked: list[ChatMessages] = field(default_factory=list)
-    sampling: list[SamplingConfig] = field(default_factory=list)
+    sampling: list[SamplingChoice] = field(default_factory=list)
     is_closed: bool = False
 
     def __post_init__(self) -> None:
@@ -77,7 +78,14 @@ class ScriptedBackend:
 
     @property
     def info(self) -> BackendInfo:
-        return BackendInfo(self.name, self.context_limit, "cpu", "float32", self.has_drafter)
+        return BackendInfo(
+            name=self.name,
+            context_limit=self.context_limit,
+            device="cpu",
+            dtype="float32",
+            has_drafter=self.has_drafter,
+            sampling=self.own_sampling,
+        )
 
     def release(self, steps: int = 1) -> None:
         """Lets a held backend go on for some steps; each event is one."""
@@ -98,7 +106,7 @@ class ScriptedBackend:
             raise self.load_errors.pop(0)
 
     def answer(
-        self, messages: ChatMessages, sampling: SamplingConfig, stop: StopConfig
+        self, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig
     ) -> Iterator[Event]:
         self.asked.append(messages)
         self.sampling.append(sampling)

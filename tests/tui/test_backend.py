@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from dspark.config import EngineConfig, RuntimeConfig, SamplingConfig, ScheduleConfig, StopConfig
+from dspark.config import EngineConfig, RuntimeConfig, SamplingChoice, ScheduleConfig, StopConfig
 from dspark.errors import InputError
 from dspark.events import FetchProgress, Finished, LoadProgress, Piece, PrefillProgress, Round
 from dspark.hub import PairFiles
@@ -15,7 +15,7 @@ from dspark_tui.backend import ChatSettings, ContextFullError, EngineBackend
 from dspark_tui.marks import marks_of
 
 HELLO = [{"role": "user", "content": "Hello"}]
-SAMPLING = SamplingConfig()
+SAMPLING = SamplingChoice()
 STOP = StopConfig(max_tokens=24, ignore_stop_tokens=True)
 
 

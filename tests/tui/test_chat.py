@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from dspark.config import SamplingConfig
+from dspark.config import SamplingChoice
 from dspark.errors import InputError
 from dspark_tui.backend import ChatSettings, ContextFullError
 from dspark_tui.widgets.answer import Block
@@ -193,7 +193,7 @@ async def test_a_new_chat_leaves_a_running_answer_behind(open_chat, backend, par
 
 
 async def test_settings_and_system_text_reach_the_backend(open_chat, backend, paris):
-    settings = ChatSettings(sampling=SamplingConfig(temperature=0.7, seed=3), system="Be brief.")
+    settings = ChatSettings(sampling=SamplingChoice(temperature=0.7, seed=3), system="Be brief.")
     async with open_chat(paris, settings=settings) as chat:
         await chat.asked_and_answered("Go")
     assert backend.sampling == [settings.sampling]

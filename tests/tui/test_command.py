@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dspark.config import EngineConfig, RuntimeConfig, SamplingConfig, ScheduleConfig, StopConfig
+from dspark.config import EngineConfig, RuntimeConfig, SamplingChoice, ScheduleConfig, StopConfig
 from dspark.events import FetchProgress
 from dspark.hub import PairFiles
 from dspark_cli.main import run
@@ -43,8 +43,8 @@ def test_a_terminal_gets_the_screen_with_the_settings_own_defaults(started, term
     ((front_end, backend, settings),) = started
     assert front_end == "screen" and backend.name == "demo"
     assert (settings.sampling, settings.stop, settings.system) == (
-        SamplingConfig(),
-        StopConfig(),
+        SamplingChoice(),
+        StopConfig(max_tokens=None),
         "",
     )
     assert (backend.runtime, backend.engine) == (RuntimeConfig(), EngineConfig())
@@ -67,7 +67,7 @@ def test_options_reach_the_backend(started, terminal):
     engine = "--device cpu --dtype bfloat16 --confidence-threshold 0.4"
     assert run(["chat", "other", *options.split(), *engine.split()]) == 0
     ((_, backend, settings),) = started
-    assert settings.sampling == SamplingConfig(temperature=0.7, top_k=5, top_p=0.9, seed=3)
+    assert settings.sampling == SamplingChoice(temperature=0.7, top_k=5, top_p=0.9, seed=3)
     assert settings.stop.max_tokens == 20 and settings.system == "Hi"
     assert backend.runtime == RuntimeConfig("cpu", "bfloat16")
     assert backend.engine.schedule == ScheduleConfig("threshold", 0.4)

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from dspark.config import SamplingConfig, ServerConfig, StopConfig
+from dspark.config import SamplingChoice, ServerConfig, StopConfig
 from dspark.errors import DSparkError, InputError, ServerError
 from dspark.events import Finished
 from dspark_cli.main import run
@@ -105,7 +105,7 @@ def loaded(server: Server, **config: object) -> ServerBackend:
 
 
 def ask(backend: ServerBackend, **sampling: object) -> Iterator[object]:
-    return backend.answer(HELLO, SamplingConfig(**sampling), StopConfig(max_tokens=9))
+    return backend.answer(HELLO, SamplingChoice(**sampling), StopConfig(max_tokens=9))
 
 
 def test_an_answer_comes_as_events_and_with_the_servers_own_counts(server):

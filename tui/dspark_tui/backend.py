@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from dspark.config import EngineConfig, RuntimeConfig, SamplingConfig, StopConfig
+from dspark.config import EngineConfig, RuntimeConfig, SamplingChoice, SamplingConfig, StopConfig
 from dspark.errors import InputError
 from dspark.events import Event, FetchProgress, LoadProgress
 
@@ -22,7 +22,7 @@ ChatMessages = Sequence[Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class BackendInfo:
-    """What is known once a pair is loaded."""
+    """What is known once a pair is loaded; `sampling` is the model's own, None if not told."""
 
     name: str
     context_limit: int
@@ -30,15 +30,17 @@ class BackendInfo:
     dtype: str
     has_drafter: bool
     is_server: bool = False
+    sampling: SamplingConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ChatSettings:
     """What a person chose on the command line, the same for every answer."""
 
-    sampling: SamplingConfig = SamplingConfig()
-    stop: StopConfig = StopConfig()
+    sampling: SamplingChoice = SamplingChoice()
+    stop: StopConfig = StopConfig(max_tokens=None)
     system: str = ""
+    first_prompt: str = ""
 
 
 class ChatBackend(Protocol):
@@ -53,7 +55,7 @@ class ChatBackend(Protocol):
     def load(self) -> Iterator[FetchProgress | LoadProgress]: ...
 
     def answer(
-        self, messages: ChatMessages, sampling: SamplingConfig, stop: StopConfig
+        self, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig
     ) -> Iterator[Event]: ...
 
     def cancel(self) -> None: ...
@@ -112,10 +114,11 @@ class EngineBackend:
             device=session.runtime.device,
             dtype=session.runtime.dtype,
             has_drafter=session.has_drafter,
+            sampling=session.sampling_defaults,
         )
 
     def answer(
-        self, messages: ChatMessages, sampling: SamplingConfig, stop: StopConfig
+        self, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig
     ) -> Iterator[Event]:
         prompt_ids = self.session.encode_chat(messages)
         limit = self.session.context_limit
@@ -124,7 +127,9 @@ class EngineBackend:
                 f"the conversation has {len(prompt_ids):,} tokens, the context holds {limit:,}",
                 "Shorten the prompt or start a new chat.",
             )
-        return self.session.generate(prompt_ids, sampling, stop)
+        return self.session.generate(
+            prompt_ids, sampling.over(self.session.sampling_defaults), stop
+        )
 
     def cancel(self) -> None:
         if self._session is not None:

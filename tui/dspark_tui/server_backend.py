@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from dspark.config import SamplingConfig, ServerConfig, StopConfig
+from dspark.config import SamplingChoice, ServerConfig, StopConfig
 from dspark.errors import InputError, ServerError
 from dspark.events import (
     DecodeStats,
@@ -62,7 +62,7 @@ class ServerBackend:
         self._info = BackendInfo(name, limit, self._url, "", has_drafter=False, is_server=True)
 
     def answer(
-        self, messages: ChatMessages, sampling: SamplingConfig, stop: StopConfig
+        self, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig
     ) -> Iterator[Event]:
         body = request_body(self.info.name, messages, sampling, stop)
         written = _Written()
@@ -208,9 +208,9 @@ def only_model(models: dict[str, int], url: str) -> str:
 
 
 def request_body(
-    model: str, messages: ChatMessages, sampling: SamplingConfig, stop: StopConfig
+    model: str, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig
 ) -> dict[str, Any]:
-    """What differs from the protocol's own defaults; top_k is an addition that not all know."""
+    """What the user chose; top_k is an addition that not all know."""
     body: dict[str, Any] = {
         "model": model,
         "messages": list(messages),
@@ -218,16 +218,12 @@ def request_body(
         "stream_options": {"include_usage": True},
         "max_tokens": stop.max_tokens,
         "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "seed": sampling.seed,
+        "stop": list(stop.strings) or None,
     }
-    if sampling.temperature:
-        body["seed"] = sampling.seed
-    if sampling.top_p < 1:
-        body["top_p"] = sampling.top_p
-    if sampling.top_k:
-        body["top_k"] = sampling.top_k
-    if stop.strings:
-        body["stop"] = list(stop.strings)
-    return body
+    return {name: value for name, value in body.items() if value is not None}
 
 
 def parse_chunk(data: str, url: str) -> Chunk:

@@ -6,7 +6,7 @@ from textual import work
 from textual.widget import Widget
 from textual.worker import get_current_worker
 
-from dspark.config import SamplingConfig, StopConfig
+from dspark.config import SamplingChoice, StopConfig
 from dspark.events import Finished
 from dspark_tui.backend import ChatBackend, ChatMessages
 from dspark_tui.messages import (
@@ -43,7 +43,7 @@ class BackendWorker(Widget):
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="answer")
     def answer(
-        self, turn: int, messages: ChatMessages, sampling: SamplingConfig, stop: StopConfig
+        self, turn: int, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig
     ) -> None:
         worker = get_current_worker()
         try:
