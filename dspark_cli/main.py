@@ -6,9 +6,12 @@ Imports stand inside functions because Ctrl+C during an import must end like any
 import sys
 from collections.abc import Callable, Sequence
 
+SPINS = "1000"  # some 50 µs: more than threads usually wait, less than a time slice
+
 
 def main() -> None:
     sys.unraisablehook = _pass_interrupt_on
+    _yield_busy_cores()
     code = run(sys.argv[1:], _watch_interrupts())
     _default_interrupt()
     sys.exit(code)
@@ -26,6 +29,16 @@ def run(arguments: Sequence[str], was_interrupted: Callable[[], bool] = lambda: 
         code = _report(KeyboardInterrupt() if was_interrupted() else error, arguments)
     _drop_unwritable_output()
     return code
+
+
+def _yield_busy_cores() -> None:
+    """Let OpenMP's threads sleep soon after they began to wait for one another, unless the user has
+    chosen otherwise. torch's libgomp spins for seconds: beside any busy process, every wait then
+    lasts as long as that process's time slice. It is read when torch loads."""
+    import os
+
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 def _report(error: BaseException, arguments: Sequence[str]) -> int:

@@ -15,8 +15,9 @@ from dspark.config import EngineConfig
 from dspark.drafters.base import Drafter, DraftSlot
 from dspark.engine.choice import choose_rounds
 from dspark.engine.request import ActiveRequest, Request, activate
-from dspark.engine.rounds import Outcome, room_behind
+from dspark.engine.rounds import HostRounds, Outcome, room_behind
 from dspark.engine.scheduler import Scheduler
+from dspark.engine.sps_watch import SpsWatch
 from dspark.engine.text import TextCodec
 from dspark.errors import InputError
 from dspark.events import Event, Finished, LoadProgress, Piece, PrefillProgress, Round
@@ -42,6 +43,7 @@ class Engine:
         scheduler: Scheduler,
         codec: TextCodec | None = None,
         config: EngineConfig = EngineConfig(),
+        sps_watch: SpsWatch | None = None,
     ) -> None:
         self.target = target
         self.drafter = drafter
@@ -49,6 +51,8 @@ class Engine:
         self.config = config
         self._codec = codec
         self._rounds = choose_rounds(target, drafter, scheduler, config)
+        # the device has sent its next round before this one is read: no moment to measure in
+        self._sps_watch = sps_watch if isinstance(self._rounds, HostRounds) else None
         self._waiting: deque[ActiveRequest] = deque()
         self._active: list[ActiveRequest] = []
         self._warm: _Warm | None = None
@@ -105,7 +109,10 @@ class Engine:
             yield from self._prefill(self._waiting[0])
         yield from self._drop_cancelled()
         if self._active:
-            yield from self._report(self._rounds.advance(tuple(self._active)))
+            outcomes = self._rounds.advance(tuple(self._active))
+            yield from self._report(outcomes)
+            if self._sps_watch is not None and self.drafter is not None and self._active:
+                self._sps_watch.follow(self.target, self.drafter, outcomes)
 
     def warm_up(self) -> Iterator[LoadProgress]:
         """What the first round would have to wait for."""

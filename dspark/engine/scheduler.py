@@ -44,7 +44,7 @@ class SpsSchedule:
     """Admit by survival while the expected throughput Θ = (R + Σ survival) · SPS rises."""
 
     def __init__(self, table: SpsTable) -> None:
-        self._table = table
+        self.table = table
 
     def admit(self, confidences: torch.Tensor | None, limits: Sequence[int]) -> list[int]:
         if confidences is None:
@@ -52,10 +52,10 @@ class SpsSchedule:
         num_requests = len(limits)
         lengths = [0] * num_requests
         expected = float(num_requests)
-        best = expected * self._table.steps_per_second(num_requests, num_requests)
+        best = expected * self.table.steps_per_second(num_requests, num_requests)
         for survival, request in _by_survival(confidences, limits):
             rows = num_requests + sum(lengths) + 1
-            throughput = (expected + survival) * self._table.steps_per_second(rows, num_requests)
+            throughput = (expected + survival) * self.table.steps_per_second(rows, num_requests)
             if throughput < best:
                 break
             expected, best = expected + survival, throughput
@@ -69,7 +69,7 @@ class SpsSchedule:
         def throughput(length: int) -> float:
             expected = num_requests + sum(sum(row[:length]) for row in survival)
             rows = num_requests * (length + 1)
-            return expected * self._table.steps_per_second(rows, num_requests)
+            return expected * self.table.steps_per_second(rows, num_requests)
 
         return max(choices, key=throughput)
 

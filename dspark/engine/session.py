@@ -32,8 +32,9 @@ from dspark.drafters.tap_choice import with_own_taps
 from dspark.engine.loop import Engine
 from dspark.engine.request import Request
 from dspark.engine.sampling_defaults import sampling_defaults
-from dspark.engine.scheduler import FullSchedule, Scheduler, SpsSchedule, ThresholdSchedule
+from dspark.engine.scheduler import FullSchedule, SpsSchedule, ThresholdSchedule
 from dspark.engine.sps import SpsTable, measure_sps
+from dspark.engine.sps_watch import SpsWatch
 from dspark.engine.text import TextCodec
 from dspark.errors import InputError
 from dspark.events import Event, LoadProgress
@@ -128,9 +129,8 @@ class Session:
     def with_schedule(self, schedule: ScheduleConfig) -> "Session":
         """The same pair under another schedule; weights are shared."""
         old = self.engine
-        scheduler = _scheduler(self.name, old.target, old.drafter, schedule, self.runtime)
         config = replace(old.config, schedule=schedule)
-        engine = Engine(old.target, old.drafter, scheduler, self.tokenizer, config)
+        engine = _engine(self.name, old.target, old.drafter, self.tokenizer, config, self.runtime)
         return Session(self.name, engine, self.tokenizer, self.runtime, self.sampling_defaults)
 
     def with_head(self, name: str, directory: Path | None, tap_layers: Sequence[int]) -> "Session":
@@ -141,8 +141,7 @@ class Session:
         if directory is not None:
             weights = self.runtime.draft_weights
             drafter = with_own_taps(load_drafter(directory, old.target, weights), tap_layers)
-        scheduler = _scheduler(name, old.target, drafter, old.config.schedule, self.runtime)
-        engine = Engine(old.target, drafter, scheduler, self.tokenizer, old.config)
+        engine = _engine(name, old.target, drafter, self.tokenizer, old.config, self.runtime)
         return Session(name, engine, self.tokenizer, self.runtime, self.sampling_defaults)
 
     def close(self) -> None:
@@ -181,8 +180,7 @@ def open_session(
     if files.draft:
         drafter = load_drafter(files.draft, target, runtime.draft_weights)
     yield LoadProgress(STAGES[2], 2, len(STAGES) - 1)
-    scheduler = _scheduler(files.name, target, drafter, config.schedule, resolved)
-    engine = Engine(target, drafter, scheduler, codec, config)
+    engine = _engine(files.name, target, drafter, codec, config, resolved)
     yield from engine.warm_up()
     yield LoadProgress(STAGES[3], 3, len(STAGES) - 1)
     yield Session(files.name, engine, codec, resolved, sampling_defaults(files.target))
@@ -249,26 +247,35 @@ def resolve_runtime(runtime: RuntimeConfig) -> ResolvedRuntime:
     return ResolvedRuntime(device, dtype, reason, runtime.draft_weights)
 
 
-def _scheduler(
+def _engine(
     name: str,
     target: Target,
     drafter: Drafter | None,
-    schedule: ScheduleConfig,
+    codec: TextCodec | None,
+    config: EngineConfig,
     runtime: ResolvedRuntime,
-) -> Scheduler:
+) -> Engine:
+    schedule = config.schedule
     if schedule.mode == "threshold":
-        return ThresholdSchedule(schedule.threshold)
+        return Engine(target, drafter, ThresholdSchedule(schedule.threshold), codec, config)
     if schedule.mode == "full" or drafter is None or isinstance(drafter, LookupDrafter):
-        return FullSchedule()  # a lookup tells no confidences to weigh
-    path = _sps_path(name, target, drafter, runtime)
+        # a lookup tells no confidences to weigh
+        return Engine(target, drafter, FullSchedule(), codec, config)
+    path = sps_folder() / _sps_file(name, target, drafter, runtime)
     table = SpsTable.load(path)
-    if table is None:
-        table = measure_sps(target, drafter)
+    if table is None or table.is_noisy:
+        table = measure_sps(target, drafter, name)
         table.save(path)
-    return SpsSchedule(table)
+    scheduler = SpsSchedule(table)
+    return Engine(target, drafter, scheduler, codec, config, SpsWatch(scheduler, path))
 
 
-def _sps_path(name: str, target: Target, drafter: Drafter, runtime: ResolvedRuntime) -> Path:
+def sps_folder() -> Path:
+    """Where the tables of this machine are kept."""
+    return home() / "sps"
+
+
+def _sps_file(name: str, target: Target, drafter: Drafter, runtime: ResolvedRuntime) -> str:
     """One table for each pair on each machine, as long as torch and its threads stay the same."""
     device = torch.device(runtime.device)
     machine = (
@@ -279,4 +286,4 @@ def _sps_path(name: str, target: Target, drafter: Drafter, runtime: ResolvedRunt
     sizes = (drafter.block_size, drafter.num_weights)
     facts = (name, target.spec, sizes, runtime.dtype, machine, torch.__version__)
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-    return home() / "sps" / f"{digest}.json"
+    return f"{digest}.json"

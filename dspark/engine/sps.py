@@ -1,4 +1,4 @@
-"""SPS: how many rounds a second the engine makes when the target verifies B tokens in one pass."""
+"""SPS: how many rounds per second the engine makes when the target verifies B tokens per pass."""
 
 import json
 import os
@@ -6,29 +6,43 @@ import statistics
 import tempfile
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dspark.config import SamplingConfig
-from dspark.drafters.base import Drafter
+from dspark.drafters.base import Drafter, DraftSlot
 from dspark.engine.sampling import BatchChooser, Sampler
-from dspark.targets.base import Target
+from dspark.targets.base import Slot, Target
 
 CONTEXT_TOKENS = 128
 TRIALS = 7
+NOISY_SPREAD = 0.5  # idle machines stay below 0.2; one busy process beside us gives 0.5 to 3
 
 
 @dataclass(frozen=True, slots=True)
 class SpsTable:
-    """Seconds of a verify pass by its rows, and of drafting by the number of requests."""
+    """Seconds of a verify pass by its rows, and of drafting by the number of requests.
+
+    `spread` is the largest interquartile range of a point's trials over their median,
+    `measured_at` a Unix time, `pair` the name under which it was measured.
+    """
 
     rows: tuple[int, ...]
     verify_seconds: tuple[float, ...]
     requests: tuple[int, ...]
     draft_seconds: tuple[float, ...]
+    spread: float = 0.0
+    measured_at: float = 0.0
+    pair: str = ""
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether the machine was too busy for this table to be kept."""
+        return self.spread > NOISY_SPREAD
 
     def steps_per_second(self, rows: int, num_requests: int) -> float:
         verify = _interpolate(self.rows, self.verify_seconds, rows)
@@ -39,10 +53,15 @@ class SpsTable:
         """None where no usable table is stored."""
         try:
             raw = json.loads(path.read_text())
-            table = cls(**{name: tuple(values) for name, values in raw.items()})
+            columns: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in raw.items()
+            }
+            table = cls(**columns)
+            is_whole = len(table.rows) == len(table.verify_seconds) > 0 < table.measured_at
         except (OSError, ValueError, TypeError, AttributeError):
             return None
-        return table if len(table.rows) == len(table.verify_seconds) > 0 else None
+        return table if is_whole else None
 
     def save(self, path: Path) -> None:
         """A table that cannot be stored is measured again next time."""
@@ -67,35 +86,69 @@ def _interpolate(xs: Sequence[int], ys: Sequence[float], x: int) -> float:
     return ys[index - 1] + share * (ys[index] - ys[index - 1])
 
 
-def measure_sps(target: Target, drafter: Drafter) -> SpsTable:
-    """Medians on this machine, trials interleaved so that a slow moment hits all alike."""
+def stored_tables(folder: Path) -> Iterator[SpsTable]:
+    """Every usable table below the store's `sps` folder, newest first."""
+    tables = [SpsTable.load(path) for path in folder.glob("*.json")]
+    usable = [table for table in tables if table is not None]
+    return iter(sorted(usable, key=lambda table: -table.measured_at))
+
+
+def measure_sps(target: Target, drafter: Drafter, pair: str = "") -> SpsTable:
+    """Medians on this machine, at a short context."""
     with torch.inference_mode():
         slot, draft_slot = target.open(), drafter.open()
         context = torch.arange(CONTEXT_TOKENS, device=target.device) % 7
         drafter.extend([draft_slot], [context], [target.prefill(slot, context).taps])
-        full = drafter.block_size + 1
-        rows = [*range(1, full + 1), 2 * full, 4 * full]
-        verify: dict[int, list[float]] = {n: [] for n in rows}
-        draft: list[float] = []
-        anchors = torch.zeros(1, dtype=torch.long, device=target.device)
-        chooser = BatchChooser([Sampler(SamplingConfig())])
-        for _ in range(TRIALS):
-            for n in rows:
-                block = torch.zeros(n, dtype=torch.long, device=target.device)
-                started = time.perf_counter()
-                float(target.verify([slot], [block]).logits[-1, 0])
-                verify[n].append(time.perf_counter() - started)
-                target.commit([slot], [0])
+    return measure_sps_at(target, drafter, slot, draft_slot, pair, TRIALS)
+
+
+@torch.inference_mode()
+def measure_sps_at(
+    target: Target,
+    drafter: Drafter,
+    slot: Slot,
+    draft_slot: DraftSlot,
+    pair: str,
+    trials: int,
+) -> SpsTable:
+    """Medians at the context of an open request, which stays as it is. Trials are interleaved, so
+    that a slow moment hits all points alike."""
+    rows = measured_rows(drafter.block_size)
+    verify: dict[int, list[float]] = {n: [] for n in rows}
+    draft: list[float] = []
+    anchors = torch.zeros(1, dtype=torch.long, device=target.device)
+    chooser = BatchChooser([Sampler(SamplingConfig())])
+    for _ in range(trials):
+        for n in rows:
+            block = torch.zeros(n, dtype=torch.long, device=target.device)
             started = time.perf_counter()
-            int(drafter.propose([draft_slot], anchors, chooser).token_ids[0, -1])
-            draft.append(time.perf_counter() - started)
+            float(target.verify([slot], [block]).logits[-1, 0])
+            verify[n].append(time.perf_counter() - started)
+            target.commit([slot], [0])
+        started = time.perf_counter()
+        int(drafter.propose([draft_slot], anchors, chooser).token_ids[0, -1])
+        draft.append(time.perf_counter() - started)
     medians = [statistics.median(verify[n]) for n in rows]
     return SpsTable(
         rows=tuple(rows),
         verify_seconds=tuple(_never_falling(medians)),
         requests=(1,),
         draft_seconds=(statistics.median(draft),),
+        spread=max(_spread(trial) for trial in (*verify.values(), draft)),
+        measured_at=time.time(),
+        pair=pair,
     )
+
+
+def measured_rows(block_size: int) -> list[int]:
+    """The passes that are timed: every length of one block, and two of several requests."""
+    full = block_size + 1
+    return [*range(1, full + 1), 2 * full, 4 * full]
+
+
+def _spread(seconds: Sequence[float]) -> float:
+    lower, middle, upper = statistics.quantiles(seconds, n=4, method="inclusive")
+    return (upper - lower) / middle
 
 
 def _never_falling(seconds: Sequence[float]) -> list[float]:

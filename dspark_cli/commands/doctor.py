@@ -4,11 +4,15 @@ import os
 import platform
 import shutil
 import sys
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dspark_cli import options
 from dspark_cli.facts import print_facts, print_json, size_text
+
+if TYPE_CHECKING:
+    from dspark.engine.sps import SpsTable
 
 PROBLEM = "problem"
 
@@ -104,6 +108,25 @@ def _store() -> dict[str, Any]:
     }
 
 
+def _speeds() -> dict[str, Any]:
+    """The SPS tables that schedules use, each with its age; they follow what rounds take."""
+    from dspark.engine.session import sps_folder
+    from dspark.engine.sps import stored_tables
+
+    return {table.pair: _speed_text(table) for table in stored_tables(sps_folder())}
+
+
+def _speed_text(table: "SpsTable") -> str:
+    minutes = max(0.0, time.time() - table.measured_at) / 60
+    age = f"{minutes / 60:.0f} h" if minutes > 90 else f"{minutes:.0f} min"
+    row, last = 1000 * table.verify_seconds[0], 1000 * table.verify_seconds[-1]
+    noise = ", noisy: measured again at the next start" if table.is_noisy else ""
+    return (
+        f"{row:.1f} ms for 1 row, {last:.1f} ms for {table.rows[-1]}, "
+        f"spread {table.spread:.0%}, measured {age} ago{noise}"
+    )
+
+
 def _hugging_face() -> dict[str, Any]:
     from huggingface_hub import constants
 
@@ -148,6 +171,7 @@ SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "devices": _devices,
     "runtime": _runtime,
     "store": _store,
+    "measured_speeds": _speeds,
     "hugging_face": _hugging_face,
     "pairs": _pairs,
 }
