@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TextIO
 
 from dspark.events import DecodeStats, Finished, Round
+
+DIM, RESET = "\x1b[2m", "\x1b[0m"
 
 
 def answer_object(
@@ -15,6 +17,7 @@ def answer_object(
         "prompt_ids": list(prompt_ids),
         "token_ids": list(finished.token_ids),
         "text": finished.text if has_text else None,
+        "thinking": finished.thinking if has_text else None,
         "rounds": [round_object(each) for each in rounds],
         "stats": {**stats_object(finished.stats), "finish_reason": finished.reason},
     }
@@ -46,3 +49,22 @@ def stats_line(stats: DecodeStats) -> str:
     if stats.drafted:
         figures += [f"τ {stats.tau:.2f}", f"{stats.verified_per_round:.1f} verified per round"]
     return " · ".join(figures)
+
+
+class ThinkingLine:
+    """What a model sets apart from its answer, dim, as it comes; nothing where no person sits."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._is_open = False
+
+    def write(self, text: str) -> None:
+        if text and self._stream.isatty():
+            print(text if self._is_open else f"{DIM}{text}", end="", file=self._stream, flush=True)
+            self._is_open = True
+
+    def end(self) -> None:
+        """Before the answer begins, or at the end."""
+        if self._is_open:
+            print(RESET, file=self._stream, flush=True)
+            self._is_open = False

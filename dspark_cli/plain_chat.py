@@ -13,7 +13,7 @@ from dspark.errors import InputError, ServerError
 from dspark.events import FetchProgress, Finished
 from dspark_cli.errors import report
 from dspark_cli.loading import progress_bars
-from dspark_cli.output import stats_line
+from dspark_cli.output import ThinkingLine, stats_line
 from dspark_tui.backend import ChatBackend, ChatSettings
 from dspark_tui.conversation import Conversation
 
@@ -68,19 +68,31 @@ def _answer(
     backend: ChatBackend, settings: ChatSettings, conversation: Conversation, prompt: str
 ) -> Finished:
     messages = conversation.with_prompt(prompt)
+    thinking = ThinkingLine(sys.stderr)
     with _interrupt_stops(backend) as is_stopped:
         try:
             for event in backend.answer(messages, settings.sampling, settings.stop):
                 if isinstance(event, Finished):
-                    print(event.tail, end="")
+                    _write(thinking, event.tail, event.ends_thinking)
                     return event
-                print(*(piece.text for piece in event.pieces), sep="", end="", flush=True)
+                for piece in event.pieces:
+                    _write(thinking, piece.text, piece.is_thinking)
+                sys.stdout.flush()
                 # Repeated here: Ctrl+C may come before the backend has begun to listen.
                 if is_stopped.is_set():
                     backend.cancel()
         finally:
+            thinking.end()
             print(flush=True)
     raise AssertionError("a decode ends with Finished")
+
+
+def _write(thinking: ThinkingLine, text: str, is_thinking: bool) -> None:
+    if is_thinking:
+        thinking.write(text)
+    elif text:
+        thinking.end()
+        print(text, end="")
 
 
 @contextmanager

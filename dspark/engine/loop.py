@@ -19,6 +19,7 @@ from dspark.engine.rounds import HostRounds, Outcome, room_behind
 from dspark.engine.scheduler import Scheduler
 from dspark.engine.sps_watch import SpsWatch
 from dspark.engine.text import TextCodec
+from dspark.engine.thinking import Span
 from dspark.errors import InputError
 from dspark.events import Event, Finished, LoadProgress, Piece, PrefillProgress, Round
 from dspark.targets.base import Slot, Target
@@ -262,12 +263,12 @@ def _preview(
     confidence: Sequence[float | None],
 ) -> tuple[Piece, ...]:
     """Pieces of the refused drafts, as they would have read."""
-    texts = [""] * len(refused)
+    spans = [Span("")] * len(refused)
     if active.stream is not None and refused:
-        texts = active.stream.preview([*accepted, *refused])[len(accepted) :]
+        spans = active.stream.preview([*accepted, *refused])[len(accepted) :]
     return tuple(
-        Piece(token_id, text, True, c)
-        for token_id, text, c in zip(refused, texts, confidence, strict=False)
+        Piece(token_id, span.text, True, c, span.is_thinking)
+        for token_id, span, c in zip(refused, spans, confidence, strict=False)
     )
 
 

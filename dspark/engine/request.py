@@ -15,12 +15,14 @@ from dspark.targets.base import Slot
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Prompt ids and how to continue them. plain: decode without drafts."""
+    """Prompt ids and how to continue them. plain: decode without drafts. is_raw: text as it is,
+    with the marks of thinking in it."""
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingConfig = SamplingConfig()
     stop: StopConfig = StopConfig()
     plain: bool = False
+    is_raw: bool = False
 
     @property
     def most_tokens(self) -> int:
@@ -42,7 +44,6 @@ class ActiveRequest:
     num_cached: int = 0  # prompt tokens taken over from an earlier request
     anchor: int = -1
     token_ids: list[int] = field(default_factory=list)
-    text: list[str] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     is_cancelled: bool = False
     rounds: int = 0
@@ -68,8 +69,8 @@ class ActiveRequest:
             if token_id in self.stop_token_ids:
                 self.finish_reason = "stop_token"
             text = self._text_of(token_id)
-            pieces.append(Piece(token_id, text, is_draft, confidence))
-            self.text.append(text)
+            is_thinking = self.stream is not None and self.stream.is_thinking
+            pieces.append(Piece(token_id, text, is_draft, confidence, is_thinking))
             self.last_token_at = time.perf_counter()
         return tuple(pieces)
 
@@ -92,9 +93,20 @@ class ActiveRequest:
         return text
 
     def finish(self, reason: FinishReason) -> Finished:
-        tail = self.stream.finish() if self.stream is not None else ""
-        text = "".join(self.text) + tail
-        return Finished(self.request_id, reason, tuple(self.token_ids), text, self._stats(), tail)
+        ids, stats, stream = tuple(self.token_ids), self._stats(), self.stream
+        if stream is None:
+            return Finished(self.request_id, reason, ids, "", stats)
+        tail = stream.finish()
+        return Finished(
+            self.request_id,
+            reason,
+            ids,
+            stream.answer,
+            stats,
+            tail=tail,
+            thinking=stream.thinking,
+            ends_thinking=bool(tail) and stream.is_thinking,
+        )
 
     def _stats(self) -> DecodeStats:
         decoding_since = self.decoding_since or time.perf_counter()
@@ -123,8 +135,13 @@ def activate(
         request_id=request_id,
         request=request,
         sampler=Sampler(request.sampling),
-        stream=TextStream(codec, request.stop.strings) if codec else None,
+        stream=_stream(codec, request) if codec else None,
         slot=slot,
         draft_slot=draft_slot,
         stop_token_ids=frozenset() if request.stop.ignore_stop_tokens else stop_token_ids,
     )
+
+
+def _stream(codec: TextCodec, request: Request) -> TextStream:
+    prompt_ids = None if request.is_raw else request.prompt_ids
+    return TextStream(codec, request.stop.strings, prompt_ids)

@@ -101,11 +101,13 @@ class Session:
         stop: StopConfig = StopConfig(),
         *,
         plain: bool = False,
+        is_raw: bool = False,
     ) -> Iterator[Event]:
         """Events of one request. Leaving the iterator early ends it."""
         if stop.strings and self.tokenizer is None:
             raise InputError("stop strings need a tokenizer, and this model has none")
-        self._running = self.engine.submit(Request(tuple(prompt_ids), sampling, stop, plain))
+        request = Request(tuple(prompt_ids), sampling, stop, plain, is_raw)
+        self._running = self.engine.submit(request)
         try:
             while self.engine.num_requests:
                 yield from self.engine.step()

@@ -1,17 +1,23 @@
-"""Text from tokens as they come: characters split over tokens, stop strings, chat templates."""
+"""Text from tokens as they come: thinking and answer, stop strings, chat templates."""
 
+import copy
+from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
 from dspark.checkpoints.files import one_line
+from dspark.engine.characters import Characters, TokenTexts
 from dspark.engine.deepseek_v4_prompt import with_own_prompt
+from dspark.engine.marks import Marks, without_marks
+from dspark.engine.stops import StopMatcher
+from dspark.engine.thinking import NoSplitter, Span, Splitter, Thinking
 from dspark.errors import CheckpointError, InputError
 
-INCOMPLETE = "\ufffd"
-MAX_PENDING_TOKENS = 8  # more bytes than any character has: then the � is the model's own
+PROMPT_TAIL = 256  # tokens in which the marks of an open answer are looked for
 
 
 def load_tokenizer(directory: Path) -> Any:
@@ -62,76 +68,114 @@ class TextCodec:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return text
+        return self.texts.decode(ids)
+
+    @cached_property
+    def texts(self) -> TokenTexts:
+        return TokenTexts(self._tokenizer)
+
+    @cached_property
+    def marks(self) -> Marks:
+        return Marks(self.texts)
+
+    @cached_property
+    def thinking(self) -> Thinking:
+        template = self._tokenizer.chat_template
+        return Thinking(self.marks, template if isinstance(template, str) else "")
 
 
 class TextStream:
     """Turns one request's tokens into text that never has to be taken back.
 
-    A character split over tokens comes with its last token; text that could be the beginning of a
-    stop string is held until that is decided.
+    A character split over tokens comes with its last token. Text that may begin a mark or a stop
+    string is held until that is decided. Stop strings are looked for in the answer, not in the
+    thinking before it; those that contain a special token or a mark stop at it wherever it comes.
     """
 
-    def __init__(self, codec: TextCodec, stop_strings: Sequence[str] = ()) -> None:
-        self._codec = codec
-        self._stop_strings = [s for s in stop_strings if s]
-        self._ids: list[int] = []
-        self._context_start = 0  # decoding starts here, so that spacing between words comes right
-        self._decoded_end = 0
-        self._held = ""
-        self.is_stopped = False
+    def __init__(
+        self,
+        codec: TextCodec,
+        stop_strings: Sequence[str] = (),
+        prompt_ids: Sequence[int] | None = None,
+    ) -> None:
+        """prompt_ids: what is answered, with thinking apart; None: all is text, marks are shown."""
+        self._characters = Characters(codec.texts)
+        self._marks = codec.marks
+        self._splitter: Splitter = NoSplitter(codec.marks)
+        thinking = codec.thinking  # also without a prompt: to know the marks that are shown
+        if prompt_ids is not None:
+            tail = Characters(codec.texts)
+            ends = [self._marks.replace(i, tail.push(i)) for i in prompt_ids[-PROMPT_TAIL:]]
+            self._splitter = thinking.splitter("".join(ends))
+        self._matcher = StopMatcher(codec.marks.patterns(stop_strings))
+        self._ready: deque[Span] = deque()
+        self._told: dict[bool, list[str]] = {False: [], True: []}
+        self.is_thinking = False  # whether the text that came last is
+
+    @property
+    def answer(self) -> str:
+        """All that is final, as far as it was handed out or has ended."""
+        return "".join(self._told[False])
+
+    @property
+    def thinking(self) -> str:
+        return "".join(self._told[True])
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._matcher.is_stopped
 
     def push(self, token_id: int) -> str:
-        """The text that this token makes final. After a stop string `is_stopped` is True."""
-        self._ids.append(token_id)
-        self._held += self._decode_new()
-        return self._release()
+        """The text that this token makes final, of the kind that `is_thinking` then says. After a
+        stop string `is_stopped` is True."""
+        text = self._marks.replace(token_id, self._characters.push(token_id))
+        self._sort(self._splitter.push(text))
+        return self._next()
 
     def finish(self) -> str:
         """What was held back, once nothing more comes."""
-        if self.is_stopped:
-            return ""
-        pending = self._decode_new(final=True)
-        text, self._held = self._held + pending, ""
-        return text
+        if not self.is_stopped:
+            self._sort(self._splitter.push(self._characters.finish()))
+            self._sort(self._splitter.finish())
+        if not self.is_stopped:
+            self._put(self._matcher.finish(), is_thinking=False)
+        while len(self._ready) > 1:
+            self._next()
+        return self._next()
 
-    def preview(self, token_ids: Sequence[int]) -> list[str]:
+    def preview(self, token_ids: Sequence[int]) -> list[Span]:
         """The text of tokens that were drafted but refused; the stream stays as it is."""
-        shadow = TextStream(self._codec)
-        shadow._ids = self._ids[self._context_start :]
-        shadow._decoded_end = self._decoded_end - self._context_start
-        return [shadow.push(token_id) for token_id in token_ids]
+        shadow = copy.copy(self)
+        shadow._characters = self._characters.copy()
+        shadow._splitter = copy.copy(self._splitter)
+        shadow._matcher = StopMatcher(())
+        shadow._ready, shadow._told = deque(), {False: [], True: []}
+        return [Span(shadow.push(token_id), shadow.is_thinking) for token_id in token_ids]
 
-    def _decode_new(self, *, final: bool = False) -> str:
-        before = self._codec.decode(self._ids[self._context_start : self._decoded_end])
-        text = self._codec.decode(self._ids[self._context_start :])
-        pending = len(self._ids) - self._decoded_end
-        if text.endswith(INCOMPLETE) and pending < MAX_PENDING_TOKENS and not final:
+    def _sort(self, spans: Sequence[Span]) -> None:
+        """Thinking is final at once; the answer when no stop string can begin in it."""
+        for span in spans:
+            if self.is_stopped:
+                return
+            if span.is_thinking and not span.is_mark:
+                self._put(span.text, is_thinking=True)
+            else:
+                mark = self._marks.text(span.text) if len(span.text) > 1 else span.text
+                text = self._matcher.push(mark if span.is_mark else span.text)
+                self._put(without_marks(text), is_thinking=False)
+
+    def _put(self, text: str, *, is_thinking: bool) -> None:
+        if not text:
+            return
+        if self._ready and self._ready[-1].is_thinking == is_thinking:
+            text = self._ready.pop().text + text
+        self._ready.append(Span(text, is_thinking))
+
+    def _next(self) -> str:
+        """One kind at a time: what is of the other comes with the next token."""
+        if not self._ready:
             return ""
-        if len(text) > len(before):
-            self._context_start = self._decoded_end
-            self._decoded_end = len(self._ids)
-        return text[len(before) :]
-
-    def _release(self) -> str:
-        starts = [self._held.find(stop) for stop in self._stop_strings]
-        found = [start for start in starts if start >= 0]
-        if found:
-            self.is_stopped = True
-            text, self._held = self._held[: min(found)], ""
-            return text
-        keep = max((_overlap(self._held, stop) for stop in self._stop_strings), default=0)
-        cut = len(self._held) - keep
-        text, self._held = self._held[:cut], self._held[cut:]
-        return text
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
-    for size in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:size]):
-            return size
-    return 0
+        span = self._ready.popleft()
+        self.is_thinking = span.is_thinking
+        self._told[span.is_thinking].append(span.text)
+        return span.text

@@ -12,13 +12,16 @@ from dspark.errors import InputError
 from dspark.events import Event, Finished, Round
 from dspark_cli import options
 from dspark_cli.loading import PairChoice, open_choice
-from dspark_cli.output import answer_object, stats_line
+from dspark_cli.output import ThinkingLine, answer_object, stats_line
 from dspark_cli.prompt import encode_prompt, parse_token_ids, read_prompt
 
 TokenIds = Annotated[
     str | None, typer.Option(metavar="1,2,3", help="The prompt as token ids instead of text.")
 ]
-Raw = Annotated[bool, typer.Option("--raw", help="No chat template around the prompt.")]
+Raw = Annotated[
+    bool,
+    typer.Option("--raw", help="No chat template around the prompt, thinking not set apart."),
+]
 
 
 def generate(
@@ -54,7 +57,7 @@ def generate(
     with open_choice(PairChoice(pair, target, draft), runtime, engine) as session:
         prompt_ids = given_ids or encode_prompt(session, text, raw)
         has_text = session.tokenizer is not None
-        events = session.generate(prompt_ids, sampling, stopping)
+        events = session.generate(prompt_ids, sampling, stopping, is_raw=raw)
         rounds, finished = _follow(events, writes=not as_json, has_text=has_text)
 
     if as_json:
@@ -83,22 +86,33 @@ def _follow(
 
 
 class _Writer:
-    """Streams text, or token ids with commas for a model without a tokenizer."""
+    """Streams text, or token ids with commas for a model without a tokenizer. What the model sets
+    apart from its answer goes to stderr, where a person sits."""
 
     def __init__(self, has_text: bool) -> None:
         self._has_text = has_text
         self._has_begun = False
+        self._thinking = ThinkingLine(sys.stderr)
 
     def write(self, event: Event) -> None:
         if isinstance(event, Finished):
-            print(event.tail if self._has_text else "", end="")
+            self._write_text(event.tail if self._has_text else "", event.ends_thinking)
             return
         for piece in event.pieces:
             separator = "," if self._has_begun else ""
-            print(piece.text if self._has_text else f"{separator}{piece.token_id}", end="")
+            text = piece.text if self._has_text else f"{separator}{piece.token_id}"
+            self._write_text(text, piece.is_thinking)
             self._has_begun = True
         sys.stdout.flush()
 
     def end_line(self) -> None:
+        self._thinking.end()
         if self._has_begun:
             print(flush=True)
+
+    def _write_text(self, text: str, is_thinking: bool) -> None:
+        if is_thinking:
+            self._thinking.write(text)
+        elif text:
+            self._thinking.end()
+            print(text, end="")

@@ -1,0 +1,288 @@
+"""Where an answer begins: what models set apart by marks is thinking, the rest is the answer.
+
+The marks are looked for in the vocabulary, and as plain text only where the chat template knows
+them. Thinking comes before the answer: a mark after the answer's first word is a word of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from dspark.engine.marks import ANY_MARK, OTHER, Marks
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of text of one kind. A mark is of neither kind and never shown."""
+
+    text: str
+    is_thinking: bool = False
+    is_mark: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """What opens (with a word behind it, in some) and closes thinking, and what some models put
+    around the answer."""
+
+    opening: str
+    closing: str
+    answer_opening: str = ""
+    answer_closing: str = ""
+    word: str = ""
+
+
+FORMATS = (
+    Format("<think>", "</think>", "<answer>", "</answer>"),  # Qwen3, DeepSeek, GLM, Hunyuan
+    Format("<thinking>", "</thinking>"),
+    Format("<thought>", "</thought>"),  # EXAONE Deep
+    Format("<reasoning>", "</reasoning>"),  # Reka
+    Format("<seed:think>", "</seed:think>"),  # Seed-OSS
+    Format("[THINK]", "[/THINK]"),  # Magistral
+    Format("◁think▷", "◁/think▷"),  # Kimi-VL
+    Format("<|channel>", "<channel|>", word="thought"),  # Gemma 4
+    Format("<unused94>", "<unused95>", word="thought"),  # MedGemma
+    # Command A
+    Format("<|START_THINKING|>", "<|END_THINKING|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+    # OpenThinker
+    Format(
+        "<|begin_of_thought|>",
+        "<|end_of_thought|>",
+        "<|begin_of_solution|>",
+        "<|end_of_solution|>",
+    ),
+    Format("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
+    Format("<longcat_think>", "</longcat_think>"),  # LongCat
+    Format("Here is my thought process:", "Here is my response:"),  # Granite
+)
+HARMONY = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")
+HARMONY_ENDS = ("<|return|>", "<|call|>")
+HARMONY_CHANNELS = ("analysis", "commentary", "final")
+RECIPIENT = " to="
+MAX_BLANK = 256  # characters of white space before an answer that wait for a mark
+
+
+class Splitter(Protocol):
+    """Turns characters and marks into spans. Its state is plain values: copy.copy is a twin."""
+
+    def push(self, text: str) -> list[Span]: ...
+
+    def finish(self) -> list[Span]: ...
+
+
+class Thinking:
+    """What is known of a tokenizer's marks; makes the splitter of each request."""
+
+    def __init__(self, marks: Marks, template: str) -> None:
+        self._marks = marks
+        self._has_channels = all(marks.token(name) for name in HARMONY)
+        for name in (*HARMONY_ENDS, "<|constrain|>") if self._has_channels else ():
+            marks.token(name)
+        found = [_in_marks(each, marks, template) for each in FORMATS]
+        self._formats = tuple(each for each in found if each is not None)
+
+    def splitter(self, tail: str) -> Splitter:
+        """tail: the end of the prompt in characters and marks, where thinking may be open."""
+        if self._has_channels:
+            return ChannelSplitter(self._marks, tail)
+        return ThinkSplitter(self._marks, self._formats, tail)
+
+
+class NoSplitter:
+    """All is the answer; marks of thinking are shown, other special tokens are not."""
+
+    def __init__(self, marks: Marks) -> None:
+        self._marks = marks
+
+    def push(self, text: str) -> list[Span]:
+        return _spans(self._marks.show_all(text), is_thinking=False)
+
+    def finish(self) -> list[Span]:
+        return []
+
+
+class ThinkSplitter:
+    """Thinking between two marks, before the answer. Line breaks beside a mark belong to it."""
+
+    def __init__(self, marks: Marks, formats: Sequence[Format], tail: str) -> None:
+        self._marks = marks
+        self._formats = formats
+        self._wanted = tuple(m for f in formats for m in (f.opening, f.answer_opening) if m)
+        end = tail.replace(OTHER, "").rstrip()
+        self._open = next((f for f in formats if end.endswith(f.opening)), None)
+        self._has_begun = not formats  # the answer's first word is written
+        self._is_after_mark = self._open is not None
+        self._has_thought = False
+        self._pending = ""
+        self._breaks = ""  # at the end of thinking so far
+        self._answer_closing = ""
+
+    def push(self, text: str) -> list[Span]:
+        self._pending += text.replace(OTHER, "")
+        spans: list[Span] = []
+        while self._step(spans):
+            pass
+        return spans
+
+    def finish(self) -> list[Span]:
+        text, self._pending = self._pending, ""
+        breaks, self._breaks = self._breaks, ""
+        return self._emit(breaks + text)
+
+    def _step(self, spans: list[Span]) -> bool:
+        """Take the next mark, or all that cannot be the beginning of one. True: there is more."""
+        if self._open is not None:
+            return self._take(spans, (self._open.closing,))
+        if self._has_begun:
+            return self._take(spans, (self._answer_closing,) if self._answer_closing else ())
+        rest = self._pending.lstrip()
+        if rest.startswith(self._wanted):
+            self._pending = rest
+            return self._take(spans, self._wanted)
+        is_waiting = any(mark.startswith(rest) for mark in self._wanted)
+        self._has_begun = not is_waiting or len(self._pending) > MAX_BLANK
+        return self._has_begun
+
+    def _take(self, spans: list[Span], wanted: Sequence[str]) -> bool:
+        found = [(at, mark) for mark in wanted if (at := self._pending.find(mark)) >= 0]
+        if not found:
+            cut = len(self._pending) - max((_overlap(self._pending, m) for m in wanted), default=0)
+            spans += self._emit(self._pending[:cut])
+            self._pending = self._pending[cut:]
+            return False
+        at, mark = min(found)
+        before, self._pending = self._pending[:at], self._pending[at + len(mark) :]
+        spans += self._emit(before)
+        token = ANY_MARK.search(mark)
+        spans.append(Span(token[1] if token else mark, is_mark=True))
+        self._enter(mark)
+        return True
+
+    def _enter(self, mark: str) -> None:
+        opened = next((f for f in self._formats if f.opening == mark), None)
+        answers = next((f for f in self._formats if f.answer_opening == mark), None)
+        was_open, self._open = self._open, None
+        self._breaks, self._is_after_mark, self._answer_closing = "", True, ""
+        if was_open is None and opened is not None:
+            self._open = opened
+        elif was_open is None and answers is not None:
+            self._has_begun, self._answer_closing = True, answers.answer_closing
+
+    def _emit(self, text: str) -> list[Span]:
+        if self._is_after_mark:
+            text = text.lstrip("\r\n")
+        is_thinking = self._open is not None
+        if is_thinking:
+            text = self._breaks + text
+            shown = text.rstrip("\r\n")
+            text, self._breaks = shown, text[len(shown) :]
+        if not text:
+            return []
+        is_next = self._is_after_mark and is_thinking and self._has_thought
+        self._is_after_mark = False
+        self._has_thought |= is_thinking
+        return _spans(("\n\n" if is_next else "") + self._marks.show(text), is_thinking)
+
+
+class ChannelSplitter:
+    """gpt-oss's messages: a header, then text in a channel; that of the final one is the answer."""
+
+    def __init__(self, marks: Marks, tail: str) -> None:
+        self._marks = marks
+        self._start, self._channel, self._message, end = (marks.text(name) for name in HARMONY)
+        self._ends = frozenset({end, *(marks.text(name) for name in HARMONY_ENDS)})
+        self._constrain = marks.text("<|constrain|>")
+        self._header: str | None = None  # None inside a message
+        self._has_channel = False
+        self._is_thinking = False
+        self._is_new = False  # nothing of this message is told yet
+        self._told: frozenset[bool] = frozenset()  # of thinking, of the answer
+        at = tail.rfind(self._start)
+        if at >= 0:
+            self.push(tail[at:])
+        self._told = frozenset()
+        # behind the role alone a model may write its answer at once, without a channel
+        self._role = None if self._has_channel else self._header
+
+    def push(self, text: str) -> list[Span]:
+        spans: list[Span] = []
+        for part in filter(None, ANY_MARK.split(text)):
+            if ANY_MARK.fullmatch(part):
+                spans.append(Span(part, is_mark=True))
+                self._take(part)
+            elif self._header is None:
+                spans += self._emit(part)
+            else:
+                self._header += part
+                spans += self._plain(self._header)
+        return spans
+
+    def finish(self) -> list[Span]:
+        return self._plain(self._header or "", is_last=True)
+
+    def _take(self, mark: str) -> None:
+        self._role = None
+        if mark in (self._start, self._channel) or mark in self._ends:
+            self._header, self._has_channel = "", mark == self._channel
+        elif mark == self._message:
+            self._enter()
+        elif self._header is not None and mark != self._constrain:
+            # broken marks: behind a channel's name any other opens its text
+            self._has_channel = self._header.strip() in HARMONY_CHANNELS
+            if self._has_channel:
+                self._enter()
+            else:
+                self._header = ""
+
+    def _enter(self) -> None:
+        name = (self._header or "").split()[:1]
+        self._is_thinking = self._has_channel and name != ["final"]
+        self._header, self._is_new = None, True
+
+    def _plain(self, header: str, *, is_last: bool = False) -> list[Span]:
+        """An answer without a channel: what follows the role names no recipient."""
+        if self._role is None:
+            return []
+        text = header[len(self._role) :]
+        if text.startswith(RECIPIENT) or (RECIPIENT.startswith(text) and not is_last):
+            return []
+        self._role = self._header = None
+        return self._emit(text)
+
+    def _emit(self, text: str) -> list[Span]:
+        if not text:
+            return []
+        is_next = self._is_new and self._is_thinking in self._told
+        self._is_new = False
+        self._told |= {self._is_thinking}
+        return _spans(("\n\n" if is_next else "") + self._marks.show(text), self._is_thinking)
+
+
+def _in_marks(each: Format, marks: Marks, template: str) -> Format | None:
+    """The format as this model writes it: tokens, or plain text that its template knows."""
+    opening, closing = marks.token(each.opening), marks.token(each.closing)
+    if opening is None or closing is None:
+        if each.closing not in template and each.opening not in template:
+            return None
+        opening, closing = each.opening, each.closing
+        marks.text(opening), marks.text(closing)  # stop strings may name them
+
+    def around(name: str) -> str:
+        return name and (marks.token(name) or (name if name in template else ""))
+
+    answer = (around(each.answer_opening), around(each.answer_closing))
+    return Format(opening + each.word, closing, *(answer if all(answer) else ("", "")))
+
+
+def _spans(text: str, is_thinking: bool) -> list[Span]:
+    """Text of one kind, apart from the marks in it."""
+    parts = filter(None, ANY_MARK.split(text))
+    return [Span(part, is_thinking, bool(ANY_MARK.fullmatch(part))) for part in parts]
+
+
+def _overlap(text: str, mark: str) -> int:
+    """Length of the longest end of `text` that begins `mark`."""
+    for size in range(min(len(text), len(mark) - 1), 0, -1):
+        if text.endswith(mark[:size]):
+            return size
+    return 0
