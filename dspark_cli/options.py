@@ -107,7 +107,11 @@ OwnMaxTokens = Annotated[
 ]
 StopStrings = Annotated[
     list[str] | None,
-    typer.Option("--stop", metavar="TEXT", help="End the answer before this text; repeatable."),
+    typer.Option(
+        "--stop",
+        metavar="TEXT",
+        help="End the answer before this text, which may name special tokens; repeatable.",
+    ),
 ]
 Threshold = Annotated[
     float | None,

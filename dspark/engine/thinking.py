@@ -126,8 +126,7 @@ class ThinkSplitter:
 
     def finish(self) -> list[Span]:
         text, self._pending = self._pending, ""
-        breaks, self._breaks = self._breaks, ""
-        return self._emit(breaks + text)
+        return self._emit(text)
 
     def _step(self, spans: list[Span]) -> bool:
         """Take the next mark, or all that cannot be the beginning of one. True: there is more."""
@@ -197,7 +196,7 @@ class ChannelSplitter:
         self._is_thinking = False
         self._is_new = False  # nothing of this message is told yet
         self._told: frozenset[bool] = frozenset()  # of thinking, of the answer
-        at = tail.rfind(self._start)
+        at = tail.rfind(self._start if self._start in tail else self._channel)
         if at >= 0:
             self.push(tail[at:])
         self._told = frozenset()

@@ -95,6 +95,7 @@ class FakeSession:
         stop: StopConfig = StopConfig(),
         *,
         plain: bool = False,
+        is_raw: bool = False,
     ) -> Iterator[Event]:
         self.asked.append((list(prompt_ids), sampling, stop, plain))
         prefill, *rest = scripted_answer(len(prompt_ids), plain)

@@ -27,7 +27,7 @@ def test_stdout_is_the_answer_and_nothing_else(dspark, fake_session):
 def test_json_has_the_promised_shape(dspark, fake_session):
     outcome = dspark("generate", "Hi", "--json")
     answer = json.loads(outcome.out)
-    assert list(answer) == ["prompt_ids", "token_ids", "text", "rounds", "stats"]
+    assert list(answer) == ["prompt_ids", "token_ids", "text", "thinking", "rounds", "stats"]
     assert answer["prompt_ids"] == [1, ord("H"), ord("i"), 2]
     assert answer["token_ids"] == [10, 11, 12, 13]
     assert answer["text"] == "Hello world!"
