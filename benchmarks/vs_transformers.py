@@ -23,7 +23,8 @@ from dspark.config import EngineConfig, RuntimeConfig, SamplingConfig, StopConfi
 from dspark.engine.session import Session
 from dspark.events import Finished
 from dspark.hub.pairs import PairFiles
-from dspark_cli.loading import PairChoice, find_files, open_files
+from dspark_cli.loading import find_files, open_files
+from dspark_cli.naming import PairChoice
 from dspark_cli.options import DEFAULT_PAIR
 from dspark_cli.prompt import encode_prompt
 
@@ -206,22 +207,22 @@ def main() -> None:
     arguments = parse_arguments()
     files = find_files(PairChoice(arguments.pair, arguments.target, arguments.draft))
     runtime = RuntimeConfig(device=arguments.device, dtype=arguments.dtype)
-    session = open_files(files, runtime, EngineConfig())
-    prompts = [
-        encode_prompt(session, each.text, is_raw=False)
-        for each in own_prompts()[: arguments.prompts]
-    ]
-    arms = build_arms(session, files)
-    answers = measure(arms, prompts, arguments.trials, arguments.max_tokens)
-    settings = {
-        "pair": session.name,
-        "device": session.runtime.device,
-        "dtype": session.runtime.dtype,
-        "prompts": len(prompts),
-        "trials": arguments.trials,
-        "max_tokens": arguments.max_tokens,
-        "temperature": 0.0,
-    }
+    with open_files(files, runtime, EngineConfig()) as session:
+        prompts = [
+            encode_prompt(session, each.text, is_raw=False)
+            for each in own_prompts()[: arguments.prompts]
+        ]
+        arms = build_arms(session, files)
+        answers = measure(arms, prompts, arguments.trials, arguments.max_tokens)
+        settings = {
+            "pair": session.name,
+            "device": session.runtime.device,
+            "dtype": session.runtime.dtype,
+            "prompts": len(prompts),
+            "trials": arguments.trials,
+            "max_tokens": arguments.max_tokens,
+            "temperature": 0.0,
+        }
     command = shlex.join(["python", *sys.argv])
     document = build_document(answers, settings, command)
     print_table(document)

@@ -1,11 +1,12 @@
 """The command tree: one file per command, none of which imports torch before it runs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
 
 from dspark import __version__
+from dspark_cli.command import Command, Group, examples
 from dspark_cli.commands import (
     bench,
     chat,
@@ -13,6 +14,7 @@ from dspark_cli.commands import (
     doctor,
     generate,
     graft,
+    help_,
     list_,
     probe,
     pull,
@@ -24,7 +26,10 @@ from dspark_cli.errors import ExitCode
 
 app = typer.Typer(
     name="dspark",
+    cls=Group,
     help="Chat with local models through DSpark speculative decoding.",
+    epilog=examples("dspark chat", 'dspark generate "Why is the sky blue?"', "dspark help bench"),
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 
@@ -41,11 +46,12 @@ def dspark(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version."
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
         ),
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show where an error arose (also DSPARK_DEBUG=1).")
+        bool,
+        typer.Option("--debug", expose_value=False, help="Show the traceback of an error."),
     ] = False,
 ) -> None:
     """Chat with local models through DSpark speculative decoding."""
@@ -53,18 +59,23 @@ def dspark(
         typer.echo(context.get_help())
 
 
-app.command("chat")(chat.chat)
-app.command("generate")(generate.generate)
-app.command("bench")(bench.bench)
-app.command("serve")(serve.serve)
-app.command("graft")(graft.graft)
-app.command("pull")(pull.pull)
-app.command("list")(list_.list_)
-app.command("show")(show.show)
-app.command("rm")(rm.rm)
-app.command("convert")(convert.convert)
-app.command("probe")(probe.probe)
-app.command("doctor")(doctor.doctor)
+COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
+    "chat": (chat.chat, chat.EXAMPLES),
+    "generate": (generate.generate, generate.EXAMPLES),
+    "bench": (bench.bench, bench.EXAMPLES),
+    "serve": (serve.serve, serve.EXAMPLES),
+    "graft": (graft.graft, graft.EXAMPLES),
+    "pull": (pull.pull, pull.EXAMPLES),
+    "list": (list_.list_, list_.EXAMPLES),
+    "show": (show.show, show.EXAMPLES),
+    "rm": (rm.rm, rm.EXAMPLES),
+    "convert": (convert.convert, convert.EXAMPLES),
+    "probe": (probe.probe, probe.EXAMPLES),
+    "doctor": (doctor.doctor, doctor.EXAMPLES),
+    "help": (help_.help_, help_.EXAMPLES),
+}
+for _name, (_function, _examples) in COMMANDS.items():
+    app.command(_name, cls=Command, epilog=examples(*_examples))(_function)
 
 
 def invoke(arguments: Sequence[str]) -> int:

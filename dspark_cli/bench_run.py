@@ -1,6 +1,6 @@
 """What every bench does: prompts as the model sees them, and a bar on stderr."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from dspark.bench.prompts import BenchPrompt, PromptText
@@ -21,15 +21,22 @@ def encode_all(session: "Session", texts: Sequence[PromptText]) -> list[BenchPro
     ]
 
 
-def follow_bench(items: "Iterator[BenchProgress | Report]", *, is_timed: bool = True) -> Report:
-    """Tells how far it is and returns the last item."""
+def follow_bench(
+    items: "Generator[BenchProgress | Report, None, None]", *, is_timed: bool = True
+) -> Report:
+    """Tells how far it is and returns the last item; after Ctrl+C what was complete by then."""
     from dspark.bench.runner import BenchProgress
 
-    with progress_bars() as bars:
-        for item in items:
-            if not isinstance(item, BenchProgress):
-                return item
-            bars.update("bench", item.done, item.total, _label(item, is_timed))
+    with progress_bars(has_time_left=True) as bars:
+        try:
+            for item in items:
+                if not isinstance(item, BenchProgress):
+                    return item
+                bars.update("bench", item.done, item.total, _label(item, is_timed))
+        except KeyboardInterrupt as interrupt:  # it came while the bar was drawn
+            item = items.throw(interrupt)
+            assert not isinstance(item, BenchProgress), "an interrupted bench ends"
+            return item
     raise AssertionError("a bench ends with its report")
 
 

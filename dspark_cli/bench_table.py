@@ -1,6 +1,8 @@
 """A bench report as a short table."""
 
 from dspark.bench.report import BenchReport, Difference, Figure, PositionAcceptance
+from dspark.plural import counted
+from dspark_cli.tables import wrapped
 
 
 def bench_table(report: BenchReport) -> str:
@@ -19,9 +21,14 @@ def bench_table(report: BenchReport) -> str:
         "",
         *_positions(report.acceptance_by_position),
         "",
-        verdict(report),
+        wrapped(verdict(report)),
     ]
     return "\n".join(lines)
+
+
+def partial_line(report: BenchReport) -> str:
+    trials, prompts = counted(report.trials, "trial"), counted(report.prompts, "prompt")
+    return f"interrupted: these are the figures of {trials} over {prompts}"
 
 
 def _rows(name: str, plain: Figure, dspark: Figure, ratio: Figure) -> list[str]:
@@ -37,9 +44,10 @@ def _spread(figure: Figure, digits: int, width: int) -> str:
 
 
 def _categories(report: BenchReport) -> list[str]:
+    rows = ((each, counted(each.prompts, "prompt")) for each in report.categories)
     return [
-        f"  {each.category:18}{each.prompts:4} prompts  τ {each.tau:.2f}  {each.speedup:.2f}×"
-        for each in report.categories
+        f"  {each.category:18}{prompts:>11}  τ {each.tau:.2f}  {each.speedup:.2f}×"
+        for each, prompts in rows
     ]
 
 
@@ -56,10 +64,11 @@ def verdict(report: BenchReport) -> str:
     if report.is_identical is None:
         return "output: sampled, so not compared token by token"
     if report.difference is None:
-        return f"output: identical to plain decoding on all {report.prompts} prompts"
+        prompts = "the prompt" if report.prompts == 1 else f"all {report.prompts:,} prompts"
+        return f"output: identical to plain decoding on {prompts}"
     return (
         f"output: differs from plain decoding on {report.differing_prompts} of "
-        f"{report.prompts} prompts, {describe_difference(report.difference)}"
+        f"{counted(report.prompts, 'prompt')}, {describe_difference(report.difference)}"
     )
 
 

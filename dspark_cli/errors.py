@@ -9,7 +9,7 @@ import typer
 
 from dspark.errors import DSparkError, InputError, UnknownNameError
 
-REPORT_HINT = "This is a bug: run again with --debug and please report what it prints."
+REPORT_HINT = "This is a bug: add --debug to the same command, and please report what it prints."
 
 
 class ExitCode(IntEnum):

@@ -7,8 +7,9 @@ import typer
 from dspark.config import RuntimeConfig
 from dspark.errors import InputError
 from dspark_cli.facts import print_json
-from dspark_cli.graft_lines import say
-from dspark_cli.loading import PairChoice, find_files, progress_bars
+from dspark_cli.loading import find_files, progress_bars
+from dspark_cli.naming import PairChoice
+from dspark_cli.output import say
 from dspark_cli.probe_lines import probe_lines
 
 if TYPE_CHECKING:
@@ -19,7 +20,18 @@ if TYPE_CHECKING:
 
 # all other options are those of a training
 SHARED_OPTIONS = frozenset(
-    ("base", "attach", "train", "name", "force", "plain", "as_json", "device", "dtype")
+    (
+        "base",
+        "base_option",
+        "attach",
+        "train",
+        "name",
+        "force",
+        "plain",
+        "as_json",
+        "device",
+        "dtype",
+    )
 )
 
 
@@ -70,12 +82,17 @@ def attach_head(
     return True
 
 
-def keep_trained(name: str | None, base: str, out: "Path") -> None:
+def keep_trained(name: str | None, base: str, out: "Path", *, as_json: bool) -> None:
     """A head that was just trained, as a pair with its base."""
     from dspark.graft.attach import keep_pair
+    from dspark.graft.measured import read_measured
 
     kept = keep_pair(name, str(out), base, str(out))
-    say(f"kept as {kept.name}; talk to it with: dspark chat {kept.name}")
+    say(f"saved as {kept.name}; chat with it: dspark chat {kept.name}")
+    if as_json:
+        print_json(
+            {"name": kept.name, "base": base, "draft": str(out), "measured": read_measured(out)}
+        )
 
 
 def _released_head(target: "Path") -> "Pair | None":
@@ -130,8 +147,8 @@ def _follow(job: "AttachJob", as_json: bool) -> None:
                     say(line)
                 facts |= event.figures()
             elif isinstance(event, Registered):
-                verb = "kept as" if event.is_new else "known as"
-                say(f"{verb} {event.name}; talk to it with: dspark chat {event.name}")
+                verb = "saved as" if event.is_new else "known as"
+                say(f"{verb} {event.name}; chat with it: dspark chat {event.name}")
                 facts |= {"name": event.name, "target": str(job.target), "draft": str(job.draft)}
     if as_json:
         print_json(facts)

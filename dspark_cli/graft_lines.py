@@ -1,6 +1,5 @@
 """The events of a grafting as lines of text."""
 
-import sys
 from typing import TYPE_CHECKING
 
 from dspark.config import GraftConfig
@@ -13,10 +12,6 @@ if TYPE_CHECKING:
     from dspark.graft.job import GraftEvent, Prepared
     from dspark.graft.report import Measured
     from dspark.graft.trainer import StepReport
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def lasting_lines(event: "GraftEvent", config: GraftConfig) -> list[str]:

@@ -14,7 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from dspark.config import GraftConfig
-from dspark_cli.graft_lines import duration_text, figures, lasting_lines, say
+from dspark_cli.graft_lines import duration_text, figures, lasting_lines
+from dspark_cli.output import say
 
 if TYPE_CHECKING:
     from dspark.graft.corpus import CorpusProgress

@@ -3,11 +3,13 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dspark.config import EngineConfig, RuntimeConfig
 from dspark.events import FetchProgress, LoadProgress
+from dspark_cli.naming import PairChoice, settled
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -16,33 +18,36 @@ if TYPE_CHECKING:
     from dspark.hub.pairs import PairFiles
 
 
-@dataclass(frozen=True, slots=True)
-class PairChoice:
-    """A pair by name, of which target and draft may be replaced by paths or hub ids."""
-
-    pair: str
-    target: str | None = None
-    draft: str | None = None
-
-
 def find_files(choice: PairChoice) -> "PairFiles":
     """The chosen files on disk; what is missing is fetched first."""
+    return find_settled(settled(choice))
+
+
+def find_settled(choice: PairChoice) -> "PairFiles":
+    """As find_files, for a choice that is settled already."""
     from dspark import hub
     from dspark.hub.pairs import PairFiles
     from dspark.hub.resolve import LOOKUP_DRAFT, NO_DRAFT
 
     if choice.draft == LOOKUP_DRAFT:
-        return replace(find_files(replace(choice, draft=NO_DRAFT)), has_lookup=True)
+        return replace(find_settled(replace(choice, draft=NO_DRAFT)), has_lookup=True)
     _fetch_missing(choice)
     if choice.target is not None:
         draft = hub.resolve_draft(choice.draft) if choice.draft else None
         target = hub.resolve_target(choice.target)
-        return PairFiles(name=target.name, target=target, draft=draft)
-    name = usable_name(choice.pair)
-    files = hub.locate(name) or _fetch(name)
+        return PairFiles(name=_shown_name(choice.target), target=target, draft=draft)
+    files = hub.locate(choice.pair) or _fetch(choice.pair)
     if choice.draft is None:
         return files
     return PairFiles(files.name, files.target, hub.resolve_draft(choice.draft))
+
+
+def _shown_name(target: str) -> str:
+    """As the user called it: a pair or an id in full, of a path the last part."""
+    path = Path(target).expanduser()
+    if not path.exists():
+        return target
+    return path.stem if path.is_file() else path.resolve().name
 
 
 def _fetch_missing(choice: PairChoice) -> None:
@@ -53,26 +58,6 @@ def _fetch_missing(choice: PairChoice) -> None:
         with progress_bars(is_bytes=True) as bars:
             for step in hub.fetch_missing(name or "", is_head=is_head):
                 bars.show(step)
-
-
-def chosen_name(name: str) -> str:
-    """The pair that a family's name means here, which is said; any other name is itself."""
-    from dspark import hub
-
-    choice = hub.choose_pair(name)
-    if choice.reason:
-        print(choice.reason, file=sys.stderr)
-    return choice.name
-
-
-def usable_name(name: str) -> str:
-    """As chosen_name, and no memory of this machine is too small for it."""
-    from dspark import hub
-
-    name = chosen_name(name)
-    if (pair := hub.known_pair(name)) is not None:
-        hub.check_memory(pair)
-    return name
 
 
 def _fetch(name: str) -> "PairFiles":
@@ -91,18 +76,18 @@ def _fetch(name: str) -> "PairFiles":
 
 
 @contextmanager
-def open_choice(
-    choice: PairChoice, runtime: RuntimeConfig, engine: EngineConfig
+def open_files(
+    files: "PairFiles", runtime: RuntimeConfig, engine: EngineConfig
 ) -> Iterator["Session"]:
     """An open session, closed at the end."""
-    session = open_files(find_files(choice), runtime, engine)
+    session = _load(files, runtime, engine)
     try:
         yield session
     finally:
         session.close()
 
 
-def open_files(files: "PairFiles", runtime: RuntimeConfig, engine: EngineConfig) -> "Session":
+def _load(files: "PairFiles", runtime: RuntimeConfig, engine: EngineConfig) -> "Session":
     session: Session | None = None
     with progress_bars() as bars:
         bars.update("loading", 0, None, "starting")
@@ -139,15 +124,23 @@ class ProgressBars:
 
 
 @contextmanager
-def progress_bars(is_bytes: bool = False) -> Iterator[ProgressBars]:
+def progress_bars(is_bytes: bool = False, has_time_left: bool = False) -> Iterator[ProgressBars]:
     """Bars on stderr, gone once done; nothing where stderr is not a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn() if is_bytes else MofNCompleteColumn(),
+        *([TimeRemainingColumn(elapsed_when_finished=True)] if has_time_left or is_bytes else []),
         console=Console(stderr=True),
         transient=True,
         disable=not sys.stderr.isatty(),

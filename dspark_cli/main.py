@@ -46,7 +46,8 @@ def _report(error: BaseException, arguments: Sequence[str]) -> int:
 
     from dspark_cli.errors import exit_code, report
 
-    report(error, is_debug="--debug" in arguments or bool(os.environ.get("DSPARK_DEBUG")))
+    options = list(arguments)[: [*arguments, "--"].index("--")]
+    report(error, is_debug="--debug" in options or bool(os.environ.get("DSPARK_DEBUG")))
     return exit_code(error)
 
 

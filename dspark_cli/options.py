@@ -4,6 +4,7 @@ Defaults come from the settings themselves: `temperature: Temperature = SAMPLING
 """
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import typer
@@ -24,8 +25,23 @@ DEFAULT_PAIR = "demo"
 RUNTIME = RuntimeConfig()
 SAMPLING = SamplingConfig()
 
-SCHEDULE_HELP = "How much of a block is verified: auto weighs gain against cost, full takes all."
-THRESHOLD_HELP = "Verify a block up to the first draft below this confidence; excludes --schedule."
+MODEL = "Model"
+SAMPLING_PANEL = "Sampling"
+SPECULATION = "Speculative decoding"
+DEVICE = "Device"
+
+
+def complete_pair(incomplete: str) -> list[str]:
+    """For the shell: names of pairs and families; it completes folders itself where none fits."""
+    from dspark.hub import known_pairs
+    from dspark.hub.registry import FAMILIES
+
+    return [name for name in (*known_pairs(), *FAMILIES) if name.startswith(incomplete)]
+
+
+def _complete_draft(incomplete: str) -> list[str]:
+    words = [word for word in ("lookup", "none") if word.startswith(incomplete)]
+    return [*words, *complete_pair(incomplete)]
 
 
 def _finite(value: float | None) -> float | None:
@@ -35,58 +51,121 @@ def _finite(value: float | None) -> float | None:
 
 
 PairArgument = Annotated[
-    str, typer.Argument(metavar="PAIR", help="Alias of a pair or a folder; see dspark list.")
+    str | None,
+    typer.Argument(
+        metavar="PAIR",
+        help="A pair (see dspark list), a folder, a GGUF file or a Hugging Face id.",
+        show_default=DEFAULT_PAIR,
+        autocompletion=complete_pair,
+    ),
+]
+RequiredPair = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="PAIR", help="Name of a pair; see dspark list.", autocompletion=complete_pair
+    ),
 ]
 PairOption = Annotated[
-    str, typer.Option("--pair", metavar="PAIR", help="Alias of a pair or a folder.")
+    str | None,
+    typer.Option(
+        "--pair",
+        "-p",
+        metavar="PAIR",
+        help="The same as the argument PAIR.",
+        rich_help_panel=MODEL,
+        autocompletion=complete_pair,
+    ),
 ]
 Target = Annotated[
     str | None,
     typer.Option(
-        metavar="PATH|ID", help="A target of your own: a folder or a hub id, instead of a pair."
+        metavar="PATH|ID",
+        help="A target instead of a pair: a folder, a GGUF file or a Hugging Face id.",
+        rich_help_panel=MODEL,
+        autocompletion=complete_pair,
     ),
 ]
 Draft = Annotated[
     str | None,
     typer.Option(
-        metavar="PATH|ID|lookup|none",
-        help="A head of your own: a folder or a hub id; lookup copies what followed the last "
-        "words before; none drafts nothing.",
+        metavar="PATH|ID",
+        help="Another head: a folder or a Hugging Face id. lookup drafts from earlier text "
+        "(n-gram match), none decodes without drafts.",
+        rich_help_panel=MODEL,
+        autocompletion=_complete_draft,
     ),
 ]
-Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number format of the weights.")]
+Device = Annotated[
+    str,
+    typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.", rich_help_panel=DEVICE),
+]
+DtypeOption = Annotated[
+    Dtype, typer.Option("--dtype", help="Number format of the weights.", rich_help_panel=DEVICE)
+]
 DraftWeightsOption = Annotated[
     DraftWeights,
     typer.Option(
         "--draft-weights",
-        help="Number format of a DSpark head on a GPU; less costs acceptance, never a token.",
+        help="Number format of a DSpark head on a GPU. A smaller one lowers acceptance, "
+        "never changes a token.",
+        rich_help_panel=DEVICE,
     ),
 ]
 Temperature = Annotated[
-    float, typer.Option(min=0.0, callback=_finite, help="0 always takes the likeliest token.")
+    float,
+    typer.Option(
+        min=0.0,
+        callback=_finite,
+        help="0 always takes the most likely token.",
+        rich_help_panel=SAMPLING_PANEL,
+    ),
 ]
-TopK = Annotated[int, typer.Option(min=0, help="Sample among the k likeliest tokens; 0 is all.")]
+TopK = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Sample among the K most likely tokens; 0 means all.",
+        rich_help_panel=SAMPLING_PANEL,
+    ),
+]
 TopP = Annotated[
     float,
-    typer.Option(min=0.0, max=1.0, callback=_finite, help="Sample within this much probability."),
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        callback=_finite,
+        help="Sample among the most likely tokens that add up to this probability.",
+        rich_help_panel=SAMPLING_PANEL,
+    ),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same answer.")]
-MaxTokens = Annotated[int, typer.Option(min=1, help="Most new tokens in an answer.")]
+Seed = Annotated[
+    int,
+    typer.Option(
+        min=0, help="The same seed gives the same answer.", rich_help_panel=SAMPLING_PANEL
+    ),
+]
+MaxTokens = Annotated[
+    int,
+    typer.Option(
+        min=1, help="Maximum number of new tokens per answer.", rich_help_panel=SAMPLING_PANEL
+    ),
+]
 # The same, where the model's own files decide unless the user does.
 OwnTemperature = Annotated[
     float | None,
     typer.Option(
         min=0.0,
         callback=_finite,
-        help="0 always takes the most likely token; without it, the model's own.",
+        help="0 always takes the most likely token; default: the model's own.",
+        rich_help_panel=SAMPLING_PANEL,
     ),
 ]
 OwnTopK = Annotated[
     int | None,
     typer.Option(
         min=0,
-        help="Sample among the K most likely tokens, 0 means all; without it, the model's own.",
+        help="Sample among the K most likely tokens, 0 means all; default: the model's own.",
+        rich_help_panel=SAMPLING_PANEL,
     ),
 ]
 OwnTopP = Annotated[
@@ -95,14 +174,23 @@ OwnTopP = Annotated[
         min=0.0,
         max=1.0,
         callback=_finite,
-        help="Sample within this much probability; without it, the model's own.",
+        help="Sample among the most likely tokens that add up to this probability; default: the "
+        "model's own.",
+        rich_help_panel=SAMPLING_PANEL,
     ),
 ]
-OwnSeed = Annotated[int | None, typer.Option(min=0, help="The same seed gives the same answer.")]
+OwnSeed = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="The same seed gives the same answer.", rich_help_panel=SAMPLING_PANEL
+    ),
+]
 OwnMaxTokens = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Maximum number of new tokens per answer; without it, up to the context."
+        min=1,
+        help="Maximum number of new tokens per answer; default: up to the end of the context.",
+        rich_help_panel=SAMPLING_PANEL,
     ),
 ]
 StopStrings = Annotated[
@@ -111,16 +199,63 @@ StopStrings = Annotated[
         "--stop",
         metavar="TEXT",
         help="End the answer before this text, which may name special tokens; repeatable.",
+        rich_help_panel=SAMPLING_PANEL,
     ),
 ]
 Threshold = Annotated[
     float | None,
-    typer.Option("--confidence-threshold", min=0.0, max=1.0, callback=_finite, help=THRESHOLD_HELP),
+    typer.Option(
+        "--confidence-threshold",
+        min=0.0,
+        max=1.0,
+        callback=_finite,
+        help="Verify a block up to the first draft below this confidence; excludes --schedule.",
+        rich_help_panel=SPECULATION,
+    ),
 ]
 ScheduleOption = Annotated[
-    Literal["auto", "full"] | None, typer.Option("--schedule", help=SCHEDULE_HELP)
+    Literal["auto", "full"] | None,
+    typer.Option(
+        "--schedule",
+        help="How much of a block is verified: auto weighs gain against cost, full takes all.",
+        rich_help_panel=SPECULATION,
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout instead of text.")
+]
+
+
+def one_pair(argument: str | None, option: str | None, target: str | None = None) -> str:
+    """The pair that was named, by place or by --pair; DEFAULT_PAIR where none was."""
+    if argument is not None and option is not None:
+        raise InputError(
+            f"two pairs are named, {argument} and {option}", "Leave --pair or the argument out."
+        )
+    named = argument if argument is not None else option
+    if named is not None and target is not None:
+        raise InputError(
+            f"--target takes the place of a pair, and {named} is one",
+            "Give one of the two; --draft chooses another head for a pair.",
+        )
+    return DEFAULT_PAIR if named is None else named
+
+
+def given(context: typer.Context, names: Sequence[str]) -> list[str]:
+    """Which of these parameters stand on the command line, as a user writes them."""
+    params = {each.name: each for each in context.command.get_params(context)}
+    return [
+        params[name].opts[0] if params[name].param_type_name == "option" else "PAIR"
+        for name in names
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    ]
+
+
+def needed_pair(argument: str | None, option: str | None, command: str) -> str:
+    """As one_pair, where nothing can be meant by default."""
+    if argument is None and option is None:
+        raise InputError(f"dspark {command} needs a pair", "See dspark list for their names.")
+    return one_pair(argument, option)
 
 
 def sampling_config(temperature: float, top_k: int, top_p: float, seed: int) -> SamplingConfig:

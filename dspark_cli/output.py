@@ -1,12 +1,24 @@
 """The events of a decode as text, as a JSON object and as one line of figures."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+from dspark.config import EngineConfig, SamplingConfig, StopConfig
 from dspark.events import DecodeStats, Finished, Round
+from dspark.plural import counted
+
+if TYPE_CHECKING:
+    from dspark.engine.session import ResolvedRuntime
+    from dspark.hub.pairs import PairFiles
 
 DIM, RESET = "\x1b[2m", "\x1b[0m"
+
+
+def say(line: str) -> None:
+    """On stderr, where all but the answer goes."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def answer_object(
@@ -20,6 +32,27 @@ def answer_object(
         "thinking": finished.thinking if has_text else None,
         "rounds": [round_object(each) for each in rounds],
         "stats": {**stats_object(finished.stats), "finish_reason": finished.reason},
+    }
+
+
+def settings_object(
+    files: "PairFiles",
+    runtime: "ResolvedRuntime",
+    sampling: SamplingConfig,
+    stop: StopConfig,
+    engine: EngineConfig,
+) -> dict[str, Any]:
+    """What is needed to get the same answer again."""
+    head = "lookup" if files.has_lookup else files.draft and str(files.draft)
+    return {
+        "pair": files.name,
+        "target": str(files.target),
+        "head": head,
+        "device": runtime.device,
+        "dtype": runtime.dtype,
+        "sampling": asdict(sampling),
+        "stop": asdict(stop),
+        "schedule": asdict(engine.schedule),
     }
 
 
@@ -45,7 +78,7 @@ def stats_object(stats: DecodeStats) -> dict[str, Any]:
 
 
 def stats_line(stats: DecodeStats) -> str:
-    figures = [f"{stats.new_tokens} tokens", f"{stats.decode_tokens_per_second:.1f} tok/s"]
+    figures = [counted(stats.new_tokens, "token"), f"{stats.decode_tokens_per_second:.1f} tok/s"]
     if stats.drafted:
         figures += [f"τ {stats.tau:.2f}", f"{stats.verified_per_round:.1f} verified per round"]
     return " · ".join(figures)

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from dspark.plural import counted
+
 if TYPE_CHECKING:
     from dspark.graft.probe import ProbeReport
 
@@ -9,8 +11,8 @@ if TYPE_CHECKING:
 def probe_lines(report: "ProbeReport") -> list[str]:
     rates = " ".join(f"{rate:.0%}" for rate in report.acceptance_by_position)
     lines = [
-        f"acceptance of the first drafts: {rates} (sampled at temperature 1, over "
-        f"{report.places} places in {report.prompts} answers)"
+        f"acceptance of the first drafts: {rates} (sampled at temperature 1, at "
+        f"{counted(report.places, 'place')} in {counted(report.prompts, 'answer')})"
     ]
     if report.fault is not None:
         return [*lines, f"misread: {report.fault}"]
@@ -19,6 +21,6 @@ def probe_lines(report: "ProbeReport") -> list[str]:
         return lines
     return [
         *lines,
-        f"read as configured it drafts best: of {len(report.trials)} other readings the best gains "
-        f"{nearest.gain:+.1%}, and only more than {nearest.threshold:.1%} would count",
+        f"OK: none of {len(report.trials)} alternative readings is better (best "
+        f"{nearest.gain:+.1%}, above {nearest.threshold:.1%} would count)",
     ]

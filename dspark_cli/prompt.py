@@ -16,7 +16,9 @@ def read_prompt(argument: str | None) -> str:
         raise InputError("the prompt is empty", "Give it as an argument or on stdin.")
     # the shell hands bytes that are no UTF-8 on as lone surrogates
     if any("\ud800" <= character <= "\udfff" for character in prompt):
-        raise InputError("the prompt is not UTF-8", "Convert it to UTF-8 first, with iconv say.")
+        raise InputError(
+            "the prompt is not UTF-8", "Convert it to UTF-8 first, for example with iconv."
+        )
     return prompt
 
 
@@ -27,7 +29,8 @@ def _read_stdin() -> str:
         text = sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"stdin is not UTF-8 (byte {error.start})", "Convert it to UTF-8 first, with iconv say."
+            f"stdin is not UTF-8 (byte {error.start})",
+            "Convert it to UTF-8 first, for example with iconv.",
         ) from None
     return text.removesuffix("\n")
 
@@ -36,7 +39,8 @@ def parse_token_ids(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() for part in parts):
         raise InputError(
-            "--token-ids takes whole numbers with commas", "Write it like --token-ids 1,2,3."
+            "--token-ids takes whole numbers separated by commas",
+            "Write it like --token-ids 1,2,3.",
         )
     return [int(part) for part in parts]
 

@@ -28,7 +28,8 @@ from dspark.errors import DSparkError, InputError
 from dspark.graft.shape import draft_config, fitting_intermediate_size
 from dspark.hub import PAIRS
 from dspark.targets.dense import read_config
-from dspark_cli.loading import PairChoice, find_files
+from dspark_cli.loading import find_files
+from dspark_cli.naming import PairChoice
 from dspark_cli.options import DEFAULT_PAIR
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
@@ -162,8 +163,8 @@ def compare(candidates: list[Candidate], arguments: argparse.Namespace) -> None:
     choice = target_choice(arguments)
     heads = ",".join(f"{each.algorithm}={arguments.out / each.algorithm}" for each in candidates)
     command = [
-        *("bench", choice.pair, *(("--target", choice.target) if choice.target else ())),
-        *("--drafters", heads, "--max-tokens", str(arguments.max_tokens), "--json", str(path)),
+        *("bench", *(("--target", choice.target) if choice.target else (choice.pair,))),
+        *("--drafters", heads, "--max-tokens", str(arguments.max_tokens), "--output", str(path)),
         *(part for prompts in arguments.prompts for part in ("--prompts", str(prompts))),
         *(("--limit", str(arguments.limit)) if arguments.limit else ()),
         *(() if arguments.timed else ("--tau-only",)),

@@ -37,6 +37,11 @@ def test_help_of_a_command_imports_nothing_heavy(command):
     assert heavy_modules_after(code) == ""
 
 
+def test_completing_a_pair_imports_nothing_heavy():
+    code = "from dspark_cli.options import complete_pair\nassert complete_pair('dem') == ['demo']"
+    assert set(heavy_modules_after(code).split()) <= {"httpx"}
+
+
 @pytest.mark.parametrize(
     "module", ["dspark", "dspark.errors", "dspark.config", "dspark.events", "dspark.bench.prompts"]
 )

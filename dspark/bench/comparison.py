@@ -1,6 +1,6 @@
 """Several heads and plain decoding on the same prompts: who drafts best, by how much."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -52,6 +52,10 @@ class Comparison:
     is_timed: bool
 
     @property
+    def is_partial(self) -> bool:
+        return any(each.report.is_partial for each in self.heads)
+
+    @property
     def gains(self) -> tuple[Gain, ...]:
         """Of the first DSpark head over every head of another algorithm."""
         ours = next((each for each in self.heads if each.head.algorithm == "dspark"), None)
@@ -66,7 +70,7 @@ def compare(
     config: BenchConfig,
     *,
     is_timed: bool,
-) -> Iterator[BenchProgress | Comparison]:
+) -> Generator[BenchProgress | Comparison, None, None]:
     """Yields progress; the last item is the comparison."""
     check_work(prompts, config)
     arms = [

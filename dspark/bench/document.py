@@ -1,7 +1,6 @@
-"""Reports as the JSON document that `dspark bench --json` writes."""
+"""Reports as the JSON document of `dspark bench`, printed by --json or written by --output."""
 
 import json
-import os
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dspark.bench.config import BenchConfig
 from dspark.bench.machine import describe_machine, describe_versions
 from dspark.bench.report import BenchReport, Figure
+from dspark.checkpoints.files import replacing
 from dspark.config import EngineConfig
 
 if TYPE_CHECKING:
@@ -39,11 +39,13 @@ def report_document(
         },
         "categories": [asdict(each) for each in report.categories],
         **_acceptance_and_verdict(report),
+        "partial": report.is_partial,
         "settings": {
             "device": runtime.device,
             "dtype": runtime.dtype,
             "prompts": report.prompts,
             **asdict(bench),
+            "trials": report.trials,
             "schedule": asdict(engine.schedule),
         },
         **provenance(command),
@@ -66,12 +68,14 @@ def comparison_document(
         **timed,
         "drafters": [head_object(each, comparison.is_timed) for each in comparison.heads],
         "gains": [asdict(each) for each in comparison.gains],
+        "partial": comparison.is_partial,
         "settings": {
             "device": runtime.device,
             "dtype": runtime.dtype,
             "prompts": reports[0].prompts,
             "timed": comparison.is_timed,
             **asdict(bench),
+            "trials": reports[0].trials,
             "schedule": asdict(engine.schedule),
         },
         **provenance(command),
@@ -140,9 +144,5 @@ def provenance(command: str) -> dict[str, Any]:
 
 def write_document(path: Path, document: dict[str, Any]) -> None:
     """Complete or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as partial:
         partial.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

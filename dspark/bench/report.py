@@ -85,7 +85,10 @@ class CategoryFigures:
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """`is_identical` is None for sampled output, which is compared by distribution, not here."""
+    """`is_identical` is None for sampled output, which is compared by distribution, not here.
+
+    `is_partial`: it was interrupted, and stands for the trials and prompts that were complete.
+    """
 
     prompts: int
     plain: ArmFigures
@@ -97,6 +100,11 @@ class BenchReport:
     is_identical: bool | None
     differing_prompts: int
     difference: Difference | None
+    is_partial: bool = False
+
+    @property
+    def trials(self) -> int:
+        return len(self.plain.decode.trials)
 
     @property
     def speedup(self) -> Figure:

@@ -43,7 +43,7 @@ Runs = Generator[BenchProgress, None, list[Run]]
 
 def run_bench(
     session: "Session", prompts: Sequence[BenchPrompt], config: BenchConfig = BenchConfig()
-) -> Iterator[BenchProgress | BenchReport]:
+) -> Generator[BenchProgress | BenchReport, None, None]:
     """Yields progress; the last item is the report."""
     check_work(prompts, config)
     if not session.has_drafter:
@@ -59,17 +59,29 @@ def check_work(prompts: Sequence[BenchPrompt], config: BenchConfig) -> None:
 
 
 def timed_runs(arms: Sequence[Arm], prompts: Sequence[BenchPrompt], config: BenchConfig) -> Runs:
-    """One answer at a time, the arms in turns."""
+    """One answer at a time, the arms in turns. Ctrl+C ends it with what can be compared by then."""
     total = len(arms) * len(prompts) * config.trials
-    yield BenchProgress(0, total, "warm-up", 0, None)
-    for arm in arms:
-        _decode(arm, prompts[0], config, StopConfig(max_tokens=config.warmup_tokens))
     runs: list[Run] = []
-    for trial, index, arm in _order(len(prompts), config.trials, arms):
-        rounds, finished = _decode(arm, prompts[index], config, config.stop)
-        runs.append(Run(arm.name, trial, index, rounds, finished))
-        yield BenchProgress(len(runs), total, arm.name, trial, finished.stats)
+    try:
+        yield BenchProgress(0, total, "warm-up", 0, None)
+        for arm in arms:
+            _decode(arm, prompts[0], config, StopConfig(max_tokens=config.warmup_tokens))
+        for trial, index, arm in _order(len(prompts), config.trials, arms):
+            rounds, finished = _decode(arm, prompts[index], config, config.stop)
+            runs.append(Run(arm.name, trial, index, rounds, finished))
+            yield BenchProgress(len(runs), total, arm.name, trial, finished.stats)
+    except KeyboardInterrupt:
+        runs = _comparable(runs, len(prompts), len(arms))
+        if not runs:
+            raise
     return runs
+
+
+def _comparable(runs: list[Run], num_prompts: int, num_arms: int) -> list[Run]:
+    """The trials that are complete; of the first one, the prompts that every arm answered."""
+    trials = len(runs) // (num_prompts * num_arms)
+    whole = trials * num_prompts if trials else len(runs) // num_arms
+    return runs[: whole * num_arms]
 
 
 def batched_runs(arms: Sequence[Arm], prompts: Sequence[BenchPrompt], config: BenchConfig) -> Runs:

@@ -41,12 +41,18 @@ def summarise(
     next_logits: NextLogits,
     arm: str = "dspark",
 ) -> BenchReport:
-    """Of plain decoding and of one arm with drafts; runs of others are passed over."""
+    """Of plain decoding and of one arm with drafts; runs of others are passed over.
+
+    The runs of an interrupted bench are fewer than `prompts` and `config` say.
+    """
     runs = [run for run in runs if run.arm in ("plain", arm)]
+    is_partial = len(runs) < 2 * len(prompts) * config.trials
+    prompts = prompts[: 1 + max(run.prompt for run in runs)]
     dspark = [run for run in runs if run.arm == arm]
     differing = _differing_runs(runs) if config.sampling.temperature == 0 else []
     return BenchReport(
         prompts=len(prompts),
+        is_partial=is_partial,
         plain=_arm_figures(runs, "plain"),
         dspark=_arm_figures(runs, arm),
         tau=_tau(dspark),

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from dspark.checkpoints.deepspec import DRAFT_VOCABULARY, write_head
 from dspark.checkpoints.eagle3_config import DraftConfig, Eagle3Config
+from dspark.checkpoints.files import share
 from dspark.checkpoints.head_config import HeadConfig
 from dspark.checkpoints.heads import SHARED_WITH_TARGET, find_head, read_draft
 from dspark.checkpoints.safetensors_dir import iterate_tensors
@@ -123,6 +124,7 @@ def _write_speculators(
         tensors["t2d"] = torch.zeros(config.vocab_size, dtype=torch.bool).index_fill_(0, ids, True)
     folder.mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    share(folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
     return ["the temperatures of its confidences"] if config.confidence_temperatures else []
 

@@ -70,11 +70,32 @@ def inside(directory: Path, name: str) -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file to write that takes the place of `path` once it is complete."""
-    partial = path.with_name(f".{path.name}.tmp")  # one name: a killed writer's is written over
+def replacing(path: Path, partial: Path | None = None) -> Iterator[Path]:
+    """A file to write that takes the place of `path` once it is complete, with the umask's mode.
+
+    `partial` is on the same disk, and by default beside it, under one name: what a killed writer
+    left is written over.
+    """
+    partial = partial or path.with_name(f".{path.name}.tmp")
     try:
         yield partial
+        share(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def share(path: Path) -> None:
+    """Readable for whom the umask lets; safetensors and mkstemp write for the owner alone."""
+    path.chmod(0o666 & ~_umask())
+
+
+def _umask() -> int:
+    """Linux tells it; elsewhere it is set and set back, which other threads might see."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("Umask:")[1].split()[0], 8)
+    except (OSError, IndexError, ValueError):
+        mask = os.umask(0o077)
+        os.umask(mask)
+        return mask

@@ -4,7 +4,6 @@ Written once into the store, so that loading needs neither GGUF nor its slow sta
 """
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from gguf import GGUFReader, ReaderTensor
 from gguf.quants import dequantize
 from safetensors.torch import save_file
 
+from dspark.checkpoints.files import share
 from dspark.checkpoints.gguf_tokenizer import write_tokenizer
 from dspark.checkpoints.safetensors_dir import shown
 from dspark.errors import CheckpointError
@@ -73,7 +73,7 @@ def convert_gguf(source: Path, directory: Path) -> Iterator[FetchProgress]:
         raise CheckpointError(f"{source.name} is damaged or not GGUF ({error})") from error
     _write_json(directory / "generation_config.json", _special_ids(fields))
     _write_json(directory / "config.json", config)
-    shutil.copymode(directory / "config.json", directory / WEIGHTS_NAME)  # safetensors writes 0600
+    share(directory / WEIGHTS_NAME)
 
 
 def _write_weights(

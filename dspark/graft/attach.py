@@ -93,7 +93,7 @@ def released_head(base: str, target: Path) -> Path | None:
 def fetch_head(pair: Pair) -> Iterator[FetchProgress | Path]:
     """Brings the head alone; the last item is its folder."""
     if isinstance(pair.draft, HubRepo) and hub.draft_folder(pair) is None:
-        yield from fetch_repo(pair.draft)
+        yield from fetch_repo(pair.draft, f"the head of {pair.name}")
     folder = hub.draft_folder(pair)
     if folder is None:
         raise InputError(f"the head of {pair.name} is not on this machine", "Train with --train.")

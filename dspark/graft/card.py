@@ -1,7 +1,6 @@
 """The model card beside a trained head: OUT/README.md, from the figures that lie there."""
 
 import hashlib
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from safetensors import safe_open
 
 from dspark import hub
 from dspark.checkpoints.eagle3_config import DraftConfig, Eagle3Config
+from dspark.checkpoints.files import replacing
 from dspark.checkpoints.heads import SHARED_WITH_TARGET, read_draft_config
 from dspark.errors import StorageError
 from dspark.graft.measured import read_measured
@@ -48,16 +48,13 @@ class Base:
 
 def write_card(out: Path, base: Base, licence: str) -> Path:
     path = out / "README.md"
-    partial = path.with_name(f".{path.name}.tmp")
     try:
-        partial.write_text(card_text(out, base, licence), encoding="utf-8")
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            partial.write_text(card_text(out, base, licence), encoding="utf-8")
     except OSError as error:
         raise StorageError(
             f"could not write {path} ({error})", "Free some space and run the same command again."
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

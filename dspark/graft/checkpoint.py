@@ -1,11 +1,11 @@
 """Training state on disk: everything that the next step depends on, replaced in one move."""
 
-import os
 import pickle
 from pathlib import Path
 
 import torch
 
+from dspark.checkpoints.files import replacing
 from dspark.errors import CheckpointError, InputError, StorageError
 from dspark.graft.trainer import Trainer
 
@@ -26,13 +26,8 @@ def save(path: Path, trainer: Trainer, identity: str) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # one name, so that what a killed run leaves is written over
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
+        with replacing(path) as temporary:
             torch.save(state, temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
         raise StorageError(
             f"the training state could not be written to {path} ({str(error).splitlines()[0]})",

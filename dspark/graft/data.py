@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dspark.checkpoints.files import replacing
 from dspark.errors import InputError, StorageError
 from dspark.graft.sources import parse_record
 
@@ -70,12 +71,10 @@ class AnswerFile:
         ordered = sorted(answers, key=lambda answer: prompt_digest(answer.prompt))
         if ordered == answers:
             return
-        partial = self.path.with_name(f".{self.path.name}.tmp")
         try:
-            partial.write_bytes(b"".join(map(_line, ordered)))
-            os.replace(partial, self.path)
+            with replacing(self.path) as partial:
+                partial.write_bytes(b"".join(map(_line, ordered)))
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise not_written(self.path, error) from error
 
     def _whole_bytes(self) -> int:

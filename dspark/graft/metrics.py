@@ -1,12 +1,12 @@
 """The figures of a run, as OUT/training/metrics.jsonl keeps them."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dspark.checkpoints.files import replacing
 from dspark.graft.memory import bytes_in_use
 from dspark.graft.trainer import StepReport
 
@@ -42,9 +42,8 @@ class MetricsFile:
         if first_step and path.exists():
             whole = path.read_text().split("\n")[:-1]
             kept = [line for line in whole if json.loads(line)["step"] <= first_step]
-        partial = path.with_name(f".{path.name}.tmp")
-        partial.write_text("".join(line + "\n" for line in kept))
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            partial.write_text("".join(line + "\n" for line in kept))
         self._file = path.open("a")
 
     def __enter__(self) -> "MetricsFile":

@@ -1,10 +1,10 @@
 """A grafting as pictures: OUT/plots/*.png from OUT/training/metrics.jsonl. Needs matplotlib."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dspark.checkpoints.files import replacing
 from dspark.errors import InputError, StorageError
 from dspark.graft.metrics import Line, of_kind, read_metrics
 
@@ -99,14 +99,10 @@ def _save(path: Path, draw: Callable[[Axes], None], across: str, upward: str) ->
     axes = figure.add_subplot(xlabel=across, ylabel=upward)
     draw(axes)
     axes.legend(fontsize="small")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replacing(path) as partial:
             figure.savefig(partial, format="png", dpi=120)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"could not write {path} ({error})", "Free some space.") from error
     return path

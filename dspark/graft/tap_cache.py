@@ -8,14 +8,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from dspark.checkpoints.files import replacing
 from dspark.checkpoints.safetensors_dir import weight_files
 from dspark.errors import InputError, StorageError
 
@@ -107,15 +108,9 @@ class TapCache:
         name = hashlib.sha256(json.dumps(token_ids).encode()).hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"
 
-    @contextmanager
-    def _replacing(self, path: Path) -> Iterator[Path]:
+    def _replacing(self, path: Path) -> AbstractContextManager[Path]:
         """One name for each process that trains: what a killed one leaves is written over."""
-        partial = self.folder / f".{os.environ.get('RANK', '0')}.tmp"
-        try:
-            yield partial
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        return replacing(path, self.folder / f".{os.environ.get('RANK', '0')}.tmp")
 
 
 def free_bytes(folder: Path) -> int:

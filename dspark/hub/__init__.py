@@ -7,7 +7,15 @@ from dspark.hub.names import find_pair, known_pair, known_pairs
 from dspark.hub.pairs import Pair, PairFiles
 from dspark.hub.place import home
 from dspark.hub.plan import PullPlan, plan_pull
-from dspark.hub.published import fetch_published, is_repo_id, kept_folder, look_up
+from dspark.hub.published import (
+    brings_head,
+    fetch_published,
+    is_head_folder,
+    is_repo_id,
+    kept_folder,
+    look_up,
+    pair_of_target,
+)
 from dspark.hub.registered import register, registered_pairs, unregister
 from dspark.hub.registry import PAIRS, released_heads
 from dspark.hub.resolve import fetch_missing, resolve_draft, resolve_target
@@ -26,6 +34,7 @@ __all__ = [
     "Pair",
     "PairFiles",
     "PullPlan",
+    "brings_head",
     "check_memory",
     "choose_pair",
     "disk_needed",
@@ -37,12 +46,14 @@ __all__ = [
     "find_pair",
     "folder_bytes",
     "home",
+    "is_head_folder",
     "is_repo_id",
     "kept_folder",
     "known_pair",
     "known_pairs",
     "locate",
     "look_up",
+    "pair_of_target",
     "plan_pull",
     "register",
     "registered_pairs",

@@ -69,7 +69,7 @@ def _fetch_source(pair: Pair, source: TargetSource | HeadSource | None) -> Itera
         yield from fetch(source.name)
     elif isinstance(source, HubRepo):
         if cached_folder(source) is None:
-            yield from fetch_repo(source)
+            yield from fetch_repo(source, pair.name)
     elif isinstance(source, LocalFolder) and not source.path.is_dir():
         raise UnknownNameError(
             f"{pair.name} lies in {source.path}, which is gone",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -149,9 +150,16 @@ def _read_json(
     return content
 
 
+class HubUnreachableError(DownloadError):
+    """No network, or the hub's library was told to stay offline."""
+
+
 @contextmanager
-def hub_errors(repo_id: str) -> Iterator[None]:
-    """Turns whatever the hub's library or the network says into one line."""
+def hub_errors(repo_id: str, pair: str | None = None) -> Iterator[None]:
+    """Turns whatever the hub's library or the network says into one line.
+
+    `pair` is what the user named, if that was a pair and not the repository itself.
+    """
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -174,15 +182,14 @@ def hub_errors(repo_id: str) -> Iterator[None]:
             "Check the name; a private model needs hf auth login.",
         ) from error
     except Exception as error:  # whatever HTTP library is beneath, its errors share no base
-        raise _other_failure(repo_id, error) from error
+        raise _other_failure(repo_id, pair, error) from error
 
 
-def _other_failure(repo_id: str, error: Exception) -> DownloadError | StorageError:
+def _other_failure(
+    repo_id: str, pair: str | None, error: Exception
+) -> DownloadError | StorageError:
     if _is_unreachable(error):
-        return DownloadError(
-            f"there is no folder {repo_id}, and the Hugging Face hub cannot be reached",
-            "Check the path, or the network and HF_HUB_OFFLINE.",
-        )
+        return _unreachable(repo_id, pair)
     if isinstance(error, OSError) and error.errno in (*FULL, errno.EACCES, errno.EROFS):
         return StorageError(
             f"{repo_id} cannot be stored: {error.strerror}: {error.filename}",
@@ -190,6 +197,24 @@ def _other_failure(repo_id: str, error: Exception) -> DownloadError | StorageErr
         )
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return DownloadError(f"{repo_id} cannot be downloaded: {reason}", HINT)
+
+
+def _unreachable(repo_id: str, pair: str | None) -> HubUnreachableError:
+    from huggingface_hub import constants
+
+    host = urlsplit(constants.ENDPOINT).netloc
+    if constants.HF_HUB_OFFLINE:
+        reason = f"HF_HUB_OFFLINE is set, so {pair or 'it'} is not fetched from {host}"
+        hint = "Unset HF_HUB_OFFLINE to go online."
+    elif pair:
+        reason = f"could not reach {host} to fetch {pair}"
+        hint = "Check the network and the proxy settings."
+    else:
+        reason = f"{host} could not be reached"
+        hint = "Check the path, the network and the proxy settings."
+    return HubUnreachableError(
+        reason if pair else f"there is no folder {repo_id}, and {reason}", hint
+    )
 
 
 def _is_unreachable(error: Exception) -> bool:

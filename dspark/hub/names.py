@@ -1,11 +1,14 @@
 """From a name to a pair: shipped, the user's own, or the best of a family."""
 
 import difflib
+from pathlib import Path
 
 from dspark.errors import UnknownNameError
 from dspark.hub import registry
 from dspark.hub.pairs import Pair
 from dspark.hub.registered import registered_pairs
+
+FILES = (".gguf", ".safetensors", ".json")
 
 
 def known_pairs() -> dict[str, Pair]:
@@ -21,6 +24,15 @@ def find_pair(name: str) -> Pair:
     """The pair of that name; raises UnknownNameError with the nearest one."""
     if pair := known_pair(name):
         return pair
+    if _is_path(name) and not Path(name).expanduser().exists():
+        kind = "file" if Path(name).suffix in FILES else "folder"
+        raise UnknownNameError(f"there is no {kind} {name}", "Check the path.")
     nearest = difflib.get_close_matches(name.lower(), known_pairs(), n=1, cutoff=0.5)
     hint = f"Did you mean {nearest[0]}?" if nearest else "See dspark list for the known pairs."
     raise UnknownNameError(f"no pair is called {name!r}", hint)
+
+
+def _is_path(name: str) -> bool:
+    """Written as nothing but a path is: with a slash at an end, or more slashes than an id has."""
+    is_file = Path(name).suffix in FILES
+    return is_file or name.startswith(("/", ".", "~")) or name.endswith("/") or name.count("/") > 1

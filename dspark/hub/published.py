@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dspark.checkpoints.deepseek_v4_config import holds_own_head
-from dspark.checkpoints.detect import SUBFOLDER
+from dspark.checkpoints.detect import SUBFOLDER, is_head
 from dspark.errors import InputError
 from dspark.events import FetchProgress
 from dspark.hub.cache import cached_folder
+from dspark.hub.folders import read_config
 from dspark.hub.listing import Listing, hub_errors, list_repo, open_client
-from dspark.hub.names import known_pair
-from dspark.hub.pairs import HubRepo
+from dspark.hub.names import known_pair, known_pairs
+from dspark.hub.pairs import HubRepo, LocalFolder, Pair
 from dspark.hub.plan import PullPlan, check_plan, plan_listings
 from dspark.hub.registered import HUB_ID
 from dspark.hub.repository import check_head, fetch_repo
@@ -26,6 +27,7 @@ class Published:
     repo: HubRepo
     kind: str
     is_head: bool
+    brings_head: bool
     options: str
     plan: PullPlan
 
@@ -51,7 +53,34 @@ def look_up(repo_id: str, *, only_head: bool = False) -> Published:
     options = f"--target {'TARGET' if is_head else repo_id}"
     options += f" --draft {repo_id}" * (is_head or brings_head)
     plan = plan_listings(repo_id, [listing])
-    return Published(listing.repo, kind, is_head, options, plan)
+    return Published(listing.repo, kind, is_head, brings_head, options, plan)
+
+
+def is_head_folder(folder: Path) -> bool:
+    """A head alone; a target that brings one is a target."""
+    return is_head(read_config(folder))
+
+
+def brings_head(folder: Path) -> bool:
+    """A target with a head among its tensors or in a folder of its own."""
+    in_folder = (folder / SUBFOLDER / "config.json").is_file()
+    return in_folder or holds_own_head(read_config(folder))
+
+
+def pair_of_target(path_or_id: str) -> Pair | None:
+    """The first known pair of a head and this target, a folder or an id of the hub."""
+    path = Path(path_or_id).expanduser()
+    source = LocalFolder(path.resolve()) if path.is_dir() else HubRepo(path_or_id)
+    for pair in known_pairs().values():
+        target = pair.target
+        is_same = target == source or (
+            isinstance(target, HubRepo)
+            and isinstance(source, HubRepo)
+            and target.repo_id == source.repo_id
+        )
+        if is_same and pair.draft is not None:
+            return pair
+    return None
 
 
 def kept_folder(repo_id: str, *, only_head: bool = False) -> Path | None:

@@ -1,7 +1,6 @@
 """The user's own pairs, kept in pairs.json of the store: a name, a target and perhaps a head."""
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from dspark.checkpoints.files import replacing
 from dspark.errors import CheckpointError, InputError, UnknownNameError
 from dspark.hub import registry
 from dspark.hub.pairs import HubRepo, LocalFolder, OtherPair, Pair, TargetFacts
@@ -101,7 +101,7 @@ def _pair(name: str, entry: Mapping[str, Any]) -> Pair:
         draft, facts = entry["draft"], entry.get("facts")
         return Pair(
             name=name,
-            description=entry["description"] or "A pair of your own.",
+            description=entry["description"] or _description(entry["target"], draft),
             licence=None,
             target=_source(entry["target"]),
             draft=None if draft is None else _source(draft),
@@ -112,6 +112,16 @@ def _pair(name: str, entry: Mapping[str, Any]) -> Pair:
         )
     except (KeyError, TypeError) as error:
         raise _broken(f"its entry {name} lacks or has a wrong {error}") from error
+
+
+def _description(target: str, draft: str | None) -> str:
+    if draft is None:
+        return f"Your own name for {_last_part(target)}."
+    return f"Your own pair: {_last_part(target)} with the head {_last_part(draft)}."
+
+
+def _last_part(source: str) -> str:
+    return Path(source).name if Path(source).is_absolute() else source
 
 
 def _read() -> dict[str, Any]:
@@ -141,6 +151,6 @@ def _changing() -> Iterator[dict[str, Any]]:
     with FileLock(path.with_name("pairs.lock")):
         entries = _read()
         yield entries
-        part = path.with_name("pairs.json.part")
-        part.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        text = json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
+        with replacing(path) as part:
+            part.write_text(text, encoding="utf-8")

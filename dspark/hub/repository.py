@@ -13,6 +13,7 @@ import httpx
 from filelock import FileLock, Timeout
 
 from dspark.checkpoints.detect import Packaging, is_head
+from dspark.checkpoints.files import replacing
 from dspark.errors import DownloadError
 from dspark.events import FetchProgress
 from dspark.hub.cache import repo_folder, snapshot_folder
@@ -25,9 +26,12 @@ PART = ".dspark.incomplete"
 LOCK_SECONDS = 0.5
 
 
-def fetch_repo(repo: HubRepo) -> Iterator[FetchProgress]:
-    """Makes `cached_folder(repo)` succeed. May be stopped at any point and called again."""
-    with hub_errors(repo.repo_id), open_client() as client:
+def fetch_repo(repo: HubRepo, pair: str | None = None) -> Iterator[FetchProgress]:
+    """Makes `cached_folder(repo)` succeed. May be stopped at any point and called again.
+
+    `pair` is what the user named, if that was a pair.
+    """
+    with hub_errors(repo.repo_id, pair), open_client() as client:
         listing = list_repo(client, repo)
         check_head(listing)
         check_repo_disk(listing)
@@ -128,8 +132,7 @@ def _finish(listing: Listing) -> None:
     if revision != listing.commit:
         ref = folder / "refs" / revision
         ref.parent.mkdir(parents=True, exist_ok=True)
-        part = ref.with_name(f"{ref.name}.part")
-        part.write_text(listing.commit)
-        os.replace(part, ref)
+        with replacing(ref) as part:
+            part.write_text(listing.commit)
     for leftover in (folder / "blobs").glob(f"*{PART}"):
         leftover.unlink()

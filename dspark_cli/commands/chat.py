@@ -11,33 +11,57 @@ from dspark.config import EngineConfig, RuntimeConfig, ServerConfig, StopConfig
 from dspark.errors import InputError
 from dspark.events import FetchProgress
 from dspark_cli import options
-from dspark_cli.loading import PairChoice, find_files, usable_name
+from dspark_cli.loading import find_settled
+from dspark_cli.naming import PairChoice, settled
 
 if TYPE_CHECKING:
     from dspark.hub.pairs import PairFiles
     from dspark_tui.backend import ChatBackend
 
+EXAMPLES = (
+    "dspark chat",
+    'dspark chat qwen3-4b "Explain speculative decoding."',
+    'dspark chat demo --system "Answer in one sentence." --temperature 0.7',
+    "dspark chat ./my-model --draft lookup",
+    "dspark chat --server http://localhost:8000",
+)
+SERVER = "Server"
+# each chooses or tunes what runs here, and nothing of a server
+LOCAL_OPTIONS = (
+    *("pair", "pair_option", "target", "draft", "device", "dtype", "draft_weights"),
+    *("confidence_threshold", "schedule"),
+)
+
+Prompt = Annotated[
+    str | None, typer.Argument(metavar="PROMPT", help="A first prompt, sent once it is ready.")
+]
 Plain = Annotated[
     bool, typer.Option("--plain", help="A plain loop: prompts on stdin, answers on stdout.")
 ]
-System = Annotated[
-    str, typer.Option("--system", metavar="TEXT", help="What the model is told first.")
-]
-
+System = Annotated[str, typer.Option("--system", metavar="TEXT", help="System prompt.")]
 Server = Annotated[
     str | None,
     typer.Option(
-        metavar="URL", help="Talk to a server that speaks OpenAI's protocol (OPENAI_API_KEY)."
+        metavar="URL",
+        help="Chat with a server that speaks OpenAI's protocol; OPENAI_API_KEY is sent to it.",
+        rich_help_panel=SERVER,
     ),
 ]
 Model = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Which of the server's models; without it, its only one."),
+    typer.Option(
+        metavar="NAME",
+        help="Which of the server's models, where it has several.",
+        rich_help_panel=SERVER,
+    ),
 ]
 
 
 def chat(
-    pair: options.PairArgument = options.DEFAULT_PAIR,
+    context: typer.Context,
+    pair: options.PairArgument = None,
+    prompt: Prompt = None,
+    pair_option: options.PairOption = None,
     target: options.Target = None,
     draft: options.Draft = None,
     plain: Plain = False,
@@ -59,24 +83,24 @@ def chat(
     from dspark_tui.backend import ChatSettings
 
     engine = options.engine_config(confidence_threshold, schedule)
+    if prompt is None and (pair_option or target) and not _is_pair(pair):
+        pair, prompt = None, pair  # the model is named already, so the word is a prompt
+    if model is not None and server is None:
+        raise InputError("--model names a model of a server", "Give --server as well.")
     backend: ChatBackend
     if server is not None:
-        if (target, draft, engine) != (None, None, EngineConfig()):
-            raise InputError(
-                "--server has its own model", "Leave out what chooses or tunes a pair."
-            )
+        prompt = _check_server_options(context, pair, prompt)
         backend = _server_backend(server, model)
-    elif model is not None:
-        raise InputError("--model names a model of a server", "Give --server as well.")
     else:
+        name = options.one_pair(pair, pair_option, target)
         # said now, before the screen is taken
-        pair = pair if target is not None else usable_name(pair)
-        choice = PairChoice(pair, target, draft)
+        choice = settled(PairChoice(name, target, draft))
         backend = _engine_backend(choice, RuntimeConfig(device, dtype, draft_weights), engine)
     settings = ChatSettings(
         sampling=options.sampling_choice(temperature, top_k, top_p, seed),
         stop=StopConfig(max_tokens=max_tokens),
         system=system,
+        first_prompt=prompt or "",
     )
     if plain or not _has_screen():
         from dspark_cli.plain_chat import run_plain_chat
@@ -86,6 +110,32 @@ def chat(
         from dspark_tui.app import run_chat
 
         raise typer.Exit(run_chat(backend, settings))
+
+
+def _is_pair(word: str | None) -> bool:
+    from dspark import hub
+    from dspark.hub.registry import FAMILIES
+
+    return word is not None and (word in FAMILIES or hub.known_pair(word) is not None)
+
+
+def _check_server_options(
+    context: typer.Context, word: str | None, prompt: str | None
+) -> str | None:
+    """The first prompt; raises InputError for what a server would have to ignore.
+
+    A single argument is a prompt if it cannot be a pair.
+    """
+    given = options.given(context, LOCAL_OPTIONS)
+    if word is not None and prompt is None and " " in word.strip():
+        prompt = word
+        given.remove("PAIR")
+    if given:
+        raise InputError(
+            f"--server brings its own model, so {', '.join(given)} would have no effect",
+            "Leave it out; --model chooses among the server's models.",
+        )
+    return prompt
 
 
 def _server_backend(url: str, model: str | None) -> "ChatBackend":
@@ -119,4 +169,4 @@ def _find_files(choice: PairChoice) -> "Iterator[FetchProgress | PairFiles]":
         yield from hub.fetch(choice.pair)
     yield from hub.fetch_missing(choice.target or "")
     yield from hub.fetch_missing(choice.draft or "", is_head=True)
-    yield find_files(choice)
+    yield find_settled(choice)

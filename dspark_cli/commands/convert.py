@@ -1,6 +1,5 @@
 """`dspark convert`: a head in the layout that another engine reads."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,21 +8,29 @@ import typer
 from dspark.errors import InputError
 from dspark_cli import options
 from dspark_cli.facts import print_json
+from dspark_cli.output import say
+
+EXAMPLES = ("dspark convert ./my-head ./for-vllm --to speculators",)
 
 Source = Annotated[
-    str, typer.Argument(metavar="SRC", help="Folder or Hugging Face id of a head, or a pair.")
+    str,
+    typer.Argument(
+        metavar="HEAD",
+        help="Folder or Hugging Face id of a head, or a pair.",
+        autocompletion=options.complete_pair,
+    ),
 ]
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist.")]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist yet.")]
 To = Annotated[
     Literal["deepspec", "speculators"],
-    typer.Option("--to", help="DeepSpec's layout, or that of speculators, which vLLM reads."),
+    typer.Option("--to", help="deepspec, or speculators, which vLLM reads."),
 ]
 Lender = Annotated[
     str | None,
     typer.Option(
         "--target",
         metavar="TARGET",
-        help="Target whose embedding and output head are stored along, where the head has none.",
+        help="Target whose embedding and output head are stored too, where the head has none.",
     ),
 ]
 
@@ -31,7 +38,7 @@ Lender = Annotated[
 def convert(
     source: Source, out: Out, to: To, target: Lender = None, as_json: options.Json = False
 ) -> None:
-    """Write a head in another layout, and say what that layout has no place for."""
+    """Write a head in another layout, and list what that layout cannot hold."""
     from dspark import hub
     from dspark.checkpoints.convert import convert_head
 
@@ -45,5 +52,5 @@ def convert(
         print_json({"head": str(out), **facts})
         return
     for each in converted.dropped:
-        print(f"left out: {each}", file=sys.stderr)
+        say(f"left out: {each}")
     print(out)

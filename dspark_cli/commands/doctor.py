@@ -1,4 +1,4 @@
-"""`dspark doctor`: what is here, what would be used, what fits. Survives whatever is missing."""
+"""`dspark doctor`: what is here, what would be used, what fits. It survives whatever is missing."""
 
 import os
 import platform
@@ -9,12 +9,22 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dspark_cli import options
-from dspark_cli.facts import print_facts, print_json, size_text
+from dspark_cli.facts import print_json, size_text
+from dspark_cli.tables import Column, print_facts, print_table
 
 if TYPE_CHECKING:
     from dspark.engine.sps import SpsTable
 
+EXAMPLES = ("dspark doctor", "dspark doctor --json > doctor.json")
 PROBLEM = "problem"
+PAIR_COLUMNS = (
+    Column("PAIR"),
+    Column("FITS"),
+    Column("ON DISK"),
+    Column("MEMORY", is_right=True),
+    Column("DISK NEEDED", is_right=True, rank=1),
+    Column("ROOM FOR TEXT", is_right=True, rank=2),
+)
 
 
 def doctor(as_json: options.Json = False) -> None:
@@ -25,7 +35,30 @@ def doctor(as_json: options.Json = False) -> None:
         return
     for name, facts in report.items():
         print(_label(name))
-        print_facts({_label(key): _text(key, value) for key, value in facts.items()})
+        if name == "pairs" and PROBLEM not in facts:
+            print_table(PAIR_COLUMNS, [_pair_row(*each) for each in facts.items()])
+        else:
+            print_facts({_label(key): _text(key, value) for key, value in facts.items()})
+
+
+def _pair_row(name: str, facts: dict[str, Any]) -> tuple[str, ...]:
+    tokens = facts.get("tokens_beside_weights")
+    return (
+        f"  {name}",
+        _mark(facts["fits"]),
+        _mark(facts["in_store"]),
+        _size(facts["memory_bytes"]),
+        _size(facts["disk_still_needed_bytes"]),
+        "" if tokens is None else f"{tokens:,} tokens",
+    )
+
+
+def _mark(is_so: bool) -> str:
+    return "✓" if is_so else "✗"
+
+
+def _size(num_bytes: int | None) -> str:
+    return "unknown" if num_bytes is None else size_text(num_bytes)
 
 
 def _examine(section: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -47,7 +80,7 @@ def _text(key: str, value: object) -> object:
         return ", ".join(f"{_label(k)} {_text(k, v)}" for k, v in value.items())
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return value
+    return f"{value:,}" if isinstance(value, int) else value
 
 
 def _versions() -> dict[str, Any]:

@@ -11,22 +11,46 @@ from dspark.config import MAX_TOKENS, RuntimeConfig
 from dspark.errors import InputError
 from dspark.events import Event, Finished, Round
 from dspark_cli import options
-from dspark_cli.loading import PairChoice, open_choice
-from dspark_cli.output import ThinkingLine, answer_object, stats_line
+from dspark_cli.loading import find_files, open_files
+from dspark_cli.naming import PairChoice
+from dspark_cli.output import ThinkingLine, answer_object, say, settings_object, stats_line
 from dspark_cli.prompt import encode_prompt, parse_token_ids, read_prompt
+
+EXAMPLES = (
+    'dspark generate "Why is the sky blue?"',
+    'dspark generate "Name three birds." --pair qwen3-4b --temperature 0.7 --seed 1',
+    "dspark generate --json --max-tokens 100 < prompt.txt",
+)
 
 TokenIds = Annotated[
     str | None, typer.Option(metavar="1,2,3", help="The prompt as token ids instead of text.")
 ]
+GivenPair = Annotated[
+    str | None,
+    typer.Option(
+        "--pair",
+        "-p",
+        metavar="PAIR",
+        help="A pair (see dspark list), a folder, a GGUF file or a Hugging Face id.",
+        show_default=options.DEFAULT_PAIR,
+        rich_help_panel=options.MODEL,
+        autocompletion=options.complete_pair,
+    ),
+]
 Raw = Annotated[
     bool,
-    typer.Option("--raw", help="No chat template around the prompt, thinking not set apart."),
+    typer.Option(
+        "--raw", help="Send the prompt without a chat template; thinking is not set apart."
+    ),
 ]
 
 
 def generate(
-    prompt: Annotated[str | None, typer.Argument(help="What to answer; stdin without it.")] = None,
-    pair: options.PairOption = options.DEFAULT_PAIR,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="PROMPT", help="The prompt; without it, all of stdin is read."),
+    ] = None,
+    pair: GivenPair = None,
     target: options.Target = None,
     draft: options.Draft = None,
     token_ids: TokenIds = None,
@@ -54,16 +78,19 @@ def generate(
     text = "" if given_ids else read_prompt(prompt)
     runtime = RuntimeConfig(device, dtype, draft_weights)
 
-    with open_choice(PairChoice(pair, target, draft), runtime, engine) as session:
+    files = find_files(PairChoice(options.one_pair(None, pair, target), target, draft))
+    with open_files(files, runtime, engine) as session:
         prompt_ids = given_ids or encode_prompt(session, text, raw)
         has_text = session.tokenizer is not None
         events = session.generate(prompt_ids, sampling, stopping, is_raw=raw)
         rounds, finished = _follow(events, writes=not as_json, has_text=has_text)
 
     if as_json:
-        print(json.dumps(answer_object(prompt_ids, rounds, finished, has_text)))
+        settings = settings_object(files, session.runtime, sampling, stopping, engine)
+        answer = answer_object(prompt_ids, rounds, finished, has_text)
+        print(json.dumps({**settings, **answer}))
     else:
-        print(f"{session.name}: {stats_line(finished.stats)}", file=sys.stderr)
+        say(f"{session.name}: {stats_line(finished.stats)}")
 
 
 def _follow(

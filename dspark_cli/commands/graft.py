@@ -8,202 +8,97 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 import typer
 
-from dspark.config import Algorithm, GraftConfig, RuntimeConfig, graft_config
+from dspark.config import GraftConfig, RuntimeConfig, graft_config
 from dspark.errors import DSparkError, InputError
-from dspark_cli import options
+from dspark_cli import graft_options, options
 from dspark_cli.errors import ExitCode
 from dspark_cli.graft_attach_view import attach_head, keep_trained, training_options
-from dspark_cli.graft_lines import say
 from dspark_cli.graft_plan import plan_lines
-from dspark_cli.loading import PairChoice, find_files
+from dspark_cli.loading import find_files
+from dspark_cli.naming import PairChoice, check_known
+from dspark_cli.output import say
 
 if TYPE_CHECKING:
     from dspark.graft.run import GraftRun
     from dspark_cli.graft_view import LiveView, PlainView
 
+EXAMPLES = (
+    "dspark graft qwen3-4b",
+    "dspark graft ./my-model --attach ./my-head --name mine",
+    "dspark graft demo --prompts prompts.txt --steps 2000 --out my-head --dry-run",
+)
 DEFAULTS = GraftConfig()
 
 
 def graft(
     context: typer.Context,
-    base: Annotated[
-        str, typer.Option(metavar="PATH|ID|ALIAS", help="The target to graft a head on.")
-    ] = options.DEFAULT_PAIR,
-    train: Annotated[
-        bool,
-        typer.Option(
-            "--train", help="Train a head even where one fits; any option of training says so too."
-        ),
-    ] = False,
-    attach: Annotated[
-        str | None,
-        typer.Option(metavar="HEAD", help="Attach this head, a folder or a hub id, untrained."),
-    ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="What the pair is called from then on."),
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Keep a head that the probe finds misread.")
-    ] = False,
-    prompts: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FILE|DIR|hf:OWNER/NAME[:SPLIT]|self[:N]",
-            help="Prompts from .jsonl or .txt files, a data set, or the target itself; repeatable.",
-        ),
-    ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse --prompts with a broken line.")
-    ] = False,
-    data: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Where the answers are kept; default OUT/answers.jsonl."),
-    ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the head.")] = Path("head"),
-    algo: Annotated[
-        Algorithm, typer.Option(help="What to train; loss and block follow from it.")
-    ] = DEFAULTS.algorithm,
-    steps: Annotated[int, typer.Option(min=1)] = DEFAULTS.steps,
-    batch_size: Annotated[int, typer.Option(min=1, help="Sequences a step.")] = DEFAULTS.batch_size,
-    accumulate: Annotated[
-        int, typer.Option(min=1, help="Parts that a batch is computed in, to save memory.")
-    ] = DEFAULTS.accumulate,
-    anchors: Annotated[int, typer.Option(min=1, help="Blocks a sequence.")] = DEFAULTS.anchors,
-    length: Annotated[int, typer.Option(min=8, help="Tokens a sequence.")] = DEFAULTS.length,
-    lr: Annotated[float, typer.Option(min=0.0)] = DEFAULTS.learning_rate,
-    distillation: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            help="Weight of the CE against the target's distribution; default: --algo's.",
-        ),
-    ] = None,
-    markov_share: Annotated[
-        float, typer.Option(min=0.0, help="Learning rate of the Markov tables, of the others'.")
-    ] = DEFAULTS.markov_learning_share,
-    position_decay: Annotated[
-        float | None,
-        typer.Option(
-            min=0.1, help="Slots over which a slot's weight falls to 1/e; default: --algo's."
-        ),
-    ] = None,
-    block_size: Annotated[
-        int | None,
-        typer.Option(min=1, help=f"Default: {DEFAULTS.block_size}, of mtp 1.", show_default=False),
-    ] = None,
-    layers: Annotated[int, typer.Option(min=1)] = DEFAULTS.num_layers,
-    intermediate_size: Annotated[
-        int | None, typer.Option(min=1, help="Default: the target's.")
-    ] = DEFAULTS.intermediate_size,
-    kv_heads: Annotated[
-        int | None,
-        typer.Option(min=1, help="Heads of keys and values; default: the target's."),
-    ] = DEFAULTS.num_kv_heads,
-    taps: Annotated[
-        str | None,
-        typer.Option(metavar="L,L,...", help="Tapped layers; default: five, evenly spread."),
-    ] = None,
-    mask_token: Annotated[
-        int | None, typer.Option(min=0, help="Default: an unused token of the tokenizer.")
-    ] = DEFAULTS.mask_token_id,
-    markov_type: Annotated[
-        Literal["none", "vanilla", "gated", "rnn"] | None,
-        typer.Option(help="Of dspark; default: vanilla.", show_default=False),
-    ] = None,
-    markov_rank: Annotated[int, typer.Option(min=1)] = DEFAULTS.markov_rank,
-    init: Annotated[
-        Literal["target", "random"], typer.Option(help="What the weights start from.")
-    ] = DEFAULTS.init,
-    init_from: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HEAD",
-            help="Go on from a head (folder, hub id or alias) in its shape; other shape options "
-            "change what can be changed.",
-        ),
-    ] = None,
-    loss_vocabulary: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            min=0,
-            help="Loss over the draft vocabulary and N drawn others each step; 0: over all.",
-        ),
-    ] = DEFAULTS.loss_vocabulary,
-    draft_vocabulary: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            min=0,
-            help="With --loss-vocabulary: draft from the data's N most frequent tokens; 0: all.",
-        ),
-    ] = DEFAULTS.draft_vocabulary,
-    precision: Annotated[
-        Literal["float32", "bfloat16"],
-        typer.Option(help="Of the head's products; its weights stay float32."),
-    ] = DEFAULTS.precision,
-    seed: Annotated[int, typer.Option(min=0)] = DEFAULTS.seed,
-    resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Go on from OUT/training if it is there.")
-    ] = True,
-    max_answer_tokens: Annotated[int, typer.Option(min=2)] = DEFAULTS.max_answer_tokens,
-    answer_temperature: Annotated[float, typer.Option(min=0.0)] = DEFAULTS.answer_temperature,
-    answers_at_once: Annotated[
-        int, typer.Option(min=1, help="Answers written side by side.")
-    ] = DEFAULTS.answers_at_once,
-    eval_prompts: Annotated[
-        int, typer.Option(min=1, help="Prompts held out of training.")
-    ] = DEFAULTS.eval_prompts,
-    checkpoint_every: Annotated[int, typer.Option(min=1)] = DEFAULTS.checkpoint_every,
-    tap_memory: Annotated[
-        float, typer.Option(min=0.0, metavar="GIB", help="Taps kept instead of computed again.")
-    ] = DEFAULTS.tap_memory_gib,
-    tap_cache: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Taps kept on disk too; its size is told first."),
-    ] = None,
-    full_head: Annotated[
-        bool,
-        typer.Option(
-            "--full-head/--lean-head",
-            help="Store the base's embedding and output head too, as other programs want them.",
-        ),
-    ] = True,
-    measure: Annotated[
-        bool,
-        typer.Option("--measure/--no-measure", help="Measure the speed-up at the end, and judge."),
-    ] = True,
-    licence: Annotated[
-        str, typer.Option(metavar="ID", help="Of the head, for its model card; as in mit.")
-    ] = "unknown",
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Print plan, memory, disk and time, and train nothing."),
-    ] = False,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Plain lines instead of the live view of a terminal.")
-    ] = False,
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="With --dry-run or a head attached: one JSON object."),
-    ] = False,
-    device: options.Device = options.RUNTIME.device,
-    dtype: options.DtypeOption = options.RUNTIME.dtype,
+    base: graft_options.Base = None,
+    base_option: graft_options.BaseOption = None,
+    train: graft_options.Train = False,
+    attach: graft_options.Attach = None,
+    name: graft_options.Name = None,
+    force: graft_options.Force = False,
+    prompts: graft_options.Prompts = None,
+    strict: graft_options.Strict = False,
+    data: graft_options.Data = None,
+    max_answer_tokens: graft_options.MaxAnswerTokens = DEFAULTS.max_answer_tokens,
+    answer_temperature: graft_options.AnswerTemperature = DEFAULTS.answer_temperature,
+    answers_at_once: graft_options.AnswersAtOnce = DEFAULTS.answers_at_once,
+    eval_prompts: graft_options.EvalPrompts = DEFAULTS.eval_prompts,
+    length: graft_options.Length = DEFAULTS.length,
+    algo: graft_options.Algo = DEFAULTS.algorithm,
+    block_size: graft_options.BlockSize = None,
+    layers: graft_options.Layers = DEFAULTS.num_layers,
+    intermediate_size: graft_options.IntermediateSize = DEFAULTS.intermediate_size,
+    kv_heads: graft_options.KvHeads = DEFAULTS.num_kv_heads,
+    taps: graft_options.Taps = None,
+    mask_token: graft_options.MaskToken = DEFAULTS.mask_token_id,
+    markov_type: graft_options.MarkovType = None,
+    markov_rank: graft_options.MarkovRank = DEFAULTS.markov_rank,
+    init: graft_options.Init = DEFAULTS.init,
+    init_from: graft_options.InitFrom = None,
+    distillation: graft_options.Distillation = None,
+    position_decay: graft_options.PositionDecay = None,
+    loss_vocabulary: graft_options.LossVocabulary = DEFAULTS.loss_vocabulary,
+    draft_vocabulary: graft_options.DraftVocabulary = DEFAULTS.draft_vocabulary,
+    anchors: graft_options.Anchors = DEFAULTS.anchors,
+    steps: graft_options.Steps = DEFAULTS.steps,
+    batch_size: graft_options.BatchSize = DEFAULTS.batch_size,
+    accumulate: graft_options.Accumulate = DEFAULTS.accumulate,
+    lr: graft_options.Lr = DEFAULTS.learning_rate,
+    markov_share: graft_options.MarkovShare = DEFAULTS.markov_learning_share,
+    seed: graft_options.Seed = DEFAULTS.seed,
+    precision: graft_options.Precision = DEFAULTS.precision,
+    device: graft_options.Device = options.RUNTIME.device,
+    dtype: graft_options.TargetDtype = options.RUNTIME.dtype,
+    resume: graft_options.Resume = True,
+    checkpoint_every: graft_options.CheckpointEvery = DEFAULTS.checkpoint_every,
+    tap_memory: graft_options.TapMemory = DEFAULTS.tap_memory_gib,
+    tap_cache: graft_options.TapCache = None,
+    dry_run: graft_options.DryRun = False,
+    plain: graft_options.Plain = False,
+    out: graft_options.Out = Path("head"),
+    full_head: graft_options.FullHead = True,
+    measure: graft_options.Measure = True,
+    licence: graft_options.Licence = "unknown",
+    as_json: graft_options.AsJson = False,
 ) -> None:
-    """Attach the released head that fits a target, or train one where none does.
+    """Attach the released head that fits a target, or train one if there is none.
 
-    An attached head is probed first. A training that is stopped goes on with the same command.
-    Either way the pair has a name at the end.
+    An attached head is probed first.
+    A training can be interrupted: re-run the same command to resume.
+    The result is saved under a name.
     """
+    base = options.one_pair(base, base_option)
+    check_known(base)
     given = training_options(context)
     if attach is not None and (train or given):
         raise InputError(
-            f"--attach takes a head as it is, {', '.join(given) or 'train'} is about training one",
+            f"--attach takes a head as it is, {_named(given) or '--train'} trains one",
             "Give one or the other.",
         )
     runtime = RuntimeConfig(device=device, dtype=dtype)
@@ -297,7 +192,11 @@ def graft(
     say("\n".join(plan_lines(plan)))
     if not _follow(GraftRun(job), is_plain=plain):
         raise typer.Exit(ExitCode.INTERRUPTED)
-    keep_trained(name, base, out)
+    keep_trained(name, base, out, as_json=as_json)
+
+
+def _named(parameters: list[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in parameters)
 
 
 def _choice(base: str) -> PairChoice:
@@ -318,7 +217,9 @@ def _parse_taps(text: str | None) -> tuple[int, ...] | None:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"--taps {text} is no list of layers", "As in --taps 1,8,15.") from None
+        raise InputError(
+            f"--taps {text} is not a list of layers", "Write it like --taps 1,8,15."
+        ) from None
 
 
 def _follow(run: "GraftRun", *, is_plain: bool) -> bool:

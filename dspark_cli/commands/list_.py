@@ -5,19 +5,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dspark_cli import options
-from dspark_cli.facts import print_columns, print_json, size_text
+from dspark_cli.facts import print_json, size_text
+from dspark_cli.tables import Column, print_table
 
 if TYPE_CHECKING:
     from dspark.hub import Pair
 
-
+EXAMPLES = ("dspark list", "dspark list --json")
+COLUMNS = (
+    Column("PAIR"),
+    Column("ON DISK", is_right=True),
+    Column("MEMORY", is_right=True),
+    Column("LICENCE", rank=2),
+    Column("DESCRIPTION", wraps=True, rank=1),
+)
 Markdown = Annotated[
     bool, typer.Option("--markdown", help="Print the page docs/models.md instead.")
 ]
 
 
 def list_(as_json: options.Json = False, markdown: Markdown = False) -> None:
-    """List the known pairs, what of them is in the local store and what each needs."""
+    """List the known pairs, what of them is on disk and how much memory each needs."""
     from dspark import hub
 
     if markdown:
@@ -25,21 +33,24 @@ def list_(as_json: options.Json = False, markdown: Markdown = False) -> None:
 
         print(models_markdown(), end="")
         return
-    pairs = [_describe(pair) for pair in hub.known_pairs().values()]
+    described = [_describe(pair) for pair in hub.known_pairs().values()]
+    # what is here comes first, in the order that it has otherwise
+    pairs = sorted(described, key=lambda each: not (each["is_complete"] or each["stored_bytes"]))
     if as_json:
         print_json({"store": str(hub.home()), "pairs": pairs})
         return
-    rows = [
-        (
-            each["name"],
-            _state(each),
-            size_text(each["memory_bytes"]) if each["memory_bytes"] else "unknown",
-            each["licence"] or "unknown",
-            each["description"],
-        )
-        for each in pairs
-    ]
-    print_columns([("PAIR", "ON DISK", "MEMORY", "LICENCE", "DESCRIPTION"), *rows])
+    print_table(COLUMNS, [_row(each) for each in pairs])
+
+
+def _row(pair: dict[str, Any]) -> tuple[str, ...]:
+    memory = pair["memory_bytes"]
+    return (
+        pair["name"],
+        _state(pair),
+        "unknown" if memory is None else size_text(memory),
+        pair["licence"] or "unknown",
+        pair["description"],
+    )
 
 
 def _describe(pair: "Pair") -> dict[str, Any]:
@@ -53,10 +64,19 @@ def _describe(pair: "Pair") -> dict[str, Any]:
         "num_parameters": pair.num_parameters,
         "is_complete": hub.locate(pair.name) is not None,
         "has_draft": hub.draft_folder(pair) is not None,
-        "stored_bytes": hub.stored_bytes(pair),
+        "stored_bytes": hub.stored_bytes(pair) + _own_bytes(pair),
         "memory_bytes": weights_needed(pair),
         "download_bytes": hub.download_bytes(pair),
     }
+
+
+def _own_bytes(pair: "Pair") -> int:
+    """Folders of the user's own, which are not in the store."""
+    from dspark import hub
+    from dspark.hub.pairs import LocalFolder
+
+    sources = (pair.target, pair.draft)
+    return sum(hub.folder_bytes(each.path) for each in sources if isinstance(each, LocalFolder))
 
 
 def _state(pair: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`dspark probe`: is the head of a pair read as it was trained?"""
+"""`dspark probe`: are the files of a pair's head interpreted as it was trained?"""
 
 import typer
 
@@ -6,20 +6,28 @@ from dspark.config import RuntimeConfig
 from dspark_cli import options
 from dspark_cli.errors import ExitCode
 from dspark_cli.facts import print_json
-from dspark_cli.loading import PairChoice, find_files, progress_bars
+from dspark_cli.loading import find_files, progress_bars
+from dspark_cli.naming import PairChoice
 from dspark_cli.probe_lines import probe_lines
+
+EXAMPLES = ("dspark probe demo", "dspark probe --target ./my-model --draft ./my-head --json")
 
 
 def probe(
-    pair: options.PairArgument = options.DEFAULT_PAIR,
+    pair: options.PairArgument = None,
+    pair_option: options.PairOption = None,
     target: options.Target = None,
     draft: options.Draft = None,
     device: options.Device = options.RUNTIME.device,
     dtype: options.DtypeOption = options.RUNTIME.dtype,
     as_json: options.Json = False,
 ) -> None:
-    """Compare how a head drafts with how it would if its files were read otherwise."""
-    files = find_files(PairChoice(pair, target, draft))
+    """Check whether a head's files are interpreted the way the head was trained.
+
+    Exit code 1 if another reading of the files drafts better.
+    """
+    name = options.one_pair(pair, pair_option, target)
+    files = find_files(PairChoice(name, target, draft))
     from dspark.events import LoadProgress
     from dspark.graft.probe import probe as run_probe
 

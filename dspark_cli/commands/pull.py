@@ -1,39 +1,52 @@
 """`dspark pull`: bring a pair into the local store. The answer is where it lies."""
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dspark_cli import options
-from dspark_cli.facts import print_columns, print_facts, print_json, size_text
+from dspark_cli.errors import ExitCode
+from dspark_cli.facts import print_json, size_text
+from dspark_cli.output import say
+from dspark_cli.tables import Column, print_facts, print_table
 
 if TYPE_CHECKING:
     from dspark.hub import PullPlan
 
+EXAMPLES = (
+    "dspark pull demo",
+    "dspark pull qwen3-4b --dry-run",
+    "dspark pull HuggingFaceTB/SmolLM2-360M-Instruct",
+)
+COLUMNS = (Column("FILE"), Column("SIZE", is_right=True), Column(""))
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Tell what would be fetched and whether it fits.")
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Print what would be fetched and whether it fits (exit code 1 if not).",
+    ),
 ]
 Head = Annotated[bool, typer.Option("--head-only", "--head", help="Fetch the head alone.")]
-What = Annotated[
-    str, typer.Argument(metavar="PAIR", help="Alias of a pair, or owner/name on Hugging Face.")
-]
 Force = Annotated[
-    bool, typer.Option("--force", help="Fetch even what the memory of this machine cannot hold.")
+    bool, typer.Option("--force", help="Fetch even what does not fit into memory here.")
 ]
 
 
 def pull(
-    pair: What = options.DEFAULT_PAIR,
+    pair: options.PairArgument = None,
+    pair_option: options.PairOption = None,
     dry_run: DryRun = False,
     head: Head = False,
     force: Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Fetch a pair into the local store; go on where an earlier attempt ended."""
+    """Fetch a pair into the local store. Run it again to resume an interrupted download."""
     from dspark import hub
-    from dspark_cli.loading import chosen_name, progress_bars
+    from dspark_cli.loading import progress_bars
+    from dspark_cli.naming import check_spelling, chosen_name
 
+    pair = options.one_pair(pair, pair_option)
+    check_spelling(pair)
     if hub.is_repo_id(pair):
         _pull_published(pair, dry_run, head, force, as_json)
         return
@@ -44,10 +57,12 @@ def pull(
     was_present = hub.locate(known.name) is not None
     if not was_present:
         size = None if head else hub.download_bytes(known)
-        print(f"fetching {known.name} ({_size(size)})", file=sys.stderr)
+        say(f"fetching {known.name} ({_size(size)})")
         with progress_bars(is_bytes=True) as bars:
             for step in hub.fetch(known.name, only_head=head, is_forced=force):
                 bars.show(step)
+    elif not as_json:
+        say(f"{known.name} is already here")
     target, draft = hub.target_folder(known), hub.draft_folder(known)
     if as_json:
         print_json(
@@ -71,7 +86,7 @@ def _pull_published(repo_id: str, dry_run: bool, head: bool, force: bool, as_jso
     was_present = folder is not None
     if folder is None:
         found = hub.look_up(repo_id, only_head=head)
-        print(f"{repo_id} is {found.kind}", file=sys.stderr)
+        say(f"{repo_id} is {found.kind}")
         if dry_run:
             _tell(found.plan, as_json)
             return
@@ -79,7 +94,9 @@ def _pull_published(repo_id: str, dry_run: bool, head: bool, force: bool, as_jso
             for step in hub.fetch_published(found, is_forced=force):
                 bars.show(step)
         folder = hub.kept_folder(repo_id, only_head=head)
-        print(f"Run it: dspark chat {found.options}", file=sys.stderr)
+        say(f"Run it: dspark chat {found.options}")
+    elif not as_json:
+        say(f"{repo_id} is already here")
     if as_json:
         print_json({"name": repo_id, "folder": str(folder), "was_present": was_present})
         return
@@ -91,23 +108,32 @@ def _size(num_bytes: int | None) -> str:
 
 
 def _tell(plan: "PullPlan", as_json: bool) -> None:
+    """Exit code 1 where it does not fit, so that a script can ask."""
     if as_json:
         print_json(_plan_object(plan))
-        return
-    rows = [
-        (each.source, each.path, size_text(each.num_bytes), "" if each.is_missing else "is here")
-        for each in plan.files
-    ]
-    print_columns([("FROM", "FILE", "SIZE", ""), *rows])
+    else:
+        _print_plan(plan)
+    if not (plan.fits_disk and plan.fits_memory):
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _print_plan(plan: "PullPlan") -> None:
+    for source in dict.fromkeys(each.source for each in plan.files):
+        print(f"from {source}" + " (sizes from dspark's own list)" * (plan.origin == "registry"))
+        files = [each for each in plan.files if each.source == source]
+        rows = [
+            (f"  {each.path}", size_text(each.num_bytes), "" if each.is_missing else "already here")
+            for each in files
+        ]
+        print_table(COLUMNS, rows)
     there = ", ".join(f"{size_text(room.total)} on {room.device}" for room in plan.rooms)
-    needed = plan.memory_needed
     print_facts(
         {
             "download": size_text(plan.download_bytes),
             "into": plan.folder,
             "disk": f"{size_text(plan.disk_needed)} needed, {size_text(plan.disk_free)} free"
             + _verdict(plan.fits_disk),
-            "memory": f"{_size(needed)} needed, {there}" + _verdict(plan.fits_memory),
+            "memory": f"{_size(plan.memory_needed)} needed, {there}" + _verdict(plan.fits_memory),
         }
     )
 

@@ -12,26 +12,38 @@ from dspark_cli.facts import print_json, size_text
 if TYPE_CHECKING:
     from dspark.hub import Pair
 
-PairName = Annotated[str, typer.Argument(metavar="PAIR", help="Alias of a pair; see dspark list.")]
+EXAMPLES = ("dspark rm qwen3-4b", "dspark rm qwen3-4b --yes")
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
-def rm(pair: PairName, yes: Yes = False, as_json: options.Json = False) -> None:
-    """Remove a pair from the local store; what dspark ships and folders of your own stay."""
+def rm(
+    pair: options.RequiredPair = None,
+    pair_option: options.PairOption = None,
+    yes: Yes = False,
+    as_json: options.Json = False,
+) -> None:
+    """Remove a pair from the local store. What dspark ships and your own folders are kept."""
     from dspark import hub
 
-    known = hub.find_pair(pair)
+    known = hub.find_pair(options.needed_pair(pair, pair_option, "rm"))
     is_own = known.name in hub.registered_pairs()
     size = hub.removable_bytes(known)
-    if (size or is_own) and not yes:
-        _ask(_question(known, size, is_own), known.name)
-    freed = hub.remove(known.name)
+    is_kept = (
+        bool(size or is_own) and not yes and not _agreed(_question(known, size, is_own), known)
+    )
+    freed = 0 if is_kept else hub.remove(known.name)
     if as_json:
-        print_json({"name": pair, "freed_bytes": freed})
-    elif is_own:
-        print(f"{pair} is forgotten; its files stay where they are")
+        print_json({"name": known.name, "freed_bytes": freed, "kept": is_kept})
     else:
-        print(f"{pair}: {size_text(freed)} freed" if freed else f"{pair} was not in the store")
+        print(_outcome(known, freed, is_own=is_own, is_kept=is_kept))
+
+
+def _outcome(pair: "Pair", freed: int, *, is_own: bool, is_kept: bool) -> str:
+    if is_kept:
+        return f"{pair.name} is kept"
+    if is_own:
+        return f"{pair.name} is forgotten; its files stay where they are"
+    return f"{pair.name}: {size_text(freed)} freed" if freed else f"{pair.name} is not on disk"
 
 
 def _question(pair: "Pair", size: int, is_own: bool) -> str:
@@ -44,7 +56,9 @@ def _question(pair: "Pair", size: int, is_own: bool) -> str:
     return f"Remove {pair.name} ({size_text(size)}){where}?"
 
 
-def _ask(question: str, name: str) -> None:
+def _agreed(question: str, pair: "Pair") -> bool:
     if not sys.stdin.isatty():
-        raise InputError(f"rm asks before it removes {name}", "Add --yes where nobody can answer.")
-    typer.confirm(question, abort=True, err=True)
+        raise InputError(
+            f"rm asks before it removes {pair.name}", "Add --yes where nobody can answer."
+        )
+    return typer.confirm(question, err=True)

@@ -1,4 +1,4 @@
-"""`dspark serve`: hands a pair over to an engine that is made for many GPUs."""
+"""`dspark serve`: hands a pair over to an engine that is built for many GPUs."""
 
 import os
 import shlex
@@ -7,38 +7,53 @@ from typing import Annotated, Literal
 
 import typer
 
+from dspark.errors import InputError
 from dspark_cli import options
+from dspark_cli.facts import print_json
+from dspark_cli.output import say
+
+EXAMPLES = (
+    "dspark serve deepseek-v4-flash --engine vllm --gpus 4 --print",
+    "dspark serve qwen3-8b --engine sglang",
+)
 
 EngineOption = Annotated[
     Literal["vllm", "sglang"], typer.Option("--engine", help="The engine that serves the pair.")
 ]
-Gpus = Annotated[int, typer.Option("--gpus", min=1, help="As many as hold the pair together.")]
-Print = Annotated[bool, typer.Option("--print", help="Only print the command.")]
+Gpus = Annotated[int, typer.Option("--gpus", min=1, help="Number of GPUs to spread the pair over.")]
+Print = Annotated[bool, typer.Option("--print", help="Print the command instead of running it.")]
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let the engine run code from the repository.")
 ]
 
 
 def serve(
-    pair: options.PairArgument,
     engine: EngineOption,
+    pair: options.RequiredPair = None,
+    pair_option: options.PairOption = None,
     gpus: Gpus = 1,
     only_print: Print = False,
     trust_remote_code: Trust = False,
+    as_json: options.Json = False,
 ) -> None:
     """Serve a pair with vLLM or SGLang, by the exact command for it."""
+    if as_json and not only_print:
+        raise InputError("--json prints the command, and --print is missing", "Add --print.")
     from dspark import hub
     from dspark.serve.handover import ENGINES, check_installed, serve_command
 
-    known = hub.find_pair(pair)
+    known = hub.find_pair(options.needed_pair(pair, pair_option, "serve"))
     command = serve_command(known, engine, num_gpus=gpus, trusts_remote_code=trust_remote_code)
+    url = f"http://localhost:{ENGINES[engine].port}"
+    if as_json:
+        print_json({"name": known.name, "engine": engine, "command": list(command), "url": url})
+        return
     if only_print:
         print(shlex.join(command))
         return
     check_installed(known, engine)
-    url = f"http://localhost:{ENGINES[engine].port}"
-    print(shlex.join(command), file=sys.stderr)
-    print(f"Once it is ready: dspark chat --server {url}", file=sys.stderr, flush=True)
+    say(shlex.join(command))
+    say(f"Once it is ready: dspark chat --server {url}")
     _become(command)
 
 

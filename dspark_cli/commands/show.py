@@ -1,34 +1,86 @@
-"""`dspark show`: where a pair lies, what it is, and what its head looks like."""
+"""`dspark show`: where a pair is stored, what it is, and what its head looks like."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dspark_cli import options
-from dspark_cli.facts import print_facts, print_json, size_text
-from dspark_cli.loading import chosen_name
+from dspark_cli.facts import print_json, size_text
+from dspark_cli.naming import check_spelling, chosen_name
+from dspark_cli.tables import print_facts, wrapped
 
 if TYPE_CHECKING:
     from dspark.hub import Pair
 
+EXAMPLES = ("dspark show demo", "dspark show ./my-head --json")
 
-def show(pair: options.PairArgument = options.DEFAULT_PAIR, as_json: options.Json = False) -> None:
+
+def show(
+    pair: options.PairArgument = None,
+    pair_option: options.PairOption = None,
+    as_json: options.Json = False,
+) -> None:
     """Show a pair's files, sizes, licence and head."""
-    from dspark import hub
-
-    pair = chosen_name(pair)
-    files = hub.locate(pair)
-    known = hub.known_pair(pair) if files else hub.find_pair(pair)
-    draft = hub.draft_folder(known) if known else None
-    facts = {
-        "name": files.name if files else pair,
-        **_registered(known),
-        "target": _folder(files.target) if files else None,
-        "draft": _head(draft) if draft else None,
-    }
+    name = options.one_pair(pair, pair_option)
+    check_spelling(name)
+    facts = _folder_facts(name) or _pair_facts(chosen_name(name))
     if as_json:
         print_json(facts)
     else:
         _print(facts)
+
+
+def _folder_facts(name: str) -> dict[str, Any] | None:
+    """Of a folder, or of what the Hugging Face cache holds under an id; None for anything else."""
+    from dspark import hub
+
+    path = Path(name).expanduser()
+    if hub.is_repo_id(name):
+        folder = hub.kept_folder(name)
+        if folder is None:
+            return {"name": name, "target": None, "draft": None, "missing": _to_pull(name)}
+    elif hub.known_pair(name) is None and path.is_dir():
+        folder = path
+    else:
+        return None
+    is_head = hub.is_head_folder(folder)
+    has_head = is_head or hub.brings_head(folder)
+    return {
+        "name": name if hub.is_repo_id(name) else path.resolve().name,
+        "target": None if is_head else _folder(folder),
+        "draft": _head(folder) if has_head else None,
+        "missing": "none: this is a head, which drafts for a target" if is_head else None,
+    }
+
+
+def _pair_facts(name: str) -> dict[str, Any]:
+    from dspark import hub
+
+    files = hub.locate(name)
+    known = hub.known_pair(name) if files else hub.find_pair(name)
+    draft = hub.draft_folder(known) if known else None
+    return {
+        "name": files.name if files else name,
+        **_registered(known),
+        "target": _folder(files.target) if files else None,
+        "draft": _head(draft) if draft else None,
+        "missing": None if files else _gone(known) or _to_pull(name),
+    }
+
+
+def _to_pull(name: str) -> str:
+    return f"not on disk; dspark pull {name} fetches it"
+
+
+def _gone(pair: "Pair | None") -> str | None:
+    """Why a pair of the user's own cannot be fetched."""
+    from dspark.hub.pairs import LocalFolder
+
+    if pair is None:
+        return None
+    for source in (pair.target, pair.draft):
+        if isinstance(source, LocalFolder) and not source.path.is_dir():
+            return f"{source.path} is gone; move it back, or forget the pair: dspark rm {pair.name}"
+    return None
 
 
 def _registered(pair: "Pair | None") -> dict[str, Any]:
@@ -91,12 +143,11 @@ def _head(path: Path) -> dict[str, Any]:
 
 def _print(facts: dict[str, Any]) -> None:
     name, target, head = facts["name"], facts["target"], facts["draft"]
-    print(f"{name}: {facts['description']}" if "description" in facts else name)
-    missing = f"not in the store; dspark pull {name} fetches it"
+    print(wrapped(f"{name}: {facts['description']}" if "description" in facts else name))
     rows = {
         "licence": facts.get("licence"),
         "parameters": _count(facts.get("num_parameters")),
-        "target": _place(target) if target else missing,
+        "target": _place(target) if target else facts["missing"],
         "head": _place(head) if head else facts.get("published_head") or "none",
     }
     if head:

@@ -208,3 +208,56 @@ def test_without_a_head_there_is_nothing_to_measure():
 def test_nothing_to_measure_is_refused(prompts, trials):
     with pytest.raises(InputError):
         list(run_bench(ScriptedSession(), prompts, BenchConfig(trials=trials)))
+
+
+class InterruptedSession:
+    """Answers with the same tokens until Ctrl+C comes at the given answer."""
+
+    has_drafter = True
+    name = "scripted"
+
+    def __init__(self, after: int) -> None:
+        self._left = after
+
+    def generate(self, prompt_ids, sampling, stop, *, plain):
+        if self._left == 0:
+            raise KeyboardInterrupt
+        self._left -= 1
+        yield make_run("plain" if plain else "dspark").finished
+
+    def next_logits(self, token_ids):
+        raise AssertionError("nothing differs")
+
+
+def bench_until(after: int, trials: int = 3):
+    """Warm-up takes an answer of each arm."""
+    session = InterruptedSession(after + 2)
+    *_, report = run_bench(session, PROMPTS, BenchConfig(trials=trials))
+    return report
+
+
+def test_ctrl_c_keeps_the_trials_that_are_complete():
+    per_trial = 2 * len(PROMPTS)
+    for after in (per_trial, 2 * per_trial - 1):
+        report = bench_until(after)
+        assert (report.is_partial, report.trials, report.prompts) == (True, 1, len(PROMPTS))
+    assert bench_until(2 * per_trial).trials == 2
+    whole = bench_until(3 * per_trial)
+    assert (whole.is_partial, whole.trials) == (False, 3)
+
+
+def test_ctrl_c_in_the_first_trial_keeps_the_prompts_that_both_answered():
+    for after in (2, 3):
+        report = bench_until(after)
+        assert (report.is_partial, report.trials, report.prompts) == (True, 1, 1)
+        assert sum(each.prompts for each in report.categories) == 1
+    for after in (-2, 0, 1):
+        with pytest.raises(KeyboardInterrupt):
+            bench_until(after)
+
+
+def test_ctrl_c_between_two_answers_is_handed_in():
+    items = run_bench(InterruptedSession(100), PROMPTS, BenchConfig())
+    for _ in range(4):
+        next(items)
+    assert items.throw(KeyboardInterrupt()).is_partial

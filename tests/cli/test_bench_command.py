@@ -18,7 +18,7 @@ def prompts(tmp_path):
 
 def test_the_file_has_the_promised_keys(dspark, fake_session, prompts, tmp_path):
     figures = tmp_path / "figures.json"
-    outcome = dspark("bench", "--prompts", str(prompts), "--json", str(figures))
+    outcome = dspark("bench", "--prompts", str(prompts), "--output", str(figures))
     assert outcome.code == 0, outcome.err
     document = json.loads(figures.read_text("utf-8"))
     assert {"plain", "dspark", "speedup", "tau", "acceptance_by_position", "identical"} <= set(
@@ -66,7 +66,11 @@ def test_a_difference_is_told_with_place_and_gap():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--json", "/no/such/folder/x.json"], "no folder"),
+        (["--output", "/no/such/folder/x.json"], "no folder"),
+        (["--json", "x.json"], "Use --output FILE."),
+        (["--json=x"], "Use --output FILE."),
+        (["demo", "--json", "out/x.JSON"], "Use --output FILE."),
+        (["demo", "--json", "out"], "out"),
         (["--prompts", "/no/such/file"], "no file"),
         (["--trials", "0"], "--trials"),
         (["--schedule", "full", "--confidence-threshold", "0.1"], "exclude each other"),
@@ -91,7 +95,7 @@ def test_a_set_without_categories_has_its_files_name(dspark, fake_session, tmp_p
     for name in ("humaneval", "mt_bench"):
         (tmp_path / f"{name}.jsonl").write_text('{"prompt": "Hi"}\n{"prompt": "Ho"}\n')
     files = [f"--prompts={tmp_path / name}.jsonl" for name in ("humaneval", "mt_bench")]
-    assert dspark("bench", *files, "--limit", "1", "--json", str(figures)).code == 0
+    assert dspark("bench", *files, "--limit", "1", "--output", str(figures)).code == 0
     categories = json.loads(figures.read_text("utf-8"))["categories"]
     assert [(each["category"], each["prompts"]) for each in categories] == [
         ("humaneval", 1),
@@ -107,7 +111,7 @@ def test_heads_are_compared_on_one_target(
     figures = tmp_path / "figures.json"
     outcome = dspark(
         *("bench", "--target", str(tiny_chat_dir), "--drafters", heads, *options),
-        *("--prompts", str(prompts), "--max-tokens", "6", "--json", str(figures)),
+        *("--prompts", str(prompts), "--max-tokens", "6", "--output", str(figures)),
     )
     assert outcome.code == 0, outcome.err
     document = json.loads(figures.read_text("utf-8"))
@@ -123,7 +127,9 @@ def test_an_interrupted_bench_leaves_no_file(dspark, fake_session, prompts, tmp_
     fake_session.failure = KeyboardInterrupt()
     folder = tmp_path / "results"
     folder.mkdir()
-    assert dspark("bench", "--prompts", str(prompts), "--json", str(folder / "x.json")).code == 130
+    assert (
+        dspark("bench", "--prompts", str(prompts), "--output", str(folder / "x.json")).code == 130
+    )
     assert os.listdir(folder) == []
 
 
@@ -132,3 +138,32 @@ def test_a_pair_without_a_head_is_refused(dspark, fake_session, prompts):
     outcome = dspark("bench", "--prompts", str(prompts))
     assert outcome.code == 2
     assert "--draft" in outcome.err
+
+
+def test_json_prints_what_output_writes(dspark, fake_session, prompts, tmp_path):
+    figures = tmp_path / "figures.json"
+    outcome = dspark("bench", "--prompts", str(prompts), "--json", "--output", str(figures))
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out) == json.loads(figures.read_text("utf-8"))
+    assert json.loads(outcome.out)["partial"] is False
+
+
+def test_an_interrupted_bench_reports_what_is_complete(
+    dspark, fake_session, prompts, tmp_path, monkeypatch
+):
+    answer, begun = fake_session.generate, []
+
+    def generate(*given, **more):
+        begun.append(given)
+        if len(begun) > 2 + 4 + 1:  # warm-up, a trial, and one answer of the next
+            raise KeyboardInterrupt
+        return answer(*given, **more)
+
+    monkeypatch.setattr(fake_session, "generate", generate)
+    figures = tmp_path / "figures.json"
+    outcome = dspark("bench", "--prompts", str(prompts), "--output", str(figures))
+    assert (outcome.code, outcome.err) == (130, "dspark: interrupted.\n")
+    assert "interrupted: these are the figures of 1 trial over 2 prompts" in outcome.out
+    assert "2.00×" in outcome.out
+    document = json.loads(figures.read_text("utf-8"))
+    assert (document["partial"], document["settings"]["trials"]) == (True, 1)

@@ -44,7 +44,7 @@ def test_a_bench_finds_identical_output(dspark, pair, tmp_path, choice):
     prompts.write_text('{"prompt": "Hi"}\n{"category": "math", "prompt": "1 + 1"}\n')
     figures = tmp_path / "figures.json"
     outcome = dspark(
-        *("bench", *pair, *choice, "--prompts", str(prompts), "--json", str(figures)),
+        *("bench", *pair, *choice, "--prompts", str(prompts), "--output", str(figures)),
         *("--max-tokens", "12", "--trials", "3"),
     )
     assert outcome.code == 0, outcome.err
@@ -57,7 +57,7 @@ def test_a_bench_finds_identical_output(dspark, pair, tmp_path, choice):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["generate", "Hi", "--pair", "demmo"], 2, "demo"),
+        (["generate", "Hi", "-p", "demmo"], 2, "demo"),
         (["generate", "Hi", "--target", "/no/such/folder"], 2, "/no/such/folder"),
         (["generate", "--token-ids", "1,99999", "PAIR"], 2, "vocabulary"),
         (["generate", "x" * 600, "PAIR"], 2, "context"),

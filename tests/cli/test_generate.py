@@ -27,7 +27,7 @@ def test_stdout_is_the_answer_and_nothing_else(dspark, fake_session):
 def test_json_has_the_promised_shape(dspark, fake_session):
     outcome = dspark("generate", "Hi", "--json")
     answer = json.loads(outcome.out)
-    assert list(answer) == ["prompt_ids", "token_ids", "text", "thinking", "rounds", "stats"]
+    assert {"prompt_ids", "token_ids", "text", "thinking", "rounds", "stats"} <= set(answer)
     assert answer["prompt_ids"] == [1, ord("H"), ord("i"), 2]
     assert answer["token_ids"] == [10, 11, 12, 13]
     assert answer["text"] == "Hello world!"
@@ -44,6 +44,21 @@ def test_json_has_the_promised_shape(dspark, fake_session):
     assert answer["stats"]["tau"] == 3.0
     assert answer["stats"]["decode_tokens_per_second"] == pytest.approx(30.0)
     assert answer["stats"]["finish_reason"] == "stop_token"
+
+
+def test_json_has_all_that_is_needed_to_get_the_same_answer_again(dspark, fake_session):
+    outcome = dspark(
+        *("generate", "Hi", "--json", "--temperature", "0.7", "--top-k", "5", "--top-p", "0.9"),
+        *("--seed", "4", "--max-tokens", "7", "--stop", "a", "--confidence-threshold", "0.3"),
+    )
+    answer = json.loads(outcome.out)
+    files, *_ = fake_session.opened[0]
+    assert answer["pair"] == "demo"
+    assert (answer["target"], answer["head"]) == (str(files.target), str(files.draft))
+    assert (answer["device"], answer["dtype"]) == ("cpu", "float32")
+    assert answer["sampling"] == {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "seed": 4}
+    assert (answer["stop"]["max_tokens"], answer["stop"]["strings"]) == (7, ["a"])
+    assert answer["schedule"] == {"mode": "threshold", "threshold": 0.3}
 
 
 def test_token_ids_stand_in_for_text_without_a_tokenizer(dspark, fake_session):

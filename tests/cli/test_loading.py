@@ -7,7 +7,8 @@ import pytest
 from dspark.errors import DownloadError, UnknownNameError
 from dspark.events import FetchProgress
 from dspark.hub.pairs import PairFiles
-from dspark_cli.loading import PairChoice, find_files
+from dspark_cli.loading import find_files
+from dspark_cli.naming import PairChoice
 
 STORED = PairFiles("demo", Path("/store/target"), Path("/store/draft"))
 

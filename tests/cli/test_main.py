@@ -107,6 +107,7 @@ def test_all_commands_are_there():
         "convert",
         "probe",
         "doctor",
+        "help",
     )
     assert tuple(COMMANDS) == expected
 
@@ -225,6 +226,12 @@ def test_the_shell_completes_commands_and_options():
         ).stdout.strip()
 
     assert complete("dspark gen", 1) == "generate"
+    assert complete("dspark help gra", 2) == "graft"
+    for command in ("chat", "show", "rm", "pull", "bench", "probe", "serve", "graft"):
+        assert complete(f"dspark {command} dem", 2) == "demo"
+    assert complete("dspark generate --pair qwen3-8b:d", 3) == "qwen3-8b:dflash"
+    assert complete("dspark chat --draft loo", 3) == "lookup"
+    assert complete("dspark chat --deb", 2) == "--debug"
     assert complete("dspark generate --sch", 2) == "--schedule"
 
 

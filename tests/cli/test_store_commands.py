@@ -160,7 +160,13 @@ def test_rm_asks_and_removes_only_on_yes(dspark, home, put_demo, monkeypatch) ->
     assert "--yes" in refused.err
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("typer.confirm", _answer(False))
-    assert dspark("rm", "demo").code == 130
+    kept = dspark("rm", "demo")
+    assert (kept.code, kept.out, kept.err) == (0, "demo is kept\n", "")
+    assert json.loads(dspark("rm", "demo", "--json").out) == {
+        "name": "demo",
+        "freed_bytes": 0,
+        "kept": True,
+    }
     assert hub.locate("demo") is not None
     monkeypatch.setattr("typer.confirm", _answer(True))
     assert dspark("rm", "demo").out.endswith("freed\n")
@@ -168,12 +174,9 @@ def test_rm_asks_and_removes_only_on_yes(dspark, home, put_demo, monkeypatch) ->
 
 
 def _answer(is_yes: bool):
-    import typer
-
-    def confirm(text: str, *, abort: bool, err: bool) -> None:
-        assert abort and err
-        if not is_yes:
-            raise typer.Abort
+    def confirm(text: str, *, err: bool) -> bool:
+        assert err
+        return is_yes
 
     return confirm
 
@@ -182,10 +185,14 @@ def test_rm_yes_frees_what_was_there(dspark, put_demo, shipped_head) -> None:
     put_demo()
     size = hub.stored_bytes(hub.find_pair("demo"))
     removed = dspark("rm", "demo", "--yes", "--json")
-    assert json.loads(removed.out) == {"name": "demo", "freed_bytes": size}
+    assert json.loads(removed.out) == {
+        "name": "demo",
+        "freed_bytes": size,
+        "kept": False,
+    }
     assert (shipped_head / "config.json").is_file()
     again = dspark("rm", "demo")
-    assert (again.code, again.out) == (0, "demo was not in the store\n")
+    assert (again.code, again.out) == (0, "demo is not on disk\n")
 
 
 def test_doctor_reports_what_is_here(dspark, home, put_demo) -> None:

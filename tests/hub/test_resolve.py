@@ -124,7 +124,7 @@ def test_what_the_hub_refuses(tmp_path) -> None:
 
 def test_the_hub_cannot_be_reached(tmp_path) -> None:
     (answer,) = _ask(["owner/model"], tmp_path, {"HF_ENDPOINT": "http://127.0.0.1:9"})
-    assert answer.startswith("DownloadError there is no folder owner/model, and the Hugging Face")
+    assert answer.startswith("HubUnreachableError there is no folder owner/model, and 127.0.0.1:9")
 
 
 def test_offline_the_cache_is_enough(tiny_llama_dir, tmp_path) -> None:
@@ -137,7 +137,9 @@ def test_offline_the_cache_is_enough(tiny_llama_dir, tmp_path) -> None:
     (repo / "refs" / "main").write_text("a" * 40)
     cached, absent = _ask(["owner/model", "owner/other"], tmp_path, {"HF_HUB_OFFLINE": "1"})
     assert cached == str(snapshot)
-    assert absent.startswith("DownloadError there is no folder owner/other")
+    assert absent.startswith(
+        "HubUnreachableError there is no folder owner/other, and HF_HUB_OFFLINE"
+    )
 
 
 def _ask(names: list[str], folder: Path, settings: dict[str, str]) -> list[str]:

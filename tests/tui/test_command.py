@@ -65,7 +65,7 @@ def test_plain_can_be_asked_for(started, terminal):
 def test_options_reach_the_backend(started, terminal):
     options = "--temperature 0.7 --top-k 5 --top-p 0.9 --seed 3 --max-tokens 20 --system Hi"
     engine = "--device cpu --dtype bfloat16 --confidence-threshold 0.4"
-    assert run(["chat", "other", *options.split(), *engine.split()]) == 0
+    assert run(["chat", "demo", *options.split(), *engine.split()]) == 0
     ((_, backend, settings),) = started
     assert settings.sampling == SamplingChoice(temperature=0.7, top_k=5, top_p=0.9, seed=3)
     assert settings.stop.max_tokens == 20 and settings.system == "Hi"
@@ -98,3 +98,53 @@ def test_a_target_of_ones_own_fetches_no_pair(started, terminal, monkeypatch, tm
     assert backend.name == "mine"
     assert list(backend.find_files()) == [PairFiles("mine", tmp_path / "mine", None)]
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "prompt"),
+    [
+        (["demo", "Hello there"], "demo", "Hello there"),
+        (["--pair", "demo", "Hello"], "demo", "Hello"),
+        (["-p", "demo"], "demo", ""),
+        (["--target", "mine", "Hello"], "mine", "Hello"),
+    ],
+)
+def test_a_first_prompt_comes_after_the_pair(started, terminal, arguments, name, prompt):
+    assert run(["chat", *arguments]) == 0
+    ((_, backend, settings),) = started
+    assert (backend.name, settings.first_prompt) == (name, prompt)
+
+
+def test_a_server_gets_a_first_prompt_too(started, terminal):
+    assert run(["chat", "--server", "http://localhost:1", "Hello there"]) == 0
+    assert started[0][2].first_prompt == "Hello there"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--server", "U", "qwen3-4b"], "PAIR would have no effect"),
+        (["--server", "U", "qwen3-4b", "Hello there"], "PAIR would have no effect"),
+        (["--server", "U", "-p", "demo"], "--pair would have no effect"),
+        (["--server", "U", "--device", "cuda"], "--device would have no effect"),
+        (["--server", "U", "--dtype", "float32"], "--dtype would have no effect"),
+        (["--server", "U", "--draft", "none"], "--draft would have no effect"),
+        (["--server", "U", "--schedule", "full"], "--schedule would have no effect"),
+        (["demo", "--target", "mine"], "takes the place of a pair"),
+        (["demo", "Hi", "--target", "mine"], "takes the place of a pair"),
+        (["demo", "Hi", "--pair", "demo"], "two pairs are named"),
+        (["Hello there"], 'A prompt comes after the pair: dspark chat PAIR "..."'),
+        (["demmo", "Hi"], "Did you mean demo?"),
+        (["./nope"], "there is no folder ./nope"),
+        (["~/nope/"], "there is no folder ~/nope/"),
+        (["/no/such/model.gguf"], "there is no file /no/such/model.gguf"),
+        ([""], "empty name"),
+    ],
+)
+def test_what_would_be_ignored_or_is_nothing_is_refused(
+    started, terminal, capsys, arguments, words
+):
+    assert run(["chat", *arguments]) == 2
+    shown = capsys.readouterr().err
+    assert words in shown and shown.count("\n") == 1
+    assert started == []

@@ -1,0 +1,319 @@
+"""The options of `dspark graft`, by the panels of its help."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from dspark.config import Algorithm, Dtype, GraftConfig
+from dspark_cli import options
+
+DEFAULTS = GraftConfig()
+DATA, HEAD, LOSS = "Data", "Head", "Loss"
+OPTIMIZER, RUNNING, OUTPUT = "Optimizer", "Running", "Output"
+
+Base = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="TARGET",
+        help="The model that gets a head: a pair, a folder, a GGUF file or a Hugging Face id.",
+        show_default=options.DEFAULT_PAIR,
+        autocompletion=options.complete_pair,
+    ),
+]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        "--pair",
+        "-p",
+        metavar="TARGET",
+        help="The same as the argument TARGET.",
+        rich_help_panel=options.MODEL,
+        autocompletion=options.complete_pair,
+    ),
+]
+Train = Annotated[
+    bool,
+    typer.Option(
+        "--train",
+        help="Train a head even where one fits; implied by any training option.",
+        rich_help_panel=options.MODEL,
+    ),
+]
+Attach = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HEAD",
+        help="Attach this head, a folder or a Hugging Face id, untrained.",
+        rich_help_panel=options.MODEL,
+    ),
+]
+Name = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Name of the resulting pair.", rich_help_panel=options.MODEL),
+]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Keep a head whose files the probe finds misinterpreted.",
+        rich_help_panel=options.MODEL,
+    ),
+]
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SOURCE",
+        help="Prompts: a .jsonl or .txt file, a folder of them, a data set "
+        "hf:OWNER/NAME[:SPLIT], or self[:N] from the target itself; repeatable.",
+        rich_help_panel=DATA,
+    ),
+]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="Refuse --prompts with a broken line.", rich_help_panel=DATA),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="File for the target's answers; default: OUT/answers.jsonl.",
+        rich_help_panel=DATA,
+    ),
+]
+MaxAnswerTokens = Annotated[
+    int, typer.Option(min=2, help="Maximum tokens per answer.", rich_help_panel=DATA)
+]
+AnswerTemperature = Annotated[
+    float,
+    typer.Option(min=0.0, help="Temperature of the answers.", rich_help_panel=DATA),
+]
+AnswersAtOnce = Annotated[
+    int, typer.Option(min=1, help="Answers generated in parallel.", rich_help_panel=DATA)
+]
+EvalPrompts = Annotated[
+    int, typer.Option(min=1, help="Prompts held out of training.", rich_help_panel=DATA)
+]
+Length = Annotated[
+    int,
+    typer.Option(min=8, help="Tokens per sequence, prompt and answer.", rich_help_panel=DATA),
+]
+Algo = Annotated[
+    Algorithm,
+    typer.Option(
+        help="What to train; it sets the defaults of loss and block.", rich_help_panel=HEAD
+    ),
+]
+BlockSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help=f"Tokens drafted per round; default: {DEFAULTS.block_size}, for mtp 1.",
+        show_default=False,
+        rich_help_panel=HEAD,
+    ),
+]
+Layers = Annotated[int, typer.Option(min=1, help="Transformer layers.", rich_help_panel=HEAD)]
+IntermediateSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Width of the MLPs; default: the target's.", rich_help_panel=HEAD),
+]
+KvHeads = Annotated[
+    int | None,
+    typer.Option(min=1, help="Key and value heads; default: the target's.", rich_help_panel=HEAD),
+]
+Taps = Annotated[
+    str | None,
+    typer.Option(
+        metavar="L,L,...",
+        help="Layers of the target that the head reads; default: five, evenly spaced.",
+        rich_help_panel=HEAD,
+    ),
+]
+MaskToken = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Id of the mask token; default: one that the tokenizer does not use.",
+        rich_help_panel=HEAD,
+    ),
+]
+MarkovType = Annotated[
+    Literal["none", "vanilla", "gated", "rnn"] | None,
+    typer.Option(
+        help="Markov head of dspark; default: vanilla.",
+        show_default=False,
+        rich_help_panel=HEAD,
+    ),
+]
+MarkovRank = Annotated[
+    int, typer.Option(min=1, help="Rank of the Markov tables.", rich_help_panel=HEAD)
+]
+Init = Annotated[
+    Literal["target", "random"],
+    typer.Option(help="Where the initial weights come from.", rich_help_panel=HEAD),
+]
+InitFrom = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HEAD",
+        help="Continue from a head (folder, Hugging Face id or pair) in its shape; other "
+        "options of this group change what can be changed.",
+        rich_help_panel=HEAD,
+    ),
+]
+Distillation = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        help="Weight of the cross-entropy against the target's distribution; default: "
+        "that of --algo.",
+        rich_help_panel=LOSS,
+    ),
+]
+PositionDecay = Annotated[
+    float | None,
+    typer.Option(
+        min=0.1,
+        help="Positions over which the weight of a draft falls to 1/e; default: that of --algo.",
+        rich_help_panel=LOSS,
+    ),
+]
+LossVocabulary = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        min=0,
+        help="Compute the loss over the draft vocabulary and N other tokens drawn per step; "
+        "0: over all.",
+        rich_help_panel=LOSS,
+    ),
+]
+DraftVocabulary = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        min=0,
+        help="With --loss-vocabulary: draft from the N most frequent tokens of the data; "
+        "0: from all of them.",
+        rich_help_panel=LOSS,
+    ),
+]
+Anchors = Annotated[int, typer.Option(min=1, help="Blocks per sequence.", rich_help_panel=LOSS)]
+Steps = Annotated[int, typer.Option(min=1, help="Optimizer steps.", rich_help_panel=OPTIMIZER)]
+BatchSize = Annotated[
+    int, typer.Option(min=1, help="Sequences per step.", rich_help_panel=OPTIMIZER)
+]
+Accumulate = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Parts in which a batch is computed, to save memory.",
+        rich_help_panel=OPTIMIZER,
+    ),
+]
+Lr = Annotated[float, typer.Option(min=0.0, help="Learning rate.", rich_help_panel=OPTIMIZER)]
+MarkovShare = Annotated[
+    float,
+    typer.Option(
+        min=0.0,
+        help="Markov-table learning rate as a fraction of --lr.",
+        rich_help_panel=OPTIMIZER,
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the training.", rich_help_panel=OPTIMIZER)]
+Precision = Annotated[
+    Literal["float32", "bfloat16"],
+    typer.Option(
+        help="Number format of the head's matrix products; its weights stay float32.",
+        rich_help_panel=RUNNING,
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.", rich_help_panel=RUNNING),
+]
+TargetDtype = Annotated[
+    Dtype, typer.Option(help="Number format of the target's weights.", rich_help_panel=RUNNING)
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume/--no-resume",
+        help="Resume from OUT/training if it is there.",
+        rich_help_panel=RUNNING,
+    ),
+]
+CheckpointEvery = Annotated[
+    int,
+    typer.Option(min=1, help="Steps between two checkpoints.", rich_help_panel=RUNNING),
+]
+TapMemory = Annotated[
+    float,
+    typer.Option(
+        min=0.0,
+        metavar="GIB",
+        help="Memory for taps that are kept instead of computed again.",
+        rich_help_panel=RUNNING,
+    ),
+]
+TapCache = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Keep taps on disk too; the plan states how much it takes.",
+        rich_help_panel=RUNNING,
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Print plan, memory, disk and time, and train nothing.",
+        rich_help_panel=RUNNING,
+    ),
+]
+Plain = Annotated[
+    bool,
+    typer.Option(
+        "--plain",
+        help="Plain lines instead of the live view of a terminal.",
+        rich_help_panel=RUNNING,
+    ),
+]
+Out = Annotated[
+    Path, typer.Option(metavar="DIR", help="Folder of the head.", rich_help_panel=OUTPUT)
+]
+FullHead = Annotated[
+    bool,
+    typer.Option(
+        "--full-head/--lean-head",
+        help="Also store the target's embedding and output head, as other programs expect.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Measure = Annotated[
+    bool,
+    typer.Option(
+        "--measure/--no-measure",
+        help="Measure the speed-up at the end, and judge.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Licence = Annotated[
+    str,
+    typer.Option(
+        metavar="ID",
+        help="Licence of the head for its model card, such as mit.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+AsJson = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print one JSON object on stdout: the plan, or the resulting pair.",
+        rich_help_panel=OUTPUT,
+    ),
+]

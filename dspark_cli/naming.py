@@ -1,0 +1,131 @@
+"""What a user may call a model: a pair, a family, a folder, a GGUF file or a Hugging Face id."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dspark.errors import InputError, UnknownNameError
+from dspark_cli.output import say
+
+
+@dataclass(frozen=True, slots=True)
+class PairChoice:
+    """A pair by name, of which target and draft may be replaced by paths or hub ids."""
+
+    pair: str
+    target: str | None = None
+    draft: str | None = None
+
+
+def settled(choice: PairChoice) -> PairChoice:
+    """The pair, or the target and head, that are meant here; what was decided is said on stderr.
+
+    Raises UnknownNameError for what is nothing of all that, MemoryFullError for what cannot fit.
+    """
+    from dspark import hub
+    from dspark.hub.registry import FAMILIES
+
+    name = choice.pair
+    if choice.target is not None:
+        return choice
+    if name in FAMILIES or hub.known_pair(name) is not None:
+        return replace(choice, pair=usable_name(name))
+    check_spelling(name)
+    if choice.draft is None and (pair := hub.pair_of_target(name)) is not None:
+        say(f"{name} is the target of the pair {pair.name}, whose head drafts")
+        return replace(choice, pair=usable_name(pair.name))
+    if Path(name).expanduser().exists():
+        return _local(choice)
+    if hub.is_repo_id(name):
+        return _published(choice)
+    hub.find_pair(name)
+    raise AssertionError("find_pair knows the name, or raises")
+
+
+def _local(choice: PairChoice) -> PairChoice:
+    from dspark import hub
+
+    folder = Path(choice.pair).expanduser()
+    if not folder.is_dir():
+        if folder.suffix != ".gguf":
+            raise InputError(
+                f"{choice.pair} is a file", "Give the folder of a model, or a GGUF file."
+            )
+        return _with_head(choice, has_head=False)
+    if hub.is_head_folder(folder):
+        raise _is_head(choice.pair)
+    return _with_head(choice, has_head=hub.brings_head(folder))
+
+
+def _published(choice: PairChoice) -> PairChoice:
+    from dspark import hub
+
+    if (folder := hub.kept_folder(choice.pair)) is not None:
+        is_head, has_head = hub.is_head_folder(folder), hub.brings_head(folder)
+    else:
+        found = hub.look_up(choice.pair)
+        is_head, has_head = found.is_head, found.brings_head
+    if is_head:
+        raise _is_head(choice.pair)
+    return replace(_with_head(choice, has_head=has_head), target=choice.pair)
+
+
+def _is_head(name: str) -> InputError:
+    return InputError(
+        f"{name} is a head, which drafts for a target",
+        f"Name both: --target TARGET --draft {name}.",
+    )
+
+
+def _with_head(choice: PairChoice, *, has_head: bool) -> PairChoice:
+    """Its own head, or none; one that the user chose stays."""
+    name = choice.pair
+    if choice.draft is not None:
+        return choice
+    if has_head:
+        return replace(choice, draft=name)
+    say(
+        f"no head is known for {name}: decoding without drafts (--draft lookup drafts from "
+        f"earlier text; dspark graft {name} attaches or trains a head)"
+    )
+    return choice
+
+
+def check_known(name: str) -> None:
+    """Raises UnknownNameError for what is no pair, no file here and no id of the hub."""
+    from dspark import hub
+    from dspark.hub.registry import FAMILIES
+
+    check_spelling(name)
+    is_here = name in FAMILIES or Path(name).expanduser().exists()
+    if not (is_here or hub.is_repo_id(name)):
+        hub.find_pair(name)
+
+
+def check_spelling(name: str) -> None:
+    """Raises UnknownNameError for a prompt, or nothing at all, where a pair belongs."""
+    if any(character.isspace() for character in name) and not Path(name).expanduser().exists():
+        raise UnknownNameError(
+            f"no pair is called {name!r}", 'A prompt comes after the pair: dspark chat PAIR "..."'
+        )
+    if not name:
+        raise UnknownNameError("no pair has an empty name", "See dspark list for the known pairs.")
+
+
+def chosen_name(name: str) -> str:
+    """The pair that a family's name means here, which is said; any other name is itself."""
+    from dspark import hub
+
+    choice = hub.choose_pair(name)
+    if choice.reason:
+        say(choice.reason)
+    return choice.name
+
+
+def usable_name(name: str) -> str:
+    """As chosen_name, and no memory of this machine is too small for it."""
+    from dspark import hub
+
+    name = chosen_name(name)
+    if (pair := hub.known_pair(name)) is not None:
+        hub.check_memory(pair)
+    return name

@@ -1,0 +1,64 @@
+"""Every file that dspark writes has the mode that the umask says, or shared folders break."""
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from dspark.bench.document import write_document
+from dspark.checkpoints.convert import convert_head
+from dspark.checkpoints.files import replacing
+from dspark.hub import register
+from tests.checkpoints import writers
+
+
+@pytest.fixture(params=[0o022, 0o077, 0o002], ids=oct)
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def modes(folder: Path) -> dict[str, int]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in files}
+
+
+def test_a_replaced_file_has_the_umasks_mode(umask, tmp_path):
+    path = tmp_path / "file"
+    for content in ("old", "new"):
+        with replacing(path) as partial:
+            partial.touch(mode=0o600)
+            partial.write_text(content)
+        path.chmod(0o777 if content == "old" else path.stat().st_mode)
+    assert path.read_text() == "new"
+    assert modes(tmp_path) == {"file": 0o666 & ~umask}
+    assert os.umask(umask) == umask  # nobody's umask is changed
+
+
+def test_where_the_system_does_not_tell_the_umask_it_is_asked(umask, tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda *args, **kwargs: "Name:\tpython\n")
+    with replacing(tmp_path / "file") as partial:
+        partial.touch(mode=0o600)
+    assert modes(tmp_path) == {"file": 0o666 & ~umask}
+    assert os.umask(umask) == umask
+
+
+@pytest.mark.parametrize("layout", ["deepspec", "speculators"])
+def test_a_converted_head(umask, tmp_path, layout):
+    source = writers.write_specforge(tmp_path / "source")
+    convert_head(source, tmp_path / "out", layout)
+    found = modes(tmp_path / "out")
+    assert set(found) == {"config.json", "model.safetensors"}
+    assert set(found.values()) == {0o666 & ~umask}
+
+
+def test_what_is_small(umask, tmp_path, tiny_llama_dir, monkeypatch):
+    monkeypatch.setenv("DSPARK_HOME", str(tmp_path))
+    register("mine", str(tiny_llama_dir), None)
+    write_document(tmp_path / "figures.json", {"a": 1})
+    found = modes(tmp_path)
+    assert {found["pairs.json"], found["figures.json"]} == {0o666 & ~umask}
+    assert json.loads((tmp_path / "pairs.json").read_text())["mine"]["target"]
