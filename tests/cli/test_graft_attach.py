@@ -37,7 +37,8 @@ def attached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
         yield REPORT
         yield Registered(job.name or "base", is_new=True)
 
-    (tmp_path / "head").mkdir()
+    for name in ("base", "head"):
+        (tmp_path / name).mkdir()
     monkeypatch.setattr("dspark.graft.attach.attach", attach)
     monkeypatch.setattr(
         "dspark_cli.graft_attach_view.find_files",
