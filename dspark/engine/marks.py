@@ -4,7 +4,7 @@ Lone surrogates are no text, so none of them can be mistaken for what the model 
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from dspark.engine.characters import TokenTexts
 
@@ -36,6 +36,10 @@ class Marks:
         """The mark that stands for this text."""
         return self._of_text.setdefault(text, chr(ord(OTHER) + 1 + len(self._of_text)))
 
+    @property
+    def known(self) -> Iterable[str]:
+        return self._of_text.values()
+
     def replace(self, token_id: int, text: str) -> str:
         """The text of a token, with its mark instead of it where it is one."""
         mark = self._of_token.get(token_id)
@@ -43,17 +47,10 @@ class Marks:
             return text + (mark or OTHER)
         return text if mark is None else text.replace(self._tokens.text_of(token_id), mark)
 
-    def show(self, text: str) -> str:
-        """Marks that turned out to be ordinary text, as that text."""
-        return self._name(text, hidden=self._special)
-
-    def show_all(self, text: str) -> str:
-        """Every mark that has a name, special or not, as text."""
-        return self._name(text, hidden=set())
-
-    def _name(self, text: str, hidden: set[str]) -> str:
-        names = {mark: name for name, mark in self._of_text.items() if mark not in hidden}
-        return ANY_MARK.sub(lambda match: names.get(match[1], match[1]), text)
+    def show(self, text: str, also: Container[str] = ()) -> str:
+        """Marks that turned out to be ordinary text, and those in `also`, as that text."""
+        names = {m: n for n, m in self._of_text.items() if m not in self._special or m in also}
+        return ANY_MARK.sub(lambda match: names.get(match[1], match[1]), text) if names else text
 
     def patterns(self, stop_strings: Iterable[str]) -> list[str]:
         """Each stop string as text, and with the special tokens and marks that it contains."""

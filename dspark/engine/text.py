@@ -14,7 +14,7 @@ from dspark.engine.characters import Characters, TokenTexts
 from dspark.engine.deepseek_v4_prompt import with_own_prompt
 from dspark.engine.marks import Marks, without_marks
 from dspark.engine.stops import StopMatcher
-from dspark.engine.thinking import NoSplitter, Span, Splitter, Thinking
+from dspark.engine.thinking import Span, Thinking
 from dspark.errors import CheckpointError, InputError
 
 PROMPT_TAIL = 256  # tokens in which the marks of an open answer are looked for
@@ -101,12 +101,13 @@ class TextStream:
         """prompt_ids: what is answered, with thinking apart; None: all is text, marks are shown."""
         self._characters = Characters(codec.texts)
         self._marks = codec.marks
-        self._splitter: Splitter = NoSplitter(codec.marks)
-        thinking = codec.thinking  # also without a prompt: to know the marks that are shown
+        thinking = codec.thinking  # first of all: it knows the marks
+        tail = None
         if prompt_ids is not None:
-            tail = Characters(codec.texts)
-            ends = [self._marks.replace(i, tail.push(i)) for i in prompt_ids[-PROMPT_TAIL:]]
-            self._splitter = thinking.splitter("".join(ends))
+            read = Characters(codec.texts)
+            ends = [self._marks.replace(i, read.push(i)) for i in prompt_ids[-PROMPT_TAIL:]]
+            tail = "".join(ends)
+        self._splitter = thinking.splitter(tail)
         self._matcher = StopMatcher(codec.marks.patterns(stop_strings))
         self._ready: deque[Span] = deque()
         self._told: dict[bool, list[str]] = {False: [], True: []}
@@ -162,9 +163,10 @@ class TextStream:
             else:
                 mark = self._marks.text(span.text) if len(span.text) > 1 else span.text
                 text = self._matcher.push(mark if span.is_mark else span.text)
-                self._put(without_marks(text), is_thinking=False)
+                self._put(text, is_thinking=False)
 
     def _put(self, text: str, *, is_thinking: bool) -> None:
+        text = without_marks(text)
         if not text:
             return
         if self._ready and self._ready[-1].is_thinking == is_thinking:

@@ -80,9 +80,13 @@ class Thinking:
             marks.token(name)
         found = [_in_marks(each, marks, template) for each in FORMATS]
         self._formats = tuple(each for each in found if each is not None)
+        self._all = frozenset(marks.known)
 
-    def splitter(self, tail: str) -> Splitter:
-        """tail: the end of the prompt in characters and marks, where thinking may be open."""
+    def splitter(self, tail: str | None) -> Splitter:
+        """tail: the end of the prompt in characters and marks, where thinking may be open; None:
+        nothing is set apart."""
+        if tail is None:
+            return NoSplitter(self._marks, self._all)
         if self._has_channels:
             return ChannelSplitter(self._marks, tail)
         return ThinkSplitter(self._marks, self._formats, tail)
@@ -91,11 +95,12 @@ class Thinking:
 class NoSplitter:
     """All is the answer; marks of thinking are shown, other special tokens are not."""
 
-    def __init__(self, marks: Marks) -> None:
+    def __init__(self, marks: Marks, shown: frozenset[str]) -> None:
         self._marks = marks
+        self._shown = shown
 
     def push(self, text: str) -> list[Span]:
-        return _spans(self._marks.show_all(text), is_thinking=False)
+        return _spans(self._marks.show(text, self._shown), is_thinking=False)
 
     def finish(self) -> list[Span]:
         return []
