@@ -78,7 +78,9 @@ def stats_object(stats: DecodeStats) -> dict[str, Any]:
 
 
 def stats_line(stats: DecodeStats) -> str:
-    figures = [counted(stats.new_tokens, "token"), f"{stats.decode_tokens_per_second:.1f} tok/s"]
+    figures = [counted(stats.new_tokens, "token")]
+    if stats.decode_tokens_per_second:  # one token, or an answer in one piece, has no rate
+        figures.append(f"{stats.decode_tokens_per_second:.1f} tok/s")
     if stats.drafted:
         figures += [f"τ {stats.tau:.2f}", f"{stats.verified_per_round:.1f} verified per round"]
     return " · ".join(figures)

@@ -3,7 +3,10 @@
 import io
 import json
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +20,8 @@ from dspark_cli.main import run
 from dspark_cli.plain_chat import run_plain_chat
 from dspark_tui.app import DSparkApp
 from dspark_tui.backend import ChatSettings
-from dspark_tui.server_backend import ServerBackend, base_url
+from dspark_tui.server_backend import ServerBackend
+from dspark_tui.server_request import base_url
 
 HELLO = [{"role": "user", "content": "Hello"}]
 DONE = "[DONE]"
@@ -40,6 +44,10 @@ class Server:
     status: int = 200
     key: str | None = None
     hold: threading.Event | None = None  # silence after the lines, until it is set
+    body: bytes | None = None  # instead of the lines
+    headers: dict[str, str] = field(default_factory=dict)
+    refusals: dict[str, object] = field(default_factory=dict)  # by the parameter that is refused
+    list_status: int = 200
     url: str = ""
     bodies: list[dict[str, object]] = field(default_factory=list)
 
@@ -50,8 +58,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.play.key and self.headers["Authorization"] != f"Bearer {self.play.key}":
             self._json(401, {"error": {"message": "no"}})
-        elif self.path == "/v1/models":
-            self._json(200, {"data": list(self.play.models)})
+        elif self.path.partition("?")[0] == "/v1/models":
+            self._json(self.play.list_status, {"data": list(self.play.models)})
         else:
             self._json(404, {})
 
@@ -61,8 +69,17 @@ class Handler(BaseHTTPRequestHandler):
         if self.play.status != 200:
             self._json(self.play.status, {"error": {"message": "out of luck"}})
             return
+        for name, refusal in self.play.refusals.items():
+            if name in body:
+                self._json(400, refusal)
+                return
         self.send_response(200)
+        for name, value in self.play.headers.items():
+            self.send_header(name, value)
         self.end_headers()
+        if self.play.body is not None:
+            self.wfile.write(self.play.body)
+            return
         for line in self.play.lines:
             self.wfile.write(f"data: {line}\n\n".encode())
             self.wfile.flush()
@@ -72,6 +89,8 @@ class Handler(BaseHTTPRequestHandler):
     def _json(self, status: int, content: object) -> None:
         body = json.dumps(content).encode()
         self.send_response(status)
+        for name, value in self.play.headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -151,21 +170,174 @@ def failure(backend: ServerBackend) -> tuple[str, DSparkError]:
 def test_a_cut_stream_is_said_and_what_came_stays(server):
     server.lines = (delta("One"),)
     shown, error = failure(loaded(server))
-    assert shown == "One" and "broke off" in error.message
+    assert shown == "One" and "closed before the answer was complete" in error.message
 
 
 def test_an_error_half_way_is_said(server):
     server.lines = (delta("One"), json.dumps({"error": {"message": "out of\nluck"}}))
     shown, error = failure(loaded(server))
-    assert shown == "One" and error.message.endswith("failed half-way: out of luck")
+    assert shown == "One" and error.message.endswith("failed during the answer: out of luck")
 
 
 @pytest.mark.parametrize(
-    ("status", "words"), [(404, "no model tiny: out of luck"), (500, "status 500"), (429, "429")]
+    ("status", "words"), [(404, "no model tiny: out of luck"), (500, "answered 500"), (429, "429")]
 )
 def test_a_refusal_is_one_line(server, status, words):
     server.status = status
     assert words in failure(loaded(server))[1].message
+
+
+@pytest.mark.parametrize(
+    ("after", "hint"),
+    [
+        ("20", "Try again in 20 seconds."),
+        ("0.2", "Try again in 1 second."),
+        ("Fri, 31 Dec 1999 23:59:59 GMT", "Try again in 1 second."),
+        ("soon", "Try again later."),
+    ],
+)
+def test_when_to_ask_again_is_told(server, after, hint):
+    server.status, server.headers = 429, {"Retry-After": after}
+    assert failure(loaded(server))[1].hint == hint
+
+
+def test_an_address_that_has_moved_is_told(server):
+    server.list_status, server.headers = 301, {"Location": "https://example.org/v1/models"}
+    with pytest.raises(ServerError, match="has moved") as caught:
+        loaded(server)
+    assert "https://example.org/v1." in caught.value.hint
+
+
+OPENAI = {
+    "message": "Unsupported parameter",
+    "param": "max_tokens",
+    "code": "unsupported_parameter",
+}
+VLLM = {"message": "[{'type': 'extra_forbidden', 'loc': ('body', 'top_k'), 'input': 3}]"}
+FASTAPI = [{"type": "extra_forbidden", "loc": ["body", "stream_options"], "msg": "Extra inputs"}]
+
+
+def test_a_parameter_that_is_refused_is_left_out_from_then_on(server):
+    server.refusals = {
+        "max_tokens": {"error": OPENAI},
+        "top_k": VLLM,
+        "stream_options": {"detail": FASTAPI},
+        "temperature": {"error": "Unsupported value: 'temperature' does not support 0.5"},
+    }
+    backend = loaded(server)
+    assert [*ask(backend, temperature=0.5, top_k=3, seed=4)][-1].text == "Grüß dich"
+    assert len(server.bodies) == 5
+    assert [*ask(backend, temperature=0.5, top_k=3, seed=4)][-1].text == "Grüß dich"
+    assert len(server.bodies) == 6
+    needed = {"model", "messages", "stream", "seed"}
+    assert set(server.bodies[5]) == {*needed, "max_completion_tokens"}
+    assert server.bodies[5]["max_completion_tokens"] == 9
+    server.refusals["max_completion_tokens"] = {"error": "unknown: max_completion_tokens"}
+    assert [*ask(backend, seed=4, temperature=0.5)][-1].text == "Grüß dich"
+    assert set(server.bodies[-1]) == needed
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        {"error": {"message": "max_tokens must be at most 8"}},
+        {"error": {"message": "this model does not support images"}},
+        {"error": {"message": "messages: unexpected role"}},
+        [],
+    ],
+)
+def test_another_refusal_is_not_tried_again(server, refusal):
+    server.refusals = {"model": refusal}
+    backend = loaded(server)
+    failure(backend)
+    assert len(server.bodies) == 1
+
+
+def test_thinking_comes_apart_from_the_answer(server):
+    thought = json.dumps({"choices": [{"delta": {"reasoning_content": "Hm, "}}]})
+    server.lines = (thought, delta("yes"), delta(reason="stop"), DONE)
+    *events, finished = ask(loaded(server))
+    pieces = [(piece.text, piece.is_thinking) for event in events for piece in event.pieces]
+    assert pieces == [("Hm, ", True), ("yes", False)]
+    assert (finished.text, finished.thinking) == ("yes", "Hm, ")
+
+
+@pytest.mark.parametrize(
+    ("delta", "reason", "words"),
+    [
+        (
+            {"tool_calls": [{"function": {"name": "clock"}}]},
+            "tool_calls",
+            r"called a tool \(clock\)",
+        ),
+        ({"function_call": {"name": "clock"}}, "function_call", r"called a tool \(clock\)"),
+        ({}, "tool_calls", "called a tool instead"),
+        ({}, "content_filter", "content filter stopped tiny"),
+    ],
+)
+def test_an_answer_without_words_is_said(server, delta, reason, words):
+    choice = {"delta": delta, "finish_reason": reason}
+    server.lines = (json.dumps({"choices": [choice]}), DONE)
+    with pytest.raises(ServerError, match=words):
+        list(ask(loaded(server)))
+
+
+def test_an_answer_in_one_piece(server):
+    message = {"role": "assistant", "content": "Grüß dich"}
+    answer = {"choices": [{"message": message, "finish_reason": "stop"}], "usage": None}
+    server.body = json.dumps(answer).encode()
+    server.headers = {"Content-Type": "application/json"}
+    *events, finished = ask(loaded(server))
+    assert [piece.text for event in events for piece in event.pieces] == ["Grüß dich"]
+    assert finished.reason == "stop_token" and finished.stats.decode_tokens_per_second == 0
+
+
+def test_a_connection_that_ends_inside_the_body_is_told(server):
+    backend = loaded(server)
+    server.headers = {"Content-Length": "9999"}
+    server.body = f"data: {delta('One')}\n\n".encode()
+    shown, error = failure(backend)
+    assert shown == "One" and "closed before the answer was complete" in error.message
+    server.body = f"data: {delta('One', 'stop')}\n\n".encode()  # closed badly, but at its end
+    assert [*ask(backend)][-1].text == "One"
+
+
+def test_an_answer_ends_though_the_connection_stays_open(server, monkeypatch):
+    monkeypatch.setattr("dspark_tui.server_backend.REST_SECONDS", 0.1)
+    server.lines, server.hold = (delta("One", "stop"),), threading.Event()
+    assert [*ask(loaded(server))][-1].text == "One"
+    assert not server.hold.is_set()
+
+
+def test_loading_is_given_up_at_once():
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        backend = ServerBackend(ServerConfig(f"127.0.0.1:{silent.getsockname()[1]}"))
+        threading.Timer(0.3, backend.cancel).start()
+        began = time.monotonic()
+        with pytest.raises(ServerError, match="was not waited for"):
+            list(backend.load())
+        assert time.monotonic() - began < 5
+
+
+def test_nothing_is_left_pending(server):
+    """Python tells on stderr of a loop that was closed too early."""
+    script = (
+        "import sys\n"
+        "from dspark_cli.main import run\n"
+        f"sys.exit(run(['chat', '--server', {server.url!r}]))"
+    )
+    asked = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        input="Hi\nAgain\n",
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=60,
+    )
+    assert asked.stdout == "Grüß dich\nGrüß dich\n"
+    assert all(line.startswith("tiny") for line in asked.stderr.splitlines()), asked.stderr
 
 
 def test_silence_ends_at_the_time_limit(server):
@@ -183,6 +355,30 @@ def test_the_key_comes_from_the_environment(server, monkeypatch):
     assert loaded(server).info.name == "tiny"
 
 
+@pytest.mark.parametrize("key", ["secret\n", " secret ", "secret\r\n"])
+def test_blanks_around_the_key_are_passed_over(server, monkeypatch, key):
+    server.key = "secret"
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    assert loaded(server).info.name == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [("sk-äbc", "'ä' at position 4"), ("sk-a\nb", "position 5"), ("Bearer x", "position 7")],
+)
+def test_a_key_that_no_header_can_carry_is_named(server, monkeypatch, key, words):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(InputError, match="OPENAI_API_KEY") as caught:
+        loaded(server)
+    assert words in caught.value.message and key not in caught.value.message
+
+
+def test_proxies_of_others_do_not_break_it(server, monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "socks://127.0.0.1:9/")
+    monkeypatch.setenv("NO_PROXY", "localhost,[::1],fd07:b51a:cc66:f0::/64")
+    assert [*ask(loaded(server))][-1].text == "Grüß dich"
+
+
 def test_nobody_listens():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -198,12 +394,42 @@ def test_several_models_ask_for_a_choice(server):
     assert loaded(server, model="b").info.context_limit == 0
 
 
+def test_a_model_that_the_server_lacks_is_refused_before_the_first_prompt(server):
+    server.models = ({"id": "llama:latest"}, {"id": "models/gem"}, {"id": "qwen", "object": None})
+    with pytest.raises(InputError, match="has no model quen") as caught:
+        loaded(server, model="quen")
+    assert caught.value.hint == "Did you mean qwen? It has llama:latest, models/gem, qwen."
+    for usual in ("llama", "llama:latest", "gem", "models/gem", "qwen:online"):
+        assert loaded(server, model=usual).info.name == usual
+
+
+def test_a_server_without_a_list_of_models_takes_any_name(server):
+    server.list_status = 404
+    assert loaded(server, model="any").info.name == "any"
+    with pytest.raises(ServerError, match="has no list of models"):
+        loaded(server)
+
+
+def test_sizes_of_the_context_under_other_names(server):
+    server.models = ({"id": "a", "max_model_len": None, "context_length": 4096},)
+    assert loaded(server).info.context_limit == 4096
+
+
 def test_urls():
     assert base_url("localhost:8000") == "http://localhost:8000/v1"
     assert base_url("https://example.org/api/v2/") == "https://example.org/api/v2"
-    for wrong in ("ftp://example.org", "http://", "http://host:port"):
-        with pytest.raises(InputError):
+    assert base_url("https://example.org/v1/chat/completions/") == "https://example.org/v1"
+    assert base_url(" example.org?version=2 ") == "http://example.org/v1?version=2"
+    for wrong in ("ftp://example.org", "http://", "http://host:port", "http://a b", "http://\x07"):
+        with pytest.raises(InputError, match="is not a valid URL"):
             base_url(wrong)
+
+
+def test_a_password_and_a_query_go_to_the_server_and_into_no_message(server):
+    server.url = server.url.replace("//", "//me:secret@") + "/v1?version=2"
+    backend = loaded(server)
+    assert "secret" not in backend.info.device and "127.0.0.1" in backend.info.device
+    assert [*ask(backend)][-1].text == "Grüß dich"
 
 
 def test_the_plain_loop_says_that_there_are_no_colours(server, capsys):

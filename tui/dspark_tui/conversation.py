@@ -16,6 +16,9 @@ class Conversation:
         return [*opening, *self.turns, {"role": "user", "content": prompt}]
 
     def keep(self, prompt: str, answer: str) -> None:
+        """A prompt without an answer is not kept: an empty turn says nothing to a model."""
+        if not answer.strip():
+            return
         self.turns += [
             {"role": "user", "content": prompt},
             {"role": "assistant", "content": answer},

@@ -8,6 +8,7 @@ from typing import Literal
 from textual.content import Content, Span
 
 from dspark.events import Finished, Piece, PrefillProgress, Round
+from dspark_tui.control_characters import VISIBLE
 
 Kind = Literal["accepted", "own", "rejected"]
 
@@ -46,7 +47,7 @@ def marks_of(event: PrefillProgress | Round | Finished) -> list[Mark]:
     """In reading order: drafts that were kept, drafts that were refused, the target's own token;
     at the end what was held back until then."""
     if isinstance(event, Finished):
-        return [Mark(event.tail.translate(_VISIBLE), "own")] if event.tail else []
+        return [Mark(event.tail.translate(VISIBLE), "own")] if event.tail else []
     kept = list(takewhile(lambda piece: piece.is_draft, event.pieces))
     own = event.pieces[len(kept) :]
     rejected = event.rejected if isinstance(event, Round) else ()
@@ -86,16 +87,9 @@ def content_of(marks: Iterable[Mark], view: View) -> Content:
 
 
 def _mark(piece: Piece, kind: Kind) -> Mark:
-    table = _ONE_LINE if kind == "rejected" else _VISIBLE
+    table = _ONE_LINE if kind == "rejected" else VISIBLE
     return Mark(piece.text.translate(table), kind, piece.confidence)
 
 
-# Control characters would reach the terminal: shown as their Unicode pictures instead.
-_VISIBLE: dict[int, int | None] = {
-    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
-    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
-    0x7F: 0x2421,
-    ord("\r"): None,
-}
 # A refused line break must not break the line.
-_ONE_LINE: dict[int, int | None] = {**_VISIBLE, ord("\n"): ord("⏎"), ord("\t"): ord("⇥")}
+_ONE_LINE: dict[int, int | None] = {**VISIBLE, ord("\n"): ord("⏎"), ord("\t"): ord("⇥")}

@@ -1,0 +1,101 @@
+"""An answer of a server, told in the engine's events: each delta a round without drafts."""
+
+import time
+from collections.abc import Iterator
+
+from dspark.errors import ServerError
+from dspark.events import (
+    DecodeStats,
+    Event,
+    Finished,
+    FinishReason,
+    Piece,
+    PrefillProgress,
+    Round,
+)
+from dspark_tui.server_delta import Delta
+
+
+class Written:
+    """The answer so far."""
+
+    def __init__(self) -> None:
+        self._reason: str | None = None
+        self._texts: list[str] = []
+        self._thoughts: list[str] = []
+        self._tools: list[str] = []
+        self._usage: dict[str, object] = {}
+        self._events = 0
+        self._asked_at = self._first_at = self._last_at = time.perf_counter()
+
+    def take(self, delta: Delta) -> Iterator[Event]:
+        self._usage = delta.usage or self._usage
+        self._reason = delta.reason or self._reason
+        self._tools += delta.tools
+        self._thoughts.append(delta.thinking)
+        self._texts.append(delta.text)
+        pieces = [Piece(-1, delta.thinking, False, is_thinking=True)] if delta.thinking else []
+        pieces += [Piece(-1, delta.text, False)] if delta.text else []
+        if pieces:
+            yield self._event(tuple(pieces))
+
+    def _event(self, pieces: tuple[Piece, ...]) -> Event:
+        now, before = time.perf_counter(), self._last_at
+        self._last_at = now
+        self._events += 1
+        if self._events == 1:
+            self._first_at = now
+            return PrefillProgress(0, 0, 0, pieces)
+        return Round(
+            request_id=0,
+            index=self._events - 2,
+            anchor=-1,
+            draft=(),
+            confidence=None,
+            verified=0,
+            accepted=0,
+            next=-1,
+            pieces=pieces,
+            rejected=(),
+            context_tokens=self._events,
+            draft_seconds=0.0,
+            verify_seconds=0.0,
+            seconds=now - before,
+        )
+
+    def end(self, model: str) -> Finished:
+        """Raises ServerError where the model did not answer in words."""
+        text = "".join(self._texts)
+        if self._reason == "content_filter":
+            raise ServerError(
+                f"the server's content filter stopped {model}", "Rephrase the question."
+            )
+        if not text and (self._tools or self._reason in ("tool_calls", "function_call")):
+            names = f" ({', '.join(self._tools)})" if self._tools else ""
+            raise ServerError(
+                f"{model} called a tool{names} instead of answering",
+                "This chat has no tools; ask for an answer in words.",
+            )
+        return self._finished("max_tokens" if self._reason == "length" else "stop_token")
+
+    def cancelled(self) -> Finished:
+        return self._finished("cancelled")
+
+    def _finished(self, reason: FinishReason) -> Finished:
+        """Counted by the server where it does so, otherwise by deltas."""
+        stats = DecodeStats(
+            prompt_tokens=self._counted("prompt_tokens"),
+            new_tokens=self._counted("completion_tokens") or self._events,
+            rounds=max(self._events - 1, 0),
+            drafted=0,
+            verified=0,
+            accepted=0,
+            prefill_seconds=self._first_at - self._asked_at,
+            decode_seconds=self._last_at - self._first_at,
+        )
+        text, thinking = "".join(self._texts), "".join(self._thoughts)
+        return Finished(0, reason, (), text, stats, thinking=thinking)
+
+    def _counted(self, name: str) -> int:
+        count = self._usage.get(name)
+        return count if isinstance(count, int) else 0
