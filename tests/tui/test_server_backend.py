@@ -140,6 +140,12 @@ def test_an_answer_comes_as_events_and_with_the_servers_own_counts(server):
     assert (asked["temperature"], asked["top_k"], asked["max_tokens"]) == (0.5, 3, 9)
 
 
+def test_what_nobody_chose_is_left_to_the_server(server):
+    *_, finished = loaded(server).answer(HELLO, SamplingChoice(), StopConfig(max_tokens=None))
+    assert finished.text == "Grüß dich"
+    assert set(server.bodies[0]) == {"model", "messages", "stream", "stream_options"}
+
+
 def test_the_limit_of_tokens_is_told(server):
     server.lines = (delta("One", "length"), DONE)
     assert [*ask(loaded(server))][-1].reason == "max_tokens"
@@ -235,6 +241,7 @@ def test_a_parameter_that_is_refused_is_left_out_from_then_on(server):
     server.refusals["max_completion_tokens"] = {"error": "unknown: max_completion_tokens"}
     assert [*ask(backend, seed=4, temperature=0.5)][-1].text == "Grüß dich"
     assert set(server.bodies[-1]) == needed
+    assert backend.info.refused == ("max_completion_tokens", "temperature", "top_k")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,10 @@ ChatMessages = Sequence[Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class BackendInfo:
-    """What is known once a pair is loaded; `sampling` is the model's own, None if not told."""
+    """What is known once a pair is loaded; `sampling` is the model's own, None if not told.
+
+    `refused` names what a person chose and the server does not take.
+    """
 
     name: str
     context_limit: int
@@ -31,6 +34,12 @@ class BackendInfo:
     has_drafter: bool
     is_server: bool = False
     sampling: SamplingConfig | None = None
+    refused: tuple[str, ...] = ()
+
+    @property
+    def refused_note(self) -> str:
+        named = " and ".join(self.refused)
+        return f"without {named}, which the server refuses" if named else ""
 
 
 @dataclass(frozen=True, slots=True)

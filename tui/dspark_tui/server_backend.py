@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -45,7 +45,7 @@ class ServerBackend:
     def info(self) -> BackendInfo:
         if self._info is None:
             raise InputError(f"{self._shown} was not asked yet", "Wait until loading has ended.")
-        return self._info
+        return replace(self._info, refused=self._adjustments.refused)
 
     def load(self) -> Iterator[LoadProgress]:
         yield LoadProgress(f"asking {self._shown}", 0, 1)

@@ -17,6 +17,7 @@ KEY = "OPENAI_API_KEY"
 CHAT = "/chat/completions"
 # What some servers call otherwise; where neither is taken, it is left out.
 OTHER_NAMES = {"max_tokens": "max_completion_tokens"}
+OURS = ("stream_options",)
 REQUIRED = ("model", "messages", "stream")
 _REFUSED = re.compile(
     r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|extra|invalid (param|arg|field)"
@@ -31,6 +32,11 @@ class Adjustments:
 
     renamed: dict[str, str] = field(default_factory=dict)
     dropped: set[str] = field(default_factory=set)
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """Those that a person chose."""
+        return tuple(sorted(self.dropped.difference(OURS)))
 
     def applied(self, body: Mapping[str, Any]) -> dict[str, Any]:
         named = {self.renamed.get(name, name): value for name, value in body.items()}

@@ -35,7 +35,9 @@ FROM_SERVER = "A server writes the answers; which of its tokens were drafted it 
 
 
 def capitalised(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]
+    """An address keeps its first letter."""
+    is_address = "://" in sentence.partition(" ")[0]
+    return sentence if is_address else sentence[:1].upper() + sentence[1:]
 
 
 def end_note(event: Finished, has_drafter: bool) -> str:
