@@ -15,6 +15,7 @@ from dspark_cli.errors import report
 from dspark_cli.loading import progress_bars
 from dspark_cli.output import ThinkingLine, stats_line
 from dspark_tui.backend import ChatBackend, ChatSettings
+from dspark_tui.control_characters import visible
 from dspark_tui.conversation import Conversation
 
 
@@ -88,6 +89,8 @@ def _answer(
 
 
 def _write(thinking: ThinkingLine, text: str, is_thinking: bool) -> None:
+    if sys.stdout.isatty():  # a file or pipe gets the very text
+        text = visible(text)
     if is_thinking:
         thinking.write(text)
     elif text:
@@ -119,5 +122,8 @@ def _summary(backend: ChatBackend, finished: Finished) -> str:
     limit = f"/{info.context_limit:,}" if info.context_limit else ""
     used = f"{stats.prompt_tokens + stats.new_tokens:,}{limit}"
     note = " · stopped" if finished.reason == "cancelled" else ""
+    if not finished.text:
+        note += " · only thinking, no answer" if finished.thinking else " · no answer"
+    note = f"{note} · {info.refused_note}" if info.refused else note
     note = f"{note} · no token colours from a server" if info.is_server else note
     return f"{info.name}: {stats_line(stats)} · context {used}{note}"

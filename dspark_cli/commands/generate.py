@@ -15,6 +15,7 @@ from dspark_cli.loading import find_files, open_files
 from dspark_cli.naming import PairChoice
 from dspark_cli.output import ThinkingLine, answer_object, say, settings_object, stats_line
 from dspark_cli.prompt import encode_prompt, parse_token_ids, read_prompt
+from dspark_tui.control_characters import visible
 
 EXAMPLES = (
     'dspark generate "Why is the sky blue?"',
@@ -138,6 +139,7 @@ class _Writer:
             print(flush=True)
 
     def _write_text(self, text: str, is_thinking: bool) -> None:
+        text = visible(text) if sys.stdout.isatty() else text
         if is_thinking:
             self._thinking.write(text)
         elif text:

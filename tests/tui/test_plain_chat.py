@@ -37,6 +37,21 @@ def test_stdout_is_the_answers_and_nothing_else(talk, backend, script):
     assert backend.is_closed
 
 
+def test_a_terminal_gets_pictures_of_control_characters_and_a_pipe_the_text(
+    talk, script, monkeypatch
+):
+    answer = ("a\x1b[2Jb\x07\n", ([" c\x9b"],))
+    assert talk(b"Hi\n", script(*answer)).out == "a\x1b[2Jb\x07\n c\x9b\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert talk(b"Hi\n", script(*answer)).out == "a␛[2Jb␇\n c\ufffd\n"
+
+
+def test_an_empty_answer_is_said_and_not_kept(talk, backend, script):
+    out, err = talk(b"One\nTwo\n", script(""), script("Ho"))
+    assert out == "\nHo\n" and err.splitlines()[1].endswith("no answer")
+    assert backend.asked[1] == [{"role": "user", "content": "Two"}]
+
+
 def test_a_system_text_comes_first(talk, backend, script):
     talk(b"Hi\n", script("Ho"), system="Be brief.")
     assert backend.asked[0][0] == {"role": "system", "content": "Be brief."}
