@@ -148,7 +148,7 @@ class DenseTarget:
                 )
             )
         self._final_norm = tensors.pop("model.norm.weight")
-        self._head = SkinnyLinear(head, pack=pack)
+        self._head = SkinnyLinear(head, pack=pack, is_shared=True)
 
     def _take_head_norms(self, prefix: str, tensors: dict[str, torch.Tensor]) -> HeadNorms | None:
         query = tensors.pop(f"{prefix}q_norm.weight", None)

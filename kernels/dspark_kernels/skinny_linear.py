@@ -4,7 +4,7 @@ The kernel works on tiles of 16 rows and adds along K in a fixed order, in a fix
 a row's result depends neither on the number of rows nor on what they hold.
 
 On an x86 CPU in float32, torch's own matmul takes 2.4 times as long for 8 rows as for one, although
-both read the same weights; a packed copy takes 1.45 times as long or less (docs/log.md).
+both read the same weights; a packed form takes 1.45 times as long or less (docs/log.md).
 """
 
 from dataclasses import dataclass
@@ -34,12 +34,14 @@ class SkinnyLinear:
         bias: torch.Tensor | None = None,
         *,
         pack: bool = True,
+        is_shared: bool = False,
     ) -> None:
-        self.weight: Any = weight  # drafters share those that are tensors
+        """`is_shared`: others read the weight, too; otherwise it goes where a packed form serves."""
         self.bias = bias
         self._packed: PackedProduct | None = None
         if pack and isinstance(weight, torch.Tensor):
             self._packed = pack_weight(weight)
+        self.weight: Any = weight if is_shared or self._packed is None else None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self._packed is None:

@@ -19,7 +19,8 @@ class Markov:
 @pytest.fixture
 def both() -> tuple[FullVocabulary, ReducedVocabulary]:
     torch.manual_seed(0)
-    head, markov = SkinnyLinear(torch.randn(400, 8)), Markov(torch.randn(400, 3))
+    head = SkinnyLinear(torch.randn(400, 8), is_shared=True)
+    markov = Markov(torch.randn(400, 3))
     return FullVocabulary(head, markov), ReducedVocabulary(FIXED, head, markov)
 
 
