@@ -85,8 +85,7 @@ def _borrowed(
     dtype = tensors["norm.weight"].dtype
     found = {
         TARGET_NAMES[name]: tensor.to(dtype)
-        for name, tensor in iterate_tensors(target)
-        if name in TARGET_NAMES
+        for name, tensor in iterate_tensors(target, names=TARGET_NAMES)
     }
     if "embed_tokens.weight" not in found:
         raise CheckpointError(f"{target} holds no model.embed_tokens.weight to take over")

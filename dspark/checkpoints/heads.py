@@ -72,7 +72,7 @@ def read_draft(directory: Path) -> tuple[DraftConfig, dict[str, torch.Tensor]]:
     """
     found = find_head(directory)
     names = found.names
-    tensors = {names[n]: t for n, t in iterate_tensors(found.folder) if n in names}
+    tensors = {names[n]: t for n, t in iterate_tensors(found.folder, names=names)}
     if isinstance(found.config, Eagle3Config):
         return found.config, tensors
     interleaved = found.raw.get("rope_is_neox_style") is False

@@ -1,6 +1,6 @@
 """Targets whose files hold packed weights: AWQ and GPTQ of 4 bits, fp8 by blocks, rows or whole."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ TABLES = ("lm_head", "model.embed_tokens")  # shared with the drafter, as plain 
 SCALES = ("F16", "BF16", "F32")
 OF_BLOCKS, ONE_OR_ROWS = "weight_scale_inv", "weight_scale"  # what FP8 scales are called
 Parts = dict[str, torch.Tensor]
-Weights = dict[str, Any]  # by name, a tensor or a QuantizedWeight
+Weights = MutableMapping[str, Any]  # by name, a tensor or a QuantizedWeight
 
 
 @dataclass(frozen=True, slots=True)

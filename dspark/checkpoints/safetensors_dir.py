@@ -1,7 +1,7 @@
 """Tensors of a folder of safetensors files, one or many, checked from their headers alone first."""
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,12 @@ DTYPES = {
     torch.bfloat16: "BF16",
     torch.int64: "I64",
     torch.int32: "I32",
+}
+KINDS = {kind: dtype for dtype, kind in DTYPES.items()} | {
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "U8": torch.uint8,
+    "I8": torch.int8,
 }
 FETCH_AGAIN = "Fetch the model again."
 
@@ -113,17 +119,87 @@ def _header(path: Path) -> dict[str, Any]:
 def read_file(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of one file."""
     file_infos(path)
+    return {name: _tensor(name, path, entry) for name, entry in _entries(path).items()}
+
+
+def iterate_tensors(
+    directory: Path, prefix: str = "", names: Collection[str] | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of the prefix with its name, or those of `names`, one at a time.
+
+    In memory of its own: nothing of the files stays mapped, which would count as held.
+    """
+    stored = StoredTensors(directory, prefix, names)
+    for name in [*stored]:
+        yield name, stored[name]
+
+
+class StoredTensors(MutableMapping[str, torch.Tensor]):
+    """As iterate_tensors, each read when it is asked for; what is deleted is only forgotten."""
+
+    def __init__(
+        self,
+        directory: Path,
+        prefix: str = "",
+        names: Collection[str] | None = None,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Of that device and dtype, or as they are stored."""
+        self._device, self._dtype = device, dtype
+        self._places: dict[str, tuple[Path, Mapping[str, Any]]] = {}
+        for path in weight_files(directory, prefix):
+            for name, entry in _entries(path).items():
+                if name.startswith(prefix) and (names is None or name in names):
+                    self._places[name] = path, entry
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor = _tensor(name, *self._places[name])
+        return tensor.to(device=self._device, dtype=self._dtype)
+
+    def __setitem__(self, name: str, tensor: torch.Tensor) -> None:
+        raise TypeError("files are only read")
+
+    def __delitem__(self, name: str) -> None:
+        del self._places[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def _entries(path: Path) -> dict[str, dict[str, Any]]:
+    """Of the header, every tensor's, with `data_offsets` from the beginning of the file."""
     with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        names = list(file.keys())
+    header = _header(path)
+    with path.open("rb") as raw:
+        first = 8 + int.from_bytes(raw.read(8), "little")
+    offsets = {name: [first + at for at in header[name]["data_offsets"]] for name in names}
+    return {name: {**header[name], "data_offsets": offsets[name]} for name in names}
 
 
-def iterate_tensors(directory: Path, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of the prefix with its name, one at a time."""
-    for path in weight_files(directory, prefix):
-        with _opened(path) as file:
-            for name in file.keys():  # noqa: SIM118 (a file handle, not a dict)
-                if name.startswith(prefix):
-                    yield name, file.get_tensor(name)
+def _tensor(name: str, path: Path, entry: Mapping[str, Any]) -> torch.Tensor:
+    dtype = KINDS.get(entry["dtype"])
+    if dtype is None:  # several numbers to a byte, say: left to the library
+        with _opened(path) as whole:
+            packed: torch.Tensor = whole.get_tensor(name)
+            return packed.clone()
+    tensor = torch.empty(entry["shape"], dtype=dtype)
+    rest = tensor.view(-1).view(torch.uint8).numpy().data
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(entry["data_offsets"][0])
+            while len(rest):
+                if not (num_read := file.readinto(rest)):
+                    raise CheckpointError(f"{path} is truncated at {shown(name)}", FETCH_AGAIN)
+                rest = rest[num_read:]
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({one_line(error)})", FETCH_AGAIN) from error
+    return tensor
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """What drafters share: a head joined to its target's embedding and output head."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, cast
 
 import torch
@@ -15,6 +15,10 @@ from dspark.drafters.vocabulary import (
 )
 from dspark.errors import CheckpointError, PairMismatchError
 from dspark_kernels import KVPool, SkinnyLinear
+from dspark_kernels.host_memory import give_back_freed
+
+EMBEDDING, OUTPUT_HEAD = "embed_tokens.weight", "lm_head.weight"
+ROWS = 4096  # of a table, compared at once
 
 
 class JoinedDrafter:
@@ -35,32 +39,38 @@ class JoinedDrafter:
         pack: bool = True,
     ) -> None:
         """`draft_vocabulary` [N] are the ids that any request drafts from, beside the tokens that
-        it holds already; all without it."""
+        it holds already; all without it. `tensors` are consumed, so that nothing is held twice."""
         self.block_size = config.block_size
         self.target_layer_ids = config.target_layer_ids
         self.device, self.dtype = embedding.device, embedding.dtype
-        own = {name: t.to(self.device, self.dtype) for name, t in tensors.items() if name != "d2t"}
+        precisions = {name: tensor.dtype for name, tensor in tensors.items()}
+        distances = tensors.pop("d2t", None)
         self._embedding = embedding
-        if (stored := own.pop("embed_tokens.weight", None)) is not None:
-            scaled = stored * stored.new_tensor(config.embedding_scale)
-            precision = tensors["embed_tokens.weight"].dtype
-            self._embedding = embedding if is_same(scaled, embedding, precision) else scaled
+        if (stored := tensors.pop(EMBEDDING, None)) is not None:
+            scale = torch.tensor(config.embedding_scale, dtype=self.dtype)
+            if not is_same(stored, embedding, precisions[EMBEDDING], scale):
+                self._embedding = stored.to(self.device, self.dtype) * scale.to(self.device)
+            del stored
         if self._embedding.shape != embedding.shape:
             raise PairMismatchError(
                 f"the draft's embedding is {list(self._embedding.shape)}, "
                 f"the target's {list(embedding.shape)}"
             )
-        ids = known_tokens(tensors.get("d2t"), draft_vocabulary, self.device)
-        head_weight = own.pop("lm_head.weight", None)
+        ids = known_tokens(distances, draft_vocabulary, self.device)
+        head_weight = tensors.pop(OUTPUT_HEAD, None)
         if head_weight is None and ids is not None:
             head_weight = output_head.weight[ids]
-        precision = tensors.get("lm_head.weight", embedding).dtype
+        precision = precisions.get(OUTPUT_HEAD, self.dtype)
         if head_weight is not None and not is_same(head_weight, output_head.weight, precision):
+            head_weight = head_weight.to(self.device, self.dtype)
             own_head = SkinnyLinear(head_weight, pack=pack and draft_vocabulary is None)
             output_head = cast(OutputHead, own_head)  # of a tensor, so its weight is one
+        del head_weight
+        own = {name: tensors.pop(name).to(self.device, self.dtype) for name in [*tensors]}
         with torch.device("meta"):
             self._head = make_head(config)
         self._head.load_state_dict(own, strict=True, assign=True)
+        own.clear()
         self._head.requires_grad_(False).eval()
         markov, softcap = self._head.markov_head, config.final_logit_softcapping
         self._vocabulary: DraftVocabulary = (
@@ -72,8 +82,9 @@ class JoinedDrafter:
         )
         columns = ids if draft_vocabulary is None else draft_vocabulary
         self.num_weights = self._count_weights(len(embedding) if columns is None else len(columns))
-        if pack:
-            pack_linears(self._head)
+        if pack:  # of a table that is drafted from in part, that part is packed already
+            pack_linears(self._head, leave=() if draft_vocabulary is None else ("markov_w2",))
+        give_back_freed()
         self._rotary = self._head.rotary_table()
         self._pool = KVPool(
             config.num_layers, config.num_kv_heads, config.head_dim, self.device, self.dtype
@@ -84,10 +95,22 @@ class JoinedDrafter:
         raise NotImplementedError
 
 
-def is_same(own: torch.Tensor, targets: torch.Tensor, precision: torch.dtype) -> bool:
-    """Whether a head's file, of that precision, only repeats the target's tensor: no need to hold
-    it twice."""
-    return own.shape == targets.shape and torch.equal(own, targets.to(precision).to(own.dtype))
+def is_same(
+    own: torch.Tensor,
+    targets: torch.Tensor,
+    precision: torch.dtype,
+    scale: torch.Tensor | None = None,
+) -> bool:
+    """Whether a head's file [N, H], of that precision, times `scale` only repeats the target's
+    tensor: no need to hold it twice. Looked at in parts, so that neither is."""
+    if own.shape != targets.shape:
+        return False
+    for ours, theirs in zip(own.split(ROWS), targets.split(ROWS), strict=True):
+        ours = ours.to(theirs.device, theirs.dtype)
+        scaled = ours if scale is None else ours * scale.to(theirs.device)
+        if not torch.equal(scaled, theirs.to(precision).to(theirs.dtype)):
+            return False
+    return True
 
 
 def known_tokens(
@@ -121,10 +144,11 @@ class _PackedLinear(nn.Module):
         return self._linear(x.contiguous())
 
 
-def pack_linears(module: nn.Module) -> None:
-    """Replace every nn.Linear below `module` by its form for few rows. Decoding only."""
+def pack_linears(module: nn.Module, leave: Collection[str] = ()) -> None:
+    """Replace every nn.Linear below `module`, but those of the names in `leave`, by its form for
+    few rows. Decoding only: the plain weights go."""
     for name, child in module.named_children():
-        if isinstance(child, nn.Linear):
+        if not isinstance(child, nn.Linear):
+            pack_linears(child, leave)
+        elif name not in leave:
             setattr(module, name, _PackedLinear(child))
-        else:
-            pack_linears(child)

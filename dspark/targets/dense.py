@@ -16,6 +16,7 @@ from dspark.checkpoints.files import one_line, read_json
 from dspark.checkpoints.packed import Weights, fused, packed_format, plain_infos, unpacked
 from dspark.checkpoints.safetensors_dir import (
     Shapes,
+    StoredTensors,
     check_tensors,
     iterate_tensors,
     tensor_infos,
@@ -34,6 +35,7 @@ from dspark_kernels import (
     make_cache,
     rms_norm,
 )
+from dspark_kernels.host_memory import give_back_freed
 from dspark_kernels.skinny_linear import MAX_SKINNY_ROWS
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -147,10 +149,11 @@ class DenseTarget:
                     down=fuse(layer + "mlp.", "down_proj"),
                 )
             )
+            give_back_freed()
         self._final_norm = tensors.pop("model.norm.weight")
         self._head = SkinnyLinear(head, pack=pack, is_shared=True)
 
-    def _take_head_norms(self, prefix: str, tensors: dict[str, torch.Tensor]) -> HeadNorms | None:
+    def _take_head_norms(self, prefix: str, tensors: Weights) -> HeadNorms | None:
         query = tensors.pop(f"{prefix}q_norm.weight", None)
         key = tensors.pop(f"{prefix}k_norm.weight", None)
         return None if query is None or key is None else HeadNorms(query, key, self._shape.eps)
@@ -295,10 +298,11 @@ def load_dense(
     how = packed_format(getattr(config, "quantization_config", None))
     plain = infos if how is None else plain_infos(infos, how)
     check_tensors(plain, *expected_tensors(config), str(directory))
-    stored = (pair for pair in iterate_tensors(directory) if pair[0] in infos)
-    if how is None:
-        tensors: Weights = {n: t.to(device=device, dtype=dtype) for n, t in stored}
+    tensors: Weights
+    if how is None:  # one after the other, as the layers are built
+        tensors = StoredTensors(directory, names=infos, device=device, dtype=dtype)
     else:
+        stored = iterate_tensors(directory, names=infos)
         tensors = dict(unpacked(stored, infos, how, device=device, dtype=dtype))
     return DenseTarget(
         config,

@@ -36,7 +36,7 @@ class SkinnyLinear:
         pack: bool = True,
         is_shared: bool = False,
     ) -> None:
-        """`is_shared`: others read the weight, too; otherwise it goes where a packed form serves."""
+        """`is_shared`: others read the weight, too; else it goes where a packed form serves."""
         self.bias = bias
         self._packed: PackedProduct | None = None
         if pack and isinstance(weight, torch.Tensor):

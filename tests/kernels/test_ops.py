@@ -1,5 +1,7 @@
 """Every operation against its plain meaning, on odd shapes."""
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -40,6 +42,29 @@ def test_rows_of_a_packed_linear_do_not_depend_on_their_number(width):
     whole = linear(x)
     for num_rows in range(1, 64):
         assert torch.equal(linear(x[:num_rows].contiguous()), whole[:num_rows])
+
+
+@pytest.mark.parametrize("num_rows", [65, 100, 257])
+@pytest.mark.parametrize("width", [48, 2048])
+def test_the_rows_of_a_prompt_are_those_of_a_linear(num_rows, width):
+    weight, x = torch.randn(96, width), torch.randn(num_rows, width)
+    expected = F.linear(x.double(), weight.double())
+    result = SkinnyLinear(weight)(x)
+    torch.testing.assert_close(result.double(), expected, atol=1e-3, rtol=1e-5)
+
+
+def test_a_packed_weight_is_held_once():
+    weight = torch.randn(64, 48)
+    gone, shared = weakref.ref(weight), SkinnyLinear(weight, is_shared=True)
+    linear = SkinnyLinear(weight)
+    if linear._packed is None:
+        pytest.skip("this build of torch packs no weights")
+    assert shared.weight is weight
+    x = torch.randn(3, 48)
+    expected = F.linear(x, weight)
+    del weight, shared
+    assert gone() is None
+    torch.testing.assert_close(linear(x), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
