@@ -58,6 +58,11 @@ def read_family_config(raw: Mapping[str, Any], packaging: Packaging, infos: Info
 def refuse_unbuilt(raw: Mapping[str, Any], packaging: Packaging) -> None:
     """What config.json alone says of a head that cannot be run."""
     flat = _flat(raw, packaging)
+    if flat.get("target_layer_ids") is None:
+        raise CheckpointError(
+            "config.json of the draft has no 'target_layer_ids'",
+            "Which layers the head reads cannot be guessed; ask its owner for the whole config.",
+        )
     _refuse_unbuilt(flat, {})
     refuse_sliding(flat)
     _samples_from_anchor(flat, packaging)

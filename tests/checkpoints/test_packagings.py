@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from dspark.checkpoints.deepspec import read_head
 from dspark.checkpoints.detect import Packaging
-from dspark.checkpoints.heads import find_head, read_draft, read_draft_config
+from dspark.checkpoints.heads import check_published, find_head, read_draft, read_draft_config
 from dspark.errors import CheckpointError
 from dspark.events import Finished, Round
 from tests.checkpoints import writers
@@ -69,6 +69,23 @@ def test_every_kind_of_head_reads_the_same(write, variant, tmp_path):
     assert config.target_layer_ids == own.target_layer_ids
     assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors.items())
     assert expected.keys() - tensors.keys() <= set(writers.SHARED)
+
+
+@pytest.mark.parametrize("where", ["absent", "null", "empty"])
+def test_layers_that_a_dflash_head_does_not_name_are_not_guessed(tmp_path, where):
+    folder = writers.write_dflash(tmp_path / "head")
+    raw = json.loads((folder / "config.json").read_text())
+    held = raw if "target_layer_ids" in raw else raw["dflash_config"]
+    del held["target_layer_ids"]
+    held |= {"absent": {}, "null": {"target_layer_ids": None}, "empty": {"target_layer_ids": []}}[
+        where
+    ]
+    (folder / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError, match="target_layer_ids"):
+        read_draft_config(folder)
+    if where != "empty":
+        with pytest.raises(CheckpointError, match="target_layer_ids"):
+            check_published(raw, "owner/head")
 
 
 def test_the_anchor_of_a_dflash_head_predicts_nothing(tmp_path):
