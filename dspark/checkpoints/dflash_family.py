@@ -58,11 +58,6 @@ def read_family_config(raw: Mapping[str, Any], packaging: Packaging, infos: Info
 def refuse_unbuilt(raw: Mapping[str, Any], packaging: Packaging) -> None:
     """What config.json alone says of a head that cannot be run."""
     flat = _flat(raw, packaging)
-    if flat.get("target_layer_ids") is None:
-        raise CheckpointError(
-            "config.json of the draft has no 'target_layer_ids'",
-            "Which layers the head reads cannot be guessed; ask its owner for the whole config.",
-        )
     _refuse_unbuilt(flat, {})
     refuse_sliding(flat)
     _samples_from_anchor(flat, packaging)
@@ -70,7 +65,13 @@ def refuse_unbuilt(raw: Mapping[str, Any], packaging: Packaging) -> None:
 
 def _flat(raw: Mapping[str, Any], packaging: Packaging) -> dict[str, Any]:
     is_speculators = packaging is Packaging.SPECULATORS
-    return _flat_speculators(raw) if is_speculators else _flat_nested(raw)
+    flat = _flat_speculators(raw) if is_speculators else _flat_nested(raw)
+    if flat.get("target_layer_ids") is None:
+        raise CheckpointError(
+            "config.json of the draft has no 'target_layer_ids'",
+            "Which layers the head reads cannot be guessed; ask its owner for the whole config.",
+        )
+    return flat
 
 
 def _flat_speculators(raw: Mapping[str, Any]) -> dict[str, Any]:
