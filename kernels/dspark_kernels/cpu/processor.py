@@ -1,0 +1,68 @@
+"""Which instructions CPU kernels are built of: asked of the processor, or DSPARK_CPU's choice."""
+
+import os
+import platform
+from functools import cache
+from typing import Literal, NamedTuple
+
+VARIABLE = "DSPARK_CPU"
+VariantName = Literal["vnni512", "avxvnni", "avx2", "neon", "generic"]
+X86_BASE = ("avx2", "fma", "f16c")
+BASE_FLAGS = "+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+movbe"
+
+
+class Variant(NamedTuple):
+    """`cpu` and `features` are LLVM's names; all variants give the same bits."""
+
+    name: VariantName
+    cpu: str
+    features: str
+
+
+class CpuBackend(NamedTuple):
+    """`variant` is None where plain torch is all there is; `reason` is for `dspark doctor`."""
+
+    variant: Variant | None
+    reason: str
+
+
+@cache
+def variants() -> dict[str, Variant]:
+    """Those that this processor can run, the fastest first; none where LLVM is not installed."""
+    try:
+        import llvmlite.binding as llvm
+    except ImportError:  # no wheels for this platform
+        return {}
+    cpu, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features()
+    machine = platform.machine().lower()
+    found: list[Variant] = []
+    if machine in ("x86_64", "amd64"):
+        if not all(features.get(name) for name in X86_BASE):
+            return {}
+        if all(features.get(name) for name in ("avx512vnni", "avx512bw", "avx512vl")):
+            found.append(Variant("vnni512", cpu, features.flatten()))
+        if features.get("avxvnni"):
+            found.append(Variant("avxvnni", "haswell", BASE_FLAGS + ",+avxvnni"))
+        found.append(Variant("avx2", "haswell", BASE_FLAGS))
+        found.append(Variant("generic", "haswell", BASE_FLAGS))
+    elif machine in ("arm64", "aarch64"):
+        if features.get("dotprod") or cpu.startswith("apple-m"):
+            found.append(Variant("neon", cpu, features.flatten()))
+        found.append(Variant("generic", cpu, features.flatten()))
+    return {variant.name: variant for variant in found}
+
+
+def choose_cpu_backend() -> CpuBackend:
+    """Raises ValueError where DSPARK_CPU asks for what this processor cannot run."""
+    if os.environ.get("DSPARK_KERNELS") == "torch":
+        return CpuBackend(None, "DSPARK_KERNELS=torch is set")
+    usable = variants()
+    if not usable:
+        return CpuBackend(None, "llvmlite is not installed, or the processor lacks AVX2")
+    forced = os.environ.get(VARIABLE)
+    if not forced:
+        return CpuBackend(next(iter(usable.values())), "the fastest that this processor runs")
+    if forced not in usable:
+        known = ", ".join(usable)
+        raise ValueError(f"{VARIABLE}={forced} cannot run on this processor; {known} can")
+    return CpuBackend(usable[forced], f"{VARIABLE}={forced} is set")

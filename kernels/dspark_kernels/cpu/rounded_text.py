@@ -1,0 +1,101 @@
+"""Rounding of rows in LLVM's text; `round_row` serves every operation that ends with it."""
+
+from dspark_kernels.cpu.llvm_text import Loop, Text, constant
+
+EXPORTS = ("round_rows",)
+LANES = 16
+FLOATS, WORDS = "<16 x float>", "<16 x i32>"
+MAGIC = 0x4B400000  # 1.5 · 2**23: what is added to it is rounded to whole numbers, in its low bits
+TINIEST = 27 << 23  # bits of 2**-100
+
+
+def rounded_text() -> str:
+    text = Text()
+    write_round_row(text)
+    _round_rows(text)
+    return str(text)
+
+
+def _round_rows(text: Text) -> None:
+    """Words: x, out, groups."""
+    text.raw("define void @round_rows(ptr %own, ptr %step, i64 %first, i64 %last) {")
+    x, out = text.argument("%own", 0, "ptr"), text.argument("%own", 1, "ptr")
+    groups = text.argument("%own", 2)
+    rows = text.load("i64", "%step", 8)
+    loop = Loop(text, "%first", "%last")
+    stride = text.set(f"shl i64 {groups}, 7")
+    source = text.at(x, text.set(f"mul i64 {loop.index}, {stride}"))
+    text.do(
+        f"call void @round_row(ptr {source}, ptr {out}, i64 {groups}, i64 {loop.index}, i64 {rows})"
+    )
+    loop.close()
+    text.do("ret void")
+    text.raw("}")
+
+
+def write_round_row(text: Text) -> None:
+    """round_row(x of the row, rounded rows, groups, row, number of rows)."""
+    text.raw(
+        "define internal void @round_row(ptr %x, ptr %out, i64 %groups, i64 %row, i64 %rows) {"
+    )
+    first = text.set("and i64 %row, -8")
+    left = text.set(f"sub i64 %rows, {first}")
+    tile = text.set(f"call i64 @llvm.smin.i64(i64 {left}, i64 8)")
+    inside = text.set("and i64 %row, 7")
+    before = text.set(f"mul i64 {text.set(f'mul i64 {first}, 48')}, %groups")
+    base = text.at(text.at("%out", before), text.set(f"shl i64 {inside}, 2"))
+    record, quad = text.set(f"mul i64 {tile}, 48"), text.set(f"shl i64 {tile}, 2")
+    loop = Loop(text, "0", "%groups")
+    source = text.at("%x", text.set(f"shl i64 {loop.index}, 7"))
+    target = text.at(base, text.set(f"mul i64 {loop.index}, {record}"))
+    round_group(
+        text, [text.load(FLOATS, source), text.load(FLOATS, text.at(source, 64))], target, quad
+    )
+    loop.close()
+    text.do("ret void")
+    text.raw("}")
+    text.raw("declare i64 @llvm.smin.i64(i64, i64)")
+    text.raw(f"declare {WORDS} @llvm.smax.v16i32({WORDS}, {WORDS})")
+    text.raw(f"declare i32 @llvm.vector.reduce.smax.v16i32({WORDS})")
+    text.raw(f"declare i32 @llvm.vector.reduce.add.v16i32({WORDS})")
+
+
+def round_group(text: Text, halves: list[str], target: str, quad: str) -> None:
+    """32 numbers to the fields of one row of a record; `quad` bytes lie between its fields."""
+    mask = constant("i32", LANES, 0x7FFFFFFF)
+    bits = [text.set(f"bitcast {FLOATS} {half} to {WORDS}") for half in halves]
+    sizes = [text.set(f"and {WORDS} {each}, {mask}") for each in bits]
+    both = text.set(f"call {WORDS} @llvm.smax.v16i32({WORDS} {sizes[0]}, {WORDS} {sizes[1]})")
+    most = text.set(f"call i32 @llvm.vector.reduce.smax.v16i32({WORDS} {both})")
+    largest = text.set(f"bitcast i32 {most} to float")
+    is_small = text.set(f"icmp slt i32 {most}, {TINIEST}")
+    scale, inverse = (
+        text.set(f"select i1 {is_small}, float 0.0, float {text.set(f'fdiv float {pair}')}")
+        for pair in (f"{largest}, 127.0", f"127.0, {largest}")
+    )
+    nothing = text.set(f"fsub float {largest}, {largest}")  # or NaN
+    scale = text.set(f"fadd float {scale}, {nothing}")
+    codes = [_codes(text, half, text.splat("float", LANES, inverse)) for half in halves]
+    sums = [text.set(f"call i32 @llvm.vector.reduce.add.v16i32({WORDS} {each})") for each in codes]
+    total = text.set(f"add i32 {sums[0]}, {sums[1]}")
+    for half, each in enumerate(codes):
+        short = text.set(f"trunc {WORDS} {each} to <16 x i8>")
+        words = text.set(f"bitcast <16 x i8> {short} to <4 x i32>")
+        for index in range(4):
+            word = text.set(f"extractelement <4 x i32> {words}, i64 {index}")
+            place = text.set(f"mul i64 {quad}, {4 * half + index}")
+            text.store("i32", word, text.at(target, place))
+    scaled = text.set(f"fmul float {scale}, {text.set(f'sitofp i32 {total} to float')}")
+    sums = [text.set(f"mul i32 {each}, -8") for each in (total, sums[0])]
+    fields = (("float", scale), ("i32", sums[0]), ("float", scaled), ("i32", sums[1]))
+    for index, (kind, value) in enumerate(fields):
+        text.store(kind, value, text.at(target, text.set(f"mul i64 {quad}, {8 + index}")))
+
+
+def _codes(text: Text, half: str, inverse: str) -> str:
+    """<16 x i32>: rounded to nearest even."""
+    magic = constant("float", LANES, 12582912).replace("12582912", "12582912.0")
+    scaled = text.set(f"fmul {FLOATS} {half}, {inverse}")
+    moved = text.set(f"fadd {FLOATS} {scaled}, {magic}")
+    bits = text.set(f"bitcast {FLOATS} {moved} to {WORDS}")
+    return text.set(f"sub {WORDS} {bits}, {constant('i32', LANES, MAGIC)}")

@@ -1,0 +1,125 @@
+"""What runs the CPU kernels of this process: a variant, compiled libraries and threads."""
+
+import atexit
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from dspark_kernels.cpu.driver_text import HEADER_WORDS, OP_WORDS
+from dspark_kernels.cpu.library import Library, load_library
+from dspark_kernels.cpu.pool import Pool
+from dspark_kernels.cpu.processor import Variant, choose_cpu_backend
+from dspark_kernels.cpu.sources import library_of, source
+
+TAKES_PER_THREAD = 8  # so many parts an operation is taken in, where it has as many units
+
+
+class Op(NamedTuple):
+    """One operation of a program: `units` + `units_by_row` · rows units of work."""
+
+    function: str
+    units: int
+    units_by_row: int
+    words: Sequence["torch.Tensor | int"]
+
+
+class Program:
+    """Operations that run one after the other, from memory that stays where it is."""
+
+    def __init__(self, runtime: "Runtime", ops: Sequence[Op], max_rows: int) -> None:
+        self._runtime = runtime
+        self._kept = [word for op in ops for word in op.words if isinstance(word, torch.Tensor)]
+        self._table = torch.tensor(
+            [_row(runtime, op, max_rows) for op in ops], dtype=torch.int64
+        ).reshape(-1, OP_WORDS)
+
+    def __call__(self, step: torch.Tensor) -> None:
+        """step int64: the number of rows, then what the operations read of a pass."""
+        table = self._table
+        self._runtime.pool.run(table.data_ptr(), len(table), step.data_ptr())
+
+
+class Runtime:
+    """Compiles what is asked for, once."""
+
+    def __init__(self, variant: Variant, num_threads: int, cache_folder: Path | None) -> None:
+        self.variant, self._cache_folder = variant, cache_folder
+        self._libraries: dict[str, Library] = {}
+        self._lock = threading.RLock()
+        driver = {name: self.address(name) for name in source("driver", variant).exports}
+        self.pool = Pool(driver, num_threads)
+
+    def address(self, function: str) -> int:
+        name = library_of(function)
+        with self._lock:
+            if name not in self._libraries:
+                made = source(name, self.variant)
+                self._libraries[name] = load_library(
+                    f"{name}-{self.variant.name}",
+                    made.write,
+                    made.exports,
+                    self.variant,
+                    self._cache_folder,
+                )
+            return self._libraries[name].addresses[function]
+
+    def run(self, ops: Sequence[Op], num_rows: int) -> None:
+        Program(self, ops, num_rows)(torch.tensor([num_rows]))
+
+
+def _row(runtime: Runtime, op: Op, max_rows: int) -> list[int]:
+    most = op.units + op.units_by_row * max_rows
+    at_once = max(1, most // (TAKES_PER_THREAD * runtime.pool.num_threads))
+    words = [w.data_ptr() if isinstance(w, torch.Tensor) else w for w in op.words]
+    header = [runtime.address(op.function), op.units, op.units_by_row, at_once]
+    return header + words + [0] * (OP_WORDS - HEADER_WORDS - len(words))
+
+
+class _Chosen(threading.local):
+    runtime: Runtime | None = None
+
+
+_chosen = _Chosen()
+_cache_folder: Path | None = None
+
+
+def keep_compiled(folder: Path) -> None:
+    """Where compiled kernels are kept from now on."""
+    global _cache_folder
+    _cache_folder = folder
+
+
+@lru_cache
+def _made(variant: Variant, num_threads: int, cache_folder: Path | None, _: int) -> Runtime:
+    runtime = Runtime(variant, num_threads, cache_folder)
+    atexit.register(runtime.pool.close)
+    return runtime
+
+
+def runtime_of(variant: Variant, num_threads: int) -> Runtime:
+    """One for each process: a fork has no threads."""
+    return _made(variant, num_threads, _cache_folder, os.getpid())
+
+
+def current() -> Runtime | None:
+    """None where plain torch runs instead."""
+    if _chosen.runtime is not None:
+        return _chosen.runtime
+    variant = choose_cpu_backend().variant
+    return None if variant is None else runtime_of(variant, torch.get_num_threads())
+
+
+@contextmanager
+def using(runtime: Runtime) -> Iterator[None]:
+    """Inside, operations of this thread run by `runtime`."""
+    before, _chosen.runtime = _chosen.runtime, runtime
+    try:
+        yield
+    finally:
+        _chosen.runtime = before

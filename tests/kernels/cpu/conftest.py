@@ -1,0 +1,23 @@
+"""Every variant that this processor runs, on one thread and on two."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from dspark_kernels.cpu.processor import variants
+from dspark_kernels.cpu.runtime import Runtime
+
+
+@pytest.fixture(scope="session")
+def runtimes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Runtime]]:
+    if not variants():
+        pytest.skip("no kernels for this processor")
+    folder = tmp_path_factory.mktemp("kernels")
+    with ExitStack() as closing:
+        found = []
+        for variant in variants().values():
+            for num_threads in (1, 2):
+                found.append(Runtime(variant, num_threads, folder))
+                closing.callback(found[-1].pool.close)
+        yield found

@@ -1,0 +1,97 @@
+"""Threads that wait, sleep and wake, and programs of several callers."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from dspark_kernels.cpu.matrix import multiply_op, multiply_reference
+from dspark_kernels.cpu.processor import variants
+from dspark_kernels.cpu.rounded import empty_rounded, round_rows, round_rows_reference
+from dspark_kernels.cpu.runtime import Op, Program, Runtime, using
+from tests.kernels.cpu.random_weights import random_weight
+
+
+@pytest.fixture
+def runtime(tmp_path_factory):
+    if not variants():
+        pytest.skip("no kernels for this processor")
+    made = Runtime(next(iter(variants().values())), 3, tmp_path_factory.getbasetemp() / "pool")
+    yield made
+    made.pool.close()
+
+
+def sleepers(runtime: Runtime) -> int:
+    return runtime.pool._sleepers
+
+
+def wait_until(is_so) -> None:
+    end = time.monotonic() + 10
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_threads_sleep_and_wake(runtime):
+    x = torch.randn(40, 96)
+    expected = round_rows_reference(x).data
+    for _ in range(3):
+        wait_until(lambda: sleepers(runtime) == 2)
+        with using(runtime):
+            for _ in range(50):  # awake in between
+                assert torch.equal(round_rows(x).data, expected)
+
+
+def test_operations_follow_one_another(runtime):
+    """Each reads what all threads wrote in the one before."""
+    generator = torch.Generator().manual_seed(2)
+    weights = [random_weight("q8_0", 64, 64, generator) for _ in range(30)]
+    values = [torch.empty(48, 64) for _ in range(31)]
+    rounded = [empty_rounded(48, 64).data for _ in weights]
+    ops = []
+    for index, weight in enumerate(weights):
+        ops.append(Op("round_rows", 0, 1, (values[index], rounded[index], 2)))
+        ops.append(multiply_op(weight, None, rounded[index], values[index + 1]))
+    program, step = Program(runtime, ops, 48), torch.tensor([48])
+    for _ in range(5):
+        values[0].copy_(torch.randn(48, 64, generator=generator))
+        expected = values[0].clone()
+        for weight in weights:
+            expected = multiply_reference(round_rows_reference(expected), weight)
+        for _ in range(10):
+            values[-1].zero_()
+            program(step)
+            assert torch.equal(values[-1], expected)
+
+
+def test_callers_on_several_threads_do_not_meet(runtime):
+    failures = []
+
+    def work(seed: int) -> None:
+        x = torch.randn(20, 64, generator=torch.Generator().manual_seed(seed))
+        expected = round_rows_reference(x).data
+        with using(runtime):
+            failures.extend(1 for _ in range(100) if not torch.equal(round_rows(x).data, expected))
+
+    callers = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not failures
+
+
+def test_a_closed_pool_leaves_no_threads(tmp_path):
+    if not variants():
+        pytest.skip("no kernels for this processor")
+    made = Runtime(next(iter(variants().values())), 3, tmp_path)
+    threads = made.pool._threads
+    assert len(threads) == 2
+    made.pool.close()
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_no_rows_are_no_work(runtime):
+    with using(runtime):
+        assert round_rows(torch.empty(0, 64)).data.numel() == 0

@@ -1,0 +1,56 @@
+"""Who chooses the instructions, and how one says otherwise."""
+
+import subprocess
+import sys
+
+import pytest
+
+from dspark_kernels.cpu import processor
+from dspark_kernels.cpu.processor import choose_cpu_backend, variants
+
+
+@pytest.fixture(autouse=True)
+def unset(monkeypatch):
+    monkeypatch.delenv("DSPARK_CPU", raising=False)
+    monkeypatch.delenv("DSPARK_KERNELS", raising=False)
+
+
+def test_each_variant_can_be_forced(monkeypatch):
+    for name in variants():
+        monkeypatch.setenv("DSPARK_CPU", name)
+        chosen = choose_cpu_backend()
+        assert chosen.variant is not None and chosen.variant.name == name
+        assert f"DSPARK_CPU={name}" in chosen.reason
+
+
+def test_without_a_word_the_first_is_taken():
+    if variants():
+        assert choose_cpu_backend().variant == next(iter(variants().values()))
+
+
+def test_what_the_processor_cannot_run_is_refused(monkeypatch):
+    if not variants():
+        pytest.skip("no kernels for this processor")
+    monkeypatch.setenv("DSPARK_CPU", "altivec")
+    with pytest.raises(ValueError, match=r"altivec.*generic can"):
+        choose_cpu_backend()
+
+
+def test_kernels_can_be_turned_off(monkeypatch):
+    monkeypatch.setenv("DSPARK_KERNELS", "torch")
+    assert choose_cpu_backend().variant is None
+
+
+def test_without_llvmlite_plain_torch_runs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "llvmlite.binding", None)
+    processor.variants.cache_clear()
+    try:
+        backend = choose_cpu_backend()
+        assert backend.variant is None and "llvmlite" in backend.reason
+    finally:
+        processor.variants.cache_clear()
+
+
+def test_llvm_is_not_imported_before_it_is_asked_for():
+    code = "import sys, dspark_kernels.cpu.matrix; sys.exit('llvmlite' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
