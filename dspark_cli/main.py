@@ -12,6 +12,7 @@ SPINS = "1000"  # some 50 µs: more than threads usually wait, less than a time 
 def main() -> None:
     sys.unraisablehook = _pass_interrupt_on
     _yield_busy_cores()
+    _quiet_libraries()
     code = run(sys.argv[1:], _watch_interrupts())
     _default_interrupt()
     sys.exit(code)
@@ -39,6 +40,15 @@ def _yield_busy_cores() -> None:
 
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = SPINS
+
+
+def _quiet_libraries() -> None:
+    """What transformers and the hub's library would say between our own lines, in words of theirs,
+    unless the user asks for it. Both read it when they are imported."""
+    import os
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _report(error: BaseException, arguments: Sequence[str]) -> int:

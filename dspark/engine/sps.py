@@ -3,7 +3,6 @@
 import json
 import os
 import statistics
-import tempfile
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from dspark.checkpoints.files import replacing
 from dspark.config import SamplingConfig
 from dspark.drafters.base import Drafter, DraftSlot
 from dspark.engine.sampling import BatchChooser, Sampler
@@ -67,10 +67,10 @@ class SpsTable:
         """A table that cannot be stored is measured again next time."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-            with os.fdopen(handle, "w") as file:
-                json.dump(asdict(self), file)
-            os.replace(temporary, path)
+            # several processes may measure at a time
+            own = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            with replacing(path, own) as partial:
+                partial.write_text(json.dumps(asdict(self)))
         except OSError:
             return
 

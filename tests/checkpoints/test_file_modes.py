@@ -10,6 +10,7 @@ import pytest
 from dspark.bench.document import write_document
 from dspark.checkpoints.convert import convert_head
 from dspark.checkpoints.files import replacing
+from dspark.engine.sps import SpsTable
 from dspark.hub import register
 from tests.checkpoints import writers
 
@@ -59,6 +60,8 @@ def test_what_is_small(umask, tmp_path, tiny_llama_dir, monkeypatch):
     monkeypatch.setenv("DSPARK_HOME", str(tmp_path))
     register("mine", str(tiny_llama_dir), None)
     write_document(tmp_path / "figures.json", {"a": 1})
+    SpsTable((1,), (0.1,), (1,), (0.1,)).save(tmp_path / "sps.json")
     found = modes(tmp_path)
-    assert {found["pairs.json"], found["figures.json"]} == {0o666 & ~umask}
+    names = ("pairs.json", "figures.json", "sps.json")
+    assert {found[name] for name in names} == {0o666 & ~umask}
     assert json.loads((tmp_path / "pairs.json").read_text())["mine"]["target"]

@@ -183,6 +183,25 @@ def test_interrupt_while_waiting_for_the_prompt_is_one_line():
     assert (process.returncode, err) == (130, "dspark: interrupted.\n")
 
 
+def test_other_libraries_are_quiet_unless_asked():
+    code = """
+        import sys
+        from dspark_cli.main import main
+
+        sys.argv = ["dspark", "--version"]
+        try:
+            main()
+        except SystemExit:
+            from transformers.utils import logging
+            print(logging.get_verbosity() == logging.ERROR, logging.is_progress_bar_enabled())
+        """
+    names = ("TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS")
+    unset = {name: value for name, value in os.environ.items() if name not in names}
+    assert run_python(code, env=unset).stdout.splitlines()[-1] == "True False"
+    chosen = unset | dict(zip(names, ("info", "0"), strict=True))
+    assert run_python(code, env=chosen).stdout.splitlines()[-1] == "False True"
+
+
 def test_a_closed_pipe_is_quiet():
     reader, writer = os.pipe()
     os.close(reader)
