@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from dspark.config import GraftConfig
+from dspark.plural import counted
 from dspark_cli.bench_table import verdict as bench_verdict
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def lasting_lines(event: "GraftEvent", config: GraftConfig) -> list[str]:
     if isinstance(event, Measured):
         return _measured_lines(event)
     if isinstance(event, job.Stopped):
-        return [f"stopped at step {event.step}; the same command goes on from there"]
+        return [f"stopped at step {event.step}; re-run the same command to resume"]
     return []
 
 
@@ -57,8 +58,8 @@ def duration_text(seconds: float) -> str:
 def _evaluation_line(event: "Evaluation") -> str:
     rates = " ".join(f"{rate:.3f}" for rate in event.acceptance_by_position)
     return (
-        f"greedy decoding of {event.prompts} held-out prompts: tau {event.tau:.3f} over "
-        f"{event.rounds} rounds, acceptance by position {rates}"
+        f"greedy decoding of {counted(event.prompts, 'held-out prompt')}: tau {event.tau:.3f} over "
+        f"{counted(event.rounds, 'round')}, acceptance by position {rates}"
     )
 
 
@@ -70,9 +71,10 @@ def _calibration_lines(event: "Calibrated") -> list[str]:
     ranking = " ".join("-" if slot.auc is None else f"{slot.auc:.2f}" for slot in event.after)
     noise = max(slot.noise for slot in event.after)
     return [
-        f"confidences calibrated, error by position: {errors}",
-        f"AUC by position {ranking}, over {event.rounds} rounds of prompts that the fit has not "
-        f"seen; so few would give a perfect head an error of up to {noise:.1%}",
+        f"confidences calibrated; calibration error by position, before -> after: {errors}",
+        f"how well confidences rank drafts (AUC by position, 0.5 is chance): {ranking}, over "
+        f"{counted(event.rounds, 'round')} of prompts outside the fit; with so few, even a perfect "
+        f"head would show a calibration error of up to {noise:.1%}",
     ]
 
 
@@ -87,8 +89,8 @@ def _measured_lines(event: "Measured") -> list[str]:
     lines = [bench_verdict(event.report)]
     if event.released is not None:
         lines.append(
-            f"on the same held-out prompts the released head: tau {event.released.tau:.3f}, this "
-            f"one {event.own.tau:.3f}"
+            f"tau on the same held-out prompts: released head {event.released.tau:.3f}, this one "
+            f"{event.own.tau:.3f}"
         )
     return [*lines, event.verdict.sentence]
 
@@ -101,6 +103,6 @@ def _prepared_lines(event: "Prepared", config: GraftConfig) -> list[str]:
         f"head: {millions:.1f} M parameters, {mebibytes:.1f} MiB in bfloat16",
         f"taps: {', '.join(map(str, head.target_layer_ids))} ({taps})",
         *_mask_lines(head, config),
-        f"data: {event.answers} answers to train on, {event.held_out} held out",
+        f"data: {counted(event.answers, 'answer')} to train on, {event.held_out:,} held out",
     ]
-    return [*lines, f"going on from step {event.first_step}"] if event.first_step else lines
+    return [*lines, f"resuming from step {event.first_step}"] if event.first_step else lines

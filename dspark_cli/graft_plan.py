@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from dspark.plural import counted
+
 if TYPE_CHECKING:
     from dspark.graft.plan import Duration, Plan
 
@@ -19,7 +21,7 @@ def plan_lines(plan: "Plan") -> list[str]:
     kept |= {"taps": disk.taps} if disk.taps else {}
     lines = [f"{item.name}: {item.value} ({item.reason})" for item in plan.items]
     lines += [
-        f"answers: {plan.num_answers}, of which {plan.num_missing} are still to be written",
+        f"answers: {plan.num_answers:,}, {plan.num_missing:,} of them still to be written",
         f"memory: about {_size(memory.total)} ({_sizes(parts)})",
         f"disk: at most {_size(sum(kept.values()))} ({_sizes(kept)})",
     ]
@@ -29,8 +31,9 @@ def plan_lines(plan: "Plan") -> list[str]:
 def _time(duration: "Duration") -> str:
     return (
         f"time: at most {_minutes(duration.answers)} of answers and about "
-        f"{_minutes(duration.steps)} of steps (from {duration.measured_answers} short answers and "
-        f"{duration.measured_steps} steps just measured)"
+        f"{_minutes(duration.steps)} of steps (from "
+        f"{counted(duration.measured_answers, 'short answer')} and "
+        f"{counted(duration.measured_steps, 'step')} just measured)"
     )
 
 

@@ -78,7 +78,7 @@ class Watched:
                 self.best = event.report
 
     @property
-    def seconds_a_step(self) -> float:
+    def seconds_per_step(self) -> float:
         return sum(report.seconds for report in self._recent) / max(1, len(self._recent))
 
     @property
@@ -90,7 +90,7 @@ class Watched:
     def seconds_left(self) -> float:
         """Of the steps alone."""
         done = self.step.step if self.step else 0
-        return (self.config.steps - done) * self.seconds_a_step
+        return (self.config.steps - done) * self.seconds_per_step
 
     @property
     def stage_seconds_left(self) -> float | None:
@@ -129,7 +129,9 @@ class PlainView:
             say(f"{watched.stage.stage}{_counted(watched.stage, ': ')}")
         elif watched.step is not None:
             step = watched.step
-            pace = f"{step.seconds:.1f} s a step, about {duration_text(watched.seconds_left)} left"
+            pace = (
+                f"{step.seconds:.1f} s per step, about {duration_text(watched.seconds_left)} left"
+            )
             say(f"step {step.step}/{watched.config.steps} ({pace}): {figures(step)}")
 
 
@@ -160,7 +162,7 @@ class LiveView:
             content = _training(watched, watched.step)
         else:
             title, content = "loading", "the target is being read ..."
-        hint = STOPPING if self._is_stopping else "Ctrl+C stops; the same command goes on"
+        hint = STOPPING if self._is_stopping else "Ctrl+C stops; re-run the command to resume"
         return Panel(
             content,
             title=title,
@@ -184,7 +186,7 @@ def _counted(stage: "CorpusProgress", before: str = "") -> str:
 
 def _training(watched: Watched, step: "StepReport") -> RenderableType:
     pace = (
-        f"{watched.seconds_a_step:.2f} s a step",
+        f"{watched.seconds_per_step:.2f} s per step",
         f"{watched.tokens_per_second:,.0f} tokens/s",
         f"{watched.memory_bytes / 2**30:.1f} GiB",
         f"about {duration_text(watched.seconds_left)} left",

@@ -22,6 +22,7 @@ from dspark.engine.text import TextCodec
 from dspark.engine.thinking import Span
 from dspark.errors import InputError
 from dspark.events import Event, Finished, LoadProgress, Piece, PrefillProgress, Round
+from dspark.plural import counted
 from dspark.targets.base import Slot, Target
 
 
@@ -135,8 +136,8 @@ class Engine:
             raise InputError("the prompt is empty", "Write something to continue.")
         if size >= limit:
             raise InputError(
-                f"the prompt has {size} tokens, the context holds {limit}",
-                "Shorten it, or start a new chat.",
+                f"the prompt has {counted(size, 'token')}, the context holds {limit:,}",
+                "Shorten it.",
             )
         if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= self.target.spec.vocab_size:
             raise InputError(

@@ -19,6 +19,7 @@ from dspark.graft.measured import read_measured
 from dspark.graft.metrics import Line, of_kind, read_metrics
 from dspark.hub.folders import count_parameters, read_config
 from dspark.hub.pairs import PairFiles
+from dspark.plural import counted
 
 SNAPSHOT = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<revision>[^/]+)$")
 TITLES = {"dspark": "DSpark", "dflash": "DFlash", "eagle3": "Eagle3", "mtp": "MTP"}
@@ -67,8 +68,8 @@ def card_text(out: Path, base: Base, licence: str) -> str:
     parts = [
         f"---\n{_front_matter(base, title, licence)}\n---",
         f"# {'An' if title[0] in 'EM' else 'A'} {title} head for {base.name}\n"
-        f"Drafts up to {config.block_size} tokens at once for {base.name}, which checks them in "
-        "one pass: the output is the base's own, token for token. Trained with dspark.\n"
+        f"Drafts up to {counted(config.block_size, 'token')} at once for {base.name}, which checks "
+        "them in one pass: the output is the base's own, token for token. Trained with dspark.\n"
         f"{verdict}",
         "## What it is\n" + _table(_shape(out, config, base, title)),
         "## Data\n" + _table(_data(graft)),
@@ -96,8 +97,11 @@ def _shape(out: Path, config: DraftConfig, base: Base, title: str) -> Iterable[t
     yield "sha256 over the hashes of the base's weight files", f"`{base.sha256}`"
     yield "algorithm", title
     yield "parameters", f"{count_parameters(out):,}"
-    yield "block", f"{config.block_size} tokens"
-    yield "layers", f"{config.num_layers} of width {config.hidden_size}, {config.num_heads} heads"
+    yield "block", counted(config.block_size, "token")
+    yield (
+        "layers",
+        f"{config.num_layers} of width {config.hidden_size}, {counted(config.num_heads, 'head')}",
+    )
     yield "taps", f"outputs of the base's layers {_numbers(config.target_layer_ids)} (from 0)"
     if not isinstance(config, Eagle3Config):
         is_none = config.markov_type == "none"
@@ -136,8 +140,9 @@ def _figures(
     rows: list[tuple[str, Any]] = [
         (
             "accepted length τ, greedy, whole blocks verified",
-            f"{graft['tau_greedy']:.2f} on {graft['held_out_prompts']} held-out prompts "
-            f"({graft['rounds']} rounds)",
+            f"{graft['tau_greedy']:.2f} on "
+            f"{counted(graft['held_out_prompts'], 'held-out prompt')} "
+            f"({counted(graft['rounds'], 'round')})",
         ),
         ("acceptance by position, once reached", _numbers(f"{rate:.2f}" for rate in rates)),
         *_measured_rows(measured),
@@ -155,10 +160,13 @@ def _measured_rows(measured: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     )
     yield (
         "tokens per second, of plain decoding",
-        f"{measured['speedup']:.2f} × ({min(trials):.2f} to {max(trials):.2f} in {len(trials)} "
-        f"trials of {settings['prompts']} held-out prompts × {settings['max_tokens']} tokens)",
+        f"{measured['speedup']:.2f} × ({min(trials):.2f} to {max(trials):.2f} in "
+        f"{counted(len(trials), 'trial')} of {counted(settings['prompts'], 'held-out prompt')} × "
+        f"{counted(settings['max_tokens'], 'token')})",
     )
-    place = machine["gpu"] or f"{machine['processor']}, {machine['torch_threads']} threads"
+    place = (
+        machine["gpu"] or f"{machine['processor']}, {counted(machine['torch_threads'], 'thread')}"
+    )
     yield "measured on", f"{place}, {settings['dtype']}, {measured['date']}"
     yield "output", _output(measured["identical"])
     for each in measured["categories"]:
@@ -179,8 +187,8 @@ def _output(is_identical: bool | None) -> str:
 
 def _calibration(line: Line) -> str:
     header = (
-        f"\nConfidences, over {line['rounds']} rounds of prompts that the temperatures were not "
-        "fitted on (ECE is the expected calibration error of the survival):\n"
+        f"\nConfidences, over {counted(line['rounds'], 'round')} of prompts that the temperatures "
+        "were not fitted on (ECE is the expected calibration error of the survival):\n"
     )
     rows = [
         f"| {place} | {temperature:.2f} | {before['ece']:.1%} | {after['ece']:.1%} "

@@ -19,6 +19,7 @@ from dspark.graft.answers import (
 from dspark.graft.data import AnswerFile, not_written, prompt_digest
 from dspark.graft.sources import PromptList, PromptSource
 from dspark.hub.pairs import PairFiles
+from dspark.plural import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ def is_complete(source: PromptSource, listed: PromptList, path: Path) -> bool:
 def _notes(session: Session, source: PromptSource) -> tuple[str, ...]:
     notes = []
     if source.self_reason:
-        notes.append(f"self: {source.num_self_written} prompts ({source.self_reason})")
+        notes.append(f"self: {counted(source.num_self_written, 'prompt')} ({source.self_reason})")
     if not has_chat_template(session):
         notes.append("the base has no chat template: prompts are plain text and a line break")
     return tuple(notes)

@@ -15,6 +15,7 @@ from typing import Any
 from dspark.checkpoints.files import replacing
 from dspark.errors import InputError, StorageError
 from dspark.graft.sources import parse_record
+from dspark.plural import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,8 @@ def split(answers: Sequence[Answered], num_held_out: int) -> Split:
     """The same for the same answers in any order: held out are the prompts of smallest hash."""
     if len(answers) <= num_held_out:
         raise InputError(
-            f"{len(answers)} answers are too few when {num_held_out} are held out",
+            f"too few answers: {counted(len(answers), 'answer')}, of which {num_held_out} would be "
+            "held out",
             "Give more prompts, or a smaller --eval-prompts.",
         )
     ordered = sorted(answers, key=lambda a: hashlib.sha256(repr(a.prompt_ids).encode()).digest())

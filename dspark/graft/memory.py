@@ -10,6 +10,7 @@ import torch
 
 from dspark.config import GraftConfig
 from dspark.errors import MemoryFullError
+from dspark.plural import counted
 
 CPU_WORDS = ("can't allocate memory", "DefaultCPUAllocator")
 
@@ -29,7 +30,7 @@ def naming_answers_that_fit(answers_at_once: int) -> Iterator[None]:
     if answers_at_once > 1:
         half = answers_at_once // 2
         hint = f"Run it again with --answers-at-once {half}; it goes on from what is there."
-    with _naming(f"writing {answers_at_once} answers at once", lambda: hint):
+    with _naming(f"writing {counted(answers_at_once, 'answer')} at once", lambda: hint):
         yield
 
 

@@ -162,7 +162,11 @@ def _items(job: GraftJob, shape: DraftConfig) -> tuple[PlanItem, ...]:
     limit = config.draft_vocabulary
     vocabulary = str(limit) if limit else "the data's tokens"
     return (
-        PlanItem("base", job.base.name, f"{shape.num_target_layers} layers of the target, frozen"),
+        PlanItem(
+            "base",
+            job.base.name,
+            f"{shape.num_target_layers} layers of the target, frozen",
+        ),
         PlanItem("algorithm", config.algorithm, ALGORITHM_NOTES[config.algorithm]),
         PlanItem("layers", str(shape.num_layers), f"{own}; {_start_of(job, begun)}"),
         PlanItem("taps", ", ".join(map(str, shape.target_layer_ids)), taps),

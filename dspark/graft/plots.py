@@ -6,6 +6,7 @@ from typing import Any
 
 from dspark.checkpoints.files import replacing
 from dspark.errors import InputError, StorageError
+from dspark.extras import install_command
 from dspark.graft.metrics import Line, of_kind, read_metrics
 
 Axes = Any  # matplotlib's
@@ -93,7 +94,7 @@ def _save(path: Path, draw: Callable[[Axes], None], across: str, upward: str) ->
         from matplotlib.figure import Figure
     except ImportError as error:
         raise InputError(
-            "no plots were drawn: matplotlib is missing", 'pip install "dspark[plots]" draws them.'
+            "no plots were drawn: matplotlib is missing", "Install it: " + install_command("plots")
         ) from error
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot(xlabel=across, ylabel=upward)

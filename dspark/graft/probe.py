@@ -142,7 +142,7 @@ def compare(
     places = [found for found in places if found]
     if len(texts) < MIN_PROMPTS:
         raise InputError(
-            f"{len(texts)} answers are long enough to probe the pair on, of {MIN_PROMPTS} needed",
+            f"too few answers are long enough to probe the pair on: {len(texts)} of {MIN_PROMPTS}",
             "The target ends its answers after a few tokens: is it whole?",
         )
     screened = [found[:SCREENED] for found in places]

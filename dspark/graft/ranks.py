@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from dspark.errors import InputError
+from dspark.extras import install_command
 
 LONGEST_WAIT = timedelta(days=30)  # for the first process, which writes the answers
 
@@ -175,7 +176,7 @@ def join_ranks(device: str) -> Ranks:
         from accelerate import Accelerator, InitProcessGroupKwargs
     except ImportError as error:
         raise InputError(
-            "several processes need accelerate", 'Install it: pip install "dspark[train]".'
+            "several processes need accelerate", "Install it: " + install_command("train")
         ) from error
     handlers = [InitProcessGroupKwargs(timeout=LONGEST_WAIT)]
     is_cpu = device == "cpu"

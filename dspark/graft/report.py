@@ -24,6 +24,7 @@ from dspark.graft.evaluate import Evaluation
 from dspark.graft.measured import MEASURED
 from dspark.graft.metrics import of_kind, read_metrics
 from dspark.hub.pairs import PairFiles
+from dspark.plural import counted
 
 MEASUREMENT = BenchConfig(trials=3, max_tokens=64)
 MEASURED_PROMPTS = 8
@@ -95,12 +96,13 @@ def judge_speed(report: BenchReport, advice: str) -> Verdict:
         return Verdict(
             False,
             "Look into it before you use it: the output differs from plain decoding on "
-            f"{report.differing_prompts} of {report.prompts} prompts.",
+            f"{report.differing_prompts} of {counted(report.prompts, 'prompt')}.",
         )
     speedup = report.speedup
     figures = (
         f"{speedup.median:.2f} × plain decoding on this machine ({speedup.low:.2f} to "
-        f"{speedup.high:.2f} in {len(speedup.trials)} trials of {report.prompts} held-out prompts; "
+        f"{speedup.high:.2f} in {counted(len(speedup.trials), 'trial')} of "
+        f"{counted(report.prompts, 'held-out prompt')}; "
         f"from {WORTH_USING:.2f} × on it pays)"
     )
     kinds = _kinds(report)

@@ -11,6 +11,8 @@ import httpx
 
 from dspark.config import GraftConfig
 from dspark.errors import InputError
+from dspark.extras import install_command
+from dspark.plural import counted
 
 SUFFIXES = (".jsonl", ".txt")
 PASSES_OVER_SELF_WRITTEN = 4
@@ -37,7 +39,7 @@ class PromptList:
         if not self.skipped:
             return ()
         names = ", ".join(self.skipped[:3]) + (" ..." if len(self.skipped) > 3 else "")
-        return (f"{len(self.skipped)} lines without a prompt skipped: {names}",)
+        return (f"{counted(len(self.skipped), 'line')} without a prompt skipped: {names}",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class PromptSource:
         if "self" in arguments:
             num_self_written += _needed(config)
             reason = (
-                f"{config.steps} steps of {config.batch_size} see each about "
+                f"{counted(config.steps, 'step')} of {config.batch_size} see each about "
                 f"{PASSES_OVER_SELF_WRITTEN} times"
             )
         return cls(tuple(files), num_self_written, tuple(datasets), is_strict, reason)
@@ -226,7 +228,8 @@ def _dataset_rows(argument: str) -> Iterable[Mapping[str, Any]]:
         library = importlib.import_module("datasets")
     except ImportError as error:
         raise InputError(
-            f"{argument} needs the library datasets", "Install it: pip install 'dspark[datasets]'."
+            f"{argument} needs the library datasets",
+            "Install it: " + install_command("datasets"),
         ) from error
     try:
         rows: Iterable[Mapping[str, Any]] = library.load_dataset(name, configuration, split=split)

@@ -55,7 +55,7 @@ def test_the_panel_of_a_step_shows_everything_that_is_watched(view: LiveView) ->
     shown = _drawn(view)
     for figure in (
         "step 50 of 200",
-        "2.00 s a step",
+        "2.00 s per step",
         "500 tokens/s",
         "GiB",
         "about 5 min left",
@@ -138,7 +138,7 @@ def test_plain_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> N
         "held out at step 100: tau 1.625, acceptance 0.75 0.25, CE 4.500, L1 1.250, confidence "
         "0.625",
         "stopping after this step ...",
-        "stopped at step 101; the same command goes on from there",
+        "stopped at step 101; re-run the same command to resume",
     ]
 
 
@@ -158,7 +158,7 @@ def test_plain_steps_come_seldom(
         plain.tell(_report(step))
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[1] for line in lines] == ["1/200", "6/200", "11/200", "16/200"]
-    assert "2.0 s a step, about 7 min left" in lines[0]
+    assert "2.0 s per step, about 7 min left" in lines[0]
 
 
 def test_a_terminal_gets_the_live_view(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ def test_without_a_measurement_no_speed_is_claimed(tmp_path: Path) -> None:
         "| prompts | gsm8k.jsonl |",
         "| steps | 6,400 |",
         "| learning rate (not the default) | 0.002 |",
-        "1.80 on 32 held-out prompts (1975 rounds)",
+        "1.80 on 32 held-out prompts (1,975 rounds)",
         "0.46, 0.43, 0.49, 0.46",
     ):
         assert row in text, row

@@ -152,7 +152,7 @@ def test_one_process_needs_no_accelerate(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="need accelerate") as caught:
         join_ranks("cpu")
-    assert "dspark[train]" in caught.value.hint
+    assert "[train]" in caught.value.hint
 
 
 def test_shards_of_the_first_kind_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

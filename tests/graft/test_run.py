@@ -54,7 +54,7 @@ def _session(job: GraftJob) -> Session:
 def test_from_prompts_to_a_head_that_the_engine_decodes_with(job: GraftJob) -> None:
     events = list(GraftRun(job).events())
     notes = [n for e in events if isinstance(e, CorpusProgress) for n in e.notes]
-    assert len(notes) == 1 and notes[0].startswith("1 lines without a prompt skipped")
+    assert len(notes) == 1 and notes[0].startswith("1 line without a prompt skipped")
     steps = [StepReport, StepReport, Validated]
     assert _kinds(events) == [Prepared, *steps * 3, Evaluation, Calibrated]
     config, tensors = read_head(job.out)

@@ -139,7 +139,7 @@ def test_without_the_library_of_data_sets_it_is_said_how_to_get_it(
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError) as caught:
         PromptSource.parse(["hf:o/n"]).read()
-    assert "dspark[datasets]" in caught.value.hint
+    assert "[datasets]" in caught.value.hint
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from textual.content import Content
 
 from dspark.events import Finished
+from dspark.plural import counted
 
 if TYPE_CHECKING:
     from dspark_tui.screens.chat import Phase
@@ -42,7 +43,7 @@ def capitalised(sentence: str) -> str:
 
 def end_note(event: Finished, has_drafter: bool) -> str:
     stats = event.stats
-    words = [f"{stats.new_tokens:,} tokens"]
+    words = [counted(stats.new_tokens, "token")]
     if stats.rounds:
         words.append(f"{stats.decode_tokens_per_second:.1f} tok/s")
         words += [f"τ {stats.tau:.2f}"] if has_drafter else []
