@@ -172,7 +172,7 @@ class Engine:
     @torch.inference_mode()
     def _prefill_chunk(self, active: ActiveRequest, ids: Sequence[int]) -> torch.Tensor:
         chunk = torch.tensor(ids, device=self.target.device)
-        result = self.target.prefill(active.slot, chunk)
+        result = self.target.prefill(active.slot, chunk, len(active.request.prompt_ids))
         if self.drafter is not None and active.draft_slot is not None:
             self.drafter.extend([active.draft_slot], [chunk], [result.taps])
         return result.logits[0]
@@ -182,8 +182,9 @@ class Engine:
         drafts = self.drafter is not None and not active.request.plain
         warm, self._warm = self._warm, None
         if warm is not None and (warm.draft_slot is not None) == drafts:
-            shared = _shared_prefix(warm.token_ids, active.request.prompt_ids)
-            if shared and self.target.truncate(warm.slot, shared):
+            prompt = active.request.prompt_ids
+            shared = _shared_prefix(warm.token_ids, prompt)
+            if shared and self.target.truncate(warm.slot, shared, len(prompt)):
                 if self.drafter is not None and drafts:
                     self.drafter.truncate(warm.draft_slot, shared)
                 active.slot, active.draft_slot = warm.slot, warm.draft_slot

@@ -128,7 +128,7 @@ class HostRounds:
         drafting = [active for active in batch if active.draft_slot is not None]
         drafted = proposals.lengths or [proposals.token_ids.shape[1]] * len(drafting)
         limits = [
-            min(n, room_behind(self.target, active))
+            min(n, room_for_drafts(self.target, active))
             for n, active in zip(drafted, drafting, strict=True)
         ]
         lengths = iter(self.scheduler.admit(proposals.confidences, limits))
@@ -187,6 +187,13 @@ def capacity_of(target: Target, num_rows: int, config: EngineConfig) -> int:
 def room_behind(target: Target, active: ActiveRequest) -> int:
     """Drafts that still fit into the context behind the anchor."""
     return target.spec.context_limit - target.length(active.slot) - 1
+
+
+def room_for_drafts(target: Target, active: ActiveRequest) -> int:
+    """Drafts that one block may hold behind the anchor."""
+    room, border = room_behind(target, active), target.spec.recomputed_at
+    length = target.length(active.slot)
+    return room if border is None or length >= border else min(room, border - length - 1)
 
 
 def _block(active: ActiveRequest, draft: _Draft) -> torch.Tensor:

@@ -6,14 +6,16 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-Rollback = Literal["crop", "rebuild", "replay"]
+Rollback = Literal["crop", "rebuild", "replay", "rerun"]
 Slot = Any  # a target's own state of one request; opaque to everyone else
 
 
 @dataclass(frozen=True, slots=True)
 class TargetSpec:
     """What a target is and can do. `batches` tells whether several requests share one pass;
-    `max_rows` are those of a pass up to which a row is the same to the bit in any company."""
+    `max_rows` are those of a pass up to which a row is the same to the bit in any company;
+    `recomputed_at` is a length beyond which the whole cache is computed anew: no block crosses it.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -23,6 +25,7 @@ class TargetSpec:
     rollback: Rollback
     batches: bool
     max_rows: int | None = None
+    recomputed_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +62,9 @@ class Target(Protocol):
         """Committed tokens."""
         ...
 
-    def prefill(self, slot: Slot, token_ids: torch.Tensor) -> Pass:
-        """Append and commit a chunk of prompt; logits are those of its last token only."""
+    def prefill(self, slot: Slot, token_ids: torch.Tensor, total: int | None = None) -> Pass:
+        """Append and commit a chunk of a prompt of `total` tokens (with None, it ends here);
+        logits are those of the chunk's last token only."""
         ...
 
     def verify(self, slots: Sequence[Slot], blocks: Sequence[torch.Tensor]) -> Pass:
@@ -71,6 +75,7 @@ class Target(Protocol):
         """Keep the first rows of the last verified blocks and take the rest back."""
         ...
 
-    def truncate(self, slot: Slot, length: int) -> bool:
-        """Forget committed tokens from `length` on; False where the cache cannot do that."""
+    def truncate(self, slot: Slot, length: int, total: int | None = None) -> bool:
+        """Forget committed tokens from `length` on; False where the cache cannot do that, or
+        where a prompt of `total` tokens would have filled it otherwise."""
         ...

@@ -170,7 +170,7 @@ class DenseTarget:
     def length(self, slot: KVSlot) -> int:
         return slot.length
 
-    def prefill(self, slot: KVSlot, token_ids: torch.Tensor) -> Pass:
+    def prefill(self, slot: KVSlot, token_ids: torch.Tensor, total: int | None = None) -> Pass:
         rows = self.cache.at([slot], [token_ids.shape[0]], causal=True)
         hidden, taps = self._run(token_ids, rows)
         slot.length += token_ids.shape[0]
@@ -189,7 +189,7 @@ class DenseTarget:
         for slot, kept in zip(slots, num_kept, strict=True):
             slot.length += kept
 
-    def truncate(self, slot: KVSlot, length: int) -> bool:
+    def truncate(self, slot: KVSlot, length: int, total: int | None = None) -> bool:
         slot.length = min(slot.length, length)
         return True
 

@@ -2,11 +2,10 @@
 
 Rollback by kind of cache: crop where every layer holds keys, all of them or a window; rebuild for
 DeepSeek-V4's; otherwise (linear attention) a copy is taken before each verify pass, and after a
-refusal the accepted rows are run again on it.
+refusal the accepted rows are run again on it. A model that caches nothing reruns the whole text.
 """
 
 import copy
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,23 +16,27 @@ from torch import nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from dspark.checkpoints.deepseek_v4_config import MODEL_TYPE
 from dspark.errors import CheckpointError
-from dspark.targets.base import Pass, Rollback, TargetSpec
+from dspark.targets.base import Pass, TargetSpec
 from dspark.targets.context import context_limit
 from dspark.targets.deepseek_v4 import RecordedPass
+from dspark.targets.hf_call import HfCall
 from dspark.targets.hf_model import read_hf_model
-
-# layers of a cache that crop puts back; a dummy reads the keys of another layer
-CROPPED = {"DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer"}
+from dspark.targets.rope_length import RopeLengths
 
 
 @dataclass(slots=True)
 class HfSlot:
-    """A request's cache; `pending` is the last verified block, `snapshot` the cache before it."""
+    """A request's cache; `pending` is the last verified block, `snapshot` the cache before it.
+
+    Of its committed rows, `token_ids` [length] are kept where all may have to be run again, and
+    `lengths`, of how long a text each was rotated as a part, where RoPE depends on that.
+    """
 
     cache: Any
+    token_ids: torch.Tensor
     length: int = 0
+    lengths: list[int] = field(default_factory=list)
     pending: torch.Tensor | None = None
     snapshot: Any = None
 
@@ -50,6 +53,9 @@ class _Taps:
 
         return hook
 
+    def keep(self, num_rows: int) -> None:
+        self.seen = {index: seen[:, -num_rows:] for index, seen in self.seen.items()}
+
 
 class HfTarget:
     """One request a pass; several are run one after the other."""
@@ -65,24 +71,23 @@ class HfTarget:
         self.tap_layers = tap_layers
         self.device, self.dtype = model.device, model.dtype
         self._taps = _Taps()
-        layers = decoder_layers(model)
         for index in tap_layers:
-            module = layers[index] if index >= 0 else model.get_input_embeddings()
+            module = decoder_layers(model)[index] if index >= 0 else model.get_input_embeddings()
             module.register_forward_hook(self._taps.record(index))
-        # named so since transformers 5.24
-        is_renamed = "cache" in inspect.signature(model.forward).parameters
-        self._cache_keyword = "cache" if is_renamed else "past_key_values"
         config = model.config.get_text_config()
-        self._has_shared_keys = bool(getattr(config, "num_kv_shared_layers", None))
+        self._call = HfCall(model)
+        self._ropes = RopeLengths(model)
         self.spec = TargetSpec(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
-            num_layers=len(layers),
+            num_layers=int(getattr(config, "num_hidden_layers", 0)),
             context_limit=context_limit(config),
             stop_token_ids=stop_token_ids,
-            rollback=_rollback_of(config),
+            rollback=self._call.rollback,
             batches=False,
+            recomputed_at=self._ropes.recomputed_at(config),
         )
+        self._keeps_ids = self.spec.rollback == "rerun" or self.spec.recomputed_at is not None
 
     def embedding(self) -> torch.Tensor:
         return input_embeddings(self.model)
@@ -91,21 +96,18 @@ class HfTarget:
         head: Callable[[torch.Tensor], torch.Tensor] = self.model.get_output_embeddings()
         return head
 
-    def _new_cache(self) -> Any:
-        cache: Any = DynamicCache(config=self.model.config.get_text_config())
-        if self.spec.rollback == "crop":
-            cache.activate_past_recording()  # a window keeps what slid out until the next crop
-        return cache
-
     def open(self) -> HfSlot:
-        return HfSlot(self._new_cache())
+        empty = torch.empty(0, dtype=torch.long, device=self.device)
+        return HfSlot(self._call.new_cache(), empty)
 
     def length(self, slot: HfSlot) -> int:
         return slot.length
 
-    def prefill(self, slot: HfSlot, token_ids: torch.Tensor) -> Pass:
-        logits = self._forward(slot, token_ids, logits_to_keep=1)
-        slot.length += token_ids.shape[0]
+    def prefill(self, slot: HfSlot, token_ids: torch.Tensor, total: int | None = None) -> Pass:
+        count = token_ids.shape[0]
+        lengths = [total or slot.length + count] * count
+        logits = self._forward(slot, token_ids, lengths, num_kept=1)
+        self._grow(slot, token_ids, lengths)
         if self.spec.rollback == "crop":
             slot.cache.crop(0)
         return Pass(logits, self._last_taps(logits))
@@ -118,54 +120,73 @@ class HfTarget:
             elif self.spec.rollback == "rebuild":
                 slot.snapshot = RecordedPass(slot.cache)
             slot.pending = block
-            logits.append(self._forward(slot, block))
+            logits.append(self._run_block(slot, block))
             taps.append(self._last_taps(logits[-1]))
         return Pass(torch.cat(logits), torch.cat(taps))
 
     def commit(self, slots: Sequence[HfSlot], num_kept: Sequence[int]) -> None:
         for slot, kept in zip(slots, num_kept, strict=True):
             assert slot.pending is not None
+            rows, lengths = slot.pending[:kept], self._lengths_behind(slot, kept)
             refused = slot.pending.shape[0] - kept
             if self.spec.rollback == "rebuild":
                 slot.snapshot.keep(kept, slot.pending.shape[0])
             elif self.spec.rollback == "crop":
                 slot.cache.crop(-refused)
-            elif refused:
+            elif self.spec.rollback == "replay" and refused:
                 slot.cache = slot.snapshot
                 if kept:
-                    self._forward(slot, slot.pending[:kept], logits_to_keep=1)
-            slot.length += kept
+                    self._forward(slot, rows, lengths, num_kept=1)
+            self._grow(slot, rows, lengths)
             slot.pending = slot.snapshot = None
 
-    def truncate(self, slot: HfSlot, length: int) -> bool:
-        surplus = slot.length - length
-        if surplus > 0 and (self.spec.rollback != "crop" or any(slot.cache.is_sliding)):
+    def truncate(self, slot: HfSlot, length: int, total: int | None = None) -> bool:
+        era = None if total is None else self._ropes.era(total)
+        if era and any(self._ropes.era(each) != era for each in slot.lengths[:length]):
             return False
-        if surplus > 0:
+        surplus = slot.length - length
+        if surplus > 0 and self.spec.rollback != "rerun":
+            if self.spec.rollback != "crop" or any(slot.cache.is_sliding):
+                return False
             slot.cache.crop(-surplus)
-            slot.length = length
+        slot.length = min(slot.length, length)
+        slot.token_ids, slot.lengths = slot.token_ids[:length], slot.lengths[:length]
         return True
 
-    def _forward(
-        self, slot: HfSlot, token_ids: torch.Tensor, logits_to_keep: int = 0
-    ) -> torch.Tensor:
-        """Logits [N, V] (only the last rows with logits_to_keep) in the model's own dtype."""
-        self._taps.seen.clear()
-        keep: int | torch.Tensor = logits_to_keep
-        if self._has_shared_keys and logits_to_keep:  # by a number, Gemma4 drops rows before taps
-            keep = torch.arange(-logits_to_keep, 0, device=self.device)
-        positions = torch.arange(
-            slot.length, slot.length + token_ids.shape[0], device=self.device
-        ).unsqueeze(0)
-        out = self.model(
-            input_ids=token_ids.unsqueeze(0),
-            position_ids=positions,
-            **{self._cache_keyword: slot.cache},
-            use_cache=True,
-            logits_to_keep=keep,
-        )
-        logits: torch.Tensor = out.logits[0]
+    def _run_block(self, slot: HfSlot, block: torch.Tensor) -> torch.Tensor:
+        lengths = self._lengths_behind(slot, block.shape[0])
+        if slot.length != self.spec.recomputed_at:
+            return self._forward(slot, block, lengths)
+        slot.cache, slot.lengths = self._call.new_cache(), [lengths[0]] * slot.length
+        token_ids = torch.cat([slot.token_ids, block])
+        slot.length = 0
+        logits = self._forward(slot, token_ids, slot.lengths + lengths, num_kept=block.shape[0])
+        slot.length = len(slot.lengths)
+        if self.tap_layers:
+            self._taps.keep(block.shape[0])
         return logits
+
+    def _lengths_behind(self, slot: HfSlot, count: int) -> list[int]:
+        """A decoded row is the last of its text, whatever drafts stand behind it."""
+        return list(range(slot.length + 1, slot.length + count + 1))
+
+    def _grow(self, slot: HfSlot, token_ids: torch.Tensor, lengths: list[int]) -> None:
+        slot.length += token_ids.shape[0]
+        if self._keeps_ids:
+            slot.token_ids = torch.cat([slot.token_ids, token_ids])
+        if self._ropes.is_variable:
+            slot.lengths += lengths
+
+    def _forward(
+        self, slot: HfSlot, token_ids: torch.Tensor, lengths: list[int], num_kept: int | None = None
+    ) -> torch.Tensor:
+        """Logits [N, V], or of the last rows alone, in the model's own dtype."""
+        self._taps.seen.clear()
+        self._ropes.lengths = lengths
+        rows = token_ids.shape[0] if num_kept is None else num_kept
+        if self.spec.rollback == "rerun":
+            return self._call(None, torch.cat([slot.token_ids, token_ids]), 0, rows)
+        return self._call(slot.cache, token_ids, slot.length, rows)
 
     def _last_taps(self, like: torch.Tensor) -> torch.Tensor:
         if not self.tap_layers:
@@ -195,14 +216,10 @@ def decoder_layers(model: Any) -> Any:
             module = getattr(module, name, None)
         if module is not None:
             return module
-    raise CheckpointError(f"no decoder layers found in {type(model).__name__}")
-
-
-def _rollback_of(config: Any) -> Rollback:
-    if config.model_type == MODEL_TYPE:
-        return "rebuild"
-    kinds = {type(layer).__name__ for layer in DynamicCache(config=config).layers}
-    return "crop" if kinds and kinds <= CROPPED else "replay"
+    raise CheckpointError(
+        f"the layers of {type(model).__name__} cannot be tapped, so no head can draft for it",
+        "Use --draft lookup or --draft none.",
+    )
 
 
 def _copied(cache: DynamicCache) -> DynamicCache:

@@ -1,0 +1,62 @@
+"""How a class of transformers wants to be called, and what takes its cache back."""
+
+import inspect
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from dspark.checkpoints.deepseek_v4_config import MODEL_TYPE
+from dspark.targets.base import Rollback
+
+# layers of a cache that crop puts back; a dummy reads the keys of another layer
+CROPPED = {"DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "DummyLayer"}
+
+
+class HfCall:
+    """One forward of one request."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._config = model.config.get_text_config()
+        self._has_shared_keys = bool(getattr(self._config, "num_kv_shared_layers", None))
+        self._takes = set(inspect.signature(model.forward).parameters)
+        # named so since transformers 5.24
+        names = [name for name in ("cache", "past_key_values") if name in self._takes]
+        self._cache_keyword = names[0] if names else None
+        self.rollback = self._rollback()
+
+    def _rollback(self) -> Rollback:
+        if self._config.model_type == MODEL_TYPE:
+            return "rebuild"
+        if self._cache_keyword is None:
+            return "rerun"
+        kinds = {type(layer).__name__ for layer in DynamicCache(config=self._config).layers}
+        return "crop" if kinds and kinds <= CROPPED else "replay"
+
+    def new_cache(self) -> Any:
+        if self.rollback == "rerun":
+            return None
+        cache: Any = DynamicCache(config=self._config)
+        if self.rollback == "crop":
+            cache.activate_past_recording()  # a window keeps what slid out until the next crop
+        return cache
+
+    def __call__(
+        self, cache: Any, token_ids: torch.Tensor, start: int, num_kept: int
+    ) -> torch.Tensor:
+        """token_ids [N], the first at position `start` -> logits [num_kept, V] of the last."""
+        end, device = start + token_ids.shape[0], token_ids.device
+        given: dict[str, Any] = {"input_ids": token_ids.unsqueeze(0)}
+        if "position_ids" in self._takes:
+            given["position_ids"] = torch.arange(start, end, device=device).unsqueeze(0)
+        elif "attention_mask" in self._takes:  # they count what it shows
+            given["attention_mask"] = torch.ones(1, end, dtype=torch.long, device=device)
+        if self._cache_keyword is not None:
+            given |= {self._cache_keyword: cache, "use_cache": True}
+        if "logits_to_keep" in self._takes:
+            given["logits_to_keep"] = num_kept
+            if self._has_shared_keys:  # by a number, Gemma4 drops rows before taps
+                given["logits_to_keep"] = torch.arange(-num_kept, 0, device=device)
+        logits: torch.Tensor = self._model(**given).logits[0, -num_kept:]
+        return logits
