@@ -14,6 +14,9 @@ from gguf.quants import dequantize
 from safetensors.torch import save_file
 
 from dspark.checkpoints.files import share
+from dspark.checkpoints.gguf_keys import check_keys
+from dspark.checkpoints.gguf_rope import rope_parameters, with_divisors
+from dspark.checkpoints.gguf_stops import special_id, stop_ids
 from dspark.checkpoints.gguf_tokenizer import write_tokenizer
 from dspark.checkpoints.safetensors_dir import shown
 from dspark.errors import CheckpointError
@@ -43,12 +46,6 @@ OWN_NAMES = {  # of one architecture alone
     "qwen2": {f"attn_{x}.bias": f"self_attn.{x}_proj.bias" for x in "qkv"},
     "qwen3": {f"attn_{x}_norm.weight": f"self_attn.{x}_norm.weight" for x in "qk"},
 }
-LLAMA3_ROPE = {  # all released ones'
-    "rope_type": "llama3",
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
 
 
 def convert_gguf(source: Path, directory: Path) -> Iterator[FetchProgress]:
@@ -60,10 +57,12 @@ def convert_gguf(source: Path, directory: Path) -> Iterator[FetchProgress]:
     try:
         reader = GGUFReader(source)
         fields = {key: field.contents() for key, field in reader.fields.items()}
+        _check_architecture(fields)
+        check_keys(fields)
         config = _config(fields, [tensor.name for tensor in reader.tensors])
         for tensor in reader.tensors:
             if tensor.name == ROPE_NAME:
-                config["rope_parameters"] |= _llama3_rope(config, _numbers(tensor))
+                config["rope_parameters"] = with_divisors(config, _numbers(tensor))
         weights = [tensor for tensor in reader.tensors if tensor.name != ROPE_NAME]
         yield from _write_weights(weights, config, directory)
         write_tokenizer(fields, directory)
@@ -71,7 +70,8 @@ def convert_gguf(source: Path, directory: Path) -> Iterator[FetchProgress]:
         raise CheckpointError(f"{source.name} lacks the field {error.args[0]}") from error
     except (ValueError, IndexError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{source.name} is damaged or not GGUF ({error})") from error
-    _write_json(directory / "generation_config.json", _special_ids(fields))
+    generation = _special_ids(fields) | _sampling(fields)
+    _write_json(directory / "generation_config.json", generation)
     _write_json(directory / "config.json", config)
     share(directory / WEIGHTS_NAME)
 
@@ -107,25 +107,6 @@ def _numbers(tensor: ReaderTensor) -> torch.Tensor:
         ) from error
 
 
-def _llama3_rope(config: dict[str, Any], divisors: torch.Tensor) -> dict[str, Any]:
-    """The scaling that makes these divisors; raises CheckpointError where no released one does."""
-    from transformers import LlamaConfig
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
-    rope = config["rope_parameters"]
-    found = {**LLAMA3_ROPE, "rope_theta": rope["rope_theta"], "factor": float(divisors.max())}
-    frequencies = [
-        LlamaRotaryEmbedding(
-            LlamaConfig(head_dim=config["head_dim"], rope_parameters=each)
-        ).inv_freq
-        for each in (rope, found)
-    ]
-    made = frequencies[0] / frequencies[1]
-    if made.shape != divisors.shape or not torch.allclose(made, divisors, rtol=1e-3):
-        raise CheckpointError("GGUF with rotary positions scaled in an unknown way")
-    return found
-
-
 def _pair_halves(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
     """llama.cpp rotates neighbouring rows of a head, Hugging Face rows half a head apart."""
     rows, columns = weight.shape
@@ -146,7 +127,7 @@ def _names(config: dict[str, Any]) -> dict[str, str]:
     return names
 
 
-def _config(fields: dict[str, Any], tensor_names: list[str]) -> dict[str, Any]:
+def _check_architecture(fields: dict[str, Any]) -> None:
     architecture = fields["general.architecture"]
     if architecture not in CLASSES:
         raise CheckpointError(
@@ -154,21 +135,33 @@ def _config(fields: dict[str, Any], tensor_names: list[str]) -> dict[str, Any]:
             f"Those of {', '.join(CLASSES)} can, others are taken as safetensors.",
         )
 
+
+def _config(fields: dict[str, Any], tensor_names: list[str]) -> dict[str, Any]:
+    architecture = fields["general.architecture"]
+
     def of(key: str, default: Any = None) -> Any:
         name = f"{architecture}.{key}"
-        return fields[name] if default is None else fields.get(name, default)
+        value = fields[name] if default is None else fields.get(name, default)
+        if isinstance(value, list):  # one for each layer
+            if len(set(value)) != 1:
+                raise CheckpointError(f"GGUF whose layers differ in {key} cannot be converted")
+            return value[0]
+        return value
 
-    if of("attention.sliding_window", 0):
-        raise CheckpointError("GGUF of a model whose layers see a window cannot be converted")
-    if of("rope.scaling.type", "none") != "none":
-        raise CheckpointError("GGUF with scaled rotary positions cannot be converted")
     num_heads, hidden = of("attention.head_count"), of("embedding_length")
+    head_dim = of("attention.key_length", hidden // num_heads)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if of(key, head_dim) != head_dim:
+            raise CheckpointError(
+                f"GGUF whose {key} is {of(key)} and not {head_dim}, the keys' length, "
+                "cannot be converted"
+            )
     config = {
         "architectures": [CLASSES[architecture]],
         "model_type": architecture,
         "attention_dropout": 0.0,
         "dtype": "bfloat16",
-        "head_dim": of("attention.key_length", of("rope.dimension_count", hidden // num_heads)),
+        "head_dim": head_dim,
         "hidden_act": "silu",
         "hidden_size": hidden,
         "initializer_range": 0.02,
@@ -178,7 +171,7 @@ def _config(fields: dict[str, Any], tensor_names: list[str]) -> dict[str, Any]:
         "num_hidden_layers": of("block_count"),
         "num_key_value_heads": of("attention.head_count_kv", num_heads),
         "rms_norm_eps": of("attention.layer_norm_rms_epsilon"),
-        "rope_parameters": {"rope_theta": of("rope.freq_base", 10000.0), "rope_type": "default"},
+        "rope_parameters": rope_parameters(fields),
         "tie_word_embeddings": OUTPUT_NAME not in tensor_names,
         "vocab_size": len(fields["tokenizer.ggml.tokens"]),
         **({"attention_bias": False, "mlp_bias": False} if architecture == "llama" else {}),
@@ -197,10 +190,25 @@ def _check_names(expected: set[str], found: set[str]) -> None:
             )
 
 
-def _special_ids(fields: dict[str, Any]) -> dict[str, int]:
-    keys = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
-    found = {ours: fields.get(f"tokenizer.ggml.{theirs}_token_id") for theirs, ours in keys.items()}
-    return {name: token_id for name, token_id in found.items() if token_id is not None}
+def _special_ids(fields: dict[str, Any]) -> dict[str, int | list[int]]:
+    found: dict[str, int | list[int]] = {}
+    for role, name in {"bos": "bos_token_id", "padding": "pad_token_id"}.items():
+        if (token_id := special_id(fields, role)) is not None:
+            found[name] = token_id
+    if stops := stop_ids(fields):
+        found["eos_token_id"] = stops if len(stops) > 1 else stops[0]
+    return found
+
+
+def _sampling(fields: dict[str, Any]) -> dict[str, Any]:
+    """How its makers want it to be sampled."""
+    names = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+    stated = {
+        ours: fields[key]
+        for theirs, ours in names.items()
+        if (key := f"general.sampling.{theirs}") in fields
+    }
+    return {"do_sample": stated.get("temperature", 1.0) > 0, **stated} if stated else {}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from gguf import TokenType
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.decoders import Decoder
 from tokenizers.models import BPE
-from tokenizers.normalizers import NFC
+from tokenizers.normalizers import NFC, Normalizer, Prepend, Replace
+from tokenizers.normalizers import Sequence as Normalizers
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence
 from tokenizers.processors import TemplateProcessing
 
+from dspark.checkpoints.gguf_stops import special_id, stop_ids
 from dspark.checkpoints.safetensors_dir import shown
 from dspark.errors import CheckpointError
 
@@ -23,12 +26,17 @@ OWN_SPLITS: dict[str, PreTokenizer] = {
     # digits stand alone before words are split: "\n\n1" keeps its two line breaks together
     "smollm": Sequence([Digits(individual_digits=True), _WORDS]),
 }
-QWEN = ("qwen2", "deepseek-r1-qwen")
-LLAMA3 = ("llama3", "llama-v3", "llama-bpe")  # begin with bos, and take whole words as they are
+QWEN = ("qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "qwen35")
+# begin with bos, and take whole words as they are
+WHOLE_WORDS = {
+    *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
+    *("jina-v5-nano", "tekken"),
+}
 
 
 def write_tokenizer(fields: dict[str, Any], directory: Path) -> None:
     """tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja."""
+    fields = _with_control_tokens(fields)
     _tokenizer(fields).save(str(directory / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -42,6 +50,15 @@ def write_tokenizer(fields: dict[str, Any], directory: Path) -> None:
         (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
+def _with_control_tokens(fields: dict[str, Any]) -> dict[str, Any]:
+    """What ends an answer is a control token, whatever the file says."""
+    key = "tokenizer.ggml.token_type"
+    kinds = list(fields.get(key, [TokenType.NORMAL] * len(fields["tokenizer.ggml.tokens"])))
+    for token_id in stop_ids(fields):
+        kinds[token_id] = TokenType.CONTROL
+    return fields | {key: kinds}
+
+
 def _tokenizer(fields: dict[str, Any]) -> Tokenizer:
     kind, pre = fields["tokenizer.ggml.model"], fields.get("tokenizer.ggml.pre", "default")
     if kind == "gpt2" and pre in OWN_SPLITS:
@@ -50,8 +67,13 @@ def _tokenizer(fields: dict[str, Any]) -> Tokenizer:
         tokenizer = _of_transformers(fields, kind, pre)
     else:
         raise CheckpointError(f"the tokenizer {shown(str(kind))!r} of this GGUF is not known")
-    if fields.get("tokenizer.ggml.add_bos_token", kind == "llama" or pre in LLAMA3):
-        _begin_with(tokenizer, fields)
+    begins = kind == "llama" or pre in WHOLE_WORDS
+    _surround(
+        tokenizer,
+        fields,
+        begins=fields.get("tokenizer.ggml.add_bos_token", begins),
+        ends=fields.get("tokenizer.ggml.add_eos_token", False),
+    )
     return tokenizer
 
 
@@ -90,20 +112,43 @@ def _of_transformers(fields: dict[str, Any], kind: str, pre: str) -> Tokenizer:
     tokenizer: Tokenizer = convert_gguf_tokenizer(fields["general.architecture"], parts)[0]
     if pre in QWEN:
         tokenizer.normalizer = NFC()
-    if pre in LLAMA3:
+    if pre in WHOLE_WORDS:
         tokenizer.model.ignore_merges = True
+    if kind == "llama":
+        _space_words(tokenizer, fields.get("tokenizer.ggml.add_space_prefix", True))
     return tokenizer
 
 
-def _begin_with(tokenizer: Tokenizer, fields: dict[str, Any]) -> None:
-    token_id = fields["tokenizer.ggml.bos_token_id"]
-    token = fields["tokenizer.ggml.tokens"][token_id]
+def _space_words(tokenizer: Tokenizer, has_prefix: bool) -> None:
+    """A space before the text and before that behind each added token, as llama.cpp has it."""
+    steps: list[Normalizer] = [Prepend("▁")] if has_prefix else []
+    tokenizer.normalizer = Normalizers([*steps, Replace(" ", "▁")])
+    tokenizer.pre_tokenizer = None
+    parts: list[Decoder] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    last: list[Decoder] = [decoders.Strip(" ", 1, 0)] if has_prefix else []
+    tokenizer.decoder = decoders.Sequence([*parts, *last])
+
+
+def _surround(tokenizer: Tokenizer, fields: dict[str, Any], *, begins: bool, ends: bool) -> None:
+    """What stands before and behind a text that is no chat."""
+    tokens = fields["tokenizer.ggml.tokens"]
+    around: list[list[tuple[str, int]]] = []
+    for role, is_wanted in (("bos", begins), ("eos", ends)):
+        token_id = special_id(fields, role)
+        if is_wanted and token_id is None:
+            raise KeyError(f"tokenizer.ggml.{role}_token_id")
+        around.append([(tokens[token_id], token_id)] if is_wanted and token_id is not None else [])
+    first, last = ([token for token, _ in each] for each in around)
+    if not (first or last):
+        return
     tokenizer.post_processor = TemplateProcessing(
-        single=[token, "$A"], pair=[token, "$A", token, "$B"], special_tokens=[(token, token_id)]
+        single=[*first, "$A", *last],
+        pair=[*first, "$A", *last, *first, "$B", *last],
+        special_tokens=list(dict.fromkeys(around[0] + around[1])),
     )
 
 
 def _special_tokens(fields: dict[str, Any]) -> dict[str, str]:
     tokens = fields["tokenizer.ggml.tokens"]
-    ids = {role: fields.get(f"tokenizer.ggml.{key}_token_id") for key, role in ROLES.items()}
+    ids = {role: special_id(fields, name) for name, role in ROLES.items()}
     return {role: tokens[token_id] for role, token_id in ids.items() if token_id is not None}

@@ -14,6 +14,7 @@ from dspark.events import FetchProgress
 from dspark.hub.place import home
 
 SUFFIX = ".gguf"
+READING = 2  # counts up when the same file is converted into other files
 
 
 def gguf_file(name: str) -> Path | None:
@@ -54,8 +55,8 @@ def convert_file(path: Path) -> Iterator[FetchProgress]:
 
 
 def _folder(path: Path) -> Path:
-    """A file that changes is another file."""
+    """A file that changes is another file, and so is one that was read in another way."""
     facts = path.stat()
-    identity = f"{path} {facts.st_size} {facts.st_mtime_ns}"
+    identity = f"{path} {facts.st_size} {facts.st_mtime_ns} {READING}"
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
     return home() / "gguf" / f"{path.stem.replace('.', '_')}-{digest}"

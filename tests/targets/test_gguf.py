@@ -1,6 +1,8 @@
 """GGUF files of dense models, from the gguf package's writer, as targets."""
 
+import copy
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,15 @@ MODELS: dict[str, Callable[[], Any]] = {
     "qwen2": lambda: Qwen2Config(**SIZES, tie_word_embeddings=True),
     "qwen3": lambda: Qwen3Config(**SIZES, tie_word_embeddings=False),
 }
+KINDS = {
+    float: gguf.GGUFValueType.FLOAT32,
+    int: gguf.GGUFValueType.UINT32,
+    str: gguf.GGUFValueType.STRING,
+}
+LINEAR = {"rope_type": "linear", "factor": 4.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+STATED = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
+ORIGINAL = {"rope.scaling.original_context_length": 32}
 NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -123,6 +134,8 @@ def write(path: Path, name: str, kind: Kind, **changes: Any) -> Any:
     writer.add_rope_freq_base(500000.0)
     if "window" in changes:
         writer.add_sliding_window(changes["window"])
+    for key, value in changes.get("keys", {}).items():
+        writer.add_key_value(f"{architecture}.{key}", value, KINDS[type(value)])
     add_tokenizer(writer, changes.get("pre", "qwen2"))
     if name == "llama 3":
         plain = 500000.0 ** -(torch.arange(0, 64, 2) / 64)
@@ -191,6 +204,45 @@ def test_logits_are_those_of_the_model_it_means(tmp_path: Path, name: str, kind:
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "keys", "rope"),
+    [
+        ("llama", {"rope.scale_linear": 4.0}, LINEAR),
+        ("llama", {"rope.scaling.factor": 4.0}, LINEAR),
+        ("qwen2", {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, LINEAR),
+        ("llama", {"rope.scaling.factor": 4.0, "rope.scale_linear": 2.0}, LINEAR),
+        ("qwen2", STATED | ORIGINAL, YARN),
+        ("qwen3", STATED | ORIGINAL | {"rope.scaling.yarn_beta_fast": 32.0}, YARN),
+        (
+            "qwen2",
+            STATED | ORIGINAL | {"rope.scaling.attn_factor": 1.5},
+            YARN | {"attention_factor": 1.5 * (1 + 0.1 * math.log(4.0))},
+        ),
+        ("llama", {"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, {}),
+        ("llama", {"rope.scaling.type": "linear"}, {}),
+        ("llama", {"rope.scaling.factor": 0.0, "rope.scaling.finetuned": 1}, {}),
+    ],
+)
+def test_scaled_positions_are_those_of_the_model_it_means(
+    tmp_path: Path, name: str, keys: dict[str, Any], rope: dict[str, Any]
+) -> None:
+    plain = write(tmp_path / "model.gguf", name, Kind.F16, keys=keys)
+    config = copy.deepcopy(plain.config)
+    config.rope_parameters = {**config.rope_parameters, **rope}
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model.load_state_dict(plain.state_dict())
+    target = load_target(hub.resolve_target(str(tmp_path / "model.gguf")), tap_layers=(), **PLACE)
+    ids = torch.randint(0, len(TOKENS), (60,))
+    with torch.inference_mode():
+        wanted, unscaled = (
+            model(input_ids=ids[None]).logits[0],
+            plain(input_ids=ids[None]).logits[0],
+        )
+        found = target.verify([target.open()], [ids]).logits
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    assert torch.allclose(wanted, unscaled, atol=1e-4) == (not rope)
+
+
 def test_a_file_is_converted_once_and_again_when_it_changes(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     write(path, "qwen2", Kind.Q8_0)
@@ -214,10 +266,24 @@ def test_a_file_is_converted_once_and_again_when_it_changes(tmp_path: Path) -> N
     ("changes", "said"),
     [
         ({"architecture": "gemma3"}, "architecture 'gemma3'"),
-        ({"name": "llama", "window": 512}, "see a window"),
+        ({"name": "llama", "window": 512}, "attention.sliding_window = 512"),
         ({"pre": "made-up"}, "pre-tokenizer 'made-up'"),
         ({"name": "llama 3", "divisors": torch.full((32,), 2.0)}, "scaled in an unknown way"),
         ({"name": "qwen2", "architecture": "qwen3"}, "lacks blk.0.attn_k_norm.weight"),
+        (
+            {"keys": {"rope.scaling.type": "longrope", "rope.scaling.factor": 2.0}},
+            "by longrope 2.0",
+        ),
+        ({"keys": {"rope.scaling.factor": -1.0}}, "by linear -1.0"),
+        ({"keys": {"rope.scaling.attn_factor": 1.5}}, "attn_factor = 1.5 and no yarn"),
+        ({"keys": STATED | {"rope.scaling.yarn_beta_fast": 16.0}}, "yarn_beta_fast = 16.0"),
+        ({"keys": {"rope.scaling.mystery": 1.0}}, "unknown key rope.scaling.mystery"),
+        ({"keys": {"attention.mystery": 1}}, "unknown key attention.mystery"),
+        ({"keys": {"attention.scale": 0.5}}, "attention.scale = 0.5"),
+        ({"keys": {"attention.value_length": 32}}, "attention.value_length is 32 and not 64"),
+        ({"keys": {"rope.dimension_count": 32}}, "rope.dimension_count is 32 and not 64"),
+        ({"keys": {"expert_count": 8}}, "expert_count = 8"),
+        ({"keys": {"final_logit_softcapping": 30.0}}, "final_logit_softcapping = 30.0"),
     ],
 )
 def test_what_is_not_read_is_named(tmp_path: Path, changes: dict[str, Any], said: str) -> None:

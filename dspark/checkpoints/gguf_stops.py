@@ -1,0 +1,55 @@
+"""Tokens that end an answer: those that a GGUF names, and those whose text llama.cpp knows."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+ENDS = {
+    *("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<|end|>"),
+    *("<|return|>", "<|call|>", "<|calls|>", "<|flush|>", "<end_of_turn>", "<end_of_utterance>"),
+    *("</s>", "<eos>", "<turn|>", "<|tool_response>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"),
+    *("<｜end▁of▁sentence｜>", "[e~["),
+}
+# what ends a stretch of code that is filled in; by text only where no key names it
+FILLS = {
+    "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    "fim_sep": ("<|file_sep|>",),
+}
+# beside these, a token that elsewhere ends an answer is an ordinary one
+NOT_BESIDE = (
+    ("<|end|>", {"<|return|>", "<|call|>"}),
+    ("<|end|>", {"<|calls|>", "<|flush|>"}),
+    ("<|end|>", {"<|call|>", "<|flush|>"}),
+    ("</s>", {"<|tool_response>"}),
+)
+
+
+def special_id(fields: Mapping[str, Any], name: str) -> int | None:
+    """The id of bos, eos and the like; None where the file names none that its vocabulary has."""
+    size = len(fields["tokenizer.ggml.tokens"])
+    default = {"bos": 1, "eos": 2, "unknown": 0} if _is_sentencepiece(fields) else {}
+    for found in (fields.get(f"tokenizer.ggml.{name}_token_id"), default.get(name)):
+        if found is not None and 0 <= found < size:
+            return int(found)
+    return None
+
+
+def stop_ids(fields: Mapping[str, Any]) -> list[int]:
+    """Sorted."""
+    tokens: Sequence[str] = fields["tokenizer.ggml.tokens"]
+    at = {token: index for index, token in enumerate(tokens)}
+    named = [special_id(fields, name) for name in ("eos", "eot", "eom")]
+    for name, texts in FILLS.items():
+        by_text = next((at[text] for text in texts if text in at), None)
+        by_key = special_id(fields, name)
+        named.append(by_text if by_key is None else by_key)
+    found = {at[text] for text in ENDS & at.keys()} | {i for i in named if i is not None}
+    present = {tokens[index] for index in found}
+    for text, others in NOT_BESIDE:
+        if others <= present:
+            found.discard(at.get(text, -1))
+    return sorted(found)
+
+
+def _is_sentencepiece(fields: Mapping[str, Any]) -> bool:
+    return bool(fields["tokenizer.ggml.model"] == "llama")
