@@ -25,9 +25,11 @@ def parse_drafters(options: Sequence[str]) -> dict[str, str]:
     for part in (part for option in options for part in BETWEEN_HEADS.split(option)):
         name, _, head = (text.strip() for text in part.partition("="))
         if not name or not head:
-            raise InputError(f"--drafters {part} is no NAME=HEAD", "As in --drafters ours=my-head.")
+            raise InputError(
+                f"--drafters {part} is not NAME=HEAD", "Write it like --drafters ours=my-head."
+            )
         if name in heads or name == PLAIN:
-            raise InputError(f"--drafters: {name} is taken", "Give every head a name of its own.")
+            raise InputError(f"--drafters: {name} is taken", "Give each head a different name.")
         heads[name] = head
     return heads
 

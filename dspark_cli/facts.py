@@ -15,3 +15,7 @@ def size_text(num_bytes: int) -> str:
             break
         size /= 1000
     return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def size_or_unknown(num_bytes: int | None) -> str:
+    return "unknown" if num_bytes is None else size_text(num_bytes)

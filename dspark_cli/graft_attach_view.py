@@ -8,8 +8,9 @@ from dspark.config import RuntimeConfig
 from dspark.errors import InputError
 from dspark_cli.facts import print_json
 from dspark_cli.loading import find_files, progress_bars
-from dspark_cli.naming import PairChoice
+from dspark_cli.naming import PairChoice, chosen_name
 from dspark_cli.output import say
+from dspark_cli.plan_view import tell_plan
 from dspark_cli.probe_lines import probe_lines
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def attach_head(
         draft = files.draft
     elif files.draft is not None:
         head, draft = base, files.draft
-        say(f"{base} has a head of its own")
+        say(f"{base} has its own head")
     else:
         pair = _released_head(files.target)
         if pair is None:
@@ -79,6 +80,21 @@ def attach_head(
     _follow(
         AttachJob(base, files.target, head, draft, is_released, name, runtime, is_forced), as_json
     )
+    return True
+
+
+def tell_attachment(base: str, *, as_json: bool) -> bool:
+    """What would be attached, and how much would come; False where only the target's files tell."""
+    from dspark import hub
+
+    pair = hub.known_pair(chosen_name(base)) or hub.pair_of_target(base)
+    if pair is None or pair.draft is None:
+        return False
+    say(
+        f"the head of {pair.name} would be attached and probed, and nothing trained "
+        "(--train trains one)"
+    )
+    tell_plan(hub.plan_pull(pair.name), as_json)
     return True
 
 

@@ -25,7 +25,7 @@ def _pair(
 ) -> Pair:
     return Pair(
         name=name,
-        description=f"{target.partition('/')[2]} with the head {head}.",
+        description=f"{target.partition('/')[2]} with {head.partition('/')[0]}'s head.",
         licence=licence,
         target=HubRepo(target, num_bytes=num_bytes, licence=licence),
         draft=HubRepo(head, num_bytes=head_bytes),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dspark_cli import options
-from dspark_cli.facts import print_json, size_text
+from dspark_cli.facts import print_json, size_or_unknown, size_text
 from dspark_cli.tables import Column, print_facts, print_table
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EXAMPLES = ("dspark doctor", "dspark doctor --json > doctor.json")
 PROBLEM = "problem"
 PAIR_COLUMNS = (
-    Column("PAIR"),
+    Column("  PAIR"),
     Column("FITS"),
     Column("ON DISK"),
     Column("MEMORY", is_right=True),
@@ -47,18 +47,14 @@ def _pair_row(name: str, facts: dict[str, Any]) -> tuple[str, ...]:
         f"  {name}",
         _mark(facts["fits"]),
         _mark(facts["in_store"]),
-        _size(facts["memory_bytes"]),
-        _size(facts["disk_still_needed_bytes"]),
+        size_or_unknown(facts["memory_bytes"]),
+        size_or_unknown(facts["disk_still_needed_bytes"]),
         "" if tokens is None else f"{tokens:,} tokens",
     )
 
 
 def _mark(is_so: bool) -> str:
     return "✓" if is_so else "✗"
-
-
-def _size(num_bytes: int | None) -> str:
-    return "unknown" if num_bytes is None else size_text(num_bytes)
 
 
 def _examine(section: Callable[[], dict[str, Any]]) -> dict[str, Any]:

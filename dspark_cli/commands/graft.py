@@ -16,7 +16,12 @@ from dspark.config import GraftConfig, RuntimeConfig, graft_config
 from dspark.errors import DSparkError, InputError
 from dspark_cli import graft_options, options
 from dspark_cli.errors import ExitCode
-from dspark_cli.graft_attach_view import attach_head, keep_trained, training_options
+from dspark_cli.graft_attach_view import (
+    attach_head,
+    keep_trained,
+    tell_attachment,
+    training_options,
+)
 from dspark_cli.graft_plan import plan_lines
 from dspark_cli.loading import find_files
 from dspark_cli.naming import PairChoice, check_known
@@ -102,7 +107,10 @@ def graft(
             "Give one or the other.",
         )
     runtime = RuntimeConfig(device=device, dtype=dtype)
-    if not train and not given:
+    if dry_run and not train and attach is None and given == ["dry_run"]:
+        if tell_attachment(base, as_json=as_json):
+            return
+    elif not train and not given:
         is_attached = attach_head(
             base, attach, name=name, runtime=runtime, is_forced=force, as_json=as_json
         )

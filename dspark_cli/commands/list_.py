@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dspark_cli import options
-from dspark_cli.facts import print_json, size_text
+from dspark_cli.facts import print_json, size_or_unknown, size_text
 from dspark_cli.tables import Column, print_table
 
 if TYPE_CHECKING:
@@ -43,11 +43,10 @@ def list_(as_json: options.Json = False, markdown: Markdown = False) -> None:
 
 
 def _row(pair: dict[str, Any]) -> tuple[str, ...]:
-    memory = pair["memory_bytes"]
     return (
         pair["name"],
         _state(pair),
-        "unknown" if memory is None else size_text(memory),
+        size_or_unknown(pair["memory_bytes"]),
         pair["licence"] or "unknown",
         pair["description"],
     )

@@ -1,24 +1,19 @@
 """`dspark pull`: bring a pair into the local store. The answer is where it lies."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from dspark_cli import options
-from dspark_cli.errors import ExitCode
 from dspark_cli.facts import print_json, size_text
 from dspark_cli.output import say
-from dspark_cli.tables import Column, print_facts, print_table
-
-if TYPE_CHECKING:
-    from dspark.hub import PullPlan
+from dspark_cli.plan_view import tell_plan
 
 EXAMPLES = (
     "dspark pull demo",
     "dspark pull qwen3-4b --dry-run",
     "dspark pull HuggingFaceTB/SmolLM2-360M-Instruct",
 )
-COLUMNS = (Column("FILE"), Column("SIZE", is_right=True), Column(""))
 DryRun = Annotated[
     bool,
     typer.Option(
@@ -52,12 +47,12 @@ def pull(
         return
     known = hub.find_pair(chosen_name(pair))
     if dry_run:
-        _tell(hub.plan_pull(known.name, only_head=head), as_json)
+        tell_plan(hub.plan_pull(known.name, only_head=head), as_json)
         return
     was_present = hub.locate(known.name) is not None
     if not was_present:
         size = None if head else hub.download_bytes(known)
-        say(f"fetching {known.name} ({_size(size)})")
+        say(f"fetching {known.name}" + (f" ({size_text(size)})" if size else ""))
         with progress_bars(is_bytes=True) as bars:
             for step in hub.fetch(known.name, only_head=head, is_forced=force):
                 bars.show(step)
@@ -88,7 +83,7 @@ def _pull_published(repo_id: str, dry_run: bool, head: bool, force: bool, as_jso
         found = hub.look_up(repo_id, only_head=head)
         say(f"{repo_id} is {found.kind}")
         if dry_run:
-            _tell(found.plan, as_json)
+            tell_plan(found.plan, as_json)
             return
         with progress_bars(is_bytes=True) as bars:
             for step in hub.fetch_published(found, is_forced=force):
@@ -101,49 +96,3 @@ def _pull_published(repo_id: str, dry_run: bool, head: bool, force: bool, as_jso
         print_json({"name": repo_id, "folder": str(folder), "was_present": was_present})
         return
     print(folder)
-
-
-def _size(num_bytes: int | None) -> str:
-    return "size unknown" if num_bytes is None else size_text(num_bytes)
-
-
-def _tell(plan: "PullPlan", as_json: bool) -> None:
-    """Exit code 1 where it does not fit, so that a script can ask."""
-    if as_json:
-        print_json(_plan_object(plan))
-    else:
-        _print_plan(plan)
-    if not (plan.fits_disk and plan.fits_memory):
-        raise typer.Exit(ExitCode.FAILED)
-
-
-def _print_plan(plan: "PullPlan") -> None:
-    for source in dict.fromkeys(each.source for each in plan.files):
-        print(f"from {source}" + " (sizes from dspark's own list)" * (plan.origin == "registry"))
-        files = [each for each in plan.files if each.source == source]
-        rows = [
-            (f"  {each.path}", size_text(each.num_bytes), "" if each.is_missing else "already here")
-            for each in files
-        ]
-        print_table(COLUMNS, rows)
-    there = ", ".join(f"{size_text(room.total)} on {room.device}" for room in plan.rooms)
-    print_facts(
-        {
-            "download": size_text(plan.download_bytes),
-            "into": plan.folder,
-            "disk": f"{size_text(plan.disk_needed)} needed, {size_text(plan.disk_free)} free"
-            + _verdict(plan.fits_disk),
-            "memory": f"{_size(plan.memory_needed)} needed, {there}" + _verdict(plan.fits_memory),
-        }
-    )
-
-
-def _verdict(fits: bool) -> str:
-    return ": fits" if fits else ": does not fit"
-
-
-def _plan_object(plan: "PullPlan") -> dict[str, Any]:
-    from dataclasses import asdict
-
-    verdicts = {"fits_disk": plan.fits_disk, "fits_memory": plan.fits_memory}
-    return {**asdict(plan), "download_bytes": plan.download_bytes, **verdicts}

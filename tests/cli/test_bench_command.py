@@ -74,7 +74,7 @@ def test_a_difference_is_told_with_place_and_gap():
         (["--prompts", "/no/such/file"], "no file"),
         (["--trials", "0"], "--trials"),
         (["--schedule", "full", "--confidence-threshold", "0.1"], "exclude each other"),
-        (["--drafters", "my-head"], "no NAME=HEAD"),
+        (["--drafters", "my-head"], "not NAME=HEAD"),
         (["--drafters", "a=x", "--drafters", "a=y"], "a is taken"),
         (["--drafters", "plain=x"], "plain is taken"),
         (["--drafters", "a=x", "--draft", "y"], "exclude each other"),

@@ -1,5 +1,6 @@
 """`dspark graft`: which of its two meanings, and what is said about it."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from dspark.graft.attach import HeadMatch, Registered
 from dspark.graft.probe import ProbeReport, Trial
+from dspark.hub.fit import Room
 from dspark.hub.pairs import PairFiles
 from dspark.hub.registry import PAIRS
 
@@ -133,3 +135,23 @@ def test_probe_command(
         else "misread: the mask token is 4"
     )
     assert said in outcome.out
+
+
+def test_a_dry_run_tells_what_would_be_attached(
+    dspark: Callable[..., Any], attached: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("DSPARK_HOME", str(tmp_path))
+    monkeypatch.setattr("dspark.hub.plan.rooms", lambda: [Room("cpu", 10**12, 4)])
+    outcome = dspark("graft", "qwen3-4b", "--dry-run")
+    assert (outcome.code, attached) == (0, [])
+    assert "the head of qwen3-4b would be attached" in outcome.err
+    assert "from deepseek-ai/dspark_qwen3_4b_block7" in outcome.out
+    plan = json.loads(dspark("graft", "--base", "Qwen/Qwen3-4B", "--dry-run", "--json").out)
+    assert plan["pair"] == "qwen3-4b"
+
+
+def test_an_unknown_base_is_told_before_anything_else(dspark: Callable[..., Any]) -> None:
+    outcome = dspark("graft", "--base", "nope", "--dry-run", "--prompts", "x")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "no pair is called 'nope'" in outcome.err
