@@ -45,11 +45,20 @@ def table_lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], width:
 
 
 def print_facts(facts: Mapping[str, object]) -> None:
-    """One line each, name and value, wrapped if need be; None is left out."""
+    """One line each, name and value, wrapped if need be; None is left out.
+
+    A value with a word that is too long, such as a path, stands below its name.
+    """
     shown = {name: str(value) for name, value in facts.items() if value is not None}
     width = max(map(len, shown), default=0)
+    left = terminal_width() - width - 2 * GAP
     for name, value in shown.items():
-        print(wrapped(value, indent=f"  {name:{width}}  "))
+        if max(map(len, value.split()), default=0) > left:
+            print(
+                f"  {name}\n{textwrap.indent(wrapped(value, width=terminal_width() - 4), '    ')}"
+            )
+        else:
+            print(wrapped(value, indent=f"  {name:{width}}  "))
 
 
 def wrapped(text: str, *, indent: str = "", width: int | None = None) -> str:
