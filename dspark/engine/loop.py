@@ -69,7 +69,7 @@ class Engine:
             slot=None,
             draft_slot=None,
             codec=self._codec,
-            stop_token_ids=self.target.spec.stop_token_ids,
+            stop_token_ids=self._stop_token_ids(),
         )
         self._next_id += 1
         self._waiting.append(active)
@@ -119,6 +119,11 @@ class Engine:
     def warm_up(self) -> Iterator[LoadProgress]:
         """What the first round would have to wait for."""
         return self._rounds.warm_up()
+
+    def _stop_token_ids(self) -> frozenset[int]:
+        """As the model's config and its tokenizer state them."""
+        stated = self.target.spec.stop_token_ids
+        return stated if self._codec is None else stated | self._codec.stop_token_ids
 
     def _admits(self, active: ActiveRequest) -> bool:
         """Whether it can begin beside those under way; the warm caches give up their room."""

@@ -17,6 +17,7 @@ from dspark.engine.stops import StopMatcher
 from dspark.engine.thinking import Span, Thinking
 from dspark.errors import CheckpointError, InputError
 
+PLACE = "dspark-answer"  # stands for one in a chat that is only looked at
 PROMPT_TAIL = 256  # tokens in which the marks of an open answer are looked for
 
 
@@ -69,6 +70,27 @@ class TextCodec:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.texts.decode(ids)
+
+    @cached_property
+    def stop_token_ids(self) -> frozenset[int]:
+        """The tokenizer's own end of a sequence, and what its template puts behind an answer."""
+        ends = {self._tokenizer.eos_token_id, self._end_of_turn()}
+        return frozenset(token_id for token_id in ends if token_id is not None)
+
+    def _end_of_turn(self) -> int | None:
+        """The special token that ends the assistant's turn in a chat; None in channels, where a
+        turn has several ends."""
+        if not self.has_chat_template or self.thinking.has_channels:
+            return None
+        chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PLACE}]
+        try:
+            text = self._tokenizer.apply_chat_template(chat, tokenize=False)
+        except Exception:  # a template that takes no such chat says nothing about its end
+            return None
+        behind = text.rpartition(PLACE)[2].lstrip()
+        longest_first = sorted(self.texts.special_texts, key=len, reverse=True)
+        found = next((name for name in longest_first if name and behind.startswith(name)), None)
+        return self.texts.id_of(found) if found else None
 
     @cached_property
     def texts(self) -> TokenTexts:

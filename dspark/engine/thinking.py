@@ -75,8 +75,8 @@ class Thinking:
 
     def __init__(self, marks: Marks, template: str) -> None:
         self._marks = marks
-        self._has_channels = all(marks.token(name) for name in HARMONY)
-        for name in (*HARMONY_ENDS, "<|constrain|>") if self._has_channels else ():
+        self.has_channels = all(marks.token(name) for name in HARMONY)
+        for name in (*HARMONY_ENDS, "<|constrain|>") if self.has_channels else ():
             marks.token(name)
         found = [_in_marks(each, marks, template) for each in FORMATS]
         self._formats = tuple(each for each in found if each is not None)
@@ -87,7 +87,7 @@ class Thinking:
         nothing is set apart."""
         if tail is None:
             return NoSplitter(self._marks, self._all)
-        if self._has_channels:
+        if self.has_channels:
             return ChannelSplitter(self._marks, tail)
         return ThinkSplitter(self._marks, self._formats, tail)
 

@@ -24,6 +24,7 @@ from dspark.checkpoints.safetensors_dir import (
 from dspark.errors import CheckpointError
 from dspark.targets.base import Pass, TargetSpec
 from dspark.targets.context import context_limit
+from dspark.targets.stop_tokens import stop_tokens
 from dspark_kernels import (
     CachePass,
     HeadNorms,
@@ -311,18 +312,6 @@ def load_dense(
         stop_token_ids=stop_tokens(directory, config),
         pack=pack,
     )
-
-
-def stop_tokens(directory: Path, config: PreTrainedConfig) -> frozenset[int]:
-    """End-of-sequence ids of generation_config.json, else of config.json."""
-    both = (config, config.get_text_config())  # a multimodal one leaves them to its text part
-    ids: Any = next((i for c in both if (i := getattr(c, "eos_token_id", None)) is not None), None)
-    if (directory / "generation_config.json").exists():
-        ids = read_json(directory / "generation_config.json").get("eos_token_id") or ids
-    found = [] if ids is None else ids if isinstance(ids, list) else [ids]
-    if not all(isinstance(i, int) for i in found):
-        raise CheckpointError(f"eos_token_id {str(found)[:80]} of {directory} are no token ids")
-    return frozenset(found)
 
 
 def read_config(directory: Path) -> PreTrainedConfig:

@@ -1,0 +1,41 @@
+"""The tokens that end an answer, as a model's files state them."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from dspark.checkpoints.files import read_json
+from dspark.errors import CheckpointError
+
+
+def stop_tokens(directory: Path, config: PreTrainedConfig) -> frozenset[int]:
+    """Those of generation_config.json, or if it states none, of config.json or its text part.
+
+    An id without a row in the vocabulary (-1, say) ends nothing.
+    """
+    path = directory / "generation_config.json"
+    text = config.get_text_config()
+    stated = [
+        read_json(path).get("eos_token_id") if path.exists() else None,
+        getattr(config, "eos_token_id", None),
+        getattr(text, "eos_token_id", None),
+    ]
+    size = text.vocab_size
+    ids = (frozenset(_ids(each, directory)) for each in stated)
+    inside = (frozenset(i for i in each if 0 <= i < size) for each in ids)
+    return next((each for each in inside if each), frozenset())
+
+
+def _ids(stated: Any, directory: Path) -> list[int]:
+    """A number, also in quotes, a list of them, or nothing."""
+    found = []
+    for each in stated if isinstance(stated, list) else [stated]:
+        is_quoted = isinstance(each, str) and each.strip().removeprefix("-").isdecimal()
+        if is_quoted or (isinstance(each, int) and not isinstance(each, bool)):
+            found.append(int(each))
+        elif each is not None:
+            raise CheckpointError(
+                f"eos_token_id {str(stated)[:80]} of {directory} is not a token id"
+            )
+    return found
