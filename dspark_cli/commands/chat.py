@@ -109,7 +109,7 @@ def chat(
     else:
         from dspark_tui.app import run_chat
 
-        raise typer.Exit(run_chat(backend, settings))
+        run_chat(backend, settings)
 
 
 def _is_pair(word: str | None) -> bool:

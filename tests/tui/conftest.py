@@ -3,7 +3,7 @@
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 
 import pytest
@@ -23,7 +23,7 @@ from dspark.events import (
     Round,
 )
 from dspark_tui.app import DSparkApp
-from dspark_tui.backend import BackendInfo, ChatMessages, ChatSettings
+from dspark_tui.backend import BackendInfo, ChatMessages, ChatSettings, ContextFullError
 from dspark_tui.screens.chat import ChatScreen
 from dspark_tui.widgets.prompt_box import PromptBox
 
@@ -43,12 +43,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Script:
-    """One answer. An error is raised after the rounds."""
+    """One answer, thinking before it. An error is raised after the rounds."""
 
     first: str
     steps: tuple[Step, ...] = ()
     reason: str = "stop_token"
     error: Exception | None = None
+    thinking: tuple[str, ...] = ()
 
 
 LOADING = (
@@ -70,6 +71,7 @@ class ScriptedBackend:
     asked: list[ChatMessages] = field(default_factory=list)
     sampling: list[SamplingChoice] = field(default_factory=list)
     is_closed: bool = False
+    most_messages: int | None = None  # what the context holds
 
     def __post_init__(self) -> None:
         self._gate = threading.Semaphore(0)
@@ -108,6 +110,8 @@ class ScriptedBackend:
     def answer(
         self, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig
     ) -> Iterator[Event]:
+        if self.most_messages is not None and len(messages) > self.most_messages:
+            raise ContextFullError("the prompt is too long", "Shorten it.")
         self.asked.append(messages)
         self.sampling.append(sampling)
         self.is_cancelled = False
@@ -123,7 +127,10 @@ class ScriptedBackend:
         self._wait()
         if script.error is not None and not script.first:
             raise script.error
-        if not self.is_cancelled:
+        for thought in script.thinking:
+            yield told.thought(thought)
+            self._wait()
+        if script.first and not self.is_cancelled:
             yield told.prompt(script.first)
         for step in script.steps:
             self._wait()
@@ -144,12 +151,24 @@ class Told:
     """What an answer has said so far, turned into events."""
 
     text: str = ""
+    thinking: str = ""
     rounds: list[Round] = field(default_factory=list)
     tokens: int = 0
 
     def prompt(self, first: str) -> PrefillProgress:
         self._say(Piece(1, first, False))
         return PrefillProgress(0, 12, 12, (Piece(1, first, False),))
+
+    def thought(self, text: str) -> PrefillProgress | Round:
+        """The first one comes of the prompt's own pass, each other one of a round."""
+        self.thinking += text
+        piece = Piece(4, text, False, is_thinking=True)
+        if self.tokens == 0:
+            self.tokens = 1
+            return PrefillProgress(0, 12, 12, (piece,))
+        round_ = self.round(Step(own=" "))
+        self.text = self.text.removesuffix(" ")
+        return replace(round_, pieces=(piece,))
 
     def round(self, step: Step) -> Round:
         drafted = (*step.accepted, *step.rejected)
@@ -191,7 +210,8 @@ class Told:
             prefill_seconds=0.05,
             decode_seconds=sum(each.seconds for each in self.rounds),
         )
-        return Finished(0, reason, (), self.text, stats)  # type: ignore[arg-type]
+        thinking = self.thinking
+        return Finished(0, reason, (), self.text, stats, thinking=thinking)  # type: ignore[arg-type]
 
     def _say(self, piece: Piece) -> None:
         self.text += piece.text

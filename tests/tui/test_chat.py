@@ -167,31 +167,6 @@ async def test_plain_decoding_claims_no_drafts(open_chat, backend, script):
         assert "τ" not in chat.shown and "accepted" not in chat.shown
 
 
-async def test_a_new_chat_forgets_the_conversation(open_chat, backend, paris, script):
-    async with open_chat(paris, script("Fresh")) as chat:
-        await chat.asked_and_answered("Go")
-        await chat.pilot.press("ctrl+n")
-        await chat.until(lambda: "Paris" not in chat.shown)
-        await chat.asked_and_answered("New")
-        await chat.until_shown("Fresh")
-        assert [message["content"] for message in backend.asked[1]] == ["New"]
-
-
-async def test_a_new_chat_leaves_a_running_answer_behind(open_chat, backend, paris, script):
-    backend.is_held = True
-    async with open_chat(paris, script("Fresh")) as chat:
-        backend.release(3)
-        await chat.until(lambda: chat.screen.phase == "ready")
-        await chat.ask("Go")
-        backend.release(2)
-        await chat.until_shown("Paris")
-        await chat.pilot.press("ctrl+n")
-        await chat.ask("New")
-        backend.release(10)
-        await chat.until_shown("Fresh")
-        assert "Bonjour" not in chat.shown and "Paris" not in chat.shown
-
-
 async def test_settings_and_system_text_reach_the_backend(open_chat, backend, paris):
     settings = ChatSettings(sampling=SamplingChoice(temperature=0.7, seed=3), system="Be brief.")
     async with open_chat(paris, settings=settings) as chat:
@@ -222,35 +197,17 @@ async def test_a_surprise_in_the_backend_is_a_line_too(open_chat, script):
 
 
 async def test_a_prompt_too_long_stays_in_the_box(open_chat, script):
-    error = ContextFullError("the conversation has 9,000 tokens, the context holds 8,192", "x")
+    error = ContextFullError("the prompt has 9,000 tokens, the context holds 8,192", "Shorten it.")
     async with open_chat(script("", error=error)) as chat:
         await chat.asked_and_answered("a very long prompt")
-        await chat.until_shown("✗ The conversation has 9,000 tokens", "Ctrl+N starts a new chat")
+        await chat.until_shown("✗ The prompt has 9,000 tokens", "Shorten it.")
         assert chat.prompt.text == "a very long prompt"
-
-
-async def test_a_full_context_says_what_to_do(open_chat, script):
-    async with open_chat(replace(script("The", ([" end"], [], ".")), reason="context")) as chat:
-        await chat.asked_and_answered("Go")
-        await chat.until_shown("The end.", "✗ The context of 8,192 tokens is full", "Ctrl+N")
 
 
 async def test_an_answer_cut_at_the_limit_says_so(open_chat, script):
     async with open_chat(replace(script("The", ([" end"], [], ".")), reason="max_tokens")) as chat:
         await chat.asked_and_answered("Go")
-        await chat.until_shown("ended at the limit of new tokens")
-
-
-async def test_one_prompt_at_a_time_and_the_second_is_not_lost(open_chat, backend, paris):
-    backend.is_held = True
-    async with open_chat(paris) as chat:
-        backend.release(3)
-        await chat.until(lambda: chat.screen.phase == "ready")
-        await chat.ask("First")
-        await chat.until(lambda: backend.asked)
-        await chat.ask("Second")
-        await chat.until_shown("One prompt at a time")
-        assert chat.prompt.text == "Second" and len(backend.asked) == 1
+        await chat.until_shown("stopped at the maximum number of tokens")
 
 
 async def test_an_empty_prompt_is_not_sent(open_chat, backend):

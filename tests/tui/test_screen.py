@@ -3,8 +3,11 @@
 import pytest
 
 from dspark.errors import DownloadError
+from dspark.events import FetchProgress
 from dspark_tui.screens.help import HelpScreen
+from dspark_tui.texts import capitalised
 from dspark_tui.themes import DARK, LIGHT, theme_for_terminal
+from dspark_tui.widgets.loading import describe
 
 
 async def test_the_first_frame_stands_before_the_model_is_loaded(open_chat, backend):
@@ -17,7 +20,7 @@ async def test_the_first_frame_stands_before_the_model_is_loaded(open_chat, back
         await chat.until_shown("Reading the target", "33%")
         assert chat.screen.phase == "loading"
         backend.release(1)
-        await chat.until_shown("demo is ready on cpu float32", "Ask something")
+        await chat.until_shown("demo is ready on cpu float32", "Sampling: greedy", "Ask something")
         await chat.until(lambda: "Reading the target" not in chat.shown)
 
 
@@ -55,7 +58,7 @@ async def test_a_new_chat_gives_a_waiting_prompt_back(open_chat, backend):
     backend.is_held = True
     async with open_chat() as chat:
         await chat.ask("Hi")
-        await chat.until_shown("waits until", "esc Stop")
+        await chat.until_shown("waits until", "Esc Take back")
         await chat.pilot.press("ctrl+n")
         await chat.until(lambda: "waits until" not in chat.shown)
         assert chat.prompt.text == "Hi"
@@ -242,3 +245,69 @@ def luminance(color) -> float:
 def test_the_palette_follows_the_terminals_background(monkeypatch, said, theme):
     monkeypatch.setenv("COLORFGBG", said)
     assert theme_for_terminal() is theme
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "said"),
+    [
+        (0, 98_000_000, "0 of 98 MB"),
+        (40_000_000, 98_000_000, "40 of 98 MB"),
+        (10_000_000, 16_400_000_000, "0.01 of 16.40 GB"),
+        (300_000, 5_000_000, "0.3 of 5.0 MB"),
+        (500, 4_000, "0 of 4 kB"),
+        (3, 100, "3 of 100 bytes"),
+        (0, 0, "preparing"),
+        (5, None, "preparing"),
+    ],
+)
+def test_sizes_have_the_unit_in_which_they_are_seen_to_grow(done, total, said):
+    assert describe(FetchProgress("model", done, total)) == f"model · {said}"
+
+
+@pytest.mark.parametrize(
+    ("sentence", "shown"),
+    [
+        ("the disk is full", "The disk is full"),
+        ("it's gone", "It's gone"),
+        ("http://127.0.0.1:80/v1 answered 500", "http://127.0.0.1:80/v1 answered 500"),
+        ("qwen3-4b is not loaded yet", "qwen3-4b is not loaded yet"),
+        ("~/models is gone", "~/models is gone"),
+        ("", ""),
+    ],
+)
+def test_names_and_addresses_keep_their_first_letter(sentence, shown):
+    assert capitalised(sentence) == shown
+
+
+@pytest.mark.parametrize("width", [24, 40, 60, 80, 110])
+@pytest.mark.parametrize("phase", ["loading", "ready", "answering"])
+async def test_the_line_of_keys_is_cut_at_no_word(open_chat, backend, script, width, phase):
+    backend.is_held = True
+    async with open_chat(script("The", ([], [], " end")), size=(width, 24)) as chat:
+        if phase != "loading":
+            backend.release(3)
+            await chat.until(lambda: chat.screen.phase == "ready")
+        if phase == "answering":
+            await chat.ask("Go")
+            backend.release(1)
+            await chat.until_shown("The")
+        await chat.pilot.pause()
+        line = chat.shown.splitlines()[-1].strip()
+        whole = "Esc Stop", "F1 Help", "^N New chat", "^R Rejected", "^T Shading", "^P Commands"
+        parts = line.split("  ")
+        assert set(parts) <= {*whole, "^Q Quit"} and "F1 Help" in parts
+        assert ("Esc Stop" in parts) == (phase == "answering")
+
+
+async def test_a_click_on_a_key_presses_it(open_chat):
+    async with open_chat() as chat:
+        await chat.until_shown("demo is ready")
+        await chat.pilot.click("KeyLine", offset=(3, 0))
+        await chat.until(lambda: isinstance(chat.app.screen, HelpScreen))
+
+
+async def test_a_server_has_no_drafts_to_hide(open_chat, backend):
+    backend.has_drafter = False
+    async with open_chat() as chat:
+        await chat.until_shown("demo is ready", "^P Commands")
+        assert "Rejected" not in chat.shown and "Shading" not in chat.shown

@@ -1,17 +1,23 @@
 """The Textual application: themes, screens and the commands of the palette."""
 
+import os
+import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Literal, NoReturn
 
 from textual import constants
 from textual.app import App, SystemCommand
+from textual.content import Content
 from textual.screen import Screen
 
 from dspark_tui.backend import ChatBackend, ChatSettings
 from dspark_tui.screens.chat import ChatScreen
 from dspark_tui.screens.help import HelpScreen
 from dspark_tui.themes import DARK, LIGHT, theme_for_terminal
+from dspark_tui.widgets.status_bar import Hint
 
 TEXTUAL_OWN_DEFAULT_THEME = "textual-dark"
 TEXTUAL_OWN_SCREENSHOT = "Screenshot"
@@ -36,7 +42,25 @@ class DSparkApp(App[None]):
             self.theme = theme_for_terminal().name
 
     def on_mount(self) -> None:
-        self.push_screen(ChatScreen(self.backend, self.settings))
+        self.chat = ChatScreen(self.backend, self.settings)
+        self.push_screen(self.chat)
+
+    def notify(
+        self,
+        message: str,
+        *,
+        title: str = "",
+        severity: Literal["information", "warning", "error"] = "information",
+        timeout: float | None = None,
+        markup: bool = True,
+    ) -> None:
+        """In the status line, instead of Textual's own boxes over the text."""
+        text = Content.from_markup(message).plain if markup else message
+        self.chat.say(Hint(text, is_error=severity == "error"))
+
+    def action_help_quit(self) -> None:
+        """Textual calls it for Ctrl+C, unless there is a selection to copy."""
+        self.chat.interrupt()
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         if isinstance(screen, ChatScreen):
@@ -63,9 +87,9 @@ class DSparkApp(App[None]):
             part.replace(path)
         except OSError as error:
             part.unlink(missing_ok=True)
-            self.notify(f"{path} could not be written: {error.strerror}.", severity="error")
+            self.chat.say(Hint(f"{path} could not be written: {error.strerror}.", is_error=True))
         else:
-            self.notify(f"Saved {path}.")
+            self.chat.say(Hint(f"Saved {path}."))
 
     def action_flip(self) -> None:
         self.theme = LIGHT.name if self.current_theme.dark else DARK.name
@@ -74,19 +98,29 @@ class DSparkApp(App[None]):
 def chat_commands(chat: ChatScreen) -> Iterable[SystemCommand]:
     rejected = "Hide rejected drafts" if chat.view.show_rejected else "Show rejected drafts"
     shading = "Colour by origin" if chat.view.shading else "Shade by confidence"
-    yield SystemCommand("New chat", "Forget this conversation", chat.action_new_chat)
+    yield SystemCommand("New chat", "This one is set aside", chat.action_new_chat)
     yield SystemCommand(rejected, "Drafts that the target refused", chat.action_toggle_rejected)
     yield SystemCommand(shading, "How drafts are told apart", chat.action_toggle_shading)
     yield SystemCommand("Copy last answer", "As plain text, without marks", chat.action_copy_answer)
-    if chat.turn is not None:
+    if chat.phase == "answering":
         yield SystemCommand("Stop the answer", "Keep what was written", chat.action_stop)
 
 
-def run_chat(backend: ChatBackend, settings: ChatSettings) -> int:
-    """Runs until the person quits; returns the exit code."""
+def run_chat(backend: ChatBackend, settings: ChatSettings) -> NoReturn:
+    """Until the person quits; then the process ends, and the shell is back at once.
+
+    A thread may be in the middle of loading, fetching or a round, and the interpreter would wait
+    for it or pull its modules away. Nothing is lost: files are renamed into place when they are
+    complete, and what is fetched in part is gone on with.
+    """
     app = DSparkApp(backend, settings)
-    try:
-        app.run()
-        return app.return_code or 0
-    finally:
-        backend.close()
+    app.run()
+    backend.cancel()
+    end_process(app.return_code or 0)
+
+
+def end_process(code: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

@@ -65,7 +65,9 @@ class ChatBackend(Protocol):
 
     def answer(
         self, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig
-    ) -> Iterator[Event]: ...
+    ) -> Iterator[Event]:
+        """Raises ContextFullError where the conversation leaves no room for an answer."""
+        ...
 
     def cancel(self) -> None: ...
 
@@ -73,7 +75,14 @@ class ChatBackend(Protocol):
 
 
 class ContextFullError(InputError):
-    """A conversation that leaves no room for an answer."""
+    """A conversation that leaves no room for an answer; raised before its first event."""
+
+
+ANSWER_ROOM = 1024  # tokens that older turns make way for
+
+
+def _room(stop: StopConfig, context_limit: int) -> int:
+    return min(stop.max_tokens or ANSWER_ROOM, ANSWER_ROOM, context_limit // 4)
 
 
 FindFiles = Callable[[], "Iterator[FetchProgress | PairFiles]"]
@@ -130,11 +139,13 @@ class EngineBackend:
         self, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig
     ) -> Iterator[Event]:
         prompt_ids = self.session.encode_chat(messages)
-        limit = self.session.context_limit
-        if len(prompt_ids) >= limit:
+        limit, used = self.session.context_limit, len(prompt_ids)
+        has_past = any(message["role"] == "assistant" for message in messages)
+        if used + (_room(stop, limit) if has_past else 1) > limit:
             raise ContextFullError(
-                f"the conversation has {len(prompt_ids):,} tokens, the context holds {limit:,}",
-                "Shorten the prompt or start a new chat.",
+                f"the prompt has {used:,} tokens with all that belongs to it, "
+                f"but the context holds {limit:,}",
+                "Shorten it, or give it in parts.",
             )
         return self.session.generate(
             prompt_ids, sampling.over(self.session.sampling_defaults), stop

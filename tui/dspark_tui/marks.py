@@ -8,7 +8,7 @@ from typing import Literal
 from textual.content import Content, Span
 
 from dspark.events import Finished, Piece, PrefillProgress, Round
-from dspark_tui.control_characters import VISIBLE
+from dspark_tui.control_characters import visible
 
 Kind = Literal["accepted", "own", "rejected"]
 
@@ -22,6 +22,11 @@ SHADED_SIGNS: dict[Kind, str] = {
     "own": "$foreground",
     "rejected": "$foreground strike",
 }
+THINKING_SIGNS: dict[Kind, str] = {
+    "accepted": "$foreground-muted italic underline",
+    "own": "$foreground-muted italic",
+    "rejected": "$foreground-muted italic strike",
+}
 SHADES = 8
 DEEPEST_SHADE_PERCENT = 60
 
@@ -33,6 +38,7 @@ class Mark:
     text: str
     kind: Kind
     confidence: float | None = None
+    is_thinking: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,8 @@ def marks_of(event: PrefillProgress | Round | Finished) -> list[Mark]:
     """In reading order: drafts that were kept, drafts that were refused, the target's own token;
     at the end what was held back until then."""
     if isinstance(event, Finished):
-        return [Mark(event.tail.translate(VISIBLE), "own")] if event.tail else []
+        tail = visible(event.tail)
+        return [Mark(tail, "own", is_thinking=event.ends_thinking)] if tail else []
     kept = list(takewhile(lambda piece: piece.is_draft, event.pieces))
     own = event.pieces[len(kept) :]
     rejected = event.rejected if isinstance(event, Round) else ()
@@ -59,9 +66,10 @@ def marks_of(event: PrefillProgress | Round | Finished) -> list[Mark]:
 
 
 def style_of(mark: Mark, view: View) -> str:
+    signs = SHADED_SIGNS if view.shading else SIGNS
+    sign = THINKING_SIGNS[mark.kind] if mark.is_thinking else signs[mark.kind]
     if not view.shading:
-        return SIGNS[mark.kind]
-    sign = SHADED_SIGNS[mark.kind]
+        return sign
     if mark.confidence is None or mark.kind == "own":
         return sign
     return f"{sign} on $primary {shade_percent(mark.confidence)}%"
@@ -87,9 +95,9 @@ def content_of(marks: Iterable[Mark], view: View) -> Content:
 
 
 def _mark(piece: Piece, kind: Kind) -> Mark:
-    table = _ONE_LINE if kind == "rejected" else VISIBLE
-    return Mark(piece.text.translate(table), kind, piece.confidence)
+    text = piece.text.translate(_ONE_LINE) if kind == "rejected" else piece.text
+    return Mark(visible(text), kind, piece.confidence, piece.is_thinking)
 
 
 # A refused line break must not break the line.
-_ONE_LINE: dict[int, int | None] = {**VISIBLE, ord("\n"): ord("⏎"), ord("\t"): ord("⇥")}
+_ONE_LINE = {ord("\n"): "⏎", ord("\t"): "⇥"}

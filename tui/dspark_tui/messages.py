@@ -7,6 +7,7 @@ from textual.message import Message
 from dspark.errors import DSparkError
 from dspark.events import Event, FetchProgress, LoadProgress
 from dspark_tui.backend import BackendInfo
+from dspark_tui.conversation import LeftOut
 
 UNEXPECTED_HINT = "If it happens again, please report it with the output of dspark doctor."
 
@@ -33,7 +34,7 @@ class AnswerEvent(Message):
     """An event of the answer to turn number `turn`."""
 
     turn: int
-    event: Event
+    event: LeftOut | Event
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """The chat's words, in one place."""
 
+import re
 from typing import TYPE_CHECKING
 
 from textual.content import Content
@@ -14,15 +15,21 @@ if TYPE_CHECKING:
 PLACEHOLDERS: dict["Phase", str] = {
     "loading": "Type ahead; it is sent once the model is loaded",
     "failed": "Enter tries to load again",
-    "ready": "Ask something",
-    "answering": "Esc stops the answer",
+    "ready": "Ask something; /help lists commands and keys",
+    "answering": "Enter queues the next prompt, Esc stops the answer",
 }
-ONE_AT_A_TIME = "One prompt at a time. Esc stops the answer, your text stays here."
-CONTEXT_FULL_HINT = "Ctrl+N starts a new chat. A shorter prompt may still fit."
+WAITS_FOR_MODEL = "waits until the model is loaded"
+WAITS_FOR_ANSWER = "queued; Up takes it back"
+THINKING = "Thinking"
+QUIT_AGAIN = "Ctrl+C again quits."
+CLEARED = "Cleared; Ctrl+Z brings it back."
+SET_ASIDE = "New chat. Ctrl+N again brings the last one back."
+NOTHING_TO_COPY = "There is no answer to copy yet."
+COPIED = "Copied the last answer."
 END_NOTES = {
     "cancelled": "stopped",
-    "max_tokens": "ended at the limit of new tokens",
-    "context": "ended at the end of the context",
+    "max_tokens": "stopped at the maximum number of tokens",
+    "context": "stopped: the context is full; the next prompt leaves out the oldest",
 }
 
 TYPE_AHEAD = "You can type already."
@@ -32,13 +39,17 @@ WITH_DRAFTER = (
 )
 WITHOUT_DRAFTER = "Without a drafter: the target writes one token at a time."
 
-FROM_SERVER = "A server writes the answers; which of its tokens were drafted it does not tell."
+FROM_SERVER = "A server writes the answers; it does not say which of its tokens were drafted."
 
 
 def capitalised(sentence: str) -> str:
-    """An address keeps its first letter."""
-    is_address = "://" in sentence.partition(" ")[0]
-    return sentence if is_address else sentence[:1].upper() + sentence[1:]
+    """Unless it begins with a name or an address, which keep their letters."""
+    return sentence[:1].upper() + sentence[1:] if re.match(r"[a-z']+(\s|$)", sentence) else sentence
+
+
+def still_queued(count: int) -> str:
+    rest = "prompt is" if count == 1 else f"{count} prompts are"
+    return f"The queued {rest} kept: Enter sends, Up takes back."
 
 
 def end_note(event: Finished, has_drafter: bool) -> str:
@@ -58,4 +69,6 @@ def welcome(status: "Status", has_drafter: bool) -> Content:
     what = WITH_DRAFTER if has_drafter else WITHOUT_DRAFTER
     what = FROM_SERVER if status.is_server else what
     ready = (f"{status.model} is ready", "bold")
-    return Content.assemble(ready, (f" on {status.place}", ""), (f"\n{what}", muted))
+    place = (f" on {status.place}", "")
+    sampling = (f"\nSampling: {status.sampling}", muted) if status.sampling else ("", "")
+    return Content.assemble(ready, place, (f"\n{what}", muted), sampling)

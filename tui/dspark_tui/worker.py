@@ -1,14 +1,20 @@
-"""The only place in the terminal that talks to the backend: threads that post messages."""
+"""The only place in the terminal that talks to the backend: threads that post messages.
+
+They are daemons, so that whoever quits waits for none of them.
+"""
 
 import threading
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import copy_context
 
-from textual import work
+from textual.message import Message
 from textual.widget import Widget
-from textual.worker import get_current_worker
 
-from dspark.config import SamplingChoice, StopConfig
 from dspark.events import Finished
-from dspark_tui.backend import ChatBackend, ChatMessages
+from dspark_tui.backend import ChatBackend, ChatSettings
+from dspark_tui.conversation import Message as ChatMessage
+from dspark_tui.conversation import ask
 from dspark_tui.messages import (
     AnswerEvent,
     AnswerFailed,
@@ -17,6 +23,7 @@ from dspark_tui.messages import (
     LoadStep,
     as_dspark_error,
 )
+from dspark_tui.tally import NOTHING_YET
 
 
 class BackendWorker(Widget):
@@ -28,38 +35,60 @@ class BackendWorker(Widget):
         super().__init__()
         self.backend = backend
         self._one_at_a_time = threading.Lock()
+        self._stop = threading.Event()
 
-    @work(thread=True, exclusive=True, exit_on_error=False, group="load")
     def load(self) -> None:
-        worker = get_current_worker()
-        try:
-            for step in self.backend.load():
-                if worker.is_cancelled:
-                    return
-                self.post_message(LoadStep(step))
-            self.post_message(BackendReady(self.backend.info))
-        except Exception as error:
-            self.post_message(LoadFailed(as_dspark_error(error)))
+        self._start(self._load)
 
-    @work(thread=True, exclusive=True, exit_on_error=False, group="answer")
-    def answer(
-        self, turn: int, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig
-    ) -> None:
-        worker = get_current_worker()
-        try:
-            # A stopped answer runs to the end of its round before the next one may start.
-            with self._one_at_a_time:
-                for event in self.backend.answer(messages, sampling, stop):
-                    self.post_message(AnswerEvent(turn, event))
-                    # Repeated here: a stop may come before the backend has begun to listen.
-                    if worker.is_cancelled and not isinstance(event, Finished):
-                        self.backend.cancel()
-        except Exception as error:
-            self.post_message(AnswerFailed(turn, as_dspark_error(error)))
+    def answer(self, turn: int, messages: list[ChatMessage], settings: ChatSettings) -> None:
+        self._stop = stop = threading.Event()
+        self._start(lambda: self._answer(turn, messages, settings, stop))
 
     def stop_answer(self) -> None:
-        self.workers.cancel_group(self, "answer")
+        self._stop.set()
         self.backend.cancel()
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stop.is_set()
 
     def on_unmount(self) -> None:
         self.backend.cancel()
+
+    def _start(self, work: Callable[[], None]) -> None:
+        """In the caller's context, which knows the app."""
+        threading.Thread(target=copy_context().run, args=(work,), daemon=True).start()
+
+    def _load(self) -> None:
+        try:
+            for step in self.backend.load():
+                self._tell(LoadStep(step))
+            self._tell(BackendReady(self.backend.info))
+        except Exception as error:
+            self._tell(LoadFailed(as_dspark_error(error)))
+
+    def _answer(
+        self,
+        turn: int,
+        messages: list[ChatMessage],
+        settings: ChatSettings,
+        stop: threading.Event,
+    ) -> None:
+        try:
+            # A stopped answer runs to the end of its round before the next one may start.
+            with self._one_at_a_time:
+                if stop.is_set():
+                    nothing = Finished(0, "cancelled", (), "", NOTHING_YET)
+                    self._tell(AnswerEvent(turn, nothing))
+                    return
+                for event in ask(self.backend, messages, settings):
+                    self._tell(AnswerEvent(turn, event))
+                    # Repeated here: a stop may come before the backend has begun to listen.
+                    if stop.is_set() and not isinstance(event, Finished):
+                        self.backend.cancel()
+        except Exception as error:
+            self._tell(AnswerFailed(turn, as_dspark_error(error)))
+
+    def _tell(self, message: Message) -> None:
+        with suppress(RuntimeError):  # the app has just ended, and its loop is closed
+            self.post_message(message)

@@ -1,6 +1,7 @@
 """The chat: handlers own the state, the worker only reports."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from time import monotonic
 from typing import ClassVar, Literal
 
 from textual import on
@@ -9,35 +10,32 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.reactive import reactive
 from textual.screen import Screen
-from textual.widgets import Footer, Static
+from textual.timer import Timer
+from textual.widgets import Static
 
 from dspark.errors import DSparkError
 from dspark.events import Finished, PrefillProgress, Round
 from dspark_tui import texts
-from dspark_tui.backend import ChatBackend, ChatSettings, ContextFullError
-from dspark_tui.conversation import Conversation
-from dspark_tui.marks import View, marks_of
+from dspark_tui.backend import ChatBackend, ChatSettings
+from dspark_tui.commands import parse_command, unknown_command
+from dspark_tui.conversation import Conversation, LeftOut
+from dspark_tui.marks import View
 from dspark_tui.messages import AnswerEvent, AnswerFailed, BackendReady, LoadFailed, LoadStep
+from dspark_tui.sampling_words import sampling_words
 from dspark_tui.tally import NOTHING_YET, add_round
+from dspark_tui.turn import Turn
+from dspark_tui.widgets import key_line
 from dspark_tui.widgets.answer import Answer
+from dspark_tui.widgets.key_line import Key, KeyLine
 from dspark_tui.widgets.legend import Legend
 from dspark_tui.widgets.loading import LoadingPanel
 from dspark_tui.widgets.prompt_box import PromptBox
-from dspark_tui.widgets.status_bar import Status, StatusBar
-from dspark_tui.widgets.transcript import Notice, Transcript, UserMessage
+from dspark_tui.widgets.status_bar import Hint, Status, StatusBar
+from dspark_tui.widgets.transcript import Notice, Remark, Transcript, UserMessage
 from dspark_tui.worker import BackendWorker
 
 Phase = Literal["loading", "failed", "ready", "answering"]
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One prompt on its way to an answer."""
-
-    number: int
-    prompt: str
-    question: UserMessage
-    answer: Answer
+HINT_SECONDS = 4.0
 
 
 class ChatScreen(Screen[None]):
@@ -54,9 +52,12 @@ class ChatScreen(Screen[None]):
 
     view: reactive[View] = reactive(View())
     status: reactive[Status] = reactive(Status())
+    hint: reactive[Hint | None] = reactive[Hint | None](None)
     has_drafter: reactive[bool] = reactive(True)
     phase: reactive[Phase] = reactive[Phase]("loading")
-    turn: reactive[Turn | None] = reactive[Turn | None](None, bindings=True)
+    turn: reactive[Turn | None] = reactive[Turn | None](None)  # the one that is being answered
+    queue: reactive[tuple[Turn, ...]] = reactive[tuple[Turn, ...]](())
+    keys: reactive[tuple[Key, ...]] = reactive[tuple[Key, ...]](())
 
     def __init__(self, backend: ChatBackend, settings: ChatSettings) -> None:
         super().__init__()
@@ -64,6 +65,11 @@ class ChatScreen(Screen[None]):
         self.conversation = Conversation(settings.system)
         self.worker = BackendWorker(backend)
         self.turn_count = 0
+        self.left_turn: Turn | None = None  # of a chat set aside, which is being stopped
+        self.aside: tuple[Conversation, Status] | None = None
+        self.holds_queue = False  # after a stop or a failure, until Enter
+        self.quits_until = 0.0
+        self._hint_end: Timer | None = None
 
     def compose(self) -> ComposeResult:
         yield self.worker
@@ -74,14 +80,16 @@ class ChatScreen(Screen[None]):
         yield Transcript()
         yield LoadingPanel()
         yield PromptBox()
-        yield StatusBar().data_bind(ChatScreen.status, ChatScreen.has_drafter)
-        yield Footer()
+        yield StatusBar().data_bind(ChatScreen.status, ChatScreen.has_drafter, ChatScreen.hint)
+        yield KeyLine().data_bind(ChatScreen.keys)
 
-    def on_mount(self) -> None:
+    async def on_mount(self) -> None:
         self.status = Status(model=self.worker.backend.name)
         self.query_one(PromptBox).focus()
         self._follow_phase(self.phase)
         self.worker.load()
+        if self.settings.first_prompt:
+            await self._enqueue(self.settings.first_prompt)
 
     # What the backend reports
 
@@ -99,84 +107,148 @@ class ChatScreen(Screen[None]):
             place=f"{info.device} {info.dtype}".strip(),
             context_limit=info.context_limit,
             is_server=info.is_server,
+            sampling=sampling_words(self.settings.sampling, info.sampling),
         )
         self.phase = "ready"
-        if self.turn is not None:
-            self._begin_answer(self.turn)
+        self._next_answer()
 
     @on(LoadFailed)
     async def show_load_failure(self, message: LoadFailed) -> None:
         self.phase = "failed"
-        await self._give_back_prompt()
+        if self.queue:
+            first, *rest = self.queue
+            self.queue = tuple(rest)
+            await self._give_back(first)
         await self._notice(message.error)
 
     @on(AnswerEvent)
     async def show_answer_event(self, message: AnswerEvent) -> None:
-        turn = self.turn
-        if turn is None or turn.number != message.turn:
-            return  # the rest of an answer that a new chat has left behind
-        match message.event:
-            case PrefillProgress() as event:
-                turn.answer.note = f"reading the prompt, {event.done:,} of {event.total:,} tokens"
-                self.status = replace(self.status, stats=NOTHING_YET)
-                self._write(turn, event)
-            case Round() as event:
-                self._write(turn, event)
-                self.status = replace(
-                    self.status,
-                    stats=add_round(self.status.stats, event),
-                    context_tokens=event.context_tokens,
-                )
-            case Finished() as event:
+        match self._turn_numbered(message.turn), message.event:
+            case Turn() as turn, LeftOut() as left_out:
+                turn.conversation.leave_out(left_out.num_messages)
+                await self.query_one(Transcript).add(Remark(str(left_out)), before=turn.question)
+            case Turn() as turn, Finished() as event:
                 await self._end_answer(turn, event)
+            case Turn() as turn, (PrefillProgress() | Round()) as event:
+                turn.write(event)
+                if turn is self.turn:
+                    self._count(event)
 
     @on(AnswerFailed)
     async def show_answer_failure(self, message: AnswerFailed) -> None:
-        if self.turn is None or self.turn.number != message.turn:
+        turn = self._turn_numbered(message.turn)
+        if turn is None:
             return
-        self.turn.answer.note = "failed half-way"
-        self.phase = "ready"
-        await self._give_back_prompt()
+        turn.answer.note = "failed half-way"
+        if turn is self.left_turn:
+            self.left_turn = None
+            return
+        self.turn, self.phase = None, "ready"
+        await self._give_back(turn)
         await self._notice(message.error)
+
+    def _turn_numbered(self, number: int) -> Turn | None:
+        turns = (each for each in (self.turn, self.left_turn) if each is not None)
+        return next((turn for turn in turns if turn.number == number), None)
+
+    def _count(self, event: PrefillProgress | Round) -> None:
+        if isinstance(event, PrefillProgress):
+            self.status = replace(self.status, stats=NOTHING_YET)
+            return
+        stats = add_round(self.status.stats, event)
+        self.status = replace(self.status, stats=stats, context_tokens=event.context_tokens)
 
     # What the person does
 
     @on(PromptBox.Submitted)
     async def take_prompt(self, message: PromptBox.Submitted) -> None:
+        command = parse_command(message.text)
+        if command is not None:
+            self._obey(command, message.text)
+            return
         if self.phase == "failed":
             self.phase = "loading"
             self.worker.load()
-        if not message.text:
+        self.query_one(PromptBox).clear()
+        if message.text:
+            await self._enqueue(message.text)
+        self.holds_queue = False
+        self._next_answer()
+
+    def _obey(self, command: str, text: str) -> None:
+        if command == "quit":
+            self.app.exit()
             return
-        if self.turn is not None:
-            self.notify(texts.ONE_AT_A_TIME)
+        if command == "unknown":
+            self.say(Hint(unknown_command(text), is_error=True))
             return
         self.query_one(PromptBox).clear()
-        self.turn_count += 1
-        answer = Answer().data_bind(ChatScreen.view)
-        self.turn = Turn(self.turn_count, message.text, UserMessage(message.text), answer)
-        await self.query_one(Transcript).add(self.turn.question, answer)
-        if self.phase == "ready":
-            self._begin_answer(self.turn)
-        else:
-            answer.note = "waits until the model is loaded"
+        self.app.call_later(self.app.run_action, "app.help")
+
+    @on(PromptBox.Left)
+    def leave(self) -> None:
+        self.app.exit()
+
+    @on(PromptBox.TakenBack)
+    async def take_back(self) -> None:
+        """The newest prompt of the queue returns to the box."""
+        if self.queue:
+            *rest, newest = self.queue
+            self.queue = tuple(rest)
+            self.query_one(PromptBox).put_before(newest.prompt)
+            await self.query_one(Transcript).take_away(newest.question, newest.answer)
 
     async def action_stop(self) -> None:
-        if self.phase == "answering":
+        if self.queue:
+            await self.take_back()
+        elif self.phase == "answering":
             self.worker.stop_answer()
-        elif self.turn is not None:
-            await self._give_back_prompt()
+
+    def interrupt(self) -> None:
+        """Ctrl+C where nothing is selected: stops the answer, empties the box, quits."""
+        prompt_box = self.query_one(PromptBox)
+        if self.phase == "answering" and not self.worker.is_stopping:
+            self.worker.stop_answer()
+        elif prompt_box.text:
+            prompt_box.wipe()
+            self.say(Hint(texts.CLEARED))
+        elif monotonic() < self.quits_until:
+            self.app.exit()
+        else:
+            self.quits_until = monotonic() + HINT_SECONDS
+            self.say(Hint(texts.QUIT_AGAIN))
 
     async def action_new_chat(self) -> None:
-        if self.phase == "answering":
-            self.worker.stop_answer()
-            self.phase = "ready"
-            self.turn = None
-        await self._give_back_prompt()
-        self.conversation.clear()
-        self.status = replace(self.status, stats=NOTHING_YET, context_tokens=0)
-        await self.query_one(Transcript).clear()
+        """Sets the conversation aside, and in an empty one brings that back."""
+        transcript = self.query_one(Transcript)
+        if transcript.is_empty:
+            if self.aside is not None:
+                (self.conversation, status), self.aside = self.aside, None
+                self._show_figures(status)
+                await transcript.bring_back()
+        else:
+            await self._begin_chat(transcript)
+        self._name_keys()
         self.query_one(PromptBox).focus()
+
+    async def _begin_chat(self, transcript: Transcript) -> None:
+        while self.queue:
+            await self.take_back()
+        if self.turn is not None:
+            self.worker.stop_answer()
+            self.left_turn, self.turn = self.turn, None
+            self.phase = "ready"
+        keeps_this = bool(self.conversation.turns or self.left_turn)
+        if keeps_this:
+            self.aside = self.conversation, self.status
+            self.say(Hint(texts.SET_ASIDE))
+        self.conversation = Conversation(self.settings.system)
+        self._show_figures(Status())
+        await transcript.begin(keeps_this=keeps_this)
+
+    def _show_figures(self, of: Status) -> None:
+        tokens = of.context_tokens
+        self.status = replace(self.status, stats=of.stats, context_tokens=tokens)
 
     def action_toggle_rejected(self) -> None:
         self.view = replace(self.view, show_rejected=not self.view.show_rejected)
@@ -185,49 +257,68 @@ class ChatScreen(Screen[None]):
         self.view = replace(self.view, shading=not self.view.shading)
 
     def action_copy_answer(self) -> None:
-        """Copy the last answer, without marks and refused drafts."""
+        """Copy the last answer, without marks, thinking and refused drafts."""
         text = self.turn.answer.text if self.turn else self.conversation.last_answer
-        self.app.copy_to_clipboard(text)
-        self.notify("Copied the last answer." if text else "There is no answer to copy yet.")
+        if text:
+            self.app.copy_to_clipboard(text)
+        self.say(Hint(texts.COPIED if text else texts.NOTHING_TO_COPY))
 
     def action_scroll_page(self, pages: int) -> None:
         transcript = self.query_one(Transcript)
         transcript.scroll_relative(y=pages * transcript.size.height, animate=False)
 
+    def say(self, hint: Hint) -> None:
+        """One at a time, where it covers nothing."""
+        if self._hint_end is not None:
+            self._hint_end.stop()
+        self.hint = hint
+        self._hint_end = self.set_timer(HINT_SECONDS, lambda: setattr(self, "hint", None))
+
     # Steps of a turn
 
-    def _begin_answer(self, turn: Turn) -> None:
-        self.phase = "answering"
-        turn.answer.note = "reading the prompt"
-        messages = self.conversation.with_prompt(turn.prompt)
-        self.worker.answer(turn.number, messages, self.settings.sampling, self.settings.stop)
+    async def _enqueue(self, prompt: str) -> None:
+        """Last in the queue; while that is held, first: it may be the one that failed, mended."""
+        self.turn_count += 1
+        answer = Answer().data_bind(ChatScreen.view)
+        turn = Turn(self.turn_count, prompt, UserMessage(prompt), answer, self.conversation)
+        is_loading = self.phase == "loading"
+        answer.note = texts.WAITS_FOR_MODEL if is_loading else texts.WAITS_FOR_ANSWER
+        before = self.queue[0].question if self.holds_queue and self.queue else None
+        await self.query_one(Transcript).add(turn.question, answer, before=before)
+        self.queue = (turn, *self.queue) if before else (*self.queue, turn)
 
-    def _write(self, turn: Turn, event: PrefillProgress | Round) -> None:
-        if event.pieces or isinstance(event, Round):
-            turn.answer.note = ""
-            turn.answer.add(marks_of(event))
+    def _next_answer(self) -> None:
+        if self.phase != "ready" or not self.queue:
+            return
+        if self.holds_queue:
+            self.say(Hint(texts.still_queued(len(self.queue))))
+            return
+        self.turn, *rest = self.queue
+        self.queue = tuple(rest)
+        self.phase = "answering"
+        self.turn.answer.note = "reading the prompt"
+        messages = self.turn.conversation.with_prompt(self.turn.prompt)
+        self.worker.answer(self.turn.number, messages, self.settings)
 
     async def _end_answer(self, turn: Turn, event: Finished) -> None:
-        self.phase = "ready"
-        if event.reason == "cancelled" and not event.text:
-            await self._give_back_prompt()
+        turn.end(event, self.has_drafter)
+        if turn is self.left_turn:
+            self.left_turn = None
             return
-        self.turn = None
-        turn.answer.add(marks_of(event))
-        self.conversation.keep(turn.prompt, event.text)
-        used = event.stats.prompt_tokens + event.stats.new_tokens
-        self.status = replace(self.status, stats=event.stats, context_tokens=used)
-        turn.answer.note = texts.end_note(event, self.has_drafter)
-        if event.reason == "context":
-            limit = f"{self.status.context_limit:,}"
-            await self._notice(ContextFullError(f"the context of {limit} tokens is full"))
+        self.turn, self.phase = None, "ready"
+        if event.reason == "cancelled":
+            self.holds_queue = True
+            if not event.text:
+                await self._give_back(turn)
+        if event.stats.new_tokens:
+            used = event.stats.prompt_tokens + event.stats.new_tokens
+            self.status = replace(self.status, stats=event.stats, context_tokens=used)
+        self._next_answer()
 
-    async def _give_back_prompt(self) -> None:
+    async def _give_back(self, turn: Turn) -> None:
         """An unanswered prompt returns to the box, unless something new is typed there."""
-        turn, self.turn = self.turn, None
+        self.holds_queue = True
         prompt_box = self.query_one(PromptBox)
-        if turn is None:
-            return
         if prompt_box.text:
             turn.answer.note = "not answered"
             return
@@ -236,8 +327,7 @@ class ChatScreen(Screen[None]):
             await self.query_one(Transcript).take_away(turn.question, turn.answer)
 
     async def _notice(self, error: DSparkError) -> None:
-        hint = texts.CONTEXT_FULL_HINT if isinstance(error, ContextFullError) else error.hint
-        await self.query_one(Transcript).add(Notice(error.message, hint))
+        await self.query_one(Transcript).add(Notice(error.message, error.hint))
 
     # What follows from the state
 
@@ -245,12 +335,24 @@ class ChatScreen(Screen[None]):
         if self.is_mounted:
             self._follow_phase(phase)
 
+    def watch_queue(self) -> None:
+        self._name_keys()
+
     def _follow_phase(self, phase: Phase) -> None:
         self.query_one(LoadingPanel).display = phase == "loading"
         self.query_one(PromptBox).placeholder = texts.PLACEHOLDERS[phase]
         self.query_one(Transcript).welcome(texts.welcome(self.status, self.has_drafter))
+        self._name_keys()
 
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        if action == "stop":
-            return self.turn is not None
-        return True
+    def _name_keys(self) -> None:
+        stop = (key_line.STOP,) if self.phase == "answering" else ()
+        comes_back = self.aside is not None and self.query_one(Transcript).is_empty
+        drafts = (key_line.REJECTED, key_line.SHADING) if self.has_drafter else ()
+        self.keys = (
+            *((key_line.TAKE_BACK,) if self.queue else stop),
+            key_line.HELP,
+            key_line.OLD if comes_back else key_line.NEW,
+            *drafts,
+            key_line.COMMANDS,
+            key_line.QUIT,
+        )

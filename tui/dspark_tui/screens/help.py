@@ -26,16 +26,21 @@ FIGURES: Rows = (
 KEYS: Rows = tuple(
     (key, "$text-primary bold", meaning)
     for key, meaning in (
-        ("Enter", "Send. Shift+Enter or Ctrl+J starts a new line."),
-        ("Esc", "Stop at the next round and keep what was written."),
+        ("Enter", "Send; while an answer is written, queue. Ctrl+J starts a new line."),
+        ("Up", "Take the newest queued prompt back, in an empty box."),
+        ("Esc", "The same; if none is queued, stop the answer and keep what was written."),
+        ("Ctrl+C", "Copy the selection, stop the answer or clear the prompt; twice: quit."),
+        ("Ctrl+N", "New chat; once more brings the last one back."),
         ("Ctrl+R", "Show or hide rejected drafts."),
         ("Ctrl+T", "Shade drafts by the drafter's confidence."),
-        ("Ctrl+N", "New chat."),
         ("Ctrl+P", "All commands: theme, copy, screenshot and more."),
         ("PgUp PgDn", "Scroll the conversation."),
-        ("F1", "This help."),
-        ("Ctrl+Q", "Quit."),
+        ("Ctrl+Q", "Quit. So does Ctrl+D on an empty prompt."),
     )
+)
+COMMANDS: Rows = (
+    ("/help /?", "$text-primary bold", "This help, as F1."),
+    ("/bye", "$text-primary bold", "Quit; also /exit and /quit."),
 )
 PROMISE = "Drafts make an answer sooner, never different: every token is the target's own choice."
 
@@ -43,7 +48,8 @@ PROMISE = "Drafts make an answer sooner, never different: every token is the tar
 class HelpScreen(ModalScreen[None]):
     CSS_PATH = "help.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,f1,enter,q", "dismiss", "Close", show=False)
+        Binding("escape,f1,enter,q", "dismiss", "Close", show=False),
+        Binding("ctrl+c", "copy_or_close", "Copy or close", show=False),
     ]
 
     def compose(self) -> ComposeResult:
@@ -54,6 +60,13 @@ class HelpScreen(ModalScreen[None]):
             yield from _section("Marks", MARKS)
             yield from _section("Figures", FIGURES)
             yield from _section("Keys", KEYS)
+            yield from _section("Commands", COMMANDS)
+
+    def action_copy_or_close(self) -> None:
+        if text := self.get_selected_text():
+            self.app.copy_to_clipboard(text)
+        else:
+            self.dismiss()
 
 
 def _section(title: str, rows: Rows) -> ComposeResult:

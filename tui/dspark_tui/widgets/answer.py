@@ -11,6 +11,7 @@ from textual.selection import Selection
 from textual.timer import Timer
 from textual.widgets import Static
 
+from dspark_tui import texts
 from dspark_tui.marks import Mark, View, content_of
 
 FULL_BLOCK_CHARACTERS = 800
@@ -22,10 +23,11 @@ _REFUSED = "\0"
 class Block(Static):
     """Some lines of an answer. Closed ones are not rendered again until the view changes."""
 
-    def __init__(self, view: View) -> None:
-        super().__init__(markup=False)
+    def __init__(self, view: View, is_thinking: bool = False) -> None:
+        super().__init__(markup=False, classes="thinking" if is_thinking else None)
         self.marks: list[Mark] = []
         self.view = view
+        self.is_thinking = is_thinking
         self._length = 0
 
     @property
@@ -57,7 +59,7 @@ class Block(Static):
 
 
 class Answer(Vertical):
-    """What the model wrote, with a line below that says how it goes or how it went."""
+    """What the model wrote, thinking set apart, and a line that says how it goes or how it went."""
 
     view: reactive[View] = reactive(View())
     note: reactive[str] = reactive("")
@@ -84,22 +86,39 @@ class Answer(Vertical):
 
     def _add_one(self, mark: Mark) -> None:
         block = self._blocks[-1]
-        if not block.is_full or mark.kind == "rejected" or "\n" not in mark.text:
+        if mark.kind != "rejected" and mark.text and mark.is_thinking != block.is_thinking:
+            self._begin_section(mark)
+        elif not block.is_full or mark.kind == "rejected" or "\n" not in mark.text:
             block.append(mark)
+        else:
+            before, after = mark.text.split("\n", 1)
+            block.append(replace(mark, text=before))
+            self._begin_block(block.is_thinking).append(replace(mark, text=after))
+
+    def _begin_section(self, mark: Mark) -> None:
+        """From the answer to thinking, or back; blank lines between them are the style's matter."""
+        text = mark.text.lstrip("\n")
+        if not text:
             return
-        before, after = mark.text.split("\n", 1)
-        block.append(replace(mark, text=before))
-        block.show(self.view)
-        self._blocks.append(Block(self.view))
+        if self._blocks[-1].is_thinking:
+            self._blocks[-1].add_class("end")
+        if mark.is_thinking:
+            self.mount(Static(texts.THINKING, classes="thinking label"), before=self._note)
+        self._begin_block(mark.is_thinking).append(replace(mark, text=text))
+
+    def _begin_block(self, is_thinking: bool) -> Block:
+        self._blocks[-1].show(self.view)
+        self._blocks.append(Block(self.view, is_thinking))
         self.mount(self._blocks[-1], before=self._note)
-        self._blocks[-1].append(replace(mark, text=after))
+        return self._blocks[-1]
 
     @property
     def text(self) -> str:
-        """The text alone, without refused drafts."""
+        """The answer alone, without thinking and refused drafts."""
         return "\n".join(
             "".join(mark.text for mark in block.marks if mark.kind != "rejected")
             for block in self._blocks
+            if block.marks and not block.is_thinking
         )
 
     @property

@@ -22,7 +22,7 @@ class Legend(Widget):
 
     def render(self) -> Content:
         if self.status.is_server:
-            return Content.styled("drafts not told", "$foreground-muted")
+            return Content.styled("server: no draft information", "$foreground-muted")
         if not self.has_drafter:
             return Content.styled("plain decoding, no drafts", "$foreground-muted")
         variants = [legend(self.view, is_short) for is_short in (False, True)]

@@ -7,7 +7,14 @@ from textual.widgets import ProgressBar, Static
 from dspark.events import FetchProgress, LoadProgress
 from dspark_tui.texts import capitalised
 
-MEGABYTE = 1_000_000
+# From so many bytes on: unit, digits behind the point, name; so that what comes is seen to come.
+UNITS = (
+    (10**9, 10**9, 2, "GB"),
+    (10**7, 10**6, 0, "MB"),
+    (10**6, 10**6, 1, "MB"),
+    (1000, 1000, 0, "kB"),
+    (1, 1, 0, "bytes"),
+)
 
 
 class LoadingPanel(Horizontal):
@@ -27,6 +34,8 @@ class LoadingPanel(Horizontal):
 def describe(step: FetchProgress | LoadProgress) -> str:
     if isinstance(step, LoadProgress):
         return capitalised(step.stage)
-    if step.total is None:
+    if not step.total:
         return f"{step.name} · preparing"
-    return f"{step.name} · {step.done / MEGABYTE:.0f} of {step.total / MEGABYTE:.0f} MB"
+    _, unit, digits, name = next(each for each in UNITS if step.total >= each[0])
+    done, total = step.done / unit, step.total / unit
+    return f"{step.name} · {done:.{digits}f} of {total:.{digits}f} {name}"

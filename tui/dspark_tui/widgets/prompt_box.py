@@ -21,15 +21,28 @@ class PromptBox(TextArea):
 
         text: str
 
+    class Left(Message):
+        """Ctrl+D, as at the end of any input."""
+
+    class TakenBack(Message):
+        """Up, where there is no line to go up to."""
+
     def __init__(self) -> None:
         super().__init__(show_line_numbers=False, compact=True, highlight_cursor_line=False)
 
     async def _on_key(self, event: events.Key) -> None:
-        if event.key == "enter":
+        if (message := self._message_of(event.key)) is not None:
             event.prevent_default().stop()
-            self.post_message(self.Submitted(self.text.strip()))
+            self.post_message(message)
             return
         await super()._on_key(event)
+
+    def _message_of(self, key: str) -> Message | None:
+        if key == "enter":
+            return self.Submitted(self.text.strip())
+        if self.text:
+            return None
+        return {"ctrl+d": self.Left, "up": self.TakenBack}.get(key, lambda: None)()
 
     def action_new_line(self) -> None:
         self.insert("\n")
@@ -38,3 +51,11 @@ class PromptBox(TextArea):
         """Show this text with the cursor at its end."""
         self.text = text
         self.move_cursor(self.document.end)
+
+    def put_before(self, text: str) -> None:
+        """The same, above what is typed already."""
+        self.put(f"{text}\n{self.text}" if self.text else text)
+
+    def wipe(self) -> None:
+        """As `clear`, but Ctrl+Z brings it back."""
+        self.delete((0, 0), self.document.end)

@@ -10,8 +10,8 @@ from dspark.events import DecodeStats
 from dspark_tui.tally import NOTHING_YET
 
 FULL_CONTEXT = 0.9
-NO_COLOURS = "no colours: a server does not tell drafts"
-NO_COLOURS_SHORT = "no colours"
+HINT_STYLES = {False: "$text-accent", True: "$text-error"}
+NO_COLOURS = "no colours"  # the legend says why
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +24,25 @@ class Status:
     context_tokens: int = 0
     context_limit: int = 0
     is_server: bool = False
+    sampling: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What stands there for some seconds instead of the figures."""
+
+    text: str
+    is_error: bool = False
 
 
 class StatusBar(Widget):
     status: reactive[Status] = reactive(Status())
     has_drafter: reactive[bool] = reactive(True)
+    hint: reactive[Hint | None] = reactive[Hint | None](None, layout=True)
 
     def render(self) -> Content:
+        if self.hint is not None:
+            return Content.styled(self.hint.text, HINT_STYLES[self.hint.is_error])
         lines = [_line(self.status, self.has_drafter, words) for words in (3, 2, 1, 0)]
         fitting = [line for line in lines if line.cell_length <= self.content_size.width]
         return (fitting or lines[-1:])[0]
@@ -41,6 +53,7 @@ def _line(status: Status, has_drafter: bool, words: int) -> Content:
     fields = [
         _model(status, words),
         *_figures(status, has_drafter, words),
+        [(status.sampling, "$foreground-muted")] if words == 3 and status.sampling else [],
         _context(status, words),
     ]
     gap = ("  " if words == 0 else "   ", "")
@@ -66,8 +79,7 @@ def _figures(status: Status, has_drafter: bool, words: int) -> list[Field]:
     rate = f"{stats.decode_tokens_per_second:.1f}" if measured else "–"
     figures = [[(rate, "bold"), (" tok/s", "$foreground-muted")]]
     if status.is_server:
-        label = NO_COLOURS if words == 3 else NO_COLOURS_SHORT
-        return [*figures, [(label, "$foreground-muted")]]
+        return [*figures, [(NO_COLOURS, "$foreground-muted")]]
     if not has_drafter:
         return [*figures, [("plain", "$foreground-muted")]]
     tau = f"{stats.tau:.2f}" if measured else "–"
@@ -83,7 +95,8 @@ def _context(status: Status, words: int) -> Field:
         return []
     is_full = status.context_tokens >= FULL_CONTEXT * status.context_limit
     label = [("context ", "$foreground-muted")] if words else []
-    used = f"{status.context_tokens:,}"
+    # The last token of a full context needs no place of its own.
+    used = f"{min(status.context_tokens, status.context_limit):,}"
     limit = f"{status.context_limit:,}"
     return [
         *label,

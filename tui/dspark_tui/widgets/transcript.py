@@ -26,6 +26,13 @@ class Notice(Static):
         super().__init__(Content.assemble(*parts))
 
 
+class Remark(Static):
+    """Something worth knowing about the conversation."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, markup=False)
+
+
 class Welcome(Static):
     """What an empty chat shows."""
 
@@ -35,28 +42,62 @@ class Turns(VerticalGroup):
 
     DEFAULT_CSS = "Turns { min-height: 100%; }"
 
+    def compose(self) -> ComposeResult:
+        yield Welcome()
+
 
 class Transcript(VerticalScroll, can_focus=False):
+    """Shows one conversation and can set another one aside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown = Turns()
+        self._aside: Turns | None = None
+        self._welcome = Content("")
+
     def compose(self) -> ComposeResult:
-        with Turns():
-            yield Welcome()
+        yield self._shown
 
     def on_mount(self) -> None:
         self.anchor()
 
     def welcome(self, content: Content) -> None:
-        self.query_one(Welcome).update(content)
+        self._welcome = content
+        for each in self.query(Welcome):
+            each.update(content)
 
-    async def add(self, *widgets: Widget) -> None:
+    @property
+    def is_empty(self) -> bool:
+        return len(self._shown.children) == 1
+
+    async def add(self, *widgets: Widget, before: Widget | None = None) -> None:
         """Whoever adds something wants to see it."""
-        self.query_one(Welcome).display = False
-        await self.query_one(Turns).mount(*widgets)
+        self._shown.query_one(Welcome).display = False
+        await self._shown.mount(*widgets, before=before)
         self.anchor()
 
     async def take_away(self, *widgets: Widget) -> None:
-        turns = self.query_one(Turns)
-        await turns.remove_children(widgets)
-        self.query_one(Welcome).display = len(turns.children) == 1
+        for widget in widgets:
+            await widget.remove()
+        self._shown.query_one(Welcome).display = self.is_empty
 
-    async def clear(self) -> None:
-        await self.take_away(*self.query_one(Turns).children[1:])
+    async def begin(self, *, keeps_this: bool) -> None:
+        """An empty conversation; the one that is shown is set aside, or forgotten."""
+        old, self._shown = self._shown, Turns()
+        gone: Turns | None = old
+        if keeps_this:
+            gone, self._aside = self._aside, old
+            old.display = False
+        await self.mount(self._shown)
+        self._shown.query_one(Welcome).update(self._welcome)
+        if gone is not None:
+            await gone.remove()
+        self.anchor()
+
+    async def bring_back(self) -> None:
+        """What was set aside, in place of the empty conversation."""
+        assert self._aside is not None, "only what was set aside comes back"
+        empty, self._shown, self._aside = self._shown, self._aside, None
+        self._shown.display = True
+        await empty.remove()
+        self.anchor()

@@ -1,0 +1,34 @@
+"""One prompt on its way to an answer."""
+
+from dataclasses import dataclass
+
+from dspark.events import Finished, PrefillProgress, Round
+from dspark_tui import texts
+from dspark_tui.conversation import Conversation
+from dspark_tui.marks import marks_of
+from dspark_tui.widgets.answer import Answer
+from dspark_tui.widgets.transcript import UserMessage
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The conversation is that in which it was asked, whichever is shown now."""
+
+    number: int
+    prompt: str
+    question: UserMessage
+    answer: Answer
+    conversation: Conversation
+
+    def write(self, event: PrefillProgress | Round) -> None:
+        if isinstance(event, PrefillProgress):
+            done, total = f"{event.done:,}", f"{event.total:,}"
+            self.answer.note = f"reading the prompt, {done} of {total} tokens"
+        if event.pieces or isinstance(event, Round):
+            self.answer.note = ""
+            self.answer.add(marks_of(event))
+
+    def end(self, event: Finished, has_drafter: bool) -> None:
+        self.answer.add(marks_of(event))
+        self.answer.note = texts.end_note(event, has_drafter)
+        self.conversation.keep(self.prompt, event.text)
