@@ -25,6 +25,7 @@ from dspark.hub.store import (
     locate,
     removable_bytes,
     remove,
+    remove_repo,
     stored_bytes,
     target_folder,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "released_heads",
     "removable_bytes",
     "remove",
+    "remove_repo",
     "resolve_draft",
     "resolve_target",
     "stored_bytes",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dspark.errors import StorageError
+from dspark.errors import InputError, StorageError
 from dspark.hub.cache import cached_folder, repo_bytes, repo_folder
 from dspark.hub.folders import check_model_folder
 from dspark.hub.gguf_file import converted_folder, gguf_file
@@ -151,6 +151,23 @@ def remove(name: str) -> int:
             raise StorageError(
                 f"{name} is being fetched by another dspark", "Wait for it or stop it first."
             ) from error
+    return freed
+
+
+def remove_repo(repo_id: str) -> int:
+    """Take a repository out of the Hugging Face cache; returns the bytes set free.
+
+    Raises InputError where a pair that is here needs it.
+    """
+    repo = HubRepo(repo_id)
+    for pair in known_pairs().values():
+        if repo_id in {each.repo_id for each in _repos(pair)} and locate(pair.name):
+            raise InputError(
+                f"{repo_id} belongs to the pair {pair.name}", f"Remove that: dspark rm {pair.name}."
+            )
+    freed = repo_bytes(repo)
+    with storage_errors(repo_folder(repo)):
+        _remove_folder(repo_folder(repo))
     return freed
 
 

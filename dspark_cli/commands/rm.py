@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dspark.hub import Pair
 
 EXAMPLES = ("dspark rm qwen3-4b", "dspark rm qwen3-4b --yes")
+FROM_CACHE = " from the Hugging Face cache, which other programs use too"
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
@@ -25,25 +26,41 @@ def rm(
     """Remove a pair from the local store. What dspark ships and your own folders are kept."""
     from dspark import hub
 
-    known = hub.find_pair(options.needed_pair(pair, pair_option, "rm"))
+    name = options.needed_pair(pair, pair_option, "rm")
+    if hub.is_repo_id(name):
+        _remove_repo(name, yes, as_json)
+        return
+    known = hub.find_pair(name)
     is_own = known.name in hub.registered_pairs()
     size = hub.removable_bytes(known)
-    is_kept = (
-        bool(size or is_own) and not yes and not _agreed(_question(known, size, is_own), known)
-    )
+    must_ask = bool(size or is_own) and not yes
+    is_kept = must_ask and not _agreed(_question(known, size, is_own), known.name)
     freed = 0 if is_kept else hub.remove(known.name)
+    _tell(known.name, freed, is_own=is_own, is_kept=is_kept, as_json=as_json)
+
+
+def _remove_repo(repo_id: str, yes: bool, as_json: bool) -> None:
+    """What has no name here, but was fetched by its id."""
+    from dspark import hub
+    from dspark.hub.cache import repo_bytes
+    from dspark.hub.pairs import HubRepo
+
+    size = repo_bytes(HubRepo(repo_id))
+    question = f"Remove {repo_id} ({size_text(size)}){FROM_CACHE}?"
+    is_kept = bool(size) and not yes and not _agreed(question, repo_id)
+    freed = 0 if is_kept else hub.remove_repo(repo_id)
+    _tell(repo_id, freed, is_own=False, is_kept=is_kept, as_json=as_json)
+
+
+def _tell(name: str, freed: int, *, is_own: bool, is_kept: bool, as_json: bool) -> None:
     if as_json:
-        print_json({"name": known.name, "freed_bytes": freed, "kept": is_kept})
+        print_json({"name": name, "freed_bytes": freed, "kept": is_kept})
+    elif is_kept:
+        print(f"{name} is kept")
+    elif is_own:
+        print(f"{name} is forgotten; its files stay where they are")
     else:
-        print(_outcome(known, freed, is_own=is_own, is_kept=is_kept))
-
-
-def _outcome(pair: "Pair", freed: int, *, is_own: bool, is_kept: bool) -> str:
-    if is_kept:
-        return f"{pair.name} is kept"
-    if is_own:
-        return f"{pair.name} is forgotten; its files stay where they are"
-    return f"{pair.name}: {size_text(freed)} freed" if freed else f"{pair.name} is not on disk"
+        print(f"{name}: {size_text(freed)} freed" if freed else f"{name} is not on disk")
 
 
 def _question(pair: "Pair", size: int, is_own: bool) -> str:
@@ -51,14 +68,11 @@ def _question(pair: "Pair", size: int, is_own: bool) -> str:
 
     if is_own:
         return f"Forget {pair.name}?"
-    is_shared = isinstance(pair.target, HubRepo)
-    where = " from the Hugging Face cache, which other programs use too" if is_shared else ""
+    where = FROM_CACHE if isinstance(pair.target, HubRepo) else ""
     return f"Remove {pair.name} ({size_text(size)}){where}?"
 
 
-def _agreed(question: str, pair: "Pair") -> bool:
+def _agreed(question: str, name: str) -> bool:
     if not sys.stdin.isatty():
-        raise InputError(
-            f"rm asks before it removes {pair.name}", "Add --yes where nobody can answer."
-        )
+        raise InputError(f"rm asks before it removes {name}", "Add --yes where nobody can answer.")
     return typer.confirm(question, err=True)

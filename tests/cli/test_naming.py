@@ -234,3 +234,15 @@ def test_a_dry_run_of_what_does_not_fit_fails(dspark, monkeypatch, lacking):
     assert (outcome.code, outcome.err) == (1, "")
     assert outcome.out.count("does not fit") == 1
     assert dspark("pull", "demo", "--dry-run", "--json").code == 1
+
+
+def test_rm_takes_what_was_fetched_by_its_id(dspark, server):
+    dspark("pull", "owner/model")
+    assert "asks before it removes owner/model" in dspark("rm", "owner/model").err
+    registry.PAIRS["owned"] = replace(far_pair(1), name="owned", draft=None)
+    refused = dspark("rm", "owner/model", "--yes")
+    assert (refused.code, "belongs to the pair owned" in refused.err) == (2, True)
+    del registry.PAIRS["owned"]
+    assert answer(dspark("rm", "owner/model", "--yes", "--json"))["freed_bytes"] > 10_000
+    assert hub.kept_folder("owner/model") is None
+    assert dspark("rm", "owner/model").out == "owner/model is not on disk\n"
