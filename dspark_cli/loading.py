@@ -4,12 +4,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dspark.config import EngineConfig, RuntimeConfig
 from dspark.events import FetchProgress, LoadProgress
-from dspark_cli.naming import PairChoice, settled
+from dspark_cli.naming import PairChoice, settled, shown_name
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -35,19 +34,11 @@ def find_settled(choice: PairChoice) -> "PairFiles":
     if choice.target is not None:
         draft = hub.resolve_draft(choice.draft) if choice.draft else None
         target = hub.resolve_target(choice.target)
-        return PairFiles(name=_shown_name(choice.target), target=target, draft=draft)
+        return PairFiles(name=shown_name(choice.target), target=target, draft=draft)
     files = hub.locate(choice.pair) or _fetch(choice.pair)
     if choice.draft is None:
         return files
     return PairFiles(files.name, files.target, hub.resolve_draft(choice.draft))
-
-
-def _shown_name(target: str) -> str:
-    """As the user called it: a pair or an id in full, of a path the last part."""
-    path = Path(target).expanduser()
-    if not path.exists():
-        return target
-    return path.stem if path.is_file() else path.resolve().name
 
 
 def _fetch_missing(choice: PairChoice) -> None:

@@ -90,6 +90,14 @@ def _with_head(choice: PairChoice, *, has_head: bool) -> PairChoice:
     return choice
 
 
+def shown_name(model: str) -> str:
+    """As the user called it: a pair or an id in full, of a path the last part."""
+    path = Path(model).expanduser()
+    if not path.exists():
+        return model
+    return path.stem if path.is_file() else path.resolve().name
+
+
 def check_known(name: str) -> None:
     """Raises UnknownNameError for what is no pair, no file here and no id of the hub."""
     from dspark import hub

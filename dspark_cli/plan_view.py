@@ -11,7 +11,7 @@ from dspark_cli.tables import Column, print_facts, print_table
 if TYPE_CHECKING:
     from dspark.hub import PullPlan
 
-COLUMNS = (Column("FILE"), Column("SIZE", is_right=True), Column(""))
+COLUMNS = (Column("  FILE"), Column("SIZE", is_right=True), Column(""))
 
 
 def tell_plan(plan: "PullPlan", as_json: bool) -> None:
@@ -33,6 +33,7 @@ def _print_plan(plan: "PullPlan") -> None:
             for each in files
         ]
         print_table(COLUMNS, rows)
+    print()
     there = ", ".join(f"{size_text(room.total)} on {room.device}" for room in plan.rooms)
     print_facts(
         {

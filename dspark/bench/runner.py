@@ -47,7 +47,10 @@ def run_bench(
     """Yields progress; the last item is the report."""
     check_work(prompts, config)
     if not session.has_drafter:
-        raise InputError(f"{session.name} has no head to measure", "Name one with --draft.")
+        raise InputError(
+            f"{session.name} has no head to measure",
+            "Name one with --draft HEAD, or measure --draft lookup.",
+        )
     arms = [Arm(name, session, is_plain=name == "plain") for name in ARMS]
     runs = yield from timed_runs(arms, prompts, config)
     yield summarise(runs, prompts, config, session.next_logits)

@@ -12,7 +12,7 @@ from dspark.errors import InputError
 from dspark.events import FetchProgress
 from dspark_cli import options
 from dspark_cli.loading import find_settled
-from dspark_cli.naming import PairChoice, settled
+from dspark_cli.naming import PairChoice, settled, shown_name
 
 if TYPE_CHECKING:
     from dspark.hub.pairs import PairFiles
@@ -150,7 +150,7 @@ def _engine_backend(
     from dspark_tui.backend import EngineBackend
 
     return EngineBackend(
-        name=choice.target or choice.pair,
+        name=shown_name(choice.target or choice.pair),
         find_files=lambda: _find_files(choice),
         runtime=runtime,
         engine=engine,

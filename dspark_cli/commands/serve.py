@@ -10,6 +10,7 @@ import typer
 from dspark.errors import InputError
 from dspark_cli import options
 from dspark_cli.facts import print_json
+from dspark_cli.naming import chosen_name
 from dspark_cli.output import say
 
 EXAMPLES = (
@@ -42,7 +43,12 @@ def serve(
     from dspark import hub
     from dspark.serve.handover import ENGINES, check_installed, serve_command
 
-    known = hub.find_pair(options.needed_pair(pair, pair_option, "serve"))
+    name = options.needed_pair(pair, pair_option, "serve")
+    if hub.is_repo_id(name) and hub.pair_of_target(name) is None:
+        raise InputError(
+            f"no head that {engine} runs is known for {name}", "See dspark list for known pairs."
+        )
+    known = hub.pair_of_target(name) or hub.find_pair(chosen_name(name))
     command = serve_command(known, engine, num_gpus=gpus, trusts_remote_code=trust_remote_code)
     url = f"http://localhost:{ENGINES[engine].port}"
     if as_json:
