@@ -9,6 +9,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DraftWeights = Literal["auto", "bf16", "int8", "fp8"]
 Algorithm = Literal["dspark", "dflash", "eagle3", "mtp"]
 MAX_TOKENS = 512  # new ones in an answer
+LEAST_TEMPERATURE = 1e-20  # below it sampling is greedy: logits divided by less would overflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,10 @@ class SamplingConfig:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if 0 < self.temperature < LEAST_TEMPERATURE:
+            object.__setattr__(self, "temperature", 0.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -317,3 +317,12 @@ def test_a_head_joins_a_target_that_taps_more():
     assert isinstance(joined.engine._rounds, DeviceRounds)
     ours, own = (events_of(s.engine, [request()]) for s in (joined, golden("vanilla")))
     assert ours == own
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-12, 1e-19, 1e-40])
+def test_tiny_temperatures_write_what_temperature_0_writes(temperature):
+    engine = golden("vanilla").engine
+    wanted = decode(engine, [request(max_tokens=24)])[0]
+    for plain in (True, False):
+        asked = request(max_tokens=24, plain=plain, temperature=temperature, seed=3)
+        assert decode(engine, [asked])[0] == wanted
