@@ -111,7 +111,7 @@ def attach(job: AttachJob) -> Iterator[AttachEvent]:
     if report.fault is not None and not job.is_forced:
         raise PairMismatchError(
             f"the head was not kept: {report.fault}",
-            "Mend its config.json, keep it as it is with --force, or train one with --train.",
+            "Fix its config.json, keep it as it is with --force, or train one with --train.",
         )
     yield keep_pair(job.name, job.base if job.is_released else job.head, job.base, job.head)
 

@@ -93,7 +93,7 @@ class PromptSource:
                 origins.setdefault(prompt, origin)
             elif self.is_strict:
                 raise InputError(
-                    f"{place} holds no prompt", f"Mend it, or leave out --strict. {RECORD_HINT}"
+                    f"{place} holds no prompt", f"Fix it, or leave out --strict. {RECORD_HINT}"
                 )
             else:
                 skipped.append(place)

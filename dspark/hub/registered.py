@@ -139,7 +139,7 @@ def _read() -> dict[str, Any]:
 def _broken(reason: str) -> CheckpointError:
     return CheckpointError(
         f"{_pairs_file()} cannot be read ({reason})",
-        "Mend it or move it away; it lists your pairs.",
+        "Fix or remove it; it lists your own pairs.",
     )
 
 

@@ -1,13 +1,16 @@
 """From names to files: what is in the store, what is fetched, what is replaced."""
 
+import io
+import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from dspark.errors import DownloadError, UnknownNameError
 from dspark.events import FetchProgress
 from dspark.hub.pairs import PairFiles
-from dspark_cli.loading import find_files
+from dspark_cli.loading import find_files, progress_bars
 from dspark_cli.naming import PairChoice
 
 STORED = PairFiles("demo", Path("/store/target"), Path("/store/draft"))
@@ -65,3 +68,14 @@ def test_a_failed_download_goes_through(hub, monkeypatch):
     monkeypatch.setattr("dspark.hub.fetch", fetch)
     with pytest.raises(DownloadError):
         find_files(PairChoice("demo"))
+
+
+def test_a_bench_shows_the_time_that_is_left():
+    console = Console(width=100, file=io.StringIO())
+    with progress_bars(has_time_left=True) as bars:
+        bars.update("bench", 0, 10)
+        bars.update("bench", 5, 10, "trial 1 plain")
+        console.print(bars._progress)
+    shown = console.file.getvalue()
+    assert "trial 1 plain" in shown and "5/10" in shown
+    assert re.search(r"-:--:--|\d:\d\d:\d\d", shown)
