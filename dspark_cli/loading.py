@@ -127,12 +127,14 @@ def progress_bars(is_bytes: bool = False, has_time_left: bool = False) -> Iterat
         TimeRemainingColumn,
     )
 
+    terminal = Console(stderr=True)
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn() if is_bytes else MofNCompleteColumn(),
         *([TimeRemainingColumn(elapsed_when_finished=True)] if has_time_left or is_bytes else []),
-        console=Console(stderr=True),
+        # the terminal's own ^C must not wrap, or a line of the bar stays
+        console=Console(stderr=True, width=terminal.width - len("^C") - 1),
         transient=True,
         disable=not sys.stderr.isatty(),
     )
