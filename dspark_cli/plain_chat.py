@@ -12,11 +12,23 @@ from typing import BinaryIO
 from dspark.errors import InputError, ServerError
 from dspark.events import FetchProgress, Finished
 from dspark_cli.errors import report
+from dspark_cli.line_editor import read_line, typed_text
 from dspark_cli.loading import progress_bars
-from dspark_cli.output import ThinkingLine, stats_line
+from dspark_cli.output import ThinkingLine, say, stats_line
 from dspark_tui.backend import ChatBackend, ChatSettings
+from dspark_tui.commands import parse_command, unknown_command
 from dspark_tui.control_characters import visible
-from dspark_tui.conversation import Conversation
+from dspark_tui.conversation import Conversation, LeftOut, ask
+from dspark_tui.words import END_NOTES, sampling_words
+
+SIGN = "> "
+
+
+HELP = """\
+/help  this help, also /?
+/bye   quit, also /exit, /quit and Ctrl+D
+Ctrl+C stops an answer; at the prompt it clears the line, pressed twice it quits."""
+QUIT_AGAIN = "Ctrl+C again quits, as do Ctrl+D and /bye."
 
 
 def run_plain_chat(backend: ChatBackend, settings: ChatSettings, prompts: BinaryIO) -> None:
@@ -24,9 +36,8 @@ def run_plain_chat(backend: ChatBackend, settings: ChatSettings, prompts: Binary
     conversation = Conversation(settings.system)
     with closing(backend):
         _load(backend)
-        how_to_end = ", Ctrl+D ends" if prompts.isatty() else ""
-        print(f"{backend.info.name} is ready{how_to_end}.", file=sys.stderr)
-        for prompt in _read_prompts(prompts):
+        say(_greeting(backend, settings, is_person=prompts.isatty()))
+        for prompt in _all_prompts(settings.first_prompt, prompts):
             try:
                 finished = _answer(backend, settings, conversation, prompt)
             except (InputError, ServerError) as error:
@@ -34,11 +45,16 @@ def run_plain_chat(backend: ChatBackend, settings: ChatSettings, prompts: Binary
                     raise
                 report(error, is_debug=False)
                 continue
-            if finished.text:
-                conversation.keep(prompt, finished.text)
-            print(_summary(backend, finished), file=sys.stderr)
-            if finished.reason == "context":
-                raise InputError("the context is full", "Start dspark chat again for a new chat.")
+            conversation.keep(prompt, finished.text)
+            say(_summary(backend, finished))
+
+
+def _greeting(backend: ChatBackend, settings: ChatSettings, *, is_person: bool) -> str:
+    sampling = sampling_words(settings.sampling, backend.info.sampling)
+    facts = [sampling] if sampling else []
+    facts += ["/help lists commands", "Ctrl+D ends"] if is_person else []
+    more = f" ({'; '.join(facts)})" if facts else ""
+    return f"{visible(backend.info.name)} is ready{more}."
 
 
 def _load(backend: ChatBackend) -> None:
@@ -49,20 +65,74 @@ def _load(backend: ChatBackend) -> None:
                 bars.show(step)
 
 
-def _read_prompts(prompts: BinaryIO) -> Iterator[str]:
-    """One prompt a line; empty lines are passed over."""
-    while True:
+def _all_prompts(first: str, prompts: BinaryIO) -> Iterator[str]:
+    """One prompt a line; empty lines are passed over. Commands are a person's alone."""
+    if first:
         if prompts.isatty():
-            print("> ", end="", file=sys.stderr, flush=True)
-        line = prompts.readline()
-        if not line:
+            say(f"{SIGN}{visible(first)}")
+        yield first
+    for line in _typed_lines(prompts) if prompts.isatty() else _piped_lines(prompts):
+        prompt = line.strip()
+        command = parse_command(prompt) if prompts.isatty() else None
+        if command == "quit":
             return
-        try:
-            prompt = line.decode("utf-8").strip()
-        except UnicodeDecodeError:
-            raise InputError("stdin is not UTF-8", "Convert it first, with iconv say.") from None
-        if prompt:
+        if command == "help":
+            say(HELP)
+        elif command == "unknown":
+            say(unknown_command(prompt))
+        elif prompt:
             yield prompt
+
+
+def _piped_lines(prompts: BinaryIO) -> Iterator[str]:
+    return map(_decoded, iter(prompts.readline, b""))
+
+
+def _typed_lines(prompts: BinaryIO) -> Iterator[str]:
+    """Ctrl+C clears the line; in an empty one it quits, pressed twice."""
+    is_warned = False
+    while True:
+        try:
+            line = _typed_line(prompts)
+        except EOFError:
+            say("")  # the shell's own line
+            return
+        except KeyboardInterrupt:
+            if is_warned:
+                raise
+            is_warned = not typed_text()
+            say(f"\n{QUIT_AGAIN}" if is_warned else "")
+            continue
+        is_warned = False
+        yield line
+
+
+def _typed_line(prompts: BinaryIO) -> str:
+    if prompts is getattr(sys.stdin, "buffer", None):
+        with _utf8():
+            line = read_line(SIGN)
+            line.encode("utf-8")
+            return line
+    print(SIGN, end="", file=sys.stderr, flush=True)
+    typed = prompts.readline()
+    if not typed:
+        raise EOFError
+    return _decoded(typed)
+
+
+def _decoded(line: bytes) -> str:
+    with _utf8():
+        return line.decode("utf-8")
+
+
+@contextmanager
+def _utf8() -> Iterator[None]:
+    try:
+        yield
+    except UnicodeError:
+        raise InputError(
+            "stdin is not UTF-8", "Convert it first, for example with iconv."
+        ) from None
 
 
 def _answer(
@@ -72,7 +142,11 @@ def _answer(
     thinking = ThinkingLine(sys.stderr)
     with _interrupt_stops(backend) as is_stopped:
         try:
-            for event in backend.answer(messages, settings.sampling, settings.stop):
+            for event in ask(backend, messages, settings):
+                if isinstance(event, LeftOut):
+                    conversation.leave_out(event.num_messages)
+                    say(str(event))
+                    continue
                 if isinstance(event, Finished):
                     _write(thinking, event.tail, event.ends_thinking)
                     return event
@@ -89,13 +163,12 @@ def _answer(
 
 
 def _write(thinking: ThinkingLine, text: str, is_thinking: bool) -> None:
-    if sys.stdout.isatty():  # a file or pipe gets the very text
-        text = visible(text)
     if is_thinking:
-        thinking.write(text)
+        thinking.write(visible(text))
     elif text:
         thinking.end()
-        print(text, end="")
+        # a file or pipe gets the very text
+        print(visible(text) if sys.stdout.isatty() else text, end="")
 
 
 @contextmanager
@@ -121,9 +194,9 @@ def _summary(backend: ChatBackend, finished: Finished) -> str:
     info = backend.info
     limit = f"/{info.context_limit:,}" if info.context_limit else ""
     used = f"{stats.prompt_tokens + stats.new_tokens:,}{limit}"
-    note = " · stopped" if finished.reason == "cancelled" else ""
+    note = f" · {END_NOTES[finished.reason]}" if finished.reason in END_NOTES else ""
     if not finished.text:
         note += " · only thinking, no answer" if finished.thinking else " · no answer"
     note = f"{note} · {info.refused_note}" if info.refused else note
     note = f"{note} · no token colours from a server" if info.is_server else note
-    return f"{info.name}: {stats_line(stats)} · context {used}{note}"
+    return f"{visible(info.name)}: {stats_line(stats)} · context {used}{note}"

@@ -232,6 +232,15 @@ async def test_markup_in_text_is_shown_as_it_is(open_chat, script):
         await chat.until_shown("[italic]Go[/italic] [/", "[bold] [red]x[/red] [/] [link=a]")
 
 
+async def test_control_characters_reach_the_terminal_from_nowhere(open_chat, backend, script):
+    backend.name = "de\x1b]0;x\x07mo"
+    failing = script("a\x1b[31mb", error=InputError("no \x1b[32m luck", ""))
+    async with open_chat(failing) as chat:
+        await chat.asked_and_answered("Go")
+        await chat.until_shown("a␛[31mb", "No ␛[32m luck", "de␛]0;x␇mo")
+        assert "\x1b" not in chat.shown and "\x07" not in chat.shown
+
+
 async def test_wide_characters_wrap_within_a_narrow_terminal(open_chat, script):
     steps = [(["日本語も", "大丈夫"], ["👩‍🚀"], "é́ です。")] * 6
     async with open_chat(script("こんにちは", *steps), size=(40, 30)) as chat:

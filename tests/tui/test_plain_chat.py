@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from dspark.config import SamplingConfig
 from dspark.errors import DownloadError, InputError
 from dspark_cli.plain_chat import run_plain_chat
 from dspark_tui.backend import ChatSettings, ContextFullError
+from tests.tui.terminal import BOUND_SECONDS, TerminalProgram
 
 
 @pytest.fixture
@@ -134,10 +136,135 @@ def test_a_person_may_go_on_after_a_prompt_too_long(talk, script):
     assert "dspark: the conversation has 9 tokens, the context holds 8. Shorten it.\n" in err
 
 
-def test_a_full_context_is_said_after_the_answer(talk, capsys, script):
-    with pytest.raises(InputError, match="context is full"):
-        talk(b"One\nTwo\n", replace(script("Cut"), reason="context"), script("Never"))
-    assert capsys.readouterr().out == "Cut\n"
+def test_an_answer_that_fills_the_context_says_so_and_the_next_prompt_goes_on(
+    talk, backend, script
+):
+    cut = replace(script("Cut"), reason="context")
+    backend.most_messages = 2
+    out, err = talk(b"One\nTwo\n", cut, script("Fine"))
+    assert out == "Cut\nFine\n"
+    assert "stopped: the context is full; the next prompt leaves out the oldest" in err
+    assert "the model no longer sees the oldest prompt and its answer." in err
+    assert [message["content"] for message in backend.asked[1]] == ["Two"]
+
+
+def test_the_greeting_says_how_answers_are_sampled(talk, backend):
+    assert "demo is ready (greedy)." in talk(b"").err
+    backend.own_sampling = SamplingConfig(0.6, 20, 0.95)
+    assert "demo is ready (temperature 0.6, top-k 20, top-p 0.95)." in talk(b"").err
+    backend.own_sampling = None  # a server's own business
+    assert "demo is ready." in talk(b"").err
+
+
+@pytest.mark.parametrize("kind", [io.BytesIO, Terminal])
+def test_a_first_prompt_comes_before_those_on_stdin(backend, capsys, script, kind):
+    backend.scripts += [script("A"), script("B")]
+    run_plain_chat(backend, ChatSettings(first_prompt="/bin is what?"), kind(b"Two\n"))
+    captured = capsys.readouterr()
+    assert captured.out == "A\nB\n"
+    assert ("> /bin is what?" in captured.err) == (kind is Terminal)
+
+
+@pytest.mark.parametrize("word", [b"/bye", b"/exit", b"/quit"])
+def test_a_person_quits_by_a_command(talk, backend, word):
+    out, _ = talk(Terminal(word + b"\nHi\n"))
+    assert out == "" and backend.asked == [] and backend.is_closed
+
+
+def test_a_person_gets_help_and_hints(talk, backend, script):
+    _, err = talk(Terminal(b"/help\n/?\n/hepl\n/usr/bin\n"), script("Programs"))
+    assert err.count("/bye   quit") == 2
+    assert "There is no command /hepl; /help lists what there is." in err
+    assert [messages[-1]["content"] for messages in backend.asked] == ["/usr/bin"]
+
+
+def test_in_a_pipe_every_line_is_a_prompt(talk, backend, script):
+    talk(b"/help\n/bye\n", script("A"), script("B"))
+    assert [messages[-1]["content"] for messages in backend.asked] == ["/help", "/bye"]
+
+
+def test_ctrl_c_at_the_prompt_warns_before_it_ends_the_program(talk, backend, script, capsys):
+    class Once(Terminal):
+        interrupts = 1
+
+        def readline(self, size: int | None = -1) -> bytes:
+            if self.interrupts:
+                self.interrupts -= 1
+                raise KeyboardInterrupt
+            return super().readline(size)
+
+    out, err = talk(Once(b"Hi\n"), script("Ho"))
+    assert out == "Ho\n" and "Ctrl+C again quits" in err
+
+
+PROGRAM = """
+import sys
+from dspark.config import SamplingConfig
+from dspark_cli.plain_chat import run_plain_chat
+from dspark_tui.backend import BackendInfo, ChatSettings
+from dspark.events import DecodeStats, Finished, PrefillProgress, Piece
+
+class Backend:
+    name = "demo"
+    info = BackendInfo("de\x1b]0;x\x07mo", 512, "cpu", "float32", True, sampling=SamplingConfig())
+    def load(self): return iter(())
+    def answer(self, messages, sampling, stop):
+        text = "<" + messages[-1]["content"] + ">\x1b[31m"
+        yield PrefillProgress(0, 5, 5, (Piece(1, text, False),))
+        yield PrefillProgress(0, 5, 5, (Piece(1, "\x1b[32mhmm", False, is_thinking=True),))
+        yield Finished(0, "stop_token", (), text, DecodeStats(5, 1, 0, 0, 0, 0, 0.1, 0.0))
+    def cancel(self): pass
+    def close(self): pass
+
+run_plain_chat(Backend(), ChatSettings(), sys.stdin.buffer)
+"""
+
+
+def converse(terminal: TerminalProgram) -> None:
+    terminal.until(b"> ")
+    terminal.write(b"abc\x1b[D\x1b[DX\r")  # two to the left, then an X
+    terminal.until_again(b"1 token")
+    terminal.until_again(b"> ")
+    terminal.write(b"\x1b[A\r")  # up: the same once more
+    terminal.until_again(b"1 token")
+    terminal.until_again(b"> ")
+
+
+def test_a_person_has_line_editing_and_history_and_no_raw_escapes():
+    with TerminalProgram(PROGRAM) as terminal:
+        converse(terminal)
+        terminal.write(b"\x04")
+        assert terminal.seconds_to_end() < BOUND_SECONDS and terminal.process.returncode == 0
+    assert terminal.said.count(b"<aXbc>") == 2
+    assert b"\x1b[31m" not in terminal.said and b"\x1b]0;" not in terminal.said
+    assert b"\x1b[32m" not in terminal.said
+    assert "␛[31m".encode() in terminal.said
+
+
+def test_with_stdout_in_a_file_editing_stays_and_the_file_has_the_answers_alone(tmp_path):
+    answers = tmp_path / "answers.txt"
+    with answers.open("wb") as stdout, TerminalProgram(PROGRAM, stdout=stdout) as terminal:
+        converse(terminal)
+        terminal.write(b"/bye\r")
+        assert terminal.seconds_to_end() < BOUND_SECONDS and terminal.process.returncode == 0
+        assert b"\x1b[32m" not in terminal.said
+    assert answers.read_bytes() == b"<aXbc>\x1b[31m\n" * 2
+
+
+def test_ctrl_c_clears_a_typed_line_and_quits_an_empty_one_the_second_time():
+    with TerminalProgram(PROGRAM) as terminal:
+        terminal.until(b"> ")
+        terminal.write(b"half a line")
+        terminal.until(b"half a line")
+        terminal.write(b"\x03")
+        terminal.until_again(b"> ")
+        assert b"again quits" not in terminal.said
+        terminal.write(b"\x03")
+        terminal.until(b"Ctrl+C again quits")
+        terminal.until_again(b"> ")
+        terminal.write(b"\x03")
+        assert terminal.seconds_to_end() < BOUND_SECONDS
+        assert terminal.process.returncode != 0
 
 
 def test_loading_that_fails_is_raised(talk, backend):

@@ -7,6 +7,7 @@ from textual.content import Content
 
 from dspark.events import Finished
 from dspark.plural import counted
+from dspark_tui.words import END_NOTES
 
 if TYPE_CHECKING:
     from dspark_tui.screens.chat import Phase
@@ -26,11 +27,6 @@ CLEARED = "Cleared; Ctrl+Z brings it back."
 SET_ASIDE = "New chat. Ctrl+N again brings the last one back."
 NOTHING_TO_COPY = "There is no answer to copy yet."
 COPIED = "Copied the last answer."
-END_NOTES = {
-    "cancelled": "stopped",
-    "max_tokens": "stopped at the maximum number of tokens",
-    "context": "stopped: the context is full; the next prompt leaves out the oldest",
-}
 
 TYPE_AHEAD = "You can type already."
 WITH_DRAFTER = (

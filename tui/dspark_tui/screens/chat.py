@@ -18,10 +18,10 @@ from dspark.events import Finished, PrefillProgress, Round
 from dspark_tui import texts
 from dspark_tui.backend import ChatBackend, ChatSettings
 from dspark_tui.commands import parse_command, unknown_command
+from dspark_tui.control_characters import visible
 from dspark_tui.conversation import Conversation, LeftOut
 from dspark_tui.marks import View
 from dspark_tui.messages import AnswerEvent, AnswerFailed, BackendReady, LoadFailed, LoadStep
-from dspark_tui.sampling_words import sampling_words
 from dspark_tui.tally import NOTHING_YET, add_round
 from dspark_tui.turn import Turn
 from dspark_tui.widgets import key_line
@@ -32,6 +32,7 @@ from dspark_tui.widgets.loading import LoadingPanel
 from dspark_tui.widgets.prompt_box import PromptBox
 from dspark_tui.widgets.status_bar import Hint, Status, StatusBar
 from dspark_tui.widgets.transcript import Notice, Remark, Transcript, UserMessage
+from dspark_tui.words import sampling_words
 from dspark_tui.worker import BackendWorker
 
 Phase = Literal["loading", "failed", "ready", "answering"]
@@ -103,7 +104,7 @@ class ChatScreen(Screen[None]):
         self.has_drafter = info.has_drafter
         self.status = replace(
             self.status,
-            model=info.name,
+            model=visible(info.name),
             place=f"{info.device} {info.dtype}".strip(),
             context_limit=info.context_limit,
             is_server=info.is_server,

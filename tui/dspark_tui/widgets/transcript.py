@@ -6,6 +6,7 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Static
 
+from dspark_tui.control_characters import visible
 from dspark_tui.texts import capitalised
 
 
@@ -13,14 +14,14 @@ class UserMessage(Static):
     """A prompt as it was sent."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(text, markup=False)
+        super().__init__(visible(text), markup=False)
 
 
 class Notice(Static):
     """Something that went wrong: what happened and what to do."""
 
     def __init__(self, message: str, hint: str) -> None:
-        parts = [("✗ ", "$text-error bold"), (capitalised(message), "$text-error")]
+        parts = [("✗ ", "$text-error bold"), (visible(capitalised(message)), "$text-error")]
         if hint:
             parts.append((f"\n{hint}", "$foreground-muted"))
         super().__init__(Content.assemble(*parts))

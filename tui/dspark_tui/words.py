@@ -1,6 +1,12 @@
-"""How both front ends say what a person chose."""
+"""Words that both front ends say."""
 
 from dspark.config import SamplingChoice, SamplingConfig
+
+END_NOTES = {
+    "cancelled": "stopped",
+    "max_tokens": "stopped at the maximum number of tokens",
+    "context": "stopped: the context is full; the next prompt leaves out the oldest",
+}
 
 
 def sampling_words(choice: SamplingChoice, own: SamplingConfig | None) -> str:
