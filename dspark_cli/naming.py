@@ -109,6 +109,17 @@ def check_known(name: str) -> None:
         hub.find_pair(name)
 
 
+def refuse_path(name: str, command: str) -> None:
+    """Raises InputError for a path of the user's own, which no command fetches or removes."""
+    from dspark import hub
+
+    if hub.known_pair(name) is None and name and Path(name).expanduser().exists():
+        raise InputError(
+            f"{name} is a path, and dspark {command} takes pairs and Hugging Face ids",
+            f"A path is used where it is: dspark chat {name}.",
+        )
+
+
 def check_spelling(name: str) -> None:
     """Raises UnknownNameError for a prompt, or nothing at all, where a pair belongs."""
     if any(character.isspace() for character in name) and not Path(name).expanduser().exists():

@@ -38,10 +38,11 @@ def pull(
     """Fetch a pair into the local store. Run it again to resume an interrupted download."""
     from dspark import hub
     from dspark_cli.loading import progress_bars
-    from dspark_cli.naming import check_spelling, chosen_name
+    from dspark_cli.naming import check_spelling, chosen_name, refuse_path
 
     pair = options.one_pair(pair, pair_option)
     check_spelling(pair)
+    refuse_path(pair, "pull")
     if hub.is_repo_id(pair):
         _pull_published(pair, dry_run, head, force, as_json)
         return

@@ -8,6 +8,7 @@ import typer
 from dspark.errors import InputError
 from dspark_cli import options
 from dspark_cli.facts import print_json, size_text
+from dspark_cli.naming import check_spelling, refuse_path
 
 if TYPE_CHECKING:
     from dspark.hub import Pair
@@ -27,6 +28,8 @@ def rm(
     from dspark import hub
 
     name = options.needed_pair(pair, pair_option, "rm")
+    check_spelling(name)
+    refuse_path(name, "rm")
     if hub.is_repo_id(name):
         _remove_repo(name, yes, as_json)
         return

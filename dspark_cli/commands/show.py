@@ -30,14 +30,17 @@ def show(
 
 
 def _folder_facts(name: str) -> dict[str, Any] | None:
-    """Of a folder, or of what the Hugging Face cache holds under an id; None for anything else."""
+    """Of a path, or of what the Hugging Face cache holds under an id; None for anything else."""
     from dspark import hub
+    from dspark.hub.gguf_file import gguf_file
 
     path = Path(name).expanduser()
     if hub.is_repo_id(name):
         folder = hub.kept_folder(name)
         if folder is None:
             return {"name": name, "target": None, "draft": None, "missing": _to_pull(name)}
+    elif hub.known_pair(name) is None and (file := gguf_file(name)) is not None:
+        return _gguf_facts(file)
     elif hub.known_pair(name) is None and path.is_dir():
         folder = path
     else:
@@ -49,6 +52,19 @@ def _folder_facts(name: str) -> dict[str, Any] | None:
         "target": None if is_head else _folder(folder),
         "draft": _head(folder) if has_head else None,
         "missing": "none: this is a head, which drafts for a target" if is_head else None,
+    }
+
+
+def _gguf_facts(file: Path) -> dict[str, Any]:
+    from dspark.hub.gguf_file import converted_folder
+
+    folder = converted_folder(file)
+    missing = f"{_place(_folder(file))}, converted when it is first used"
+    return {
+        "name": file.stem,
+        "target": None if folder is None else _folder(folder),
+        "draft": None,
+        "missing": missing,
     }
 
 

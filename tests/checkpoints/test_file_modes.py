@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import dspark
 from dspark.bench.document import write_document
 from dspark.checkpoints.convert import convert_head
 from dspark.checkpoints.files import replacing
@@ -65,3 +66,14 @@ def test_what_is_small(umask, tmp_path, tiny_llama_dir, monkeypatch):
     names = ("pairs.json", "figures.json", "sps.json")
     assert {found[name] for name in names} == {0o666 & ~umask}
     assert json.loads((tmp_path / "pairs.json").read_text())["mine"]["target"]
+
+
+def test_whoever_writes_and_renames_uses_the_one_helper():
+    """But for downloads, which begin as files that the umask has made."""
+    root = Path(dspark.__file__).parent
+    renaming = [path for path in root.rglob("*.py") if "os.replace(" in path.read_text("utf-8")]
+    assert {path.relative_to(root).as_posix() for path in renaming} == {
+        "checkpoints/files.py",
+        "hub/repository.py",
+        "hub/wheel.py",
+    }

@@ -77,6 +77,17 @@ def test_a_page_fits_and_breaks_no_word(dspark, command, columns, monkeypatch):
     assert words <= set(re.findall(r"\w+", dspark(command, "--help").out))
 
 
+def test_json_is_a_flag_wherever_it_is():
+    options = {
+        name: option
+        for name, command in GROUP.commands.items()  # type: ignore[attr-defined]
+        for option in command.params
+        if "--json" in option.opts
+    }
+    assert all(option.is_flag for option in options.values())
+    assert set(options) == set(COMMANDS) - {"chat", "help"}
+
+
 def test_long_pages_are_in_panels(dspark):
     page = dspark("graft", "--help").out
     for panel in ("Data", "Head", "Loss", "Optimizer", "Running", "Output"):

@@ -246,3 +246,20 @@ def test_rm_takes_what_was_fetched_by_its_id(dspark, server):
     assert answer(dspark("rm", "owner/model", "--yes", "--json"))["freed_bytes"] > 10_000
     assert hub.kept_folder("owner/model") is None
     assert dspark("rm", "owner/model").out == "owner/model is not on disk\n"
+
+
+@pytest.mark.parametrize("command", ["pull", "rm"])
+def test_a_path_is_neither_fetched_nor_removed(dspark, tiny_chat_dir, command):
+    outcome = dspark(command, str(tiny_chat_dir))
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+    assert f"dspark chat {tiny_chat_dir}" in outcome.err
+    assert (tiny_chat_dir / "config.json").is_file()
+
+
+def test_show_tells_of_a_gguf_file(dspark, tmp_path):
+    file = tmp_path / "model-q4.gguf"
+    file.write_bytes(bytes(2000))
+    shown = dspark("show", str(file)).out
+    assert shown.startswith("model-q4\n")
+    assert f"{file} (2.0 kB), converted when it is first used" in " ".join(shown.split())
+    assert answer(dspark("show", str(file), "--json"))["target"] is None
