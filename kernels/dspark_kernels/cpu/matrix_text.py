@@ -16,6 +16,8 @@ from dspark_kernels.cpu.stored_weight import LANES, PLANES
 # rows of a pass, and native vectors of its lanes, by how wide a vector is
 PASSES = {16: (8, 1), 8: (4, 1), 4: (4, 2)}
 FEW_ROWS = 2  # so many take all lanes of a block at once, whatever the width
+LINE = 64
+PREFETCH = 8192  # bytes ahead of what is multiplied
 PARAMETERS = ", ".join(["ptr %x", "ptr %out", "i64 %stride", "i64 %groups", "ptr %bias"])
 PARAMETERS += ", " + ", ".join(f"ptr %{plane}" for plane in PLANES)
 
@@ -26,6 +28,7 @@ Row = int | str  # its number, or the value that holds it
 class Pass(NamedTuple):
     rows: Sequence[Row]
     lanes: range  # first lanes of its vectors
+    is_first: bool  # of its tile
 
 
 def matrix_text(kind: str, variant: str) -> str:
@@ -38,6 +41,7 @@ def matrix_text(kind: str, variant: str) -> str:
         for rows in range(1, TILE_ROWS + 1):
             _tile(text, form, dot, rows, kind)
     _matrix(text, kind, form, "tile_of_any" if variant == "generic" else None)
+    text.raw("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
     kind_of_lanes = vector("float", dot.lanes)
     for line in dot.declarations:
         text.raw(line)
@@ -111,7 +115,11 @@ def _passes(rows: int, dot: Dot) -> list[Pass]:
         vectors = LANES // dot.lanes
     span = vectors * dot.lanes
     return [
-        Pass(range(first, min(first + most, rows)), range(lane, lane + span, dot.lanes))
+        Pass(
+            range(first, min(first + most, rows)),
+            range(lane, lane + span, dot.lanes),
+            is_first=first == lane == 0,
+        )
         for first in range(0, rows, most)
         for lane in range(0, LANES, span)
     ]
@@ -129,7 +137,7 @@ def _any_tile(text: Text, form: Format, dot: Dot, kind: str) -> None:
     """Row after row, however many: little text, for what is no processor's first choice."""
     text.raw(f"define internal void @tile_of_any({PARAMETERS}, i64 %rows) noinline {{")
     loop = Loop(text, "0", "%rows")
-    _Tile(text, form, dot, "%rows", kind).run(Pass([loop.index], range(0, LANES, dot.lanes)))
+    _Tile(text, form, dot, "%rows", kind).run(Pass([loop.index], range(0, LANES, dot.lanes), True))
     loop.close()
     text.do("ret void")
     text.raw("}")
@@ -153,6 +161,8 @@ class _Tile:
         outs = dict(zip(both, loop.values, strict=True))
         group = loop.index
         x = text.at("%x", text.set(f"mul i64 {group}, {self._times(GROUP_BYTES, self._rows)}"))
+        if this.is_first:
+            self._prefetch(group)
         scales = {row: self._row_number(x, row, 0, "float") for row in this.rows}
         quads = range(8)
         for part in range(form.parts):
@@ -170,6 +180,14 @@ class _Tile:
         for (row, lane), value in zip(both, loop.close([outs[key] for key in both]), strict=True):
             place = text.set(f"add i64 {self._times('%stride', row)}, {4 * lane}")
             text.store(self._floats, value, text.at("%out", place))
+
+    def _prefetch(self, group: str) -> None:
+        """Of a pass's codes; processors fetch ahead too, but not far enough."""
+        for plane, size in zip(PLANES, _bytes_of_group(self._form)[:2], strict=False):
+            base = self._text.at(f"%{plane}", self._text.set(f"mul i64 {group}, {size}"))
+            for line in range(0, size, LINE):
+                ahead = self._text.at(base, PREFETCH + line)
+                self._text.do(f"call void @llvm.prefetch.p0(ptr {ahead}, i32 0, i32 2, i32 1)")
 
     def _sums(self, x: str, group: str, this: Pass, quads: range) -> dict[tuple[Row, int], Sums]:
         text, offset = self._text, self._form.offset
