@@ -18,3 +18,8 @@ def fma(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     is_inexact = (error != 0) & total.isfinite() & (bits & 1 == 0)
     bits = torch.where(is_inexact, bits + toward, bits)
     return bits.view(torch.float64).float()
+
+
+def sqrt(x: torch.Tensor) -> torch.Tensor:
+    """Of float32, rounded once; torch's own is one bit off now and then (MKL's)."""
+    return x.double().sqrt().float()

@@ -1,22 +1,13 @@
 """Rounding of rows in LLVM's text; `round_row` serves every operation that ends with it."""
 
+from dspark_kernels.cpu.float_text import FLOATS, LANES, MAGIC, MAGIC_BITS, WORDS, numbers
 from dspark_kernels.cpu.llvm_text import Loop, Text, constant
+from dspark_kernels.cpu.rounded import GROUP_BYTES
 
-EXPORTS = ("round_rows",)
-LANES = 16
-FLOATS, WORDS = "<16 x float>", "<16 x i32>"
-MAGIC = 0x4B400000  # 1.5 · 2**23: what is added to it is rounded to whole numbers, in its low bits
 TINIEST = 27 << 23  # bits of 2**-100
 
 
-def rounded_text() -> str:
-    text = Text()
-    write_round_row(text)
-    _round_rows(text)
-    return str(text)
-
-
-def _round_rows(text: Text) -> None:
+def write_round_rows(text: Text) -> None:
     """Words: x, out, groups."""
     text.raw("define void @round_rows(ptr %own, ptr %step, i64 %first, i64 %last) {")
     x, out = text.argument("%own", 0, "ptr"), text.argument("%own", 1, "ptr")
@@ -38,13 +29,7 @@ def write_round_row(text: Text) -> None:
     text.raw(
         "define internal void @round_row(ptr %x, ptr %out, i64 %groups, i64 %row, i64 %rows) {"
     )
-    first = text.set("and i64 %row, -8")
-    left = text.set(f"sub i64 %rows, {first}")
-    tile = text.set(f"call i64 @llvm.smin.i64(i64 {left}, i64 8)")
-    inside = text.set("and i64 %row, 7")
-    before = text.set(f"mul i64 {text.set(f'mul i64 {first}, 48')}, %groups")
-    base = text.at(text.at("%out", before), text.set(f"shl i64 {inside}, 2"))
-    record, quad = text.set(f"mul i64 {tile}, 48"), text.set(f"shl i64 {tile}, 2")
+    base, record, quad = write_places(text, "%out", "%groups", "%row", "%rows")
     loop = Loop(text, "0", "%groups")
     source = text.at("%x", text.set(f"shl i64 {loop.index}, 7"))
     target = text.at(base, text.set(f"mul i64 {loop.index}, {record}"))
@@ -54,10 +39,25 @@ def write_round_row(text: Text) -> None:
     loop.close()
     text.do("ret void")
     text.raw("}")
+
+
+def write_round_declarations(text: Text) -> None:
     text.raw("declare i64 @llvm.smin.i64(i64, i64)")
     text.raw(f"declare {WORDS} @llvm.smax.v16i32({WORDS}, {WORDS})")
     text.raw(f"declare i32 @llvm.vector.reduce.smax.v16i32({WORDS})")
     text.raw(f"declare i32 @llvm.vector.reduce.add.v16i32({WORDS})")
+
+
+def write_places(text: Text, out: str, groups: str, row: str, rows: str) -> tuple[str, str, str]:
+    """Where a row's first group goes; the bytes from group to group, and from field to field."""
+    first = text.set(f"and i64 {row}, -8")
+    left = text.set(f"sub i64 {rows}, {first}")
+    tile = text.set(f"call i64 @llvm.smin.i64(i64 {left}, i64 8)")
+    inside = text.set(f"and i64 {row}, 7")
+    before = text.set(f"mul i64 {text.set(f'mul i64 {first}, {GROUP_BYTES}')}, {groups}")
+    base = text.at(text.at(out, before), text.set(f"shl i64 {inside}, 2"))
+    record = text.set(f"mul i64 {tile}, {GROUP_BYTES}")
+    return base, record, text.set(f"shl i64 {tile}, 2")
 
 
 def round_group(text: Text, halves: list[str], target: str, quad: str) -> None:
@@ -94,8 +94,7 @@ def round_group(text: Text, halves: list[str], target: str, quad: str) -> None:
 
 def _codes(text: Text, half: str, inverse: str) -> str:
     """<16 x i32>: rounded to nearest even."""
-    magic = constant("float", LANES, 12582912).replace("12582912", "12582912.0")
     scaled = text.set(f"fmul {FLOATS} {half}, {inverse}")
-    moved = text.set(f"fadd {FLOATS} {scaled}, {magic}")
+    moved = text.set(f"fadd {FLOATS} {scaled}, {numbers(MAGIC)}")
     bits = text.set(f"bitcast {FLOATS} {moved} to {WORDS}")
-    return text.set(f"sub {WORDS} {bits}, {constant('i32', LANES, MAGIC)}")
+    return text.set(f"sub {WORDS} {bits}, {constant('i32', LANES, MAGIC_BITS)}")

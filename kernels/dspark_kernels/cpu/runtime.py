@@ -69,8 +69,9 @@ class Runtime:
                 )
             return self._libraries[name].addresses[function]
 
-    def run(self, ops: Sequence[Op], num_rows: int) -> None:
-        Program(self, ops, num_rows)(torch.tensor([num_rows]))
+    def run(self, ops: Sequence[Op], num_rows: int, step: torch.Tensor | None = None) -> None:
+        """Once; `step` as in step_words, or the number of rows alone."""
+        Program(self, ops, num_rows)(torch.tensor([num_rows]) if step is None else step)
 
 
 def _row(runtime: Runtime, op: Op, max_rows: int) -> list[int]:

@@ -1,5 +1,6 @@
 """Which library holds a function, and how its text is written."""
 
+import platform
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -12,27 +13,26 @@ class Source(NamedTuple):
 
 
 def library_of(function: str) -> str:
-    """Matrices have a library each, because few of their formats are ever needed together."""
+    """Matrices and attentions have a library each: few formats and sizes are ever needed."""
     from dspark_kernels.cpu.driver_text import EXPORTS
 
-    if function.startswith("matrix_"):
+    if function.startswith(("matrix_", "attend_")):
         return function
     return "driver" if function in EXPORTS else "rows"
 
 
 def source(library: str, variant: Variant) -> Source:
-    from dspark_kernels.cpu import driver_text, matrix_text, rounded_text
+    from dspark_kernels.cpu import driver_text, matrix_text, rows_text
 
-    is_x86 = variant.name != "neon" and not _is_arm()
     if library == "driver":
-        return Source(lambda: driver_text.driver_text(is_x86), driver_text.EXPORTS)
+        return Source(lambda: driver_text.driver_text(not _is_arm()), driver_text.EXPORTS)
     if library == "rows":
-        return Source(rounded_text.rounded_text, rounded_text.EXPORTS)
-    kind = library.removeprefix("matrix_")
-    return Source(lambda: matrix_text.matrix_text(kind, variant.name), [library])
+        return Source(rows_text.rows_text, rows_text.EXPORTS)
+    kind, _, which = library.partition("_")
+    if kind == "attend":
+        return Source(lambda: rows_text.attend_text(int(which)), [library])
+    return Source(lambda: matrix_text.matrix_text(which, variant.name), [library])
 
 
 def _is_arm() -> bool:
-    import platform
-
     return platform.machine().lower() in ("arm64", "aarch64")

@@ -3,10 +3,11 @@
 import ctypes
 import ctypes.util
 
+import numpy as np
 import pytest
 import torch
 
-from dspark_kernels.cpu.exact import fma
+from dspark_kernels.cpu.exact import fma, sqrt
 
 
 @pytest.fixture
@@ -43,3 +44,8 @@ def test_what_is_not_finite_stays_so():
     assert fma(infinity, one, one) == infinity
     assert fma(one, one, -infinity) == -infinity
     assert fma(infinity, one, -infinity).isnan() and fma(one, nan, one).isnan()
+
+
+def test_a_root_is_rounded_once():
+    x = torch.rand(10_000) * 2.0 ** torch.randint(-100, 100, (10_000,))
+    assert torch.equal(sqrt(x), torch.from_numpy(np.sqrt(x.numpy())))

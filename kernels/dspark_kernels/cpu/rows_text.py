@@ -1,0 +1,40 @@
+"""The text of the libraries that are no matrices."""
+
+from dspark_kernels.cpu.argmax import write_argmax
+from dspark_kernels.cpu.attend_round import write_attend
+from dspark_kernels.cpu.float_text import write_declarations
+from dspark_kernels.cpu.llvm_text import Text
+from dspark_kernels.cpu.norm_round import write_norm_round
+from dspark_kernels.cpu.rope_write import write_rope_write
+from dspark_kernels.cpu.rounded_text import (
+    write_round_declarations,
+    write_round_row,
+    write_round_rows,
+)
+from dspark_kernels.cpu.swiglu_round import write_swiglu_round
+
+EXPORTS = ("round_rows", "norm_round", "swiglu_round", "rope_write", "argmax")
+
+
+def rows_text() -> str:
+    text = Text()
+    for write in (
+        write_round_row,
+        write_round_rows,
+        write_norm_round,
+        write_swiglu_round,
+        write_rope_write,
+        write_argmax,
+        write_declarations,
+        write_round_declarations,
+    ):
+        write(text)
+    return str(text)
+
+
+def attend_text(head_dim: int) -> str:
+    text = Text()
+    write_attend(text, head_dim)
+    write_declarations(text)
+    write_round_declarations(text)
+    return str(text)
