@@ -4,11 +4,11 @@ is not run. This is its form of a chat without reasoning, tools or tasks.
 Established for Flash of 2026-07-31 from descriptions of that code; taken to hold for the others.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from dspark.checkpoints.deepseek_v4_config import MODEL_TYPE
+from dspark.checkpoints.files import read_json
 
 BEGIN, END = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 USER, ASSISTANT, ANSWER = "<｜User｜>", "<｜Assistant｜>", "</think>"
@@ -40,7 +40,7 @@ def with_own_prompt(tokenizer: Any, directory: Path) -> Any:
     config = directory / "config.json"
     if tokenizer.chat_template is None and config.is_file():
         marks = {BEGIN, END, USER, ASSISTANT, ANSWER}
-        is_v4 = json.loads(config.read_text(encoding="utf-8")).get("model_type") == MODEL_TYPE
+        is_v4 = read_json(config).get("model_type") == MODEL_TYPE
         if is_v4 and marks <= tokenizer.get_vocab().keys():
             tokenizer.chat_template = TEMPLATE
     return tokenizer

@@ -2,7 +2,8 @@
 
 import copy
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,23 @@ from transformers import AutoTokenizer
 
 from dspark.checkpoints.files import one_line
 from dspark.engine.characters import Characters, TokenTexts
+from dspark.engine.chat_template import ChatTemplate, Messages
 from dspark.engine.deepseek_v4_prompt import with_own_prompt
 from dspark.engine.marks import Marks, without_marks
 from dspark.engine.stops import StopMatcher
 from dspark.engine.thinking import Span, Thinking
-from dspark.errors import CheckpointError, InputError
+from dspark.errors import CheckpointError, DSparkError, InputError
 
-PLACE = "dspark-answer"  # stands for one in a chat that is only looked at
+NEWER = "A newer library may know it: pip install -U transformers tokenizers."
 PROMPT_TAIL = 256  # tokens in which the marks of an open answer are looked for
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """Code that lies beside it, or that it names, is never run nor asked about."""
-    return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    """Code that lies beside it, or that it names, is never run nor asked about. Raises
+    CheckpointError where it cannot be read."""
+    with _told(f"the tokenizer in {directory} cannot be read", CheckpointError, NEWER):
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        return with_own_prompt(tokenizer, directory)
 
 
 class TextCodec:
@@ -31,6 +36,7 @@ class TextCodec:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._chat = ChatTemplate(tokenizer)
 
     @classmethod
     def from_directory(cls, directory: Path) -> "TextCodec | None":
@@ -38,16 +44,11 @@ class TextCodec:
         names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
         if not any((directory / name).exists() for name in names):
             return None
-        try:
-            return cls(with_own_prompt(load_tokenizer(directory), directory))
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"the tokenizer in {directory} cannot be read ({one_line(error)})"
-            ) from error
+        return cls(load_tokenizer(directory))
 
     @property
     def has_chat_template(self) -> bool:
-        return self._tokenizer.chat_template is not None
+        return bool(self._chat.source)
 
     @property
     def bos_token_id(self) -> int | None:
@@ -55,18 +56,15 @@ class TextCodec:
         return bos
 
     def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text))
+        return self._encode(text, add_special_tokens=True)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def encode_chat(self, messages: Messages) -> list[int]:
         """The conversation up to where the assistant speaks."""
-        if not self.has_chat_template:
-            raise InputError(
-                "this model has no chat template", "Use `dspark generate --raw` with plain text."
-            )
-        text = self._tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
-        )
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        return self._encode(self._chat.write(messages), add_special_tokens=False)
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        with _told("the tokenizer cannot read this text", InputError):
+            return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.texts.decode(ids)
@@ -82,12 +80,7 @@ class TextCodec:
         turn has several ends."""
         if not self.has_chat_template or self.thinking.has_channels:
             return None
-        chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PLACE}]
-        try:
-            text = self._tokenizer.apply_chat_template(chat, tokenize=False)
-        except Exception:  # a template that takes no such chat says nothing about its end
-            return None
-        behind = text.rpartition(PLACE)[2].lstrip()
+        behind = self._chat.behind_an_answer().lstrip()
         longest_first = sorted(self.texts.special_texts, key=len, reverse=True)
         found = next((name for name in longest_first if name and behind.startswith(name)), None)
         return self.texts.id_of(found) if found else None
@@ -102,8 +95,7 @@ class TextCodec:
 
     @cached_property
     def thinking(self) -> Thinking:
-        template = self._tokenizer.chat_template
-        return Thinking(self.marks, template if isinstance(template, str) else "")
+        return Thinking(self.marks, self._chat.source)
 
 
 class TextStream:
@@ -203,3 +195,14 @@ class TextStream:
         self.is_thinking = span.is_thinking
         self._told[span.is_thinking].append(span.text)
         return span.text
+
+
+@contextmanager
+def _told(what: str, kind: type[DSparkError], hint: str = "") -> Iterator[None]:
+    """Whatever a tokenizer raises, in one line. A panic of its library is no Exception."""
+    try:
+        yield
+    except (DSparkError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise kind(f"{what} ({one_line(error)})", hint) from error

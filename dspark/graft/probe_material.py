@@ -13,7 +13,7 @@ from dspark.engine.loop import Engine
 from dspark.engine.request import Request
 from dspark.engine.scheduler import FullSchedule
 from dspark.engine.text import TextCodec, load_tokenizer
-from dspark.errors import InputError
+from dspark.errors import CheckpointError, InputError
 from dspark.events import Finished
 from dspark.graft.shape import rope_theta
 from dspark.graft.start import final_norm
@@ -96,7 +96,7 @@ def possible_masks(directory: Path, mask_token_id: int, vocab_size: int) -> list
     near = [mask_token_id - 1, mask_token_id + 1]
     try:
         tokenizer: Any = load_tokenizer(directory)
-    except (OSError, ValueError, KeyError):
+    except CheckpointError:
         return [*near, vocab_size - 1]
     added = {index: str(token) for index, token in tokenizer.added_tokens_decoder.items()}
     called = [index for index, text in added.items() if "mask" in text.lower()]

@@ -1,0 +1,75 @@
+"""A conversation as the model's own chat template writes it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dspark.checkpoints.files import one_line
+from dspark.errors import InputError
+
+Messages = Sequence[Mapping[str, str]]
+PLACE = "dspark-answer"  # stands for one in a chat that is only looked at
+RAW = "dspark generate --raw takes a text as it is, without the template."
+
+
+class ChatTemplate:
+    """Of several templates the default one, or the first."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        stated = tokenizer.chat_template
+        named = stated if isinstance(stated, dict) else {"default": stated}
+        self.source: str = named.get("default") or next(iter(named.values()), None) or ""
+
+    def write(self, messages: Messages) -> str:
+        """The conversation up to where the assistant speaks. A model without a system role gets
+        the instructions at the beginning of the first prompt.
+
+        Raises InputError where there is no template, or it fails or refuses the conversation.
+        """
+        if not self.source:
+            raise InputError("this model has no chat template", RAW)
+        try:
+            return self._write(messages)
+        except Exception as error:  # a template is a program: it refuses, and fails in any way
+            raise InputError(
+                f"the chat template does not take this conversation ({one_line(error)})", RAW
+            ) from error
+
+    def behind_an_answer(self) -> str:
+        """What it writes behind the assistant's words; "" where that cannot be told."""
+        chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PLACE}]
+        try:
+            return self._render(chat, is_asked=False).rpartition(PLACE)[2]
+        except Exception:  # it takes no such chat
+            return ""
+
+    def _write(self, messages: Messages) -> str:
+        folded = _without_system(messages)
+        if folded is None:
+            return self._render(messages)
+        try:
+            text = self._render(messages)
+        except Exception as error:
+            try:
+                return self._render(folded)
+            except Exception:  # then the system role was not what it minded
+                raise error from None
+        return text if messages[0]["content"].strip() in text else self._render(folded)
+
+    def _render(self, messages: Messages, *, is_asked: bool = True) -> str:
+        text: str = self._tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            chat_template=self.source,
+            tokenize=False,
+            add_generation_prompt=is_asked,
+        )
+        return text
+
+
+def _without_system(messages: Messages) -> list[Mapping[str, str]] | None:
+    """The instructions as the beginning of the first prompt; None where there are none."""
+    roles = [message["role"] for message in messages[:2]]
+    if roles != ["system", "user"]:
+        return None
+    first = f"{messages[0]['content']}\n\n{messages[1]['content']}"
+    return [{"role": "user", "content": first}, *messages[2:]]
