@@ -61,7 +61,7 @@ def open_drafters(
 
     if NO_DRAFT in heads.values():
         raise InputError("--drafters compares heads, and none is not one")
-    files = find_files(replace(choice, draft=NO_DRAFT))
+    files = find_files(replace(choice, draft=NO_DRAFT), runtime)
     folders = {
         name: None if head == LOOKUP_DRAFT else resolve_draft(head) for name, head in heads.items()
     }

@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from dspark.hub.pairs import PairFiles
 
 
-def find_files(choice: PairChoice) -> "PairFiles":
-    """The chosen files on disk; what is missing is fetched first."""
-    return find_settled(settled(choice))
+def find_files(choice: PairChoice, runtime: RuntimeConfig | None = None) -> "PairFiles":
+    """The chosen files on disk; what is missing is fetched first, if it fits as `runtime` says."""
+    return find_settled(settled(choice, runtime), runtime)
 
 
-def find_settled(choice: PairChoice) -> "PairFiles":
+def find_settled(choice: PairChoice, runtime: RuntimeConfig | None = None) -> "PairFiles":
     """As find_files, for a choice that is settled already."""
     from dspark import hub
     from dspark.hub.pairs import PairFiles
     from dspark.hub.resolve import LOOKUP_DRAFT, NO_DRAFT
 
     if choice.draft == LOOKUP_DRAFT:
-        return replace(find_settled(replace(choice, draft=NO_DRAFT)), has_lookup=True)
-    _fetch_missing(choice)
+        return replace(find_settled(replace(choice, draft=NO_DRAFT), runtime), has_lookup=True)
+    _fetch_missing(choice, runtime)
     if choice.target is not None:
         draft = hub.resolve_draft(choice.draft) if choice.draft else None
         target = hub.resolve_target(choice.target)
@@ -41,13 +41,13 @@ def find_settled(choice: PairChoice) -> "PairFiles":
     return PairFiles(files.name, files.target, hub.resolve_draft(choice.draft))
 
 
-def _fetch_missing(choice: PairChoice) -> None:
+def _fetch_missing(choice: PairChoice, runtime: RuntimeConfig | None) -> None:
     """Repositories of the hub that were named by their id."""
     from dspark import hub
 
     for name, is_head in ((choice.target, False), (choice.draft, True)):
         with progress_bars(is_bytes=True) as bars:
-            for step in hub.fetch_missing(name or "", is_head=is_head):
+            for step in hub.fetch_missing(name or "", is_head=is_head, runtime=runtime):
                 bars.show(step)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dspark.config import RuntimeConfig
 from dspark.errors import InputError, UnknownNameError
 from dspark_cli.output import say
 
@@ -16,8 +17,9 @@ class PairChoice:
     draft: str | None = None
 
 
-def settled(choice: PairChoice) -> PairChoice:
+def settled(choice: PairChoice, runtime: RuntimeConfig | None = None) -> PairChoice:
     """The pair, or the target and head, that are meant here; what was decided is said on stderr.
+    `runtime` is where it will run; None: wherever it can.
 
     Raises UnknownNameError for what is nothing of all that, MemoryFullError for what cannot fit.
     """
@@ -28,11 +30,11 @@ def settled(choice: PairChoice) -> PairChoice:
     if choice.target is not None:
         return choice
     if name in FAMILIES or hub.known_pair(name) is not None:
-        return replace(choice, pair=usable_name(name))
+        return replace(choice, pair=usable_name(name, runtime))
     check_spelling(name)
     if choice.draft is None and (pair := hub.pair_of_target(name)) is not None:
         say(f"{name} is the target of the pair {pair.name}, whose head drafts")
-        return replace(choice, pair=usable_name(pair.name))
+        return replace(choice, pair=usable_name(pair.name, runtime))
     if Path(name).expanduser().exists():
         return _local(choice)
     if hub.is_repo_id(name):
@@ -130,21 +132,21 @@ def check_spelling(name: str) -> None:
         raise UnknownNameError("no pair has an empty name", "See dspark list for the known pairs.")
 
 
-def chosen_name(name: str) -> str:
+def chosen_name(name: str, runtime: RuntimeConfig | None = None) -> str:
     """The pair that a family's name means here, which is said; any other name is itself."""
     from dspark import hub
 
-    choice = hub.choose_pair(name)
+    choice = hub.choose_pair(name, runtime)
     if choice.reason:
         say(choice.reason)
     return choice.name
 
 
-def usable_name(name: str) -> str:
-    """As chosen_name, and no memory of this machine is too small for it."""
+def usable_name(name: str, runtime: RuntimeConfig | None = None) -> str:
+    """As chosen_name, and the memory where it will run is not too small for it."""
     from dspark import hub
 
-    name = chosen_name(name)
+    name = chosen_name(name, runtime)
     if (pair := hub.known_pair(name)) is not None:
-        hub.check_memory(pair)
+        hub.check_memory(pair, runtime)
     return name

@@ -42,7 +42,8 @@ def _print_plan(plan: "PullPlan") -> None:
             "disk": f"{size_text(plan.disk_needed)} needed, {size_text(plan.disk_free)} free"
             + _verdict(plan.fits_disk),
             "memory": f"{size_or_unknown(plan.memory_needed)} needed, {there}"
-            + _verdict(plan.fits_memory),
+            + _verdict(plan.fits_memory)
+            + (f" with {plan.options}" if plan.options else ""),
         }
     )
 

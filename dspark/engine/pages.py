@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from dspark.errors import MemoryFullError
-from dspark.hub.fit import cache_values, free_memory, gigabytes
-from dspark.hub.folders import count_parameters, read_config
+from dspark.hub.fit import free_memory, gigabytes
+from dspark.hub.memory import Room, of_folders, pass_bytes, weight_bytes
 from dspark_kernels import PagedCache
 from dspark_kernels.paged_cache import PAGE, num_pages_for
 
@@ -27,12 +27,10 @@ def usable_bytes(device: str) -> int:
 
 def tokens_that_fit(target: Path, draft: Path | None, device: str, value_bytes: int) -> int:
     """Tokens of all requests that the caches could hold beside the pair's weights."""
-    num_weights, each = count_parameters(target), cache_values(read_config(target))
-    if draft is not None:
-        num_weights += count_parameters(draft)
-        each += cache_values(read_config(draft))
-    room = SHARE * (free_memory(device) - WORKSPACE - num_weights * value_bytes)
-    return max(0, int(room / max(each * value_bytes, 1)))
+    of, free = of_folders(target, draft), free_memory(device)
+    where = Room(device.partition(":")[0], free, value_bytes)
+    room = SHARE * (free - weight_bytes(of, where) - pass_bytes(of, where))
+    return max(0, int(room / max(of.cache * value_bytes, 1)))
 
 
 def fix_pages(

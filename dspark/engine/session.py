@@ -39,6 +39,7 @@ from dspark.engine.text import TextCodec
 from dspark.errors import InputError
 from dspark.events import Event, LoadProgress
 from dspark.hub import PairFiles, home
+from dspark.hub.fit import check_files
 from dspark.targets.base import Target
 from dspark.targets.dense import DenseTarget
 from dspark.targets.load import load_target
@@ -168,6 +169,7 @@ def open_session(
     """
     resolved = resolve_runtime(runtime)
     device, dtype = torch.device(resolved.device), getattr(torch, resolved.dtype)
+    check_files(files.name, files.target, files.draft, runtime)
     if (
         device.type == "cuda" and device.index is not None
     ):  # kernels and graphs go to the current one

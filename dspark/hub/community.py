@@ -3,8 +3,8 @@
 from dspark.checkpoints.detect import Packaging
 from dspark.hub.pairs import HeadFacts, HubRepo, Pair, TargetFacts
 
-QWEN3_4B = TargetFacts("qwen3", 2560, 36, 151_936)
-QWEN3_8B = TargetFacts("qwen3", 4096, 36, 151_936)
+QWEN3_4B = TargetFacts("qwen3", 2560, 36, 151_936, 1024)
+QWEN3_8B = TargetFacts("qwen3", 4096, 36, 151_936, 1024)
 SHAPES = "computed from the tensors' shapes, stored as bfloat16"
 NAME = "about, by the model's name, in bfloat16"
 NOT_ESTABLISHED = "not established"

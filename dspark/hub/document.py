@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 
 from dspark.checkpoints.detect import EAGLE3, ELSEWHERE, GGUF, MTP, NEMOTRON, Packaging
-from dspark.hub.fit import gigabytes, weights_needed
+from dspark.hub.fit import gigabytes
+from dspark.hub.memory import Footprint, Room, memory_needed, of_pair
 from dspark.hub.pairs import Algorithm, AssetFolder, HubRepo, Pair, WheelMember
 from dspark.hub.registry import PAIRS
 from dspark.hub.released import ALIASES, FAMILIES
@@ -30,9 +31,10 @@ HEADER = """\
 None of the weights on the Hugging Face hub were at hand when this was written: *verified* says
 what stands in for them. *Golden runs*: token for token the reference implementation's, on tiny
 models. *First blocks*: the reference's drafts and logits after a prompt, on a tiny model. *Toy
-models*: an independent writer's, read back and decoded. *Needs* is the memory of target and head in
-bfloat16, without the cache of a chat and without a head whose size is not established; of
-DeepSeek-V4 as stored, which a GPU with FP8 keeps, while elsewhere it is 3.4 times as much.
+models*: an independent writer's, read back and decoded. *Needs* is the memory of a chat of 4,096
+tokens, all told, on a CPU in float32, its default, and in bfloat16 (`--dtype bfloat16`); of
+DeepSeek-V4 on GPUs that keep FP8, and where it is unpacked. A head whose size is not established is
+not in it. `dspark list` tells what a pair needs on your machine.
 `dspark show PAIR` tells where each figure is from.
 """
 
@@ -58,7 +60,7 @@ def _pairs() -> Iterator[str]:
     yield "| pair | target | head | algorithm | packaging | verified | needs | licence |"
     yield "|---|---|---|---|---|---|---|---|"
     for pair in PAIRS.values():
-        needed = weights_needed(pair)
+        of = of_pair(pair)
         head = pair.head
         cells = (
             f"`{pair.name}`",
@@ -67,10 +69,24 @@ def _pairs() -> Iterator[str]:
             head.algorithm if head else "",
             head.packaging if head else "",
             verified(pair),
-            gigabytes(needed) if needed else "not established",
+            "not established" if of is None else ", ".join(_needs(of)),
             pair.licence or "not established",
         )
         yield f"| {' | '.join(cells)} |"
+
+
+def _needs(of: Footprint) -> Iterator[str]:
+    """As `dspark list` says it on a CPU, and in bfloat16 there; of FP8, on a GPU that keeps it."""
+    if of.stored_bytes is not None:
+        yield f"{_on(of, 'cuda', 2)} with FP8"
+        yield f"{_on(of, 'cpu', 2)} else"
+        return
+    yield _on(of, "cpu", 4)
+    yield f"{_on(of, 'cpu', 2)} in bf16"
+
+
+def _on(of: Footprint, device: str, value_bytes: int) -> str:
+    return gigabytes(memory_needed(of, Room(device, 0, value_bytes, device == "cuda")))
 
 
 def _source(source: object) -> str:

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from dspark.config import RuntimeConfig
 from dspark.errors import MemoryFullError
-from dspark.hub import registry
-from dspark.hub.fit import Room, check_memory, gigabytes, rooms, weights_needed
+from dspark.hub import fit, registry
+from dspark.hub.fit import check_memory, gigabytes, pair_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,25 +16,22 @@ class Choice:
     reason: str = ""
 
 
-def choose_pair(name: str) -> Choice:
-    """Raises MemoryFullError for a family of which nothing fits."""
+def choose_pair(name: str, runtime: RuntimeConfig | None = None) -> Choice:
+    """As `runtime` says, None: in any way that fits here, the default before others.
+
+    Raises MemoryFullError for a family of which nothing fits.
+    """
     if name not in registry.FAMILIES:
         return Choice(name)
     family = [registry.PAIRS[each] for each in registry.FAMILIES[name]]
-    found = rooms()
-    for room, value_bytes, remark in _trials(found):
+    found = fit.rooms()
+    trials = fit.settings(found) if runtime is None else [(fit.room_for(runtime, found), "")]
+    for room, options in trials:
         for pair in family:
-            needed = weights_needed(pair, value_bytes, is_packed=room.runs_packed)
+            needed = pair_memory(pair, room)
             if needed is not None and needed <= room.usable:
-                what = f"{gigabytes(needed)} of {gigabytes(room.total)} on {room.device}{remark}"
+                what = f"{gigabytes(needed)} of {gigabytes(room.total)} on {room.device}"
+                what += f" in {room.dtype}" + (f", with {options}" if options else "")
                 return Choice(pair.name, f"{name} is {pair.name} here: it takes {what}")
-    check_memory(family[-1])
+    check_memory(family[-1], runtime)
     raise MemoryFullError(f"no pair of the family {name} fits", "See dspark list.")
-
-
-def _trials(found: list[Room]) -> list[tuple[Room, int, str]]:
-    """The default device and number format first; then two bytes a number, wherever they fit."""
-    default = found[0]
-    return [(default, default.value_bytes, "")] + [
-        (room, 2, f", with --device {room.device} --dtype bfloat16") for room in found
-    ]

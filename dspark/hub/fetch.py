@@ -7,8 +7,9 @@ from dspark.events import FetchProgress
 from dspark.hub import store
 from dspark.hub.cache import cached_folder, repo_bytes, repo_folder
 from dspark.hub.families import choose_pair
-from dspark.hub.fit import brings_own_head, check_memory
+from dspark.hub.fit import check_memory
 from dspark.hub.gguf_file import convert_file, gguf_file
+from dspark.hub.memory import brings_own_head
 from dspark.hub.names import find_pair
 from dspark.hub.pairs import (
     HeadSource,

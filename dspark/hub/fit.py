@@ -1,18 +1,26 @@
-"""Does a model fit? What it needs, from headers alone, against what is free."""
+"""Does a pair fit? What it takes where it would run, against the memory that is there."""
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from dspark.errors import MemoryFullError
-from dspark.hub.folders import count_parameters, read_config
+from dspark.config import RuntimeConfig
+from dspark.errors import CheckpointError, MemoryFullError
+from dspark.hub.memory import (
+    FLOAT,
+    Footprint,
+    Room,
+    brings_own_head,
+    memory_needed,
+    of_folders,
+    of_pair,
+)
 from dspark.hub.pairs import HubRepo, Pair
 from dspark.hub.store import locate
 
-USABLE = 0.9  # of a memory; the system and other programs need the rest
-CACHE_TOKENS = 4096  # a long chat; the cache grows with the context
-BFLOAT16_BYTES = 2
+HALF = 2  # bytes of a number in bfloat16
 NATIVE_FP8_CAPABILITY = (8, 9)  # below it, and on a CPU, transformers de-quantises to bfloat16
+GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of drivers: without one, no need of torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,26 +35,6 @@ class Fit:
         return self.needed <= self.free
 
 
-def folder_memory(target: Path, draft: Path | None, value_bytes: int) -> int:
-    """Weights of target and head, and the cache of a long chat, at `value_bytes` a number."""
-    values = count_parameters(target) + cache_values(read_config(target)) * CACHE_TOKENS
-    if draft is not None:
-        values += count_parameters(draft)
-    return values * value_bytes
-
-
-def cache_values(config: dict[str, Any]) -> int:
-    """Numbers that one token leaves in the cache; 0 for a config without the usual keys."""
-    config = config.get("text_config", config)
-    try:
-        num_heads = config["num_attention_heads"]
-        num_kv_heads = config.get("num_key_value_heads") or num_heads
-        head_dim = config.get("head_dim") or config["hidden_size"] // num_heads
-        return 2 * int(config["num_hidden_layers"]) * int(num_kv_heads) * int(head_dim)
-    except (KeyError, TypeError, ValueError, ArithmeticError):
-        return 0
-
-
 def free_memory(device: str) -> int:
     """Free bytes of the GPU that `device` names, otherwise of the machine."""
     if device.startswith("cuda"):
@@ -58,83 +46,106 @@ def free_memory(device: str) -> int:
     return int(psutil.virtual_memory().available)
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
-    """All the memory of one device, and the bytes that a number takes there by default.
-
-    `runs_packed`: FP8 weights stay as they are stored; elsewhere they are loaded as bfloat16.
-    """
-
-    device: str
-    total: int
-    value_bytes: int
-    runs_packed: bool = False
-
-    @property
-    def usable(self) -> int:
-        return int(self.total * USABLE)
-
-
 def rooms() -> list[Room]:
-    """What dspark can load a pair into, the default device first."""
+    """What dspark can load a pair into, the default device first, in its default number format."""
     import psutil
 
-    found = [Room("cpu", int(psutil.virtual_memory().total), 4)]
+    found = [Room("cpu", int(psutil.virtual_memory().total), FLOAT)]
+    if os.name != "nt" and not any(Path(name).exists() for name in GPU_FILES):
+        return found
     import torch
 
     if torch.cuda.is_available():
         packed = torch.cuda.get_device_capability() >= NATIVE_FP8_CAPABILITY
-        found.insert(0, Room("cuda", int(torch.cuda.mem_get_info()[1]), 2, packed))
+        found.insert(0, Room("cuda", int(torch.cuda.mem_get_info()[1]), HALF, packed))
     return found
 
 
-def weights_needed(pair: Pair, value_bytes: int = 2, *, is_packed: bool = True) -> int | None:
-    """Bytes of target and head in memory, by the registry; None is not established.
-
-    The head of a target that brings its own is among the target's bytes, which are packed.
-    """
-    if pair.target_num_bytes is None:
-        return None
-    if brings_own_head(pair):
-        unpacked = (pair.num_parameters or pair.target_num_bytes) * BFLOAT16_BYTES
-        return pair.target_num_bytes if is_packed else unpacked
-    values = pair.num_parameters or pair.target_num_bytes // 2
-    if pair.head is not None:
-        head_bytes = pair.draft.num_bytes if isinstance(pair.draft, HubRepo) else None
-        values += pair.head.num_parameters or (head_bytes or 0) // 2
-    return values * value_bytes
+def room_for(runtime: RuntimeConfig, found: list[Room]) -> Room:
+    """Where the pair would run, in the number format that would be used there."""
+    device = runtime.device.partition(":")[0]
+    room = next((each for each in found if each.device == device), found[0])
+    return room if runtime.dtype == "auto" else replace(room, value_bytes=_bytes(runtime.dtype))
 
 
-def brings_own_head(pair: Pair) -> bool:
-    return isinstance(pair.draft, HubRepo) and pair.draft.tensor_prefix is not None
+def _bytes(dtype: str) -> int:
+    return FLOAT if dtype == "float32" else HALF
 
 
-def check_memory(pair: Pair) -> None:
-    """Raises MemoryFullError where no device of this machine could ever hold the pair."""
-    packed, unpacked = weights_needed(pair), weights_needed(pair, is_packed=False)
-    if packed is None or unpacked is None:
-        return
-    if unpacked <= _machine_usable():  # the usual case needs no torch
-        return
+def settings(found: list[Room]) -> list[tuple[Room, str]]:
+    """The default device and number format first; then two bytes a number, wherever they fit, with
+    the options that ask for it."""
+    halves = [replace(room, value_bytes=HALF) for room in found]
+    asked = [f"--device {room.device} --dtype bfloat16" for room in found]
+    return [(found[0], ""), *zip(halves, asked, strict=True)]
+
+
+def footprint(pair: Pair) -> Footprint | None:
+    """Exact once the pair is in the store, by the registry before; None is not established."""
+    files = locate(pair.name)
+    if files is None or brings_own_head(pair):
+        return of_pair(pair)
+    try:
+        return of_folders(files.target, files.draft)
+    except CheckpointError:  # broken files, which reading them will name
+        return of_pair(pair)
+
+
+def pair_memory(pair: Pair, room: Room | None = None) -> int | None:
+    """Bytes that the pair takes where it would run by default; None is not established."""
+    of = footprint(pair)
+    return None if of is None else memory_needed(of, room or rooms()[0])
+
+
+def pair_fit(pair: Pair, device: str, dtype: str) -> Fit:
+    """As it would run there, against what is free there."""
+    room = room_for(RuntimeConfig(device, "float32" if dtype == "float32" else "bfloat16"), rooms())
+    return Fit(pair_memory(pair, room) or 0, free_memory(device))
+
+
+def check_memory(pair: Pair, runtime: RuntimeConfig | None = None) -> None:
+    """Raises MemoryFullError where the pair cannot run as `runtime` says; None: in no way here."""
+    if (of := footprint(pair)) is not None:
+        check_room(of, pair.name, runtime, _other_ways(pair))
+
+
+def check_room(of: Footprint, name: str, runtime: RuntimeConfig | None, other_ways: str) -> None:
+    """Raises MemoryFullError with the ways out: options with which it fits, then others."""
     found = rooms()
-    if any((packed if room.runs_packed else unpacked) <= room.usable for room in found):
+    possible = [each for each, _ in settings(found)]
+    asked = possible if runtime is None else [room_for(runtime, found)]
+    if any(memory_needed(of, room) <= room.usable for room in asked):
         return
+    needed = " or ".join(dict.fromkeys(_told(of, room) for room in asked))
     there = ", ".join(f"{gigabytes(room.total)} ({room.device})" for room in found)
-    needed = f"{gigabytes(packed)} of memory for its weights alone"
-    if packed != unpacked:
-        needed += f" on a GPU with FP8, {gigabytes(unpacked)} elsewhere"
-    raise MemoryFullError(f"{pair.name} needs {needed}; there is {there}", ways_out(pair))
+    fitting = [options for room, options in settings(found) if _fits(of, room) and options]
+    first = f"Add {fitting[0]}, with which it fits; {other_ways}" if fitting else other_ways
+    raise MemoryFullError(
+        f"{name} needs {needed} of memory; there is {there}", first[:1].upper() + first[1:]
+    )
 
 
-def _machine_usable() -> int:
-    import psutil
+def check_files(name: str, target: Path, draft: Path | None, runtime: RuntimeConfig) -> None:
+    """Raises MemoryFullError for what is on disk and larger than all memory of its device."""
+    of, found = of_folders(target, draft), rooms()
+    room = room_for(runtime, found)
+    if memory_needed(of, room) > room.total:
+        check_room(of, name, runtime, "take a smaller model, or fewer bits.")
 
-    return int(psutil.virtual_memory().total * USABLE)
+
+def _told(of: Footprint, room: Room) -> str:
+    how = room.dtype
+    if of.stored_bytes is not None:
+        how = "FP8" if room.runs_packed else "FP8 unpacked"
+    return f"{gigabytes(memory_needed(of, room))} ({room.device}, {how})"
 
 
-def ways_out(pair: Pair) -> str:
-    """What to do about a pair that does not fit."""
-    ways = ["Take a smaller pair (dspark list shows what each needs)"]
+def _fits(of: Footprint, room: Room) -> bool:
+    return memory_needed(of, room) <= room.usable
+
+
+def _other_ways(pair: Pair) -> str:
+    ways = ["take a smaller pair (dspark list shows what each needs)"]
     if _has_other_engine(pair):
         ways.append(
             f"or on GPUs that hold it: dspark serve {pair.name} --engine vllm, "
@@ -152,13 +163,3 @@ def _has_other_engine(pair: Pair) -> bool:
 
 def gigabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.1f} GB"
-
-
-def pair_fit(pair: Pair, device: str, dtype: str) -> Fit:
-    """Exact once the pair is in the store; the target's weights alone before."""
-    value_bytes = 4 if dtype == "float32" else 2
-    files = locate(pair.name)
-    if files is None or brings_own_head(pair):
-        packed = device.startswith("cuda") and rooms()[0].runs_packed
-        return Fit(weights_needed(pair, value_bytes, is_packed=packed) or 0, free_memory(device))
-    return Fit(folder_memory(files.target, files.draft, value_bytes), free_memory(device))

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from dspark.errors import CheckpointError
 
 # by the end of a name, how many numbers lie in one that is stored: AWQ and GPTQ, MXFP4
+LARGEST_HEADER = 32 << 20  # bytes
 PACKED = {".qweight": 8, "_blocks": 2}
 
 
@@ -41,6 +42,42 @@ def count_parameters(folder: Path) -> int:
     return sum(math.prod(shape) for shape in tensor_shapes(folder))
 
 
+def read_shapes(folder: Path, *names: str) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor by name, of these files or of those the index names; of packed
+    ones, unpacked. From the headers, without torch, and as they are: nothing is checked."""
+    index = folder / "model.safetensors.index.json"
+    try:
+        if not names and index.is_file():
+            content = json.loads(index.read_text(encoding="utf-8"))
+            names = tuple(sorted({str(each) for each in content["weight_map"].values()}))
+        return {
+            name: shape
+            for file in names or ("model.safetensors",)
+            for name, shape in _header_shapes(folder / Path(file).name)
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"the headers of {folder} cannot be read ({error})", "Fetch the model again."
+        ) from error
+
+
+def _header_shapes(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > LARGEST_HEADER:
+            raise ValueError(f"a header of {length:,} bytes")
+        header = json.loads(file.read(length))
+    for name, entry in header.items():
+        if name != "__metadata__":
+            *sizes, last = [int(size) for size in entry["shape"]] or [1]
+            yield name, (*sizes, numbers_in(name) * last)
+
+
+def numbers_in(name: str) -> int:
+    """How many numbers lie in one stored number of that tensor."""
+    return next((n for end, n in PACKED.items() if name.endswith(end)), 1)
+
+
 def tensor_shapes(folder: Path) -> Iterator[tuple[int, ...]]:
     """The shape of every tensor in a folder's safetensors files; of packed ones, unpacked."""
     from dspark.checkpoints.safetensors_dir import weight_files  # brings torch
@@ -50,8 +87,7 @@ def tensor_shapes(folder: Path) -> Iterator[tuple[int, ...]]:
             with safe_open(path, framework="np") as file:
                 for name in file.keys():  # noqa: SIM118 (a file handle, not a dict)
                     *sizes, last = file.get_slice(name).get_shape() or (1,)
-                    numbers = next((n for end, n in PACKED.items() if name.endswith(end)), 1)
-                    yield (*sizes, numbers * last)
+                    yield (*sizes, numbers_in(name) * last)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{path} is truncated or not a safetensors file ({error})", "Fetch the model again."

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Literal
 
@@ -65,6 +66,10 @@ class AssetFolder:
 
     folder: str
 
+    @property
+    def path(self) -> Path:
+        return Path(str(resources.files("dspark.assets") / self.folder))
+
 
 @dataclass(frozen=True, slots=True)
 class LocalFolder:
@@ -86,12 +91,13 @@ HeadSource = AssetFolder | HubRepo | LocalFolder | OtherPair
 
 @dataclass(frozen=True, slots=True)
 class TargetFacts:
-    """What a head has to agree with."""
+    """What a head has to agree with; of keys and values, numbers a token and layer, if known."""
 
     model_type: str
     hidden_size: int
     num_layers: int
     vocab_size: int
+    kv_width: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +147,7 @@ DEMO = Pair(
     ),
     draft=AssetFolder("demo_head"),
     num_parameters=134_515_008,
-    facts=TargetFacts("llama", 576, 30, 49_152),
+    facts=TargetFacts("llama", 576, 30, 49_152, 192),
     head=HeadFacts("dspark", Packaging.DEEPSPEC, 4, (1, 8, 15, 21, 28), 5),
     target_num_bytes=272_584_540,
     origins={

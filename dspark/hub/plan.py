@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from dspark.checkpoints.deepseek_v4_config import holds_own_head
-from dspark.errors import MemoryFullError
-from dspark.hub import store
+from dspark.checkpoints.detect import is_head
+from dspark.config import RuntimeConfig
+from dspark.hub import fit, store
 from dspark.hub.cache import cached_folder, repo_bytes, repo_folder
-from dspark.hub.fit import CACHE_TOKENS, Room, cache_values, gigabytes, rooms, weights_needed
+from dspark.hub.fit import check_room, footprint
 from dspark.hub.listing import (
     HubUnreachableError,
     Listing,
@@ -16,13 +18,21 @@ from dspark.hub.listing import (
     list_repo,
     open_client,
 )
+from dspark.hub.memory import (
+    Footprint,
+    Room,
+    cache_values,
+    memory_needed,
+    of_listing,
+    stored_values,
+)
 from dspark.hub.names import find_pair
 from dspark.hub.pairs import HubRepo, OtherPair, Pair, WheelMember
 from dspark.hub.place import free_bytes, home
 from dspark.hub.repository import check_head, disk_still_needed, missing_files
 from dspark.hub.wheel import wheel_disk_needed
 
-UNPACKED_GROWTH = 3.4  # from FP4 experts and FP8 layers to bfloat16, of DeepSeek-V4-Flash
+Origin = Literal["listing", "registry"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +45,8 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True)
 class PullPlan:
-    """`disk_needed` is in `folder`; `memory_needed` is weights, as stored, and a long chat's cache.
-
-    None is not established. `origin` of the sizes is "listing" or, offline, "registry".
+    """`disk_needed` is in `folder`; `memory_needed` where it would run by default, with a long
+    chat. None is not established. `origin` of the sizes is "listing" or, offline, "registry".
     """
 
     pair: str
@@ -45,9 +54,11 @@ class PullPlan:
     folder: str
     disk_needed: int
     disk_free: int
+    footprint: Footprint | None
     memory_needed: int | None
     rooms: tuple[Room, ...]
-    origin: Literal["listing", "registry"] = "listing"
+    options: str = ""  # with which it fits, where it does not by default
+    origin: Origin = "listing"
 
     @property
     def download_bytes(self) -> int:
@@ -59,8 +70,9 @@ class PullPlan:
 
     @property
     def fits_memory(self) -> bool:
+        """By default, or with `options`."""
         needed = self.memory_needed
-        return needed is None or any(needed <= room.usable for room in self.rooms)
+        return needed is None or needed <= self.rooms[0].usable or bool(self.options)
 
 
 def plan_pull(name: str, *, only_head: bool = False) -> PullPlan:
@@ -76,61 +88,74 @@ def plan_pull(name: str, *, only_head: bool = False) -> PullPlan:
     except HubUnreachableError:
         if any(repo.num_bytes is None for repo in repos):
             raise
-        return _plan_by_registry(pair, repos)
+        return _plan_by_registry(pair, repos, None if only_head else footprint(pair))
     for listing in listings:
         check_head(listing)
-    return plan_listings(pair.name, listings)
+    return plan_listings(pair.name, listings, None if only_head else pair)
 
 
-def plan_listings(name: str, listings: list[Listing]) -> PullPlan:
+def plan_listings(name: str, listings: list[Listing], pair: Pair | None = None) -> PullPlan:
+    """`pair`: what is known of it beside, if anything."""
     folder = repo_folder(listings[0].repo).parent if listings else home()
-    found = rooms()
-    return PullPlan(
-        pair=name,
-        files=tuple(file for listing in listings for file in _files(listing)),
-        folder=str(folder),
-        disk_needed=sum(disk_still_needed(listing) for listing in listings),
-        disk_free=free_bytes(folder),
-        memory_needed=_memory(listings, is_packed=any(room.runs_packed for room in found)),
-        rooms=tuple(found),
+    return _plan(
+        name,
+        tuple(file for listing in listings for file in _files(listing)),
+        folder,
+        sum(disk_still_needed(listing) for listing in listings),
+        (footprint(pair) if pair else None) or _footprint(listings),
     )
 
 
-def _plan_by_registry(pair: Pair, repos: list[HubRepo]) -> PullPlan:
-    """The weights alone, by the sizes that dspark knows itself."""
-    folder = repo_folder(repos[0]).parent if repos else home()
-    files = tuple(
-        PlannedFile(repo.repo_id, "weights", repo.num_bytes or 0, cached_folder(repo) is None)
-        for repo in repos
-    )
-    missing = [
-        max(0, (repo.num_bytes or 0) - repo_bytes(repo))
-        for repo in repos
-        if cached_folder(repo) is None
+def _plan(
+    name: str,
+    files: tuple[PlannedFile, ...],
+    folder: Path,
+    disk: int,
+    of: Footprint | None,
+    origin: Origin = "listing",
+) -> PullPlan:
+    found = fit.rooms()
+    needed = None if of is None else memory_needed(of, found[0])
+    fitting = [
+        options
+        for room, options in fit.settings(found)
+        if of is not None and memory_needed(of, room) <= room.usable
     ]
     return PullPlan(
-        pair=pair.name,
+        pair=name,
         files=files,
         folder=str(folder),
-        disk_needed=sum(missing),
+        disk_needed=disk,
         disk_free=free_bytes(folder),
-        memory_needed=weights_needed(pair),
-        rooms=tuple(rooms()),
-        origin="registry",
+        footprint=of,
+        memory_needed=needed,
+        rooms=tuple(found),
+        options=fitting[0] if fitting else "",
+        origin=origin,
     )
 
 
-def check_plan(plan: PullPlan) -> None:
-    """Raises MemoryFullError where no device of this machine could ever hold what would come."""
-    if plan.memory_needed is None or plan.fits_memory:
+def _plan_by_registry(pair: Pair, repos: list[HubRepo], of: Footprint | None) -> PullPlan:
+    """The weights alone, by the sizes that dspark knows itself."""
+    missing = [repo for repo in repos if cached_folder(repo) is None]
+    files = tuple(
+        PlannedFile(repo.repo_id, "weights", repo.num_bytes or 0, repo in missing) for repo in repos
+    )
+    needed = sum(max(0, (repo.num_bytes or 0) - repo_bytes(repo)) for repo in missing)
+    folder = repo_folder(repos[0]).parent if repos else home()
+    return _plan(pair.name, files, folder, needed, of, "registry")
+
+
+def check_plan(plan: PullPlan, runtime: RuntimeConfig | None = None) -> None:
+    """Raises MemoryFullError where what would come cannot run as `runtime` says; None: in no way
+    on this machine."""
+    if plan.footprint is None:
         return
-    there = ", ".join(f"{gigabytes(room.total)} ({room.device})" for room in plan.rooms)
-    raise MemoryFullError(
-        f"{plan.pair} needs {gigabytes(plan.memory_needed)} of memory for weights and a long chat; "
-        f"there is {there}",
-        "Take a smaller model; or serve it where GPUs hold it, then dspark chat --server URL; "
-        f"dspark pull {plan.pair} --force fetches it all the same.",
+    ways = (
+        "take a smaller model; or serve it where GPUs hold it, then dspark chat --server URL; "
+        f"dspark pull {plan.pair} --force fetches it all the same."
     )
+    check_room(plan.footprint, plan.pair, runtime, ways)
 
 
 def wanted_repos(pair: Pair, only_head: bool = False) -> list[HubRepo]:
@@ -152,25 +177,22 @@ def _files(listing: Listing) -> Iterator[PlannedFile]:
         yield PlannedFile(listing.repo.repo_id, file.path, file.num_bytes, file in missing)
 
 
-def _memory(listings: list[Listing], *, is_packed: bool) -> int:
-    weights = sum(_weights(listing, is_packed) for listing in listings)
-    return weights + sum(2 * cache_values(each.config) for each in listings[:1]) * CACHE_TOKENS
-
-
-def _weights(listing: Listing, is_packed: bool) -> int:
-    """As stored, or a whole DeepSeek-V4 target in bfloat16 where that is how it is loaded."""
-    is_target = holds_own_head(listing.config) and listing.repo.tensor_prefix is None
-    return int(listing.weight_bytes * (1.0 if is_packed or not is_target else UNPACKED_GROWTH))
+def _footprint(listings: list[Listing]) -> Footprint | None:
+    """Of a target, and perhaps of a head beside it; None for a head alone."""
+    if not listings:
+        return None
+    first, *others = listings
+    if first.repo.tensor_prefix is not None or is_head(first.config):
+        return None
+    is_v4 = holds_own_head(first.config)
+    found = of_listing(first.config, first.weight_bytes, is_whole_v4=is_v4)
+    for each in others:
+        values = stored_values(each.config, each.weight_bytes)
+        found = found.plus_head(values, cache_values(each.config))
+    return found
 
 
 def _plan_wheel(pair: Pair, wheel: WheelMember) -> PullPlan:
     is_missing = store.target_folder(pair) is None
-    return PullPlan(
-        pair=pair.name,
-        files=(PlannedFile("package index", wheel.filename, wheel.num_bytes, is_missing),),
-        folder=str(home()),
-        disk_needed=wheel_disk_needed(pair, wheel),
-        disk_free=free_bytes(home()),
-        memory_needed=weights_needed(pair),
-        rooms=tuple(rooms()),
-    )
+    file = PlannedFile("package index", wheel.filename, wheel.num_bytes, is_missing)
+    return _plan(pair.name, (file,), home(), wheel_disk_needed(pair, wheel), footprint(pair))

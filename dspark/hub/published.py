@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dspark.checkpoints.deepseek_v4_config import holds_own_head
 from dspark.checkpoints.detect import SUBFOLDER, is_head
+from dspark.config import RuntimeConfig
 from dspark.errors import InputError
 from dspark.events import FetchProgress
 from dspark.hub.cache import cached_folder
@@ -91,10 +92,15 @@ def kept_folder(repo_id: str, *, only_head: bool = False) -> Path | None:
     )
 
 
-def fetch_published(found: Published, *, is_forced: bool = False) -> Iterator[FetchProgress]:
-    """Makes `cached_folder(found.repo)` succeed. May be stopped at any point and called again."""
+def fetch_published(
+    found: Published, *, is_forced: bool = False, runtime: RuntimeConfig | None = None
+) -> Iterator[FetchProgress]:
+    """Makes `cached_folder(found.repo)` succeed. May be stopped at any point and called again.
+
+    What cannot run as `runtime` says (None: in no way here) comes only if forced.
+    """
     if not (found.is_head or is_forced):
-        check_plan(found.plan)
+        check_plan(found.plan, runtime)
     if cached_folder(found.repo) is None:
         yield from fetch_repo(found.repo)
 

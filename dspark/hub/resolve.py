@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from dspark.config import RuntimeConfig
 from dspark.errors import CheckpointError, UnknownNameError
 from dspark.events import FetchProgress
 from dspark.hub import store
@@ -58,13 +59,18 @@ def _stored_head(pair: Pair) -> Path | None:
     return folder
 
 
-def fetch_missing(path_or_id: str, *, is_head: bool = False) -> Iterator[FetchProgress]:
-    """What resolve_target or resolve_draft would fetch or convert first, with its progress."""
+def fetch_missing(
+    path_or_id: str, *, is_head: bool = False, runtime: RuntimeConfig | None = None
+) -> Iterator[FetchProgress]:
+    """What resolve_target or resolve_draft would fetch or convert first, with its progress.
+
+    `runtime` as of fetch_published.
+    """
     file = None if is_head else gguf_file(path_or_id)
     if file is not None and converted_folder(file) is None:
         yield from convert_file(file)
     if is_repo_id(path_or_id) and cached_folder(HubRepo(path_or_id)) is None:
-        yield from fetch_published(look_up(path_or_id))
+        yield from fetch_published(look_up(path_or_id), runtime=runtime)
 
 
 def _folder(path_or_id: str) -> Path:

@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -78,8 +77,7 @@ def draft_folder(pair: Pair) -> Path | None:
 
 def _folder_of(source: TargetSource | HeadSource, *, is_head: bool) -> Path | None:
     if isinstance(source, AssetFolder):
-        folder = Path(str(resources.files("dspark.assets") / source.folder))
-        return folder if (folder / "config.json").is_file() else None
+        return source.path if (source.path / "config.json").is_file() else None
     if isinstance(source, LocalFolder):
         return source.path if source.path.is_dir() else None
     if isinstance(source, OtherPair):

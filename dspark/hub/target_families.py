@@ -14,6 +14,7 @@ class TargetFamily:
     taken_back: str
 
 
+DENSE = ("llama", "mistral", "qwen2", "qwen3")  # model types of our own forward
 PLAIN = "safetensors"
 CROPPED = "rows are cut off"
 WINDOWS = "rows are cut off; windows keep what slid out until then"

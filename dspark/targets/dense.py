@@ -22,6 +22,7 @@ from dspark.checkpoints.safetensors_dir import (
     tensor_infos,
 )
 from dspark.errors import CheckpointError
+from dspark.hub.target_families import DENSE
 from dspark.targets.base import Pass, TargetSpec
 from dspark.targets.context import context_limit
 from dspark.targets.stop_tokens import stop_tokens
@@ -39,7 +40,6 @@ from dspark_kernels import (
 from dspark_kernels.host_memory import give_back_freed
 from dspark_kernels.skinny_linear import MAX_SKINNY_ROWS
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 INV_FREQ = "rotary_emb.inv_freq"  # computed, though some files store it
 LARGEST_DEPTH = 4096
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those whose frequencies are fixed
@@ -77,7 +77,7 @@ def supports(config: PreTrainedConfig) -> bool:
     """Whether the dense forward computes this model exactly."""
     rope = getattr(config, "rope_parameters", None) or {}
     return (
-        config.model_type in FAMILIES
+        config.model_type in DENSE
         and getattr(config, "hidden_act", "silu") == "silu"
         and rope.get("rope_type", "default") in ROPE_TYPES
         and not _slides(config)

@@ -151,7 +151,7 @@ def bench(
 def _bench_pair(choice: PairChoice, work: Work, as_json: bool) -> dict[str, Any]:
     from dspark.bench.document import report_document
 
-    with open_files(find_files(choice), work.runtime, work.engine) as session:
+    with open_files(find_files(choice, work.runtime), work.runtime, work.engine) as session:
         from dspark.bench.runner import run_bench
 
         report = follow_bench(run_bench(session, encode_all(session, work.texts), work.config))

@@ -94,8 +94,9 @@ def chat(
     else:
         name = options.one_pair(pair, pair_option, target)
         # said now, before the screen is taken
-        choice = settled(PairChoice(name, target, draft))
-        backend = _engine_backend(choice, RuntimeConfig(device, dtype, draft_weights), engine)
+        runtime = RuntimeConfig(device, dtype, draft_weights)
+        choice = settled(PairChoice(name, target, draft), runtime)
+        backend = _engine_backend(choice, runtime, engine)
     settings = ChatSettings(
         sampling=options.sampling_choice(temperature, top_k, top_p, seed),
         stop=StopConfig(max_tokens=max_tokens),
@@ -151,7 +152,7 @@ def _engine_backend(
 
     return EngineBackend(
         name=shown_name(choice.target or choice.pair),
-        find_files=lambda: _find_files(choice),
+        find_files=lambda: _find_files(choice, runtime),
         runtime=runtime,
         engine=engine,
     )
@@ -161,12 +162,14 @@ def _has_screen() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 
-def _find_files(choice: PairChoice) -> "Iterator[FetchProgress | PairFiles]":
+def _find_files(
+    choice: PairChoice, runtime: RuntimeConfig
+) -> "Iterator[FetchProgress | PairFiles]":
     """What is missing is fetched here, where the chat sees how far it is."""
     from dspark import hub
 
     if choice.target is None and hub.locate(choice.pair) is None:
         yield from hub.fetch(choice.pair)
-    yield from hub.fetch_missing(choice.target or "")
+    yield from hub.fetch_missing(choice.target or "", runtime=runtime)
     yield from hub.fetch_missing(choice.draft or "", is_head=True)
-    yield find_settled(choice)
+    yield find_settled(choice, runtime)

@@ -53,8 +53,8 @@ def _pair_row(name: str, facts: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _mark(is_so: bool) -> str:
-    return "✓" if is_so else "✗"
+def _mark(is_so: bool | None) -> str:
+    return "unknown" if is_so is None else "✓" if is_so else "✗"
 
 
 def _examine(section: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -171,8 +171,8 @@ def _pairs() -> dict[str, Any]:
     for pair in hub.known_pairs().values():
         fit = pair_fit(pair, runtime["device"], runtime["dtype"])
         report[pair.name] = {
-            "fits": fit.is_enough,
-            "memory_bytes": fit.needed,
+            "fits": fit.is_enough if fit.needed else None,
+            "memory_bytes": fit.needed or None,
             "free_memory_bytes": fit.free,
             "in_store": hub.locate(pair.name) is not None,
             "disk_still_needed_bytes": hub.disk_needed(pair),
@@ -185,10 +185,12 @@ def _room_for_text(name: str, runtime: dict[str, Any]) -> dict[str, Any]:
     """Tokens of chats that memory holds beside the weights; known for pairs in the store."""
     from dspark import hub
     from dspark.engine.pages import tokens_that_fit
+    from dspark.hub.folders import check_model_folder
 
     files = hub.locate(name)
     if files is None:
         return {}
+    check_model_folder(files.target)  # says which file is damaged
     value_bytes = 4 if runtime["dtype"] == "float32" else 2
     tokens = tokens_that_fit(files.target, files.draft, runtime["device"], value_bytes)
     return {"tokens_beside_weights": tokens}

@@ -79,7 +79,7 @@ def generate(
     text = "" if given_ids else read_prompt(prompt)
     runtime = RuntimeConfig(device, dtype, draft_weights)
 
-    files = find_files(PairChoice(options.one_pair(None, pair, target), target, draft))
+    files = find_files(PairChoice(options.one_pair(None, pair, target), target, draft), runtime)
     with open_files(files, runtime, engine) as session:
         prompt_ids = given_ids or encode_prompt(session, text, raw)
         has_text = session.tokenizer is not None

@@ -10,6 +10,7 @@ from dspark_cli.tables import Column, print_table
 
 if TYPE_CHECKING:
     from dspark.hub import Pair
+    from dspark.hub.memory import Room
 
 EXAMPLES = ("dspark list", "dspark list --json")
 COLUMNS = (
@@ -33,11 +34,15 @@ def list_(as_json: options.Json = False, markdown: Markdown = False) -> None:
 
         print(models_markdown(), end="")
         return
-    described = [_describe(pair) for pair in hub.known_pairs().values()]
+    from dspark.hub.fit import rooms
+
+    room = rooms()[0]
+    described = [_describe(pair, room) for pair in hub.known_pairs().values()]
     # what is here comes first, in the order that it has otherwise
     pairs = sorted(described, key=lambda each: not (each["is_complete"] or each["stored_bytes"]))
     if as_json:
-        print_json({"store": str(hub.home()), "pairs": pairs})
+        runs_on = {"device": room.device, "dtype": room.dtype}
+        print_json({"store": str(hub.home()), "runs_on": runs_on, "pairs": pairs})
         return
     print_table(COLUMNS, [_row(each) for each in pairs])
 
@@ -52,9 +57,9 @@ def _row(pair: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _describe(pair: "Pair") -> dict[str, Any]:
+def _describe(pair: "Pair", room: "Room") -> dict[str, Any]:
     from dspark import hub
-    from dspark.hub.fit import weights_needed
+    from dspark.hub.fit import pair_memory
 
     return {
         "name": pair.name,
@@ -64,7 +69,7 @@ def _describe(pair: "Pair") -> dict[str, Any]:
         "is_complete": hub.locate(pair.name) is not None,
         "has_draft": hub.draft_folder(pair) is not None,
         "stored_bytes": hub.stored_bytes(pair) + _own_bytes(pair),
-        "memory_bytes": weights_needed(pair),
+        "memory_bytes": pair_memory(pair, room),
         "download_bytes": hub.download_bytes(pair),
     }
 

@@ -101,13 +101,17 @@ def _gone(pair: "Pair | None") -> str | None:
 
 def _registered(pair: "Pair | None") -> dict[str, Any]:
     from dspark import hub
+    from dspark.hub.fit import pair_memory, rooms
 
     if pair is None:
         return {}
+    room = rooms()[0]
     return {
         "description": pair.description,
         "licence": pair.licence,
         "num_parameters": pair.num_parameters,
+        "memory_bytes": pair_memory(pair, room),
+        "runs_on": {"device": room.device, "dtype": room.dtype},
         "download_bytes": hub.download_bytes(pair),
         "published_head": _published(pair),
         "origins": dict(pair.origins),
@@ -163,6 +167,7 @@ def _print(facts: dict[str, Any]) -> None:
     rows = {
         "licence": facts.get("licence"),
         "parameters": _count(facts.get("num_parameters")),
+        "memory": _memory(facts),
         "target": _place(target) if target else facts["missing"],
         "head": _place(head) if head else facts.get("published_head") or "none",
     }
@@ -177,6 +182,14 @@ def _print(facts: dict[str, Any]) -> None:
         }
     rows |= {f"origin of {key}": text for key, text in facts.get("origins", {}).items()}
     print_facts(rows)
+
+
+def _memory(facts: dict[str, Any]) -> str | None:
+    needed, where = facts.get("memory_bytes"), facts.get("runs_on")
+    if needed is None or where is None:
+        return None
+    place = f"{where['device']} in {where['dtype']}"
+    return f"{size_text(needed)} on {place}, with a context of 4,096 tokens"
 
 
 def _place(folder: dict[str, Any]) -> str:

@@ -21,7 +21,8 @@ class KVSlot:
 
 
 class KVPool:
-    """Buffer [layers, 2, slots, kv_heads, capacity, D]; slots and capacity grow by doubling."""
+    """A buffer [2, slots, kv_heads, capacity, D] for each layer; slots and capacity grow by
+    doubling, a layer at a time, so that little is held twice."""
 
     def __init__(
         self,
@@ -32,14 +33,13 @@ class KVPool:
         dtype: torch.dtype,
     ) -> None:
         # zeros, not empty: a masked key still meets the sum, and 0 times NaN is NaN
-        self._buffer = torch.zeros(
-            num_layers, 2, 1, num_kv_heads, MIN_CAPACITY, head_dim, device=device, dtype=dtype
-        )
+        shape = (2, 1, num_kv_heads, MIN_CAPACITY, head_dim)
+        self._buffers = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(num_layers)]
         self._free = [0]
 
     def open(self) -> KVSlot:
         if not self._free:
-            num_slots = self._buffer.shape[2]
+            num_slots = self._buffers[0].shape[1]
             self._grow(num_slots=2 * num_slots)
             self._free = list(range(2 * num_slots - 1, num_slots - 1, -1))
         return KVSlot(self.release, self._free.pop())
@@ -49,21 +49,22 @@ class KVPool:
 
     def reserve(self, length: int) -> None:
         """Make room for requests of `length` rows."""
-        capacity = self._buffer.shape[4]
+        capacity = self._buffers[0].shape[3]
         if length > capacity:
             self._grow(capacity=max(length, 2 * capacity))
 
     def _grow(self, *, num_slots: int = 0, capacity: int = 0) -> None:
-        layers, two, slots, heads, old_capacity, head_dim = self._buffer.shape
-        grown = self._buffer.new_zeros(
-            layers, two, num_slots or slots, heads, capacity or old_capacity, head_dim
-        )
-        grown[:, :, :slots, :, :old_capacity] = self._buffer
-        self._buffer = grown
+        for index, old in enumerate(self._buffers):
+            two, slots, heads, old_capacity, head_dim = old.shape
+            grown = old.new_zeros(
+                two, num_slots or slots, heads, capacity or old_capacity, head_dim
+            )
+            grown[:, :slots, :, :old_capacity] = old
+            self._buffers[index] = grown
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of one layer, each [slots, kv_heads, capacity, D]."""
-        keys, values = self._buffer[index].unbind(0)
+        keys, values = self._buffers[index].unbind(0)
         return keys, values
 
 

@@ -9,10 +9,12 @@ from dspark import hub
 from dspark.checkpoints.eagle3_config import Eagle3Config
 from dspark.checkpoints.head_config import HeadConfig
 from dspark.checkpoints.heads import expected
+from dspark.config import RuntimeConfig
 from dspark.errors import MemoryFullError
 from dspark.hub import families, fit
 from dspark.hub.document import models_markdown
-from dspark.hub.fit import Room, weights_needed
+from dspark.hub.fit import pair_memory
+from dspark.hub.memory import Room
 from dspark.hub.pairs import HubRepo
 from dspark.hub.registry import ALIASES, FAMILIES, PAIRS
 from dspark.hub.released import BASES
@@ -26,9 +28,7 @@ def machine(monkeypatch):
         found = [Room("cpu", cpu * GB, 4)]
         if cuda:
             found.insert(0, Room("cuda", cuda * GB, 2, runs_packed))
-        for module in (fit, families):
-            monkeypatch.setattr(module, "rooms", lambda: found)
-        monkeypatch.setattr(fit, "_machine_usable", lambda: found[-1].usable)
+        monkeypatch.setattr(fit, "rooms", lambda: found)
 
     return build
 
@@ -37,7 +37,7 @@ def machine(monkeypatch):
     ("cpu", "cuda", "name"),
     [
         (16, 80, "qwen3-14b"),
-        (16, 24, "qwen3-8b"),
+        (16, 25, "qwen3-8b"),
         (16, 16, "qwen3-4b"),
         (128, 0, "qwen3-14b"),
         (64, 0, "qwen3-8b"),
@@ -57,6 +57,29 @@ def test_what_fits_in_bfloat16_alone_says_so(machine) -> None:
     choice = hub.choose_pair("qwen")
     assert choice.name == "qwen3-4b"
     assert choice.reason.endswith("with --device cpu --dtype bfloat16")
+    assert hub.choose_pair("qwen", RuntimeConfig(dtype="bfloat16")).name == "qwen3-4b"
+    with pytest.raises(MemoryFullError, match=r"22\.\d GB \(cpu, float32\) of") as failure:
+        hub.choose_pair("qwen", RuntimeConfig())
+    assert "--dtype bfloat16, with which it fits" in failure.value.hint
+
+
+def test_what_is_asked_for_is_what_is_checked(machine) -> None:
+    machine(25)
+    pair = PAIRS["qwen3-8b"]
+    hub.check_memory(pair)  # in some way
+    hub.check_memory(pair, RuntimeConfig(dtype="bfloat16"))
+    for runtime in (RuntimeConfig(), RuntimeConfig(dtype="float32", device="cpu")):
+        with pytest.raises(MemoryFullError, match=r"41\.\d GB") as failure:
+            hub.check_memory(pair, runtime)
+        assert "--dtype bfloat16, with which it fits" in failure.value.hint
+    with pytest.raises(MemoryFullError, match="bfloat16") as failure:
+        hub.check_memory(PAIRS["qwen3-14b"], RuntimeConfig(dtype="bfloat16"))
+    assert "fits;" not in failure.value.hint and "--force" in failure.value.hint
+    machine(25, 80)
+    hub.check_memory(pair, RuntimeConfig())
+    with pytest.raises(MemoryFullError) as failure:
+        hub.check_memory(pair, RuntimeConfig(device="cpu"))
+    assert "--device cuda" in failure.value.hint
 
 
 def test_a_name_of_its_own_is_itself(machine) -> None:
@@ -69,7 +92,7 @@ def test_too_small_a_machine_is_told_what_is_needed_and_the_ways_out(machine, na
     machine(64, 141)
     with pytest.raises(MemoryFullError) as failure:
         list(hub.fetch(name))
-    for text in ("166.9 GB", "568.0 GB elsewhere", "141.0 GB (cuda)", "64.0 GB (cpu)"):
+    for text in ("168.4 GB (cuda, FP8)", "579.4 GB", "141.0 GB (cuda)", "64.0 GB (cpu)"):
         assert text in failure.value.message
     for text in (
         "dspark serve deepseek-v4",
@@ -91,9 +114,12 @@ def test_one_gpu_that_holds_it_is_enough(machine) -> None:
 @pytest.mark.parametrize(("cpu", "cuda"), [(200, 0), (200, 200)])
 def test_without_fp8_its_weights_take_three_times_as_much(machine, cpu, cuda) -> None:
     machine(cpu, cuda, runs_packed=False)
-    with pytest.raises(MemoryFullError, match="568"):
+    with pytest.raises(MemoryFullError, match="579"):
         hub.check_memory(PAIRS["deepseek-v4-flash"])
-    machine(640)
+    machine(640)  # 576 GB without what the system needs
+    with pytest.raises(MemoryFullError, match="579"):
+        hub.check_memory(PAIRS["deepseek-v4-flash"])
+    machine(650)
     hub.check_memory(PAIRS["deepseek-v4-flash"])
 
 
@@ -101,7 +127,7 @@ def test_every_released_pair_tells_where_its_figures_are_from() -> None:
     for pair in PAIRS.values():
         assert {"licence", "target", "num_parameters", "target_num_bytes"} <= pair.origins.keys()
         assert pair.head is not None
-        assert weights_needed(pair)
+        assert pair_memory(pair, Room("cpu", 0, 4))
     assert set(ALIASES.values()) <= PAIRS.keys()
     assert {name for names in FAMILIES.values() for name in names} <= PAIRS.keys()
 

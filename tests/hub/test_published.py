@@ -11,9 +11,9 @@ import pytest
 from dspark import hub
 from dspark.checkpoints.heads import read_draft
 from dspark.errors import CheckpointError, DownloadError, InputError, MemoryFullError
-from dspark.hub import plan, registry
+from dspark.hub import fit, registry
 from dspark.hub.cache import cached_folder
-from dspark.hub.fit import Room
+from dspark.hub.memory import GPU_BYTES, PROGRAM_BYTES, Room
 from dspark.hub.pairs import HubRepo
 from tests.checkpoints import writers
 
@@ -47,6 +47,12 @@ def server(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     with serving(repos) as found:
         point_to(found, monkeypatch, tmp_path / "cache")
         yield found
+
+
+def set_room(monkeypatch: pytest.MonkeyPatch, room: Room) -> None:
+    """A machine of that memory, all of which can be used."""
+    monkeypatch.setattr("dspark.hub.memory.USABLE", 1.0)
+    monkeypatch.setattr(fit, "rooms", lambda: [room])
 
 
 def weights_sent(server: Hub) -> list[str]:
@@ -130,22 +136,22 @@ def test_a_head_that_cannot_be_run_is_refused_before_its_weights(
 def test_what_no_memory_holds_is_fetched_by_force_alone(
     server: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "rooms", lambda: [Room("cpu", 2_400_000, 4)])
+    set_room(monkeypatch, Room("cpu", PROGRAM_BYTES + 2_400_000, 4))
     found = hub.look_up(OWN)  # 800 kB packed, 2.7 MB where FP8 is de-quantised
     assert found.plan.memory_needed and not found.plan.fits_memory
     for attempt in (hub.fetch_published(found), hub.fetch_missing(OWN)):
-        with pytest.raises(MemoryFullError, match="for weights and a long chat") as failure:
+        with pytest.raises(MemoryFullError, match="FP8 unpacked") as failure:
             list(attempt)
         assert "--force" in failure.value.hint and weights_sent(server) == []
     assert list(hub.fetch_published(found, is_forced=True))
-    monkeypatch.setattr(plan, "rooms", lambda: [Room("cuda", 2_400_000, 2, True)])
+    set_room(monkeypatch, Room("cuda", GPU_BYTES + 2_400_000, 2, True))
     assert hub.look_up(OWN).plan.fits_memory
 
 
 def test_a_pair_of_ones_own_is_measured_before_its_weights(
     server: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "rooms", lambda: [Room("cpu", 600_000, 4)])
+    set_room(monkeypatch, Room("cpu", PROGRAM_BYTES + 600_000, 4))
     hub.register("mine", TARGET, HEAD)
     with pytest.raises(MemoryFullError, match="mine needs"):
         list(hub.fetch("mine"))

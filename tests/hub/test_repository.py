@@ -19,7 +19,7 @@ from dspark.checkpoints.detect import Packaging
 from dspark.errors import DownloadError, StorageError, UnknownNameError
 from dspark.hub import registry
 from dspark.hub.cache import cached_folder, repo_folder
-from dspark.hub.fit import CACHE_TOKENS
+from dspark.hub.memory import Room, cache_bytes, pass_bytes
 from dspark.hub.pairs import HeadFacts, HubRepo, Pair, TargetFacts
 from dspark.hub.repository import fetch_repo
 
@@ -211,9 +211,14 @@ def test_a_dry_run_fetches_no_weights(server, repos, tmp_path) -> None:
     everything = [repos[TARGET][path] for path in wanted] + list(repos[HEAD].values())
     assert plan.download_bytes == plan.disk_needed == sum(map(len, everything))
     weights = [name for name in wanted if name.endswith("safetensors")]
-    cache = 2 * 2 * 4 * 16 * CACHE_TOKENS * 2  # keys and values, layers, heads, sizes, bfloat16
-    held = sum(len(repos[TARGET][name]) for name in weights) + len(repos[HEAD]["model.safetensors"])
-    assert plan.memory_needed == held + cache
+    cache = 2 * 2 * 4 * 16 * 4096 * 4  # keys and values, layers, heads, sizes, float32
+    stored = [repos[TARGET][name] for name in weights] + [repos[HEAD]["model.safetensors"]]
+    of, room = plan.footprint, Room("cpu", 0, 4)
+    assert of is not None and cache_bytes(of, room) == cache
+    held = 4 * sum(len(content) // 2 for content in stored)  # bfloat16 on disk
+    assert plan.memory_needed == held + 4 * of.vocab_size * of.hidden_size + cache + pass_bytes(
+        of, room
+    )
     assert plan.fits_disk and plan.fits_memory
     list(hub.fetch("far"))
     again = hub.plan_pull("far")
