@@ -229,7 +229,7 @@ def test_a_dry_run_of_what_does_not_fit_fails(dspark, monkeypatch, lacking):
     if lacking == "disk":
         monkeypatch.setattr(plan, "free_bytes", lambda folder: 1000)
     else:
-        monkeypatch.setattr(plan, "rooms", lambda: [fit.Room("cpu", 1000, 4)])
+        monkeypatch.setattr(fit, "rooms", lambda: [fit.Room("cpu", 1000, 4)])
     outcome = dspark("pull", "demo", "--dry-run")
     assert (outcome.code, outcome.err) == (1, "")
     assert outcome.out.count("does not fit") == 1
