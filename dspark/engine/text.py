@@ -1,6 +1,8 @@
 """Text from tokens as they come: thinking and answer, stop strings, chat templates."""
 
 import copy
+import hashlib
+import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -55,8 +57,23 @@ class TextCodec:
         bos: int | None = self._tokenizer.bos_token_id
         return bos
 
+    @property
+    def eos_token_id(self) -> int | None:
+        eos: int | None = self._tokenizer.eos_token_id
+        return eos
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the vocabulary: tells which token ids are ids of this tokenizer."""
+        tokens = sorted(self._tokenizer.get_vocab().items())
+        return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:16]
+
     def encode(self, text: str) -> list[int]:
         return self._encode(text, add_special_tokens=True)
+
+    def encode_rest(self, text: str) -> list[int]:
+        """Text that other tokens go before: nothing is put around it."""
+        return self._encode(text, add_special_tokens=False)
 
     def encode_chat(self, messages: Messages) -> list[int]:
         """The conversation up to where the assistant speaks."""

@@ -1,16 +1,18 @@
 """The target writes answers to prompts, and prompts themselves, many at a time."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from dspark.config import SamplingConfig, StopConfig
 from dspark.engine.request import Request
 from dspark.engine.session import Session
+from dspark.engine.text import TextCodec
 from dspark.errors import InputError
 from dspark.events import Finished
 from dspark.graft.data import Answered
+from dspark.plural import counted
 
 Job = TypeVar("Job")
 WHOLE_REASONS = ("stop_token", "stop_string")
@@ -27,6 +29,48 @@ class AnswerSettings:
     seed: int
 
 
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """Prompts of at most `longest` tokens, which leave room for an answer. `shortest` is that of
+    all, `num_long` how many were left out."""
+
+    prompts: tuple[str, ...]
+    longest: int
+    shortest: int = 0
+    num_long: int = 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        if not self.num_long:
+            return ()
+        prompts = counted(self.num_long + len(self.prompts), "prompt")
+        are = "is" if self.num_long == 1 else "are"
+        return (
+            f"{self.num_long:,} of {prompts} {are} left out: longer than {self.longest:,} tokens, "
+            "half of --length",
+        )
+
+    def require_some(self) -> None:
+        """Raises InputError where all prompts are too long."""
+        if self.prompts or not self.num_long:
+            return
+        all_are = f"all {self.num_long:,} prompts are" if self.num_long > 1 else "the prompt is"
+        raise InputError(
+            f"{all_are} longer than --length {2 * self.longest} leaves room for: {self.longest} "
+            f"tokens fit, the shortest has {self.shortest:,}",
+            f"Give shorter prompts, or --length {2 * self.shortest} at least.",
+        )
+
+
+def fitting_prompts(codec: TextCodec | None, prompts: Sequence[str], longest: int) -> Fitting:
+    """All of them where there is no tokenizer to count with."""
+    if codec is None or not prompts:
+        return Fitting(tuple(prompts), longest)
+    sizes = [len(user_turn(codec, prompt)) for prompt in prompts]
+    fitting = [prompt for prompt, size in zip(prompts, sizes, strict=True) if size <= longest]
+    return Fitting(tuple(fitting), longest, min(sizes), len(prompts) - len(fitting))
+
+
 def write_answers(
     session: Session, prompts: Iterable[str], settings: AnswerSettings, max_prompt_tokens: int
 ) -> Iterator[Answered]:
@@ -35,6 +79,7 @@ def write_answers(
     With drafts where the session has a head: the same greedy answers, the same distribution else.
     """
     plain = not session.has_drafter
+    tokenizer = "" if session.tokenizer is None else session.tokenizer.fingerprint
     encoded = ((prompt, encode_prompt(session, prompt)) for prompt in prompts)
     jobs = (
         (prompt, _request(ids, settings, prompt, plain=plain))
@@ -43,7 +88,7 @@ def write_answers(
     )
     for (prompt, request), done in _decode(session, ((job, job[1]) for job in jobs)):
         if len(done.token_ids) > 1:
-            yield Answered(request.prompt_ids, done.token_ids, prompt, done.text)
+            yield Answered(request.prompt_ids, done.token_ids, prompt, done.text, tokenizer)
 
 
 def write_prompts(
@@ -88,10 +133,17 @@ def has_chat_template(session: Session) -> bool:
 
 
 def encode_prompt(session: Session, prompt: str) -> tuple[int, ...]:
-    """As a user's turn; as plain text and a line break where there is no chat template."""
-    if has_chat_template(session):
-        return tuple(session.encode_chat([{"role": "user", "content": prompt}]))
-    return tuple(session.encode(prompt + "\n"))
+    """As user_turn. Raises InputError where the target has no tokenizer."""
+    if session.tokenizer is None:
+        return tuple(session.encode(prompt))
+    return user_turn(session.tokenizer, prompt)
+
+
+def user_turn(codec: TextCodec, prompt: str) -> tuple[int, ...]:
+    """By the chat template; as plain text and a line break where there is none."""
+    if codec.has_chat_template:
+        return tuple(codec.encode_chat([{"role": "user", "content": prompt}]))
+    return tuple(codec.encode(prompt + "\n"))
 
 
 def _opening(session: Session) -> tuple[tuple[int, ...], StopConfig]:
@@ -121,7 +173,8 @@ def _request(
     ids: tuple[int, ...], settings: AnswerSettings, prompt: str, *, plain: bool
 ) -> Request:
     sampling = SamplingConfig(settings.temperature, seed=_seed(settings.seed, prompt))
-    return Request(ids, sampling, StopConfig(max_tokens=settings.max_tokens), plain)
+    stop = StopConfig(max_tokens=settings.max_tokens)
+    return Request(ids, sampling, stop, plain, is_raw=True)  # the text that the ids spell
 
 
 def _seed(seed: int, what: str) -> int:

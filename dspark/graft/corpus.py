@@ -9,14 +9,16 @@ from pathlib import Path
 from dspark.checkpoints.deepspec import read_draft_config
 from dspark.config import EngineConfig, RuntimeConfig
 from dspark.engine.session import Session, open_session
-from dspark.errors import CheckpointError, PairMismatchError
+from dspark.errors import CheckpointError, InputError, PairMismatchError
 from dspark.graft.answers import (
     AnswerSettings,
+    fitting_prompts,
     has_chat_template,
     write_answers,
     write_prompts,
 )
 from dspark.graft.data import AnswerFile, not_written, prompt_digest
+from dspark.graft.records import parse_record, text_lines, usable
 from dspark.graft.sources import PromptList, PromptSource
 from dspark.hub.pairs import PairFiles
 from dspark.plural import counted
@@ -84,9 +86,13 @@ def grow_corpus(
     # A stopped run has then answered an even mixture of all sources.
     prompts = sorted(dict.fromkeys(prompts), key=prompt_digest)
     missing = [prompt for prompt in prompts if prompt not in answered]
-    total, done = len(prompts), len(prompts) - len(missing)
-    yield CorpusProgress("writing answers", done, total)
-    written = write_answers(session, missing, settings, max_prompt_tokens)
+    done = len(prompts) - len(missing)
+    fitting = fitting_prompts(session.tokenizer, missing, max_prompt_tokens)
+    if not answered:
+        fitting.require_some()
+    total = done + len(fitting.prompts)
+    yield CorpusProgress("writing answers", done, total, fitting.notes)
+    written = write_answers(session, fitting.prompts, settings, max_prompt_tokens)
     for new, _ in enumerate(file.append(written), start=1):
         yield CorpusProgress("writing answers", done + new, total)
     file.sort()
@@ -117,8 +123,13 @@ class _OwnPrompts:
     def read(self) -> dict[int, str]:
         if not self.path.exists():
             return {}
-        lines = self.path.read_bytes().split(b"\n")[:-1]
-        records = [json.loads(line) for line in lines]
+        lines = text_lines(self.path.read_bytes())[:-1]  # what follows the last line break is torn
+        records = [parse_record(line) or {} for line in lines]
+        for number, record in enumerate(records, start=1):
+            if not (isinstance(record.get("index"), int) and usable(record.get("prompt"))):
+                raise InputError(
+                    f"{self.path}:{number} is not a prompt", "Delete the file; it is written anew."
+                )
         return {record["index"]: record["prompt"] for record in records}
 
     def grow(self, session: Session, count: int, seed: int) -> Iterator[CorpusProgress]:

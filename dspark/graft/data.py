@@ -1,31 +1,35 @@
 """What a head is trained on: answers that the target itself wrote.
 
 Answers live in a plain JSONL file, one object a line:
-{"prompt_ids": [...], "answer_ids": [...], "prompt": "...", "answer": "..."}
+{"prompt_ids": [...], "answer_ids": [...], "prompt": "...", "answer": "...", "tokenizer": "..."}
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from dspark.checkpoints.files import replacing
 from dspark.errors import InputError, StorageError
-from dspark.graft.sources import parse_record
+from dspark.graft.records import parse_record, read_bytes, text_lines
 from dspark.plural import counted
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A prompt with the target's answer; the answer ends with the stop token if it was reached."""
+    """A prompt with the target's answer; the answer ends with the stop token if it was reached.
+
+    `tokenizer` is the fingerprint of the one that the ids are of, "" where it is not known. A line
+    of a file may have no ids yet.
+    """
 
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
     prompt: str
     answer: str
+    tokenizer: str = ""
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -40,17 +44,25 @@ class AnswerFile:
 
     def read(self) -> list[Answered]:
         """All whole lines. Raises InputError naming a line that is broken before the last."""
+        return [answer for _, answer in self.numbered()]
+
+    def numbered(self) -> list[tuple[int, Answered]]:
+        """As `read`, each with the number of its line."""
         if not self.path.exists():
             return []
-        lines = self.path.read_bytes().split(b"\n")
+        lines = text_lines(read_bytes(self.path, "--data", unpacks=False))
         answers = []
-        for number, line in enumerate(lines[:-1], start=1):
-            answer = _answered(line.decode("utf-8", errors="surrogateescape"))
-            if answer is None:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            answer = _answered(line)
+            if answer is not None:
+                answers.append((number, answer))
+            elif number < len(lines):
                 raise InputError(
-                    f"{self.path}:{number} is not an answer", "Delete that line, or the whole file."
+                    f"{self.path}:{number} is not an answer",
+                    "Delete that line, or the whole file; prompts alone go to --prompts.",
                 )
-            answers.append(answer)
         return answers
 
     def append(self, answers: Iterable[Answered]) -> Iterator[Answered]:
@@ -58,7 +70,7 @@ class AnswerFile:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
-                file.truncate(self._whole_bytes())
+                self._end_line(file)
                 for answer in answers:
                     file.write(_line(answer))
                     file.flush()
@@ -78,9 +90,14 @@ class AnswerFile:
         except OSError as error:
             raise not_written(self.path, error) from error
 
-    def _whole_bytes(self) -> int:
-        size = os.path.getsize(self.path)
-        return self.path.read_bytes().rfind(b"\n") + 1 if size else 0
+    def _end_line(self, file: BinaryIO) -> None:
+        """A torn last line goes; one that only lacks its line break, as editors leave it, stays."""
+        raw = self.path.read_bytes()
+        last = raw[raw.rfind(b"\n") + 1 :]
+        if last and _answered(last.decode("utf-8-sig", errors="surrogateescape")) is None:
+            file.truncate(len(raw) - len(last))
+        elif last:
+            file.write(b"\n")
 
 
 def _answered(line: str) -> Answered | None:
@@ -89,10 +106,11 @@ def _answered(line: str) -> Answered | None:
         return None
     try:
         return Answered(
-            prompt_ids=tuple(map(int, record["prompt_ids"])),
-            answer_ids=tuple(map(int, record["answer_ids"])),
+            prompt_ids=tuple(map(int, record.get("prompt_ids") or ())),
+            answer_ids=tuple(map(int, record.get("answer_ids") or ())),
             prompt=str(record["prompt"]),
             answer=str(record["answer"]),
+            tokenizer=str(record.get("tokenizer") or ""),
         )
     except (KeyError, TypeError, ValueError):
         return None
@@ -104,6 +122,7 @@ def _line(answer: Answered) -> bytes:
         "answer_ids": list(answer.answer_ids),
         "prompt": answer.prompt,
         "answer": answer.answer,
+        **({"tokenizer": answer.tokenizer} if answer.tokenizer else {}),
     }
     return (json.dumps(record, ensure_ascii=False) + "\n").encode()
 

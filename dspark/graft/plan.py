@@ -1,8 +1,6 @@
 """What a grafting will do and cost, before anything of it starts."""
 
-import time
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import torch
 from safetensors import safe_open
@@ -10,31 +8,24 @@ from safetensors import safe_open
 from dspark.checkpoints.eagle3_config import DraftConfig
 from dspark.config import Algorithm
 from dspark.drafters.parameters import trained_parameters
-from dspark.engine.session import Session, open_session, resolve_runtime
-from dspark.errors import InputError
-from dspark.graft.answers import AnswerSettings, write_answers
-from dspark.graft.data import Answered, AnswerFile
+from dspark.engine.session import resolve_runtime
+from dspark.graft.estimate import Duration, estimate
 from dspark.graft.job import GraftJob
+from dspark.graft.missing import missing_prompts, own_missing
 from dspark.graft.onward import check_start
-from dspark.graft.shape import build_head, draft_config
-from dspark.graft.start import start_random
+from dspark.graft.settled import settled_answers
+from dspark.graft.shape import draft_config
 from dspark.graft.tap_cache import free_bytes, gib
-from dspark.graft.taps import load_frozen
-from dspark.graft.trainer import Trainer, trainable
-from dspark.hub.pairs import PairFiles
 from dspark.targets.dense import read_config
 
 FLOAT, HALF = 4, 2
-BYTES_A_TOKEN = 12  # of an answer file: the id in digits, and the text
-MEASURED_ANSWERS, MEASURED_TOKENS, MEASURED_STEPS = 8, 32, 3
-MEASURED_SECONDS = 12.0  # after which no further answer and no further step is begun
+BYTES_PER_TOKEN = 12  # of an answer file: the id in digits, and the text
 ALGORITHM_NOTES: dict[Algorithm, str] = {
     "dspark": "a block at once, corrected token by token",
     "dflash": "a block at once, no sequential head",
     "eagle3": "token after token, one layer",
     "mtp": "one token a round, one layer",
 }
-OWN_PROMPTS = tuple(f"Tell me something about the number {n}." for n in range(MEASURED_ANSWERS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,21 +63,8 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True)
-class Duration:
-    """Seconds of the whole run, at most: every answer as long as it may be.
-
-    From `measured_answers` answers (0 where none is missing) and `measured_steps` steps.
-    """
-
-    answers: float
-    steps: float
-    measured_answers: int
-    measured_steps: int
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
-    """`duration` is None until it was measured."""
+    """`duration` is None until it was measured; `num_too_long` prompts get no answer."""
 
     items: tuple[PlanItem, ...]
     num_answers: int
@@ -94,6 +72,7 @@ class Plan:
     memory: Memory
     disk: Disk
     duration: Duration | None = None
+    num_too_long: int = 0
 
 
 def draw_plan(job: GraftJob) -> Plan:
@@ -106,20 +85,24 @@ def draw_plan(job: GraftJob) -> Plan:
     shape = draft_config(target, config, config.mask_token_id or 0)
     if job.init_from is not None:
         check_start(shape, job.init_from)
-    kept = AnswerFile(job.data).read()
-    there = len(kept)
-    wanted = len(job.source.read().prompts) + job.source.num_self_written
-    num_answers = max(there, wanted)
+    kept = settled_answers(job.data, job.base.target).answers
+    answered = {answer.prompt for answer in kept}
+    fitting = missing_prompts(job, answered)
+    if not kept and not job.source.num_self_written:
+        fitting.require_some()
+    there, num_missing = len(kept), len(fitting.prompts) + own_missing(job, answered)
+    num_answers = there + num_missing
     parameters = trained_parameters(shape)
     shared = 2 * shape.vocab_size * shape.hidden_size if job.full_head else 0
     tokens = sum(min(len(answer.token_ids), config.length) for answer in kept)
-    tokens += config.length * (num_answers - there)
+    tokens += config.length * num_missing
     taps = 0 if job.tap_cache is None else tokens * _view_bytes(shape)
-    answers = config.max_answer_tokens * BYTES_A_TOKEN * (num_answers - there)
+    answers = config.max_answer_tokens * BYTES_PER_TOKEN * num_missing
     return Plan(
         items=(*_items(job, shape), *_tap_cache(job, taps)),
         num_answers=num_answers,
-        num_missing=num_answers - there,
+        num_missing=num_missing,
+        num_too_long=fitting.num_long,
         memory=_memory(job, shape, num_answers),
         disk=Disk(
             answers=answers + (job.data.stat().st_size if job.data.exists() else 0),
@@ -132,23 +115,7 @@ def draw_plan(job: GraftJob) -> Plan:
 
 def measured(job: GraftJob, plan: Plan) -> Plan:
     """The plan with its duration, from a few answers and steps of which nothing is kept."""
-    kept = AnswerFile(job.data).read()[:MEASURED_ANSWERS]
-    written: list[Answered] = []
-    answer_seconds = 0.0
-    if plan.num_missing or not kept:
-        started = time.perf_counter()
-        written = _write_some(job)
-        tokens = sum(len(answer.answer_ids) for answer in written)
-        seconds_a_token = (time.perf_counter() - started) / max(1, tokens)
-        answer_seconds = plan.num_missing * job.config.max_answer_tokens * seconds_a_token
-    seconds = _step_seconds(job, [*kept, *written])
-    duration = Duration(
-        answers=answer_seconds,
-        steps=job.config.steps * sum(seconds) / len(seconds),
-        measured_answers=len(written),
-        measured_steps=len(seconds),
-    )
-    return replace(plan, duration=duration)
+    return replace(plan, duration=estimate(job))
 
 
 def _items(job: GraftJob, shape: DraftConfig) -> tuple[PlanItem, ...]:
@@ -225,46 +192,3 @@ def _target_parameters(job: GraftJob) -> int:
             for name in file.keys():  # noqa: SIM118 - not a dict
                 total += torch.Size(file.get_slice(name).get_shape()).numel()
     return total
-
-
-def _write_some(job: GraftJob) -> list[Answered]:
-    config = job.config
-    *_, session = open_session(PairFiles(job.base.name, job.base.target, None), job.runtime)
-    assert isinstance(session, Session)
-    tokens = min(config.max_answer_tokens, MEASURED_TOKENS)
-    settings = AnswerSettings(tokens, config.answer_temperature, config.seed)
-    prompts = job.source.read().prompts[:MEASURED_ANSWERS] or OWN_PROMPTS
-    written = []
-    started = time.perf_counter()
-    for answer in write_answers(session, prompts, settings, config.length // 2):
-        written.append(answer)
-        if time.perf_counter() - started > MEASURED_SECONDS:
-            break
-    session.close()
-    return written
-
-
-def _step_seconds(job: GraftJob, answers: list[Answered]) -> list[float]:
-    """Of a few steps, each on a whole batch; the first, which warms up, counts only if alone."""
-    config = job.config
-    usable = trainable(answers, config.length)
-    if not usable:
-        raise InputError("no answer is long enough to measure a step on", "Give other prompts.")
-    batch = [usable[i % len(usable)] for i in range(config.batch_size)]
-    resolved = resolve_runtime(job.runtime)
-    target = load_frozen(
-        job.base.target,
-        device=torch.device(resolved.device),
-        dtype=getattr(torch, resolved.dtype),
-    )
-    shape = draft_config(target.config, config, config.mask_token_id or 0)
-    target.tap(shape.target_layer_ids)
-    head = build_head(shape)
-    start_random(head, torch.Generator().manual_seed(config.seed))
-    trainer = Trainer(head.to(resolved.device), target, batch, config)
-    seconds: list[float] = []
-    for report in islice(trainer.steps(), MEASURED_STEPS):
-        seconds.append(report.seconds)
-        if sum(seconds) > MEASURED_SECONDS:
-            break
-    return seconds[1:] or seconds

@@ -26,6 +26,7 @@ from dspark.graft.metrics import MetricsFile, step_figures
 from dspark.graft.onward import start_from_head
 from dspark.graft.ranks import join_ranks
 from dspark.graft.report import Measured, choose_prompts, measure_head
+from dspark.graft.settled import Settled, settled_answers
 from dspark.graft.shape import build_head, draft_config, unused_token
 from dspark.graft.start import start_from_target, start_random
 from dspark.graft.taps import load_frozen
@@ -60,7 +61,7 @@ class GraftRun:
         The head's first weights come with the first step.
         """
         if not self._is_asked_to_stop():
-            parts = split(AnswerFile(self.job.data).read(), self.job.config.eval_prompts)
+            parts = self._split(settled_answers(self.job.data, self.job.base.target))
             trainer = self._trainer(parts)
             for _ in self._open_tap_cache(trainer, parts):
                 pass
@@ -83,6 +84,9 @@ class GraftRun:
                     return
         yield Stopped(0)
 
+    def _split(self, settled: Settled) -> Split:
+        return split(settled.answers, self.job.config.eval_prompts)
+
     def _is_asked_to_stop(self) -> bool:
         """In any process; all come here after the answers, then before and after each step."""
         is_asked = self._ranks.agree(self._is_stopping)
@@ -101,7 +105,11 @@ class GraftRun:
         if self._is_asked_to_stop():
             yield Stopped(0)
             return
-        parts = split(AnswerFile(self.job.data).read(), self.job.config.eval_prompts)
+        settled = settled_answers(self.job.data, self.job.base.target)
+        if settled.notes:
+            count = len(settled.answers)
+            yield CorpusProgress("reading answers", count, count, settled.notes)
+        parts = self._split(settled)
         trainer = self._trainer(parts)
         yield from self._open_tap_cache(trainer, parts)
         identity = run_identity(self.job, trainer.head.config, parts)

@@ -1,7 +1,6 @@
 """Where prompts come from: files, folders, Hugging Face data sets, the target itself."""
 
 import importlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +11,14 @@ import httpx
 from dspark.config import GraftConfig
 from dspark.errors import InputError
 from dspark.extras import install_command
+from dspark.graft.records import json_records, prompt_of, read_bytes, text_lines, usable
 from dspark.plural import counted
 
-SUFFIXES = (".jsonl", ".txt")
+SUFFIXES = (".jsonl", ".txt", ".jsonl.gz", ".txt.gz")
 PASSES_OVER_SELF_WRITTEN = 4
-USER_ROLES = ("user", "human")
 RECORD_HINT = (
-    'Records hold "prompt", "messages", "conversations" or "instruction"; in a .txt file '
-    "prompts are set apart by an empty line."
+    'Records hold "prompt", "messages", "conversations", "turns", "instruction" or "text"; in a '
+    ".txt file prompts are set apart by an empty line."
 )
 
 
@@ -111,11 +110,11 @@ class PromptSource:
     def _records(self) -> Iterator[tuple[str, str, str | None]]:
         for path in self.files:
             for file in _files_below(path):
-                records = _paragraphs(file) if file.suffix == ".txt" else _json_lines(file)
-                yield from ((file.stem, place, prompt) for place, prompt in records)
+                origin = Path(file.name.removesuffix(".gz")).stem
+                yield from ((origin, place, prompt) for place, prompt in _prompts_in(file))
         for name in self.datasets:
             for number, row in enumerate(_dataset_rows(name)):
-                yield name.removeprefix("hf:"), f"{name} row {number}", _prompt_of(row)
+                yield name.removeprefix("hf:"), f"{name} row {number}", prompt_of(row)
 
 
 def _count(argument: str) -> int:
@@ -133,80 +132,31 @@ def _files_below(path: Path) -> list[Path]:
     """The file itself, or what a folder holds at any depth."""
     if not path.is_dir():
         return [path]
-    found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
+    found = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and p.is_file())
     if not found:
         raise InputError(f"no *.jsonl or *.txt below {path}", "Check the path given to --prompts.")
     return found
 
 
-def _read_lines(path: Path) -> list[str]:
-    """Bytes that are not UTF-8 come as lone surrogates."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror})", "Check the path given to --prompts."
-        ) from error
-    return [line.decode("utf-8", errors="surrogateescape") for line in raw.split(b"\n")]
+def _prompts_in(path: Path) -> Iterator[tuple[str, str | None]]:
+    """Each with its place; None where there is none."""
+    raw = read_bytes(path, "--prompts")
+    if path.name.endswith((".txt", ".txt.gz")):
+        yield from _paragraphs(path, raw)
+    else:
+        yield from ((place, prompt_of(record)) for place, record in json_records(path, raw))
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, str | None]]:
-    for number, line in enumerate(_read_lines(path), start=1):
-        if line.strip():
-            yield f"{path}:{number}", _prompt_of(parse_record(line))
-
-
-def _paragraphs(path: Path) -> Iterator[tuple[str, str | None]]:
+def _paragraphs(path: Path, raw: bytes) -> Iterator[tuple[str, str | None]]:
     """Named by the line that they begin in."""
     start, paragraph = 1, list[str]()
-    for number, line in enumerate([*_read_lines(path), ""], start=1):
+    for number, line in enumerate([*text_lines(raw), ""], start=1):
         if line.strip():
             start = start if paragraph else number
             paragraph.append(line.rstrip())
         elif paragraph:
-            yield f"{path}:{start}", _usable("\n".join(paragraph).strip())
+            yield f"{path}:{start}", usable("\n".join(paragraph).strip())
             paragraph = []
-
-
-def parse_record(line: str) -> dict[str, Any] | None:
-    """None where the line is not a JSON object."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def _prompt_of(record: Mapping[str, Any] | None) -> str | None:
-    if record is None:
-        return None
-    if "prompt" in record:
-        return _usable(record["prompt"])
-    for key in ("messages", "conversations"):
-        if key in record:
-            return _usable(_first_user_turn(record[key]))
-    instruction, details = _usable(record.get("instruction")), record.get("input")
-    if instruction is not None and isinstance(details, str) and details.strip():
-        return _usable(f"{instruction}\n\n{details}")
-    return instruction
-
-
-def _first_user_turn(turns: Any) -> Any:
-    for turn in turns if isinstance(turns, list) else ():
-        if isinstance(turn, dict) and turn.get("role", turn.get("from")) in USER_ROLES:
-            return turn.get("content", turn.get("value"))
-    return None
-
-
-def _usable(text: Any) -> str | None:
-    """Text that is not empty and that UTF-8 can write."""
-    if not isinstance(text, str) or not text.strip():
-        return None
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return None
-    return text
 
 
 def _dataset_parts(argument: str) -> tuple[str, str | None, str]:
@@ -215,8 +165,8 @@ def _dataset_parts(argument: str) -> tuple[str, str | None, str]:
     parts = path.split("/")
     if not all(parts) or len(parts) not in (2, 3):
         raise InputError(
-            f"{argument!r} is no data set",
-            "As in hf:owner/name, hf:owner/name:test or hf:owner/name/configuration:test.",
+            f"{argument!r} is not a data set",
+            "For example hf:owner/name, hf:owner/name:test or hf:owner/name/configuration:test.",
         )
     return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None, split or "train"
 

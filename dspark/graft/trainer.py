@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -179,5 +179,5 @@ def trainable(answers: Sequence[Answered], length: int) -> list[Answered]:
     for answer in answers:
         ids = answer.answer_ids[: max(length - len(answer.prompt_ids), 0)]
         if len(ids) > 1:
-            cut.append(Answered(answer.prompt_ids, ids, answer.prompt, answer.answer))
+            cut.append(replace(answer, answer_ids=ids))
     return cut

@@ -1,5 +1,7 @@
 """Answer files, whole and broken."""
 
+import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,40 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
     assert file.read() == [_answer(0)]
     list(file.append([_answer(2)]))
     assert file.read() == [_answer(0), _answer(2)]
+
+
+def test_files_as_other_programs_leave_them(tmp_path: Path) -> None:
+    file = AnswerFile(tmp_path / "answers.jsonl")
+    list(file.append([_answer(0), _answer(1)]))
+    raw = file.path.read_bytes()
+    for changed in (
+        raw.rstrip(b"\n"),
+        raw.replace(b"\n", b"\r\n"),
+        b"\xef\xbb\xbf" + raw,
+        raw.replace(b"\n", b"\n\n"),
+    ):
+        file.path.write_bytes(changed)
+        assert file.read() == [_answer(0), _answer(1)]
+        list(file.append([_answer(2)]))
+        assert file.read() == [_answer(0), _answer(1), _answer(2)]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (gzip.compress, "gzip"),
+        (lambda raw: raw.decode().encode("utf-16"), "UTF-16"),
+        (lambda raw: raw + b'{"messages": []}\n', r":2 is not an answer"),
+    ],
+)
+def test_what_is_no_answer_file_is_named(
+    tmp_path: Path, change: Callable[[bytes], bytes], words: str
+) -> None:
+    file = AnswerFile(tmp_path / "answers.jsonl")
+    list(file.append([_answer(0)]))
+    file.path.write_bytes(change(file.path.read_bytes()))
+    with pytest.raises(InputError, match=words):
+        file.read()
 
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Prompts from every kind of source, whole and broken; answers the same with and without drafts."""
 
+import gzip
 import json
 import sys
 from collections.abc import Callable
@@ -78,11 +79,60 @@ def test_records_of_every_usual_kind(tmp_path: Path) -> None:
         {"messages": [{"role": "assistant", "content": "no user"}]},
         {"conversations": "not a list"},
         {"instruction": "", "input": "nothing asked"},
-        {"prompt": None, "instruction": "the prompt is broken"},
-    )
+        {"prompt": 3, "instruction": "the prompt is broken"},
+        {"prompt": None, "messages": None, "instruction": "null is not there", "input": None},
+        {"prompt": [{"role": "user", "content": "as messages"}], "completion": "done"},
+        {"conversation": [{"role": "user", "content": "logged"}]},
+        {"turns": ["first turn", "second turn"]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a part"},
+                                                   {"type": "image", "url": "x"}, "a string"]}]},
+        {"messages": [{"role": "user", "content": None}, {"role": "user", "content": "second"}]},
+        {"text": "bare text"},
+        {"messages": [{"from": "human", "value": [{"text": None}]}]},
+    )  # fmt: skip
     listed = PromptSource((path,)).read()
-    assert listed.prompts == ("chat", "shared", "Add\n\n1 and 2", "Sing")
-    assert listed.skipped == tuple(f"{path}:{number}" for number in range(5, 9))
+    assert listed.prompts == (
+        *("chat", "shared", "Add\n\n1 and 2", "Sing", "null is not there", "as messages"),
+        *("logged", "first turn", "a part\na string", "bare text"),
+    )
+    assert listed.skipped == tuple(f"{path}:{number}" for number in (5, 6, 7, 8, 14, 16))
+
+
+RECORDS = '{"prompt": "one\u2028Ä"}\n\n{"prompt": "two"}'
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        RECORDS.encode(),
+        RECORDS.encode("utf-8-sig"),
+        RECORDS.replace("\n", "\r\n").encode() + b"\r\n",
+        gzip.compress(RECORDS.encode()),
+        b'[\n {"prompt": "one\\u2028\\u00c4"},\n "two"\n]\n',
+    ],
+)
+def test_files_as_other_programs_write_them(tmp_path: Path, raw: bytes) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(raw)
+    listed = PromptSource((path,)).read()
+    assert (listed.prompts, listed.skipped) == (("one\u2028Ä", "two"), ())
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf16_is_named(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("one\n\ntwo".encode(encoding))
+    with pytest.raises(InputError, match="UTF-16"):
+        PromptSource((path,)).read()
+
+
+def test_packed_text_keeps_its_name_and_a_torn_packing_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt.gz"
+    path.write_bytes(gzip.compress(b"one\n\ntwo"))
+    assert PromptSource((tmp_path,)).read().origins == {"one": "mine", "two": "mine"}
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InputError, match="broken gzip"):
+        PromptSource((path,)).read()
 
 
 def test_a_folder_holds_all_files_below_it(tmp_path: Path) -> None:
@@ -122,7 +172,7 @@ def test_a_data_set_is_read_without_code_of_its_own(monkeypatch: pytest.MonkeyPa
         calls.append((name, configuration, options))
         if name == "o/missing":
             raise FileNotFoundError("no such data set\nmore")
-        return [{"prompt": "one"}, {"text": "?"}]
+        return [{"prompt": "one"}, {"label": "?"}]
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
     listed = PromptSource.parse(["hf:o/n", "hf:o/n/main:test"]).read()

@@ -1,0 +1,164 @@
+"""How long a grafting takes: measured on a few rounds and steps of which nothing is kept.
+
+Loading and the first round and step, which warm up, do not count; medians do, so that another
+program's minute does not.
+"""
+
+import itertools
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+
+from dspark.config import EngineConfig, SamplingConfig, StopConfig
+from dspark.engine.request import Request
+from dspark.engine.session import Session, resolve_runtime
+from dspark.errors import InputError
+from dspark.events import Finished, Round
+from dspark.graft.answers import SELF_PROMPT_TOKENS, encode_prompt
+from dspark.graft.corpus import open_corpus_session
+from dspark.graft.data import Answered
+from dspark.graft.job import GraftJob
+from dspark.graft.missing import missing_prompts, own_missing
+from dspark.graft.settled import settled_answers
+from dspark.graft.shape import build_head, draft_config
+from dspark.graft.start import start_random
+from dspark.graft.taps import load_frozen
+from dspark.graft.trainer import Trainer, trainable
+
+PROMPTS, ROUNDS, STEPS = 16, 64, 8  # at most, beside those that warm up
+SECONDS = 12.0  # after which no further round and no further step is begun
+OWN_PROMPTS = tuple(f"Tell me something about the number {n}." for n in range(PROMPTS))
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Seconds: the median of what was measured, and the quartiles around it."""
+
+    middle: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> "Span":
+        if len(seconds) < 2:
+            return cls(seconds[0], seconds[0], seconds[0])
+        low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+        return cls(middle, low, high)
+
+    def times(self, factor: float, more: float = 0.0) -> "Span":
+        values = (value * factor + more for value in (self.middle, self.low, self.high))
+        return Span(*values)
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """Of the whole run, at most: every answer as long as it may be.
+
+    From `measured_rounds` rounds of answers (0 where none is missing) and `measured_steps` steps.
+    """
+
+    answers: Span
+    steps: Span
+    measured_rounds: int
+    measured_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    """Of answers written side by side: seconds per prompt read and per token written."""
+
+    prompt: float
+    tokens: list[float]
+    written: list[Answered]
+
+
+def estimate(job: GraftJob) -> Duration:
+    """Loads the target, first to write and then to train, as the run does."""
+    kept = settled_answers(job.data, job.base.target).answers
+    answered = {answer.prompt for answer in kept}
+    prompts, own = missing_prompts(job, answered).prompts, own_missing(job, answered)
+    pace = _Pace(0.0, [], [])
+    if prompts or own or not kept:
+        pace = _pace_of_answers(job, prompts[:PROMPTS] or OWN_PROMPTS)
+    answers = Span(0.0, 0.0, 0.0)
+    if prompts or own:
+        tokens = (len(prompts) + own) * job.config.max_answer_tokens + own * SELF_PROMPT_TOKENS[1]
+        answers = Span.of(pace.tokens).times(tokens, (len(prompts) + own) * pace.prompt)
+    seconds = _seconds_of_steps(job, [*kept[:PROMPTS], *pace.written])
+    steps = Span.of(seconds).times(job.config.steps)
+    return Duration(answers, steps, len(pace.tokens), len(seconds))
+
+
+def _pace_of_answers(job: GraftJob, prompts: Sequence[str]) -> _Pace:
+    """As many at once as the run writes, or as there are prompts here."""
+    config = job.config
+    engine_config = EngineConfig(max_requests=config.answers_at_once)
+    session = open_corpus_session(job.base, job.runtime, (), 0, engine_config)
+    try:
+        return _pace(session, prompts, config.max_answer_tokens, config.answer_temperature)
+    finally:
+        session.engine.abandon()
+        session.close()
+
+
+def _pace(session: Session, prompts: Sequence[str], most: int, temperature: float) -> _Pace:
+    """The first round warms up, and counts only if it is alone."""
+    engine = session.engine
+    capacity = engine.config.max_requests if engine.target.spec.batches else 1
+    stop = StopConfig(max_tokens=most, ignore_stop_tokens=True)
+    told: dict[int, list[int]] = {}
+    asked: dict[int, tuple[int, ...]] = {}
+    for seed, prompt in enumerate(prompts[:capacity]):
+        ids = encode_prompt(session, prompt)
+        request_id = engine.submit(Request(ids, SamplingConfig(temperature, seed=seed), stop, True))
+        asked[request_id], told[request_id] = ids, []
+    reads, rounds = list[float](), list[float]()
+    begun = mark = time.perf_counter()
+    while engine.num_requests and len(rounds) <= ROUNDS and mark - begun < SECONDS:
+        tokens = 0
+        for event in engine.step():
+            if isinstance(event, Finished):
+                continue
+            told[event.request_id] += [piece.token_id for piece in event.pieces]
+            if isinstance(event, Round):
+                tokens += event.accepted + 1
+            elif event.done == event.total:
+                reads.append(-mark + (mark := time.perf_counter()))
+        if tokens:
+            rounds.append((-mark + (mark := time.perf_counter())) / tokens)
+    written = [_as_long_as_may_be(asked[i], told[i], most) for i in asked if told[i]]
+    return _Pace(statistics.median(reads), rounds[1:] or rounds, written)
+
+
+def _as_long_as_may_be(prompt_ids: tuple[int, ...], told: list[int], most: int) -> Answered:
+    return Answered(prompt_ids, tuple(islice(itertools.cycle(told), most)), "", "")
+
+
+def _seconds_of_steps(job: GraftJob, answers: Sequence[Answered]) -> list[float]:
+    """Of a few steps, each on a whole batch; the first, which warms up, counts only if alone."""
+    config = job.config
+    usable = trainable(answers, config.length)
+    if not usable:
+        raise InputError("no answer is long enough to measure a step on", "Give other prompts.")
+    batch = [usable[i % len(usable)] for i in range(config.batch_size)]
+    resolved = resolve_runtime(job.runtime)
+    target = load_frozen(
+        job.base.target,
+        device=torch.device(resolved.device),
+        dtype=getattr(torch, resolved.dtype),
+    )
+    shape = draft_config(target.config, config, config.mask_token_id or 0)
+    target.tap(shape.target_layer_ids)
+    head = build_head(shape)
+    start_random(head, torch.Generator().manual_seed(config.seed))
+    trainer = Trainer(head.to(resolved.device), target, batch, config)
+    seconds: list[float] = []
+    for report in islice(trainer.steps(), STEPS + 1):
+        seconds.append(report.seconds)
+        if sum(seconds) > SECONDS:
+            break
+    return seconds[1:] or seconds

@@ -1,0 +1,113 @@
+"""How long a grafting will take, by a clock of our own: what is told follows by counting."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dspark.config import GraftConfig, RuntimeConfig
+from dspark.errors import InputError
+from dspark.graft import estimate as estimated
+from dspark.graft.corpus import CorpusProgress
+from dspark.graft.estimate import Span, estimate
+from dspark.graft.job import GraftJob
+from dspark.graft.plan import draw_plan
+from dspark.graft.run import GraftRun
+from dspark.graft.sources import PromptSource
+from dspark.hub.pairs import PairFiles
+from dspark_cli.graft_plan import plan_lines
+
+
+@pytest.fixture
+def job(tiny_chat_dir: Path, tmp_path: Path, small_config: GraftConfig) -> GraftJob:
+    """Four prompts of one character and one of ninety."""
+    prompts = [*"abcd", "x" * 90]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    return GraftJob(
+        base=PairFiles("tiny", tiny_chat_dir, None),
+        source=PromptSource((file,)),
+        data=tmp_path / "answers.jsonl",
+        out=tmp_path / "head",
+        config=replace(small_config, mask_token_id=200, max_answer_tokens=12, length=120),
+        runtime=RuntimeConfig("cpu", "float32"),
+    )
+
+
+def test_a_busy_moment_does_not_change_what_is_told() -> None:
+    assert Span.of([1.0, 1.0, 60.0, 1.0, 2.0]) == Span(1.0, 1.0, 2.0)
+    assert Span.of([3.0]) == Span(3.0, 3.0, 3.0)
+    assert Span.of([1.0, 2.0, 3.0]).times(10.0, 5.0) == Span(25.0, 20.0, 30.0)
+
+
+def test_time_is_that_of_rounds_and_steps_alone(
+    job: GraftJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look at the clock takes a second, loading an hour and the warm-up of a step another."""
+    clock = itertools.count()
+    late = [0.0]
+    monkeypatch.setattr(
+        estimated, "time", SimpleNamespace(perf_counter=lambda: next(clock) + late[0])
+    )
+    load, steps = estimated.open_corpus_session, estimated.Trainer.steps
+
+    def slow_load(*arguments: Any) -> Any:
+        late[0] += 3600.0
+        return load(*arguments)
+
+    def timed_steps(trainer: Any) -> Iterator[Any]:
+        for number, report in enumerate(steps(trainer)):
+            yield replace(report, seconds=(9.0, 0.1, 0.2, 0.3, 0.4, 0.5)[number])
+
+    monkeypatch.setattr(estimated, "open_corpus_session", slow_load)
+    monkeypatch.setattr(estimated.Trainer, "steps", timed_steps)
+    duration = estimate(job)
+    # four prompts of a second each, then rounds of a second for four tokens; 12 tokens an answer
+    assert duration.answers.middle == 4 * 1.0 + 4 * 12 * 1.0 / 4
+    assert duration.answers.low == duration.answers.high == duration.answers.middle
+    assert duration.measured_rounds == 7  # 12 s: four prompts, and eight rounds with the warm-up
+    assert duration.steps.middle == pytest.approx(job.config.steps * 0.3)
+    assert duration.steps.low == pytest.approx(job.config.steps * 0.2)
+
+
+def test_prompts_that_are_too_long_are_counted(job: GraftJob) -> None:
+    plan = draw_plan(job)
+    assert (plan.num_answers, plan.num_missing, plan.num_too_long) == (4, 4, 1)
+    assert any(
+        line == "answers: 4, 4 of them still to be written; 1 prompt is longer than --length "
+        "leaves room for"
+        for line in plan_lines(plan)
+    )
+    run = GraftRun(job)
+    notes: list[str] = []
+    for event in run.events():
+        if isinstance(event, CorpusProgress):
+            notes += event.notes
+            if event.stage == "writing answers":
+                run.stop()
+    assert notes == ["1 of 5 prompts is left out: longer than 60 tokens, half of --length"]
+
+
+def test_prompts_that_are_all_too_long_are_refused_before_anything_is_loaded(
+    job: GraftJob,
+) -> None:
+    short = replace(job, config=replace(job.config, length=8))
+    with pytest.raises(InputError, match="all 5 prompts are longer than --length 8") as caught:
+        draw_plan(short)
+    shortest = int(caught.value.message.rpartition(" ")[2])
+    assert str(2 * shortest) in caught.value.hint
+    assert draw_plan(replace(job, config=replace(job.config, length=2 * shortest))).num_missing == 4
+    with pytest.raises(InputError, match="all 5 prompts are longer than --length 8"):
+        list(GraftRun(short).events())
+
+
+def test_answers_to_other_prompts_do_not_stand_for_these(job: GraftJob) -> None:
+    lines = [{"prompt": f"old {n}", "answer": "yes"} for n in range(3)]
+    job.data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    plan = draw_plan(job)
+    assert (plan.num_answers, plan.num_missing) == (7, 4)
