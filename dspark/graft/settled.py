@@ -13,7 +13,8 @@ from dspark.errors import InputError
 from dspark.graft.answers import user_turn
 from dspark.graft.data import Answered, AnswerFile
 from dspark.plural import counted
-from dspark.targets.dense import read_config, stop_tokens
+from dspark.targets.dense import read_config
+from dspark.targets.stop_tokens import stop_tokens
 
 OTHER_HINT = (
     "Use a file of this model's answers; without its prompt_ids and answer_ids a line is tokenised "
