@@ -1,0 +1,183 @@
+"""The layers of a Llama-shaped decoder over stored weights, a pass of rows as one call.
+
+Rows of any requests come in as embeddings and go out as the final norm's hidden states; in between
+Python does nothing. The reference is the same operations in torch, one after the other.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from dspark_kernels.cpu.attend_round import attend_round_op, attend_round_reference
+from dspark_kernels.cpu.matrix import multiply_op, multiply_reference, padded_bias
+from dspark_kernels.cpu.norm_round import norm_round_op, norm_round_reference
+from dspark_kernels.cpu.rope_write import Heads, rope_write_op, rope_write_reference
+from dspark_kernels.cpu.rounded import RoundedRows, empty_rounded
+from dspark_kernels.cpu.runtime import Op, Program, Runtime
+from dspark_kernels.cpu.step_words import Place, step_words
+from dspark_kernels.cpu.stored_weight import LANES, StoredWeight
+from dspark_kernels.cpu.swiglu_round import swiglu_round_op, swiglu_round_reference
+
+MAX_ROWS = 64
+
+
+class Projection(NamedTuple):
+    """Weights of one input side by side: out = x [w0, w1, ...]^T + bias. All but the last of a
+    multiple of 16 outputs; those of different formats stay apart."""
+
+    weights: tuple[StoredWeight, ...]
+    bias: torch.Tensor | None = None
+
+    @property
+    def num_outputs(self) -> int:
+        return sum(weight.num_outputs for weight in self.weights)
+
+    @property
+    def num_columns(self) -> int:
+        """Of a buffer that takes whole blocks of outputs."""
+        return -(-self.num_outputs // LANES) * LANES
+
+    def parts(self) -> list[tuple[StoredWeight, torch.Tensor | None, int]]:
+        """Each weight with its bias and its first column."""
+        found, start = [], 0
+        for weight in self.weights:
+            end = start + weight.num_outputs
+            found.append((weight, None if self.bias is None else self.bias[start:end], start))
+            start = end
+        return found
+
+    def reference(self, rows: RoundedRows) -> torch.Tensor:
+        return torch.cat([multiply_reference(rows, w, bias) for w, bias, _ in self.parts()], 1)
+
+
+class DecoderLayer(NamedTuple):
+    input_norm: torch.Tensor
+    qkv: Projection
+    heads: Heads
+    output: Projection
+    mlp_norm: torch.Tensor
+    gate_up: Projection
+    down: Projection
+
+
+class Decoder(NamedTuple):
+    """`taps` are the layers whose output is told, -1 for the embedding."""
+
+    layers: Sequence[DecoderLayer]
+    final_norm: torch.Tensor
+    eps: float
+    taps: tuple[int, ...] = ()
+
+    def norms(self) -> list[torch.Tensor]:
+        """Of each layer's input, then the final one."""
+        return [*(layer.input_norm for layer in self.layers), self.final_norm]
+
+
+class DecoderPass:
+    """Buffers and the program of a pass of up to 64 rows."""
+
+    def __init__(self, runtime: Runtime, decoder: Decoder) -> None:
+        self._decoder, self._width = decoder, decoder.final_norm.shape[0]
+        first = decoder.layers[0]
+        widest = max(layer.gate_up.num_columns for layer in decoder.layers)
+        heads = first.heads
+        self._total = torch.zeros(MAX_ROWS, self._width)
+        self._normed = torch.zeros(MAX_ROWS, self._width)
+        self._taps = torch.zeros(MAX_ROWS, self._width * len(decoder.taps))
+        self._update = torch.zeros(MAX_ROWS, first.output.num_columns)
+        self._qkv = torch.zeros(MAX_ROWS, first.qkv.num_columns)
+        self._queries = torch.zeros(MAX_ROWS, heads.num_heads, heads.head_dim)
+        self._gate_up = torch.zeros(MAX_ROWS, widest)
+        self._rounded = empty_rounded(MAX_ROWS, self._width).data
+        self._attended = empty_rounded(MAX_ROWS, heads.num_heads * heads.head_dim).data
+        self._gated = empty_rounded(MAX_ROWS, first.down.weights[0].width).data
+        self._program = Program(runtime, self._ops(), MAX_ROWS)
+
+    def __call__(
+        self,
+        embedded: torch.Tensor,
+        cache: torch.Tensor,
+        place: Place,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """embedded float32 [N, H], N at most 64; the rest as in step_words.
+
+        -> hidden states [N, H] after the final norm, taps [N, T · H].
+        """
+        num_rows = len(embedded)
+        if num_rows > MAX_ROWS:
+            raise ValueError(f"{num_rows} rows in a pass of at most {MAX_ROWS}")
+        self._total[:num_rows] = embedded
+        self._program(step_words(place, rotary, cache))
+        return self._normed[:num_rows].clone(), self._taps[:num_rows].clone()
+
+    def _tap(self, layer: int) -> torch.Tensor | None:
+        taps = self._decoder.taps
+        if layer not in taps:
+            return None
+        start = taps.index(layer) * self._width
+        return self._taps[:, start : start + self._width]
+
+    def _ops(self) -> list[Op]:
+        decoder, ops = self._decoder, []
+        norms, update = decoder.norms(), self._update[:, : self._width]
+        for index, layer in enumerate(decoder.layers):
+            before = None if index == 0 else update
+            ops += [self._norm(norms[index], before, self._tap(index - 1))]
+            ops += _products(layer.qkv, self._rounded, self._qkv)
+            ops += [rope_write_op(self._qkv, self._queries, index, layer.heads)]
+            ops += [attend_round_op(self._queries, self._attended, index, layer.heads)]
+            ops += _products(layer.output, self._attended, self._update)
+            ops += [self._norm(layer.mlp_norm, update, None)]
+            ops += _products(layer.gate_up, self._rounded, self._gate_up)
+            gate_up = self._gate_up[:, : layer.gate_up.num_outputs]
+            ops += [swiglu_round_op(gate_up, self._gated)]
+            ops += _products(layer.down, self._gated, self._update)
+        last = len(decoder.layers) - 1
+        return [*ops, self._norm(norms[-1], update, self._tap(last), self._normed)]
+
+    def _norm(
+        self,
+        weight: torch.Tensor,
+        update: torch.Tensor | None,
+        tap: torch.Tensor | None,
+        normed: torch.Tensor | None = None,
+    ) -> Op:
+        eps = self._decoder.eps
+        return norm_round_op(
+            self._total, update, weight, eps, self._rounded, normed=normed, tap=tap
+        )
+
+
+def _products(projection: Projection, rows: torch.Tensor, out: torch.Tensor) -> list[Op]:
+    return [
+        multiply_op(weight, padded_bias(weight, bias), rows, out[:, start:])
+        for weight, bias, start in projection.parts()
+    ]
+
+
+def decoder_reference(
+    decoder: Decoder,
+    embedded: torch.Tensor,
+    cache: torch.Tensor,
+    place: Place,
+    rotary: tuple[torch.Tensor, torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What DecoderPass computes."""
+    update: torch.Tensor | None = None
+    normed, total, taps = embedded, embedded, {-1: embedded}
+    for index, layer in enumerate(decoder.layers):
+        rounded, _, total = norm_round_reference(total, update, layer.input_norm, decoder.eps)
+        taps[index - 1] = total
+        qkv, heads = layer.qkv.reference(rounded), layer.heads
+        queries = rope_write_reference(qkv, cache, index, place, rotary, heads)
+        rounded = attend_round_reference(queries, cache, index, place, rotary, heads)
+        update = layer.output.reference(rounded)
+        rounded, _, total = norm_round_reference(total, update, layer.mlp_norm, decoder.eps)
+        gated = swiglu_round_reference(layer.gate_up.reference(rounded))
+        update = layer.down.reference(gated)
+    _, normed, total = norm_round_reference(total, update, decoder.final_norm, decoder.eps)
+    taps[len(decoder.layers) - 1] = total
+    wanted = [taps[layer] for layer in decoder.taps]
+    return normed, torch.cat(wanted, dim=-1) if wanted else normed[:, :0]
