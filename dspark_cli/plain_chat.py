@@ -9,7 +9,7 @@ from itertools import groupby
 from types import FrameType
 from typing import BinaryIO
 
-from dspark.errors import InputError, ServerError
+from dspark.errors import InputError, NetworkSetupError, ServerError
 from dspark.events import FetchProgress, Finished
 from dspark_cli.errors import report
 from dspark_cli.line_editor import read_line, typed_text
@@ -19,7 +19,7 @@ from dspark_tui.backend import ChatBackend, ChatSettings
 from dspark_tui.commands import parse_command, unknown_command
 from dspark_tui.control_characters import visible
 from dspark_tui.conversation import Conversation, LeftOut, ask
-from dspark_tui.words import END_NOTES, sampling_words
+from dspark_tui.words import ending_words, sampling_words
 
 SIGN = "> "
 
@@ -40,7 +40,7 @@ def run_plain_chat(backend: ChatBackend, settings: ChatSettings, prompts: Binary
         for prompt in _all_prompts(settings.first_prompt, prompts):
             try:
                 finished = _answer(backend, settings, conversation, prompt)
-            except (InputError, ServerError) as error:
+            except (InputError, NetworkSetupError, ServerError) as error:
                 if not prompts.isatty():
                     raise
                 report(error, is_debug=False)
@@ -194,9 +194,6 @@ def _summary(backend: ChatBackend, finished: Finished) -> str:
     info = backend.info
     limit = f"/{info.context_limit:,}" if info.context_limit else ""
     used = f"{stats.prompt_tokens + stats.new_tokens:,}{limit}"
-    note = f" · {END_NOTES[finished.reason]}" if finished.reason in END_NOTES else ""
-    if not finished.text:
-        note += " · only thinking, no answer" if finished.thinking else " · no answer"
-    note = f"{note} · {info.refused_note}" if info.refused else note
+    note = "".join(f" · {words}" for words in ending_words(finished, info.refused_note))
     note = f"{note} · no token colours from a server" if info.is_server else note
     return f"{visible(info.name)}: {stats_line(stats)} · context {used}{note}"

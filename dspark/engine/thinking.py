@@ -4,7 +4,7 @@ The marks are looked for in the vocabulary, and as plain text only where the cha
 them. Thinking comes before the answer: a mark after the answer's first word is a word of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,6 +55,7 @@ FORMATS = (
     Format("<longcat_think>", "</longcat_think>"),  # LongCat
     Format("Here is my thought process:", "Here is my response:"),  # Granite
 )
+IN_TEXT = ("<think>", "<thinking>", "[THINK]")  # what nobody begins an answer with
 HARMONY = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")
 HARMONY_ENDS = ("<|return|>", "<|call|>")
 HARMONY_CHANNELS = ("analysis", "commentary", "final")
@@ -68,6 +69,25 @@ class Splitter(Protocol):
     def push(self, text: str) -> list[Span]: ...
 
     def finish(self) -> list[Span]: ...
+
+
+class Shows(Protocol):
+    """What turns the characters that stand for marks back into text."""
+
+    def show(self, text: str, also: Container[str] = ()) -> str: ...
+
+
+class NoMarks:
+    """Of text whose tokens are not known: a mark is its own letters."""
+
+    def show(self, text: str, also: Container[str] = ()) -> str:
+        return text
+
+
+def text_splitter() -> "ThinkSplitter":
+    """For an answer as a server sends it that leaves thinking in the text."""
+    formats = [Format(each.opening, each.closing) for each in FORMATS if each.opening in IN_TEXT]
+    return ThinkSplitter(NoMarks(), formats, "")
 
 
 class Thinking:
@@ -109,7 +129,7 @@ class NoSplitter:
 class ThinkSplitter:
     """Thinking between two marks, before the answer. Line breaks beside a mark belong to it."""
 
-    def __init__(self, marks: Marks, formats: Sequence[Format], tail: str) -> None:
+    def __init__(self, marks: Shows, formats: Sequence[Format], tail: str) -> None:
         self._marks = marks
         self._formats = formats
         self._wanted = tuple(m for f in formats for m in (f.opening, f.answer_opening) if m)

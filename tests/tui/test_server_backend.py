@@ -47,6 +47,7 @@ class Server:
     body: bytes | None = None  # instead of the lines
     headers: dict[str, str] = field(default_factory=dict)
     refusals: dict[str, object] = field(default_factory=dict)  # by the parameter that is refused
+    refuses_more_than: int = 99  # messages, with the refusal of "full"
     list_status: int = 200
     url: str = ""
     bodies: list[dict[str, object]] = field(default_factory=list)
@@ -70,7 +71,9 @@ class Handler(BaseHTTPRequestHandler):
             self._json(self.play.status, {"error": {"message": "out of luck"}})
             return
         for name, refusal in self.play.refusals.items():
-            if name in body:
+            if name in body or (
+                name == "full" and len(body["messages"]) > self.play.refuses_more_than
+            ):
                 self._json(400, refusal)
                 return
         self.send_response(200)
@@ -267,6 +270,71 @@ def test_thinking_comes_apart_from_the_answer(server):
     pieces = [(piece.text, piece.is_thinking) for event in events for piece in event.pieces]
     assert pieces == [("Hm, ", True), ("yes", False)]
     assert (finished.text, finished.thinking) == ("yes", "Hm, ")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "thinking"),
+    [
+        ("<think>\nHm, 2 < 3\n</think>\n\nyes < no", "yes < no", "Hm, 2 < 3"),
+        ("\n<thinking>Hm</thinking>yes", "yes", "Hm"),
+        ("[THINK]Hm[/THINK]yes", "yes", "Hm"),
+        ("<think>Hm", "", "Hm"),
+        ("yes <think>no</think>", "yes <think>no</think>", ""),
+        ("<answer>yes</answer>", "<answer>yes</answer>", ""),
+        ("<thi", "<thi", ""),
+    ],
+)
+def test_thinking_that_a_server_leaves_in_the_text(server, text, answer, thinking):
+    """However the text is cut into chunks."""
+    backend = loaded(server)
+    for cut in (1, 3, len(text)):
+        parts = [text[i : i + cut] for i in range(0, len(text), cut)]
+        server.lines = (*map(delta, parts), delta(reason="stop"), DONE)
+        *events, finished = ask(backend)
+        assert (finished.text, finished.thinking.strip()) == (answer, thinking)
+        told = "".join(p.text for event in events for p in event.pieces if not p.is_thinking)
+        assert told + ("" if finished.ends_thinking else finished.tail) == answer
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"code": "context_length_exceeded", "message": "too long"},
+        {"type": "exceed_context_size_error", "message": "the request exceeds the size"},
+        {"message": "This model's maximum context length is 20 tokens. You requested 30"},
+    ],
+)
+def test_a_full_context_leaves_out_what_is_oldest(server, said, capsys):
+    server.refuses_more_than = 3
+    server.refusals = {"full": {"error": said}}
+    run_plain_chat(loaded(server), ChatSettings(), io.BytesIO(b"1\n2\n3\n"))
+    assert capsys.readouterr().out == "Grüß dich\n" * 3
+    sent = [[message["content"] for message in body["messages"]] for body in server.bodies]
+    assert sent[2:] == [["1", "Grüß dich", "2", "Grüß dich", "3"], ["2", "Grüß dich", "3"]]
+
+
+def test_a_limit_of_tokens_that_is_too_large_leaves_out_nothing(server):
+    message = "max_tokens is too large: 9. This model's maximum context length is 8 tokens"
+    server.refusals = {"max_tokens": {"error": {"message": message}}}
+    with pytest.raises(ServerError, match="max_tokens is too large"):
+        list(ask(loaded(server)))
+    assert len(server.bodies) == 1
+
+
+async def test_the_screen_says_what_an_answer_lacks(server):
+    from tests.tui.conftest import Chat
+
+    server.lines = (json.dumps({"choices": [{"delta": {"reasoning": "Hm"}}]}), DONE)
+    server.refusals = {"temperature": {"error": "unsupported: temperature"}}
+    settings = ChatSettings(sampling=SamplingChoice(temperature=0.5))
+    app = DSparkApp(ServerBackend(ServerConfig(server.url)), settings)
+    async with app.run_test(size=(120, 24)) as pilot:
+        chat = Chat(app, pilot)
+        await chat.until(lambda: len(app.screen_stack) > 1)
+        await chat.asked_and_answered("Hi")
+        await chat.until_shown("only thinking, no answer · without temperature, which the server")
+        await chat.asked_and_answered("Again")
+    assert [message["content"] for message in server.bodies[-1]["messages"]] == ["Again"]
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import httpx
 from dspark.config import SamplingChoice, ServerConfig, StopConfig
 from dspark.errors import InputError, ServerError
 from dspark.events import Event, LoadProgress
-from dspark_tui.backend import BackendInfo, ChatMessages
-from dspark_tui.server_delta import Delta
-from dspark_tui.server_http import body_of, refusal, requested
+from dspark_tui.backend import BackendInfo, ChatMessages, ContextFullError
+from dspark_tui.server_delta import Delta, error_text
+from dspark_tui.server_http import body_of, is_context_full, refusal, requested
 from dspark_tui.server_models import Models, choose_model, read_models
 from dspark_tui.server_reply import Reply
 from dspark_tui.server_request import CHAT, Adjustments, base_url, request_body, shown_url
@@ -104,6 +104,12 @@ class ServerBackend:
                         yield delta
                     return
                 said = await body_of(response)
+                if is_context_full(response.status_code, said):
+                    raise ContextFullError(
+                        f"the conversation is longer than the context of {self.info.name}"
+                        f"{error_text(said)}",
+                        "Shorten the prompt or start a new chat.",
+                    )
                 is_other = response.status_code not in BAD_REQUEST
                 if is_other or not self._adjustments.learn(sent, said):
                     raise refusal(response, said, self._shown, self.info.name)

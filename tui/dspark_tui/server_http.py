@@ -1,6 +1,7 @@
 """Requests to a chat server; whatever breaks is a ServerError in one line."""
 
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -15,6 +16,12 @@ from dspark.http_client import make_async_client
 from dspark_tui.server_delta import CHECK, error_text
 from dspark_tui.server_reply import no_answer
 from dspark_tui.server_request import KEY, endpoint, key_header, shown_url
+
+_CONTEXT_FULL = re.compile(
+    r"context_length_exceeded|exceed_context_size|(maximum|max|exceeds?).{0,30}context"
+    r"|context (length|size|window).{0,30}exceed|prompt is too long",
+    re.IGNORECASE,
+)
 
 
 @asynccontextmanager
@@ -86,6 +93,13 @@ def refusal(response: httpx.Response, said: Any, shown: str, model: str | None) 
         target = response.headers.get("location", "").removesuffix("/models")
         return ServerError(f"{shown} answered {code}: it has moved", f"Give --server {target}.")
     return ServerError(f"{shown} answered {code}{text}")
+
+
+def is_context_full(code: int, said: Any) -> bool:
+    """Told by the words that servers have for it; older messages can then be left out."""
+    text = json.dumps(said)
+    is_limit = re.search(r"max_(completion_)?tokens\W.{0,20}too large", text) is not None
+    return code in (400, 413, 422) and not is_limit and _CONTEXT_FULL.search(text) is not None
 
 
 def _when(response: httpx.Response) -> str:

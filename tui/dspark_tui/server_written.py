@@ -1,8 +1,9 @@
 """An answer of a server, told in the engine's events: each delta a round without drafts."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from dspark.engine.thinking import Span, text_splitter
 from dspark.errors import ServerError
 from dspark.events import (
     DecodeStats,
@@ -24,6 +25,7 @@ class Written:
         self._texts: list[str] = []
         self._thoughts: list[str] = []
         self._tools: list[str] = []
+        self._splitter = text_splitter()
         self._usage: dict[str, object] = {}
         self._events = 0
         self._asked_at = self._first_at = self._last_at = time.perf_counter()
@@ -32,12 +34,15 @@ class Written:
         self._usage = delta.usage or self._usage
         self._reason = delta.reason or self._reason
         self._tools += delta.tools
-        self._thoughts.append(delta.thinking)
-        self._texts.append(delta.text)
-        pieces = [Piece(-1, delta.thinking, False, is_thinking=True)] if delta.thinking else []
-        pieces += [Piece(-1, delta.text, False)] if delta.text else []
-        if pieces:
-            yield self._event(tuple(pieces))
+        thought = [Span(delta.thinking, is_thinking=True)] if delta.thinking else []
+        if pieces := self._told([*thought, *self._splitter.push(delta.text)]):
+            yield self._event(pieces)
+
+    def _told(self, spans: Iterable[Span]) -> tuple[Piece, ...]:
+        told = [span for span in spans if span.text and not span.is_mark]
+        for span in told:
+            (self._thoughts if span.is_thinking else self._texts).append(span.text)
+        return tuple(Piece(-1, span.text, False, is_thinking=span.is_thinking) for span in told)
 
     def _event(self, pieces: tuple[Piece, ...]) -> Event:
         now, before = time.perf_counter(), self._last_at
@@ -65,6 +70,7 @@ class Written:
 
     def end(self, model: str) -> Finished:
         """Raises ServerError where the model did not answer in words."""
+        last = self._told(self._splitter.finish())  # may have begun a mark
         text = "".join(self._texts)
         if self._reason == "content_filter":
             raise ServerError(
@@ -76,12 +82,12 @@ class Written:
                 f"{model} called a tool{names} instead of answering",
                 "This chat has no tools; ask for an answer in words.",
             )
-        return self._finished("max_tokens" if self._reason == "length" else "stop_token")
+        return self._finished("max_tokens" if self._reason == "length" else "stop_token", last)
 
     def cancelled(self) -> Finished:
-        return self._finished("cancelled")
+        return self._finished("cancelled", self._told(self._splitter.finish()))
 
-    def _finished(self, reason: FinishReason) -> Finished:
+    def _finished(self, reason: FinishReason, last: tuple[Piece, ...]) -> Finished:
         """Counted by the server where it does so, otherwise by deltas."""
         stats = DecodeStats(
             prompt_tokens=self._counted("prompt_tokens"),
@@ -94,7 +100,12 @@ class Written:
             decode_seconds=self._last_at - self._first_at,
         )
         text, thinking = "".join(self._texts), "".join(self._thoughts)
-        return Finished(0, reason, (), text, stats, thinking=thinking)
+        return Finished(
+            *(0, reason, (), text, stats),
+            tail="".join(piece.text for piece in last),
+            thinking=thinking,
+            ends_thinking=any(piece.is_thinking for piece in last),
+        )
 
     def _counted(self, name: str) -> int:
         count = self._usage.get(name)

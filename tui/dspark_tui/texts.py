@@ -7,7 +7,7 @@ from textual.content import Content
 
 from dspark.events import Finished
 from dspark.plural import counted
-from dspark_tui.words import END_NOTES
+from dspark_tui.words import ending_words
 
 if TYPE_CHECKING:
     from dspark_tui.screens.chat import Phase
@@ -48,14 +48,13 @@ def still_queued(count: int) -> str:
     return f"The queued {rest} kept: Enter sends, Up takes back."
 
 
-def end_note(event: Finished, has_drafter: bool) -> str:
+def end_note(event: Finished, has_drafter: bool, refused: str = "") -> str:
     stats = event.stats
     words = [counted(stats.new_tokens, "token")]
     if stats.rounds:
         words.append(f"{stats.decode_tokens_per_second:.1f} tok/s")
         words += [f"τ {stats.tau:.2f}"] if has_drafter else []
-    words += [END_NOTES[event.reason]] if event.reason in END_NOTES else []
-    return " · ".join(words)
+    return " · ".join([*words, *ending_words(event, refused)])
 
 
 def welcome(status: "Status", has_drafter: bool) -> Content:

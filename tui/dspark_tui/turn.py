@@ -28,7 +28,7 @@ class Turn:
             self.answer.note = ""
             self.answer.add(marks_of(event))
 
-    def end(self, event: Finished, has_drafter: bool) -> None:
+    def end(self, event: Finished, has_drafter: bool, refused: str) -> None:
         self.answer.add(marks_of(event))
-        self.answer.note = texts.end_note(event, has_drafter)
+        self.answer.note = texts.end_note(event, has_drafter, refused)
         self.conversation.keep(self.prompt, event.text)

@@ -1,12 +1,21 @@
 """Words that both front ends say."""
 
 from dspark.config import SamplingChoice, SamplingConfig
+from dspark.events import Finished
 
 END_NOTES = {
     "cancelled": "stopped",
     "max_tokens": "stopped at the maximum number of tokens",
     "context": "stopped: the context is full; the next prompt leaves out the oldest",
 }
+
+
+def ending_words(event: Finished, refused: str = "") -> list[str]:
+    """What to know of an answer beside its figures; `refused`: what a server answered without."""
+    words = [END_NOTES[event.reason]] if event.reason in END_NOTES else []
+    if not event.text:
+        words.append("only thinking, no answer" if event.thinking else "no answer")
+    return [*words, refused] if refused else words
 
 
 def sampling_words(choice: SamplingChoice, own: SamplingConfig | None) -> str:

@@ -302,7 +302,7 @@ class ChatScreen(Screen[None]):
         self.worker.answer(self.turn.number, messages, self.settings)
 
     async def _end_answer(self, turn: Turn, event: Finished) -> None:
-        turn.end(event, self.has_drafter)
+        turn.end(event, self.has_drafter, self.worker.backend.info.refused_note)
         if turn is self.left_turn:
             self.left_turn = None
             return
