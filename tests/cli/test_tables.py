@@ -103,3 +103,12 @@ def test_text_wraps_between_words_alone():
     assert wrapped("a-long-word-with-hyphens and more", indent="  name  ", width=34) == (
         "  name  a-long-word-with-hyphens\n        and more"
     )
+
+
+@pytest.mark.parametrize("columns", WIDTHS)
+def test_a_bench_fits(dspark, fake_session, columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    outcome = dspark("bench", "--trials", "1", "--max-tokens", "5")
+    assert outcome.code == 0, outcome.err
+    assert max(map(len, outcome.out.splitlines())) <= int(columns)
+    assert "identical to plain decoding" in " ".join(outcome.out.split())
