@@ -1,18 +1,16 @@
 """`dspark graft`: a head for a target, one that exists or one trained on its own answers."""
 
 import json
-import shlex
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from dspark.config import GraftConfig, RuntimeConfig, graft_config
+from dspark.config import GraftConfig, RuntimeConfig
 from dspark.errors import DSparkError, InputError
 from dspark_cli import graft_options, options
 from dspark_cli.errors import ExitCode
@@ -22,12 +20,13 @@ from dspark_cli.graft_attach_view import (
     tell_attachment,
     training_options,
 )
+from dspark_cli.graft_job import training_job
 from dspark_cli.graft_plan import plan_lines
-from dspark_cli.loading import find_files
-from dspark_cli.naming import PairChoice, check_known
+from dspark_cli.naming import check_known
 from dspark_cli.output import say
 
 if TYPE_CHECKING:
+    from dspark.graft.job import GraftJob
     from dspark.graft.run import GraftRun
     from dspark_cli.graft_view import LiveView, PlainView
 
@@ -116,81 +115,23 @@ def graft(
         )
         if is_attached:
             return
-    from dspark.checkpoints.heads import read_draft_config
-    from dspark.graft.attach import check_name, released_head
-    from dspark.graft.job import GraftJob
-    from dspark.graft.onward import with_shape_of
-    from dspark.graft.report import MEASUREMENT
-    from dspark.graft.run import GraftRun
-    from dspark.graft.sources import PromptSource
-    from dspark.hub.resolve import NO_DRAFT
+    job = training_job(context.params, base, given)
+    _train(job, name, base, is_dry=dry_run, is_plain=plain, as_json=as_json)
 
-    if name is not None:
-        check_name(name, out)
 
-    config = graft_config(
-        algo,
-        steps=steps,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        precision=precision,
-        anchors=anchors,
-        length=length,
-        learning_rate=lr,
-        distillation_weight=distillation,
-        block_size=block_size,
-        num_layers=layers,
-        intermediate_size=intermediate_size,
-        num_kv_heads=kv_heads,
-        taps=_parse_taps(taps),
-        mask_token_id=mask_token,
-        markov_type=markov_type,
-        markov_rank=markov_rank,
-        init=init,
-        loss_vocabulary=loss_vocabulary,
-        draft_vocabulary=draft_vocabulary,
-        markov_learning_share=markov_share,
-        position_decay=position_decay,
-        seed=seed,
-        max_answer_tokens=max_answer_tokens,
-        answer_temperature=answer_temperature,
-        answers_at_once=answers_at_once,
-        eval_prompts=eval_prompts,
-        checkpoint_every=checkpoint_every,
-        tap_memory_gib=tap_memory,
-    )
-    data = data or out / "answers.jsonl"
-    source = PromptSource.parse(prompts or [], config, is_strict=strict)
-    if not prompts and not data.exists():
-        raise InputError(f"there are no answers in {data}", "Give --prompts FILE or self.")
-    files = find_files(replace(_choice(base), draft=init_from or NO_DRAFT))
-    if files.draft is not None:
-        config = with_shape_of(config, read_draft_config(files.draft), _fields_given(given))
-    job = GraftJob(
-        base=replace(files, draft=None),
-        source=source,
-        data=data,
-        out=out,
-        config=config,
-        runtime=runtime,
-        init_from=files.draft,
-        resume=resume,
-        tap_cache=tap_cache,
-        full_head=full_head,
-        measurement=MEASUREMENT if measure else None,
-        released=released_head(base, files.target),
-        licence=licence,
-        command=shlex.join(["dspark", *sys.argv[1:]]),
-    )
+def _train(
+    job: "GraftJob", name: str | None, base: str, *, is_dry: bool, is_plain: bool, as_json: bool
+) -> None:
     from dspark.graft.plan import draw_plan, measured
     from dspark.graft.ranks import is_first_process
+    from dspark.graft.run import GraftRun
 
     if not is_first_process():
         if list(GraftRun(job).events()):
             raise typer.Exit(ExitCode.INTERRUPTED)
         return
     plan = draw_plan(job)
-    if dry_run:
+    if is_dry:
         plan = measured(job, plan)
         if as_json:
             print(json.dumps(asdict(plan)))
@@ -198,36 +139,13 @@ def graft(
             print("\n".join(plan_lines(plan)))
         return
     say("\n".join(plan_lines(plan)))
-    if not _follow(GraftRun(job), is_plain=plain):
+    if not _follow(GraftRun(job), is_plain=is_plain):
         raise typer.Exit(ExitCode.INTERRUPTED)
-    keep_trained(name, base, out, as_json=as_json)
+    keep_trained(name, base, job.out, as_json=as_json)
 
 
 def _named(parameters: list[str]) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name in parameters)
-
-
-def _choice(base: str) -> PairChoice:
-    from dspark.hub import PAIRS
-
-    return PairChoice(base) if base in PAIRS else PairChoice(base, target=base)
-
-
-def _fields_given(options: list[str]) -> set[str]:
-    """Of GraftConfig, by the names of the options that set them."""
-    others = {"layers": "num_layers", "kv_heads": "num_kv_heads", "mask_token": "mask_token_id"}
-    return {others.get(name, name) for name in options}
-
-
-def _parse_taps(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(
-            f"--taps {text} is not a list of layers", "Write it like --taps 1,8,15."
-        ) from None
 
 
 def _follow(run: "GraftRun", *, is_plain: bool) -> bool:
