@@ -142,7 +142,7 @@ def test_a_dry_run_tells_what_would_be_attached(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("DSPARK_HOME", str(tmp_path))
-    monkeypatch.setattr("dspark.hub.plan.rooms", lambda: [Room("cpu", 10**12, 4)])
+    monkeypatch.setattr("dspark.hub.fit.rooms", lambda: [Room("cpu", 10**12, 4)])
     outcome = dspark("graft", "qwen3-4b", "--dry-run")
     assert (outcome.code, attached) == (0, [])
     assert "the head of qwen3-4b would be attached" in outcome.err
