@@ -7,6 +7,7 @@ from typing import Any, Literal
 Schedule = Literal["auto", "full", "threshold"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DraftWeights = Literal["auto", "bf16", "int8", "fp8"]
+Acceptance = Literal["greedy", "rejection", "coupling"]
 Algorithm = Literal["dspark", "dflash", "eagle3", "mtp"]
 MAX_TOKENS = 512  # new ones in an answer
 LEAST_TEMPERATURE = 1e-20  # below it sampling is greedy: logits divided by less would overflow
@@ -26,16 +27,27 @@ class RuntimeConfig:
 
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:
-    """How one token is chosen. temperature 0 is greedy; top_k 0 and top_p 1 keep every token."""
+    """How one token is chosen. temperature 0 is greedy; top_k 0 and top_p 1 keep every token.
+
+    With a seed the answer follows from model, prompt and these settings alone, whatever drafts;
+    without one every answer is drawn anew.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
-    seed: int = 0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if 0 < self.temperature < LEAST_TEMPERATURE:
             object.__setattr__(self, "temperature", 0.0)
+
+    @property
+    def acceptance(self) -> Acceptance:
+        """The rule by which drafts are kept."""
+        if self.temperature == 0:
+            return "greedy"
+        return "rejection" if self.seed is None else "coupling"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +83,12 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Sizes of the engine."""
+    """Sizes of the engine; with `entropy` requests without a seed draw the same in every run."""
 
     prefill_chunk: int = 256
     max_requests: int = 64
     schedule: ScheduleConfig = ScheduleConfig()
+    entropy: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ def _positions(positions: tuple[PositionAcceptance, ...]) -> list[str]:
 
 def verdict(report: BenchReport) -> str:
     if report.is_identical is None:
-        return "output: sampled, so not compared token by token"
+        return "output: sampled without a seed, so not compared token by token"
     if report.difference is None:
         prompts = "the prompt" if report.prompts == 1 else f"all {report.prompts:,} prompts"
         return f"output: identical to plain decoding on {prompts}"

@@ -50,6 +50,12 @@ def _finite(value: float | None) -> float | None:
     return value
 
 
+def _of_64_bits(value: int | None) -> int | None:
+    if value is not None and value >= 2**64:
+        raise typer.BadParameter(f"{value} does not fit into 64 bits")
+    return value
+
+
 PairArgument = Annotated[
     str | None,
     typer.Argument(
@@ -139,9 +145,13 @@ TopP = Annotated[
     ),
 ]
 Seed = Annotated[
-    int,
+    int | None,
     typer.Option(
-        min=0, help="The same seed gives the same answer.", rich_help_panel=SAMPLING_PANEL
+        min=0,
+        callback=_of_64_bits,
+        help="The same seed gives the same answer, with any head and schedule; without one, "
+        "sampled answers differ.",
+        rich_help_panel=SAMPLING_PANEL,
     ),
 ]
 MaxTokens = Annotated[
@@ -177,12 +187,6 @@ OwnTopP = Annotated[
         help="Sample among the most likely tokens that add up to this probability; default: the "
         "model's own.",
         rich_help_panel=SAMPLING_PANEL,
-    ),
-]
-OwnSeed = Annotated[
-    int | None,
-    typer.Option(
-        min=0, help="The same seed gives the same answer.", rich_help_panel=SAMPLING_PANEL
     ),
 ]
 OwnMaxTokens = Annotated[
@@ -258,7 +262,9 @@ def needed_pair(argument: str | None, option: str | None, command: str) -> str:
     return one_pair(argument, option)
 
 
-def sampling_config(temperature: float, top_k: int, top_p: float, seed: int) -> SamplingConfig:
+def sampling_config(
+    temperature: float, top_k: int, top_p: float, seed: int | None
+) -> SamplingConfig:
     _check_top_p(top_p)
     return SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
 

@@ -42,7 +42,7 @@ def settings_object(
     stop: StopConfig,
     engine: EngineConfig,
 ) -> dict[str, Any]:
-    """What is needed to get the same answer again."""
+    """What is needed to get the same answer again, beside a seed where it was sampled."""
     head = "lookup" if files.has_lookup else files.draft and str(files.draft)
     return {
         "pair": files.name,
@@ -51,6 +51,7 @@ def settings_object(
         "device": runtime.device,
         "dtype": runtime.dtype,
         "sampling": asdict(sampling),
+        "acceptance": sampling.acceptance,
         "stop": asdict(stop),
         "schedule": asdict(engine.schedule),
     }
@@ -77,12 +78,17 @@ def stats_object(stats: DecodeStats) -> dict[str, Any]:
     }
 
 
-def stats_line(stats: DecodeStats) -> str:
+def stats_line(stats: DecodeStats, sampling: SamplingConfig | None = None) -> str:
+    """`sampling`: to tell how the answer was drawn."""
     figures = [counted(stats.new_tokens, "token")]
     if stats.decode_tokens_per_second:  # one token, or an answer in one piece, has no rate
         figures.append(f"{stats.decode_tokens_per_second:.1f} tok/s")
     if stats.drafted:
         figures += [f"τ {stats.tau:.2f}", f"{stats.verified_per_round:.1f} verified per round"]
+    if sampling is not None and sampling.acceptance == "coupling":
+        figures.append(f"seed {sampling.seed}")
+    if sampling is not None and sampling.acceptance == "rejection":
+        figures.append("sampled without a seed")
     return " · ".join(figures)
 
 

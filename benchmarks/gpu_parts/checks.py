@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from dspark_kernels import (
     Filters,
     QuantizedWeight,
+    Races,
     SequentialHead,
     TermWeights,
     accept_block,
@@ -413,10 +414,12 @@ def check_accept(setting: Setting, shape: ModelShape, dtype: torch.dtype) -> Rec
     rows = torch.cat([t[: n + 1] for t, n in zip(target, counts.tolist(), strict=True)]).to(dtype)
     first_rows = (counts + 1).cumsum(0) - counts - 1
     filters = Filters(temperature, top_k.int(), top_p)
+    has_seed = torch.arange(len(FILTERS), **new) >= 3
+    races = Races(has_seed & (temperature > 0), torch.arange(len(FILTERS), **new) - 2)
     uniforms = torch.rand(len(FILTERS), slots + 1, **new)
     lengths = torch.arange(len(FILTERS), **new)
     log_sums = scaled.logsumexp(-1)
-    given = (ids, draft, log_sums, rows, first_rows, counts, filters, uniforms, lengths)
+    given = (ids, draft, log_sums, rows, first_rows, counts, filters, races, uniforms, lengths)
     result, expected = accept_block(*given), accept_block_reference(*given)
     same = {
         name: torch.equal(getattr(result, name), getattr(expected, name))
@@ -428,7 +431,8 @@ def check_accept(setting: Setting, shape: ModelShape, dtype: torch.dtype) -> Rec
         one = [t[r : r + 1] for t in (ids, draft, log_sums)]
         single = accept_block(
             *one, rows[first : first + count + 1], first_rows[:1], counts[r : r + 1],
-            Filters(*(f[r : r + 1] for f in filters)), uniforms[r : r + 1], lengths[r : r + 1],
+            Filters(*(f[r : r + 1] for f in filters)), Races(*(f[r : r + 1] for f in races)),
+            uniforms[r : r + 1], lengths[r : r + 1],
         )  # fmt: skip
         alone &= torch.equal(single.next_ids, result.next_ids[r : r + 1])
         alone &= torch.equal(single.num_accepted, result.num_accepted[r : r + 1])

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dspark_kernels import AcceptedBlock, Filters, KVSlot, RowPlan, accept_block
+from dspark_kernels import AcceptedBlock, Filters, KVSlot, Races, RowPlan, accept_block
 from dspark_kernels.paged_cache import PAGE, PagedRows, page_rows
 from gpu_parts.rounds import made_room
 from gpu_parts.setting import Record, Setting, attempt, random_pool
@@ -191,12 +191,14 @@ class Decoder:
             torch.zeros(num_requests, dtype=torch.int32, **new),
             torch.ones(num_requests, **new),
         )
+        none = torch.zeros(num_requests, dtype=torch.int64, **new)
+        no_race = Races(none.bool(), none)
         # greedy acceptance reads no distribution
         unread = torch.zeros(1, 1, 1, **new).expand(num_requests, size, self.vocab_size)
         first_rows = rows.row_starts[:-1].long()
         accepted = accept_block(
             drafts, unread, torch.zeros(num_requests, size, **new), logits, first_rows, counts,
-            greedy, torch.zeros(num_requests, size + 1, **new), rows.starts.long(),
+            greedy, no_race, torch.zeros(num_requests, size + 1, **new), rows.starts.long(),
         )  # fmt: skip
         return Decided(accepted, self.prints_of(logits), first_rows)
 

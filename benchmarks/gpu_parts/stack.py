@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from dspark_kernels import (
     Filters,
+    Races,
     SequentialHead,
     accept_block,
     draft_block,
@@ -187,6 +188,7 @@ class RoundState:
 
     masks: torch.Tensor
     filters: Filters
+    races: Races
     seeds: torch.Tensor
     lengths: torch.Tensor
     first_rows: torch.Tensor
@@ -204,6 +206,7 @@ class RoundState:
         return cls(
             masks=torch.zeros(BLOCK_SIZE - 1, dtype=torch.int64, device=device),
             filters=filters,
+            races=Races(whole(0).bool(), whole(0)),
             seeds=whole(1),
             lengths=whole(length),
             first_rows=whole(0),
@@ -214,5 +217,5 @@ class RoundState:
     def accept(self, drafted: DraftedBlock, logits: torch.Tensor) -> AcceptedBlock:
         return accept_block(
             drafted.token_ids, drafted.logits, drafted.log_sums, logits, self.first_rows,
-            self.num_drafts, self.filters, self.uniforms, self.lengths,
+            self.num_drafts, self.filters, self.races, self.uniforms, self.lengths,
         )  # fmt: skip

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from dspark_kernels import (
     Filters,
+    Races,
     TermWeights,
     accept_block,
     distribution_terms,
@@ -220,16 +221,20 @@ def accept_arms(setting: Setting, shape: ModelShape) -> dict[str, tuple[Arm, int
     one = {"device": device, "dtype": torch.int64}
     uniforms = torch.rand(1, slots + 1, device=device)
     arms = {}
-    for name, numbers, num_bytes in (
-        ("greedy", (0.0, 0, 1.0), target.nbytes),
-        ("sampled", (1.0, 0, 1.0), target.nbytes + draft.nbytes // slots),
-        ("top-k and top-p", (0.8, 40, 0.9), target.nbytes + draft.nbytes // slots),
+    with_draft = target.nbytes + draft.nbytes // slots
+    for name, numbers, num_bytes, has_seed in (
+        ("greedy", (0.0, 0, 1.0), target.nbytes, False),
+        ("sampled", (1.0, 0, 1.0), with_draft, False),
+        ("sampled with a seed", (1.0, 0, 1.0), target.nbytes, True),
+        ("top-k and top-p", (0.8, 40, 0.9), with_draft, False),
+        ("top-k and top-p with a seed", (0.8, 40, 0.9), target.nbytes, True),
     ):
         temperature, top_k, top_p = (torch.tensor([number], device=device) for number in numbers)
         filters = Filters(temperature, top_k.int(), top_p)
-        run = lambda f=filters: accept_block(  # noqa: E731
+        races = Races(torch.tensor([has_seed], device=device), torch.ones(1, **one))
+        run = lambda f=filters, r=races: accept_block(  # noqa: E731
             ids, draft, log_sums, target, torch.zeros(1, **one), torch.full((1,), slots, **one), f,
-            uniforms, torch.zeros(1, **one),
+            r, uniforms, torch.zeros(1, **one),
         )  # fmt: skip
         arms[f"accept {slots + 1} rows, {name}"] = (Arm(run), num_bytes)
     return arms

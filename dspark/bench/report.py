@@ -85,7 +85,7 @@ class CategoryFigures:
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """`is_identical` is None for sampled output, which is compared by distribution, not here.
+    """`is_identical` is None for output that was sampled without a seed.
 
     `is_partial`: it was interrupted, and stands for the trials and prompts that were complete.
     """

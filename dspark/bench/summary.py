@@ -49,7 +49,8 @@ def summarise(
     is_partial = len(runs) < 2 * len(prompts) * config.trials
     prompts = prompts[: 1 + max(run.prompt for run in runs)]
     dspark = [run for run in runs if run.arm == arm]
-    differing = _differing_runs(runs) if config.sampling.temperature == 0 else []
+    is_compared = config.sampling.acceptance != "rejection"
+    differing = _differing_runs(runs) if is_compared else []
     return BenchReport(
         prompts=len(prompts),
         is_partial=is_partial,
@@ -61,7 +62,7 @@ def summarise(
             [each for run in dspark for each in run.rounds]
         ),
         categories=_categories(runs, prompts, arm),
-        is_identical=not differing if config.sampling.temperature == 0 else None,
+        is_identical=not differing if is_compared else None,
         differing_prompts=len({plain.prompt for plain, _ in differing}),
         difference=_first_difference(*differing[0], prompts, next_logits) if differing else None,
     )

@@ -13,9 +13,9 @@ DraftSlot = Any  # a drafter's own state of one request; opaque to everyone else
 class Proposals:
     """Blocks for R requests. confidences are c_k, each given that all drafts before were accepted.
 
-    token_ids [R, K]; probs R tensors [K, V] (None for a greedy request, or where nothing was
-    drawn); confidences [R, K] float32 or None without a confidence head; lengths R numbers of
-    drafts where blocks may be shorter than K.
+    token_ids [R, K]; probs R tensors [K, V] (None unless drafts are kept by rejection's rule, and
+    where nothing was drawn); confidences [R, K] float32 or None without a confidence head; lengths
+    R numbers of drafts where blocks may be shorter than K.
     """
 
     token_ids: torch.Tensor
@@ -25,10 +25,16 @@ class Proposals:
 
 
 class Chooser(Protocol):
-    """Chooses one token for each of R requests."""
+    """Chooses one token for each of R requests, place after place of a block."""
 
-    def choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
-        """logits [R, V] -> ids [R] and, where a request samples, its distribution [V]."""
+    def choose(
+        self,
+        logits: torch.Tensor,
+        token_ids: Sequence[torch.Tensor | None] | None = None,
+    ) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
+        """logits [R, X] of the next place -> columns [R] and, where rejection needs it, the
+        distribution [X]. Columns are tokens unless a request's token_ids [X] tell which they are.
+        """
         ...
 
 

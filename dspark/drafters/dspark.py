@@ -106,6 +106,7 @@ class DSparkDrafter(JoinedDrafter):
         """hidden [R, K, H] of the slots that predict; each sees the token chosen before it."""
         markov, confidence = self._head.markov_head, self._head.confidence_head
         vocabulary = self._vocabulary
+        known = vocabulary.column_ids(owns)
         base_logits = vocabulary.logits(hidden, owns)
         previous, embedding = anchors, None
         state = markov.initial_state(hidden[:, 0]) if markov else None
@@ -120,7 +121,7 @@ class DSparkDrafter(JoinedDrafter):
                 logits_of_acceptance = confidence(hidden[:, k], embedding)
                 temperature = self.config.temperatures[k]
                 confidences.append(scaled_confidence(logits_of_acceptance, temperature))
-            columns, chosen_probs = chooser.choose(logits)
+            columns, chosen_probs = chooser.choose(logits, known)
             previous = vocabulary.token_ids(columns, owns)
             ids.append(previous)
             probs.append(

@@ -114,12 +114,13 @@ class Eagle3Drafter(JoinedDrafter):
         """Every slot holds at least one token."""
         hidden = torch.stack([slot.features[-1] for slot in slots])
         owns, vocabulary = [slot.own for slot in slots], self._vocabulary
+        known = vocabulary.column_ids(owns)
         previous, ids, probs = anchors, [], []
         with _kept_lengths(slots):
             for _ in range(self.block_size):
                 hidden = self._step(slots, previous, hidden)
                 logits = vocabulary.logits(self._head.norm(hidden).unsqueeze(1), owns)[:, 0]
-                columns, chosen = chooser.choose(logits)
+                columns, chosen = chooser.choose(logits, known)
                 previous = vocabulary.token_ids(columns, owns)
                 ids.append(previous)
                 probs.append(

@@ -47,6 +47,10 @@ class DraftVocabulary(Protocol):
         """What the sequential head adds: features [R, r] -> [R, X]."""
         ...
 
+    def column_ids(self, owns: Sequence[Any]) -> Sequence[torch.Tensor | None]:
+        """Which token each column is, [X] for each request; None where columns are tokens."""
+        ...
+
     def token_ids(self, columns: torch.Tensor, owns: Sequence[Any]) -> torch.Tensor:
         """columns [R] -> token ids [R]."""
         ...
@@ -93,6 +97,9 @@ class FullVocabulary:
         assert self._markov is not None
         out: torch.Tensor = self._markov.markov_w2(features)
         return out
+
+    def column_ids(self, owns: Sequence[None]) -> Sequence[torch.Tensor | None]:
+        return [self._ids] * len(owns)
 
     def token_ids(self, columns: torch.Tensor, owns: Sequence[None]) -> torch.Tensor:
         return columns if self._ids is None else self._ids[columns]
@@ -205,6 +212,9 @@ class ReducedVocabulary:
             if each.markov_rows is not None
         ]
         return torch.cat([self._fixed_bias(features), torch.stack(own)], dim=-1)
+
+    def column_ids(self, owns: Sequence[OwnTokens]) -> Sequence[torch.Tensor | None]:
+        return [torch.cat([self._fixed_ids, own.ids]) for own in owns]
 
     def token_ids(self, columns: torch.Tensor, owns: Sequence[OwnTokens]) -> torch.Tensor:
         num_fixed = len(self._fixed_ids)

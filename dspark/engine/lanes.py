@@ -16,6 +16,7 @@ from dspark_kernels import (
     KVSlot,
     PagedCache,
     PagedRows,
+    Races,
     accept_block,
     uniforms,
 )
@@ -58,6 +59,7 @@ class Lanes:
         self._filters = Filters(
             whole(torch.float32), whole(torch.int32), whole(torch.float32).fill_(1.0)
         )
+        self._is_seeded = whole(torch.bool)
         self.no_draft = DraftedBlock(
             torch.zeros(num_lanes, 1, device=device, dtype=torch.int64),
             torch.zeros(num_lanes, 1, target.spec.vocab_size, device=device),
@@ -95,7 +97,8 @@ class Lanes:
         most = [0 if active.draft_slot is None else self.block_size for active in batch]
         fill(self._most_drafts, most, 0)
         fill(self._is_live, [1] * len(batch), 0)
-        fill(self.seeds, [_signed(sampling.seed) for sampling in samplings], 0)
+        fill(self.seeds, [_signed(active.sampler.numbers) for active in batch], 0)
+        fill(self._is_seeded, [int(active.sampler.is_coupled) for active in batch], 0)
         fill(self._filters.temperature, [sampling.temperature for sampling in samplings], 0)
         fill(self._filters.top_k, [sampling.top_k for sampling in samplings], 0)
         fill(self._filters.top_p, [sampling.top_p for sampling in samplings], 1)
@@ -116,11 +119,12 @@ class Lanes:
         drafter = self._drafter
         assert drafter is not None
         rows = self._rows(self._draft_slots, drafter.config.num_slots, plan, causal=False)
-        temperatures, seeds = self._filters.temperature, self._round_seeds()
+        # as the target's own draw with a seed; otherwise of this round alone
+        seeds = torch.where(self._is_seeded, self.seeds, self._round_seeds())
         drafted = drafter.draft(
             self.anchors,
             drafter.cache.over(rows),
-            temperatures,
+            self._filters.temperature,
             seeds,
             self.lengths,
             self._hidden,
@@ -147,6 +151,7 @@ class Lanes:
             torch.arange(self.num_lanes, device=ids.device) * (count + 1),
             num_drafts,
             self._filters,
+            Races(self._is_seeded, self.seeds),
             uniforms(self._round_seeds(), self.lengths, numbers),
             self.lengths,
         )

@@ -4,6 +4,7 @@ Plain decoding is the same loop without a drafter. Every request draws its own n
 cache, so that company never changes what it writes.
 """
 
+import random
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -52,6 +53,7 @@ class Engine:
         self.scheduler = scheduler
         self.config = config
         self._codec = codec
+        self._entropy = random.Random(config.entropy)
         self._rounds = choose_rounds(target, drafter, scheduler, config)
         # the device has sent its next round before this one is read: no moment to measure in
         self._sps_watch = sps_watch if isinstance(self._rounds, HostRounds) else None
@@ -70,6 +72,7 @@ class Engine:
             draft_slot=None,
             codec=self._codec,
             stop_token_ids=self._stop_token_ids(),
+            entropy=self._entropy.getrandbits(64),
         )
         self._next_id += 1
         self._waiting.append(active)
@@ -167,7 +170,7 @@ class Engine:
             start = end
             if start < len(prompt):
                 yield PrefillProgress(active.request_id, start, len(prompt))
-        active.anchor, _ = active.sampler.choose(logits)
+        active.anchor, _ = active.sampler.choose(logits, len(prompt))
         active.decoding_since = time.perf_counter()
         pieces = active.emit([(active.anchor, False, None)])
         self._waiting.remove(active)

@@ -129,12 +129,13 @@ def activate(
     draft_slot: DraftSlot | None,
     codec: TextCodec | None,
     stop_token_ids: frozenset[int],
+    entropy: int,
 ) -> ActiveRequest:
-    """The starting state of a request."""
+    """The starting state of a request; `entropy` is what it draws from without a seed."""
     return ActiveRequest(
         request_id=request_id,
         request=request,
-        sampler=Sampler(request.sampling),
+        sampler=Sampler(request.sampling, entropy),
         stream=_stream(codec, request) if codec else None,
         slot=slot,
         draft_slot=draft_slot,

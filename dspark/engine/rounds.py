@@ -117,7 +117,11 @@ class HostRounds:
         if self.drafter is None or not drafting:
             return None
         anchors = torch.tensor([a.anchor for a in drafting], device=self.target.device)
-        chooser = BatchChooser([active.sampler for active in drafting])
+        chooser = BatchChooser(
+            [active.sampler for active in drafting],
+            [self._next_place(active) for active in drafting],
+            self.target.spec.vocab_size,
+        )
         return self.drafter.propose([a.draft_slot for a in drafting], anchors, chooser)
 
     def _admit(self, batch: Sequence[ActiveRequest], proposals: Proposals | None) -> list[_Draft]:
@@ -147,11 +151,17 @@ class HostRounds:
     ) -> list[Acceptance]:
         sizes = [draft.length + 1 for draft in drafts]
         return [
-            active.sampler.accept(draft.ids[: draft.length], draft.probs, logits)
+            active.sampler.accept(
+                draft.ids[: draft.length], draft.probs, logits, self._next_place(active)
+            )
             for active, draft, logits in zip(
                 batch, drafts, verified.logits.split(sizes), strict=True
             )
         ]
+
+    def _next_place(self, active: ActiveRequest) -> int:
+        """Where the token behind the anchor will stand, counted from the prompt's first."""
+        return self.target.length(active.slot) + 1
 
     def _commit(
         self,

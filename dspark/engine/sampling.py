@@ -1,5 +1,12 @@
-"""One request's way of choosing tokens, and many of them at once for a drafter."""
+"""One request's way of choosing tokens, and many of them at once for a drafter.
 
+Without a seed drafts and target draw independently, and a draft is kept by rejection sampling. With
+one every token of every place has its own noise, drafts and target take the token whose score and
+noise are most (Gumbel-max coupling, Daliri et al. 2024), and a draft is kept where it is the token
+that the target takes: what is written is what the target would write alone.
+"""
+
+import secrets
 from collections.abc import Sequence
 
 import torch
@@ -7,60 +14,136 @@ from torch.nn.functional import one_hot
 
 from dspark.config import SamplingConfig
 from dspark.errors import InputError
-from dspark_kernels import Acceptance, accept_greedy, accept_sampled, draw, probabilities
+from dspark_kernels import (
+    Acceptance,
+    accept_greedy,
+    accept_sampled,
+    draw,
+    gumbel_row,
+    probabilities,
+    race,
+)
+
+LARGEST_SEED = 2**64 - 1
 
 
 class Sampler:
-    """Draws for one request from its own generator, so that company never changes its tokens."""
+    """Draws for one request from its own numbers, so that company never changes its tokens."""
 
-    def __init__(self, config: SamplingConfig) -> None:
-        """Raises InputError for a temperature below 0, top_k below 0 or top_p outside (0, 1]."""
+    def __init__(self, config: SamplingConfig, entropy: int | None = None) -> None:
+        """Raises InputError for a temperature below 0, top_k below 0, top_p outside (0, 1] or a
+        seed of more than 64 bits. `entropy`, of 64 bits, takes the place of a seed that is not
+        given; None: of the system's."""
         if config.temperature < 0 or config.top_k < 0 or not 0 < config.top_p <= 1:
             raise InputError(
                 "temperature and top-k must be at least 0, and top-p above 0 and at most 1"
             )
+        if config.seed is not None and not 0 <= config.seed <= LARGEST_SEED:
+            raise InputError(f"the seed {config.seed} is not from 0 to 2**64 - 1")
         self.config = config
-        self._generator = torch.Generator().manual_seed(config.seed)
+        entropy = secrets.randbits(64) if entropy is None else entropy
+        self.numbers = entropy if config.seed is None else config.seed
+        self._generator = torch.Generator().manual_seed(entropy)
+        self._noise: dict[int, torch.Tensor] = {}  # of the places that may be drafted again
 
     @property
     def is_greedy(self) -> bool:
-        return self.config.temperature == 0
+        return self.config.acceptance == "greedy"
+
+    @property
+    def is_coupled(self) -> bool:
+        return self.config.acceptance == "coupling"
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """logits [..., V] -> the distribution that this request samples from."""
         c = self.config
         return probabilities(logits, c.temperature, c.top_k, c.top_p)
 
-    def choose(self, logits: torch.Tensor) -> tuple[int, torch.Tensor | None]:
-        """logits [V] -> a token and, unless greedy, the distribution it was drawn from."""
+    def choose(
+        self,
+        logits: torch.Tensor,
+        place: int,
+        token_ids: torch.Tensor | None = None,
+        num_tokens: int = 0,
+    ) -> tuple[int, torch.Tensor | None]:
+        """logits [X] for a place of the text, counted from the prompt's first token -> a column
+        and, where rejection needs it, the distribution [X] that it was drawn from.
+
+        Columns are tokens, unless `token_ids` [X] tells which of `num_tokens` they are.
+        """
         if self.is_greedy:
             return int(logits.argmax()), None
+        if self.is_coupled:
+            if token_ids is None:
+                return self._race(logits, self._noise_at(place, len(logits))), None
+            noise = self._noise_at(place, num_tokens)
+            return self._race(logits, noise[token_ids.cpu()]), None
         probs = self.probabilities(logits)
         return draw(probs, self._generator), probs
 
     def accept(
-        self, draft_ids: torch.Tensor, draft_probs: torch.Tensor | None, target_logits: torch.Tensor
+        self,
+        draft_ids: torch.Tensor,
+        draft_probs: torch.Tensor | None,
+        target_logits: torch.Tensor,
+        place: int,
     ) -> Acceptance:
-        """draft_ids [K], target_logits [K + 1, V]; draft_probs [>= K, V], unless greedy or where
-        nothing was drawn."""
+        """draft_ids [K] from `place` on, target_logits [K + 1, V]; draft_probs [>= K, V], where
+        they were drawn by rejection's rule."""
         if self.is_greedy:
             return accept_greedy(draft_ids, target_logits)
+        if self.is_coupled:
+            return self._accept_coupled(draft_ids, target_logits, place)
         target_probs = self.probabilities(target_logits)
         if draft_probs is None:
             draft_probs = one_hot(draft_ids, target_probs.shape[1]).to(target_probs.dtype)
         return accept_sampled(draft_ids, draft_probs, target_probs, self._generator)
 
+    def _accept_coupled(
+        self, draft_ids: torch.Tensor, target_logits: torch.Tensor, place: int
+    ) -> Acceptance:
+        self._noise = {at: row for at, row in self._noise.items() if at >= place}
+        drafts = draft_ids.tolist()
+        for k, logits in enumerate(target_logits):
+            token = self._race(logits, self._noise_at(place + k, len(logits)))
+            if k == len(drafts) or token != drafts[k]:
+                return Acceptance(k, token)
+        raise AssertionError("the last row has no draft")
+
+    def _race(self, logits: torch.Tensor, noise: torch.Tensor) -> int:
+        c = self.config
+        return race(logits, noise, c.temperature, c.top_k, c.top_p)
+
+    def _noise_at(self, place: int, num_tokens: int) -> torch.Tensor:
+        if len(self._noise.get(place, ())) < num_tokens:
+            self._noise[place] = gumbel_row(self.numbers, place, num_tokens)
+        return self._noise[place][:num_tokens]
+
 
 class BatchChooser:
-    """The drafters' Chooser over the samplers of R requests."""
+    """The drafters' Chooser over the samplers of R requests, whose blocks begin at `places`."""
 
-    def __init__(self, samplers: Sequence[Sampler]) -> None:
-        self._samplers = samplers
+    def __init__(
+        self, samplers: Sequence[Sampler], places: Sequence[int] = (), num_tokens: int = 0
+    ) -> None:
+        """`num_tokens`: of the target's vocabulary. Greedy requests need neither."""
+        self._samplers, self._places, self._num_tokens = samplers, list(places), num_tokens
         self._all_greedy = all(sampler.is_greedy for sampler in samplers)
 
-    def choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
+    def choose(
+        self,
+        logits: torch.Tensor,
+        token_ids: Sequence[torch.Tensor | None] | None = None,
+    ) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
         if self._all_greedy:
             return logits.argmax(dim=-1), [None] * len(self._samplers)
-        chosen = [s.choose(row) for s, row in zip(self._samplers, logits, strict=True)]
-        ids = torch.tensor([token for token, _ in chosen], device=logits.device)
-        return ids, [probs for _, probs in chosen]
+        known = token_ids or [None] * len(self._samplers)
+        chosen = [
+            sampler.choose(row, place, ids, self._num_tokens)
+            for sampler, row, place, ids in zip(
+                self._samplers, logits, self._places, known, strict=True
+            )
+        ]
+        self._places = [place + 1 for place in self._places]
+        columns = torch.tensor([column for column, _ in chosen], device=logits.device)
+        return columns, [probs for _, probs in chosen]

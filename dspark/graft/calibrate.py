@@ -121,15 +121,14 @@ def calibrate_head(
     config = read_draft_config(files.draft)
     if isinstance(config, Eagle3Config) or not config.has_confidence:
         return None
-    *_, session = open_session(files, runtime, EngineConfig(schedule=ScheduleConfig(mode="full")))
+    *_, session = open_session(
+        files, runtime, EngineConfig(schedule=ScheduleConfig(mode="full"), entropy=0)
+    )
     assert isinstance(session, Session)
 
     def judged(some: Sequence[tuple[int, ...]], temperature: float) -> JudgedRounds:
         stop = StopConfig(max_tokens=max_tokens)
-        requests = [
-            Request(prompt, SamplingConfig(temperature, seed=seed), stop)
-            for seed, prompt in enumerate(some)
-        ]
+        requests = [Request(prompt, SamplingConfig(temperature), stop) for prompt in some]
         return judge(session.engine.run(requests), config.temperatures)
 
     try:

@@ -168,7 +168,9 @@ class _Forced:
     def __init__(self, token_ids: torch.Tensor) -> None:
         self._steps = iter(token_ids.unbind(1))
 
-    def choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
+    def choose(
+        self, logits: torch.Tensor, token_ids: object = None
+    ) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
         return next(self._steps), list(logits.float().softmax(-1))
 
 

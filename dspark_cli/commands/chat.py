@@ -72,7 +72,7 @@ def chat(
     temperature: options.OwnTemperature = None,
     top_k: options.OwnTopK = None,
     top_p: options.OwnTopP = None,
-    seed: options.OwnSeed = None,
+    seed: options.Seed = None,
     max_tokens: options.OwnMaxTokens = None,
     confidence_threshold: options.Threshold = None,
     schedule: options.ScheduleOption = None,

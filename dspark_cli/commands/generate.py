@@ -91,7 +91,7 @@ def generate(
         answer = answer_object(prompt_ids, rounds, finished, has_text)
         print(json.dumps({**settings, **answer}))
     else:
-        say(f"{session.name}: {stats_line(finished.stats)}")
+        say(f"{session.name}: {stats_line(finished.stats, sampling)}")
 
 
 def _follow(

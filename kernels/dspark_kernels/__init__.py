@@ -1,7 +1,7 @@
 """Tensor operations of the decoder: one file per operation, each in plain torch and in Triton."""
 
 from dspark_kernels.accept import Acceptance, accept_greedy, accept_sampled
-from dspark_kernels.accept_block import AcceptedBlock, Filters, accept_block
+from dspark_kernels.accept_block import AcceptedBlock, Filters, Races, accept_block
 from dspark_kernels.attention import PooledAttention
 from dspark_kernels.caches import Cache, CachePass, HeadShape, PagedCache, make_cache
 from dspark_kernels.distribution_terms import (
@@ -10,12 +10,13 @@ from dspark_kernels.distribution_terms import (
     distribution_terms,
 )
 from dspark_kernels.kv_cache import KVPool, KVSlot, RowPlan
+from dspark_kernels.noise import gumbel_row
 from dspark_kernels.norm import add_rms_norm, rms_norm
 from dspark_kernels.norm_rope_write import HeadNorms
 from dspark_kernels.paged_cache import PagedRows
 from dspark_kernels.quantized_weight import QuantizedWeight
 from dspark_kernels.rope import RotaryTable, apply_rope
-from dspark_kernels.sampling import draw, probabilities
+from dspark_kernels.sampling import draw, probabilities, race
 from dspark_kernels.sequential_head import DraftedBlock, SequentialHead, draft_block
 from dspark_kernels.skinny_linear import SkinnyLinear, skinny_linear
 from dspark_kernels.swiglu import swiglu
@@ -37,6 +38,7 @@ __all__ = [
     "PagedRows",
     "PooledAttention",
     "QuantizedWeight",
+    "Races",
     "RotaryTable",
     "RowPlan",
     "SequentialHead",
@@ -50,8 +52,10 @@ __all__ = [
     "distribution_terms",
     "draft_block",
     "draw",
+    "gumbel_row",
     "make_cache",
     "probabilities",
+    "race",
     "rms_norm",
     "skinny_linear",
     "swiglu",

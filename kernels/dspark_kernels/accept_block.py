@@ -1,18 +1,25 @@
 """The end of a round for all requests at once: filters, acceptance tests, the next token.
 
 `row_kernel` takes what it needs of a target's row (the likeliest token, or cut and mass of the
-distribution that top-k and top-p leave), `mass_kernel` does the tests and adds up in blocks what
-the next token is drawn from, `draw_kernel` draws it. Nothing comes back to the host in between.
+distribution that top-k and top-p leave), `race_kernel` draws each row's token where a request has a
+seed, `mass_kernel` does the tests and adds up in blocks what the next token is drawn from,
+`draw_kernel` draws it. Nothing comes back to the host in between.
 """
 
 from typing import NamedTuple
 
 import torch
 
-from dspark_kernels.accept_block_kernels import draw_kernel, mass_kernel, row_kernel
+from dspark_kernels.accept_block_kernels import (
+    draw_kernel,
+    mass_kernel,
+    race_kernel,
+    row_kernel,
+)
 from dspark_kernels.backend import next_power_of_2, use_triton
 from dspark_kernels.builds import KernelBuild
-from dspark_kernels.sampling import probabilities
+from dspark_kernels.noise import GROUP, gumbel_row
+from dspark_kernels.sampling import probabilities, race
 
 BLOCK_ROW = 2048
 BLOCK_MASS = 128
@@ -25,6 +32,14 @@ class Filters(NamedTuple):
     temperature: torch.Tensor  # float32
     top_k: torch.Tensor  # int32
     top_p: torch.Tensor  # float32
+
+
+class Races(NamedTuple):
+    """Which requests draw every token by its noise, [R] each: a draft is then kept where it is the
+    token that the target draws itself. None of those is greedy."""
+
+    is_seeded: torch.Tensor  # bool
+    seeds: torch.Tensor  # int64
 
 
 class AcceptedBlock(NamedTuple):
@@ -45,6 +60,7 @@ def accept_block_reference(
     first_rows: torch.Tensor,
     num_drafts: torch.Tensor,
     filters: Filters,
+    races: Races,
     uniforms: torch.Tensor,
     lengths: torch.Tensor,
 ) -> AcceptedBlock:
@@ -52,7 +68,7 @@ def accept_block_reference(
 
     Of request r, target_logits [N, V] has rows first_rows[r] .. + num_drafts[r]. uniforms
     [R, K + 1] float32: one for each test, the last for the draw. lengths [R] int64 before the
-    round.
+    round, which are the anchors' places: row 0 yields the token of the place after.
     """
     num_accepted, next_ids = [], []
     for r, count in enumerate(num_drafts.tolist()):
@@ -60,8 +76,15 @@ def accept_block_reference(
         rows = target_logits[first : first + count + 1].float()
         temperature, top_k, top_p = (f[r].item() for f in filters)
         ids = draft_ids[r, :count]
-        if temperature == 0:
+        if temperature == 0 or races.is_seeded[r]:
+            seed, place = int(races.seeds[r]), int(lengths[r]) + 1
             choices = rows.argmax(-1)
+            if races.is_seeded[r]:
+                drawn = [
+                    race(row, gumbel_row(seed, place + j, len(row)), temperature, int(top_k), top_p)
+                    for j, row in enumerate(rows)
+                ]
+                choices = choices.new_tensor(drawn)
             kept = int((choices[:-1] == ids).int().cumprod(0).sum())
             num_accepted.append(kept)
             next_ids.append(int(choices[kept]))
@@ -94,6 +117,7 @@ def accept_block(
     first_rows: torch.Tensor,
     num_drafts: torch.Tensor,
     filters: Filters,
+    races: Races,
     uniforms: torch.Tensor,
     lengths: torch.Tensor,
 ) -> AcceptedBlock:
@@ -101,7 +125,7 @@ def accept_block(
     if not use_triton(target_logits):
         return accept_block_reference(
             draft_ids, draft_logits, draft_log_sums, target_logits, first_rows, num_drafts, filters,
-            uniforms, lengths,
+            races, uniforms, lengths,
         )  # fmt: skip
     target_logits = target_logits.contiguous()
     num_requests, num_slots = draft_ids.shape
@@ -119,15 +143,19 @@ def accept_block(
         NUM_BITS=32 if target_logits.dtype == torch.float32 else 16, BLOCK=block, num_warps=8,
         maxnreg=ROW_REGISTERS,
     )  # fmt: skip
+    race_kernel[(num_requests, num_slots + 1)](
+        target_logits, first_rows, num_drafts, filters.temperature, *races, lengths, choices, stats,
+        num_tokens, BLOCK=max(block, GROUP.value), num_warps=8,
+    )  # fmt: skip
     mass_kernel[(num_requests, num_blocks)](
         draft_ids, draft_logits, draft_log_sums, target_logits, first_rows, num_drafts,
-        filters.temperature, uniforms, choices, stats, masses, accepted, num_slots,
+        filters.temperature, races.is_seeded, uniforms, choices, stats, masses, accepted, num_slots,
         num_tokens, BLOCK=BLOCK_MASS, num_warps=1,
     )  # fmt: skip
     draw_kernel[(num_requests,)](
         draft_ids, draft_logits, draft_log_sums, target_logits, first_rows, num_drafts,
-        filters.temperature, uniforms, choices, stats, masses, accepted, chosen, lengths, grown,
-        tokens, num_slots, num_tokens, num_blocks, BLOCK=BLOCK_MASS,
+        filters.temperature, races.is_seeded, uniforms, choices, stats, masses, accepted, chosen,
+        lengths, grown, tokens, num_slots, num_tokens, num_blocks, BLOCK=BLOCK_MASS,
         BLOCK_PARTS=next_power_of_2(num_blocks), BLOCK_SLOTS=next_power_of_2(num_slots + 1),
     )  # fmt: skip
     return AcceptedBlock(accepted, chosen, grown, tokens)
@@ -137,12 +165,14 @@ def builds() -> list[KernelBuild]:
     found = []
     integers = {"first_rows": "*i64", "num_drafts": "*i64"}
     drafts = {"draft_ids": "*i64", "draft_logits": "*fp32", "draft_log_sums": "*fp32"}
-    inner = {"temperatures": "*fp32", "uniforms": "*fp32", "choices": "*i32", "stats": "*fp32"}
-    inner |= {"masses": "*fp32", "num_accepted": "*i64"}
+    inner = {"temperatures": "*fp32", "is_seeded": "*i1", "uniforms": "*fp32", "choices": "*i32"}
+    inner |= {"stats": "*fp32", "masses": "*fp32", "num_accepted": "*i64"}
     for element, num_bits in (("bf16", 16), ("fp32", 32)):
         target = {"target_logits": f"*{element}"}
         row = target | integers | {"temperatures": "*fp32", "top_ks": "*i32", "top_ps": "*fp32"}
         row |= {"choices": "*i32", "stats": "*fp32", "num_tokens": "i32"}
+        races = target | integers | {"temperatures": "*fp32", "is_seeded": "*i1", "seeds": "*i64"}
+        races |= {"lengths": "*i64", "choices": "*i32", "stats": "*fp32", "num_tokens": "i32"}
         sizes = {"num_slots": "i32", "num_tokens": "i32"}
         last = {"next_ids": "*i64", "old_lengths": "*i64", "lengths": "*i64", "tokens": "*i64"}
         blocks = {"BLOCK": BLOCK_MASS, "BLOCK_PARTS": 2048, "BLOCK_SLOTS": 8}
@@ -154,6 +184,9 @@ def builds() -> list[KernelBuild]:
                 {"NUM_BITS": num_bits, "BLOCK": BLOCK_ROW},
                 num_warps=8,
                 max_registers=ROW_REGISTERS,
+            ),
+            KernelBuild(
+                f"accept race {element}", race_kernel, races, {"BLOCK": BLOCK_ROW}, num_warps=8
             ),
             KernelBuild(
                 f"accept mass {element}",

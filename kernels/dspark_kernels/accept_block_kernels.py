@@ -1,6 +1,7 @@
-"""What accept_block.py launches, one after the other: rows, masses, the draw."""
+"""What accept_block.py launches, one after the other: rows, races, masses, the draw."""
 
 from dspark_kernels.backend import jit, tl
+from dspark_kernels.noise import MARGIN, exact_gumbel, gumbel
 
 LOWEST = tl.constexpr(float("-inf"))
 NUM_CUTS = tl.constexpr(8)  # thresholds tried in one pass over a row
@@ -126,6 +127,65 @@ def kept_mass(
 
 
 @jit
+def race_kernel(
+    target_logits: tl.tensor,  # [N, V]
+    first_rows: tl.tensor,
+    num_drafts: tl.tensor,
+    temperatures: tl.tensor,
+    is_seeded: tl.tensor,
+    seeds: tl.tensor,
+    lengths: tl.tensor,
+    choices: tl.tensor,  # [R, K + 1]
+    stats: tl.tensor,  # [2, R, K + 1]
+    num_tokens: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
+    """One row of one request with a seed: in the place of its likeliest token the one whose score
+    and noise are most. First by quick logarithms; then, of those near the top, by exact ones."""
+    request, slot = tl.program_id(0), tl.program_id(1)
+    if tl.load(is_seeded + request) & (slot <= tl.load(num_drafts + request)):
+        at = request * tl.num_programs(1) + slot
+        row = target_logits + (tl.load(first_rows + request) + slot).to(tl.int64) * num_tokens
+        largest = tl.load(row + tl.load(choices + at)).to(tl.float32)
+        temperature, cut = tl.load(temperatures + request), tl.load(stats + at)
+        seed, place = tl.load(seeds + request), tl.load(lengths + request) + slot + 1
+        best = tl.full((BLOCK,), LOWEST, tl.float32)
+        for first in range(0, num_tokens, BLOCK):
+            score = row_scores(row, first, num_tokens, cut, largest, temperature, BLOCK)
+            best = tl.maximum(best, score + gumbel(seed, place, first, BLOCK))
+        near = tl.max(best, axis=0) - MARGIN
+        best = tl.full((BLOCK,), LOWEST, tl.float32)
+        where = tl.zeros((BLOCK,), tl.int32)
+        for first in range(0, num_tokens, BLOCK):
+            score = row_scores(row, first, num_tokens, cut, largest, temperature, BLOCK)
+            quick = score + gumbel(seed, place, first, BLOCK)
+            if tl.max(quick, axis=0) >= near:
+                exact = score + exact_gumbel(seed, place, first, BLOCK)
+                exact = tl.where(quick >= near, exact, LOWEST)
+                where = tl.where(exact > best, first + tl.arange(0, BLOCK), where)
+                best = tl.maximum(best, exact)
+        top = tl.max(best, axis=0)
+        tl.store(choices + at, tl.min(tl.where(best == top, where, 0x7FFFFFFF), axis=0))
+
+
+@jit
+def row_scores(
+    row: tl.tensor,
+    first: tl.tensor,
+    num_tokens: tl.tensor,
+    cut: tl.tensor,
+    largest: tl.tensor,
+    temperature: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> tl.tensor:
+    """What a block of tokens scores before noise, as `kept` in sampling.py."""
+    token = first + tl.arange(0, BLOCK)
+    value = tl.load(row + token, mask=token < num_tokens, other=LOWEST).to(tl.float32)
+    score = tl.div_rn(value - largest, temperature)
+    return tl.where((token < num_tokens) & (value >= cut), score, LOWEST)
+
+
+@jit
 def next_mass(
     draft_logits: tl.tensor,
     draft_log_sums: tl.tensor,
@@ -166,6 +226,7 @@ def mass_kernel(
     first_rows: tl.tensor,
     num_drafts: tl.tensor,
     temperatures: tl.tensor,
+    is_seeded: tl.tensor,
     uniforms: tl.tensor,  # [R, K + 1]
     choices: tl.tensor,
     stats: tl.tensor,
@@ -178,13 +239,14 @@ def mass_kernel(
     """One block of tokens of one request. Every program does the tests for itself."""
     request, block = tl.program_id(0), tl.program_id(1)
     temperature = tl.load(temperatures + request)
+    is_tested = (temperature > 0) & (tl.load(is_seeded + request) == 0)
     count = tl.load(num_drafts + request)
     first_row = tl.load(first_rows + request)
     kept = count * 0
     goes_on = count >= 0
     for slot in range(0, count):
         token = tl.load(draft_ids + request * num_slots + slot)
-        if temperature > 0:
+        if is_tested:
             at = stats + request * (num_slots + 1) + slot
             row = (first_row + slot).to(tl.int64)
             value = tl.load(target_logits + row * num_tokens + token).to(tl.float32)
@@ -202,7 +264,7 @@ def mass_kernel(
         kept += goes_on.to(kept.dtype)
     if block == 0:
         tl.store(num_accepted + request, kept.to(tl.int64))
-    if temperature > 0:
+    if is_tested:
         token = block * BLOCK + tl.arange(0, BLOCK)
         mass = next_mass(
             draft_logits, draft_log_sums, target_logits, stats, request, tl.num_programs(0), kept,
@@ -220,6 +282,7 @@ def draw_kernel(
     first_rows: tl.tensor,
     num_drafts: tl.tensor,
     temperatures: tl.tensor,
+    is_seeded: tl.tensor,
     uniforms: tl.tensor,
     choices: tl.tensor,
     stats: tl.tensor,
@@ -239,9 +302,10 @@ def draw_kernel(
     """The block in which the point falls, then the token in it."""
     request = tl.program_id(0)
     temperature = tl.load(temperatures + request)
+    is_tested = (temperature > 0) & (tl.load(is_seeded + request) == 0)
     kept = tl.load(num_accepted + request)
     chosen = tl.load(choices + request * (num_slots + 1) + kept).to(tl.int64)
-    if temperature > 0:
+    if is_tested:
         part = tl.arange(0, BLOCK_PARTS)
         mass = tl.load(masses + request * num_blocks + part, mask=part < num_blocks, other=0.0)
         up_to = tl.cumsum(mass, axis=0)

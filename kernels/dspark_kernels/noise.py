@@ -1,53 +1,96 @@
-"""Gumbel noise that is a function of seed, position and token alone: Philox, in torch and Triton.
+"""Noise that is a function of seed, place and token alone: Philox 4x64-10, by NumPy and in Triton.
 
-No generator has a state to keep, so a request draws the same whatever its company and whatever was
-drafted and taken back before.
+No generator has a state to keep, so that a token's noise is the same in a draft and in the target's
+own draw, whatever the company and whatever was drafted and taken back before. Gumbel noise is
+computed in float64 and rounded: there a logarithm has the same bits in every library.
 """
 
+import numpy as np
 import torch
 
 from dspark_kernels.backend import jit, tl
 
-MASK = 0xFFFFFFFF
-ROUND_KEYS = (0x9E3779B9, 0xBB67AE85)
-MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-NUM_ROUNDS = 10
-STEP = 4.6566127342e-10  # what tl.uint_to_uniform_float multiplies 31 bits with
-HALF_STEP = 2.3283063671e-10
-SMALLEST_UNIFORM = tl.constexpr(HALF_STEP)  # no number is 0
+SEEDS = 1 << 64  # there are so many
+GROUP = tl.constexpr(8)  # numbers of 32 bits in one block of Philox
+STEP = 2.0**-32
+GUMBEL_STREAM = tl.constexpr(0)
+UNIFORM_STREAM = tl.constexpr(1)
+# how far the quick logarithms of a card may take `gumbel` from `exact_gumbel`, with room to spare
+MARGIN = tl.constexpr(2.0**-8)
 
 
-def gumbel_reference(seeds: torch.Tensor, positions: torch.Tensor, num_tokens: int) -> torch.Tensor:
-    """seeds, positions [R] -> [R, num_tokens] float32."""
-    uniform = uniform_reference(seeds, positions, num_tokens, stream=0).clamp_(min=HALF_STEP)
-    # -log(1 - u), exact where u is small: there the winners are
-    waiting = torch.where(uniform < 1e-3, uniform + 0.5 * uniform**2, -torch.log(1.0 - uniform))
-    return -torch.log(waiting)
+def gumbel_row(seed: int, place: int, num_tokens: int) -> torch.Tensor:
+    """Of one place: [num_tokens] float32 on the CPU. Any 64 bits are a seed, signed or not."""
+    uniform = torch.from_numpy(_words(seed, place, num_tokens, stream=0)).double()
+    uniform.add_(0.5).mul_(STEP)  # never 0 nor 1
+    return uniform.log_().neg_().log_().neg_().float()
 
 
-def uniform_reference(
-    seeds: torch.Tensor, positions: torch.Tensor, count: int, *, stream: int
-) -> torch.Tensor:
-    """seeds, positions [R] -> [R, count] float32 from 0 up to 1; streams share no number."""
-    tokens = torch.arange(count, device=seeds.device)
-    c0, c1 = tokens.expand(len(seeds), -1), positions[:, None]
-    c2, c3 = 0 * c1 + stream, 0 * c1
-    k0, k1 = seeds[:, None] & MASK, seeds[:, None] >> 32 & MASK
-    for _ in range(NUM_ROUNDS):
-        high, low = c2 * MULTIPLIERS[1], c0 * MULTIPLIERS[0]
-        c0, c2 = (high >> 32 & MASK) ^ c1 ^ k0, (low >> 32 & MASK) ^ c3 ^ k1
-        c1, c3 = high & MASK, low & MASK
-        k0, k1 = k0 + ROUND_KEYS[0] & MASK, k1 + ROUND_KEYS[1] & MASK
-    signed = torch.where(c0 >= 1 << 31, (1 << 32) - 1 - c0, c0)
-    return signed.float() * STEP
+def gumbel_reference(seeds: torch.Tensor, places: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """seeds, places [R] int64 -> [R, num_tokens] float32."""
+    pairs = zip(seeds.tolist(), places.tolist(), strict=True)
+    rows = [gumbel_row(seed, place, num_tokens) for seed, place in pairs]
+    return torch.stack(rows).to(seeds.device)
+
+
+def uniform_reference(seeds: torch.Tensor, places: torch.Tensor, count: int) -> torch.Tensor:
+    """seeds, places [R] int64 -> [R, count] float32 from 0 up to 1; none is noise of a token."""
+    pairs = zip(seeds.tolist(), places.tolist(), strict=True)
+    rows = np.stack([_words(seed, place, count, stream=1) >> 8 for seed, place in pairs])
+    return (torch.from_numpy(rows).float() * 2.0**-24).to(seeds.device)
+
+
+def _words(seed: int, place: int, count: int, *, stream: int) -> np.ndarray:
+    """[count] numbers of 32 bits, the lower half of each 64 first. NumPy counts from 1."""
+    counter, key = np.array([[0, place, stream, 0], [seed % SEEDS, 0, 0, 0]], dtype=np.uint64)
+    philox = np.random.Philox(counter=counter, key=key[:2])
+    raw = philox.random_raw(-(-count // 2)).astype("<u8", copy=False)
+    return raw.view("<u4")[:count]
 
 
 @jit
-def gumbel(seed: tl.tensor, position: tl.tensor, tokens: tl.tensor) -> tl.tensor:
-    """As gumbel_reference, for one request and a block of tokens."""
-    zeros = tokens * 0
-    bits, _, _, _ = tl.philox(seed, tokens, zeros + position.to(tl.int32), zeros, zeros)
-    uniform = tl.maximum(tl.uint_to_uniform_float(bits), SMALLEST_UNIFORM)
-    # log(0) is not asked for: uniform stays below 1
-    waiting = tl.where(uniform < 1e-3, uniform + 0.5 * uniform * uniform, -tl.log(1.0 - uniform))
+def words(
+    seed: tl.tensor,
+    place: tl.tensor,
+    first: tl.tensor,
+    STREAM: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> tl.tensor:
+    """[BLOCK] numbers of 32 bits from `first` on, a multiple of GROUP, as BLOCK is."""
+    group = (tl.arange(0, BLOCK // GROUP) + first // GROUP + 1).to(tl.int64)
+    zeros = group * 0
+    a, b, c, d = tl.philox(seed, group, zeros + place, zeros + STREAM, zeros)
+    even = tl.interleave(tl.interleave(_low(a), _low(c)), tl.interleave(_low(b), _low(d)))
+    odd = tl.interleave(tl.interleave(_high(a), _high(c)), tl.interleave(_high(b), _high(d)))
+    return tl.interleave(even, odd)
+
+
+@jit
+def _low(x: tl.tensor) -> tl.tensor:
+    return (x & 0xFFFFFFFF).to(tl.uint32)
+
+
+@jit
+def _high(x: tl.tensor) -> tl.tensor:
+    return (x >> 32).to(tl.uint32)
+
+
+@jit
+def gumbel(seed: tl.tensor, place: tl.tensor, first: tl.tensor, BLOCK: tl.constexpr) -> tl.tensor:
+    """Noise of the tokens first .. first + BLOCK, within MARGIN of what it should be."""
+    bits = words(seed, place, first, GUMBEL_STREAM, BLOCK)
+    below = (bits.to(tl.float32) + 0.5) * 2.3283064365386963e-10
+    above = ((~bits).to(tl.float32) + 0.5) * 2.3283064365386963e-10
+    # -log(1 - above), exact where that is small: there the winners are
+    waiting = tl.where(above < 1e-3, above + 0.5 * above * above, -tl.log(below))
     return -tl.log(waiting)
+
+
+@jit
+def exact_gumbel(
+    seed: tl.tensor, place: tl.tensor, first: tl.tensor, BLOCK: tl.constexpr
+) -> tl.tensor:
+    """As gumbel, to the bit what gumbel_row has."""
+    bits = words(seed, place, first, GUMBEL_STREAM, BLOCK)
+    uniform = (bits.to(tl.float64) + 0.5) * 2.3283064365386963e-10
+    return (-tl.log(-tl.log(uniform))).to(tl.float32)

@@ -1,33 +1,45 @@
-"""From logits to a distribution, and a draw from it."""
+"""From logits to a distribution, and a draw from it: by one number, or by each token's noise."""
 
 import torch
+
+
+def scaled(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """logits [..., V] -> logits / temperature in float32, less the largest of each row."""
+    logits = logits.float()
+    return (logits - logits.amax(dim=-1, keepdim=True)) / temperature
+
+
+def kept(
+    logits: torch.Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0
+) -> torch.Tensor:
+    """As scaled, and -inf for the tokens that are never drawn. temperature must be positive.
+
+    top_k keeps the k largest logits (0: all), top_p then the smallest set of likeliest tokens
+    whose mass reaches p; the likeliest token always stays.
+    """
+    scores = scaled(logits, temperature)
+    if 0 < top_k < scores.shape[-1]:
+        kth = scores.topk(top_k, dim=-1).values[..., -1:]
+        scores = scores.masked_fill(scores < kth, float("-inf"))
+    if top_p < 1.0:
+        scores = _nucleus(scores, top_p)
+    return scores
+
+
+def _nucleus(scores: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Tokens as likely as the last one kept stay too, so that no order among equals decides."""
+    probs = scores.softmax(dim=-1)
+    ordered = probs.sort(dim=-1, descending=True).values
+    mass_before = ordered.cumsum(dim=-1) - ordered
+    num_kept = (mass_before < top_p).sum(dim=-1, keepdim=True).clamp_(min=1)
+    return scores.masked_fill(probs < ordered.gather(-1, num_kept - 1), float("-inf"))
 
 
 def probabilities(
     logits: torch.Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0
 ) -> torch.Tensor:
-    """logits [..., V] -> float32 probabilities [..., V]. temperature must be positive.
-
-    top_k keeps the k largest logits (0: all), top_p then the smallest set of likeliest tokens
-    whose mass reaches p; the likeliest token always stays.
-    """
-    scaled = logits.float() / temperature
-    if 0 < top_k < scaled.shape[-1]:
-        kth = scaled.topk(top_k, dim=-1).values[..., -1:]
-        scaled = scaled.masked_fill(scaled < kth, float("-inf"))
-    probs = scaled.softmax(dim=-1)
-    if top_p < 1.0:
-        probs = _nucleus(probs, top_p)
-    return probs
-
-
-def _nucleus(probs: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Tokens as likely as the last one kept stay too, so that no order among equals decides."""
-    ordered = probs.sort(dim=-1, descending=True).values
-    mass_before = ordered.cumsum(dim=-1) - ordered
-    num_kept = (mass_before < top_p).sum(dim=-1, keepdim=True).clamp_(min=1)
-    kept = probs.masked_fill(probs < ordered.gather(-1, num_kept - 1), 0.0)
-    return kept / kept.sum(dim=-1, keepdim=True)
+    """logits [..., V] -> float32 probabilities [..., V] of the tokens that `kept` keeps."""
+    return kept(logits, temperature, top_k, top_p).softmax(dim=-1)
 
 
 def draw(probs: torch.Tensor, generator: torch.Generator) -> int:
@@ -36,3 +48,18 @@ def draw(probs: torch.Tensor, generator: torch.Generator) -> int:
     point = torch.rand((), generator=generator, dtype=torch.float64) * cumulative[-1].cpu()
     index = int(torch.searchsorted(cumulative, point.to(cumulative.device), right=True))
     return index if index < probs.shape[0] else int(probs.argmax())  # rounding reached the total
+
+
+def race(
+    logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_k: int, top_p: float
+) -> int:
+    """logits [V] of any device, Gumbel noise [V] on the CPU -> the column where their sum is
+    largest: over all noise a draw from `probabilities`.
+
+    One row at a time and added up on the CPU, so that a row has one answer in any company.
+    """
+    scores = kept(logits, temperature, top_k, top_p)
+    if scores.device.type != "cpu":  # a card divides in another way
+        is_kept = scores.isfinite().cpu()
+        scores = scaled(logits.cpu(), temperature).masked_fill_(~is_kept, float("-inf"))
+    return int((scores + noise).argmax())

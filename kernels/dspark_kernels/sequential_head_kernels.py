@@ -168,7 +168,7 @@ def vocabulary_kernel(
         score = scaled
         if temperature > 0:
             position = tl.load(positions + request) + step + 1
-            noise = gumbel(tl.load(seeds + request), position, token)
+            noise = gumbel(tl.load(seeds + request), position, tl.program_id(0) * BLOCK, BLOCK)
             score = scaled + noise
         best = tl.max(score, axis=0)
         winner = tl.min(tl.where(score == best, token, 0x7FFFFFFF), axis=0)

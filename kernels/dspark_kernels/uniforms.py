@@ -4,9 +4,7 @@ import torch
 
 from dspark_kernels.backend import jit, next_power_of_2, tl, use_triton
 from dspark_kernels.builds import KernelBuild
-from dspark_kernels.noise import uniform_reference
-
-STREAM = tl.constexpr(1)  # 0 is the noise of drafts
+from dspark_kernels.noise import GROUP, UNIFORM_STREAM, uniform_reference, words
 
 
 def uniforms(seeds: torch.Tensor, positions: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -15,14 +13,15 @@ def uniforms(seeds: torch.Tensor, positions: torch.Tensor, like: torch.Tensor) -
         return uniforms_reference(seeds, positions, like)
     out = torch.empty_like(like, dtype=torch.float32)
     count = like.shape[1]
-    uniforms_kernel[(len(seeds),)](seeds, positions, out, count, BLOCK=next_power_of_2(count))
+    block = max(GROUP.value, next_power_of_2(count))
+    uniforms_kernel[(len(seeds),)](seeds, positions, out, count, BLOCK=block)
     return out
 
 
 def uniforms_reference(
     seeds: torch.Tensor, positions: torch.Tensor, like: torch.Tensor
 ) -> torch.Tensor:
-    return uniform_reference(seeds, positions, like.shape[1], stream=1)
+    return uniform_reference(seeds, positions, like.shape[1])
 
 
 @jit
@@ -35,11 +34,10 @@ def uniforms_kernel(
 ) -> None:
     request = tl.program_id(0)
     index = tl.arange(0, BLOCK)
-    zeros = index * 0
-    position = tl.load(positions + request).to(tl.int32)
-    seed = tl.load(seeds + request)
-    bits, _, _, _ = tl.philox(seed, index, zeros + position, zeros + STREAM, zeros)
-    tl.store(out + request * count + index, tl.uint_to_uniform_float(bits), mask=index < count)
+    seed, position = tl.load(seeds + request), tl.load(positions + request)
+    bits = words(seed, position, position.to(tl.int32) * 0, UNIFORM_STREAM, BLOCK)
+    number = (bits >> 8).to(tl.float32) * 5.960464477539063e-08
+    tl.store(out + request * count + index, number, mask=index < count)
 
 
 def builds() -> list[KernelBuild]:

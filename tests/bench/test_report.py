@@ -157,7 +157,15 @@ def test_plain_decoding_that_differs_from_itself_is_told():
     assert report.is_identical is False
 
 
-def test_sampled_output_is_not_compared():
+def test_output_sampled_with_a_seed_is_compared():
+    config = BenchConfig(sampling=SamplingConfig(temperature=1.0, seed=3))
+    for tokens in ((1, 2, 3), (9, 9, 9)):
+        runs = [make_run("plain", tokens=(1, 2, 3)), make_run("dspark", tokens=tokens)]
+        report = summarise(runs, PROMPTS[:1], config, lambda token_ids: [0.0] * 10)
+        assert report.is_identical is (tokens == (1, 2, 3))
+
+
+def test_output_sampled_without_a_seed_is_not_compared():
     runs = [make_run("plain"), make_run("dspark", tokens=(9, 9, 9))]
     config = BenchConfig(sampling=SamplingConfig(temperature=1.0))
     assert summarise(runs, PROMPTS[:1], config, no_logits).is_identical is None

@@ -18,7 +18,9 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # sums of a few hundred float32 products i
 
 
 class Greedy:
-    def choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, Sequence[None]]:
+    def choose(
+        self, logits: torch.Tensor, token_ids: object = None
+    ) -> tuple[torch.Tensor, Sequence[None]]:
         self.seen = [*getattr(self, "seen", []), logits]
         return logits.argmax(-1), [None] * len(logits)
 

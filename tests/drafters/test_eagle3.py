@@ -32,7 +32,9 @@ class Recorder:
     def __init__(self) -> None:
         self.logits: list[torch.Tensor] = []
 
-    def choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, list[None]]:
+    def choose(
+        self, logits: torch.Tensor, token_ids: object = None
+    ) -> tuple[torch.Tensor, list[None]]:
         self.logits.append(logits)
         return logits.argmax(dim=-1), [None] * len(logits)
 
@@ -139,7 +141,7 @@ def test_drafts_only_from_a_smaller_vocabulary(pair):
     )
     ids = torch.tensor(PROMPT)
     slot = filled(drafter, ids, taps_of(target, ids), len(ids))
-    chooser = BatchChooser([Sampler(SamplingConfig(temperature=1.0))])
+    chooser = BatchChooser([Sampler(SamplingConfig(temperature=1.0))], [len(PROMPT) + 1], 65)
     with torch.inference_mode():
         proposals = drafter.propose([slot], torch.tensor([3]), chooser)
     held = torch.zeros(65, dtype=torch.bool)

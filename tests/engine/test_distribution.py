@@ -1,29 +1,44 @@
-"""Promise 2: sampled output follows the target's distribution.
+"""Promise 2: sampled output follows the target's distribution, by rejection and by coupling.
 
-Counting tests with fixed seeds; with other seeds a correct engine would fail one in a million runs.
+Counting tests with fixed numbers; with others a correct engine would fail one in a million of each.
 """
 
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from dspark.checkpoints.deepspec import read_draft
 from dspark.checkpoints.eagle3_config import Eagle3Config
-from dspark.config import SamplingConfig
+from dspark.config import EngineConfig, RuntimeConfig, SamplingConfig
 from dspark.drafters.base import Drafter
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.drafters.eagle3 import Eagle3Drafter
+from dspark.engine import sampling
 from dspark.engine.loop import Engine
+from dspark.engine.request import Request
 from dspark.engine.sampling import Sampler
 from dspark.engine.scheduler import FullSchedule, SpsSchedule
+from dspark.engine.session import Session, open_session
 from dspark.engine.sps import SpsTable
+from dspark.events import Finished, Round
+from dspark.hub import PairFiles
 from dspark.targets.base import Target
-from dspark_kernels import accept_sampled, probabilities
-from tests.engine.pairs import GOLDEN, TABLE, decode, golden, request, with_scheduler
+from dspark_kernels import Acceptance, accept_sampled, draw, gumbel_row, probabilities
+from dspark_kernels.noise import uniform_reference
+from tests.engine.pairs import GOLDEN, PROMPT, TABLE, decode, golden, request, with_scheduler
 
 FALSE_ALARM = 1e-6
 NUM_SAMPLES = 3000
@@ -49,19 +64,29 @@ def chi_square_p(counts: Counter, probabilities: list[float]) -> float:
     return float(torch.special.gammaincc(freedom, torch.tensor(statistic / 2, dtype=torch.float64)))
 
 
+def asks_of(rule: str, prompt, num_tokens: int, count: int, **sampling) -> list[Request]:
+    """Requests that draw each on its own: by rejection, or with a seed each."""
+    seeds = range(count) if rule == "coupling" else [None] * count
+    return [request(prompt, num_tokens, seed=seed, **sampling) for seed in seeds]
+
+
+def many_at_once(session: Session) -> Session:
+    target = cast(Any, session.engine.target)
+    target.spec = replace(target.spec, max_rows=None)  # no bit is compared here
+    return session
+
+
 @pytest.mark.parametrize("schedule", ["full", "sps", "small vocabulary"])
 @pytest.mark.parametrize("variant", ["vanilla", "gated", "rnn", "dflash", "eagle3"])
 def test_pairs_of_tokens_follow_the_golden_distribution(variant, schedule):
     golden_run = json.loads((GOLDEN / variant / "sampling.json").read_text())
     scheduler = SpsSchedule(TABLE) if schedule == "sps" else FullSchedule()
-    session = golden(variant)
-    target = cast(Any, session.engine.target)
-    target.spec = replace(target.spec, max_rows=None)  # many at once: no bit is compared here
+    session = many_at_once(golden(variant, entropy=0))
     engine = with_scheduler(session, scheduler)
     if schedule == "small vocabulary":
         drafter = load_drafter_of(variant, engine.target, torch.arange(0, 65, 2))
-        engine = Engine(engine.target, drafter, scheduler)
-    asks = [request(golden_run["prompt"], 2, temperature=1.0, seed=s) for s in range(NUM_SAMPLES)]
+        engine = Engine(engine.target, drafter, scheduler, config=engine.config)
+    asks = asks_of("rejection", golden_run["prompt"], 2, NUM_SAMPLES, temperature=1.0)
     written = decode(engine, asks)
     assert chi_square_p(Counter(first for first, _ in written), golden_run["first"]) > FALSE_ALARM
     for first, expected in golden_run["second"].items():
@@ -72,9 +97,140 @@ def test_pairs_of_tokens_follow_the_golden_distribution(variant, schedule):
 
 def test_the_counting_test_can_fail():
     golden_run = json.loads((GOLDEN / "vanilla" / "sampling.json").read_text())
-    asks = [request(golden_run["prompt"], 2, temperature=0.8, seed=s) for s in range(NUM_SAMPLES)]
-    written = decode(golden("vanilla").engine, asks)
+    asks = asks_of("rejection", golden_run["prompt"], 2, NUM_SAMPLES, temperature=0.8)
+    written = decode(many_at_once(golden("vanilla", entropy=0)).engine, asks)
     assert chi_square_p(Counter(first for first, _ in written), golden_run["first"]) < FALSE_ALARM
+
+
+# -- three tokens, filtered, against the law that transformers' own filters give ------------------
+
+FILTERED = [{"temperature": 1.2, "top_k": 4}, {"temperature": 1.8, "top_p": 0.8}]
+BLURRED = {"temperature": 1.3, "top_k": 7, "top_p": 0.9}
+ROUND = (1, 2, 3, 1, 2, 3, 1, 2, 3)
+NUM_TEXTS = 500
+
+
+@pytest.fixture(scope="module")
+def twelve_tokens(tmp_path_factory) -> Path:
+    """A target that prefers hardly any of its few tokens, so that places resemble one another."""
+    folder = tmp_path_factory.mktemp("twelve")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "max_position_embeddings": 64}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    ids = {"vocab_size": 12, "bos_token_id": None, "eos_token_id": None}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **heads, **ids))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, 0.0, 0.25)
+    model.save_pretrained(folder)
+    return folder
+
+
+def with_lookup(folder: Path) -> Session:
+    files = PairFiles("test", folder, None, has_lookup=True)
+    config = EngineConfig(entropy=0)
+    *_, session = open_session(files, RuntimeConfig("cpu", "float32"), config)
+    return many_at_once(cast(Session, session))
+
+
+def law_of(session: Session, prompt, temperature, top_k=0, top_p=1.0) -> dict:
+    """The exact probability of every text of three tokens after the prompt."""
+    filters = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    filters += [TopKLogitsWarper(top_k)] if top_k else []
+    filters += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    law: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(3):
+        longer = {}
+        for text, share in law.items():
+            logits = session.next_logits((*prompt, *text)).double()
+            for token, p in enumerate(filters(None, logits[None])[0].softmax(-1).tolist()):
+                if p > 0:
+                    longer[*text, token] = share * p
+        law = longer
+    return law
+
+
+def follows(written, law: dict) -> float:
+    """p-value of the texts under their law; 0 where one is not of it."""
+    if any(text not in law for text in written):
+        return 0.0
+    texts = {text: index for index, text in enumerate(law)}
+    return chi_square_p(Counter(texts[text] for text in written), list(law.values()))
+
+
+def texts_of(
+    session: Session, prompt, rule: str, settings: dict, count: int = NUM_TEXTS
+) -> list[tuple[int, ...]]:
+    asks = asks_of(rule, prompt, 3, count, **settings)
+    events = list(session.engine.run(asks))
+    assert sum(e.verified for e in events if isinstance(e, Round)) > len(asks)
+    assert sum(e.accepted for e in events if isinstance(e, Round)) > len(asks) / 50
+    return [e.token_ids for e in events if isinstance(e, Finished)]
+
+
+@pytest.mark.parametrize("sampling", FILTERED)
+@pytest.mark.parametrize("rule", ["rejection", "coupling"])
+def test_three_filtered_tokens_follow_their_joint_distribution(rule, sampling):
+    session = many_at_once(golden("vanilla", entropy=0))
+    law = law_of(session, PROMPT, **sampling)
+    assert sum(law.values()) == pytest.approx(1.0) and len(law) > 30
+    assert follows(texts_of(session, PROMPT, rule, sampling), law) > FALSE_ALARM
+
+
+@pytest.mark.parametrize("rule", ["rejection", "coupling"])
+def test_three_tokens_beside_lookup_follow_their_joint_distribution(twelve_tokens, rule):
+    session = with_lookup(twelve_tokens)
+    law = law_of(session, ROUND, **BLURRED)
+    assert follows(texts_of(session, ROUND, rule, BLURRED), law) > FALSE_ALARM
+
+
+def always_kept(draft_ids, draft_probs, target_probs, generator):
+    return Acceptance(len(draft_ids), draw(target_probs[-1], generator))
+
+
+def corrected_by_the_target(draft_ids, draft_probs, target_probs, generator):
+    """Instead of by what the target has more of."""
+    kept, token = accept_sampled(draft_ids, draft_probs, target_probs, generator)
+    refused = kept < len(draft_ids)
+    return Acceptance(kept, draw(target_probs[kept], generator) if refused else token)
+
+
+@pytest.mark.parametrize("fault", [always_kept, corrected_by_the_target])
+def test_a_fault_in_rejection_is_counted(monkeypatch, fault):
+    monkeypatch.setattr(sampling, "accept_sampled", fault)
+    session = many_at_once(golden("vanilla", entropy=0))
+    law = law_of(session, PROMPT, **FILTERED[0])
+    texts = texts_of(session, PROMPT, "rejection", FILTERED[0], 3 * NUM_TEXTS)
+    assert follows(texts, law) < FALSE_ALARM
+
+
+def one_noise_for_all_places(seed, place, num_tokens):
+    return gumbel_row(seed, 0, num_tokens)
+
+
+def flat_noise(seed, place, num_tokens):
+    """Uniform instead of Gumbel."""
+    return uniform_reference(torch.tensor([seed]), torch.tensor([place]), num_tokens)[0]
+
+
+def noise_of_few_seeds(seed, place, num_tokens):
+    return gumbel_row(seed % 64, place, num_tokens)
+
+
+@pytest.mark.parametrize("fault", [one_noise_for_all_places, flat_noise, noise_of_few_seeds])
+def test_a_fault_in_coupling_is_counted(monkeypatch, twelve_tokens, fault):
+    monkeypatch.setattr(sampling, "gumbel_row", fault)
+    session = with_lookup(twelve_tokens)
+    law = law_of(session, ROUND, **BLURRED)
+    assert follows(texts_of(session, ROUND, "coupling", BLURRED), law) < FALSE_ALARM
+
+
+def test_a_kept_draft_that_the_target_does_not_draw_is_counted(monkeypatch):
+    kept_first = lambda self, ids, logits, place: Acceptance(len(ids), int(logits[-1].argmax()))  # noqa: E731
+    monkeypatch.setattr(Sampler, "_accept_coupled", kept_first)
+    session = many_at_once(golden("vanilla"))
+    law = law_of(session, PROMPT, **FILTERED[0])
+    assert follows(texts_of(session, PROMPT, "coupling", FILTERED[0]), law) < FALSE_ALARM
 
 
 TARGET, DRAFT = torch.tensor([0.7, 0.3]), torch.tensor([0.5, 0.5])
@@ -82,13 +238,13 @@ TARGET, DRAFT = torch.tensor([0.7, 0.3]), torch.tensor([0.5, 0.5])
 
 def share_of_a(admit: bool, samples: int = 20000) -> float:
     """How often token A comes first when one draft is checked, or none."""
-    sampler = Sampler(SamplingConfig(temperature=1.0, seed=1))
+    sampler = Sampler(SamplingConfig(temperature=1.0), entropy=1)
     count = 0
     for _ in range(samples):
-        draft, _ = sampler.choose(DRAFT.log())
+        draft, _ = sampler.choose(DRAFT.log(), 0)
         rows = torch.stack([TARGET, TARGET]) if admit else TARGET[None]
         kept, follower = sampler.accept(
-            torch.tensor([draft][: int(admit)]), DRAFT[None], rows.log()
+            torch.tensor([draft][: int(admit)]), DRAFT[None], rows.log(), 0
         )
         count += (draft if kept else follower) == 0
     return count / samples
@@ -139,11 +295,3 @@ def test_truncated_sampling_never_leaves_its_set(options):
             logits = session.next_logits((*ask.prompt_ids, *tokens[:position]))
             allowed = probabilities(logits, 1.0, options.get("top_k", 0), options.get("top_p", 1.0))
             assert allowed[token] > 0
-
-
-def test_seed_decides_everything():
-    engine = golden("vanilla").engine
-    one, same, other = (
-        decode(engine, [request(temperature=1.0, seed=seed)])[0] for seed in (5, 5, 6)
-    )
-    assert one == same != other

@@ -48,7 +48,9 @@ class _Forced:
         self._tokens = iter(tokens)
         self.logits: list[torch.Tensor] = []
 
-    def choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, list[None]]:
+    def choose(
+        self, logits: torch.Tensor, token_ids: object = None
+    ) -> tuple[torch.Tensor, list[None]]:
         self.logits.append(logits[0])
         return torch.tensor([next(self._tokens)]), [None]
 

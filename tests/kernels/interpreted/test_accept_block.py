@@ -1,17 +1,19 @@
-"""Acceptance on the device: the same uniform numbers in, the same tokens out."""
+"""Acceptance on the device: the same numbers in, the same tokens out."""
 
 import pytest
 import torch
 
 from dspark_kernels.accept import accept_sampled
-from dspark_kernels.accept_block import Filters, accept_block, accept_block_reference
+from dspark_kernels.accept_block import Filters, Races, accept_block, accept_block_reference
+from dspark_kernels.noise import gumbel_row
+from dspark_kernels.sampling import kept as kept_scores
 from dspark_kernels.sampling import probabilities
 
 REQUESTS, SLOTS = 5, 3
 FILTERS = [(0.0, 0, 1.0), (1.0, 0, 1.0), (0.7, 5, 1.0), (1.3, 0, 0.8), (0.9, 40, 0.6)]
 
 
-def make_round(device, dtype, num_tokens, seed):
+def make_round(device, dtype, num_tokens, seed, seeded=()):
     """Drafts near the target, so that some are kept; one request each of FILTERS."""
     generator = torch.Generator().manual_seed(seed)
     num_drafts = torch.tensor([3, 0, 2, 3, 1])
@@ -26,6 +28,8 @@ def make_round(device, dtype, num_tokens, seed):
     ids[0, 2] = 1
     first_rows = torch.cat([torch.zeros(1, dtype=torch.int64), (num_drafts + 1).cumsum(0)[:-1]])
     rows = torch.cat([t[: n + 1] for t, n in zip(target, num_drafts.tolist(), strict=True)])
+    is_seeded = torch.tensor([r in seeded for r in range(REQUESTS)])
+    seeds = torch.tensor([0, -(2**63), 2**63 - 1, -7, 2**40 + seed])
     given = (
         ids,
         draft,
@@ -34,20 +38,24 @@ def make_round(device, dtype, num_tokens, seed):
         first_rows,
         num_drafts,
         Filters(temperature, top_k.int(), top_p),
+        Races(is_seeded, seeds),
         torch.rand(REQUESTS, SLOTS + 1, generator=generator),
         torch.tensor([7, 0, 12, 4096, 1]),
     )
-    moved = [t if isinstance(t, Filters) else t.to(device) for t in given]
-    moved[6] = Filters(*(t.to(device) for t in moved[6]))
-    return moved
+    return [
+        t.to(device) if isinstance(t, torch.Tensor) else type(t)(*(part.to(device) for part in t))
+        for t in given
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("num_tokens", [63, 130])
-def test_the_same_numbers_choose_the_same_tokens(device, dtype, num_tokens):
+@pytest.mark.parametrize(
+    ("num_tokens", "seeded"), [(63, ()), (130, ()), (63, (1, 2, 3, 4)), (130, (2, 3))]
+)
+def test_the_same_numbers_choose_the_same_tokens(device, dtype, num_tokens, seeded):
     seen = set()
-    for seed in range(2):
-        given = make_round(device, dtype, num_tokens, seed)
+    for seed in range(3):
+        given = make_round(device, dtype, num_tokens, seed, seeded)
         result, expected = accept_block(*given), accept_block_reference(*given)
         for name in ("num_accepted", "next_ids", "lengths"):
             assert getattr(result, name).tolist() == getattr(expected, name).tolist(), name
@@ -59,7 +67,7 @@ def test_the_same_numbers_choose_the_same_tokens(device, dtype, num_tokens):
 
 def test_the_reference_is_the_engines_rule():
     given = make_round("cpu", torch.float32, 63, 5)
-    ids, draft, log_sums, rows, first_rows, num_drafts, filters, _, lengths = given
+    ids, draft, log_sums, rows, first_rows, num_drafts, filters, races, _, lengths = given
     for r in range(1, REQUESTS):
         count, first = int(num_drafts[r]), int(first_rows[r])
         temperature, top_k, top_p = (f[r].item() for f in filters)
@@ -76,6 +84,37 @@ def test_the_reference_is_the_engines_rule():
             # the engine's generator goes on to the next number once a draft is refused
             uniforms[:, -1] = drawn[min(wanted.num_accepted + 1, count)]
             result = accept_block_reference(
-                ids, draft, log_sums, rows, first_rows, num_drafts, filters, uniforms, lengths
+                ids,
+                draft,
+                log_sums,
+                rows,
+                first_rows,
+                num_drafts,
+                filters,
+                races,
+                uniforms,
+                lengths,
             )
             assert (int(result.num_accepted[r]), int(result.next_ids[r])) == tuple(wanted)
+
+
+def test_a_request_with_a_seed_takes_what_its_noise_makes_largest(device):
+    """Of each row, by place; a draft is kept where it is that token; no uniform number counts."""
+    given = make_round(device, torch.float32, 130, 1, seeded=(1, 2, 3, 4))
+    ids, *_, rows, first_rows, num_drafts, filters, races, _, lengths = given
+    wanted = {}
+    for r in range(1, REQUESTS):
+        first, count = int(first_rows[r]), int(num_drafts[r])
+        settings = (float(filters.temperature[r]), int(filters.top_k[r]), float(filters.top_p[r]))
+        for k in range(count + 1):
+            noise = gumbel_row(int(races.seeds[r]), int(lengths[r]) + 1 + k, 130)
+            scores = kept_scores(rows[first + k].cpu(), *settings) + noise
+            ids[r, k : k + 1] = int(scores.argmax())  # a draft that is right, up to the last
+            if k == count - (r == 3):
+                wanted[r] = (k, int(scores.argmax()))
+                ids[r, k : k + 1] += 1  # and one that is not
+    result = accept_block(*given)
+    for r, (kept_drafts, token) in wanted.items():
+        assert (int(result.num_accepted[r]), int(result.next_ids[r])) == (kept_drafts, token)
+    given[8] = 1.0 - given[8]
+    assert torch.equal(accept_block(*given).next_ids[1:], result.next_ids[1:])
