@@ -1,6 +1,6 @@
 """The layers of a Llama-shaped decoder over stored weights, a pass of rows as one call.
 
-Rows of any requests come in as embeddings and go out as the final norm's hidden states; in between
+Rows of any requests come in as tokens and go out as the final norm's hidden states; in between
 Python does nothing. The reference is the same operations in torch, one after the other.
 """
 
@@ -10,12 +10,13 @@ from typing import NamedTuple
 import torch
 
 from dspark_kernels.cpu.attend_round import attend_round_op, attend_round_reference
+from dspark_kernels.cpu.embed import embed_op, embed_reference
 from dspark_kernels.cpu.matrix import multiply_op, multiply_reference, padded_bias
 from dspark_kernels.cpu.norm_round import norm_round_op, norm_round_reference
 from dspark_kernels.cpu.rope_write import Heads, rope_write_op, rope_write_reference
 from dspark_kernels.cpu.rounded import RoundedRows, empty_rounded
 from dspark_kernels.cpu.runtime import Op, Program, Runtime
-from dspark_kernels.cpu.step_words import Place, step_words
+from dspark_kernels.cpu.step_words import Place, step_words, token_words
 from dspark_kernels.cpu.stored_weight import LANES, StoredWeight
 from dspark_kernels.cpu.swiglu_round import swiglu_round_op, swiglu_round_reference
 
@@ -64,6 +65,7 @@ class DecoderLayer(NamedTuple):
 class Decoder(NamedTuple):
     """`taps` are the layers whose output is told, -1 for the embedding."""
 
+    embedding: StoredWeight
     layers: Sequence[DecoderLayer]
     final_norm: torch.Tensor
     eps: float
@@ -96,20 +98,20 @@ class DecoderPass:
 
     def __call__(
         self,
-        embedded: torch.Tensor,
+        token_ids: torch.Tensor,
         cache: torch.Tensor,
         place: Place,
         rotary: tuple[torch.Tensor, torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """embedded float32 [N, H], N at most 64; the rest as in step_words.
+        """token_ids int64 [N], N at most 64; the rest as in step_words.
 
         -> hidden states [N, H] after the final norm, taps [N, T · H].
         """
-        num_rows = len(embedded)
+        num_rows = len(token_ids)
         if num_rows > MAX_ROWS:
             raise ValueError(f"{num_rows} rows in a pass of at most {MAX_ROWS}")
-        self._total[:num_rows] = embedded
-        self._program(step_words(place, rotary, cache))
+        token_words(token_ids, self._decoder.embedding.num_outputs)
+        self._program(step_words(place, rotary, cache, token_ids))
         return self._normed[:num_rows].clone(), self._taps[:num_rows].clone()
 
     def _tap(self, layer: int) -> torch.Tensor | None:
@@ -120,7 +122,8 @@ class DecoderPass:
         return self._taps[:, start : start + self._width]
 
     def _ops(self) -> list[Op]:
-        decoder, ops = self._decoder, []
+        decoder = self._decoder
+        ops = [embed_op(decoder.embedding, self._total)]
         norms, update = decoder.norms(), self._update[:, : self._width]
         for index, layer in enumerate(decoder.layers):
             before = None if index == 0 else update
@@ -159,14 +162,15 @@ def _products(projection: Projection, rows: torch.Tensor, out: torch.Tensor) -> 
 
 def decoder_reference(
     decoder: Decoder,
-    embedded: torch.Tensor,
+    token_ids: torch.Tensor,
     cache: torch.Tensor,
     place: Place,
     rotary: tuple[torch.Tensor, torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What DecoderPass computes."""
     update: torch.Tensor | None = None
-    normed, total, taps = embedded, embedded, {-1: embedded}
+    total = embed_reference(decoder.embedding, token_ids)
+    taps: dict[int, torch.Tensor] = {}
     for index, layer in enumerate(decoder.layers):
         rounded, _, total = norm_round_reference(total, update, layer.input_norm, decoder.eps)
         taps[index - 1] = total

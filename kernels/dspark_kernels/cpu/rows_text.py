@@ -2,6 +2,7 @@
 
 from dspark_kernels.cpu.argmax import write_argmax
 from dspark_kernels.cpu.attend_round import write_attend
+from dspark_kernels.cpu.embed import write_embed
 from dspark_kernels.cpu.float_text import write_declarations
 from dspark_kernels.cpu.llvm_text import Text
 from dspark_kernels.cpu.norm_round import write_norm_round
@@ -29,6 +30,12 @@ def rows_text() -> str:
         write_round_declarations,
     ):
         write(text)
+    return str(text)
+
+
+def embed_text(kind: str) -> str:
+    text = Text()
+    write_embed(text, kind)
     return str(text)
 
 

@@ -13,10 +13,10 @@ class Source(NamedTuple):
 
 
 def library_of(function: str) -> str:
-    """Matrices and attentions have a library each: few formats and sizes are ever needed."""
+    """What comes in formats or sizes has a library for each: few of them are ever needed."""
     from dspark_kernels.cpu.driver_text import EXPORTS
 
-    if function.startswith(("matrix_", "attend_")):
+    if function.startswith(("matrix_", "attend_", "embed_")):
         return function
     return "driver" if function in EXPORTS else "rows"
 
@@ -31,6 +31,8 @@ def source(library: str, variant: Variant) -> Source:
     kind, _, which = library.partition("_")
     if kind == "attend":
         return Source(lambda: rows_text.attend_text(int(which)), [library])
+    if kind == "embed":
+        return Source(lambda: rows_text.embed_text(which), [library])
     return Source(lambda: matrix_text.matrix_text(which, variant.name), [library])
 
 

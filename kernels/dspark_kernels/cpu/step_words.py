@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-WORDS = ("rows", "positions", "slots", "visible", "cos", "sin", "cache")
+WORDS = ("rows", "tokens", "positions", "slots", "visible", "cos", "sin", "cache")
 STRIDES = ("layer_bytes", "value_bytes", "slot_bytes", "head_bytes")
 
 
@@ -20,22 +20,42 @@ def index_of(name: str) -> int:
     return (WORDS + STRIDES).index(name)
 
 
+def token_words(token_ids: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """For what reads tokens alone. Raises ValueError where one is none of `num_tokens`."""
+    _check("tokens", token_ids, 0, num_tokens - 1)
+    return torch.tensor([len(token_ids), token_ids.data_ptr()])
+
+
 def step_words(
-    place: Place, rotary: tuple[torch.Tensor, torch.Tensor], cache: torch.Tensor
+    place: Place,
+    rotary: tuple[torch.Tensor, torch.Tensor],
+    cache: torch.Tensor,
+    tokens: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """rotary cos and sin float32 [positions, D]; cache float32 [layers, 2, slots, kv_heads, L, D].
+    """rotary cos and sin float32 [positions, D]; cache float32 [layers, 2, slots, kv_heads, L, D];
+    `tokens` as token_words checked them.
 
     The tensors must outlive the words. Raises ValueError where a row has no place.
     """
     num_slots, capacity, head_dim = cache.shape[2], cache.shape[4], cache.shape[5]
     if head_dim % 32 or capacity % 16:
         raise ValueError(f"heads of {head_dim} numbers, {capacity} keys: multiples of 32, 16 fit")
-    longest = min(capacity, len(rotary[0]))
-    least, most = (0, 0, 1), (longest - 1, num_slots - 1, capacity)
-    for values, low, high in zip(place, least, most, strict=True):
-        if values.numel() and not low <= int(values.min()) <= int(values.max()) <= high:
-            raise ValueError(f"places of rows {values.tolist()} are not {low} to {high}")
+    _check("positions", place.positions, 0, min(capacity, len(rotary[0])) - 1)
+    _check("slots", place.slots, 0, num_slots - 1)
+    _check("visible keys", place.visible, 1, capacity)
     tensors = (*place, *rotary, cache)
+    if not all(tensor.is_contiguous() for tensor in tensors):
+        raise ValueError("places, tables and caches have to be contiguous")
     strides = (cache.stride(i) * cache.element_size() for i in range(4))
-    words = [len(place.positions), *(t.data_ptr() for t in tensors), *strides]
-    return torch.tensor(words, dtype=torch.int64)
+    first = 0 if tokens is None else tokens.data_ptr()
+    words = [len(place.positions), first, *(t.data_ptr() for t in tensors), *strides]
+    return torch.tensor(words)
+
+
+def _check(what: str, values: torch.Tensor, low: int, high: int) -> None:
+    """Kernels read memory at these numbers."""
+    if values.dtype != torch.int64 or not values.is_contiguous():
+        raise ValueError(f"{what} are int64 in one piece, not {values.dtype}")
+    numbers = values.tolist()
+    if numbers and not low <= min(numbers) <= max(numbers) <= high:
+        raise ValueError(f"{what} from {min(numbers)} to {max(numbers)}, not {low} to {high}")

@@ -23,6 +23,7 @@ from tests.kernels.cpu.random_weights import random_weight
 
 HIDDEN, INNER, LAYERS, SLOTS, CAPACITY = 256, 512, 3, 4, 48
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 4, 2, 64
+VOCABULARY = 100
 
 
 @pytest.fixture
@@ -65,7 +66,8 @@ def new_decoder(generator, *, has_norms: bool, has_bias: bool, taps=(-1, 1)) -> 
                 projection(["q8_0"], [HIDDEN], INNER, generator),
             )
         )
-    return Decoder(layers, norm(HIDDEN), 1e-5, taps)
+    embedding = random_weight("q5_0", VOCABULARY, HIDDEN, generator)
+    return Decoder(embedding, layers, norm(HIDDEN), 1e-5, taps)
 
 
 def rotary() -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,14 +92,14 @@ def place_of(*blocks: tuple[int, int, int]) -> Place:
 def test_a_pass_is_its_operations(has_norms, has_bias, runtimes, generator):
     decoder = new_decoder(generator, has_norms=has_norms, has_bias=has_bias)
     blocks = [((0, 0, 5),), ((2, 0, 9), (0, 5, 3)), ((0, 8, 1), (1, 0, 2), (2, 9, 1))]
-    inputs = [torch.randn(sum(n for _, _, n in each), HIDDEN) for each in blocks]
+    inputs = [torch.randint(VOCABULARY, (sum(n for _, _, n in each),)) for each in blocks]
     cache, expected = new_cache(), []
-    for each, embedded in zip(blocks, inputs, strict=True):
-        expected.append(decoder_reference(decoder, embedded, cache, place_of(*each), rotary()))
+    for each, tokens in zip(blocks, inputs, strict=True):
+        expected.append(decoder_reference(decoder, tokens, cache, place_of(*each), rotary()))
     for runtime in runtimes:
         run, own = DecoderPass(runtime, decoder), new_cache()
-        for each, embedded, (hidden, taps) in zip(blocks, inputs, expected, strict=True):
-            result = run(embedded, own, place_of(*each), rotary())
+        for each, tokens, (hidden, taps) in zip(blocks, inputs, expected, strict=True):
+            result = run(tokens, own, place_of(*each), rotary())
             assert torch.equal(result[0], hidden), runtime.variant.name
             assert torch.equal(result[1], taps)
         assert torch.equal(own.nan_to_num(3.0), cache.nan_to_num(3.0))
@@ -107,9 +109,9 @@ def dense(projection: Projection) -> torch.Tensor:
     return torch.cat([w.dequantized() for w in projection.weights]).double()
 
 
-def plainly(decoder: Decoder, x: torch.Tensor) -> torch.Tensor:
+def plainly(decoder: Decoder, tokens: torch.Tensor) -> torch.Tensor:
     """One request from its start, unrounded and in float64."""
-    x = x.double()
+    x = decoder.embedding.dequantized().double()[tokens]
     cos, sin = (t[: len(x)].double().unsqueeze(1) for t in rotary())
     for layer in decoder.layers:
         normed = F.rms_norm(x, (HIDDEN,), layer.input_norm.double(), decoder.eps)
@@ -143,17 +145,19 @@ def test_it_is_near_the_model_that_does_not_round(generator):
         )
         for layer in decoder.layers
     ]
-    decoder = decoder._replace(layers=layers)
-    embedded = torch.randn(20, HIDDEN, generator=generator)
-    result, _ = decoder_reference(decoder, embedded, new_cache(), place_of((1, 0, 20)), rotary())
-    exact = plainly(decoder, embedded)
-    # rows rounded to 8 bits put each of twelve products some 0.5 % off
-    assert (result.double() - exact).norm() / exact.norm() < 0.015
+    (embedding,) = tame((VOCABULARY, HIDDEN), generator).weights
+    decoder = decoder._replace(layers=layers, embedding=embedding)
+    tokens = torch.randint(VOCABULARY, (20,), generator=generator)
+    result, _ = decoder_reference(decoder, tokens, new_cache(), place_of((1, 0, 20)), rotary())
+    exact = plainly(decoder, tokens)
+    # rows rounded to 8 bits put each of twelve products some 0.5 % off, at random
+    error = (result.double() - exact).norm() / exact.norm()
+    assert 0.001 < error < 0.005 * 12**0.5
 
 
 def test_the_cut_and_the_company_change_nothing(runtimes, generator):
     decoder = new_decoder(generator, has_norms=True, has_bias=True)
-    inputs = [torch.randn(30, HIDDEN, generator=generator) for _ in range(3)]
+    inputs = [torch.randint(VOCABULARY, (30,), generator=generator) for _ in range(3)]
     draw, table = random.Random(9), rotary()
     for runtime in runtimes[::2]:
         run = DecoderPass(runtime, decoder)
@@ -168,8 +172,8 @@ def test_the_cut_and_the_company_change_nothing(runtimes, generator):
                     blocks.append((slot, done[slot], size))
             if not blocks:
                 continue
-            embedded = torch.cat([inputs[slot][start : start + n] for slot, start, n in blocks])
-            hidden, taps = run(embedded, cache, place_of(*blocks), table)
+            tokens = torch.cat([inputs[slot][start : start + n] for slot, start, n in blocks])
+            hidden, taps = run(tokens, cache, place_of(*blocks), table)
             for slot, start, n in blocks:
                 assert torch.equal(hidden[:n], whole[slot][0][start : start + n])
                 assert torch.equal(taps[:n], whole[slot][1][start : start + n])
@@ -181,5 +185,14 @@ def test_too_many_rows_are_refused(runtimes, generator):
     decoder = new_decoder(generator, has_norms=False, has_bias=False)
     with pytest.raises(ValueError, match="65 rows"):
         DecoderPass(runtimes[0], decoder)(
-            torch.zeros(65, HIDDEN), new_cache(), place_of((0, 0, 65)), rotary()
+            torch.zeros(65, dtype=torch.int64), new_cache(), place_of((0, 0, 65)), rotary()
+        )
+
+
+@pytest.mark.parametrize("wrong", [VOCABULARY, -1])
+def test_a_token_that_is_none_is_refused(wrong, runtimes, generator):
+    decoder = new_decoder(generator, has_norms=False, has_bias=False)
+    with pytest.raises(ValueError, match="tokens"):
+        DecoderPass(runtimes[0], decoder)(
+            torch.tensor([0, wrong]), new_cache(), place_of((0, 0, 2)), rotary()
         )

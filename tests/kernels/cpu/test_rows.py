@@ -5,9 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from dspark_kernels.cpu.argmax import argmax, argmax_reference
+from dspark_kernels.cpu.embed import embed, embed_reference
+from dspark_kernels.cpu.formats import FORMATS
 from dspark_kernels.cpu.norm_round import norm_reference, norm_round, norm_round_reference
 from dspark_kernels.cpu.runtime import using
 from dspark_kernels.cpu.swiglu_round import swiglu_round, swiglu_round_reference
+from tests.kernels.cpu.random_weights import random_weight
 
 
 @pytest.mark.parametrize("width", [32, 576])
@@ -74,3 +77,20 @@ def test_the_first_of_the_largest_is_found(width, runtimes):
             apart = torch.full((9, width + 7), 1e30)
             apart[:, :width] = logits
             assert torch.equal(argmax(apart[:, :width]), expected)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_variant_embeds_alike(kind, runtimes):
+    weight = random_weight(kind, 37, 512, torch.Generator().manual_seed(3))
+    token_ids = torch.tensor([0, 36, 15, 16, 16, 31, 7])
+    expected = embed_reference(weight, token_ids)
+    for runtime in runtimes:
+        with using(runtime):
+            assert torch.equal(embed(weight, token_ids), expected), runtime.variant.name
+
+
+def test_a_token_without_a_row_is_refused():
+    weight = random_weight("q8_0", 37, 32, torch.Generator().manual_seed(3))
+    for wrong in (torch.tensor([3, 37]), torch.tensor([-1]), torch.tensor([1], dtype=torch.int32)):
+        with pytest.raises(ValueError, match="tokens"):
+            embed(weight, wrong)
