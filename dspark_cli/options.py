@@ -19,7 +19,7 @@ from dspark.config import (
     ScheduleConfig,
     StopConfig,
 )
-from dspark.errors import InputError
+from dspark.errors import DSparkError, InputError
 
 DEFAULT_PAIR = "demo"
 RUNTIME = RuntimeConfig()
@@ -34,9 +34,13 @@ DEVICE = "Device"
 def complete_pair(incomplete: str) -> list[str]:
     """For the shell: names of pairs and families; it completes folders itself where none fits."""
     from dspark.hub import known_pairs
-    from dspark.hub.registry import FAMILIES
+    from dspark.hub.registry import FAMILIES, PAIRS
 
-    return [name for name in (*known_pairs(), *FAMILIES) if name.startswith(incomplete)]
+    try:
+        names = [*known_pairs(), *FAMILIES]
+    except DSparkError:  # of a broken list of own pairs: no place to complain
+        names = [*PAIRS, *FAMILIES]
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def _complete_draft(incomplete: str) -> list[str]:

@@ -11,6 +11,7 @@ from huggingface_hub import constants
 from dspark import hub
 from dspark.hub import pairs, registry
 from dspark.hub.pairs import HubRepo
+from dspark_cli.options import complete_pair
 from tests.hub.hub_server import Hub, point_to, serving
 
 SETTINGS = ("--max-tokens", "4", "--device", "cpu")
@@ -263,3 +264,11 @@ def test_show_tells_of_a_gguf_file(dspark, tmp_path):
     assert shown.startswith("model-q4\n")
     assert f"{file} (2.0 kB), converted when it is first used" in " ".join(shown.split())
     assert answer(dspark("show", str(file), "--json"))["target"] is None
+
+
+def test_names_complete_whatever_the_list_of_own_pairs_holds(tmp_path, tiny_chat_dir):
+    hub.register("mine", str(tiny_chat_dir), None)
+    assert complete_pair("m") == ["mine"]
+    (tmp_path / "store" / "pairs.json").write_text("torn {")
+    assert complete_pair("m") == []
+    assert "demo" in complete_pair("") and "qwen" in complete_pair("")
