@@ -127,4 +127,13 @@ class Finished:
     ends_thinking: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The end of a request that raised; the others go on."""
+
+    request_id: int
+    error: Exception
+
+
 Event = PrefillProgress | Round | Finished
+EngineEvent = Event | Failed

@@ -417,7 +417,7 @@ def answers_of(
     """Greedy answers to prompts, `num_requests` at a time, of those begun before `until`."""
     from dspark.config import SamplingConfig, StopConfig
     from dspark.engine.request import Request
-    from dspark.events import Finished
+    from dspark.events import Failed, Finished
 
     stop, found = StopConfig(max_tokens=DEMO_TOKENS), {}
     for first in range(0, len(indices), num_requests):
@@ -428,6 +428,8 @@ def answers_of(
         }
         while session.engine.num_requests:
             for event in session.engine.step():
+                if isinstance(event, Failed):
+                    raise event.error
                 if isinstance(event, Finished):
                     found[ids[event.request_id]] = event.token_ids
         if time.time() > until:

@@ -49,6 +49,10 @@ class Drafter(Protocol):
         """A fresh request without context."""
         ...
 
+    def close(self, slot: DraftSlot) -> None:
+        """Give back what the request held; the slot is not used again."""
+        ...
+
     def extend(
         self,
         slots: Sequence[DraftSlot],

@@ -59,6 +59,9 @@ class DeepseekV4Drafter:
         shape = (self.config.num_stages, 0, self.config.head_dim)
         return DeepseekV4Slot(torch.empty(shape, device=self.device, dtype=self.dtype))
 
+    def close(self, slot: DeepseekV4Slot) -> None:
+        pass
+
     def truncate(self, slot: DeepseekV4Slot, length: int) -> None:
         """What has left the window does not come back; V4 targets never ask for it."""
         surplus = max(0, slot.length - length)

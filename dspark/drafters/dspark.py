@@ -59,6 +59,9 @@ class DSparkDrafter(JoinedDrafter):
     def open(self) -> DSparkSlot:
         return DSparkSlot(self._pool.open(), self._vocabulary.open())
 
+    def close(self, slot: DSparkSlot) -> None:
+        slot.context.close()
+
     def truncate(self, slot: DSparkSlot, length: int) -> None:
         slot.context.length = min(slot.context.length, length)
         self._vocabulary.truncate(slot.own, length)

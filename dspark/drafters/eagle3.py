@@ -91,6 +91,9 @@ class Eagle3Drafter(JoinedDrafter):
     def open(self) -> Eagle3Slot:
         return Eagle3Slot(self._pool.open(), self._vocabulary.open())
 
+    def close(self, slot: Eagle3Slot) -> None:
+        slot.rows.close()
+
     def truncate(self, slot: Eagle3Slot, length: int) -> None:
         del slot.features[length:]
         slot.rows.length = max(0, len(slot.features) - 1)

@@ -48,6 +48,9 @@ class LookupDrafter:
     def open(self) -> DraftSlot:
         return _History()
 
+    def close(self, slot: DraftSlot) -> None:
+        pass
+
     def extend(
         self,
         slots: Sequence[DraftSlot],

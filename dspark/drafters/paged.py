@@ -101,6 +101,9 @@ class PagedDSparkDrafter(DSparkDrafter):
     def open(self) -> DSparkSlot:
         return DSparkSlot(self.cache.open(), self._vocabulary.open())
 
+    def close(self, slot: DSparkSlot) -> None:
+        slot.context.close()
+
     def extend(
         self,
         slots: Sequence[DSparkSlot],

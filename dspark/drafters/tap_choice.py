@@ -32,6 +32,9 @@ class _TapChoice:
     def open(self) -> DraftSlot:
         return self._drafter.open()
 
+    def close(self, slot: DraftSlot) -> None:
+        self._drafter.close(slot)
+
     def extend(
         self,
         slots: Sequence[DraftSlot],

@@ -173,7 +173,10 @@ class DeviceRounds:
         ids = torch.zeros(size, device=self._device, dtype=torch.int64)
         taps = self._target.prefill(slot, ids).taps
         if self._drafter is not None:
-            self._drafter.extend([self._drafter.open()], [ids], [taps])
+            draft_slot = self._drafter.open()
+            self._drafter.extend([draft_slot], [ids], [taps])
+            self._drafter.close(draft_slot)
+        slot.close()
 
     def _send(self, batch: tuple[ActiveRequest, ...]) -> None:
         """Ask for one round more; returns before the device has done it."""

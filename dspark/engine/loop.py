@@ -1,39 +1,32 @@
-"""The engine: any number of requests, from prompt to end, round after round.
+"""The engine: any number of requests, from prompt to end, step after step.
 
 Plain decoding is the same loop without a drafter. Every request draws its own numbers and owns its
-cache, so that company never changes what it writes.
+cache, so that company never changes what it writes. `submit` and `cancel` only queue, so that any
+thread may call them; whoever calls `step` does all the work.
 """
 
+import itertools
 import random
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from dspark.config import EngineConfig
-from dspark.drafters.base import Drafter, DraftSlot
+from dspark.drafters.base import Drafter
 from dspark.engine.choice import choose_rounds
-from dspark.engine.request import ActiveRequest, Request, activate
+from dspark.engine.request import ActiveRequest, Request, State, activate
+from dspark.engine.request_caches import RequestCaches
 from dspark.engine.rounds import HostRounds, Outcome, room_behind
 from dspark.engine.scheduler import Scheduler
 from dspark.engine.sps_watch import SpsWatch
 from dspark.engine.text import TextCodec
 from dspark.engine.thinking import Span
 from dspark.errors import InputError
-from dspark.events import Event, Finished, LoadProgress, Piece, PrefillProgress, Round
+from dspark.events import EngineEvent, Event, Failed, LoadProgress, Piece, PrefillProgress, Round
 from dspark.plural import counted
-from dspark.targets.base import Slot, Target
-
-
-@dataclass(frozen=True, slots=True)
-class _Warm:
-    """The caches of the last finished request, for a prompt that continues it."""
-
-    token_ids: tuple[int, ...]
-    slot: Slot
-    draft_slot: DraftSlot | None
+from dspark.targets.base import Target
 
 
 class Engine:
@@ -57,16 +50,19 @@ class Engine:
         self._rounds = choose_rounds(target, drafter, scheduler, config)
         # the device has sent its next round before this one is read: no moment to measure in
         self._sps_watch = sps_watch if isinstance(self._rounds, HostRounds) else None
-        self._waiting: deque[ActiveRequest] = deque()
-        self._active: list[ActiveRequest] = []
-        self._warm: _Warm | None = None
-        self._next_id = 0
+        self._caches = RequestCaches(target, drafter, self._rounds)
+        self._requests: dict[int, ActiveRequest] = {}  # all under way, oldest first
+        self._submitted: deque[ActiveRequest] = deque()
+        self._cancelled: deque[int] = deque()
+        self._ids = itertools.count()
+
+    # -- from any thread --------------------------------------------------------------------------
 
     def submit(self, request: Request) -> int:
-        """Queue a request; returns its id. Raises InputError where it cannot be decoded."""
+        """Queue a request; returns its id. Raises InputError if it cannot be decoded."""
         self._check(request)
         active = activate(
-            self._next_id,
+            next(self._ids),
             request,
             slot=None,
             draft_slot=None,
@@ -74,69 +70,122 @@ class Engine:
             stop_token_ids=self._stop_token_ids(),
             entropy=self._entropy.getrandbits(64),
         )
-        self._next_id += 1
-        self._waiting.append(active)
+        self._submitted.append(active)
         return active.request_id
 
     def cancel(self, request_id: int) -> None:
-        """End a request at its next round, keeping what it has written. Safe from any thread."""
-        for active in [*self._waiting, *self._active]:
-            if active.request_id == request_id:
-                active.is_cancelled = True
+        """End a request at the next step, keeping what it has written."""
+        self._cancelled.append(request_id)
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Event]:
-        """Decode all requests, together as far as they fit; events come as they happen."""
-        pending = iter(requests)
-        exhausted = False
-        while True:
-            while not exhausted and self.num_requests < self._rounds.capacity:
-                following = next(pending, None)
-                exhausted = following is None
-                if following is not None:
-                    self.submit(following)
-            if not self.num_requests:
-                return
-            yield from self.step()
+    def holds(self, request_id: int) -> bool:
+        """Whether a request is under way."""
+        return request_id in self._requests or any(
+            active.request_id == request_id for active in [*self._submitted]
+        )
 
     @property
     def num_requests(self) -> int:
-        return len(self._waiting) + len(self._active)
+        return len(self._requests) + len(self._submitted)
 
-    def abandon(self) -> None:
-        """Forget every request under way; nothing more comes of them."""
-        self._waiting.clear()
-        self._active.clear()
+    # -- from the thread that decodes -------------------------------------------------------------
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Event]:
+        """Decode all requests, together as far as they fit; events come as they happen. The first
+        failure is raised; leaving early ends all of them."""
+        pending, own = iter(requests), set[int]()
+        exhausted = False
+        try:
+            while True:
+                while not exhausted and self.num_requests < self._rounds.capacity:
+                    following = next(pending, None)
+                    exhausted = following is None
+                    if following is not None:
+                        own.add(self.submit(following))
+                if not self.num_requests:
+                    return
+                for event in self.step():
+                    if isinstance(event, Failed):
+                        raise event.error
+                    yield event
+        finally:
+            self.discard(own)
+
+    def step(self) -> list[EngineEvent]:
+        """At most one chunk of prompts, then one round of everything that was running."""
+        self._take_in()
+        events: list[EngineEvent] = list(self._drop_cancelled())
+        running = self._in("running")
+        events += self._prefill_some()
+        if running:
+            events += self._advance(running)
+        if not self._requests:
+            self._caches.check_idle()
+        return events
+
+    def discard(self, request_ids: Iterable[int]) -> None:
+        """Forget requests; nothing more comes of them."""
+        self._take_in()
+        for request_id in request_ids:
+            if request_id in self._requests:
+                self._close(self._requests[request_id])
+
+    def close(self) -> None:
+        """Forget every request, and give back all that is held."""
+        self._take_in()
+        self.discard([*self._requests])
+        self._caches.drop_warm()
         self._rounds.forget()
-
-    def step(self) -> Iterator[Event]:
-        """Prefill what waits, then one round of everything active."""
-        while self._waiting and self._admits(self._waiting[0]):
-            yield from self._prefill(self._waiting[0])
-        yield from self._drop_cancelled()
-        if self._active:
-            outcomes = self._rounds.advance(tuple(self._active))
-            yield from self._report(outcomes)
-            if self._sps_watch is not None and self.drafter is not None and self._active:
-                self._sps_watch.follow(self.target, self.drafter, outcomes)
 
     def warm_up(self) -> Iterator[LoadProgress]:
         """What the first round would have to wait for."""
         return self._rounds.warm_up()
 
+    # -- the table of requests --------------------------------------------------------------------
+
+    def _in(self, state: State) -> list[ActiveRequest]:
+        return [active for active in self._requests.values() if active.state == state]
+
+    def _take_in(self) -> None:
+        while self._submitted:
+            active = self._submitted.popleft()
+            self._requests[active.request_id] = active
+        while self._cancelled:
+            active_or_none = self._requests.get(self._cancelled.popleft())
+            if active_or_none is not None:
+                active_or_none.is_cancelled = True
+
+    def _drop_cancelled(self) -> list[EngineEvent]:
+        cancelled = [active for active in self._requests.values() if active.is_cancelled]
+        for active in cancelled:
+            self._close(active, is_kept=active.state == "running")
+        return [active.finish("cancelled") for active in cancelled]
+
+    def _finish_if_over(self, active: ActiveRequest) -> list[EngineEvent]:
+        reason = active.finish_reason
+        if reason is None and room_behind(self.target, active) < 0:
+            reason = "max_tokens" if active.is_full else "context"
+        if reason is None:
+            return []
+        self._close(active, is_kept=True)
+        return [active.finish(reason)]
+
+    def _fail(self, active: ActiveRequest, error: Exception) -> list[EngineEvent]:
+        self._close(active)
+        return [Failed(active.request_id, error)]
+
+    def _close(self, active: ActiveRequest, *, is_kept: bool = False) -> None:
+        """Out of the table; its caches wait for a prompt that continues it, or are given back."""
+        del self._requests[active.request_id]
+        active.state = "finished"
+        if is_kept:
+            self._caches.keep(active)
+        else:
+            self._caches.close(active)
+
     def _stop_token_ids(self) -> frozenset[int]:
         """As the model's config and its tokenizer state them."""
         stated = self.target.spec.stop_token_ids
         return stated if self._codec is None else stated | self._codec.stop_token_ids
-
-    def _admits(self, active: ActiveRequest) -> bool:
-        """Whether it can begin beside those under way; the warm caches give up their room."""
-        if len(self._active) >= self._rounds.capacity:
-            return False
-        if not self._active:
-            self._rounds.forget()
-        if not self._rounds.has_room(active.request):
-            self._warm = None
-        return self._rounds.has_room(active.request) or not self._active
 
     def _check(self, request: Request) -> None:
         limit, size = self.target.spec.context_limit, len(request.prompt_ids)
@@ -155,60 +204,72 @@ class Engine:
             raise InputError("max-tokens must be at least 1")
         self._rounds.check(request)
 
-    def _prefill(self, active: ActiveRequest) -> Iterator[Event]:
-        """The prompt in chunks, then its own next token, which is the first anchor."""
-        self._open(active)
-        prompt = active.request.prompt_ids
-        start = active.num_cached
-        while start < len(prompt):
-            if active.is_cancelled:
-                self._waiting.remove(active)
-                yield active.finish("cancelled")
+    # -- prompts ----------------------------------------------------------------------------------
+
+    def _prefill_some(self) -> list[EngineEvent]:
+        """Chunks of prompts, `prefill_chunk` tokens at most together: what others wait for. Where
+        chunks begin does not depend on company, so that no bit of a cache does."""
+        budget, events = self.config.prefill_chunk, list[EngineEvent]()
+        for active in self._admitted():
+            size = min(self.config.prefill_chunk, active.num_to_prefill)
+            if size > budget:
+                break
+            budget -= size
+            try:
+                events += self._prefill_chunk(active)
+            except Exception as error:  # whatever one prompt does, the others go on
+                events += self._fail(active, error)
+        return events
+
+    def _admitted(self) -> Iterator[ActiveRequest]:
+        """Prompts under way, the one that waited longest first, then those that have room."""
+        yield from sorted(self._in("prefilling"), key=lambda active: active.chunked_at)
+        for active in self._in("waiting"):
+            under_way = len(self._in("running")) + len(self._in("prefilling"))
+            if not self._caches.has_room(active, under_way):
                 return
-            end = min(start + self.config.prefill_chunk, len(prompt))
-            logits = self._prefill_chunk(active, prompt[start:end])
-            start = end
-            if start < len(prompt):
-                yield PrefillProgress(active.request_id, start, len(prompt))
-        active.anchor, _ = active.sampler.choose(logits, len(prompt))
-        active.decoding_since = time.perf_counter()
-        pieces = active.emit([(active.anchor, False, None)])
-        self._waiting.remove(active)
-        yield PrefillProgress(active.request_id, start, len(prompt), pieces)
-        yield from self._finish_or_keep(active)
+            active.state = "prefilling"
+            yield active
 
     @torch.inference_mode()
-    def _prefill_chunk(self, active: ActiveRequest, ids: Sequence[int]) -> torch.Tensor:
-        chunk = torch.tensor(ids, device=self.target.device)
-        result = self.target.prefill(active.slot, chunk, len(active.request.prompt_ids))
+    def _prefill_chunk(self, active: ActiveRequest) -> list[EngineEvent]:
+        """The next chunk; after the last one the prompt's own next token, the first anchor."""
+        if not active.is_open:
+            self._caches.open(active)
+        prompt = active.request.prompt_ids
+        start = active.num_cached
+        end = min(start + self.config.prefill_chunk, len(prompt))
+        chunk = torch.tensor(prompt[start:end], device=self.target.device)
+        result = self.target.prefill(active.slot, chunk, len(prompt))
         if self.drafter is not None and active.draft_slot is not None:
             self.drafter.extend([active.draft_slot], [chunk], [result.taps])
-        return result.logits[0]
+        active.num_cached, active.chunked_at = end, time.perf_counter()
+        if end < len(prompt):
+            return [PrefillProgress(active.request_id, end, len(prompt))]
+        active.anchor, _ = active.sampler.choose(result.logits[0], len(prompt))
+        active.decoding_since = time.perf_counter()
+        active.state = "running"
+        pieces = active.emit([(active.anchor, False, None)])
+        progress = PrefillProgress(active.request_id, end, len(prompt), pieces)
+        return [progress, *self._finish_if_over(active)]
 
-    def _open(self, active: ActiveRequest) -> None:
-        """Fresh caches, or those of the last request as far as this prompt continues it."""
-        drafts = self.drafter is not None and not active.request.plain
-        warm, self._warm = self._warm, None
-        if warm is not None and (warm.draft_slot is not None) == drafts:
-            prompt = active.request.prompt_ids
-            shared = _shared_prefix(warm.token_ids, prompt)
-            if shared and self.target.truncate(warm.slot, shared, len(prompt)):
-                if self.drafter is not None and drafts:
-                    self.drafter.truncate(warm.draft_slot, shared)
-                active.slot, active.draft_slot = warm.slot, warm.draft_slot
-                active.num_cached = shared
-                self._rounds.reserve(active)
-                return
-        active.slot = self.target.open()
-        active.draft_slot = self.drafter.open() if self.drafter is not None and drafts else None
-        self._rounds.reserve(active)
+    # -- rounds -----------------------------------------------------------------------------------
 
-    def _report(self, outcomes: Sequence[Outcome]) -> list[Event]:
-        events: list[Event] = []
+    def _advance(self, running: Sequence[ActiveRequest]) -> list[EngineEvent]:
+        """One round; if it fails, one of each request alone, so that only what fails alone ends."""
+        try:
+            outcomes = self._rounds.advance(running)
+        except Exception as error:
+            self._rounds.forget()
+            if len(running) == 1:
+                return self._fail(running[0], error)
+            return [event for active in running for event in self._advance([active])]
+        events: list[EngineEvent] = []
         for outcome in outcomes:
             events.append(self._round_event(outcome))
-            self._active.remove(outcome.active)
-            events.extend(self._finish_or_keep(outcome.active))
+            events += self._finish_if_over(outcome.active)
+        if self._sps_watch is not None and self.drafter is not None and self._in("running"):
+            self._sps_watch.follow(self.target, self.drafter, outcomes)
         return events
 
     def _round_event(self, outcome: Outcome) -> Round:
@@ -242,29 +303,6 @@ class Engine:
             seconds=outcome.seconds,
         )
 
-    def _finish_or_keep(self, active: ActiveRequest) -> list[Finished]:
-        """Back to the active ones, unless this was its last round."""
-        reason = active.finish_reason
-        if reason is None and room_behind(self.target, active) < 0:
-            reason = "max_tokens" if active.is_full else "context"
-        if reason is None:
-            self._active.append(active)
-            return []
-        self._keep_warm(active)
-        return [active.finish(reason)]
-
-    def _drop_cancelled(self) -> list[Finished]:
-        cancelled = [active for active in self._active if active.is_cancelled]
-        for active in cancelled:
-            self._active.remove(active)
-            self._keep_warm(active)
-        return [active.finish("cancelled") for active in cancelled]
-
-    def _keep_warm(self, active: ActiveRequest) -> None:
-        tokens = (*active.request.prompt_ids, *active.token_ids)
-        committed = tokens[: self.target.length(active.slot)]
-        self._warm = _Warm(committed, active.slot, active.draft_slot)
-
 
 def _preview(
     active: ActiveRequest,
@@ -280,13 +318,3 @@ def _preview(
         Piece(token_id, span.text, True, c, span.is_thinking)
         for token_id, span, c in zip(refused, spans, confidence, strict=False)
     )
-
-
-def _shared_prefix(known: Sequence[int], prompt: Sequence[int]) -> int:
-    """Tokens that need no pass; the prompt's last one always does, for its logits."""
-    shared = 0
-    for a, b in zip(known, prompt[:-1], strict=False):
-        if a != b:
-            break
-        shared += 1
-    return shared

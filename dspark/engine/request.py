@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from dspark.config import SamplingConfig, StopConfig
 from dspark.drafters.base import DraftSlot
@@ -11,6 +12,8 @@ from dspark.engine.sampling import Sampler
 from dspark.engine.text import TextCodec, TextStream
 from dspark.events import DecodeStats, Finished, FinishReason, Piece
 from dspark.targets.base import Slot
+
+State = Literal["waiting", "prefilling", "running", "finished"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,10 @@ class ActiveRequest:
     slot: Slot
     draft_slot: DraftSlot | None
     stop_token_ids: frozenset[int]
-    num_cached: int = 0  # prompt tokens taken over from an earlier request
+    state: State = "waiting"
+    is_open: bool = False  # whether it holds caches
+    num_cached: int = 0  # prompt tokens in its caches
+    chunked_at: float = 0.0  # when the last chunk of its prompt was done
     anchor: int = -1
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
@@ -58,6 +64,10 @@ class ActiveRequest:
     def is_full(self) -> bool:
         """Whether max_tokens are written; what a round has beyond that is cut off."""
         return len(self.token_ids) >= self.request.most_tokens
+
+    @property
+    def num_to_prefill(self) -> int:
+        return len(self.request.prompt_ids) - self.num_cached
 
     def emit(self, tokens: Iterable[tuple[int, bool, float | None]]) -> tuple[Piece, ...]:
         """Append (id, is_draft, confidence) tokens up to and including the one that ends it."""

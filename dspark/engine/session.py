@@ -37,7 +37,7 @@ from dspark.engine.sps import SpsTable, measure_sps
 from dspark.engine.sps_watch import SpsWatch
 from dspark.engine.text import TextCodec
 from dspark.errors import InputError
-from dspark.events import Event, LoadProgress
+from dspark.events import Event, Failed, LoadProgress
 from dspark.hub import PairFiles, home
 from dspark.hub.fit import check_files
 from dspark.targets.base import Target
@@ -104,20 +104,32 @@ class Session:
         plain: bool = False,
         is_raw: bool = False,
     ) -> Iterator[Event]:
-        """Events of one request. Leaving the iterator early ends it."""
+        """Events of one request, which is queued at once. Leaving the iterator early ends it, and
+        so does the next call: one answer at a time."""
         if stop.strings and self.tokenizer is None:
             raise InputError("stop strings need a tokenizer, and this model has none")
+        if self._running is not None:
+            self.engine.discard([self._running])
         request = Request(tuple(prompt_ids), sampling, stop, plain, is_raw)
         self._running = self.engine.submit(request)
+        return self._events(self._running)
+
+    def _events(self, request_id: int) -> Iterator[Event]:
         try:
-            while self.engine.num_requests:
-                yield from self.engine.step()
+            while self.engine.holds(request_id):
+                for event in self.engine.step():
+                    if event.request_id != request_id:
+                        continue
+                    if isinstance(event, Failed):
+                        raise event.error
+                    yield event
         finally:
-            self._running = None
-            self.engine.abandon()
+            if self._running == request_id:
+                self._running = None
+            self.engine.discard([request_id])
 
     def cancel(self) -> None:
-        """End the running answer at its next round. Safe from any thread."""
+        """End the running answer at its next step. Safe from any thread."""
         running = self._running
         if running is not None:
             self.engine.cancel(running)
@@ -127,7 +139,11 @@ class Session:
         """The target's logits [V] after these tokens, from a fresh forward."""
         target = self.engine.target
         ids = torch.tensor(list(token_ids), device=target.device)
-        return target.prefill(target.open(), ids).logits[0].float()
+        slot = target.open()
+        try:
+            return target.prefill(slot, ids).logits[0].float()
+        finally:
+            target.close(slot)
 
     def with_schedule(self, schedule: ScheduleConfig) -> "Session":
         """The same pair under another schedule; weights are shared."""
@@ -148,7 +164,8 @@ class Session:
         return Session(name, engine, self.tokenizer, self.runtime, self.sampling_defaults)
 
     def close(self) -> None:
-        self.engine.abandon()
+        """Give back the caches; the weights go with the session."""
+        self.engine.close()
 
     def _codec(self) -> TextCodec:
         if self.tokenizer is None:

@@ -99,7 +99,11 @@ def measure_sps(target: Target, drafter: Drafter, pair: str = "") -> SpsTable:
         slot, draft_slot = target.open(), drafter.open()
         context = torch.arange(CONTEXT_TOKENS, device=target.device) % 7
         drafter.extend([draft_slot], [context], [target.prefill(slot, context).taps])
-    return measure_sps_at(target, drafter, slot, draft_slot, pair, TRIALS)
+    try:
+        return measure_sps_at(target, drafter, slot, draft_slot, pair, TRIALS)
+    finally:
+        target.close(slot)
+        drafter.close(draft_slot)
 
 
 @torch.inference_mode()

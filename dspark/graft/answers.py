@@ -10,7 +10,7 @@ from dspark.engine.request import Request
 from dspark.engine.session import Session
 from dspark.engine.text import TextCodec
 from dspark.errors import InputError
-from dspark.events import Finished
+from dspark.events import Failed, Finished
 from dspark.graft.data import Answered
 from dspark.plural import counted
 
@@ -197,7 +197,9 @@ def _decode(
             if not running:
                 return
             for event in engine.step():
+                if isinstance(event, Failed):
+                    raise event.error
                 if isinstance(event, Finished):
                     yield running.pop(event.request_id), event
     finally:
-        engine.abandon()
+        engine.discard(running)

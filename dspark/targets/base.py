@@ -58,6 +58,10 @@ class Target(Protocol):
         """A fresh, empty request."""
         ...
 
+    def close(self, slot: Slot) -> None:
+        """Give back what the request held; the slot is not used again."""
+        ...
+
     def length(self, slot: Slot) -> int:
         """Committed tokens."""
         ...

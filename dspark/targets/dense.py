@@ -168,6 +168,9 @@ class DenseTarget:
     def open(self) -> KVSlot:
         return self.cache.open()
 
+    def close(self, slot: KVSlot) -> None:
+        slot.close()
+
     def length(self, slot: KVSlot) -> int:
         return slot.length
 

@@ -100,6 +100,9 @@ class HfTarget:
         empty = torch.empty(0, dtype=torch.long, device=self.device)
         return HfSlot(self._call.new_cache(), empty)
 
+    def close(self, slot: HfSlot) -> None:
+        slot.cache = slot.pending = slot.snapshot = None
+
     def length(self, slot: HfSlot) -> int:
         return slot.length
 

@@ -12,12 +12,17 @@ MIN_CAPACITY = 256
 
 
 class KVSlot:
-    """One request's rows; given back to the pool when nobody holds it any more."""
+    """One request's rows. `close` gives them back to the pool; a slot that was only dropped is
+    given back when it is collected."""
 
     def __init__(self, release: Callable[[int], None], index: int) -> None:
         self.index = index
         self.length = 0
-        weakref.finalize(self, release, index)
+        self._release = weakref.finalize(self, release, index)
+
+    def close(self) -> None:
+        """May be called again: rows are given back once."""
+        self._release()
 
 
 class KVPool:

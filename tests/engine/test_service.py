@@ -1,0 +1,232 @@
+"""What a server needs of the engine: nobody waits long for others, falls with them, or leaks."""
+
+import random
+import threading
+
+import pytest
+import torch
+
+from dspark.engine.rounds import Outcome
+from dspark.events import Failed, Finished, PrefillProgress, Round
+from tests.engine.paged import paged  # noqa: F401
+from tests.engine.pairs import PROMPT, decode, golden, request
+
+LONG = tuple(3 + (i * 7) % 50 for i in range(600))
+BROKEN = tuple(reversed(PROMPT))
+
+
+class BrokenPromptError(RuntimeError):
+    """What a kernel might raise."""
+
+
+def break_prompt(engine, monkeypatch, prompt=BROKEN):
+    """Prefilling this prompt raises; `begun` tells how often that happened."""
+    whole, begun = engine.target.prefill, []
+
+    def prefill(slot, token_ids, *rest):
+        if tuple(token_ids.tolist()) == prompt:
+            begun.append(1)
+            raise BrokenPromptError("planted")
+        return whole(slot, token_ids, *rest)
+
+    monkeypatch.setattr(engine.target, "prefill", prefill)
+    return begun
+
+
+def drain(engine):
+    """All events, until nothing is under way."""
+    events = []
+    while engine.num_requests:
+        events += engine.step()
+    return events
+
+
+def texts(events):
+    return {e.request_id: e.token_ids for e in events if isinstance(e, Finished)}
+
+
+def alone(ask):
+    return decode(golden("vanilla").engine, [ask])[0]
+
+
+def test_a_prompt_that_raises_ends_alone(monkeypatch):
+    engine = golden("vanilla").engine
+    begun = break_prompt(engine, monkeypatch)
+    asks = [request(PROMPT[k:], 20) for k in range(3)]
+    ids = [engine.submit(ask) for ask in (asks[0], request(BROKEN), *asks[1:])]
+    events = drain(engine)
+    (failure,) = [e for e in events if isinstance(e, Failed)]
+    assert failure.request_id == ids[1] and isinstance(failure.error, BrokenPromptError)
+    assert begun == [1]
+    assert texts(events) == {k: alone(ask) for k, ask in zip((ids[0], *ids[2:]), asks, strict=True)}
+
+
+def test_a_round_that_raises_ends_only_what_raises_alone(monkeypatch):
+    engine = golden("vanilla").engine
+    asks = [request(PROMPT[k:], 20) for k in range(3)]
+    ids = [engine.submit(ask) for ask in asks]
+    advance = engine._rounds.advance
+
+    def failing(batch) -> list[Outcome]:
+        if any(active.request_id == ids[1] and active.rounds == 2 for active in batch):
+            raise BrokenPromptError("planted")
+        return advance(batch)
+
+    monkeypatch.setattr(engine._rounds, "advance", failing)
+    events = drain(engine)
+    assert [e.request_id for e in events if isinstance(e, Failed)] == [ids[1]]
+    assert texts(events) == {ids[0]: alone(asks[0]), ids[2]: alone(asks[2])}
+
+
+def test_a_failure_is_raised_where_one_answer_is_asked_for(monkeypatch):
+    session = golden("vanilla")
+    break_prompt(session.engine, monkeypatch)
+    with pytest.raises(BrokenPromptError):
+        list(session.generate(BROKEN))
+    with pytest.raises(BrokenPromptError):
+        list(session.engine.run([request(), request(BROKEN)]))
+    assert session.engine.num_requests == 0
+    *_, last = session.generate(PROMPT, stop=request(max_tokens=20).stop)
+    assert last.token_ids == alone(request(max_tokens=20))
+
+
+def test_a_cancel_between_the_last_chunk_and_the_first_round_is_heeded():
+    engine = golden("vanilla").engine
+    request_id = engine.submit(request(max_tokens=200))
+    (progress,) = engine.step()
+    assert isinstance(progress, PrefillProgress) and progress.pieces
+    thread = threading.Thread(target=engine.cancel, args=(request_id,))
+    thread.start()
+    thread.join()
+    (finished,) = engine.step()
+    assert (finished.reason, len(finished.token_ids)) == ("cancelled", 1)
+
+
+def test_a_long_prompt_delays_the_rounds_of_others_by_one_chunk():
+    engine = golden("vanilla", prefill_chunk=64).engine
+    limit = engine.target.spec.context_limit
+    others = engine._rounds.capacity - 1  # blocks of seven: eight requests share a pass
+    for _ in range(others):
+        engine.submit(request(max_tokens=min(40, limit - len(PROMPT))))
+    running = set()
+    while len(running) < others:
+        running |= {
+            e.request_id for e in engine.step() if isinstance(e, PrefillProgress) and e.pieces
+        }
+    prompt = LONG[: limit - 8]
+    long_id = engine.submit(request(prompt, 4))
+    num_chunks = -(-len(prompt) // 64)
+    assert num_chunks >= 3
+    for _ in range(num_chunks):
+        before = {active.request_id for active in engine._in("running")}
+        events = engine.step()
+        (chunk,) = [e for e in events if isinstance(e, PrefillProgress)]
+        assert chunk.request_id == long_id
+        assert {e.request_id for e in events if isinstance(e, Round)} == before
+    assert chunk.pieces
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one():
+    engine = golden("vanilla", prefill_chunk=16).engine
+    limit = engine.target.spec.context_limit
+    long_id = engine.submit(request(LONG[: limit - 8], 4))
+    engine.step()
+    short_id = engine.submit(request(PROMPT[:8], 4))
+    events = [e for _ in range(3) for e in engine.step()]
+    begun = [e.request_id for e in events if isinstance(e, PrefillProgress) and e.pieces]
+    assert begun == [short_id] and engine.holds(long_id)
+    assert (
+        texts(drain(engine))[long_id]
+        == decode(golden("vanilla", prefill_chunk=16).engine, [request(LONG[: limit - 8], 4)])[0]
+    )
+
+
+def test_requests_come_and_go_from_several_threads():
+    engine = golden("vanilla").engine
+    asks = [request(PROMPT[k % 5 :], 12) for k in range(24)]
+    ids: dict[int, int] = {}
+    cancelled: set[int] = set()
+
+    def submit(first):
+        for k in range(first, 24, 4):
+            ids[k] = engine.submit(asks[k])
+            if k % 6 == 5:
+                cancelled.add(ids[k])
+                engine.cancel(ids[k])
+
+    threads = [threading.Thread(target=submit, args=(first,)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    events = []
+    while any(thread.is_alive() for thread in threads) or engine.num_requests:
+        events += engine.step()
+    assert len(set(ids.values())) == 24
+    done = texts(events)
+    assert set(done) == set(ids.values())
+    expected = [alone(request(PROMPT[k:], 12)) for k in range(5)]
+    for k, request_id in ids.items():
+        if request_id not in cancelled:
+            assert done[request_id] == expected[k % 5]
+
+
+def test_a_new_answer_ends_the_one_before():
+    session = golden("vanilla")
+    first = session.generate(PROMPT, stop=request(max_tokens=40).stop)
+    next(first)
+    *_, second = session.generate(PROMPT, stop=request(max_tokens=9).stop)
+    assert second.token_ids == alone(request(max_tokens=9))
+    assert list(first) == []
+    session.generate(PROMPT)  # never read
+    session.close()
+    assert session.engine.num_requests == 0
+
+
+def open_slots(engine):
+    """Of the pools of target and drafter, by their own count."""
+    pools = [engine.target.cache._pool, engine.drafter._pool]
+    return [pool._buffer.shape[2] - len(pool._free) for pool in pools]
+
+
+@pytest.mark.parametrize("num_events", [400, pytest.param(10_000, marks=pytest.mark.long)])
+def test_random_arrivals_cancels_and_failures_leak_nothing(num_events, monkeypatch):
+    """The engine checks its own count whenever it is idle; the pools are counted here."""
+    engine = golden("vanilla", max_requests=6).engine
+    break_prompt(engine, monkeypatch, BROKEN)
+    draw = random.Random(0)
+    live: list[int] = []
+    ended = 0
+    with torch.inference_mode():
+        for _ in range(num_events):
+            kind = draw.random()
+            if kind < 0.45:
+                prompt = BROKEN if draw.random() < 0.2 else PROMPT[draw.randrange(8) :]
+                live.append(engine.submit(request(prompt, draw.randrange(1, 6))))
+            elif kind < 0.6 and live:
+                engine.cancel(draw.choice(live))
+            elif kind < 0.65 and live:
+                engine.discard([live.pop()])
+            else:
+                ended += sum(isinstance(e, Finished | Failed) for e in engine.step())
+        ended += sum(isinstance(e, Finished | Failed) for e in drain(engine))
+    assert ended > num_events / 4
+    engine.close()
+    assert open_slots(engine) == [0, 0]
+
+
+@pytest.mark.usefixtures("paged")
+def test_rounds_led_by_the_device_give_back_every_page(monkeypatch):
+    engine = golden("vanilla").engine
+    pools = [engine.target.cache.pool, engine.drafter.cache.pool]
+    before = [(pool.num_free_pages, len(pool._free_slots)) for pool in pools]
+    break_prompt(engine, monkeypatch)
+    draw = random.Random(1)
+    for _ in range(60):
+        live = [engine.submit(request(PROMPT[draw.randrange(8) :], 6)) for _ in range(3)]
+        engine.submit(request(BROKEN))
+        engine.step()
+        engine.cancel(live[0])
+        engine.discard(live[1:2])
+        engine.step()
+    drain(engine)
+    engine.close()
+    assert [(pool.num_free_pages, len(pool._free_slots)) for pool in pools] == before
