@@ -6,7 +6,7 @@ import statistics
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,12 @@ class SpsTable:
     def steps_per_second(self, rows: int, num_requests: int) -> float:
         verify = _interpolate(self.rows, self.verify_seconds, rows)
         return 1.0 / (verify + _interpolate(self.requests, self.draft_seconds, num_requests))
+
+    def with_requests(self, num_requests: int, seconds: float) -> "SpsTable":
+        """With what drafting for so many requests takes."""
+        known = {**dict(zip(self.requests, self.draft_seconds, strict=True)), num_requests: seconds}
+        counts = tuple(sorted(known))
+        return replace(self, requests=counts, draft_seconds=tuple(known[count] for count in counts))
 
     @classmethod
     def load(cls, path: Path) -> "SpsTable | None":
@@ -120,8 +126,6 @@ def measure_sps_at(
     rows = measured_rows(drafter.block_size)
     verify: dict[int, list[float]] = {n: [] for n in rows}
     draft: list[float] = []
-    anchors = torch.zeros(1, dtype=torch.long, device=target.device)
-    chooser = BatchChooser([Sampler(SamplingConfig())])
     for _ in range(trials):
         for n in rows:
             block = torch.zeros(n, dtype=torch.long, device=target.device)
@@ -129,9 +133,7 @@ def measure_sps_at(
             float(target.verify([slot], [block]).logits[-1, 0])
             verify[n].append(time.perf_counter() - started)
             target.commit([slot], [0])
-        started = time.perf_counter()
-        int(drafter.propose([draft_slot], anchors, chooser).token_ids[0, -1])
-        draft.append(time.perf_counter() - started)
+        draft += draft_seconds(drafter, [draft_slot], target.device, 1)
     medians = [statistics.median(verify[n]) for n in rows]
     return SpsTable(
         rows=tuple(rows),
@@ -142,6 +144,21 @@ def measure_sps_at(
         measured_at=time.time(),
         pair=pair,
     )
+
+
+@torch.inference_mode()
+def draft_seconds(
+    drafter: Drafter, slots: Sequence[DraftSlot], device: torch.device, trials: int
+) -> list[float]:
+    """What a draft for all of these requests takes, each time until the host has read it."""
+    anchors = torch.zeros(len(slots), dtype=torch.long, device=device)
+    chooser = BatchChooser([Sampler(SamplingConfig())] * len(slots))
+    seconds = []
+    for _ in range(trials):
+        started = time.perf_counter()
+        int(drafter.propose(slots, anchors, chooser).token_ids[0, -1])
+        seconds.append(time.perf_counter() - started)
+    return seconds
 
 
 def measured_rows(block_size: int) -> list[int]:

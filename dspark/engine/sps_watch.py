@@ -13,7 +13,7 @@ from pathlib import Path
 from dspark.drafters.base import Drafter
 from dspark.engine.rounds import Outcome, room_behind
 from dspark.engine.scheduler import SpsSchedule
-from dspark.engine.sps import measure_sps_at, measured_rows
+from dspark.engine.sps import draft_seconds, measure_sps_at, measured_rows
 from dspark.targets.base import Target
 
 WINDOW = 12  # rounds whose median is compared
@@ -23,7 +23,8 @@ TRIALS = 4
 
 
 class SpsWatch:
-    """Follows the rounds of single requests; company is priced by extrapolation, not measured."""
+    """Follows the rounds of single requests; drafting for several is measured when it first
+    happens, at their own slots."""
 
     def __init__(self, schedule: SpsSchedule, path: Path) -> None:
         self._schedule, self._path = schedule, path
@@ -33,13 +34,30 @@ class SpsWatch:
 
     def follow(self, target: Target, drafter: Drafter, outcomes: Sequence[Outcome]) -> None:
         """Take note of one round; measure again if the last ones took something else for long."""
-        if len(outcomes) != 1 or not outcomes[0].draft:
+        drafted = [outcome for outcome in outcomes if outcome.draft]
+        if len(drafted) > 1:
+            self._measure_company(target, drafter, drafted)
+        if len(outcomes) != 1 or not drafted:
             return
-        outcome = outcomes[0]
+        outcome = drafted[0]
         expected = 1.0 / self._schedule.table.steps_per_second(outcome.verified + 1, 1)
         self._ratios.append((outcome.draft_seconds + outcome.verify_seconds) / expected)
         if self._is_outdated() and self._has_room(target, drafter, outcome):
             self._measure(target, drafter, outcome)
+
+    def _measure_company(
+        self, target: Target, drafter: Drafter, outcomes: Sequence[Outcome]
+    ) -> None:
+        """Drafting for 2, 4, 8, ... requests, the largest that these are enough for."""
+        num_requests = 1 << (len(outcomes).bit_length() - 1)
+        if num_requests in self._schedule.table.requests:
+            return
+        slots = [outcome.active.draft_slot for outcome in outcomes[:num_requests]]
+        if not all(outcome.active.is_open for outcome in outcomes[:num_requests]):
+            return  # one of them has just ended
+        seconds = statistics.median(draft_seconds(drafter, slots, target.device, TRIALS))
+        self._schedule.table = self._schedule.table.with_requests(num_requests, seconds)
+        self._schedule.table.save(self._path)
 
     def _is_outdated(self) -> bool:
         if len(self._ratios) < WINDOW:
@@ -57,7 +75,7 @@ class SpsWatch:
         slot, draft_slot = outcome.active.slot, outcome.active.draft_slot
         pair = self._schedule.table.pair
         table = measure_sps_at(target, drafter, slot, draft_slot, pair, TRIALS)
-        table.save(self._path)
+        table.save(self._path)  # company is measured again when it comes
         self._schedule.table = table
         self._ratios.clear()
         self._usual = None

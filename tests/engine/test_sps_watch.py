@@ -90,3 +90,13 @@ def test_stored_tables_come_newest_first(tmp_path):
         replace(TABLE, pair=name, measured_at=moment).save(tmp_path / f"{name}.json")
     (tmp_path / "broken.json").write_text("{")
     assert [table.pair for table in stored_tables(tmp_path)] == ["b", "c", "a"]
+
+
+def test_drafting_for_several_requests_is_measured_when_it_happens(stored):
+    session, path = stored
+    asks = [request(max_tokens=30) for _ in range(5)]
+    alone = decode(golden("vanilla").engine, [request(max_tokens=30)])
+    assert decode(session.engine, asks) == alone * 5
+    table = SpsTable.load(path)
+    assert table.requests == (1, 2, 4) or table.requests == (1, 4)
+    assert len(table.draft_seconds) == len(table.requests) and min(table.draft_seconds) > 0
