@@ -17,7 +17,7 @@ from dspark.config import EngineConfig, SamplingConfig, StopConfig
 from dspark.engine.request import Request
 from dspark.engine.session import Session, resolve_runtime
 from dspark.errors import InputError
-from dspark.events import Finished, Round
+from dspark.events import Failed, Finished, PrefillProgress, Round
 from dspark.graft.answers import SELF_PROMPT_TOKENS, encode_prompt
 from dspark.graft.corpus import open_corpus_session
 from dspark.graft.data import Answered
@@ -101,8 +101,25 @@ def _pace_of_answers(job: GraftJob, prompts: Sequence[str]) -> _Pace:
     try:
         return _pace(session, prompts, config.max_answer_tokens, config.answer_temperature)
     finally:
-        session.engine.abandon()
         session.close()
+
+
+@dataclass(slots=True)
+class _Step:
+    """What one step of the engine did: some of the prompts, then one round."""
+
+    has_read: bool = False
+    num_read: int = 0  # prompts whose last part this was
+    num_tokens: int = 0
+    round_seconds: float = 0.0
+
+    def count(self, event: PrefillProgress | Round) -> None:
+        if isinstance(event, Round):
+            self.num_tokens += event.accepted + 1
+            self.round_seconds = event.seconds
+        else:
+            self.has_read = True
+            self.num_read += event.done == event.total
 
 
 def _pace(session: Session, prompts: Sequence[str], most: int, temperature: float) -> _Pace:
@@ -117,19 +134,24 @@ def _pace(session: Session, prompts: Sequence[str], most: int, temperature: floa
         request_id = engine.submit(Request(ids, SamplingConfig(temperature, seed=seed), stop, True))
         asked[request_id], told[request_id] = ids, []
     reads, rounds = list[float](), list[float]()
-    begun = mark = time.perf_counter()
-    while engine.num_requests and len(rounds) <= ROUNDS and mark - begun < SECONDS:
-        tokens = 0
+    begun, reading = time.perf_counter(), 0.0
+    while engine.num_requests and len(rounds) <= ROUNDS and time.perf_counter() - begun < SECONDS:
+        started = time.perf_counter()
+        step = _Step()
         for event in engine.step():
-            if isinstance(event, Finished):
-                continue
-            told[event.request_id] += [piece.token_id for piece in event.pieces]
-            if isinstance(event, Round):
-                tokens += event.accepted + 1
-            elif event.done == event.total:
-                reads.append(-mark + (mark := time.perf_counter()))
-        if tokens:
-            rounds.append((-mark + (mark := time.perf_counter())) / tokens)
+            if isinstance(event, Failed):
+                raise event.error
+            if not isinstance(event, Finished):
+                told[event.request_id] += [piece.token_id for piece in event.pieces]
+                step.count(event)
+        seconds = time.perf_counter() - started
+        if step.has_read:
+            reading += seconds - step.round_seconds
+        if step.num_read:
+            reads.append(reading / step.num_read)
+            reading = 0.0
+        if step.num_tokens:
+            rounds.append((step.round_seconds if step.has_read else seconds) / step.num_tokens)
     written = [_as_long_as_may_be(asked[i], told[i], most) for i in asked if told[i]]
     return _Pace(statistics.median(reads), rounds[1:] or rounds, written)
 

@@ -184,7 +184,7 @@ def test_a_new_answer_ends_the_one_before():
 def open_slots(engine):
     """Of the pools of target and drafter, by their own count."""
     pools = [engine.target.cache._pool, engine.drafter._pool]
-    return [pool._buffer.shape[2] - len(pool._free) for pool in pools]
+    return [pool._buffers[0].shape[1] - len(pool._free) for pool in pools]
 
 
 @pytest.mark.parametrize("num_events", [400, pytest.param(10_000, marks=pytest.mark.long)])

@@ -67,10 +67,11 @@ def test_time_is_that_of_rounds_and_steps_alone(
     monkeypatch.setattr(estimated, "open_corpus_session", slow_load)
     monkeypatch.setattr(estimated.Trainer, "steps", timed_steps)
     duration = estimate(job)
-    # four prompts of a second each, then rounds of a second for four tokens; 12 tokens an answer
-    assert duration.answers.middle == 4 * 1.0 + 4 * 12 * 1.0 / 4
+    # four prompts in a second, then rounds of a second for four tokens; 12 tokens an answer
+    assert duration.answers.middle == 1.0 + 4 * 12 * 1.0 / 4
     assert duration.answers.low == duration.answers.high == duration.answers.middle
-    assert duration.measured_rounds == 7  # 12 s: four prompts, and eight rounds with the warm-up
+    # 12 s, three looks at the clock a step: the prompts, and three rounds with the warm-up
+    assert duration.measured_rounds == 2
     assert duration.steps.middle == pytest.approx(job.config.steps * 0.3)
     assert duration.steps.low == pytest.approx(job.config.steps * 0.2)
 
