@@ -17,7 +17,11 @@ def plan_lines(plan: "Plan") -> list[str]:
         "optimizer": memory.optimizer,
         "taps": memory.taps,
         "loss": memory.loss,
+        "judging": memory.decoding,
     }
+    if memory.answers > memory.training:  # written before, with a session of their own
+        parts = {"writing answers": memory.answers}
+    parts["program"] = memory.program
     kept = {"answers": disk.answers, "checkpoint": disk.checkpoint, "head": disk.head}
     kept |= {"taps": disk.taps} if disk.taps else {}
     lines = [f"{item.name}: {item.value} ({item.reason})" for item in plan.items]

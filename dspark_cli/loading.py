@@ -35,7 +35,8 @@ def find_settled(choice: PairChoice, runtime: RuntimeConfig | None = None) -> "P
         draft = hub.resolve_draft(choice.draft) if choice.draft else None
         target = hub.resolve_target(choice.target)
         return PairFiles(name=shown_name(choice.target), target=target, draft=draft)
-    files = hub.locate(choice.pair) or _fetch(choice.pair)
+    files = None if hub.may_lack(choice.pair) else hub.locate(choice.pair)
+    files = files or _fetch(choice.pair)
     if choice.draft is None:
         return files
     return PairFiles(files.name, files.target, hub.resolve_draft(choice.draft))

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from dspark.checkpoints.files import inside, one_line, read_json, without_duplicates
+from dspark.checkpoints.files import inside, one_line, without_duplicates
+from dspark.checkpoints.weight_set import INDEX, is_left_over, read_weight_map, weight_names
 from dspark.errors import CheckpointError
 
 Shapes = dict[str, tuple[int, ...]]
-INDEX = "model.safetensors.index.json"
 LARGEST_HEADER = 32 << 20  # bytes; enough for 200,000 tensors in one file
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -48,11 +48,7 @@ def weight_files(directory: Path, prefix: str = "") -> list[Path]:
 
     With a prefix, those in which the index places tensors of that prefix.
     """
-    names = {"model.safetensors"}
-    if (directory / INDEX).exists():
-        weight_map = _weight_map(directory)
-        names = {file for name, file in weight_map.items() if name.startswith(prefix)}
-    files = [inside(directory, name) for name in sorted(names)]
+    files = [inside(directory, name) for name in weight_names(directory, prefix)]
     missing = [path.name for path in files if not path.is_file() or path.suffix != ".safetensors"]
     if missing:
         pickles = [path.name for pattern in PICKLES for path in directory.glob(pattern)]
@@ -62,14 +58,6 @@ def weight_files(directory: Path, prefix: str = "") -> list[Path]:
             "Convert the weights to safetensors." if pickles else FETCH_AGAIN,
         )
     return files
-
-
-def _weight_map(directory: Path) -> dict[str, str]:
-    weight_map = read_json(directory / INDEX).get("weight_map")
-    names = weight_map.values() if isinstance(weight_map, dict) else [None]
-    if not all(isinstance(name, str) for name in names):
-        raise CheckpointError(f"{directory / INDEX} is not a weight index")
-    return dict(weight_map or {})
 
 
 def tensor_infos(directory: Path, prefix: str = "") -> dict[str, TensorInfo]:
@@ -85,8 +73,9 @@ def tensor_infos(directory: Path, prefix: str = "") -> dict[str, TensorInfo]:
                     f"{shown(name)} is in {found[name].name} and in {path.name}", FETCH_AGAIN
                 )
             found[name], infos[name] = path, info
-    if (directory / INDEX).exists():
-        for name, file in _weight_map(directory).items():
+    files = {path.name for path in found.values()}
+    if (directory / INDEX).exists() and not is_left_over(directory, files):
+        for name, file in read_weight_map(directory / INDEX).items():
             is_there = name in found and found[name].name == file
             if name.startswith(prefix) and not is_there:
                 raise CheckpointError(

@@ -6,7 +6,7 @@ import torch
 
 from dspark.errors import MemoryFullError
 from dspark.hub.fit import free_memory, gigabytes
-from dspark.hub.memory import Room, of_folders, pass_bytes, weight_bytes
+from dspark.hub.memory import Room, of_folders, pass_bytes, program_bytes, weight_bytes
 from dspark_kernels import PagedCache
 from dspark_kernels.paged_cache import PAGE, num_pages_for
 
@@ -29,7 +29,8 @@ def tokens_that_fit(target: Path, draft: Path | None, device: str, value_bytes: 
     """Tokens of all requests that the caches could hold beside the pair's weights."""
     of, free = of_folders(target, draft), free_memory(device)
     where = Room(device.partition(":")[0], free, value_bytes)
-    room = SHARE * (free - weight_bytes(of, where) - pass_bytes(of, where))
+    held = weight_bytes(of, where) + pass_bytes(of, where) + program_bytes(where)
+    room = SHARE * (free - held)
     return max(0, int(room / max(of.cache * value_bytes, 1)))
 
 

@@ -2,13 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-import torch
-from safetensors import safe_open
-
 from dspark.checkpoints.eagle3_config import DraftConfig
-from dspark.config import Algorithm
+from dspark.config import Algorithm, EngineConfig
 from dspark.drafters.parameters import trained_parameters
-from dspark.engine.session import resolve_runtime
 from dspark.graft.estimate import Duration, estimate
 from dspark.graft.job import GraftJob
 from dspark.graft.missing import missing_prompts, own_missing
@@ -16,6 +12,16 @@ from dspark.graft.onward import check_start
 from dspark.graft.settled import settled_answers
 from dspark.graft.shape import draft_config
 from dspark.graft.tap_cache import free_bytes, gib
+from dspark.hub.fit import room_for, rooms
+from dspark.hub.memory import (
+    Footprint,
+    Room,
+    cache_bytes,
+    of_folders,
+    pass_bytes,
+    program_bytes,
+    weight_bytes,
+)
 from dspark.targets.dense import read_config
 
 FLOAT, HALF = 4, 2
@@ -39,17 +45,29 @@ class PlanItem:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes held during training; taps are those kept instead of being computed again."""
+    """Bytes held during training; taps are those kept instead of being computed again.
+
+    `decoding`: a session with the head, beside all that, when it is judged at the end. `answers`:
+    the session that writes the answers, before.
+    """
 
     target: int
     head: int
     optimizer: int
     taps: int
     loss: int
+    decoding: int
+    program: int
+    answers: int
+
+    @property
+    def training(self) -> int:
+        return sum((self.target, self.head, self.optimizer, self.taps, self.loss, self.decoding))
 
     @property
     def total(self) -> int:
-        return self.target + self.head + self.optimizer + self.taps + self.loss
+        """At the highest."""
+        return self.program + max(self.answers, self.training)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +121,7 @@ def draw_plan(job: GraftJob) -> Plan:
         num_answers=num_answers,
         num_missing=num_missing,
         num_too_long=fitting.num_long,
-        memory=_memory(job, shape, num_answers),
+        memory=_memory(job, shape, num_answers, num_missing),
         disk=Disk(
             answers=answers + (job.data.stat().st_size if job.data.exists() else 0),
             checkpoint=3 * FLOAT * parameters,
@@ -168,27 +186,33 @@ def _start_of(job: GraftJob, begun: str) -> str:
     return f"begun {begun}" if job.init_from is None else f"going on from {job.init_from}"
 
 
-def _memory(job: GraftJob, shape: DraftConfig, num_answers: int) -> Memory:
+def _memory(job: GraftJob, shape: DraftConfig, num_answers: int, num_missing: int) -> Memory:
     config = job.config
-    width = FLOAT if resolve_runtime(job.runtime).dtype == "float32" else HALF
+    room, of = room_for(job.runtime, rooms()), of_folders(job.base.target, None)
     parameters = trained_parameters(shape)
     taps = num_answers * config.length * _view_bytes(shape)
     rows = min(config.chunk_rows, config.batch_size * config.anchors * config.block_size)
     rank = config.markov_rank if config.markov_type != "none" else 0
     joined = shape.vocab_size * (shape.hidden_size + rank)
+    cache = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim
+    with_head = of.plus_head(parameters, cache)
+    at_once, longest = min(config.answers_at_once, num_missing), config.length // 2
     return Memory(
-        target=width * _target_parameters(job),
+        target=room.value_bytes * of.values,
         head=FLOAT * parameters,
         optimizer=3 * FLOAT * parameters,  # gradients and Adam's two moments
         taps=min(taps, int(config.tap_memory_gib * 2**30)),
         loss=FLOAT * (joined + 3 * rows * shape.vocab_size),
+        decoding=_session_bytes(with_head, room, config.eval_prompts, config.length),
+        program=program_bytes(room),
+        answers=_session_bytes(of, room, at_once, longest + config.max_answer_tokens),
     )
 
 
-def _target_parameters(job: GraftJob) -> int:
-    total = 0
-    for path in sorted(job.base.target.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                total += torch.Size(file.get_slice(name).get_shape()).numel()
-    return total
+def _session_bytes(of: Footprint, room: Room, num_requests: int, tokens: int) -> int:
+    """Of a target, and perhaps a head, that decodes so many requests at once; 0 for none."""
+    if not num_requests:
+        return 0
+    slots = 1 << (min(num_requests, EngineConfig().max_requests) - 1).bit_length()
+    caches = (slots if of.is_dense else 1) * cache_bytes(of, room, tokens)
+    return weight_bytes(of, room) + caches + pass_bytes(of, room)

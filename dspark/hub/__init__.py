@@ -1,7 +1,7 @@
 """Names → files on disk: the known pairs, the store that holds them, how they get there."""
 
 from dspark.hub.families import choose_pair
-from dspark.hub.fetch import disk_needed, download_bytes, fetch
+from dspark.hub.fetch import disk_needed, download_bytes, fetch, may_lack
 from dspark.hub.fit import check_memory
 from dspark.hub.names import find_pair, known_pair, known_pairs
 from dspark.hub.pairs import Pair, PairFiles
@@ -54,6 +54,7 @@ __all__ = [
     "known_pairs",
     "locate",
     "look_up",
+    "may_lack",
     "pair_of_target",
     "plan_pull",
     "register",

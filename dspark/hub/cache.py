@@ -1,11 +1,30 @@
 """The Hugging Face cache: which repositories lie in it, whole."""
 
 import json
+import os
+import re
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
+from dspark.checkpoints.detect import is_head
+from dspark.checkpoints.weight_set import INDEX, SINGLE, weight_names
+from dspark.errors import CheckpointError
+from dspark.hub.folders import read_config
 from dspark.hub.pairs import HubRepo
+from dspark.hub.place import home
 
-INDEX = "model.safetensors.index.json"
+PART = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+# any of which a tokenizer can be read from
+VOCABULARIES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 
 
 def repo_folder(repo: HubRepo) -> Path:
@@ -38,14 +57,52 @@ def cached_folder(repo: HubRepo) -> Path | None:
 
 
 def _has_weights(folder: Path, prefix: str) -> bool:
-    index = folder / INDEX
-    if not index.is_file():
-        return any(folder.glob("*.safetensors"))
     try:
-        shards = wanted_shards(json.loads(index.read_text(encoding="utf-8")), prefix)
-    except (OSError, ValueError):
+        names = weight_names(folder, prefix)
+    except CheckpointError:
         return False
-    return bool(shards) and all((folder / shard).is_file() for shard in shards)
+    if names == [SINGLE] and not (folder / INDEX).is_file():  # a head may call it otherwise
+        found = [path.name for path in folder.glob("*.safetensors")]
+        return bool(found) and not any(PART.search(name) for name in found)
+    return bool(names) and all((folder / name).is_file() for name in names)
+
+
+def is_known_whole(repo: HubRepo) -> bool:
+    """Whether every file of the snapshot that is wanted is there, by what the hub once listed."""
+    folder = cached_folder(repo)
+    if folder is None:
+        return False
+    try:
+        listed = json.loads(_record(repo, folder.name).read_text(encoding="utf-8"))
+        return all((folder / path).is_file() for path in listed)
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def record_whole(repo: HubRepo, commit: str, paths: Iterable[str]) -> None:
+    """Remembered, so that the hub is asked once; or again, where nothing can be written."""
+    path = _record(repo, commit)
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.part")
+        part.write_text(json.dumps(sorted(paths)), encoding="utf-8")
+        os.replace(part, path)
+
+
+def _record(repo: HubRepo, commit: str) -> Path:
+    inside = f".{repo.tensor_prefix.strip('.')}" if repo.tensor_prefix else ""
+    return home() / "whole" / f"{repo_folder(repo).name}@{commit}{inside}.json"
+
+
+def surely_missing(folder: Path) -> str:
+    """What a target in the cache lacks, as far as that shows without the hub's list; "" if none.
+
+    A base model may have neither generation_config.json nor a chat template.
+    """
+    absent = folder.parents[1] / ".no_exist" / folder.name  # what the hub was found not to have
+    has_words = any((folder / name).is_file() for name in VOCABULARIES)
+    has_words = has_words or (absent / VOCABULARIES[0]).exists()
+    return "" if has_words or is_head(read_config(folder)) else VOCABULARIES[0]
 
 
 def wanted_shards(index: object, prefix: str) -> set[str]:

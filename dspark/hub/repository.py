@@ -7,6 +7,7 @@ of blobs, where the library finds them.
 import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -14,9 +15,16 @@ from filelock import FileLock, Timeout
 
 from dspark.checkpoints.detect import Packaging, is_head
 from dspark.checkpoints.files import replacing
-from dspark.errors import DownloadError
+from dspark.errors import DownloadError, DSparkError
 from dspark.events import FetchProgress
-from dspark.hub.cache import repo_folder, snapshot_folder
+from dspark.hub.cache import (
+    cached_folder,
+    is_known_whole,
+    record_whole,
+    repo_folder,
+    snapshot_folder,
+    surely_missing,
+)
 from dspark.hub.download import check_sha256, download, size_of
 from dspark.hub.listing import Listing, RemoteFile, file_url, hub_errors, list_repo, open_client
 from dspark.hub.pairs import HubRepo
@@ -43,8 +51,52 @@ def fetch_repo(repo: HubRepo, pair: str | None = None) -> Iterator[FetchProgress
             for file in missing_files(listing):
                 yield from _fetch_file(client, listing, file)
             _finish(listing)
+            record_whole(repo, listing.commit, [file.path for file in listing.files])
         finally:
             lock.release()
+
+
+def mend_repo(repo: HubRepo, pair: str | None = None) -> Iterator[FetchProgress]:
+    """As fetch_repo; of a snapshot that others left in the cache, what it lacks.
+
+    The hub is asked once for each snapshot. Out of its reach, what is surely missing is named.
+    """
+    folder = cached_folder(repo)
+    if folder is None:
+        yield from fetch_repo(repo, pair)
+    elif not is_known_whole(repo):
+        there = replace(repo, revision=folder.name)
+        listing = _list_if_reached(there)
+        if listing is None:
+            _check_essentials(repo, folder)
+        elif missing_files(listing):
+            yield from fetch_repo(there, pair)
+        else:
+            record_whole(repo, listing.commit, [file.path for file in listing.files])
+
+
+def needs_look(repo: HubRepo) -> bool:
+    """Whether mend_repo may have something to do."""
+    return not is_known_whole(repo)
+
+
+def _list_if_reached(repo: HubRepo) -> Listing | None:
+    """None where the hub cannot be asked, or no longer shows that commit."""
+    try:
+        with hub_errors(repo.repo_id), open_client() as client:
+            return list_repo(client, repo)
+    except DSparkError:
+        return None
+
+
+def _check_essentials(repo: HubRepo, folder: Path) -> None:
+    if missing := surely_missing(folder):
+        raise DownloadError(
+            f"the Hugging Face cache holds {repo.repo_id} without {missing}, and the hub cannot be "
+            "reached",
+            "Go online and run the same command again, or pull it there: dspark pull "
+            f"{repo.repo_id}.",
+        )
 
 
 def check_head(listing: Listing) -> Packaging | None:

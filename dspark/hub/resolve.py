@@ -14,6 +14,7 @@ from dspark.hub.names import known_pair
 from dspark.hub.pairs import HubRepo, Pair, PairFiles
 from dspark.hub.published import fetch_published, is_repo_id, look_up
 from dspark.hub.registered import HUB_ID
+from dspark.hub.repository import mend_repo
 
 NO_DRAFT = "none"
 LOOKUP_DRAFT = "lookup"
@@ -69,8 +70,11 @@ def fetch_missing(
     file = None if is_head else gguf_file(path_or_id)
     if file is not None and converted_folder(file) is None:
         yield from convert_file(file)
-    if is_repo_id(path_or_id) and cached_folder(HubRepo(path_or_id)) is None:
-        yield from fetch_published(look_up(path_or_id), runtime=runtime)
+    if is_repo_id(path_or_id):
+        if cached_folder(HubRepo(path_or_id)) is None:
+            yield from fetch_published(look_up(path_or_id), runtime=runtime)
+        else:
+            yield from mend_repo(HubRepo(path_or_id))
 
 
 def _folder(path_or_id: str) -> Path:
@@ -90,9 +94,7 @@ def _folder(path_or_id: str) -> Path:
 
 
 def _repository(repo: HubRepo) -> Path:
-    """What the cache holds is taken as it is; the hub is asked only for what is missing."""
-    if (folder := cached_folder(repo)) is not None:
-        return folder
+    """What the cache holds whole is taken as it is; the hub is asked only for what is missing."""
     for _ in fetch_missing(repo.repo_id):
         pass
     folder = cached_folder(repo)

@@ -168,7 +168,8 @@ def _find_files(
     """What is missing is fetched here, where the chat sees how far it is."""
     from dspark import hub
 
-    if choice.target is None and hub.locate(choice.pair) is None:
+    lacks = hub.may_lack(choice.pair) or hub.locate(choice.pair) is None
+    if choice.target is None and lacks:
         yield from hub.fetch(choice.pair)
     yield from hub.fetch_missing(choice.target or "", runtime=runtime)
     yield from hub.fetch_missing(choice.draft or "", is_head=True)

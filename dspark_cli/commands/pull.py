@@ -54,10 +54,11 @@ def pull(
     if not was_present:
         size = None if head else hub.download_bytes(known)
         say(f"fetching {known.name}" + (f" ({size_text(size)})" if size else ""))
+    if not was_present or hub.may_lack(known.name):
         with progress_bars(is_bytes=True) as bars:
             for step in hub.fetch(known.name, only_head=head, is_forced=force):
                 bars.show(step)
-    elif not as_json:
+    if was_present and not as_json:
         say(f"{known.name} is already here")
     target, draft = hub.target_folder(known), hub.draft_folder(known)
     if as_json:
@@ -91,8 +92,12 @@ def _pull_published(repo_id: str, dry_run: bool, head: bool, force: bool, as_jso
                 bars.show(step)
         folder = hub.kept_folder(repo_id, only_head=head)
         say(f"Run it: dspark chat {found.options}")
-    elif not as_json:
-        say(f"{repo_id} is already here")
+    else:
+        with progress_bars(is_bytes=True) as bars:  # files that it lacks
+            for step in hub.fetch_missing(repo_id):
+                bars.show(step)
+        if not as_json:
+            say(f"{repo_id} is already here")
     if as_json:
         print_json({"name": repo_id, "folder": str(folder), "was_present": was_present})
         return

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from dspark_kernels.host_memory import give_back_freed
+
 MIN_CAPACITY = 256
 
 
@@ -66,6 +68,7 @@ class KVPool:
             )
             grown[:, :slots, :, :old_capacity] = old
             self._buffers[index] = grown
+        give_back_freed()
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of one layer, each [slots, kv_heads, capacity, D]."""

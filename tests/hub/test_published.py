@@ -163,7 +163,7 @@ def test_a_pair_of_ones_own_is_measured_before_its_weights(
 def test_gguf_alone_and_no_model_at_all_are_told(server: Hub) -> None:
     server.repos["owner/gguf"] = {"model.Q4_0.gguf": b"GGUF"}
     server.repos["owner/text"] = {"README.md": b"Hello"}
-    for repo_id, word in (("owner/gguf", "model.gguf"), ("owner/text", "no model")):
+    for repo_id, word in (("owner/gguf", "model.gguf"), ("owner/text", "not a model")):
         with pytest.raises(DownloadError, match=r"no config\.json") as failure:
             hub.look_up(repo_id)
         assert word in failure.value.hint.lower()

@@ -19,7 +19,7 @@ from dspark.checkpoints.detect import Packaging
 from dspark.errors import DownloadError, StorageError, UnknownNameError
 from dspark.hub import registry
 from dspark.hub.cache import cached_folder, repo_folder
-from dspark.hub.memory import Room, cache_bytes, pass_bytes
+from dspark.hub.memory import Room, cache_bytes, pass_bytes, program_bytes
 from dspark.hub.pairs import HeadFacts, HubRepo, Pair, TargetFacts
 from dspark.hub.repository import fetch_repo
 
@@ -216,9 +216,8 @@ def test_a_dry_run_fetches_no_weights(server, repos, tmp_path) -> None:
     of, room = plan.footprint, Room("cpu", 0, 4)
     assert of is not None and cache_bytes(of, room) == cache
     held = 4 * sum(len(content) // 2 for content in stored)  # bfloat16 on disk
-    assert plan.memory_needed == held + 4 * of.vocab_size * of.hidden_size + cache + pass_bytes(
-        of, room
-    )
+    held += 4 * of.vocab_size * of.hidden_size + cache
+    assert plan.memory_needed == held + pass_bytes(of, room) + program_bytes(room)
     assert plan.fits_disk and plan.fits_memory
     list(hub.fetch("far"))
     again = hub.plan_pull("far")

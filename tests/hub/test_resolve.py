@@ -133,6 +133,8 @@ def test_offline_the_cache_is_enough(tiny_llama_dir, tmp_path) -> None:
     snapshot.mkdir(parents=True)
     for name in ("config.json", "model.safetensors"):
         (snapshot / name).write_bytes((tiny_llama_dir / name).read_bytes())
+    (repo / ".no_exist" / ("a" * 40)).mkdir(parents=True)  # as another program notes it
+    (repo / ".no_exist" / ("a" * 40) / "tokenizer.json").touch()
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text("a" * 40)
     cached, absent = _ask(["owner/model", "owner/other"], tmp_path, {"HF_HUB_OFFLINE": "1"})
