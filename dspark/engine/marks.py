@@ -19,6 +19,7 @@ class Marks:
         self._tokens = texts
         self._of_text: dict[str, str] = {}
         self._of_token: dict[int, str] = {}
+        self._names: dict[str, str] = {}
         self._special: set[str] = set()  # marks that are no text even where nothing takes them
 
     def token(self, text: str) -> str | None:
@@ -34,11 +35,13 @@ class Marks:
 
     def text(self, text: str) -> str:
         """The mark that stands for this text."""
-        return self._of_text.setdefault(text, chr(ord(OTHER) + 1 + len(self._of_text)))
+        mark = self._of_text.setdefault(text, chr(ord(OTHER) + 1 + len(self._of_text)))
+        self._names[mark] = text
+        return mark
 
     @property
     def known(self) -> Iterable[str]:
-        return self._of_text.values()
+        return self._names
 
     def replace(self, token_id: int, text: str) -> str:
         """The text of a token, with its mark instead of it where it is one."""
@@ -49,8 +52,13 @@ class Marks:
 
     def show(self, text: str, also: Container[str] = ()) -> str:
         """Marks that turned out to be ordinary text, and those in `also`, as that text."""
-        names = {m: n for n, m in self._of_text.items() if m not in self._special or m in also}
-        return ANY_MARK.sub(lambda match: names.get(match[1], match[1]), text) if names else text
+
+        def name(match: re.Match[str]) -> str:
+            mark = match[1]
+            is_hidden = mark in self._special and mark not in also
+            return mark if is_hidden else self._names.get(mark, mark)
+
+        return ANY_MARK.sub(name, text)
 
     def patterns(self, stop_strings: Iterable[str]) -> list[str]:
         """Each stop string as text, and with the special tokens and marks that it contains."""

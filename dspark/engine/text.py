@@ -189,12 +189,13 @@ class TextStream:
         for span in spans:
             if self.is_stopped:
                 return
-            if span.is_thinking and not span.is_mark:
-                self._put(span.text, is_thinking=True)
+            text = span.text
+            if span.is_mark and len(text) > 1:  # it is written in letters here
+                text = self._marks.text(text)
+            if not span.is_thinking or span.is_mark:
+                self._put(self._matcher.push(text), is_thinking=False)
             else:
-                mark = self._marks.text(span.text) if len(span.text) > 1 else span.text
-                text = self._matcher.push(mark if span.is_mark else span.text)
-                self._put(text, is_thinking=False)
+                self._put(text, is_thinking=True)
 
     def _put(self, text: str, *, is_thinking: bool) -> None:
         text = without_marks(text)

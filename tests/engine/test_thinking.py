@@ -191,6 +191,14 @@ def test_stop_strings_are_looked_for_in_the_answer_alone(tmp_path):
     assert (got.answer, got.thinking) == ("", "a")
 
 
+def test_what_is_said_makes_no_new_marks(tmp_path):
+    codec = codec_of(tmp_path, special=HARMONY, plain=("<think>", "</think>"))
+    known = set(codec.thinking._marks.known)
+    read(codec, CHANNELS + " and much more", stops=("much<|end|>",))
+    read(codec, "<think>word</think>words", stops=("words",))
+    assert set(codec.marks.known) == known
+
+
 def test_raw_text_has_its_marks(tmp_path):
     codec = codec_of(tmp_path, special=(*HARMONY, "<|x|>"))
     stream = TextStream(codec, (), None)
