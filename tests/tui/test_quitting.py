@@ -1,11 +1,15 @@
 """Quitting gives the shell back at once, whatever a thread is in the middle of."""
 
+import time
+from pathlib import Path
+
+import psutil
 import pytest
 
-from tests.tui.terminal import BOUND_SECONDS, BUSY_SECONDS, TerminalProgram
+from tests.tui.terminal import BOUND_SECONDS, BUSY_SECONDS, PATIENCE_SECONDS, TerminalProgram
 
 PROGRAM = """
-import sys, threading, time
+import subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from dspark.events import FetchProgress, LoadProgress, PrefillProgress, Piece
 from dspark_tui.app import run_chat
@@ -23,6 +27,8 @@ class Backend:
             with open(sys.argv[3], "wb") as part:
                 part.write(b"half")
                 part.flush()
+                child = subprocess.Popen(["sleep", str(BUSY)])  # as pip would fetch
+                open(sys.argv[3] + ".pid", "w").write(str(child.pid))
                 yield FetchProgress("wheel", 1, 2)
                 time.sleep(BUSY)
         if PHASE == "loading":
@@ -65,3 +71,15 @@ def test_the_shell_is_back_at_once(phase, tmp_path):
         assert b"Traceback" not in terminal.said
     if phase == "fetching":
         assert part.read_bytes() == b"half"
+        end = time.monotonic() + PATIENCE_SECONDS
+        while children(tmp_path):
+            assert time.monotonic() < end, "what was started for the fetch goes on alone"
+            time.sleep(0.05)
+
+
+def children(folder: Path) -> list[psutil.Process]:
+    try:
+        child = psutil.Process(int((folder / "wheel.part.pid").read_text()))
+        return [] if child.status() == psutil.STATUS_ZOMBIE else [child]
+    except psutil.NoSuchProcess:
+        return []

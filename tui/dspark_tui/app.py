@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal, NoReturn
 
+import psutil
 from textual import constants
 from textual.app import App, SystemCommand
 from textual.content import Content
@@ -116,6 +117,9 @@ def run_chat(backend: ChatBackend, settings: ChatSettings) -> NoReturn:
     app = DSparkApp(backend, settings)
     app.run()
     backend.cancel()
+    for child in psutil.Process().children():  # pip, where that is what fetches
+        with suppress(psutil.Error):
+            child.terminate()
     end_process(app.return_code or 0)
 
 

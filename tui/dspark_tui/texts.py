@@ -17,7 +17,7 @@ PLACEHOLDERS: dict["Phase", str] = {
     "loading": "Type ahead; it is sent once the model is loaded",
     "failed": "Enter tries to load again",
     "ready": "Ask something; /help lists commands and keys",
-    "answering": "Enter queues the next prompt, Esc stops the answer",
+    "answering": "Enter queues the next prompt, Ctrl+C stops the answer",
 }
 WAITS_FOR_MODEL = "waits until the model is loaded"
 WAITS_FOR_ANSWER = "queued; Up takes it back"

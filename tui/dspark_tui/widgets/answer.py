@@ -65,7 +65,7 @@ class Answer(Vertical):
     note: reactive[str] = reactive("")
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(classes="empty")
         self._blocks = [Block(View())]
         self._note = Static(markup=False, classes="note")
         self._next_frame: Timer | None = None
@@ -77,6 +77,7 @@ class Answer(Vertical):
     def add(self, marks: Iterable[Mark]) -> None:
         for mark in marks:
             self._add_one(mark)
+        self.set_class(self.is_empty, "empty")
         if self._next_frame is None:
             self._next_frame = self.set_timer(FRAME_SECONDS, self._draw)
 
