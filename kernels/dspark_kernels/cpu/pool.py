@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dspark_kernels.cpu.driver_text import LINE, STATE, STATE_WORDS
+from dspark_kernels.cpu.library import Library
 
 SPINS = 20_000  # turns of waiting before a thread sleeps, some hundred microseconds
 
@@ -16,8 +17,9 @@ SPINS = 20_000  # turns of waiting before a thread sleeps, some hundred microsec
 class Pool:
     """Runs programs, one at a time, on `num_threads` threads, of which the caller is one."""
 
-    def __init__(self, addresses: dict[str, int], num_threads: int) -> None:
+    def __init__(self, driver: Library, num_threads: int) -> None:
         self.num_threads = num_threads
+        self._driver, addresses = driver, driver.addresses  # code lives as long as its threads
         word, pointer = ctypes.c_int64, ctypes.c_void_p
         self._run = _callable(addresses["run_program"], None, pointer, pointer, word, pointer, word)
         self._publish = _callable(addresses["publish"], None, pointer, pointer, word, pointer)

@@ -93,7 +93,8 @@ def round_rows_reference(x: torch.Tensor) -> RoundedRows:
     largest = bits.view(torch.float32)
     is_small = largest < SMALLEST
     scales = torch.where(is_small, 0.0, largest / 127.0) + (largest - largest)
-    inverse = torch.where(is_small, 0.0, 127.0 / largest)
+    # a number over a tensor would be a reciprocal and a product, which is rounded twice
+    inverse = torch.where(is_small, 0.0, torch.full_like(largest, 127.0) / largest)
     codes = (grouped * inverse).round().nan_to_num(0.0).to(torch.int8)
     sums = codes.sum(-1, dtype=torch.int32)
     first = codes[..., : GROUP // 2].sum(-1, dtype=torch.int32)

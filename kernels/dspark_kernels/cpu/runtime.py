@@ -1,8 +1,8 @@
 """What runs the CPU kernels of this process: a variant, compiled libraries and threads."""
 
-import atexit
 import os
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -46,14 +46,15 @@ class Program:
 
 
 class Runtime:
-    """Compiles what is asked for, once."""
+    """Compiles what is asked for, once. `close` ends its threads; so does its own end."""
 
     def __init__(self, variant: Variant, num_threads: int, cache_folder: Path | None) -> None:
         self.variant, self._cache_folder = variant, cache_folder
         self._libraries: dict[str, Library] = {}
         self._lock = threading.RLock()
-        driver = {name: self.address(name) for name in source("driver", variant).exports}
-        self.pool = Pool(driver, num_threads)
+        self.address("run_program")
+        self.pool = Pool(self._libraries["driver"], num_threads)
+        self.close = weakref.finalize(self, self.pool.close)  # at the end of the process, too
 
     def address(self, function: str) -> int:
         name = library_of(function)
@@ -98,9 +99,7 @@ def keep_compiled(folder: Path) -> None:
 
 @lru_cache
 def _made(variant: Variant, num_threads: int, cache_folder: Path | None, _: int) -> Runtime:
-    runtime = Runtime(variant, num_threads, cache_folder)
-    atexit.register(runtime.pool.close)
-    return runtime
+    return Runtime(variant, num_threads, cache_folder)
 
 
 def runtime_of(variant: Variant, num_threads: int) -> Runtime:

@@ -22,5 +22,5 @@ def runtimes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Runtime]
         for variant in variants().values():
             for num_threads in (1, 2):
                 found.append(Runtime(variant, num_threads, folder / "kernels"))
-                closing.callback(found[-1].pool.close)
+                closing.callback(found[-1].close)
         yield found

@@ -1,5 +1,8 @@
 """Threads that wait, sleep and wake, and programs of several callers."""
 
+import gc
+import subprocess
+import sys
 import threading
 import time
 
@@ -19,7 +22,7 @@ def runtime(tmp_path_factory):
         pytest.skip("no kernels for this processor")
     made = Runtime(next(iter(variants().values())), 3, tmp_path_factory.getbasetemp() / "pool")
     yield made
-    made.pool.close()
+    made.close()
 
 
 def sleepers(runtime: Runtime) -> int:
@@ -82,14 +85,31 @@ def test_callers_on_several_threads_do_not_meet(runtime):
     assert not failures
 
 
-def test_a_closed_pool_leaves_no_threads(tmp_path):
+@pytest.mark.parametrize("end", ["close", "forget"])
+def test_threads_end_before_their_code(tmp_path, end):
     if not variants():
         pytest.skip("no kernels for this processor")
     made = Runtime(next(iter(variants().values())), 3, tmp_path)
     threads = made.pool._threads
+    with using(made):
+        round_rows(torch.randn(4, 32))
     assert len(threads) == 2
-    made.pool.close()
+    if end == "close":
+        made.close()
+    else:
+        del made
+        gc.collect()
     assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_process_ends_with_its_threads(tmp_path):
+    code = (
+        "import torch; from dspark_kernels.cpu.rounded import round_rows;"
+        "from dspark_kernels.cpu import runtime; torch.set_num_threads(2);"
+        "[round_rows(torch.randn(4, 32)) for _ in range(20)]; print('done')"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (0, b"done\n"), ended.stderr
 
 
 def test_no_rows_are_no_work(runtime):

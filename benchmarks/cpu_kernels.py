@@ -1,0 +1,183 @@
+"""All matrices of a SmolLM2-135M-shaped step on a CPU, and whole passes, beside torch in float32.
+
+python benchmarks/cpu_kernels.py --json benchmarks/results/cpu-kernels.json
+
+Random Q4_1 weights, a bank of them for each layer, so that they come from memory as in a model. All
+variants take turns; a figure is the sum over layers of each layer's quickest turn, rounding of rows
+included, because the machine may be busy with other things: it is what the kernels need, not what a
+user waits. A pass is the quickest of its turns as a whole.
+"""
+
+import argparse
+import shlex
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from dspark.bench.document import provenance, write_document
+from dspark_kernels import RotaryTable, SkinnyLinear
+from dspark_kernels.cpu.decoder_pass import Decoder, DecoderLayer, DecoderPass, Projection
+from dspark_kernels.cpu.matrix import multiply_op
+from dspark_kernels.cpu.processor import variants
+from dspark_kernels.cpu.rope_write import Heads
+from dspark_kernels.cpu.rounded import empty_rounded
+from dspark_kernels.cpu.runtime import Op, Program, Runtime
+from dspark_kernels.cpu.step_words import Place
+from dspark_kernels.cpu.stored_weight import StoredWeight, stored_weight
+
+KIND, BLOCK_BYTES = "q4_1", 20
+HIDDEN, INNER, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 576, 1536, 9, 3, 64
+VOCABULARY, LAYERS, CAPACITY = 49_152, 30, 512
+LAYER = ((HIDDEN, 960), (HIDDEN, HIDDEN), (HIDDEN, 2 * INNER), (INNER, HIDDEN))  # in, out
+ROWS = (1, 2, 5, 8, 64)
+SLOW, FEW = "generic", 8  # a variant that is not tried with more rows
+BEFORE = 200  # positions in the cache of a pass
+
+
+def random_weight(width: int, outputs: int) -> StoredWeight:
+    blocks = torch.randint(256, (outputs, width // 32, BLOCK_BYTES), dtype=torch.uint8)
+    scales = torch.randn(outputs, width // 32, 2) * 0.002
+    blocks[..., :4] = scales.half().view(torch.uint8)
+    return stored_weight(KIND, blocks.flatten(1))
+
+
+class Timings:
+    """The quickest of all turns, by what was done and by which layer."""
+
+    def __init__(self) -> None:
+        self._best: dict[str, dict[int, float]] = defaultdict(dict)
+
+    def run(self, name: str, part: int, work: Callable[[], object]) -> None:
+        start = time.perf_counter()
+        work()
+        taken = time.perf_counter() - start
+        self._best[name][part] = min(taken, self._best[name].get(part, taken))
+
+    def milliseconds(self) -> dict[str, float]:
+        return {name: 1e3 * sum(parts.values()) for name, parts in self._best.items()}
+
+
+def layer_program(runtime: Runtime, weights: list[StoredWeight], rows: int) -> Callable[[], None]:
+    ops = []
+    for weight in weights:
+        x, out = torch.randn(rows, weight.width), torch.empty(rows, weight.num_outputs)
+        rounded = empty_rounded(rows, weight.width).data
+        ops.append(Op("round_rows", 0, 1, (x, rounded, weight.width // 32)))
+        ops.append(multiply_op(weight, None, rounded, out))
+    program, step = Program(runtime, ops, rows), torch.tensor([rows])
+    return lambda: program(step)
+
+
+def float_layers(threads: int) -> dict[int, list[Callable[[], None]]]:
+    """Of each number of rows, the layers in torch."""
+    shapes = [LAYER] * LAYERS + [((HIDDEN, VOCABULARY),)]
+    linears = [[SkinnyLinear(torch.randn(n, k)) for k, n in layer] for layer in shapes]
+
+    def work(layer: list[SkinnyLinear], inputs: list[torch.Tensor]) -> None:
+        torch.set_num_threads(threads)
+        for linear, x in zip(layer, inputs, strict=True):
+            linear(x)
+
+    made: dict[int, list[Callable[[], None]]] = {}
+    for rows in ROWS:
+        made[rows] = [
+            partial(work, layer, [torch.randn(rows, k) for k, _ in shape])
+            for layer, shape in zip(linears, shapes, strict=True)
+        ]
+    return made
+
+
+def decoder(layers: list[list[StoredWeight]], head: StoredWeight) -> Decoder:
+    heads = Heads(NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, HEAD_DIM**-0.5)
+    norm = torch.ones(HIDDEN)
+    made = [
+        DecoderLayer(
+            norm,
+            Projection((qkv,)),
+            heads,
+            Projection((o,)),
+            norm,
+            Projection((g,)),
+            Projection((down,)),
+        )
+        for qkv, o, g, down in layers
+    ]
+    return Decoder(head, made, norm, 1e-5)
+
+
+def pass_of(run: DecoderPass, rows: int) -> Callable[[], object]:
+    inverse = 1e5 ** (-torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
+    cos, sin = RotaryTable(inverse, 1.0, torch.float32).upto(CAPACITY - 1)
+    table = cos.contiguous(), sin.contiguous()
+    cache = torch.zeros(LAYERS, 2, 1, NUM_KV_HEADS, CAPACITY, HEAD_DIM)
+    positions = torch.arange(BEFORE, BEFORE + rows)
+    place = Place(positions, torch.zeros(rows, dtype=torch.int64), positions + 1)
+    tokens = torch.randint(VOCABULARY, (rows,))
+    return lambda: run(tokens, cache, place, table)
+
+
+def read_all(weights: list[list[StoredWeight]]) -> list[Callable[[], object]]:
+    """Sums of the same bytes by torch, for the memory's own speed."""
+    words = [torch.cat([w.data for w in layer]) for layer in weights]
+    views = [w[: w.numel() // 8 * 8].view(torch.int64) for w in words]
+    return [partial(torch.sum, view) for view in views]
+
+
+def measure(turns: int, threads: tuple[int, ...]) -> tuple[dict[str, float], float]:
+    """Milliseconds by name, and megabytes of weights."""
+    layers = [[random_weight(k, n) for k, n in LAYER] for _ in range(LAYERS)]
+    head = random_weight(HIDDEN, VOCABULARY)
+    banks = [*layers, [head]]
+    jobs: list[tuple[str, list[Callable[[], object]]]] = []
+    for count in threads:
+        for variant in variants().values():
+            runtime = Runtime(variant, count, None)
+            for rows in ROWS:
+                if variant.name == SLOW and rows > FEW:
+                    continue
+                name = f"{variant.name}, {count} threads, {rows} rows"
+                jobs.append((name, [layer_program(runtime, bank, rows) for bank in banks]))
+            if variant == next(iter(variants().values())):
+                run = DecoderPass(runtime, decoder(layers, head))
+                for rows in ROWS:
+                    name = f"pass without output head, {count} threads, {rows} rows"
+                    jobs.append((name, [pass_of(run, rows)]))
+        for rows, work in float_layers(count).items():
+            jobs.append((f"torch float32, {count} threads, {rows} rows", [*work]))
+    jobs.append(("reading the codes", read_all(banks)))
+    timings = Timings()
+    for _ in range(turns):
+        for name, parts in jobs:
+            for index, part in enumerate(parts):
+                timings.run(name, index, part)
+    return timings.milliseconds(), sum(w.data.numel() for bank in banks for w in bank) / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--turns", type=int, default=12)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--note", default="", help="what else the machine did")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    found, megabytes = measure(arguments.turns, tuple(arguments.threads))
+    for name, milliseconds in found.items():
+        print(f"{name:50} {milliseconds:8.2f} ms")
+    if arguments.json:
+        document = {
+            "milliseconds": {name: round(value, 3) for name, value in found.items()},
+            "weights_megabytes": round(megabytes, 1),
+            "settings": {"turns": arguments.turns, "before": BEFORE, "note": arguments.note},
+        }
+        command = shlex.join(["python", "benchmarks/cpu_kernels.py", *sys.argv[1:]])
+        write_document(arguments.json, {**document, **provenance(command)})
+
+
+if __name__ == "__main__":
+    main()
