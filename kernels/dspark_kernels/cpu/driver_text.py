@@ -1,34 +1,39 @@
-"""The driver in LLVM's text: threads take units of an operation, meet, and go on to the next.
+"""The driver in LLVM's text: threads take units of an operation and go on when all are done.
 
 A program is a table of operations, OP_WORDS words each: function, units, units per row, units taken
 at once, then the function's own words. `step` is the table of what changes from pass to pass, its
 first word the number of rows. A function is void(own words, step, first unit, unit after the last).
 What a unit computes does not depend on who takes it.
+
+Nobody waits for a thread, only for units: one that the system has put aside holds up nothing unless
+it has taken some. Every operation has two counters, units taken and units done, with the number of
+the job above them; a thread that comes too late sees another job's number there and leaves. While a
+thread may look at a job's table, its own word `inside` says so.
 """
 
-from dspark_kernels.cpu.llvm_text import Text
+from dspark_kernels.cpu.llvm_text import Loop, Text
 
 OP_WORDS = 24
 HEADER_WORDS = 4
-# words of the shared state, each on a cache line of its own
+MAX_OPS, MAX_THREADS = 4096, 256
 LINE = 64
-STATE = ("arrived", "next", "meeting", "job", "program", "length", "step", "yield")
-STATE_WORDS = LINE * len(STATE) // 8
+# the shared state: words on cache lines of their own, then a line for each thread and operation
+STATE = ("job", "begun", "program", "length", "step", "rows", "yield")
+INSIDE = LINE * len(STATE)
+COUNTERS = INSIDE + LINE * MAX_THREADS
+STATE_BYTES = COUNTERS + LINE * MAX_OPS
+JOB_SHIFT = 32
 SPINS_BEFORE_YIELD = 64
-EXPORTS = ("run_program", "publish", "await_job", "join_job")
+EXPORTS = ("run_alone", "run_job", "await_job", "join_job")
 
 
 def driver_text(is_x86: bool) -> str:
     text = Text()
-    _publish(text)
-    _await(text)
-    _join(text)
-    _meet(text)
-    _run(text)
-    text.raw(
-        "declare void @llvm.x86.sse2.pause()" if is_x86 else "declare void @llvm.aarch64.hint(i32)"
-    )
+    for write in (_run_alone, _run_job, _await, _join, _take_part):
+        write(text)
     pause = "@llvm.x86.sse2.pause()" if is_x86 else "@llvm.aarch64.hint(i32 1)"
+    text.raw(f"declare void {pause.replace('i32 1', 'i32')}")
+    text.raw("declare i64 @llvm.smin.i64(i64, i64)")
     return str(text).replace("@PAUSE()", pause)
 
 
@@ -36,25 +41,67 @@ def _field(text: Text, name: str) -> str:
     return text.at("%state", LINE * STATE.index(name))
 
 
-def _atomic_load(text: Text, address: str, order: str) -> str:
+def _get(text: Text, address: str, order: str = "monotonic") -> str:
     return text.set(f"load atomic i64, ptr {address} {order}, align 8")
 
 
-def _publish(text: Text) -> None:
-    text.raw("define void @publish(ptr %state, ptr %program, i64 %length, ptr %step) {")
-    text.store("ptr", "%program", _field(text, "program"), 8)
-    text.store("i64", "%length", _field(text, "length"), 8)
-    text.store("ptr", "%step", _field(text, "step"), 8)
-    text.do(f"%old = atomicrmw add ptr {_field(text, 'job')}, i64 1 release")
+def _put(text: Text, value: str, address: str, order: str = "monotonic") -> None:
+    text.do(f"store atomic i64 {value}, ptr {address} {order}, align 8")
+
+
+def _run_alone(text: Text) -> None:
+    """run_alone(program, operations, step)."""
+    text.raw("define void @run_alone(ptr %program, i64 %length, ptr %step) {")
+    rows = text.load("i64", "%step", 8)
+    loop = Loop(text, "0", "%length")
+    op = text.at("%program", text.set(f"mul i64 {loop.index}, {8 * OP_WORDS}"))
+    function, own, units, _ = _header(text, op, rows)
+    text.do(f"call void {function}(ptr {own}, ptr %step, i64 0, i64 {units})")
+    loop.close()
     text.do("ret void")
     text.raw("}")
 
 
-def _spin(text: Text, name: str, is_over: str, limit: str | None) -> str:
-    """Waits until the word `name` makes `is_over` true (or `limit` turns); the last value seen."""
-    head, body, relax, after = (text.fresh(s) for s in ("spin", "wait", "relax", "met"))
-    before, back = text.fresh("enter"), text.fresh("back")
-    address = _field(text, name)
+def _header(text: Text, op: str, rows: str) -> tuple[str, str, str, str]:
+    """Function, own words, units, units taken at once."""
+    function, own = text.argument(op, 0, "ptr"), text.at(op, 8 * HEADER_WORDS)
+    fixed, by_row, at_once = (text.argument(op, index) for index in (1, 2, 3))
+    units = text.set(f"add i64 {fixed}, {text.set(f'mul i64 {by_row}, {rows}')}")
+    return function, own, units, at_once
+
+
+def _run_job(text: Text) -> None:
+    """run_job(state, program, operations, step): opens a job for all and takes part in it."""
+    text.raw("define void @run_job(ptr %state, ptr %program, i64 %length, ptr %step) {")
+    last = _get(text, _field(text, "job"))
+    job = text.set(f"add i64 {last}, 1")
+    text.do(f"atomicrmw xchg ptr {_field(text, 'begun')}, i64 {job} seq_cst")
+    rows = text.load("i64", "%step", 8)
+    program, step = (text.set(f"ptrtoint ptr {p} to i64") for p in ("%program", "%step"))
+    fields = {"program": program, "length": "%length", "step": step, "rows": rows}
+    for name, value in fields.items():
+        _put(text, value, _field(text, name))
+    start = text.set(f"shl i64 {job}, {JOB_SHIFT}")
+    counters = text.at("%state", COUNTERS)
+    loop = Loop(text, "0", "%length")
+    taken = text.at(counters, text.set(f"mul i64 {loop.index}, {LINE}"))
+    _put(text, start, text.at(taken, 8))
+    _put(text, start, taken)
+    loop.close()
+    _put(text, job, _field(text, "job"), "seq_cst")
+    text.do(
+        f"call void @take_part(ptr %state, ptr %program, i64 %length, ptr %step, i64 {rows}, "
+        f"i64 {job})"
+    )
+    text.do("ret void")
+    text.raw("}")
+
+
+def _spin(text: Text, address: str, is_over: str, limit: str | None) -> str:
+    """Waits until the word makes `is_over` true, or for `limit` turns; the last value seen."""
+    before, head, body, relax, back, after = (
+        text.fresh(stem) for stem in ("enter", "spin", "wait", "relax", "back", "met")
+    )
     give_way = text.load("ptr", _field(text, "yield"), 8)
     text.do(f"br label %{before}")
     text.label(before)
@@ -62,7 +109,7 @@ def _spin(text: Text, name: str, is_over: str, limit: str | None) -> str:
     text.label(head)
     turn = "%" + text.fresh("turn")
     place = text.place()
-    value = _atomic_load(text, address, "acquire")
+    value = _get(text, address, "acquire")
     over = text.set(is_over.replace("VALUE", value))
     if limit:
         late = text.set(f"icmp sge i64 {turn}, {limit}")
@@ -85,84 +132,82 @@ def _spin(text: Text, name: str, is_over: str, limit: str | None) -> str:
 
 
 def _await(text: Text) -> None:
+    """await_job(state, last job seen, turns): the job after it, or the same where none came."""
     text.raw("define i64 @await_job(ptr %state, i64 %seen, i64 %limit) {")
-    value = _spin(text, "job", "icmp ne i64 VALUE, %seen", "%limit")
+    value = _spin(text, _field(text, "job"), "icmp ne i64 VALUE, %seen", "%limit")
     text.do(f"ret i64 {value}")
     text.raw("}")
 
 
 def _join(text: Text) -> None:
-    text.raw("define void @join_job(ptr %state, i64 %threads) {")
-    program = text.load("ptr", _field(text, "program"), 8)
-    length = text.load("i64", _field(text, "length"), 8)
-    step = text.load("ptr", _field(text, "step"), 8)
+    """join_job(state, thread): takes part in the job there is; its number."""
+    text.raw("define i64 @join_job(ptr %state, i64 %thread) {")
+    lines = text.set(f"mul i64 %thread, {LINE}")
+    inside = text.at(text.at("%state", INSIDE), lines)
+    begun = _field(text, "begun")
+    text.do("br label %look")
+    text.label("look")
+    job = _get(text, _field(text, "job"), "acquire")
+    text.do(f"atomicrmw xchg ptr {inside}, i64 {job} seq_cst")
+    names = ("program", "length", "step", "rows")
+    values = [_get(text, _field(text, name), "acquire") for name in names]
+    now = _get(text, begun, "seq_cst")
+    is_same = text.set(f"icmp eq i64 {now}, {job}")
+    text.do(f"br i1 {is_same}, label %join, label %again")
+    text.label("again")  # the next job is being opened
+    _put(text, "0", inside, "release")
+    text.do("call void @PAUSE()")
+    text.do("br label %look")
+    text.label("join")
+    program, step = (text.set(f"inttoptr i64 {values[i]} to ptr") for i in (0, 2))
     text.do(
-        f"call void @run_program(ptr %state, ptr {program}, i64 {length}, ptr {step}, i64 %threads)"
+        f"call void @take_part(ptr %state, ptr {program}, i64 {values[1]}, ptr {step}, "
+        f"i64 {values[3]}, i64 {job})"
     )
-    text.do("ret void")
+    _put(text, "0", inside, "release")
+    text.do(f"ret i64 {job}")
     text.raw("}")
 
 
-def _meet(text: Text) -> None:
-    """Whoever comes last opens the next operation for all."""
-    text.raw("define internal void @meet(ptr %state, i64 %threads) {")
-    arrived, units, meeting = (_field(text, name) for name in ("arrived", "next", "meeting"))
-    seen = _atomic_load(text, meeting, "monotonic")
-    before = text.set(f"atomicrmw add ptr {arrived}, i64 1 acq_rel")
-    here = text.set(f"add i64 {before}, 1")
-    is_last = text.set(f"icmp eq i64 {here}, %threads")
-    text.do(f"br i1 {is_last}, label %open, label %stay")
-    text.label("open")
-    text.do(f"store atomic i64 0, ptr {arrived} monotonic, align 8")
-    text.do(f"store atomic i64 0, ptr {units} monotonic, align 8")
-    following = text.set(f"add i64 {seen}, 1")
-    text.do(f"store atomic i64 {following}, ptr {meeting} release, align 8")
-    text.do("ret void")
-    text.label("stay")
-    _spin(text, "meeting", f"icmp ne i64 VALUE, {seen}", None)
-    text.do("ret void")
-    text.raw("}")
-
-
-def _run(text: Text) -> None:
+def _take_part(text: Text) -> None:
     text.raw(
-        "define void @run_program(ptr %state, ptr %program, i64 %length, ptr %step, i64 %threads) {"
+        "define internal void @take_part"
+        "(ptr %state, ptr %program, i64 %length, ptr %step, i64 %rows, i64 %job) {"
     )
-    units_taken = _field(text, "next")
-    rows = text.load("i64", "%step", 8)
-    alone = text.set("icmp eq i64 %threads, 1")
-    text.do("br label %enter")
-    text.label("enter")
-    text.do("br label %head")
-    text.label("head")
-    text.raw("  %n = phi i64 [0, %enter], [%following, %done]")
-    more = text.set("icmp slt i64 %n, %length")
-    text.do(f"br i1 {more}, label %body, label %end")
-    text.label("body")
-    op = text.at("%program", text.set(f"mul i64 %n, {8 * OP_WORDS}"))
-    function, own = text.argument(op, 0, "ptr"), text.at(op, 8 * HEADER_WORDS)
-    fixed, by_row, at_once = (text.argument(op, index) for index in (1, 2, 3))
-    units = text.set(f"add i64 {fixed}, {text.set(f'mul i64 {by_row}, {rows}')}")
-    text.do(f"br i1 {alone}, label %whole, label %take")
-    text.label("whole")
-    text.do(f"call void {function}(ptr {own}, ptr %step, i64 0, i64 {units})")
-    text.do("br label %done")
+    counters = text.at("%state", COUNTERS)
+    base = text.set(f"shl i64 %job, {JOB_SHIFT}")
+    loop = Loop(text, "0", "%length")
+    op = text.at("%program", text.set(f"mul i64 {loop.index}, {8 * OP_WORDS}"))
+    function, own, units, at_once = _header(text, op, "%rows")
+    taken = text.at(counters, text.set(f"mul i64 {loop.index}, {LINE}"))
+    done = text.at(taken, 8)
+    text.do("br label %take")
     text.label("take")
-    first = text.set(f"atomicrmw add ptr {units_taken}, i64 {at_once} monotonic")
-    some = text.set(f"icmp slt i64 {first}, {units}")
-    text.do(f"br i1 {some}, label %work, label %over")
-    text.label("work")
+    value = _get(text, taken)
+    of_job = text.set(f"lshr i64 {value}, {JOB_SHIFT}")
+    is_ours = text.set(f"icmp eq i64 {of_job}, %job")
+    text.do(f"br i1 {is_ours}, label %ours, label %leave")
+    text.label("ours")
+    first = text.set(f"sub i64 {value}, {base}")
+    is_some = text.set(f"icmp slt i64 {first}, {units}")
+    text.do(f"br i1 {is_some}, label %try, label %over")
+    text.label("try")
     wanted = text.set(f"add i64 {first}, {at_once}")
     last = text.set(f"call i64 @llvm.smin.i64(i64 {wanted}, i64 {units})")
+    new = text.set(f"add i64 {base}, {last}")
+    pair = text.set(f"cmpxchg ptr {taken}, i64 {value}, i64 {new} acq_rel monotonic")
+    is_taken = text.set(f"extractvalue {{ i64, i1 }} {pair}, 1")
+    text.do(f"br i1 {is_taken}, label %work, label %take")
+    text.label("work")
     text.do(f"call void {function}(ptr {own}, ptr %step, i64 {first}, i64 {last})")
+    count = text.set(f"sub i64 {last}, {first}")
+    text.do(f"atomicrmw add ptr {done}, i64 {count} release")
     text.do("br label %take")
     text.label("over")
-    text.do("call void @meet(ptr %state, i64 %threads)")
-    text.do("br label %done")
-    text.label("done")
-    text.do("%following = add i64 %n, 1")
-    text.do("br label %head")
-    text.label("end")
+    all_done = text.set(f"add i64 {base}, {units}")
+    _spin(text, done, f"icmp sge i64 VALUE, {all_done}", None)
+    loop.close()
+    text.do("br label %leave")
+    text.label("leave")
     text.do("ret void")
     text.raw("}")
-    text.raw("declare i64 @llvm.smin.i64(i64, i64)")

@@ -8,47 +8,52 @@ from typing import Any
 
 import torch
 
-from dspark_kernels.cpu.driver_text import LINE, STATE, STATE_WORDS
+from dspark_kernels.cpu.driver_text import INSIDE, LINE, MAX_OPS, MAX_THREADS, STATE, STATE_BYTES
 from dspark_kernels.cpu.library import Library
 
 SPINS = 20_000  # turns of waiting before a thread sleeps, some hundred microseconds
+MAX_KEPT = 16  # tables of programs, before it is looked which of them a thread may still read
 
 
 class Pool:
     """Runs programs, one at a time, on `num_threads` threads, of which the caller is one."""
 
     def __init__(self, driver: Library, num_threads: int) -> None:
-        self.num_threads = num_threads
+        self.num_threads = min(num_threads, MAX_THREADS)
         self._driver, addresses = driver, driver.addresses  # code lives as long as its threads
         word, pointer = ctypes.c_int64, ctypes.c_void_p
-        self._run = _callable(addresses["run_program"], None, pointer, pointer, word, pointer, word)
-        self._publish = _callable(addresses["publish"], None, pointer, pointer, word, pointer)
+        self._alone = _callable(addresses["run_alone"], None, pointer, word, pointer)
+        self._run = _callable(addresses["run_job"], None, pointer, pointer, word, pointer)
         self._await = _callable(addresses["await_job"], word, pointer, word, word)
-        self._join = _callable(addresses["join_job"], None, pointer, word)
-        self._memory = torch.zeros(STATE_WORDS + LINE // 8, dtype=torch.int64)
+        self._join = _callable(addresses["join_job"], word, pointer, word)
+        self._memory = torch.zeros(STATE_BYTES + LINE, dtype=torch.uint8)
         self._state = -(-self._memory.data_ptr() // LINE) * LINE
         yield_field = self._state + LINE * STATE.index("yield")
         ctypes.c_int64.from_address(yield_field).value = _yield_address()
         self._one_program = threading.Lock()
         self._changed = threading.Condition()
         self._job, self._sleepers, self._is_closed = 0, 0, False
+        self._kept: dict[int, torch.Tensor] = {}
         self._threads = [
-            threading.Thread(target=self._work, name="dspark-cpu", daemon=True)
-            for _ in range(num_threads - 1)
+            threading.Thread(target=self._work, args=(index,), name="dspark-cpu", daemon=True)
+            for index in range(self.num_threads - 1)
         ]
         for thread in self._threads:
             thread.start()
 
-    def run(self, program: int, length: int, step: int) -> None:
-        """Addresses of the tables of driver_text; returns when all is done."""
+    def run(self, table: torch.Tensor, step: torch.Tensor) -> None:
+        """The tables of driver_text; returns when all is done."""
+        if len(table) > MAX_OPS:
+            raise ValueError(f"a program of {len(table)} operations, {MAX_OPS} fit")
         with self._one_program:
-            if self.num_threads > 1:
+            if self.num_threads == 1:
+                self._alone(table.data_ptr(), len(table), step.data_ptr())
+                return
+            self._keep(table)
+            if self._sleepers:
                 with self._changed:
-                    self._publish(self._state, program, length, step)
-                    self._job += 1
-                    if self._sleepers:
-                        self._changed.notify_all()
-            self._run(self._state, program, length, step, self.num_threads)
+                    self._changed.notify_all()
+            self._run(self._state, table.data_ptr(), len(table), step.data_ptr())
 
     def close(self) -> None:
         """Ends the threads, which must not outlive the code they run."""
@@ -59,21 +64,34 @@ class Pool:
             for thread in self._threads:
                 thread.join()
 
-    def _work(self) -> None:
+    def _keep(self, table: torch.Tensor) -> None:
+        """A thread that was put aside may look at the table of a job that is over."""
+        self._job += 1
+        if len(self._kept) >= MAX_KEPT:
+            read = {self._inside(thread) for thread in range(len(self._threads))}
+            self._kept = {
+                job: old for job, old in self._kept.items() if job in read or job == self._job - 1
+            }
+        self._kept[self._job] = table
+
+    def _inside(self, thread: int) -> int:
+        return ctypes.c_int64.from_address(self._state + INSIDE + LINE * thread).value
+
+    def _work(self, thread: int) -> None:
         seen = 0
-        while True:
+        while not self._is_closed:
             job = self._await(self._state, seen, SPINS)
             if job == seen:
-                with self._changed:
-                    self._sleepers += 1
-                    while self._job == seen and not self._is_closed:
-                        self._changed.wait()
-                    self._sleepers -= 1
-                    if self._job == seen:
-                        return
-                job = seen + 1
-            self._join(self._state, self.num_threads)
-            seen = job
+                self._sleep(seen)
+            else:
+                seen = self._join(self._state, thread)
+
+    def _sleep(self, seen: int) -> None:
+        with self._changed:
+            self._sleepers += 1
+            while self._job == seen and not self._is_closed:
+                self._changed.wait()
+            self._sleepers -= 1
 
 
 def _callable(address: int, result: Any, *arguments: Any) -> Callable[..., Any]:

@@ -41,8 +41,7 @@ class Program:
 
     def __call__(self, step: torch.Tensor) -> None:
         """step int64: the number of rows, then what the operations read of a pass."""
-        table = self._table
-        self._runtime.pool.run(table.data_ptr(), len(table), step.data_ptr())
+        self._runtime.pool.run(self._table, step)
 
 
 class Runtime:
@@ -52,7 +51,7 @@ class Runtime:
         self.variant, self._cache_folder = variant, cache_folder
         self._libraries: dict[str, Library] = {}
         self._lock = threading.RLock()
-        self.address("run_program")
+        self.address("run_alone")
         self.pool = Pool(self._libraries["driver"], num_threads)
         self.close = weakref.finalize(self, self.pool.close)  # at the end of the process, too
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dspark_kernels.cpu.matrix import multiply_op, multiply_reference
+from dspark_kernels.cpu.pool import MAX_KEPT
 from dspark_kernels.cpu.processor import variants
 from dspark_kernels.cpu.rounded import empty_rounded, round_rows, round_rows_reference
 from dspark_kernels.cpu.runtime import Op, Program, Runtime, using
@@ -66,6 +67,21 @@ def test_operations_follow_one_another(runtime):
             values[-1].zero_()
             program(step)
             assert torch.equal(values[-1], expected)
+
+
+def test_nobody_waits_for_a_thread_that_does_nothing(tmp_path, monkeypatch):
+    """As when the system runs something else, or in a process that forked."""
+    if not variants():
+        pytest.skip("no kernels for this processor")
+    monkeypatch.setattr(threading.Thread, "start", lambda self: None)
+    made = Runtime(next(iter(variants().values())), 3, tmp_path)
+    monkeypatch.setattr(threading.Thread, "join", lambda self: None)
+    x = torch.randn(40, 96)
+    with using(made):
+        for _ in range(40):  # tables of more programs than are kept
+            assert torch.equal(round_rows(x).data, round_rows_reference(x).data)
+    assert len(made.pool._kept) <= MAX_KEPT + 1
+    made.close()
 
 
 def test_callers_on_several_threads_do_not_meet(runtime):
