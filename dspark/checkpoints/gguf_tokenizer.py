@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from gguf import TokenType
-from tokenizers import AddedToken, Tokenizer, decoders
+from tokenizers import AddedToken, Regex, Tokenizer, decoders
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.decoders import Decoder
 from tokenizers.models import BPE
 from tokenizers.normalizers import NFC, Normalizer, Prepend, Replace
 from tokenizers.normalizers import Sequence as Normalizers
-from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence
+from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
 from tokenizers.processors import TemplateProcessing
 
 from dspark.checkpoints.gguf_stops import special_id, stop_ids
@@ -20,11 +20,22 @@ from dspark.errors import CheckpointError
 
 ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 _WORDS = ByteLevel(add_prefix_space=False, use_regex=True)
+# digits stand alone before words are split: "\n\n1" keeps its two line breaks together
+_DIGITS = Sequence([Digits(individual_digits=True), _WORDS])
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+# what llama.cpp does where the file does not say: each pattern splits what the ones before left
+_UNSAID = (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")
 OWN_SPLITS: dict[str, PreTokenizer] = {
-    "default": _WORDS,
-    "gpt-2": _WORDS,
-    # digits stand alone before words are split: "\n\n1" keeps its two line breaks together
-    "smollm": Sequence([Digits(individual_digits=True), _WORDS]),
+    "default": Sequence(
+        [
+            *(Split(Regex(pattern), "isolated") for pattern in _UNSAID),
+            ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    ),
+    **dict.fromkeys(("gpt-2", "phi-2", "exaone4", "gigachat", "a.x-4.0", "mellum"), _WORDS),
+    **dict.fromkeys(("olmo", "mpt", "jais", "trillion", "granite-docling"), _WORDS),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell"), _DIGITS),
+    **dict.fromkeys(("exaone", "minerva-7b", "mellum2"), _DIGITS),
 }
 QWEN = ("qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "qwen35")
 # begin with bos, and take whole words as they are

@@ -91,7 +91,8 @@ def generate(
         answer = answer_object(prompt_ids, rounds, finished, has_text)
         print(json.dumps({**settings, **answer}))
     else:
-        say(f"{session.name}: {stats_line(finished.stats, sampling)}")
+        note = "" if finished.text or not finished.thinking else " · only thinking, no answer yet"
+        say(f"{session.name}: {stats_line(finished.stats, sampling)}{note}")
 
 
 def _follow(
@@ -141,7 +142,8 @@ class _Writer:
     def _write_text(self, text: str, is_thinking: bool) -> None:
         text = visible(text) if sys.stdout.isatty() else text
         if is_thinking:
-            self._thinking.write(text)
+            self._thinking.write(visible(text))
         elif text:
             self._thinking.end()
-            print(text, end="")
+            # a file or pipe gets the very text
+            print(visible(text) if sys.stdout.isatty() else text, end="")

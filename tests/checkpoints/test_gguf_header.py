@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from dspark.checkpoints.gguf_keys import check_keys
@@ -131,6 +132,26 @@ def test_llama_cpp_knows_by_the_split_which_texts_begin_with_bos(tmp_path):
         (tmp_path / pre / "config.json").write_text(json.dumps({"model_type": "llama"}))
         ours = AutoTokenizer.from_pretrained(tmp_path / pre)
         assert (ours.encode("a")[0] == 256) == begins
+
+
+@pytest.mark.parametrize(
+    ("pre", "words"),
+    [
+        ("gpt-2", ["it", "'s", " 12345", "Ċ", " x", "!?", "a"]),
+        ("smollm", ["it", "'s", " ", *"12345", "Ċ", " x", "!?", "a"]),
+        ("refact", ["it", "'s", " ", *"12345", "Ċ", " x", "!?", "a"]),
+        # punctuation first, so that "'s" is cut, then groups of three digits
+        (None, ["it", "'", "s", " ", "123", "45", "Ċ", " x", "!?", "a"]),
+        ("default", ["it", "'", "s", " ", "123", "45", "Ċ", " x", "!?", "a"]),
+    ],
+)
+def test_words_are_split_as_the_file_says(tmp_path, pre, words):
+    said = {} if pre is None else {"pre": pre}
+    fields = header(model="gpt2", tokens=[*STAND_INS.values()], merges=[], **said)
+    write_tokenizer(fields, tmp_path)
+    core = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    found = core.pre_tokenizer.pre_tokenize_str("it's 12345\n x!?a")
+    assert [word.replace("Ġ", " ") for word, _ in found] == words
 
 
 def test_what_ends_an_answer_is_no_text_of_it(tmp_path):
