@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from dspark.plural import counted
+from dspark_cli.graft_lines import duration_text
 
 if TYPE_CHECKING:
     from dspark.graft.estimate import Duration, Span
@@ -53,7 +54,7 @@ def _time(duration: "Duration") -> str:
 
 def _range(span: "Span") -> str:
     """The middle, and where half of what was measured lies."""
-    low, middle, high = map(_minutes, (span.low, span.middle, span.high))
+    low, middle, high = map(duration_text, (span.low, span.middle, span.high))
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
@@ -64,7 +65,3 @@ def _sizes(parts: dict[str, int]) -> str:
 def _size(num_bytes: int) -> str:
     mebibytes = num_bytes / 2**20
     return f"{mebibytes / 1024:.1f} GiB" if mebibytes >= 1024 else f"{mebibytes:.1f} MiB"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

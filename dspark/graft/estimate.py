@@ -8,7 +8,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -161,12 +161,11 @@ def _as_long_as_may_be(prompt_ids: tuple[int, ...], told: list[int], most: int) 
 
 
 def _seconds_of_steps(job: GraftJob, answers: Sequence[Answered]) -> list[float]:
-    """Of a few steps, each on a whole batch; the first, which warms up, counts only if alone."""
+    """Of a step, several times; of large ones a few sequences, as a step's time grows with them."""
     config = job.config
     usable = trainable(answers, config.length)
     if not usable:
         raise InputError("no answer is long enough to measure a step on", "Give other prompts.")
-    batch = [usable[i % len(usable)] for i in range(config.batch_size)]
     resolved = resolve_runtime(job.runtime)
     target = load_frozen(
         job.base.target,
@@ -177,10 +176,21 @@ def _seconds_of_steps(job: GraftJob, answers: Sequence[Answered]) -> list[float]
     target.tap(shape.target_layer_ids)
     head = build_head(shape)
     start_random(head, torch.Generator().manual_seed(config.seed))
-    trainer = Trainer(head.to(resolved.device), target, batch, config)
-    seconds: list[float] = []
-    for report in islice(trainer.steps(), STEPS + 1):
-        seconds.append(report.seconds)
-        if sum(seconds) > SECONDS:
-            break
-    return seconds[1:] or seconds
+    head = head.to(resolved.device)
+
+    def timed(sequences: int, most: int) -> list[float]:
+        whole = sequences == config.batch_size
+        few = config if whole else replace(config, batch_size=sequences, accumulate=1)
+        few = replace(few, steps=most)
+        batch = [usable[i % len(usable)] for i in range(max(sequences, len(usable)))]
+        seconds = list[float]()
+        for report in islice(Trainer(head, target, batch, few).steps(), most):
+            seconds.append(report.seconds * config.batch_size / sequences)
+            if sum(seconds) * sequences / config.batch_size > SECONDS:
+                break
+        return seconds
+
+    timed(1, 1)  # warms up
+    alone = timed(1, 1)[0] / config.batch_size
+    fitting = int(SECONDS / STEPS / alone)
+    return timed(min(max(fitting, 1), config.batch_size), STEPS)

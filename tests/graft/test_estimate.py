@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,26 +53,46 @@ def test_time_is_that_of_rounds_and_steps_alone(
     monkeypatch.setattr(
         estimated, "time", SimpleNamespace(perf_counter=lambda: next(clock) + late[0])
     )
-    load, steps = estimated.open_corpus_session, estimated.Trainer.steps
+    load = estimated.open_corpus_session
 
     def slow_load(*arguments: Any) -> Any:
         late[0] += 3600.0
         return load(*arguments)
 
-    def timed_steps(trainer: Any) -> Iterator[Any]:
-        for number, report in enumerate(steps(trainer)):
-            yield replace(report, seconds=(9.0, 0.1, 0.2, 0.3, 0.4, 0.5)[number])
-
     monkeypatch.setattr(estimated, "open_corpus_session", slow_load)
-    monkeypatch.setattr(estimated.Trainer, "steps", timed_steps)
+    sizes = timed_steps(monkeypatch, 3600.0, 0.5, *(0.1 * n for n in range(1, 9)))
     duration = estimate(job)
     # four prompts in a second, then rounds of a second for four tokens; 12 tokens an answer
     assert duration.answers.middle == 1.0 + 4 * 12 * 1.0 / 4
     assert duration.answers.low == duration.answers.high == duration.answers.middle
     # 12 s, three looks at the clock a step: the prompts, and three rounds with the warm-up
     assert duration.measured_rounds == 2
-    assert duration.steps.middle == pytest.approx(job.config.steps * 0.3)
-    assert duration.steps.low == pytest.approx(job.config.steps * 0.2)
+    # one sequence takes half a second, so that eight steps of three fit
+    assert sizes == [1, 1, *[3] * 8]
+    assert duration.measured_steps == 8
+    assert duration.steps.middle == pytest.approx(job.config.steps * 0.45)
+    assert duration.steps.low == pytest.approx(job.config.steps * 0.275)
+
+
+def test_large_steps_are_measured_by_the_sequence(
+    job: GraftJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = timed_steps(monkeypatch, 9.0, 6.0, 6.0, 5.0, 7.0)
+    duration = estimate(job)
+    assert sizes == [1, 1, 1, 1, 1]  # the budget of 12 s is spent
+    assert duration.steps.middle == pytest.approx(job.config.steps * 3 * 6.0)
+
+
+def timed_steps(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> list[int]:
+    """Each step takes so long; how many sequences each had."""
+    left, sizes, step = iter(seconds), list[int](), estimated.Trainer.step
+
+    def timed(trainer: Any) -> Any:
+        sizes.append(trainer.config.batch_size)
+        return replace(step(trainer), seconds=next(left))
+
+    monkeypatch.setattr(estimated.Trainer, "step", timed)
+    return sizes
 
 
 def test_prompts_that_are_too_long_are_counted(job: GraftJob) -> None:
