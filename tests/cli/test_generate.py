@@ -46,6 +46,30 @@ def test_json_has_the_promised_shape(dspark, fake_session):
     assert answer["stats"]["finish_reason"] == "stop_token"
 
 
+@pytest.mark.parametrize(
+    ("options", "rule", "told"),
+    [
+        ((), "greedy", "per round\n"),
+        (("--seed", "3"), "greedy", "per round\n"),
+        (("--temperature", "0.7"), "rejection", "sampled without a seed\n"),
+        (("--temperature", "0.7", "--seed", "0"), "coupling", "seed 0\n"),
+    ],
+)
+def test_the_rule_by_which_drafts_are_kept_is_told(dspark, fake_session, options, rule, told):
+    assert dspark("generate", "Hi", *options).err.endswith(told)
+    answer = json.loads(dspark("generate", "Hi", "--json", *options).out)
+    assert answer["acceptance"] == rule
+
+
+def test_a_seed_has_up_to_64_bits(dspark, fake_session):
+    for seed in (0, 2**63, 2**64 - 1):
+        outcome = dspark("generate", "Hi", "--json", "--seed", str(seed))
+        assert json.loads(outcome.out)["sampling"]["seed"] == seed
+    for seed in ("18446744073709551616", "-1", "1e3"):
+        outcome = dspark("generate", "Hi", "--seed", seed)
+        assert outcome.code == 2 and "--seed" in outcome.err and not outcome.out
+
+
 def test_json_has_all_that_is_needed_to_get_the_same_answer_again(dspark, fake_session):
     outcome = dspark(
         *("generate", "Hi", "--json", "--temperature", "0.7", "--top-k", "5", "--top-p", "0.9"),

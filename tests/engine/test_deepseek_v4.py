@@ -138,6 +138,16 @@ def test_greedy_output_is_plain_decodings(session: Session) -> None:
         assert drafted == plain and len(set(plain)) > 3
 
 
+def test_a_seed_writes_the_same_with_drafts_and_without(session: Session) -> None:
+    for seed, prompt in enumerate(((3, 9, 4), tuple(range(2, 25)))):
+        sampling = {"temperature": 0.9, "top_k": 20, "seed": seed}
+        plain, drafted = (
+            decode(session.engine, [request(prompt, 20, plain=plain, **sampling)])[0]
+            for plain in (True, False)
+        )
+        assert plain == drafted
+
+
 def test_a_draft_that_is_right_is_accepted(session: Session) -> None:
     """Identity says nothing unless blocks are kept: a drafter that knows the answer is believed."""
     prompt = IDS[:13].tolist()

@@ -26,6 +26,7 @@ from dspark.engine.scheduler import FullSchedule, SpsSchedule, ThresholdSchedule
 from dspark.engine.sps import SpsTable
 from dspark.errors import InputError
 from dspark.events import Round
+from dspark.targets.hf import load_hf
 from dspark_kernels import gumbel_row
 from tests.engine.paged import paged  # noqa: F401
 from tests.engine.pairs import PROMPT, TABLE, decode, golden, open_pair, request
@@ -178,6 +179,18 @@ def test_noise_of_another_place_is_noticed(monkeypatch, fault):
     wanted = written_alone(session, ask)
     monkeypatch.setattr(HostRounds, "_next_place", fault)
     assert decode(session.engine, [ask])[0] != wanted
+
+
+def test_a_target_of_transformers_keeps_the_promise(tiny_llama_dir):
+    place = {"device": torch.device("cpu"), "dtype": torch.float32}
+    target = load_hf(tiny_llama_dir, tap_layers=(), stop_token_ids=frozenset(), **place)
+    copying, plain = (
+        Engine(target, LookupDrafter(), FullSchedule()),
+        Engine(target, None, FullSchedule()),
+    )
+    for seed in range(3):
+        ask = request([5, 6, 7, 8] * 4, 16, temperature=0.3, top_k=3, seed=seed)
+        assert decode(copying, [ask]) == decode(plain, [ask])
 
 
 def test_every_seed_of_64_bits_is_another():

@@ -16,6 +16,7 @@ from dspark.engine.scheduler import FullSchedule
 from dspark.events import Finished
 from dspark.targets.dense import load_dense, read_config
 from dspark.targets.hf import load_hf
+from dspark_kernels import gumbel_row
 from tests.engine.pairs import request
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
@@ -121,6 +122,32 @@ def greedy(hf, ask) -> tuple[int, ...]:
 def test_sampled_requests_write_what_each_writes_alone(engine):
     asks = [request((5,), 2, temperature=0.9, top_k=20, seed=seed) for seed in (1, 2)]
     assert finished(engine, asks) == [finished(engine, [ask])[0] for ask in asks]
+
+
+def test_a_seed_writes_what_transformers_logits_and_the_places_noise_say(folder, engine):
+    """With drafts and without, together with a request that has none."""
+    asks = [
+        request((5, 9), 3, temperature=0.8, seed=3),
+        request((7,), 3, temperature=1.1, top_k=9, seed=2**63),
+    ]
+    hf = load_hf(folder, tap_layers=(), stop_token_ids=frozenset(), **PLACE)
+    wanted = [drawn(hf, ask) for ask in asks]
+    assert finished(engine, [*asks, request((5, 9), 2, temperature=0.8)])[:2] == wanted
+    assert finished(engine, [replace(ask, plain=True) for ask in asks]) == wanted
+
+
+@torch.inference_mode()
+def drawn(hf, ask) -> tuple[int, ...]:
+    slot, block, written = hf.open(), list(ask.prompt_ids), []
+    while len(written) < ask.stop.max_tokens:
+        logits = hf.prefill(slot, torch.tensor(block, device=DEVICE)).logits[0].float().cpu()
+        place = len(ask.prompt_ids) + len(written)
+        if ask.sampling.top_k:
+            logits[logits < logits.topk(ask.sampling.top_k).values[-1]] = float("-inf")
+        noise = gumbel_row(ask.sampling.seed, place, len(logits))
+        written.append(int((logits / ask.sampling.temperature + noise).argmax()))
+        block = written[-1:]
+    return tuple(written)
 
 
 def test_in_bf16_drafts_and_company_change_no_token(folder):
