@@ -28,6 +28,7 @@ from dspark_kernels.cpu.step_words import Place, step_words
 
 TILE = LANES  # keys
 HIDDEN = float("-inf")
+REGISTERS = 16  # for what is attended so far
 
 
 def attend_round(
@@ -50,10 +51,10 @@ def attend_round(
 
 
 def attend_round_op(queries: torch.Tensor, rounded: torch.Tensor, layer: int, heads: Heads) -> Op:
-    """A unit is a head of a row."""
+    """A unit is a row's heads over one head of keys."""
     group = heads.num_heads // heads.num_kv_heads
-    words = (queries, rounded, heads.num_heads, group, layer)
-    return Op(f"attend_{heads.head_dim}", 0, heads.num_heads, words)
+    words = (queries, rounded, heads.num_kv_heads, layer)
+    return Op(f"attend_{heads.head_dim}_{group}", 0, heads.num_kv_heads, words)
 
 
 def attend_round_reference(
@@ -92,75 +93,110 @@ def _attended(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> 
     return out * (1.0 / tree_sum(sums)).unsqueeze(-1)
 
 
-def write_attend(text: Text, head_dim: int) -> None:
-    parts, size = head_dim // LANES, 4 * head_dim
-    text.raw(f"define void @attend_{head_dim}(ptr %own, ptr %step, i64 %first, i64 %last) {{")
+def write_attend(text: Text, head_dim: int, group: int) -> None:
+    """`group` heads share their keys; as many at once as there are registers for."""
+    at_once = max(1, REGISTERS * LANES // head_dim)
+    text.raw(
+        f"define void @attend_{head_dim}_{group}(ptr %own, ptr %step, i64 %first, i64 %last) {{"
+    )
     queries, rounded = text.argument("%own", 0, "ptr"), text.argument("%own", 1, "ptr")
-    num_heads, group = text.argument("%own", 2), text.argument("%own", 3)
-    layer = write_layer(text, text.argument("%own", 4))
+    num_kv_heads = text.argument("%own", 2)
+    layer = write_layer(text, text.argument("%own", 3))
     rows = text.load("i64", "%step", 8)
-    groups = text.set(f"mul i64 {num_heads}, {head_dim // GROUP}")
-    scratch = text.set(f"alloca {FLOATS}, align 64")
+    groups = text.set(f"mul i64 {num_kv_heads}, {group * head_dim // GROUP}")
+    scratch = [text.set(f"alloca {FLOATS}, align 64") for _ in range(min(at_once, group))]
     loop = Loop(text, "%first", "%last")
-    row = text.set(f"udiv i64 {loop.index}, {num_heads}")
-    head = text.set(f"urem i64 {loop.index}, {num_heads}")
+    row = text.set(f"udiv i64 {loop.index}, {num_kv_heads}")
+    kv_head = text.set(f"urem i64 {loop.index}, {num_kv_heads}")
     slot = text.load("i64", write_entry(text, "slots", row), 8)
     visible = text.load("i64", write_entry(text, "visible", row), 8)
-    keys = write_head(text, layer, slot, text.set(f"udiv i64 {head}, {group}"))
+    keys = write_head(text, layer, slot, kv_head)
     values = text.at(keys, write_word(text, "value_bytes"))
-    query_at = text.at(queries, text.set(f"mul i64 {loop.index}, {size}"))
-    query = [text.load(FLOATS, text.at(query_at, 64 * part)) for part in range(parts)]
-    out, sums = _over_keys(text, query, keys, values, visible, scratch)
-    total = text.set(f"fdiv float 1.0, {write_tree(text, sums)}")
-    inverse = text.splat("float", LANES, total)
-    out = [text.set(f"fmul {FLOATS} {each}, {inverse}") for each in out]
+    query_at = text.at(queries, text.set(f"mul i64 {loop.index}, {4 * group * head_dim}"))
     base, record, quad = write_places(text, rounded, groups, row, rows)
-    first = text.set(f"mul i64 {head}, {head_dim // GROUP}")
-    for index in range(head_dim // GROUP):
-        place = text.set(f"mul i64 {text.set(f'add i64 {first}, {index}')}, {record}")
-        round_group(text, out[2 * index : 2 * index + 2], text.at(base, place), quad)
+    first = text.set(f"mul i64 {kv_head}, {group * head_dim // GROUP}")
+    for start in range(0, group, at_once):
+        chosen = range(start, min(start + at_once, group))
+        query = [
+            [
+                text.load(FLOATS, text.at(query_at, 4 * (head * head_dim + lane)))
+                for lane in range(0, head_dim, LANES)
+            ]
+            for head in chosen
+        ]
+        outs = _over_keys(text, query, keys, values, visible, scratch)
+        for head, out in zip(chosen, outs, strict=True):
+            for index in range(head_dim // GROUP):
+                inside = head * head_dim // GROUP + index
+                place = text.set(f"mul i64 {text.set(f'add i64 {first}, {inside}')}, {record}")
+                round_group(text, out[2 * index : 2 * index + 2], text.at(base, place), quad)
     loop.close()
     text.do("ret void")
     text.raw("}")
 
 
 def _over_keys(
-    text: Text, query: list[str], keys: str, values: str, visible: str, scratch: str
-) -> tuple[list[str], str]:
-    """-> outputs, not yet divided, and the sums of their weights."""
-    size = 64 * len(query)
-    start = [Carried(FLOATS, numbers(0.0))] * (len(query) + 1)
-    tiles = Loop(text, "0", visible, [Carried("float", "0xFFF0000000000000"), *start], str(TILE))
-    before, sums, *out = tiles.values
+    text: Text,
+    queries: list[list[str]],
+    keys: str,
+    values: str,
+    visible: str,
+    scratch: list[str],
+) -> list[list[str]]:
+    """The attended numbers of each head."""
+    parts = len(queries[0])
+    size, kinds = 64 * parts, ["float", *[FLOATS] * (parts + 1)]
+    lowest = ["0xFFF0000000000000", *[numbers(0.0)] * (parts + 1)]
+    start = [Carried(*pair) for pair in zip(kinds, lowest, strict=True)] * len(queries)
+    tiles = Loop(text, "0", visible, start, str(TILE))
     offset = text.set(f"mul i64 {tiles.index}, {size}")
-    scores = _scores(text, query, text.at(keys, offset))
+    key_tile, value_tile = text.at(keys, offset), text.at(values, offset)
     left = text.set(f"sub i64 {visible}, {tiles.index}")
     seen = _seen(text, left)
-    hidden = numbers(HIDDEN)
-    scores = text.set(f"select <16 x i1> {seen}, {FLOATS} {scores}, {FLOATS} {hidden}")
+    states = []
+    for head, query in enumerate(queries):
+        before, sums, *out = tiles.values[head * (parts + 2) : (head + 1) * (parts + 2)]
+        scores = _scores(text, query, key_tile)
+        most, weights, shrink = _weights(text, scores, seen, before)
+        text.store(FLOATS, weights, scratch[head], 64)
+        sums = text.set(f"fadd {FLOATS} {text.set(f'fmul {FLOATS} {sums}, {shrink}')}, {weights}")
+        states.append((most, sums, [text.set(f"fmul {FLOATS} {o}, {shrink}") for o in out]))
+    count = text.set(f"call i64 @llvm.smin.i64(i64 {left}, i64 {TILE})")
+    each = Loop(text, "0", count, [Carried(FLOATS, o) for _, _, out in states for o in out])
+    value_at = text.at(value_tile, text.set(f"mul i64 {each.index}, {size}"))
+    value = [text.load(FLOATS, text.at(value_at, 64 * part)) for part in range(parts)]
+    inside = text.set(f"shl i64 {each.index}, 2")
+    added = []
+    for head in range(len(queries)):
+        weight = text.load("float", text.at(scratch[head], inside))
+        weight = text.splat("float", LANES, weight)
+        for part in range(parts):
+            so_far = each.values[head * parts + part]
+            added.append(text.fma(LANES, weight, value[part], so_far))
+    summed = each.close(added)
+    following = []
+    for head, (most, sums, _) in enumerate(states):
+        following += [most, sums, *summed[head * parts : (head + 1) * parts]]
+    final = tiles.close(following)
+    attended = []
+    for head in range(len(queries)):
+        _, sums, *out = final[head * (parts + 2) : (head + 1) * (parts + 2)]
+        total = text.set(f"fdiv float 1.0, {write_tree(text, sums)}")
+        inverse = text.splat("float", LANES, total)
+        attended.append([text.set(f"fmul {FLOATS} {o}, {inverse}") for o in out])
+    return attended
+
+
+def _weights(text: Text, scores: str, seen: str, before: str) -> tuple[str, str, str]:
+    """The largest score so far, the tile's weights, and what all before are multiplied by."""
+    scores = text.set(f"select <16 x i1> {seen}, {FLOATS} {scores}, {FLOATS} {numbers(HIDDEN)}")
     most = write_tree(text, scores, "fmax")
     is_more = text.set(f"fcmp ogt float {most}, {before}")
     most = text.set(f"select i1 {is_more}, float {most}, float {before}")
-    base = text.splat("float", LANES, most)
-    old = text.splat("float", LANES, before)
-    shrink = write_exp(text, text.set(f"fsub {FLOATS} {old}, {base}"))
+    base, old = text.splat("float", LANES, most), text.splat("float", LANES, before)
     weights = write_exp(text, text.set(f"fsub {FLOATS} {scores}, {base}"))
-    text.store(FLOATS, weights, scratch, 64)
-    sums = text.set(f"fadd {FLOATS} {text.set(f'fmul {FLOATS} {sums}, {shrink}')}, {weights}")
-    out = [text.set(f"fmul {FLOATS} {each}, {shrink}") for each in out]
-    count = text.set(f"call i64 @llvm.smin.i64(i64 {left}, i64 {TILE})")
-    value_tile = text.at(values, offset)
-    each = Loop(text, "0", count, [Carried(FLOATS, value) for value in out])
-    weight = text.load("float", text.at(scratch, text.set(f"shl i64 {each.index}, 2")))
-    weight = text.splat("float", LANES, weight)
-    value = text.at(value_tile, text.set(f"mul i64 {each.index}, {size}"))
-    added = [
-        text.fma(LANES, weight, text.load(FLOATS, text.at(value, 64 * part)), so_far)
-        for part, so_far in enumerate(each.values)
-    ]
-    out = each.close(added)
-    _, sums, *out = tiles.close([most, sums, *out])
-    return out, sums
+    shrink = write_exp(text, text.set(f"fsub {FLOATS} {old}, {base}"))
+    return most, weights, shrink
 
 
 def _seen(text: Text, left: str) -> str:

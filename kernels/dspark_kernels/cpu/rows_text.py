@@ -39,9 +39,9 @@ def embed_text(kind: str) -> str:
     return str(text)
 
 
-def attend_text(head_dim: int) -> str:
+def attend_text(head_dim: int, group: int) -> str:
     text = Text()
-    write_attend(text, head_dim)
+    write_attend(text, head_dim, group)
     write_declarations(text)
     write_round_declarations(text)
     return str(text)

@@ -30,7 +30,8 @@ def source(library: str, variant: Variant) -> Source:
         return Source(rows_text.rows_text, rows_text.EXPORTS)
     kind, _, which = library.partition("_")
     if kind == "attend":
-        return Source(lambda: rows_text.attend_text(int(which)), [library])
+        head_dim, group = map(int, which.split("_"))
+        return Source(lambda: rows_text.attend_text(head_dim, group), [library])
     if kind == "embed":
         return Source(lambda: rows_text.embed_text(which), [library])
     return Source(lambda: matrix_text.matrix_text(which, variant.name), [library])

@@ -38,7 +38,13 @@ def place_of(*blocks: tuple[int, int, int]) -> Place:
     return Place(positions, slots, positions + 1)
 
 
-SHAPES = [(9, 3, 64, False), (4, 4, 32, True), (8, 1, 128, True), (2, 1, 96, False)]
+SHAPES = [
+    (9, 3, 64, False),
+    (4, 4, 32, True),
+    (8, 1, 128, True),
+    (2, 1, 96, False),
+    (7, 1, 64, False),
+]
 
 
 @pytest.mark.parametrize("sizes", SHAPES)
