@@ -21,7 +21,9 @@ from dspark_cli.plain_chat import run_plain_chat
 from dspark_tui.app import DSparkApp
 from dspark_tui.backend import ChatSettings
 from dspark_tui.server_backend import ServerBackend
+from dspark_tui.server_delta import Delta
 from dspark_tui.server_request import base_url
+from dspark_tui.server_written import Written
 
 HELLO = [{"role": "user", "content": "Hello"}]
 DONE = "[DONE]"
@@ -247,6 +249,17 @@ def test_a_parameter_that_is_refused_is_left_out_from_then_on(server):
     assert backend.info.refused == ("max_completion_tokens", "temperature", "top_k")
 
 
+def test_a_server_that_refuses_to_stream_answers_in_one_piece(server):
+    server.refusals = {"stream": {"error": {"message": "stream=true is not supported"}}}
+    message = {"role": "assistant", "content": "Grüß dich"}
+    answer = {"choices": [{"message": message, "finish_reason": "stop"}]}
+    server.body = json.dumps(answer).encode()
+    backend = loaded(server)
+    assert [*ask(backend)][-1].text == "Grüß dich"
+    assert set(server.bodies[-1]) == {"model", "messages", "max_tokens"}
+    assert backend.info.refused == ()
+
+
 @pytest.mark.parametrize(
     "refusal",
     [
@@ -365,6 +378,21 @@ def test_an_answer_in_one_piece(server):
     *events, finished = ask(loaded(server))
     assert [piece.text for event in events for piece in event.pieces] == ["Grüß dich"]
     assert finished.reason == "stop_token" and finished.stats.decode_tokens_per_second == 0
+
+
+def test_only_what_comes_bit_by_bit_has_a_rate(monkeypatch):
+    """Three deltas a tenth of a second apart, then the same at once; five tokens each."""
+    moments = iter([0.0, 1.0, 1.1, 1.2, 10.0, 11.0, 11.0001, 11.0002])
+    monkeypatch.setattr("dspark_tui.server_written.time.perf_counter", lambda: next(moments))
+    for decode, rounds, rate in ((0.2, 2, 4 / 0.2), (0.0, 0, 0.0)):
+        written = Written()
+        for text in "abc":
+            list(written.take(Delta(text, usage={"completion_tokens": 5})))
+        stats = written.end("m").stats
+        assert stats.decode_seconds == pytest.approx(decode)
+        assert stats.prefill_seconds == pytest.approx(1.0, abs=1e-3)
+        assert stats.rounds == rounds
+        assert stats.decode_tokens_per_second == pytest.approx(rate)
 
 
 def test_a_connection_that_ends_inside_the_body_is_told(server):

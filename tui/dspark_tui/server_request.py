@@ -17,8 +17,8 @@ KEY = "OPENAI_API_KEY"
 CHAT = "/chat/completions"
 # What some servers call otherwise; where neither is taken, it is left out.
 OTHER_NAMES = {"max_tokens": "max_completion_tokens"}
-OURS = ("stream_options",)
-REQUIRED = ("model", "messages", "stream")
+STREAMING = ("stream", "stream_options")  # of our own choice; one makes no sense without the other
+REQUIRED = ("model", "messages")
 _REFUSED = re.compile(
     r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|extra|invalid (param|arg|field)"
     r"|not (permitted|allowed|recogni[sz]ed)|forbidden|deprecated|additional propert",
@@ -36,7 +36,7 @@ class Adjustments:
     @property
     def refused(self) -> tuple[str, ...]:
         """Those that a person chose."""
-        return tuple(sorted(self.dropped.difference(OURS)))
+        return tuple(sorted(self.dropped.difference(STREAMING)))
 
     def applied(self, body: Mapping[str, Any]) -> dict[str, Any]:
         named = {self.renamed.get(name, name): value for name, value in body.items()}
@@ -50,7 +50,7 @@ class Adjustments:
         if name in OTHER_NAMES:
             self.renamed[name] = OTHER_NAMES[name]
         else:
-            self.dropped.add(name)
+            self.dropped.update(STREAMING if name == "stream" else (name,))
         return True
 
 

@@ -16,6 +16,8 @@ from dspark.events import (
 )
 from dspark_tui.server_delta import Delta
 
+BURST_SECONDS = 1e-3  # between two deltas; nothing that is written as it comes is faster
+
 
 class Written:
     """The answer so far."""
@@ -88,16 +90,22 @@ class Written:
         return self._finished("cancelled", self._told(self._splitter.finish()))
 
     def _finished(self, reason: FinishReason, last: tuple[Piece, ...]) -> Finished:
-        """Counted by the server where it does so, otherwise by deltas."""
+        """Counted by the server where it does so, otherwise by deltas.
+
+        No rate where all came at once: a server or a proxy has held it back.
+        """
+        rounds, seconds = max(self._events - 1, 0), self._last_at - self._first_at
+        if seconds < BURST_SECONDS * rounds:
+            rounds, seconds = 0, 0.0
         stats = DecodeStats(
             prompt_tokens=self._counted("prompt_tokens"),
             new_tokens=self._counted("completion_tokens") or self._events,
-            rounds=max(self._events - 1, 0),
+            rounds=rounds,
             drafted=0,
             verified=0,
             accepted=0,
-            prefill_seconds=self._first_at - self._asked_at,
-            decode_seconds=self._last_at - self._first_at,
+            prefill_seconds=self._last_at - self._asked_at - seconds,
+            decode_seconds=seconds,
         )
         text, thinking = "".join(self._texts), "".join(self._thoughts)
         return Finished(
