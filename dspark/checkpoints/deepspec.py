@@ -11,11 +11,12 @@ from safetensors.torch import save_file
 from dspark.checkpoints.eagle3_config import DraftConfig
 from dspark.checkpoints.files import read_json, replacing
 from dspark.checkpoints.head_config import HeadConfig
-from dspark.checkpoints.heads import check_head, read_draft, read_draft_config
+from dspark.checkpoints.heads import check_head, open_draft, read_draft, read_draft_config
 from dspark.checkpoints.safetensors_dir import infos_of, read_file
 from dspark.errors import CheckpointError, StorageError
 
 __all__ = [
+    "open_draft",
     "read_draft",
     "read_draft_config",
     "read_draft_vocabulary",

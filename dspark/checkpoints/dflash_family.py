@@ -5,7 +5,7 @@ here, and may disagree with the tensors, whose shapes then count.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import replace
 from typing import Any
 
@@ -196,8 +196,8 @@ def _size(infos: Infos, name: str, dim: int = 0) -> int:
 
 
 def ours(
-    tensors: dict[str, torch.Tensor], config: HeadConfig, *, interleaved: bool
-) -> dict[str, torch.Tensor]:
+    tensors: MutableMapping[str, torch.Tensor], config: HeadConfig, *, interleaved: bool
+) -> MutableMapping[str, torch.Tensor]:
     """Tensors under canonical names as our drafter wants them."""
     if config.draft_vocab_size is None:
         tensors.pop("d2t", None)

@@ -1,6 +1,6 @@
 """A head of any packaging that is established, as config and tensors in DeepSpec's names."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ from dspark.checkpoints.eagle3_config import (
 from dspark.checkpoints.files import one_line, read_json
 from dspark.checkpoints.head_config import HeadConfig, expected_tensors
 from dspark.checkpoints.safetensors_dir import (
+    StoredTensors,
     TensorInfo,
     check_tensors,
-    iterate_tensors,
     tensor_infos,
 )
 from dspark.errors import CheckpointError
@@ -70,13 +70,22 @@ def read_draft(directory: Path) -> tuple[DraftConfig, dict[str, torch.Tensor]]:
 
     The embedding and the output head may be missing: the target's own are used then.
     """
+    config, stored = open_draft(directory)
+    return config, dict(stored)
+
+
+def open_draft(directory: Path) -> tuple[DraftConfig, MutableMapping[str, torch.Tensor]]:
+    """As read_draft, each tensor read when it is asked for."""
     found = find_head(directory)
-    names = found.names
-    tensors = {names[n]: t for n, t in iterate_tensors(found.folder, names=names)}
+    stored: MutableMapping[str, torch.Tensor] = StoredTensors(
+        found.folder, names=found.names, renamed=found.names
+    )
     if isinstance(found.config, Eagle3Config):
-        return found.config, tensors
+        return found.config, stored
     interleaved = found.raw.get("rope_is_neox_style") is False
-    return found.config, ours(tensors, found.config, interleaved=interleaved)
+    if interleaved:  # some are read otherwise than they are stored
+        stored = dict(stored)
+    return found.config, ours(stored, found.config, interleaved=interleaved)
 
 
 def find_head(directory: Path, *, check: bool = True) -> FoundHead:

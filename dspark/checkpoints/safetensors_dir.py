@@ -134,17 +134,20 @@ class StoredTensors(MutableMapping[str, torch.Tensor]):
         *,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
+        renamed: Mapping[str, str] | None = None,
     ) -> None:
-        """Of that device and dtype, or as they are stored."""
+        """Of that device and dtype, or as they are stored; under the names of `renamed`."""
         self._device, self._dtype = device, dtype
+        renamed = renamed or {}
         self._places: dict[str, tuple[Path, Mapping[str, Any]]] = {}
         for path in weight_files(directory, prefix):
             for name, entry in _entries(path).items():
                 if name.startswith(prefix) and (names is None or name in names):
-                    self._places[name] = path, entry
+                    self._places[renamed.get(name, name)] = path, entry
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        tensor = _tensor(name, *self._places[name])
+        path, entry = self._places[name]
+        tensor = _tensor(entry["name"], path, entry)
         return tensor.to(device=self._device, dtype=self._dtype)
 
     def __setitem__(self, name: str, tensor: torch.Tensor) -> None:
@@ -152,6 +155,9 @@ class StoredTensors(MutableMapping[str, torch.Tensor]):
 
     def __delitem__(self, name: str) -> None:
         del self._places[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places  # asked without reading it
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -168,7 +174,7 @@ def _entries(path: Path) -> dict[str, dict[str, Any]]:
     with path.open("rb") as raw:
         first = 8 + int.from_bytes(raw.read(8), "little")
     offsets = {name: [first + at for at in header[name]["data_offsets"]] for name in names}
-    return {name: {**header[name], "data_offsets": offsets[name]} for name in names}
+    return {name: {**header[name], "name": name, "data_offsets": offsets[name]} for name in names}
 
 
 def _tensor(name: str, path: Path, entry: Mapping[str, Any]) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """DSpark: a parallel backbone, then a light sequential head. DFlash is the case without one."""
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ class DSparkDrafter(JoinedDrafter):
     def __init__(
         self,
         config: HeadConfig,
-        tensors: dict[str, torch.Tensor],
+        tensors: MutableMapping[str, torch.Tensor],
         embedding: torch.Tensor,
         output_head: OutputHead,
         *,

@@ -3,7 +3,7 @@
 The row of place i is made of the taps of token i and of token i + 1, at rope position i.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,7 +65,7 @@ class Eagle3Drafter(JoinedDrafter):
     def __init__(
         self,
         config: Eagle3Config,
-        tensors: dict[str, torch.Tensor],
+        tensors: MutableMapping[str, torch.Tensor],
         embedding: torch.Tensor,
         output_head: OutputHead,
         *,

@@ -1,6 +1,6 @@
 """What drafters share: a head joined to its target's embedding and output head."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, MutableMapping
 from typing import Any, cast
 
 import torch
@@ -31,7 +31,7 @@ class JoinedDrafter:
         self,
         config: DraftConfig,
         make_head: Callable[[Any], nn.Module],
-        tensors: dict[str, torch.Tensor],
+        tensors: MutableMapping[str, torch.Tensor],
         embedding: torch.Tensor,
         output_head: OutputHead,
         *,
@@ -43,12 +43,11 @@ class JoinedDrafter:
         self.block_size = config.block_size
         self.target_layer_ids = config.target_layer_ids
         self.device, self.dtype = embedding.device, embedding.dtype
-        precisions = {name: tensor.dtype for name, tensor in tensors.items()}
         distances = tensors.pop("d2t", None)
         self._embedding = embedding
         if (stored := tensors.pop(EMBEDDING, None)) is not None:
             scale = torch.tensor(config.embedding_scale, dtype=self.dtype)
-            if not is_same(stored, embedding, precisions[EMBEDDING], scale):
+            if not is_same(stored, embedding, stored.dtype, scale):
                 self._embedding = stored.to(self.device, self.dtype) * scale.to(self.device)
             del stored
         if self._embedding.shape != embedding.shape:
@@ -58,9 +57,9 @@ class JoinedDrafter:
             )
         ids = known_tokens(distances, draft_vocabulary, self.device)
         head_weight = tensors.pop(OUTPUT_HEAD, None)
+        precision = self.dtype if head_weight is None else head_weight.dtype
         if head_weight is None and ids is not None:
             head_weight = output_head.weight[ids]
-        precision = precisions.get(OUTPUT_HEAD, self.dtype)
         if head_weight is not None and not is_same(head_weight, output_head.weight, precision):
             head_weight = head_weight.to(self.device, self.dtype)
             own_head = SkinnyLinear(head_weight, pack=pack and draft_vocabulary is None)

@@ -1,6 +1,6 @@
 """DSpark where Triton runs: fused weights over pages, the sequential head as one operation."""
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,7 @@ class PagedDSparkDrafter(DSparkDrafter):
     def __init__(
         self,
         config: HeadConfig,
-        tensors: dict[str, torch.Tensor],
+        tensors: MutableMapping[str, torch.Tensor],
         embedding: torch.Tensor,
         output_head: OutputHead,
         *,

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from dspark.checkpoints.deepseek_v4 import read_own_config, read_own_head
-from dspark.checkpoints.deepspec import read_draft, read_draft_vocabulary
+from dspark.checkpoints.deepspec import open_draft, read_draft_vocabulary
 from dspark.checkpoints.eagle3_config import Eagle3Config
 from dspark.checkpoints.head_config import HeadConfig
 from dspark.checkpoints.heads import is_own_head, read_any_config
@@ -213,7 +213,7 @@ def load_drafter(
     """Read the head and join it to its target. Raises PairMismatchError, CheckpointError."""
     if is_own_head(directory):
         return _load_own(directory, target)
-    config, tensors = read_draft(directory)
+    config, tensors = open_draft(directory)
     spec = target.spec
     check_pair(
         config,

@@ -1,13 +1,13 @@
 """The Hugging Face cache: which repositories lie in it, whole."""
 
 import json
-import os
 import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from dspark.checkpoints.detect import is_head
+from dspark.checkpoints.files import replacing
 from dspark.checkpoints.weight_set import INDEX, SINGLE, weight_names
 from dspark.errors import CheckpointError
 from dspark.hub.folders import read_config
@@ -84,9 +84,8 @@ def record_whole(repo: HubRepo, commit: str, paths: Iterable[str]) -> None:
     path = _record(repo, commit)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
-        part.write_text(json.dumps(sorted(paths)), encoding="utf-8")
-        os.replace(part, path)
+        with replacing(path) as part:
+            part.write_text(json.dumps(sorted(paths)), encoding="utf-8")
 
 
 def _record(repo: HubRepo, commit: str) -> Path:

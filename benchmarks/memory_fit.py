@@ -1,0 +1,133 @@
+"""What dspark states that a pair takes, against the peak of a process that runs it.
+
+python benchmarks/memory_fit.py --json benchmarks/results/memory-fit-cpu.json
+
+The demo pair, briefly and with a context that is full, a random model of 0.6 billion parameters in
+both number formats, and a small grafting. Needs the demo pair (dspark pull demo), 4 GB of memory
+and some minutes. Peaks are of resident memory, as the system counts them (Linux, macOS).
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from dspark import hub
+from dspark.bench.document import provenance, write_document
+from dspark.graft.plan import Memory
+from dspark.hub.memory import CACHE_TOKENS, Room, memory_needed, of_folders
+
+LIMIT = 0.10  # how far the figure may be off
+NEW_TOKENS, SHORT = 32, 36
+CPU = Room("cpu", 0, 4)
+COMMAND = [sys.executable, "-m", "dspark_cli"]
+GRAFT = (
+    *("--train", "--prompts", "self:24", "--max-answer-tokens", "40", "--length", "128"),
+    *("--eval-prompts", "4", "--steps", "4", "--batch-size", "4", "--anchors", "16"),
+    "--no-measure",
+)
+KIB = 1 if sys.platform == "darwin" else 1024  # unit of ru_maxrss
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    path = parser.parse_args().json
+    cases = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, stated, peak in _cases(Path(folder)):
+            cases[name] = {"stated_bytes": stated, "peak_bytes": peak, "ratio": stated / peak}
+            print(
+                f"{name}: stated {stated / 1e9:.2f} GB, peak {peak / 1e9:.2f} GB, "
+                f"{stated / peak - 1:+.1%}",
+                flush=True,
+            )
+    if path:
+        command = shlex.join(["python", *sys.argv])
+        write_document(path, {"limit": LIMIT, "cases": cases} | provenance(command))
+    if any(abs(case["ratio"] - 1.0) > LIMIT for case in cases.values()):
+        sys.exit("a figure is off by more than the limit")
+
+
+def _cases(folder: Path) -> Iterator[tuple[str, int, int]]:
+    """Name, bytes stated and measured peak of each."""
+    files = hub.locate("demo")
+    if files is None:
+        sys.exit("run dspark pull demo first")
+    pair = of_folders(files.target, files.draft)
+    yield "demo", memory_needed(pair, CPU, SHORT + NEW_TOKENS), _generate(SHORT)
+    yield "demo, full context", memory_needed(pair, CPU), _generate(CACHE_TOKENS - 2 * NEW_TOKENS)
+    model = _random_model(folder / "model")
+    of = of_folders(model, None)
+    for room in (CPU, replace(CPU, value_bytes=2)):
+        peak = _generate(SHORT, "--target", model, "--draft", "none", "--dtype", room.dtype)
+        yield (
+            f"random, {of.values / 1e9:.2f} B, {room.dtype}",
+            memory_needed(of, room, SHORT + NEW_TOKENS),
+            peak,
+        )
+    yield "grafting the demo", _planned(folder / "head"), _peak(_graft(folder / "head"))
+
+
+def _random_model(folder: Path) -> Path:
+    config = LlamaConfig(
+        vocab_size=64_000,
+        hidden_size=1280,
+        intermediate_size=3584,
+        num_hidden_layers=24,
+        num_attention_heads=20,
+        num_key_value_heads=5,
+        max_position_embeddings=4096,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    torch.set_default_dtype(torch.float32)
+    return folder
+
+
+def _generate(num_prompt_tokens: int, *options: object) -> int:
+    ids = ",".join(str(5 + i % 1000) for i in range(num_prompt_tokens))
+    asked = ["generate", "--token-ids", ids, "--max-tokens", NEW_TOKENS, "--json", *options]
+    return _peak([*COMMAND, *map(str, asked)])
+
+
+def _graft(out: Path) -> list[str]:
+    return [*COMMAND, "graft", "demo", *GRAFT, "--out", str(out)]
+
+
+def _planned(out: Path) -> int:
+    told = subprocess.run(
+        [*_graft(out), "--dry-run", "--json"], capture_output=True, text=True, check=True
+    )
+    fields: dict[str, Any] = json.loads(told.stdout)["memory"]
+    return Memory(**{name: fields[name] for name in Memory.__slots__}).total
+
+
+def _peak(command: Sequence[str]) -> int:
+    """Bytes of resident memory at the highest."""
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            errors.seek(0)
+            sys.exit(f"{' '.join(command)[:200]} failed: {errors.read()[-500:]!r}")
+    return int(usage.ru_maxrss) * KIB
+
+
+if __name__ == "__main__":
+    main()
