@@ -109,6 +109,9 @@ class Oracle:
     def open(self) -> list[int]:
         return []
 
+    def close(self, slot: list[int]) -> None:
+        slot.clear()
+
     def extend(self, slots, token_ids, taps) -> None:
         for slot, ids in zip(slots, token_ids, strict=True):
             slot += ids.tolist()
