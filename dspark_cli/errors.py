@@ -8,6 +8,7 @@ from enum import IntEnum
 import typer
 
 from dspark.errors import DSparkError, InputError, UnknownNameError
+from dspark_tui.control_characters import visible
 
 REPORT_HINT = "This is a bug: add --debug to the same command, and please report what it prints."
 
@@ -78,4 +79,4 @@ def report(error: BaseException, is_debug: bool) -> None:
     if is_debug and not isinstance(error, typer.TyperException):
         traceback.print_exception(error)
     message, hint = describe(error)
-    print(f"dspark: {message} {hint}".rstrip(), file=sys.stderr, flush=True)
+    print(visible(f"dspark: {message} {hint}").rstrip(), file=sys.stderr, flush=True)

@@ -13,8 +13,8 @@ from dspark_tui.backend import ChatSettings, EngineBackend
 from dspark_tui.themes import DARK
 
 PICTURE = Path(__file__).parents[1] / "docs" / "chat.svg"
-PROMPT = "Anna has 3 boxes with 4 apples in each box. How many apples does she have?"
-SIZE = (88, 24)
+PROMPT = "Tom reads 15 pages a day. How many pages does he read in 10 days?"
+SIZE = (88, 22)
 
 
 async def draw(prompt: str) -> None:

@@ -127,7 +127,9 @@ class ChatScreen(Screen[None]):
         match self._turn_numbered(message.turn), message.event:
             case Turn() as turn, LeftOut() as left_out:
                 turn.conversation.leave_out(left_out.num_messages)
-                await self.query_one(Transcript).add(Remark(str(left_out)), before=turn.question)
+                if turn is self.turn:
+                    remark = Remark(str(left_out))
+                    await self.query_one(Transcript).add(remark, before=turn.question)
             case Turn() as turn, Finished() as event:
                 await self._end_answer(turn, event)
             case Turn() as turn, (PrefillProgress() | Round()) as event:
@@ -244,6 +246,7 @@ class ChatScreen(Screen[None]):
             self.aside = self.conversation, self.status
             self.say(Hint(texts.SET_ASIDE))
         self.conversation = Conversation(self.settings.system)
+        self.holds_queue = False
         self._show_figures(Status())
         await transcript.begin(keeps_this=keeps_this)
 
