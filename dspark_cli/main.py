@@ -6,16 +6,28 @@ Imports stand inside functions because Ctrl+C during an import must end like any
 import sys
 from collections.abc import Callable, Sequence
 
+# A thread of theirs may be loading, fetching or in the middle of a round, and the interpreter would
+# wait for it and then take torch down, which takes seconds. Nothing is lost: files are renamed into
+# place when they are complete, and what is fetched in part is gone on with.
+ENDED_AT_ONCE = ("chat", "generate")
 SPINS = "1000"  # some 50 µs: more than threads usually wait, less than a time slice
 
 
 def main() -> None:
+    import os
+
     sys.unraisablehook = _pass_interrupt_on
     _yield_busy_cores()
     _quiet_libraries()
     code = run(sys.argv[1:], _watch_interrupts())
     _default_interrupt()
+    if command_of(sys.argv[1:]) in ENDED_AT_ONCE:
+        os._exit(code)
     sys.exit(code)
+
+
+def command_of(arguments: Sequence[str]) -> str:
+    return next((word for word in arguments if not word.startswith("-")), "")
 
 
 def run(arguments: Sequence[str], was_interrupted: Callable[[], bool] = lambda: False) -> int:

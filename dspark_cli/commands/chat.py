@@ -110,7 +110,7 @@ def chat(
     else:
         from dspark_tui.app import run_chat
 
-        run_chat(backend, settings)
+        raise typer.Exit(run_chat(backend, settings))
 
 
 def _is_pair(word: str | None) -> bool:

@@ -1,5 +1,7 @@
 """Quitting gives the shell back at once, whatever a thread is in the middle of."""
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,13 +11,14 @@ import pytest
 from tests.tui.terminal import BOUND_SECONDS, BUSY_SECONDS, PATIENCE_SECONDS, TerminalProgram
 
 PROGRAM = """
-import subprocess, sys, time
+import subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
-from dspark.events import FetchProgress, LoadProgress, PrefillProgress, Piece
-from dspark_tui.app import run_chat
-from dspark_tui.backend import BackendInfo, ChatSettings
+from dspark.events import DecodeStats, FetchProgress, Finished, LoadProgress, PrefillProgress, Piece
+from dspark_cli.commands import chat
+from dspark_cli.main import main
+from dspark_tui.backend import BackendInfo
 
-BUSY, PHASE = float(sys.argv[1]), sys.argv[2]
+BUSY, PHASE, PART = float(sys.argv[1]), sys.argv[2], sys.argv[-1]
 
 class Backend:
     name = "demo"
@@ -24,11 +27,11 @@ class Backend:
     def load(self):
         yield LoadProgress("reading the target", 0, 3)
         if PHASE == "fetching":
-            with open(sys.argv[3], "wb") as part:
+            with open(PART, "wb") as part:
                 part.write(b"half")
                 part.flush()
                 child = subprocess.Popen(["sleep", str(BUSY)])  # as pip would fetch
-                open(sys.argv[3] + ".pid", "w").write(str(child.pid))
+                open(PART + ".pid", "w").write(str(child.pid))
                 yield FetchProgress("wheel", 1, 2)
                 time.sleep(BUSY)
         if PHASE == "loading":
@@ -42,11 +45,17 @@ class Backend:
         yield PrefillProgress(0, 5, 5, (Piece(1, "Word", False),))
         if PHASE == "answering":
             time.sleep(BUSY)
+        yield Finished(0, "stop_token", (), "Word", DecodeStats(5, 1, 0, 0, 0, 0, 0.1, 0.0))
 
     def cancel(self): pass
     def close(self): pass
 
-run_chat(Backend(), ChatSettings(first_prompt="Go"))
+chat._server_backend = lambda url, model: Backend()
+if PHASE == "plain":  # a thread that an ordinary exit would wait for
+    threading.Thread(target=time.sleep, args=(BUSY,)).start()
+how = ["--plain"] if PHASE == "plain" else []
+sys.argv = ["dspark", "chat", *how, "--server", "http://localhost:1", "Go now"]
+main()
 """
 SHOWN = {
     "loading": b"Reading the target",
@@ -55,6 +64,23 @@ SHOWN = {
     "reading": b"reading the prompt",
     "answering": b"Word",
 }
+
+
+def test_the_plain_chat_ends_at_once_too_and_loses_no_word(tmp_path):
+    with TerminalProgram(PROGRAM, str(BUSY_SECONDS), "plain") as terminal:
+        terminal.until(b"Word")
+        terminal.until_again(b"> ")
+        terminal.write(b"/bye\r")
+        assert terminal.seconds_to_end() < BOUND_SECONDS
+        assert terminal.process.returncode == 0
+
+
+def test_output_into_a_pipe_is_whole():
+    """What is still in a buffer when the process ends."""
+    program = PROGRAM.replace("Word", "Word" * 5000)
+    arguments = [sys.executable, "-c", program, str(BUSY_SECONDS), "plain"]
+    done = subprocess.run(arguments, capture_output=True, input=b"", timeout=BOUND_SECONDS)
+    assert done.returncode == 0 and done.stdout == b"Word" * 5000 + b"\n"
 
 
 @pytest.mark.parametrize("phase", list(SHOWN))

@@ -1,12 +1,10 @@
 """The Textual application: themes, screens and the commands of the palette."""
 
-import os
-import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 import psutil
 from textual import constants
@@ -107,24 +105,13 @@ def chat_commands(chat: ChatScreen) -> Iterable[SystemCommand]:
         yield SystemCommand("Stop the answer", "Keep what was written", chat.action_stop)
 
 
-def run_chat(backend: ChatBackend, settings: ChatSettings) -> NoReturn:
-    """Until the person quits; then the process ends, and the shell is back at once.
-
-    A thread may be in the middle of loading, fetching or a round, and the interpreter would wait
-    for it or pull its modules away. Nothing is lost: files are renamed into place when they are
-    complete, and what is fetched in part is gone on with.
-    """
+def run_chat(backend: ChatBackend, settings: ChatSettings) -> int:
+    """Runs until the person quits; returns the exit code. A thread may still be at work: it is a
+    daemon, and whoever ends the process need not wait for it."""
     app = DSparkApp(backend, settings)
     app.run()
     backend.cancel()
     for child in psutil.Process().children():  # pip, where that is what fetches
         with suppress(psutil.Error):
             child.terminate()
-    end_process(app.return_code or 0)
-
-
-def end_process(code: int) -> NoReturn:
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code)
+    return app.return_code or 0
