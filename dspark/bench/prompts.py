@@ -1,11 +1,14 @@
-"""Prompt sets: one JSON object per line, {"category": "chat", "prompt": "..."}."""
+"""Prompt sets: one JSON object per line, {"category": "chat", "prompt": "..."}, or of another usual
+kind."""
 
-import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from dspark.errors import InputError
+from dspark.records import json_records, prompt_of, read_bytes
 
 FORMAT_HINT = 'Each line is an object like {"category": "chat", "prompt": "Hello"}.'
 
@@ -27,32 +30,34 @@ class BenchPrompt:
 def own_prompts() -> list[PromptText]:
     """The set that comes with dspark."""
     resource = files("dspark.assets") / "prompts" / "bench.jsonl"
-    return parse_prompts(resource.read_text("utf-8"), "bench.jsonl")
+    return _prompts(
+        json_records(Path("bench.jsonl"), resource.read_bytes()), "bench.jsonl", "other"
+    )
 
 
 def read_prompts(path: Path) -> list[PromptText]:
-    """Where a line names no category, it is the file's name."""
+    """Where a line names no category, it is the file's name. Raises InputError."""
+    raw = read_bytes(path, "--prompts")
     try:
-        return parse_prompts(path.read_text("utf-8"), str(path), path.stem)
+        raw.decode("utf-8")
     except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8", "Convert it first, with iconv say.") from None
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}", "Check --prompts.") from None
+        raise InputError(
+            f"{path} is not UTF-8", "Convert it first, for example with iconv."
+        ) from None
+    return _prompts(json_records(path, raw), str(path), Path(path.name.removesuffix(".gz")).stem)
 
 
-def parse_prompts(content: str, name: str, category: str = "other") -> list[PromptText]:
-    lines = [(n, line) for n, line in enumerate(content.split("\n"), start=1) if line.strip()]
-    if not lines:
+def _prompts(
+    records: Iterable[tuple[str, Mapping[str, Any] | None]], name: str, category: str
+) -> list[PromptText]:
+    prompts = []
+    for place, record in records:
+        if record is None:
+            raise InputError(f"{place} is not a JSON object", FORMAT_HINT)
+        prompt = prompt_of(record)
+        if prompt is None:
+            raise InputError(f"{place} has no prompt", FORMAT_HINT)
+        prompts.append(PromptText(str(record.get("category") or category), prompt))
+    if not prompts:
         raise InputError(f"{name} holds no prompt", FORMAT_HINT)
-    return [_parse_line(line, f"{name} line {number}", category) for number, line in lines]
-
-
-def _parse_line(line: str, place: str, category: str) -> PromptText:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        raise InputError(f"{place} is not JSON", FORMAT_HINT) from None
-    prompt = row.get("prompt") if isinstance(row, dict) else None
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise InputError(f"{place} has no prompt", FORMAT_HINT)
-    return PromptText(category=str(row.get("category", category)), text=prompt)
+    return prompts

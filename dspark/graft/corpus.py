@@ -18,10 +18,10 @@ from dspark.graft.answers import (
     write_prompts,
 )
 from dspark.graft.data import AnswerFile, not_written, prompt_digest
-from dspark.graft.records import parse_record, text_lines, usable
 from dspark.graft.sources import PromptList, PromptSource
 from dspark.hub.pairs import PairFiles
 from dspark.plural import counted
+from dspark.records import parse_record, text_lines, usable
 
 
 @dataclass(frozen=True, slots=True)

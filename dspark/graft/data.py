@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 
 from dspark.checkpoints.files import replacing
 from dspark.errors import InputError, StorageError
-from dspark.graft.records import parse_record, read_bytes, text_lines
 from dspark.plural import counted
+from dspark.records import parse_record, read_bytes, text_lines
 
 
 @dataclass(frozen=True, slots=True)

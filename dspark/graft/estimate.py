@@ -135,7 +135,9 @@ def _pace(session: Session, prompts: Sequence[str], most: int, temperature: floa
         asked[request_id], told[request_id] = ids, []
     reads, rounds = list[float](), list[float]()
     begun, reading = time.perf_counter(), 0.0
-    while engine.num_requests and len(rounds) <= ROUNDS and time.perf_counter() - begun < SECONDS:
+    while engine.num_requests and len(rounds) <= ROUNDS:
+        if time.perf_counter() - begun >= SECONDS and rounds:
+            break
         started = time.perf_counter()
         step = _Step()
         for event in engine.step():

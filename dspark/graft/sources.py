@@ -11,8 +11,8 @@ import httpx
 from dspark.config import GraftConfig
 from dspark.errors import InputError
 from dspark.extras import install_command
-from dspark.graft.records import json_records, prompt_of, read_bytes, text_lines, usable
 from dspark.plural import counted
+from dspark.records import json_records, prompt_of, read_bytes, text_lines, usable
 
 SUFFIXES = (".jsonl", ".txt", ".jsonl.gz", ".txt.gz")
 PASSES_OVER_SELF_WRITTEN = 4

@@ -20,6 +20,8 @@ def read_bytes(path: Path, option: str, *, unpacks: bool = True) -> bytes:
     check = f"Check the path given to {option}."
     try:
         raw = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}", check) from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})", check) from error
     if raw.startswith(GZIP):
