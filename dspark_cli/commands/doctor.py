@@ -19,7 +19,7 @@ EXAMPLES = ("dspark doctor", "dspark doctor --json > doctor.json")
 PROBLEM = "problem"
 PAIR_COLUMNS = (
     Column("  PAIR"),
-    Column("FITS"),
+    Column("FITS NOW"),
     Column("ON DISK"),
     Column("MEMORY", is_right=True),
     Column("DISK NEEDED", is_right=True, rank=1),
