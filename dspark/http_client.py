@@ -42,6 +42,15 @@ def make_async_client(*urls: str, **options: Any) -> httpx.AsyncClient:
         return httpx.AsyncClient(**options)
 
 
+def proxy_for(url: str) -> str:
+    """The proxy that is asked for this address, without its password; "" where none is."""
+    proxies, parts = getproxies_environment(), urlsplit(url)
+    if is_direct(parts, re.split(r"[,\s]+", proxies.get("no", ""))):
+        return ""
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    return re.sub(r"//[^/@]*@", "//", _spelled(proxy)) if proxy else ""
+
+
 @contextmanager
 def usable_environment(*urls: str) -> Iterator[None]:
     """Within it, an HTTP library can make a client for `urls`; other threads wait their turn."""

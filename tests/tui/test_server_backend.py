@@ -16,6 +16,7 @@ import pytest
 from dspark.config import SamplingChoice, ServerConfig, StopConfig
 from dspark.errors import DSparkError, InputError, ServerError
 from dspark.events import Finished
+from dspark.http_client import proxy_for
 from dspark_cli.main import run
 from dspark_cli.plain_chat import run_plain_chat
 from dspark_tui.app import DSparkApp
@@ -480,6 +481,27 @@ def test_proxies_of_others_do_not_break_it(server, monkeypatch):
     monkeypatch.setenv("ALL_PROXY", "socks://127.0.0.1:9/")
     monkeypatch.setenv("NO_PROXY", "localhost,[::1],fd07:b51a:cc66:f0::/64")
     assert [*ask(loaded(server))][-1].text == "Grüß dich"
+
+
+def test_a_proxy_that_does_not_answer_is_named_without_its_password(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://me:secret@127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ServerError, match=r"through the proxy http://127\.0\.0\.1:9$") as caught:
+        list(ServerBackend(ServerConfig("http://192.0.2.1:8000")).load())
+    assert "NO_PROXY" in caught.value.hint
+    assert proxy_for("http://127.0.0.1:8000") == proxy_for("https://192.0.2.1") == ""
+
+
+def test_a_server_without_https_is_told_apart_from_none(server):
+    with pytest.raises(ServerError, match="no secure connection"):
+        list(ServerBackend(ServerConfig(server.url.replace("http:", "https:"))).load())
+
+
+def test_data_that_is_not_what_its_header_says_is_told(server):
+    backend = loaded(server)
+    server.headers = {"Content-Encoding": "gzip"}
+    assert "cannot be decompressed" in failure(backend)[1].message
 
 
 def test_nobody_listens():

@@ -12,7 +12,7 @@ import httpx
 
 from dspark.config import ServerConfig
 from dspark.errors import InputError, ServerError
-from dspark.http_client import make_async_client
+from dspark.http_client import make_async_client, proxy_for
 from dspark_tui.server_delta import CHECK, error_text
 from dspark_tui.server_reply import no_answer
 from dspark_tui.server_request import KEY, endpoint, key_header, shown_url
@@ -46,7 +46,7 @@ async def requested(
             f"the proxy for {shown} refused ({error})", "Check HTTP_PROXY, or set NO_PROXY."
         ) from None
     except httpx.ConnectError as error:
-        raise _unreachable(shown, error) from None
+        raise _unreachable(url, shown, error) from None
     except httpx.TimeoutException:
         raise ServerError(
             f"{shown} took too long to answer", "Check the server, then ask again."
@@ -61,12 +61,17 @@ async def requested(
         raise no_answer(shown) from None
 
 
-def _unreachable(shown: str, error: httpx.ConnectError) -> ServerError:
+def _unreachable(url: str, shown: str, error: httpx.ConnectError) -> ServerError:
     reason = str(error)
     if "SSL" in reason:
         return ServerError(
             f"no secure connection to {shown} ({reason})",
             "Check http or https; SSL_CERT_FILE names certificates of your own.",
+        )
+    if proxy := proxy_for(url):
+        return ServerError(
+            f"{shown} cannot be reached through the proxy {proxy}",
+            "Check the proxy, or name the host in NO_PROXY.",
         )
     return ServerError(f"nothing answers at {shown}", "Start the server, or check the URL.")
 
