@@ -72,6 +72,9 @@ def _with_control_tokens(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _tokenizer(fields: dict[str, Any]) -> Tokenizer:
     kind, pre = fields["tokenizer.ggml.model"], fields.get("tokenizer.ggml.pre", "default")
+    tokens = fields["tokenizer.ggml.tokens"]
+    if len(set(tokens)) < len(tokens):
+        raise CheckpointError("the GGUF has a token twice in its vocabulary")
     if kind == "gpt2" and pre in OWN_SPLITS:
         tokenizer = _byte_level(fields, OWN_SPLITS[pre])
     elif kind in ("gpt2", "llama"):

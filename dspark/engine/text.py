@@ -22,6 +22,10 @@ from dspark.engine.thinking import Span, Thinking
 from dspark.errors import CheckpointError, DSparkError, InputError
 
 NEWER = "A newer library may know it: pip install -U transformers tokenizers."
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json"),
+    "tekken.json",  # Mistral's own, often the only one
+)
 PROMPT_TAIL = 256  # tokens in which the marks of an open answer are looked for
 
 
@@ -43,8 +47,7 @@ class TextCodec:
     @classmethod
     def from_directory(cls, directory: Path) -> "TextCodec | None":
         """None where the model ships no tokenizer."""
-        names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-        if not any((directory / name).exists() for name in names):
+        if not any((directory / name).exists() for name in TOKENIZER_FILES):
             return None
         return cls(load_tokenizer(directory))
 

@@ -154,6 +154,12 @@ def test_words_are_split_as_the_file_says(tmp_path, pre, words):
     assert [word.replace("Ġ", " ") for word, _ in found] == words
 
 
+def test_a_token_that_comes_twice_is_refused(tmp_path):
+    fields = header(model="gpt2", tokens=[*STAND_INS.values(), "a"], merges=[])
+    with pytest.raises(CheckpointError, match="twice"):
+        write_tokenizer(fields, tmp_path)
+
+
 def test_what_ends_an_answer_is_no_text_of_it(tmp_path):
     tokens = [*STAND_INS.values(), "<|im_end|>", "<tool>"]
     fields = header(

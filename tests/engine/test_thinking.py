@@ -1,5 +1,7 @@
 """What a model sets apart by marks is thinking, the rest is the answer; marks are in neither."""
 
+import base64
+import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,6 +222,27 @@ def test_any_cut_of_any_marks_loses_no_text(tmp_path):
             kept = [c for c in got.thinking + got.answer if c in "中ab"]
             assert [c for c in kept if c == "中"] == [c for c in letters if c == "中"]
             assert got.kinds in ([], [False], [True], [True, False])
+
+
+def test_mistrals_own_tokenizer_file(tmp_path):
+    """tekken.json alone: byte tokens with ranks, control tokens before them."""
+    words = [*(bytes([byte]) for byte in range(256)), b"ab"]
+    vocabulary = [
+        {"rank": rank, "token_bytes": base64.b64encode(word).decode(), "token_str": None}
+        for rank, word in enumerate(words)
+    ]
+    names = ("<unk>", "<s>", "</s>", "[THINK]", "[/THINK]")
+    special = [{"rank": i, "token_str": n, "is_control": True} for i, n in enumerate(names)]
+    sizes = {"num_vocab_tokens": 257, "default_vocab_size": 262, "default_num_special_tokens": 5}
+    settings = {"pattern": r"\p{L}+|\s+|[^\s\p{L}]+", "version": "v13", **sizes}
+    content = {"config": settings, "vocab": vocabulary, "special_tokens": special}
+    (tmp_path / "tekken.json").write_text(json.dumps(content))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mistral"}))
+    codec = TextCodec.from_directory(tmp_path)
+    assert codec is not None
+    assert codec.encode("ab")[-1] == 5 + 256
+    got = read(codec, "[THINK]ab 中[/THINK]日本")
+    assert (got.answer, got.thinking) == ("日本", "ab 中")
 
 
 def test_the_engine_tells_thinking_apart(tmp_path):
