@@ -86,7 +86,11 @@ def memory_needed(of: Footprint, room: Room, tokens: int = CACHE_TOKENS) -> int:
 
 
 def weight_bytes(of: Footprint, room: Room) -> int:
-    """Once, but for the output head: where products are packed, its plain form stays beside."""
+    """Once, but for the output head: where products are packed, its plain form stays beside.
+
+    Of a file that transformers maps while it reads it the pages are not counted: the system takes
+    them back when it needs them.
+    """
     if of.stored_bytes is not None:  # bfloat16 where it is not kept packed, whatever was asked for
         own = of.stored_bytes if room.runs_packed else of.values * 2
         return own + of.fixed_bytes

@@ -52,6 +52,8 @@ def pull(
         return
     was_present = hub.locate(known.name) is not None
     if not was_present:
+        if not (head or force):
+            hub.check_memory(known)  # before it is said to come
         size = None if head else hub.download_bytes(known)
         say(f"fetching {known.name}" + (f" ({size_text(size)})" if size else ""))
     if not was_present or hub.may_lack(known.name):
