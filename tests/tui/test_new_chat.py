@@ -26,7 +26,7 @@ async def test_the_same_key_brings_the_last_chat_back_with_its_figures(open_chat
         await chat.until_shown("^N Last chat")
         await chat.pilot.press("ctrl+n")
         await chat.until_shown("Go", "Paris is it", "^N New chat")
-        await chat.until(lambda: chat.screen.hint is None)
+        assert chat.screen.hint is None
         await chat.until_shown("τ 2.00", "context 15/8,192")
         await chat.asked_and_answered("More")
         assert contents(backend.asked[1]) == ["Go", "Paris is it", "More"]

@@ -227,6 +227,7 @@ class ChatScreen(Screen[None]):
         if transcript.is_empty:
             if self.aside is not None:
                 (self.conversation, status), self.aside = self.aside, None
+                self.hint = None
                 self._show_figures(status)
                 await transcript.bring_back()
         else:
