@@ -19,13 +19,12 @@ def ending_words(event: Finished, refused: str = "") -> list[str]:
 
 
 def sampling_words(choice: SamplingChoice, own: SamplingConfig | None) -> str:
-    """How the answers are sampled; "" where a server decides and does not tell."""
+    """How the answers are sampled; of a server, which does not tell its own, what was chosen."""
     sampling = choice.over(own or SamplingConfig())
-    if own is None and choice.temperature is None:
-        return ""
-    if sampling.temperature == 0:
+    is_told = own is not None or choice.temperature is not None
+    if is_told and sampling.temperature == 0:
         return "greedy"
-    words = [f"temperature {sampling.temperature:g}"]
+    words = [f"temperature {sampling.temperature:g}"] if is_told else []
     words += [f"top-k {sampling.top_k}"] if sampling.top_k else []
     words += [f"top-p {sampling.top_p:g}"] if sampling.top_p < 1 else []
     words += [f"seed {choice.seed}"] if choice.seed is not None else []
