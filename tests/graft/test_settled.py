@@ -10,11 +10,17 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from dspark.config import GraftConfig, RuntimeConfig
 from dspark.engine.session import open_session
 from dspark.errors import InputError
 from dspark.graft.answers import AnswerSettings, write_answers
+from dspark.graft.corpus import CorpusProgress
 from dspark.graft.data import Answered, AnswerFile
+from dspark.graft.job import GraftJob
+from dspark.graft.run import GraftRun
 from dspark.graft.settled import settled_answers
+from dspark.graft.sources import PromptSource
+from dspark.graft.trainer import StepReport
 from dspark.hub.pairs import PairFiles
 
 Write = Callable[..., Path]
@@ -120,6 +126,39 @@ def test_ids_of_another_tokenizer_are_refused(
         write({**own, "prompt_ids": [3], "answer_ids": [1, 2]}), tiny_llama_dir
     )
     assert without.answers[0].answer_ids == (1, 2)  # no tokenizer to hold it against
+
+
+def test_a_corrected_answer_reaches_the_training(
+    tiny_chat_dir: Path, tokenizer: Any, write: Write, tmp_path: Path, small_config: GraftConfig
+) -> None:
+    """The first step's loss is that of the corrected text's own ids, to the bit."""
+    config = replace(small_config, steps=1, mask_token_id=200, eval_prompts=2)
+
+    def first_loss(name: str, *records: dict[str, Any]) -> tuple[float, list[str]]:
+        job = GraftJob(
+            base=PairFiles("tiny", tiny_chat_dir, None),
+            source=PromptSource(),
+            data=write(*records),
+            out=tmp_path / name,
+            config=config,
+            runtime=RuntimeConfig("cpu", "float32"),
+        )
+        notes: list[str] = []
+        for event in GraftRun(job).events():
+            if isinstance(event, CorpusProgress):
+                notes += event.notes
+            if isinstance(event, StepReport):
+                return event.loss, notes
+        raise AssertionError("there was no step")
+
+    old, new = (f"the {word} and that is it" for word in ("answre", "answer"))
+    was = [record(tokenizer, f"Q{n}?", f"{n} {old}") for n in range(6)]
+    mended = [record(tokenizer, f"Q{n}?", f"{n} {new}", f"{n} {old}") for n in range(6)]
+    right = [record(tokenizer, f"Q{n}?", f"{n} {new}") for n in range(6)]
+    first, _ = first_loss("was", *was)
+    corrected, notes = first_loss("mended", *mended)
+    assert corrected == first_loss("right", *right)[0] != first
+    assert any(note.startswith("6 answers were tokenised anew") for note in notes)
 
 
 def test_fields_survive_a_rewriting(tmp_path: Path) -> None:
