@@ -43,11 +43,10 @@ class Fitting:
     def notes(self) -> tuple[str, ...]:
         if not self.num_long:
             return ()
-        prompts = counted(self.num_long + len(self.prompts), "prompt")
         are = "is" if self.num_long == 1 else "are"
         return (
-            f"{self.num_long:,} of {prompts} {are} left out: longer than {self.longest:,} tokens, "
-            "half of --length",
+            f"{counted(self.num_long, 'prompt')} {are} left out: longer than {self.longest:,} "
+            "tokens, half of --length",
         )
 
     def require_some(self) -> None:

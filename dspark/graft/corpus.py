@@ -98,13 +98,6 @@ def grow_corpus(
     file.sort()
 
 
-def is_complete(source: PromptSource, listed: PromptList, path: Path) -> bool:
-    """Whether all answers are known to be there, so that no model need be loaded for them."""
-    if source.num_self_written:
-        return False
-    return set(listed.prompts) <= {answer.prompt for answer in AnswerFile(path).read()}
-
-
 def _notes(session: Session, source: PromptSource) -> tuple[str, ...]:
     notes = []
     if source.self_reason:

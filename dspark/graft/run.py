@@ -16,13 +16,14 @@ from dspark.graft.answers import AnswerSettings
 from dspark.graft.bigrams import Bigrams
 from dspark.graft.calibrate import Calibrated, calibrate_head
 from dspark.graft.card import Base, write_card
-from dspark.graft.corpus import CorpusProgress, grow_corpus, is_complete, open_corpus_session
+from dspark.graft.corpus import CorpusProgress, grow_corpus, open_corpus_session
 from dspark.graft.data import AnswerFile, Split, split
 from dspark.graft.evaluate import Evaluation, evaluate
 from dspark.graft.export import store_shared_weights
 from dspark.graft.job import GraftEvent, GraftJob, Prepared, Stopped, Validated
 from dspark.graft.memory import naming_answers_that_fit, naming_what_fits
 from dspark.graft.metrics import MetricsFile, step_figures
+from dspark.graft.missing import missing_prompts
 from dspark.graft.onward import start_from_head
 from dspark.graft.ranks import join_ranks
 from dspark.graft.report import Measured, choose_prompts, measure_head
@@ -172,7 +173,14 @@ class GraftRun:
         if listed.notes:
             count = len(listed.prompts)
             yield CorpusProgress("reading prompts", count, count, listed.notes)
-        if is_complete(job.source, listed, job.data):
+        answered = {answer.prompt for answer in AnswerFile(job.data).read()}
+        missing = missing_prompts(job, answered)
+        if not (missing.prompts or job.source.num_self_written):
+            if not answered:
+                missing.require_some()
+            if missing.notes:
+                count = len(answered)
+                yield CorpusProgress("reading prompts", count, count, missing.notes)
             AnswerFile(job.data).sort()
             return
         longest = config.length // 2

@@ -95,7 +95,9 @@ def timed_steps(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> list[int]:
     return sizes
 
 
-def test_prompts_that_are_too_long_are_counted(job: GraftJob) -> None:
+def test_prompts_that_are_too_long_are_counted(
+    job: GraftJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = draw_plan(job)
     assert (plan.num_answers, plan.num_missing, plan.num_too_long) == (4, 4, 1)
     assert any(
@@ -103,14 +105,23 @@ def test_prompts_that_are_too_long_are_counted(job: GraftJob) -> None:
         "leaves room for"
         for line in plan_lines(plan)
     )
-    run = GraftRun(job)
-    notes: list[str] = []
+    told = ["1 prompt is left out: longer than 60 tokens, half of --length"]
+    assert notes_until(job, "writing answers") == told
+    lines = [{"prompt": prompt, "answer": "yes"} for prompt in "abcd"]
+    job.data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.delattr("dspark.graft.run.open_corpus_session")  # the rest is there: no model
+    assert told[0] in notes_until(job, None)
+
+
+def notes_until(job: GraftJob, stage: str | None) -> list[str]:
+    """What a run tells until a stage, or until it has read all answers."""
+    run, notes = GraftRun(job), list[str]()
     for event in run.events():
         if isinstance(event, CorpusProgress):
             notes += event.notes
-            if event.stage == "writing answers":
+            if event.stage in (stage, "reading the target's bigrams"):
                 run.stop()
-    assert notes == ["1 of 5 prompts is left out: longer than 60 tokens, half of --length"]
+    return notes
 
 
 def test_prompts_that_are_all_too_long_are_refused_before_anything_is_loaded(
