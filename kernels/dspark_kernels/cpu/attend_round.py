@@ -96,6 +96,7 @@ def _attended(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> 
 def write_attend(text: Text, head_dim: int, group: int) -> None:
     """`group` heads share their keys; as many at once as there are registers for."""
     at_once = max(1, REGISTERS * LANES // head_dim)
+    _write_scores(text, head_dim // LANES)
     text.raw(
         f"define void @attend_{head_dim}_{group}(ptr %own, ptr %step, i64 %first, i64 %last) {{"
     )
@@ -117,14 +118,8 @@ def write_attend(text: Text, head_dim: int, group: int) -> None:
     first = text.set(f"mul i64 {kv_head}, {group * head_dim // GROUP}")
     for start in range(0, group, at_once):
         chosen = range(start, min(start + at_once, group))
-        query = [
-            [
-                text.load(FLOATS, text.at(query_at, 4 * (head * head_dim + lane)))
-                for lane in range(0, head_dim, LANES)
-            ]
-            for head in chosen
-        ]
-        outs = _over_keys(text, query, keys, values, visible, scratch)
+        query = [text.at(query_at, 4 * head * head_dim) for head in chosen]
+        outs = _over_keys(text, query, head_dim // LANES, keys, values, visible, scratch)
         for head, out in zip(chosen, outs, strict=True):
             for index in range(head_dim // GROUP):
                 inside = head * head_dim // GROUP + index
@@ -137,14 +132,14 @@ def write_attend(text: Text, head_dim: int, group: int) -> None:
 
 def _over_keys(
     text: Text,
-    queries: list[list[str]],
+    queries: list[str],
+    parts: int,
     keys: str,
     values: str,
     visible: str,
     scratch: list[str],
 ) -> list[list[str]]:
     """The attended numbers of each head."""
-    parts = len(queries[0])
     size, kinds = 64 * parts, ["float", *[FLOATS] * (parts + 1)]
     lowest = ["0xFFF0000000000000", *[numbers(0.0)] * (parts + 1)]
     start = [Carried(*pair) for pair in zip(kinds, lowest, strict=True)] * len(queries)
@@ -156,7 +151,8 @@ def _over_keys(
     states = []
     for head, query in enumerate(queries):
         before, sums, *out = tiles.values[head * (parts + 2) : (head + 1) * (parts + 2)]
-        scores = _scores(text, query, key_tile)
+        text.do(f"call void @scores(ptr {query}, ptr {key_tile}, ptr {scratch[head]})")
+        scores = text.load(FLOATS, scratch[head], 64)
         most, weights, shrink = _weights(text, scores, seen, before)
         text.store(FLOATS, weights, scratch[head], 64)
         sums = text.set(f"fadd {FLOATS} {text.set(f'fmul {FLOATS} {sums}, {shrink}')}, {weights}")
@@ -207,13 +203,15 @@ def _seen(text: Text, left: str) -> str:
     return text.set(f"icmp slt {WORDS} <{lanes}>, {limit}")
 
 
-def _scores(text: Text, query: list[str], keys: str) -> str:
-    """Of 16 keys, a lane each."""
+def _write_scores(text: Text, parts: int) -> None:
+    """Of 16 keys, a lane each. Not inlined: heads would share loads and overflow registers."""
+    text.raw("define internal void @scores(ptr %query, ptr %keys, ptr %out) noinline {")
+    query = [text.load(FLOATS, text.at("%query", 64 * part)) for part in range(parts)]
     lanes = []
     for key in range(TILE):
         total = numbers(0.0)
         for part, q in enumerate(query):
-            at = text.at(keys, 64 * (key * len(query) + part))
+            at = text.at("%keys", 64 * (key * parts + part))
             total = text.fma(LANES, q, text.load(FLOATS, at), total)
         lanes.append(total)
     width = LANES
@@ -221,7 +219,9 @@ def _scores(text: Text, query: list[str], keys: str) -> str:
         width //= 2
         pairs = zip(lanes[0::2], lanes[1::2], strict=True)
         lanes = [_halved(text, one, other, width) for one, other in pairs]
-    return lanes[0]
+    text.store(FLOATS, lanes[0], "%out", 64)
+    text.do("ret void")
+    text.raw("}")
 
 
 def _halved(text: Text, one: str, other: str, width: int) -> str:

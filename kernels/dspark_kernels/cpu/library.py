@@ -5,6 +5,7 @@ An object's name holds everything it depends on; one that is damaged is compiled
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -41,7 +42,7 @@ def load_library(
         code = _compile(text, variant)
         if stored:
             _write(stored, code)
-    builder = llvm.JITLibraryBuilder().add_object_img(code).add_current_process()
+    builder = llvm.JITLibraryBuilder().add_object_img(code)
     for each in exports:
         builder.export_symbol(each)
     return Library(builder.link(_compiler(variant), f"{name}-{os.urandom(6).hex()}"), exports)
@@ -87,7 +88,7 @@ def _machine(variant: Variant, triple: str | None) -> Any:
     if triple is None:
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
-        target = llvm.Target.from_triple(llvm.get_process_triple())
+        target = llvm.Target.from_triple(_own_triple())
     else:
         llvm.initialize_all_targets()
         llvm.initialize_all_asmprinters()
@@ -95,6 +96,14 @@ def _machine(variant: Variant, triple: str | None) -> Any:
     return target.create_target_machine(
         cpu=variant.cpu, features=variant.features, opt=3, reloc="pic", codemodel="small"
     )
+
+
+def _own_triple() -> str:
+    """Windows' own kind of object wants symbols of Microsoft's runtime."""
+    import llvmlite.binding as llvm
+
+    triple: str = llvm.get_process_triple()
+    return f"{triple}-elf" if sys.platform == "win32" else triple
 
 
 def _compiler(variant: Variant) -> Any:

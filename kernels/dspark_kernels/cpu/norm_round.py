@@ -10,6 +10,7 @@ from dspark_kernels.cpu.exact import fma, sqrt
 from dspark_kernels.cpu.float_text import FLOATS, LANES, numbers, tree_sum, write_tree
 from dspark_kernels.cpu.llvm_text import Carried, Loop, Text
 from dspark_kernels.cpu.rounded import GROUP, RoundedRows, empty_rounded, round_rows_reference
+from dspark_kernels.cpu.rounded_text import round_group, write_places
 from dspark_kernels.cpu.runtime import Op, current
 
 
@@ -78,28 +79,37 @@ def write_norm_round(text: Text) -> None:
     has = [text.set(f"icmp ne ptr {address}, null") for address, _ in tables]
     rows = text.load("i64", "%step", 8)
     size = text.set(f"shl i64 {groups}, 7")
-    scratch = text.set(f"alloca i8, i64 {size}, align 64")
     loop = Loop(text, "%first", "%last")
     total, update, normed, tap = (
         text.at(address, text.set(f"mul i64 {stride}, {loop.index}")) for address, stride in tables
     )
     squares = _sum_and_squares(text, size, total, (update, has[1]), (tap, has[3]))
-    scale = write_scale(text, squares, width, eps)
-    target = text.set(f"select i1 {has[2]}, ptr {normed}, ptr {scratch}")
-    scales = text.splat("float", LANES, scale)
-    lanes = Loop(text, "0", size, step="64")
-    value = text.load(FLOATS, text.at(total, lanes.index))
-    factor = text.load(FLOATS, text.at(weight, lanes.index))
-    value = text.set(f"fmul {FLOATS} {value}, {scales}")
-    text.store(FLOATS, text.set(f"fmul {FLOATS} {value}, {factor}"), text.at(target, lanes.index))
-    lanes.close()
-    text.do(
-        f"call void @round_row(ptr {target}, ptr {rounded}, i64 {groups}, i64 {loop.index}, "
-        f"i64 {rows})"
-    )
+    scale = text.splat("float", LANES, write_scale(text, squares, width, eps))
+    base, record, quad = write_places(text, rounded, groups, loop.index, rows)
+    each = Loop(text, "0", groups)
+    offset = text.set(f"shl i64 {each.index}, 7")
+    halves = [
+        _normed(text, text.at(total, offset), text.at(weight, offset), scale, at) for at in (0, 64)
+    ]
+    copy, after = text.fresh("copy"), text.fresh("after")
+    text.do(f"br i1 {has[2]}, label %{copy}, label %{after}")
+    text.label(copy)
+    target = text.at(normed, offset)
+    for at, half in zip((0, 64), halves, strict=True):
+        text.store(FLOATS, half, text.at(target, at))
+    text.do(f"br label %{after}")
+    text.label(after)
+    place = text.set(f"mul i64 {each.index}, {record}")
+    round_group(text, halves, text.at(base, place), quad)
+    each.close()
     loop.close()
     text.do("ret void")
     text.raw("}")
+
+
+def _normed(text: Text, total: str, weight: str, scale: str, at: int) -> str:
+    value = text.set(f"fmul {FLOATS} {text.load(FLOATS, text.at(total, at))}, {scale}")
+    return text.set(f"fmul {FLOATS} {value}, {text.load(FLOATS, text.at(weight, at))}")
 
 
 def _sum_and_squares(

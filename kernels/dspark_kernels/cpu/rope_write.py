@@ -12,7 +12,7 @@ from dspark_kernels.cpu.float_text import FLOATS, LANES, numbers
 from dspark_kernels.cpu.llvm_text import Carried, Loop, Text
 from dspark_kernels.cpu.norm_round import norm_reference, write_scale
 from dspark_kernels.cpu.runtime import Op, current
-from dspark_kernels.cpu.step_words import Place, index_of, step_words
+from dspark_kernels.cpu.step_words import MAX_HEAD_DIM, Place, index_of, step_words
 
 
 class Heads(NamedTuple):
@@ -92,7 +92,7 @@ def write_rope_write(text: Text) -> None:
     layer = write_layer(text, text.argument("%own", 9))
     half = text.set(f"lshr i64 {size}, 1")
     count = text.set(f"sitofp i64 {text.set(f'lshr i64 {size}, 2')} to float")
-    text.do(f"%scratch = alloca i8, i64 {size}, align 64")
+    text.do(f"%scratch = alloca [{4 * MAX_HEAD_DIM} x i8], align 64")
     loop = Loop(text, "%first", "%last")
     row = text.set(f"udiv i64 {loop.index}, {num_all}")
     head = text.set(f"urem i64 {loop.index}, {num_all}")

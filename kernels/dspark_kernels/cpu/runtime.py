@@ -14,7 +14,7 @@ import torch
 from dspark_kernels.cpu.driver_text import HEADER_WORDS, OP_WORDS
 from dspark_kernels.cpu.library import Library, load_library
 from dspark_kernels.cpu.pool import Pool
-from dspark_kernels.cpu.processor import Variant, choose_cpu_backend
+from dspark_kernels.cpu.processor import CpuBackend, Variant, choose_cpu_backend
 from dspark_kernels.cpu.sources import library_of, source
 
 TAKES_PER_THREAD = 8  # so many parts an operation is taken in, where it has as many units
@@ -110,8 +110,26 @@ def current() -> Runtime | None:
     """None where plain torch runs instead."""
     if _chosen.runtime is not None:
         return _chosen.runtime
-    variant = choose_cpu_backend().variant
+    variant = usable_backend().variant
     return None if variant is None else runtime_of(variant, torch.get_num_threads())
+
+
+def usable_backend() -> CpuBackend:
+    """What choose_cpu_backend says, once it has been compiled: for `dspark doctor`."""
+    chosen = choose_cpu_backend()
+    if chosen.variant is None:
+        return chosen
+    failure = _failure(chosen.variant, torch.get_num_threads())
+    return chosen if failure is None else CpuBackend(None, failure)
+
+
+@lru_cache
+def _failure(variant: Variant, num_threads: int) -> str | None:
+    try:
+        runtime_of(variant, num_threads)
+    except (RuntimeError, OSError) as error:  # LLVM's errors are the former
+        return f"{variant.name} kernels cannot be built here ({error})"
+    return None
 
 
 @contextmanager

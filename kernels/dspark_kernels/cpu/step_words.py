@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 
+MAX_HEAD_DIM = 512
 WORDS = ("rows", "tokens", "positions", "slots", "visible", "cos", "sin", "cache")
 STRIDES = ("layer_bytes", "value_bytes", "slot_bytes", "head_bytes")
 
@@ -38,8 +39,11 @@ def step_words(
     The tensors must outlive the words. Raises ValueError where a row has no place.
     """
     num_slots, capacity, head_dim = cache.shape[2], cache.shape[4], cache.shape[5]
-    if head_dim % 32 or capacity % 16:
-        raise ValueError(f"heads of {head_dim} numbers, {capacity} keys: multiples of 32, 16 fit")
+    if head_dim % 32 or head_dim > MAX_HEAD_DIM or capacity % 16:
+        raise ValueError(
+            f"heads of {head_dim} numbers and {capacity} keys: multiples of 32 up to "
+            f"{MAX_HEAD_DIM}, and of 16, fit"
+        )
     _check("positions", place.positions, 0, min(capacity, len(rotary[0])) - 1)
     _check("slots", place.slots, 0, num_slots - 1)
     _check("visible keys", place.visible, 1, capacity)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from dspark_kernels.cpu import processor
+from dspark_kernels.cpu import processor, runtime
 from dspark_kernels.cpu.processor import choose_cpu_backend, variants
 
 
@@ -54,3 +54,20 @@ def test_without_llvmlite_plain_torch_runs(monkeypatch):
 def test_llvm_is_not_imported_before_it_is_asked_for():
     code = "import sys, dspark_kernels.cpu.matrix; sys.exit('llvmlite' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_what_cannot_be_built_gives_way_to_torch(monkeypatch):
+    if not variants():
+        pytest.skip("no kernels for this processor")
+
+    def broken(*_):
+        raise RuntimeError("no room for code")
+
+    runtime._failure.cache_clear()
+    monkeypatch.setattr(runtime, "runtime_of", broken)
+    try:
+        backend = runtime.usable_backend()
+        assert backend.variant is None and "no room for code" in backend.reason
+        assert runtime.current() is None
+    finally:
+        runtime._failure.cache_clear()
