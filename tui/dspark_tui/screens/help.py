@@ -42,7 +42,10 @@ COMMANDS: Rows = (
     ("/help /?", "$text-primary bold", "This help, as F1."),
     ("/bye", "$text-primary bold", "Quit; also /exit and /quit."),
 )
-PROMISE = "Drafts make an answer sooner, never different: every token is the target's own choice."
+PROMISE = (
+    "Drafts make an answer sooner, never different: greedy or with a seed, each token is the one "
+    "that the target alone would write; otherwise it is drawn from the target's own distribution."
+)
 
 
 class HelpScreen(ModalScreen[None]):
