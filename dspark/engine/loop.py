@@ -20,9 +20,9 @@ from dspark.engine.request import ActiveRequest, Request, State, activate
 from dspark.engine.request_caches import RequestCaches
 from dspark.engine.rounds import HostRounds, Outcome, room_behind
 from dspark.engine.scheduler import Scheduler
+from dspark.engine.spans import Span
 from dspark.engine.sps_watch import SpsWatch
 from dspark.engine.text import TextCodec
-from dspark.engine.thinking import Span
 from dspark.errors import InputError
 from dspark.events import EngineEvent, Event, Failed, LoadProgress, Piece, PrefillProgress, Round
 from dspark.plural import counted

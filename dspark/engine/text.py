@@ -17,8 +17,9 @@ from dspark.engine.characters import Characters, TokenTexts
 from dspark.engine.chat_template import ChatTemplate, Messages
 from dspark.engine.deepseek_v4_prompt import with_own_prompt
 from dspark.engine.marks import Marks, without_marks
+from dspark.engine.spans import Span
 from dspark.engine.stops import StopMatcher
-from dspark.engine.thinking import Span, Thinking
+from dspark.engine.thinking import Thinking
 from dspark.errors import CheckpointError, DSparkError, InputError
 
 NEWER = "A newer library may know it: pip install -U transformers tokenizers."

@@ -8,16 +8,9 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from dspark.engine.channels import CONSTRAIN, ENDS, MESSAGE, ChannelSplitter
 from dspark.engine.marks import ANY_MARK, OTHER, Marks
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A stretch of text of one kind. A mark is of neither kind and never shown."""
-
-    text: str
-    is_thinking: bool = False
-    is_mark: bool = False
+from dspark.engine.spans import Span, spans_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +49,6 @@ FORMATS = (
     Format("Here is my thought process:", "Here is my response:"),  # Granite
 )
 IN_TEXT = ("<think>", "<thinking>", "[THINK]")  # what nobody begins an answer with
-HARMONY = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")
-HARMONY_ENDS = ("<|return|>", "<|call|>")
-HARMONY_CHANNELS = ("analysis", "commentary", "final")
-RECIPIENT = " to="
 MAX_BLANK = 256  # characters of white space before an answer that wait for a mark
 
 
@@ -95,8 +84,8 @@ class Thinking:
 
     def __init__(self, marks: Marks, template: str) -> None:
         self._marks = marks
-        self.has_channels = all(marks.token(name) for name in HARMONY)
-        for name in (*HARMONY_ENDS, "<|constrain|>") if self.has_channels else ():
+        self.has_channels = all(marks.token(name) for name in MESSAGE)
+        for name in (*ENDS, CONSTRAIN) if self.has_channels else ():
             marks.token(name)
         found = [_in_marks(each, marks, template) for each in FORMATS]
         self._formats = tuple(each for each in found if each is not None)
@@ -120,7 +109,7 @@ class NoSplitter:
         self._shown = shown
 
     def push(self, text: str) -> list[Span]:
-        return _spans(self._marks.show(text, self._shown), is_thinking=False)
+        return spans_of(self._marks.show(text, self._shown), is_thinking=False)
 
     def finish(self) -> list[Span]:
         return []
@@ -205,81 +194,7 @@ class ThinkSplitter:
         is_next = self._is_after_mark and is_thinking and self._has_thought
         self._is_after_mark = False
         self._has_thought |= is_thinking
-        return _spans(("\n\n" if is_next else "") + self._marks.show(text), is_thinking)
-
-
-class ChannelSplitter:
-    """gpt-oss's messages: a header, then text in a channel; that of the final one is the answer."""
-
-    def __init__(self, marks: Marks, tail: str) -> None:
-        self._marks = marks
-        self._start, self._channel, self._message, end = (marks.text(name) for name in HARMONY)
-        self._ends = frozenset({end, *(marks.text(name) for name in HARMONY_ENDS)})
-        self._constrain = marks.text("<|constrain|>")
-        self._header: str | None = None  # None inside a message
-        self._has_channel = False
-        self._is_thinking = False
-        self._is_new = False  # nothing of this message is told yet
-        self._told: frozenset[bool] = frozenset()  # of thinking, of the answer
-        at = tail.rfind(self._start if self._start in tail else self._channel)
-        if at >= 0:
-            self.push(tail[at:])
-        self._told = frozenset()
-        # behind the role alone a model may write its answer at once, without a channel
-        self._role = None if self._has_channel else self._header
-
-    def push(self, text: str) -> list[Span]:
-        spans: list[Span] = []
-        for part in filter(None, ANY_MARK.split(text)):
-            if ANY_MARK.fullmatch(part):
-                spans.append(Span(part, is_mark=True))
-                self._take(part)
-            elif self._header is None:
-                spans += self._emit(part)
-            else:
-                self._header += part
-                spans += self._plain(self._header)
-        return spans
-
-    def finish(self) -> list[Span]:
-        return self._plain(self._header or "", is_last=True)
-
-    def _take(self, mark: str) -> None:
-        self._role = None
-        if mark in (self._start, self._channel) or mark in self._ends:
-            self._header, self._has_channel = "", mark == self._channel
-        elif mark == self._message:
-            self._enter()
-        elif self._header is not None and mark != self._constrain:
-            # broken marks: behind a channel's name any other opens its text
-            self._has_channel = self._header.strip() in HARMONY_CHANNELS
-            if self._has_channel:
-                self._enter()
-            else:
-                self._header = ""
-
-    def _enter(self) -> None:
-        name = (self._header or "").split()[:1]
-        self._is_thinking = self._has_channel and name != ["final"]
-        self._header, self._is_new = None, True
-
-    def _plain(self, header: str, *, is_last: bool = False) -> list[Span]:
-        """An answer without a channel: what follows the role names no recipient."""
-        if self._role is None:
-            return []
-        text = header[len(self._role) :]
-        if text.startswith(RECIPIENT) or (RECIPIENT.startswith(text) and not is_last):
-            return []
-        self._role = self._header = None
-        return self._emit(text)
-
-    def _emit(self, text: str) -> list[Span]:
-        if not text:
-            return []
-        is_next = self._is_new and self._is_thinking in self._told
-        self._is_new = False
-        self._told |= {self._is_thinking}
-        return _spans(("\n\n" if is_next else "") + self._marks.show(text), self._is_thinking)
+        return spans_of(("\n\n" if is_next else "") + self._marks.show(text), is_thinking)
 
 
 def _in_marks(each: Format, marks: Marks, template: str) -> Format | None:
@@ -296,12 +211,6 @@ def _in_marks(each: Format, marks: Marks, template: str) -> Format | None:
 
     answer = (around(each.answer_opening), around(each.answer_closing))
     return Format(opening + each.word, closing, *(answer if all(answer) else ("", "")))
-
-
-def _spans(text: str, is_thinking: bool) -> list[Span]:
-    """Text of one kind, apart from the marks in it."""
-    parts = filter(None, ANY_MARK.split(text))
-    return [Span(part, is_thinking, bool(ANY_MARK.fullmatch(part))) for part in parts]
 
 
 def _overlap(text: str, mark: str) -> int:

@@ -3,7 +3,8 @@
 import time
 from collections.abc import Iterable, Iterator
 
-from dspark.engine.thinking import Span, text_splitter
+from dspark.engine.spans import Span
+from dspark.engine.thinking import text_splitter
 from dspark.errors import ServerError
 from dspark.events import (
     DecodeStats,
