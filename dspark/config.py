@@ -89,6 +89,7 @@ class EngineConfig:
     max_requests: int = 64
     schedule: ScheduleConfig = ScheduleConfig()
     entropy: int | None = None
+    isolates_failures: bool = True  # False: what fails for several together is raised
 
 
 @dataclass(frozen=True, slots=True)

@@ -261,6 +261,8 @@ class Engine:
             outcomes = self._rounds.advance(running)
         except Exception as error:
             self._rounds.forget()
+            if not self.config.isolates_failures:
+                raise
             if len(running) == 1:
                 return self._fail(running[0], error)
             return [event for active in running for event in self._advance([active])]

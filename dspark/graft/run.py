@@ -185,7 +185,9 @@ class GraftRun:
             return
         longest = config.length // 2
         reach = longest + config.max_answer_tokens
-        heads, engine = (job.init_from, job.out), EngineConfig(max_requests=config.answers_at_once)
+        heads = (job.init_from, job.out)
+        # too many answers for the memory are told, not written one by one in silence
+        engine = EngineConfig(max_requests=config.answers_at_once, isolates_failures=False)
         session = open_corpus_session(job.base, job.runtime, heads, reach, engine)
         settings = AnswerSettings(config.max_answer_tokens, config.answer_temperature, config.seed)
         grown = grow_corpus(session, job.source, listed, job.data, settings, longest)
