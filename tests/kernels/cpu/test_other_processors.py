@@ -16,7 +16,7 @@ WINDOWS = ("x86_64-pc-windows-msvc-elf", "haswell", BASE_FLAGS)
 
 
 def texts(variant: str, is_x86: bool) -> list[str]:
-    matrices = [matrix_text.matrix_text(kind, variant) for kind in ("q4_0", "q8_0", "q6_k")]
+    matrices = [matrix_text.matrix_text(kind, variant) for kind in ("q4_1", "q8_0")]
     rows = [rows_text.rows_text(), rows_text.attend_text(64, 3), rows_text.embed_text("q5_k")]
     return [*matrices, *rows, driver_text.driver_text(is_x86)]
 

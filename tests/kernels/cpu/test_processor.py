@@ -1,6 +1,5 @@
 """Who chooses the instructions, and how one says otherwise."""
 
-import subprocess
 import sys
 
 import pytest
@@ -49,11 +48,6 @@ def test_without_llvmlite_plain_torch_runs(monkeypatch):
         assert backend.variant is None and "llvmlite" in backend.reason
     finally:
         processor.variants.cache_clear()
-
-
-def test_llvm_is_not_imported_before_it_is_asked_for():
-    code = "import sys, dspark_kernels.cpu.matrix; sys.exit('llvmlite' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
 def test_what_cannot_be_built_gives_way_to_torch(monkeypatch):
