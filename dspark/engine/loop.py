@@ -238,7 +238,8 @@ class Engine:
             self._caches.open(active)
         prompt = active.request.prompt_ids
         start = active.num_cached
-        end = min(start + self.config.prefill_chunk, len(prompt))
+        is_chunked = self.target.spec.chunks_prompts
+        end = min(start + self.config.prefill_chunk, len(prompt)) if is_chunked else len(prompt)
         chunk = torch.tensor(prompt[start:end], device=self.target.device)
         result = self.target.prefill(active.slot, chunk, len(prompt))
         if self.drafter is not None and active.draft_slot is not None:

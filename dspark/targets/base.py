@@ -14,6 +14,7 @@ Slot = Any  # a target's own state of one request; opaque to everyone else
 class TargetSpec:
     """What a target is and can do. `batches` tells whether several requests share one pass;
     `max_rows` are those of a pass up to which a row is the same to the bit in any company;
+    `chunks_prompts` whether a prompt in parts is as quick as in one;
     `recomputed_at` is a length beyond which the whole cache is computed anew: no block crosses it.
     """
 
@@ -25,6 +26,7 @@ class TargetSpec:
     rollback: Rollback
     batches: bool
     max_rows: int | None = None
+    chunks_prompts: bool = True
     recomputed_at: int | None = None
 
 

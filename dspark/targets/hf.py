@@ -43,13 +43,16 @@ class HfSlot:
 
 @dataclass(slots=True)
 class _Taps:
-    """What the hooks saw during the last forward, by layer."""
+    """What the hooks saw during the last forward, by layer; where rows go one by one, of each."""
 
+    is_stepwise: bool
     seen: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def record(self, index: int) -> Callable[..., None]:
         def hook(_module: Any, _args: Any, output: Any) -> None:
-            self.seen[index] = output[0] if isinstance(output, tuple) else output
+            rows = output[0] if isinstance(output, tuple) else output
+            before = self.seen.get(index) if self.is_stepwise else None
+            self.seen[index] = rows if before is None else torch.cat([before, rows], dim=1)
 
         return hook
 
@@ -70,12 +73,12 @@ class HfTarget:
         self.model = model.eval()
         self.tap_layers = tap_layers
         self.device, self.dtype = model.device, model.dtype
-        self._taps = _Taps()
+        self._call = HfCall(model)
+        self._taps = _Taps(self._call.is_stepwise)
         for index in tap_layers:
             module = decoder_layers(model)[index] if index >= 0 else model.get_input_embeddings()
             module.register_forward_hook(self._taps.record(index))
         config = model.config.get_text_config()
-        self._call = HfCall(model)
         self._ropes = RopeLengths(model)
         self.spec = TargetSpec(
             vocab_size=config.vocab_size,
@@ -85,6 +88,7 @@ class HfTarget:
             stop_token_ids=stop_token_ids,
             rollback=self._call.rollback,
             batches=False,
+            chunks_prompts=not self._call.is_stepwise,
             recomputed_at=self._ropes.recomputed_at(config),
         )
         self._keeps_ids = self.spec.rollback == "rerun" or self.spec.recomputed_at is not None

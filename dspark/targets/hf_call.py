@@ -7,19 +7,35 @@ import torch
 from transformers import DynamicCache
 
 from dspark.checkpoints.deepseek_v4_config import MODEL_TYPE
+from dspark.errors import CheckpointError
 from dspark.targets.base import Rollback
 
 # layers of a cache that crop puts back; a dummy reads the keys of another layer
 CROPPED = {"DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "DummyLayer"}
+# a pass of several rows would begin from nothing, so rows behind a cache go one by one
+STEPWISE = {"falcon_mamba", "jamba", "mamba", "prophetnet", "zamba"}
+REFUSED = {
+    **dict.fromkeys(("cpmant", "reformer", "xlnet"), "read what is not written yet"),
+    **dict.fromkeys(("minimax", "xlstm"), "keep a cache of a kind of their own"),
+    "moshi": "attend to a prompt and to an answer differently",
+    "recurrent_gemma": "keep the state of a text within their layers",
+}
 
 
 class HfCall:
-    """One forward of one request."""
+    """One forward of one request. Raises CheckpointError for a class that cannot be decoded."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self._config = model.config.get_text_config()
         self._has_shared_keys = bool(getattr(self._config, "num_kv_shared_layers", None))
+        kind = self._config.model_type
+        if kind in REFUSED:
+            raise CheckpointError(
+                f"models of the kind {kind} cannot be decoded: they {REFUSED[kind]}",
+                "Take a model of another family.",
+            )
+        self.is_stepwise = kind in STEPWISE
         self._takes = set(inspect.signature(model.forward).parameters)
         # named so since transformers 5.24
         names = [name for name in ("cache", "past_key_values") if name in self._takes]
@@ -46,14 +62,17 @@ class HfCall:
         self, cache: Any, token_ids: torch.Tensor, start: int, num_kept: int
     ) -> torch.Tensor:
         """token_ids [N], the first at position `start` -> logits [num_kept, V] of the last."""
+        if self.is_stepwise and start and token_ids.shape[0] > 1:
+            rows = [self(cache, row, start + i, 1) for i, row in enumerate(token_ids.split(1))]
+            return torch.cat(rows[-num_kept:])
         end, device = start + token_ids.shape[0], token_ids.device
         given: dict[str, Any] = {"input_ids": token_ids.unsqueeze(0)}
         if "position_ids" in self._takes:
             given["position_ids"] = torch.arange(start, end, device=device).unsqueeze(0)
-        elif "attention_mask" in self._takes:  # they count what it shows
-            given["attention_mask"] = torch.ones(1, end, dtype=torch.long, device=device)
-        if self._cache_keyword is not None:
-            given |= {self._cache_keyword: cache, "use_cache": True}
+        if self.rollback != "rerun":
+            given |= {str(self._cache_keyword): cache, "use_cache": True}
+        elif "use_cache" in self._takes:
+            given["use_cache"] = False
         if "logits_to_keep" in self._takes:
             given["logits_to_keep"] = num_kept
             if self._has_shared_keys:  # by a number, Gemma4 drops rows before taps
