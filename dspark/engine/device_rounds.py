@@ -19,7 +19,7 @@ from dspark.engine.lanes import Lanes, Plan
 from dspark.engine.pages import fix_pages
 from dspark.engine.request import ActiveRequest, Request
 from dspark.engine.rounds import Outcome, capacity_of
-from dspark.engine.scheduler import Scheduler, SpsSchedule, ThresholdSchedule
+from dspark.engine.scheduler import Scheduler
 from dspark.errors import MemoryFullError
 from dspark.events import LoadProgress
 from dspark.targets.dense import DenseTarget
@@ -236,7 +236,7 @@ class DeviceRounds:
             return 0
         whole = self._block_size
         is_cheap = lanes.num_lanes * (whole + 1) <= TILE_ROWS
-        if is_cheap or not self._survival or not isinstance(self._scheduler, SpsSchedule):
+        if is_cheap or not self._survival:
             return whole
         return self._scheduler.even_length(self._survival, [n for n in (1, whole // 2, whole) if n])
 
@@ -251,10 +251,8 @@ class DeviceRounds:
 
     def _lanes_of(self, num_lanes: int) -> Lanes:
         if num_lanes not in self._lanes:
-            scheduler = self._scheduler
-            threshold = scheduler.threshold if isinstance(scheduler, ThresholdSchedule) else None
-            parts = (self._target, self._cache, self._drafter, self._scratch, threshold)
-            self._lanes[num_lanes] = Lanes(num_lanes, *parts)
+            parts = (self._target, self._cache, self._drafter, self._scratch)
+            self._lanes[num_lanes] = Lanes(num_lanes, *parts, self._scheduler.threshold)
         return self._lanes[num_lanes]
 
     def _calls_of(self, lanes: Lanes, plan: Plan) -> _Calls:

@@ -13,35 +13,57 @@ from dspark.engine.sps import SpsTable
 
 
 class Scheduler(Protocol):
-    """Decides the verified lengths of one round."""
+    """Decides how much of each draft is verified, whether or not the host has read the draft.
+
+    `threshold`: the device itself cuts a block before its first confidence below it; None: it
+    does not.
+    """
+
+    threshold: float | None
 
     def admit(self, confidences: torch.Tensor | None, limits: Sequence[int]) -> list[int]:
-        """confidences [R, K] (None without a confidence head), limits R <= K -> R lengths."""
+        """Of drafts that were read: confidences [R, K] (None without a confidence head), limits
+        R <= K -> R lengths."""
+        ...
+
+    def even_length(self, survival: Sequence[Sequence[float]], choices: Sequence[int]) -> int:
+        """Of drafts that nobody has read yet: one of the lengths to choose from, for all requests
+        alike, by the survival [R, K] that an earlier round had."""
         ...
 
 
 class FullSchedule:
     """Verify everything that was drafted."""
 
+    threshold: float | None = None
+
     def admit(self, confidences: torch.Tensor | None, limits: Sequence[int]) -> list[int]:
         return list(limits)
 
+    def even_length(self, survival: Sequence[Sequence[float]], choices: Sequence[int]) -> int:
+        return max(choices)
+
 
 class ThresholdSchedule:
-    """Verify up to the first slot whose confidence is below a fixed threshold."""
+    """Verify up to the first position whose confidence is below a fixed threshold."""
 
     def __init__(self, threshold: float) -> None:
-        self.threshold = threshold
+        self.threshold: float | None = threshold
 
     def admit(self, confidences: torch.Tensor | None, limits: Sequence[int]) -> list[int]:
-        if confidences is None:
+        if confidences is None or self.threshold is None:
             return list(limits)
         confident = (confidences >= self.threshold).int().cumprod(dim=1).sum(dim=1)
         return [min(n, limit) for n, limit in zip(confident.tolist(), limits, strict=True)]
 
+    def even_length(self, survival: Sequence[Sequence[float]], choices: Sequence[int]) -> int:
+        return max(choices)  # the device cuts
+
 
 class SpsSchedule:
     """Admit by survival while the expected throughput Θ = (R + Σ survival) · SPS rises."""
+
+    threshold: float | None = None
 
     def __init__(self, table: SpsTable) -> None:
         self.table = table
@@ -63,7 +85,6 @@ class SpsSchedule:
         return lengths
 
     def even_length(self, survival: Sequence[Sequence[float]], choices: Sequence[int]) -> int:
-        """One length for all requests, by the survival [R, K] that an earlier round had."""
         num_requests = len(survival)
 
         def throughput(length: int) -> float:
