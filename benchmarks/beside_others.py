@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from dspark.bench.document import provenance, write_document
-from dspark.engine.sps import stored_tables
+from dspark.engine.schedule.sps_profile import stored_tables
 
 SETTINGS: dict[str, dict[str, str]] = {
     "shipped": {},

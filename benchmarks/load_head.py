@@ -24,13 +24,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.step_memory import peak_bytes
 from dspark.bench.document import provenance, write_document
 from dspark.checkpoints.deepspec import write_head
-from dspark.checkpoints.head_config import HeadConfig, expected_tensors
+from dspark.checkpoints.dspark_config import DSparkConfig, expected_tensors
 from dspark.checkpoints.heads import SHARED_WITH_TARGET, read_draft
 from dspark.drafters.dspark import DSparkDrafter
 from dspark_kernels import SkinnyLinear
 
 PAGE = 4096
-CONFIG = HeadConfig(
+CONFIG = DSparkConfig(
     vocab_size=151_936,
     hidden_size=2560,
     intermediate_size=9728,
@@ -81,7 +81,7 @@ def load(folder: Path, table: torch.Tensor) -> DSparkDrafter:
     config, tensors = read_draft(folder)
     for tensor in tensors.values():
         tensor.view(-1).view(torch.uint8)[::PAGE].sum()
-    assert isinstance(config, HeadConfig)
+    assert isinstance(config, DSparkConfig)
     is_packed = table.dtype == torch.float32
     return DSparkDrafter(config, tensors, table, SkinnyLinear(table, pack=False), pack=is_packed)
 

@@ -26,7 +26,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from dspark import hub
 from dspark.bench.document import provenance, write_document
 from dspark.graft.plan import Memory
-from dspark.hub.memory import CACHE_TOKENS, Room, memory_needed, of_folders
+from dspark.hub.memory_needed import (
+    CACHE_TOKENS,
+    Room,
+    memory_needed,
+    of_folders,
+)
 
 LIMIT = 0.10  # how far the figure may be off
 NEW_TOKENS, SHORT = 32, 36

@@ -18,9 +18,9 @@ from typing import Any
 from dspark.bench.document import provenance, write_document
 from dspark.engine.loop import Engine
 from dspark.engine.request import Request
-from dspark.engine.scheduler import FullSchedule, SpsSchedule, ThresholdSchedule
+from dspark.engine.schedule.policies import FullSchedule, SpsSchedule, ThresholdSchedule
 from dspark.events import Finished, Round
-from dspark_kernels import caches
+from dspark.kvcache import caches
 from dspark_kernels.backend import Backend
 from tests.engine.pairs import TABLE, golden, request
 from tests.engine.test_seed import FILTERS, PROMPTS, engines_of

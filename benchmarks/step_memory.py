@@ -22,11 +22,11 @@ from benchmarks.vs_deepspec import Reference, planned_steps
 from dspark.bench.document import provenance, write_document
 from dspark.config import GraftConfig
 from dspark.drafters.head import DSparkHead
-from dspark.graft.data import Answered
-from dspark.graft.loss import LossWeights, OutputHead, distribution_loss
-from dspark.graft.shape import head_config
-from dspark.graft.taps import FrozenTarget
-from dspark.graft.trainer import Trainer
+from dspark.graft.data.answer_file import Answer
+from dspark.graft.head.shape import head_config
+from dspark.graft.target.frozen_target import FrozenTarget
+from dspark.graft.train.loss import LossWeights, OutputHead, distribution_loss
+from dspark.graft.train.trainer import Trainer
 
 VOCABULARY, HIDDEN, LENGTH, BLOCK, RANK = 151_936, 256, 640, 7, 64
 ANCHORS = (32, 64, 128, 256, 512)
@@ -62,7 +62,7 @@ def build_trainer(anchors: int, device: str) -> Trainer:
     target.tap(config.taps or ())
     ids = tuple(torch.randint(VOCABULARY - 1, (LENGTH,)).tolist())
     head = DSparkHead(head_config(target.config, config, VOCABULARY - 1)).to(device)
-    return Trainer(head, target, [Answered(ids[:8], ids[8:], "", "")], config)
+    return Trainer(head, target, [Answer(ids[:8], ids[8:], "", "")], config)
 
 
 def whole_step(anchors: int, device: str) -> Callable[[], object]:

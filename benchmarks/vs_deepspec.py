@@ -21,15 +21,15 @@ import torch
 from torch import nn
 
 from dspark.bench.document import write_document
-from dspark.checkpoints.head_config import MarkovType
+from dspark.checkpoints.dspark_config import MarkovType
 from dspark.config import GraftConfig
 from dspark.drafters.head import DSparkHead
-from dspark.graft.blocks import sample_blocks
-from dspark.graft.data import Answered
-from dspark.graft.seeds import generator_of
-from dspark.graft.shape import head_config
-from dspark.graft.taps import FrozenTarget
-from dspark.graft.trainer import Trainer, learning_rate
+from dspark.graft.data.answer_file import Answer
+from dspark.graft.head.shape import head_config
+from dspark.graft.target.frozen_target import FrozenTarget
+from dspark.graft.train.blocks import sample_blocks
+from dspark.graft.train.seeds import generator_of
+from dspark.graft.train.trainer import Trainer, learning_rate
 
 PARTS = ("cross_entropy", "l1", "confidence")
 MARKOV_TYPES: tuple[MarkovType, ...] = ("vanilla", "gated", "rnn")
@@ -87,7 +87,7 @@ class Step:
     """The sequences of one step, and the anchors that ours drew in each."""
 
     index: int
-    answers: tuple[Answered, ...]
+    answers: tuple[Answer, ...]
     anchors: tuple[torch.Tensor, ...]
 
 
@@ -111,12 +111,12 @@ def fill(module: nn.Module, seed: int, deviation: float) -> None:
         parameter.copy_(1.0 + noise if name.endswith("norm.weight") else noise)
 
 
-def build_answers() -> list[Answered]:
+def build_answers() -> list[Answer]:
     generator = torch.Generator().manual_seed(2)
     answers = []
     for prompt, answer in SIZES:
         ids = torch.randint(MASK, (prompt + answer,), generator=generator).tolist()
-        answers.append(Answered(tuple(ids[:prompt]), tuple(ids[prompt:]), "", ""))
+        answers.append(Answer(tuple(ids[:prompt]), tuple(ids[prompt:]), "", ""))
     return answers
 
 

@@ -22,7 +22,7 @@ from dspark.bench.report import Figure
 from dspark.config import EngineConfig, RuntimeConfig, SamplingConfig, StopConfig
 from dspark.engine.session import Session
 from dspark.events import Finished
-from dspark.hub.pairs import PairFiles
+from dspark.hub.catalog.pairs import PairFiles
 from dspark_cli.loading import find_files, open_files
 from dspark_cli.naming import PairChoice
 from dspark_cli.options import DEFAULT_PAIR

@@ -8,7 +8,7 @@ from typing import Any
 from typer.core import TyperCommand, TyperGroup
 
 from dspark.errors import InputError
-from dspark_cli.tables import terminal_width
+from dspark_cli.output.tables import terminal_width
 
 NARROWEST_PANELS = 76
 METAVARS: Mapping[object, str] = {int: "N", float: "NUMBER", str: "TEXT"}

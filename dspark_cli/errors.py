@@ -7,8 +7,8 @@ from enum import IntEnum
 
 import typer
 
+from dspark.chat.control_characters import visible
 from dspark.errors import DSparkError, InputError, UnknownNameError
-from dspark_tui.control_characters import visible
 
 REPORT_HINT = "This is a bug: add --debug to the same command, and please report what it prints."
 

@@ -34,10 +34,10 @@ def training_job(params: Mapping[str, Any], base: str, given: list[str]) -> "Gra
     """
     from dspark.checkpoints.heads import read_draft_config
     from dspark.graft.attach import check_name, released_head
+    from dspark.graft.data.prompt_sources import PromptSource
+    from dspark.graft.head.init_from_head import with_shape_of
     from dspark.graft.job import GraftJob
-    from dspark.graft.onward import with_shape_of
-    from dspark.graft.report import MEASUREMENT
-    from dspark.graft.sources import PromptSource
+    from dspark.graft.judge.speedup import MEASUREMENT
     from dspark.hub.resolve import NO_DRAFT
 
     out = params["out"]
@@ -92,7 +92,7 @@ def parse_taps(text: str | None) -> tuple[int, ...] | None:
 
 def _choice(base: str) -> PairChoice:
     from dspark import hub
-    from dspark.hub.registry import FAMILIES
+    from dspark.hub.catalog.find import FAMILIES
 
     is_name = base in FAMILIES or base in hub.PAIRS
     return PairChoice(base) if is_name else PairChoice(base, target=base)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from dspark.engine.session import Session
-    from dspark.hub.pairs import PairFiles
+    from dspark.hub.catalog.pairs import PairFiles
 
 
 def find_files(choice: PairChoice, runtime: RuntimeConfig | None = None) -> "PairFiles":
@@ -25,7 +25,7 @@ def find_files(choice: PairChoice, runtime: RuntimeConfig | None = None) -> "Pai
 def find_settled(choice: PairChoice, runtime: RuntimeConfig | None = None) -> "PairFiles":
     """As find_files, for a choice that is settled already."""
     from dspark import hub
-    from dspark.hub.pairs import PairFiles
+    from dspark.hub.catalog.pairs import PairFiles
     from dspark.hub.resolve import LOOKUP_DRAFT, NO_DRAFT
 
     if choice.draft == LOOKUP_DRAFT:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dspark.config import RuntimeConfig
 from dspark.errors import InputError, UnknownNameError
-from dspark_cli.output import say
+from dspark_cli.output.answer import say
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ def settled(choice: PairChoice, runtime: RuntimeConfig | None = None) -> PairCho
     Raises UnknownNameError for what is nothing of all that, MemoryFullError for what cannot fit.
     """
     from dspark import hub
-    from dspark.hub.registry import FAMILIES
+    from dspark.hub.catalog.find import FAMILIES
 
     name = choice.pair
     if choice.target is not None:
@@ -103,7 +103,7 @@ def shown_name(model: str) -> str:
 def check_known(name: str) -> None:
     """Raises UnknownNameError for what is no pair, no file here and no id of the hub."""
     from dspark import hub
-    from dspark.hub.registry import FAMILIES
+    from dspark.hub.catalog.find import FAMILIES
 
     check_spelling(name)
     is_here = name in FAMILIES or Path(name).expanduser().exists()

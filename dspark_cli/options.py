@@ -34,7 +34,7 @@ DEVICE = "Device"
 def complete_pair(incomplete: str) -> list[str]:
     """For the shell: names of pairs and families; it completes folders itself where none fits."""
     from dspark.hub import known_pairs
-    from dspark.hub.registry import FAMILIES, PAIRS
+    from dspark.hub.catalog.find import FAMILIES, PAIRS
 
     try:
         names = [*known_pairs(), *FAMILIES]

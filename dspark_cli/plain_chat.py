@@ -9,17 +9,17 @@ from itertools import groupby
 from types import FrameType
 from typing import BinaryIO
 
+from dspark.chat.backend import ChatBackend, ChatSettings
+from dspark.chat.commands import parse_command, unknown_command
+from dspark.chat.control_characters import visible
+from dspark.chat.conversation import Conversation, LeftOut, ask
+from dspark.chat.shared_wording import ending_words, sampling_words
 from dspark.errors import InputError, NetworkSetupError, ServerError
 from dspark.events import FetchProgress, Finished
 from dspark_cli.errors import report
 from dspark_cli.line_editor import read_line, typed_text
 from dspark_cli.loading import progress_bars
-from dspark_cli.output import ThinkingLine, say, stats_line
-from dspark_tui.backend import ChatBackend, ChatSettings
-from dspark_tui.commands import parse_command, unknown_command
-from dspark_tui.control_characters import visible
-from dspark_tui.conversation import Conversation, LeftOut, ask
-from dspark_tui.words import ending_words, sampling_words
+from dspark_cli.output.answer import ThinkingLine, say, stats_line
 
 SIGN = "> "
 

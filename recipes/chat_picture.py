@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from dspark import hub
+from dspark.chat.backend import ChatSettings, EngineBackend
 from dspark_tui.app import DSparkApp
-from dspark_tui.backend import ChatSettings, EngineBackend
 from dspark_tui.themes import DARK
 
 PICTURE = Path(__file__).parents[1] / "docs" / "chat.svg"

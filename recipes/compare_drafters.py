@@ -25,7 +25,7 @@ from dspark.bench.document import write_document
 from dspark.config import Algorithm, GraftConfig, graft_config
 from dspark.drafters.parameters import trained_parameters
 from dspark.errors import DSparkError, InputError
-from dspark.graft.shape import draft_config, fitting_intermediate_size
+from dspark.graft.head.shape import draft_config, fitting_intermediate_size
 from dspark.hub import PAIRS
 from dspark.targets.dense import read_config
 from dspark_cli.loading import find_files

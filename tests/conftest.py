@@ -134,11 +134,11 @@ def make_tiny_head(
         import torch
 
         from dspark.checkpoints.deepspec import write_head
-        from dspark.checkpoints.head_config import HeadConfig, expected_tensors
+        from dspark.checkpoints.dspark_config import DSparkConfig, expected_tensors
 
         raw = json.loads((target / "config.json").read_text())
         raw = raw.get("text_config", raw)
-        config = HeadConfig(
+        config = DSparkConfig(
             vocab_size=raw["vocab_size"],
             hidden_size=raw["hidden_size"],
             intermediate_size=64,

@@ -11,6 +11,7 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 
+from dspark.kvcache.page_pool import PagedPool
 from dspark_kernels import (
     Filters,
     QuantizedWeight,
@@ -28,7 +29,7 @@ from dspark_kernels.accept_block import accept_block_reference
 from dspark_kernels.norm import add_rms_norm
 from dspark_kernels.norm_rope_write import HeadNorms, norm_rope_write
 from dspark_kernels.paged_attention import paged_attention
-from dspark_kernels.paged_cache import PagedPool, PagedRows, gather_request
+from dspark_kernels.paged_cache import PagedRows, gather_request
 from gpu_parts.setting import (
     BOUNDS,
     EXPONENTIAL_BOUND,

@@ -12,8 +12,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dspark_kernels import AcceptedBlock, Filters, KVSlot, Races, RowPlan, accept_block
-from dspark_kernels.paged_cache import PAGE, PagedRows, page_rows
+from dspark.kvcache.page_pool import page_rows
+from dspark.kvcache.row_pool import KVSlot, RowPlan
+from dspark_kernels import (
+    AcceptedBlock,
+    Filters,
+    Races,
+    accept_block,
+)
+from dspark_kernels.paged_cache import PAGE, PagedRows
 from gpu_parts.rounds import made_room
 from gpu_parts.setting import Record, Setting, attempt, random_pool
 from gpu_parts.shapes import ModelShape

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from dspark_kernels.kv_cache import KVSlot, RowPlan
-from dspark_kernels.paged_cache import PagedPool, PagedRows, page_rows
+from dspark.kvcache.page_pool import PagedPool, page_rows
+from dspark.kvcache.row_pool import KVSlot, RowPlan
+from dspark_kernels.paged_cache import PagedRows
 from dspark_kernels.quantized_weight import FP8_BLOCK, QuantizedWeight, from_fp8
 from gpu_parts.shapes import SHAPES, TINY, ModelShape
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from dspark.kvcache.page_pool import PagedPool
 from dspark_kernels import (
     Filters,
     Races,
@@ -22,7 +23,7 @@ from dspark_kernels.accept_block import AcceptedBlock
 from dspark_kernels.norm import add_rms_norm
 from dspark_kernels.norm_rope_write import HeadNorms, norm_rope_write
 from dspark_kernels.paged_attention import paged_attention
-from dspark_kernels.paged_cache import PagedPool, PagedRows
+from dspark_kernels.paged_cache import PagedRows
 from dspark_kernels.sequential_head import DraftedBlock
 from gpu_parts.checks import EPS, random_head
 from gpu_parts.setting import Setting, Weight, random_weight, rotary_tables, weight_rows

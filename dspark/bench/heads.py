@@ -12,7 +12,7 @@ from dspark.config import Algorithm, EngineConfig, RuntimeConfig
 from dspark.drafters.parameters import trained_parameters
 from dspark.engine.session import Session, open_session
 from dspark.events import LoadProgress
-from dspark.hub.pairs import PairFiles
+from dspark.hub.catalog.pairs import PairFiles
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from dspark.checkpoints.deepspec import DRAFT_VOCABULARY, write_head
+from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.eagle3_config import DraftConfig, Eagle3Config
 from dspark.checkpoints.files import share
-from dspark.checkpoints.head_config import HeadConfig
 from dspark.checkpoints.heads import SHARED_WITH_TARGET, find_head, read_draft
 from dspark.checkpoints.safetensors_dir import iterate_tensors
 from dspark.errors import CheckpointError, InputError, StorageError
@@ -90,7 +90,7 @@ def _borrowed(
     if "embed_tokens.weight" not in found:
         raise CheckpointError(f"{target} holds no model.embed_tokens.weight to take over")
     found.setdefault("lm_head.weight", found["embed_tokens.weight"].clone())
-    if isinstance(config, HeadConfig) and config.draft_vocab_size:
+    if isinstance(config, DSparkConfig) and config.draft_vocab_size:
         d2t = tensors["d2t"].long()
         found["lm_head.weight"] = found["lm_head.weight"][d2t + torch.arange(len(d2t))]
     return found
@@ -134,7 +134,7 @@ def _beyond_speculators(what: str) -> CheckpointError:
     )
 
 
-def _speculators_json(config: HeadConfig, target_name: str) -> dict[str, Any]:
+def _speculators_json(config: DSparkConfig, target_name: str) -> dict[str, Any]:
     own = config.to_json()
     same = ("mask_token_id", "markov_rank", "markov_head_type")
     flags = ("enable_confidence_head", "confidence_head_with_markov")

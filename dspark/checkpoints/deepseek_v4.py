@@ -14,7 +14,7 @@ from dspark.checkpoints.deepseek_v4_config import (
     expert_shapes,
 )
 from dspark.checkpoints.files import read_json
-from dspark.checkpoints.quantized import PackedExperts, dequantize_fp8
+from dspark.checkpoints.fp4_fp8 import Fp4Experts, dequantize_fp8
 from dspark.checkpoints.safetensors_dir import FLOATS, TensorInfo, iterate_tensors, tensor_infos
 from dspark.errors import CheckpointError
 
@@ -34,7 +34,7 @@ class DeepseekV4Weights:
     """
 
     dense: Mapping[str, torch.Tensor]
-    experts: tuple[Mapping[str, PackedExperts], ...]
+    experts: tuple[Mapping[str, Fp4Experts], ...]
 
 
 def read_own_config(folder: Path) -> DeepseekV4HeadConfig:
@@ -81,12 +81,12 @@ def _config(folder: Path, infos: Mapping[str, TensorInfo]) -> DeepseekV4HeadConf
     return DeepseekV4HeadConfig.from_json(read_json(folder / "config.json"), len(stages))
 
 
-def _empty_experts(config: DeepseekV4HeadConfig, device: torch.device) -> dict[str, PackedExperts]:
+def _empty_experts(config: DeepseekV4HeadConfig, device: torch.device) -> dict[str, Fp4Experts]:
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(config.num_experts, *shape, dtype=torch.uint8, device=device)
 
     return {
-        name: PackedExperts(empty(rows, columns // 2), empty(rows, columns // FP4_RUN))
+        name: Fp4Experts(empty(rows, columns // 2), empty(rows, columns // FP4_RUN))
         for name, (rows, columns) in expert_shapes(config).items()
     }
 

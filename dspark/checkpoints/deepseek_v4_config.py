@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from dspark.checkpoints.draft_config import LARGEST_SIZE, positive
-from dspark.checkpoints.head_config import LARGEST_BLOCK
+from dspark.checkpoints.dspark_config import LARGEST_BLOCK
+from dspark.checkpoints.head_config import LARGEST_SIZE, positive
 from dspark.errors import CheckpointError
 
 MODEL_TYPE = "deepseek_v4"

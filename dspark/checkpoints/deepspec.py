@@ -8,9 +8,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.eagle3_config import DraftConfig
 from dspark.checkpoints.files import read_json, replacing
-from dspark.checkpoints.head_config import HeadConfig
 from dspark.checkpoints.heads import check_head, open_draft, read_draft, read_draft_config
 from dspark.checkpoints.safetensors_dir import infos_of, read_file
 from dspark.errors import CheckpointError, StorageError
@@ -32,12 +32,12 @@ CONFIDENCE_BIAS = "confidence_head.proj.bias"
 DRAFT_VOCABULARY = "draft_vocabulary.safetensors"  # ours, beside the layout: others pass it over
 
 
-def read_head_config(directory: Path) -> HeadConfig:
+def read_head_config(directory: Path) -> DSparkConfig:
     """Raises CheckpointError where config.json is missing, not JSON, or not a DSpark head's."""
-    return HeadConfig.from_json(read_json(directory / "config.json"))
+    return DSparkConfig.from_json(read_json(directory / "config.json"))
 
 
-def read_head(directory: Path) -> tuple[HeadConfig, dict[str, torch.Tensor]]:
+def read_head(directory: Path) -> tuple[DSparkConfig, dict[str, torch.Tensor]]:
     """Config and tensors of a DSpark head in DeepSpec's layout, every name and shape checked.
 
     The embedding and the output head may be missing: the target's own are used then.
@@ -124,7 +124,7 @@ def update_head_config(directory: Path, changes: dict[str, Any]) -> None:
     raw = read_json(directory / "config.json")
     figures = raw.get("graft", {}) | changes.get("graft", {})
     raw |= changes | ({"graft": figures} if figures else {})
-    HeadConfig.from_json(raw)
+    DSparkConfig.from_json(raw)
     try:
         with replacing(directory / "config.json") as settings:
             settings.write_text(json.dumps(raw, indent=2) + "\n")

@@ -4,8 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dspark.checkpoints.draft_config import BaseConfig, Family, common_keys, layer_tensors
-from dspark.checkpoints.head_config import HeadConfig
+from dspark.checkpoints.dspark_config import DSparkConfig
+from dspark.checkpoints.head_config import (
+    Family,
+    HeadConfig,
+    common_keys,
+    layer_tensors,
+)
 from dspark.errors import CheckpointError
 
 EAGLE3_ARCHITECTURES: Mapping[Family, str] = {
@@ -15,7 +20,7 @@ EAGLE3_ARCHITECTURES: Mapping[Family, str] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Eagle3Config(BaseConfig):
+class Eagle3Config(HeadConfig):
     """Sizes of a head of one layer. `ttt_length` tokens are drafted, one pass for each."""
 
     ttt_length: int
@@ -60,7 +65,7 @@ class Eagle3Config(BaseConfig):
         }
 
 
-DraftConfig = HeadConfig | Eagle3Config
+DraftConfig = DSparkConfig | Eagle3Config
 
 
 def expected_eagle3_tensors(config: Eagle3Config) -> dict[str, tuple[int, ...]]:

@@ -1,158 +1,293 @@
-"""The shape of a DSpark head, as DeepSpec writes it into config.json."""
+"""What the configs of all heads share: sizes, rope, taps, and the tensors of a decoder layer."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
 
-from dspark.checkpoints.draft_config import (
-    BaseConfig,
-    Family,
-    architecture_of,
-    common_keys,
-    layer_tensors,
-)
 from dspark.errors import CheckpointError
 
-ARCHITECTURES: Mapping[Family, str] = {
-    "qwen3": "Qwen3DSparkModel",
-    "gemma4": "Gemma4DSparkModel",
+Family = Literal["qwen3", "gemma4"]
+ROPE_NOISE = ("default", "mrope")  # the target's, copied along; the head turns every dimension
+YARN_KEYS = {
+    *("type", "rope_type", "rope_theta", "partial_rotary_factor", "factor"),
+    *("original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"),
 }
-LARGEST_BLOCK = 1024
-MarkovType = Literal["none", "vanilla", "gated", "rnn"]
+LARGEST_SIZE = 2**31  # of any dimension: what is beyond is damage, not a model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeadConfig(BaseConfig):
-    """Sizes of a head that drafts `block_size` tokens at once.
+class Yarn:
+    """Frequencies stretched for a longer context, as transformers computes them."""
 
-    `sample_from_anchor`: slot 0, the anchor's, predicts the first draft; otherwise slot 1 does, and
-    a block has one slot more than drafts. `draft_vocab_size`: rows of the output head where it
-    knows fewer tokens than the target; the tensor d2t says which.
-    `confidence_temperatures` is an addition of ours: one for each slot, None for all 1.
-    """
-
-    num_layers: int
-    block_size: int
-    mask_token_id: int
-    markov_type: MarkovType = "vanilla"
-    markov_rank: int = 0
-    has_confidence: bool = False
-    confidence_with_markov: bool = False
-    confidence_temperatures: tuple[float, ...] | None = None
-    sample_from_anchor: bool = True
-    draft_vocab_size: int | None = None
-
-    @property
-    def temperatures(self) -> tuple[float, ...]:
-        """What the confidence logit of each slot is divided by."""
-        return self.confidence_temperatures or (1.0,) * self.block_size
-
-    @property
-    def num_slots(self) -> int:
-        """Rows of a block: the anchor and the masks."""
-        return self.block_size + (not self.sample_from_anchor)
-
-    @property
-    def num_columns(self) -> int:
-        """Tokens that the output head and the Markov head tell apart."""
-        return self.draft_vocab_size or self.vocab_size
+    factor: float
+    original_max_positions: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
 
     @classmethod
-    def _parse(cls, raw: Mapping[str, Any]) -> "HeadConfig":
-        architecture = architecture_of(raw)
-        if architecture not in ARCHITECTURES.values():
-            raise CheckpointError(
-                f"the draft's architecture is {architecture}, not {ARCHITECTURES['qwen3']}",
-                "dspark convert writes DeepSpec's layout from the others.",
-            )
-        rank = int(raw["markov_rank"])
+    def from_json(cls, rope: Mapping[str, Any], max_positions: int) -> "Yarn":
+        surplus = set(rope) - YARN_KEYS
+        if surplus or "factor" not in rope:
+            wrong = f"the unknown key {min(surplus)}" if surplus else "no 'factor'"
+            raise CheckpointError(f"yarn rope of the draft has {wrong}")
         return cls(
-            **common_keys(raw),
-            num_layers=int(raw["num_hidden_layers"]),
-            block_size=int(raw["block_size"]),
-            mask_token_id=int(raw["mask_token_id"]),
-            markov_type=raw["markov_head_type"] if rank > 0 else "none",
-            markov_rank=rank,
-            has_confidence=bool(raw["enable_confidence_head"]),
-            confidence_with_markov=bool(raw.get("confidence_head_with_markov", False)),
-            confidence_temperatures=_numbers_or_none(raw, "confidence_temperatures"),
+            factor=positive(rope, "factor"),
+            original_max_positions=int(
+                rope.get("original_max_position_embeddings") or max_positions
+            ),
+            beta_fast=float(rope.get("beta_fast") or 32.0),
+            beta_slow=float(rope.get("beta_slow") or 1.0),
+            attention_factor=positive_or_none(rope, "attention_factor"),
         )
 
-    def _check(self) -> None:
-        BaseConfig._check(self)
-        if self.markov_type not in ("none", "vanilla", "gated", "rnn"):
-            raise ValueError(f"markov_head_type {self.markov_type!r} is unknown")
-        if self.has_confidence and self.confidence_with_markov and self.markov_rank == 0:
-            raise ValueError("confidence_head_with_markov needs markov_rank > 0")
-        if not 1 <= self.block_size <= LARGEST_BLOCK or not self.mask_token_id < self.vocab_size:
-            raise ValueError("block_size or mask_token_id is out of range")
-        temperatures = self.temperatures
-        if len(temperatures) != self.block_size:
-            raise ValueError(
-                f"confidence_temperatures has {len(temperatures)} numbers "
-                f"for a block of {self.block_size}"
-            )
-        if not all(math.isfinite(t) and t > 0.0 for t in temperatures):
-            raise ValueError("confidence_temperatures are not all positive numbers")
-
     def to_json(self) -> dict[str, Any]:
-        """The keys that DeepSpec's own loader reads, and our own where they say something."""
-        temperatures = self.confidence_temperatures
-        own = {} if temperatures is None else {"confidence_temperatures": list(temperatures)}
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        original = named.pop("original_max_positions")
+        kept = {key: value for key, value in named.items() if value is not None}
+        return {"rope_type": "yarn", "original_max_position_embeddings": original} | kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadConfig:
+    """`target_layer_ids` are the taps: 0-based layer outputs, -1 embeddings.
+
+    `num_target_layers` is None where the file does not tell the target's depth.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    target_layer_ids: tuple[int, ...]
+    num_target_layers: int | None
+    attention_bias: bool = False
+    max_positions: int = 8192
+    final_logit_softcapping: float | None = None
+    yarn: Yarn | None = None
+    family: Family = "qwen3"
+    rotated_fraction: float = 1.0  # of a head's dimensions; the others keep still
+
+    @property
+    def embedding_scale(self) -> float:
+        """What the stored embedding is multiplied by."""
+        return math.sqrt(self.hidden_size) if self.family == "gemma4" else 1.0
+
+    @property
+    def attention_scale(self) -> float:
+        return 1.0 if self.family == "gemma4" else self.head_dim**-0.5
+
+    @property
+    def tap_width(self) -> int:
+        return len(self.target_layer_ids) * self.hidden_size
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Self:
+        """Raises CheckpointError naming the key that is missing or wrong."""
+        try:
+            config = cls._parse(raw)
+            config._check()
+            return config
+        except KeyError as error:
+            raise CheckpointError(
+                f"config.json of the draft has no {error.args[0]!r}",
+                "Is this a DSpark, DFlash or Eagle3 head?",
+            ) from error
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise CheckpointError(f"config.json of the draft is malformed: {error}") from error
+
+    @classmethod
+    def _parse(cls, raw: Mapping[str, Any]) -> Self:
+        raise NotImplementedError
+
+    def _check(self) -> None:
+        sizes = {
+            field.name: getattr(self, field.name) for field in fields(self) if field.type is int
+        }
+        for name, size in sizes.items():
+            if not 0 <= size < LARGEST_SIZE or (size == 0 and name != "markov_rank"):
+                raise ValueError(f"{name} {size} is out of range")
+        for name in ("rms_norm_eps", "rope_theta"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0.0):
+                raise ValueError(f"{name} {getattr(self, name)} is not positive")
+        if self.num_heads % self.num_kv_heads or self.head_dim % 2:
+            raise ValueError("num_key_value_heads or head_dim does not divide the heads")
+        taps = list(self.target_layer_ids)
+        if not taps or min(taps) < -1:
+            raise ValueError(f"target_layer_ids {taps} is not a list of layers")
+        if self.num_target_layers is not None and max(taps) >= self.num_target_layers - 1:
+            raise ValueError(
+                f"target_layer_ids {taps} reaches the last of {self.num_target_layers} target "
+                "layers, which is never a tap"
+            )
+
+    def _common_json(self) -> dict[str, Any]:
+        cap = self.final_logit_softcapping
         return {
-            "architectures": [ARCHITECTURES[self.family]],
-            **self._common_json(),
-            "num_hidden_layers": self.num_layers,
-            "layer_types": ["full_attention"] * self.num_layers,
-            "block_size": self.block_size,
-            "mask_token_id": self.mask_token_id,
-            "num_anchors": 512,  # DeepSpec's loader insists on it; decoding has no use for it
-            "markov_rank": self.markov_rank,
-            "markov_head_type": "vanilla" if self.markov_type == "none" else self.markov_type,
-            "enable_confidence_head": self.has_confidence,
-            "confidence_head_with_markov": self.confidence_with_markov,
-            **own,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "rms_norm_eps": self.rms_norm_eps,
+            "max_position_embeddings": self.max_positions,
+            "attention_bias": self.attention_bias,
+            "attention_dropout": 0.0,
+            "tie_word_embeddings": False,
+            "sliding_window": None,
+            "pad_token_id": None,
+            "target_layer_ids": list(self.target_layer_ids),
+            "num_target_layers": self.num_target_layers,
+            **(self._gemma4_json() if self.family == "gemma4" else self._qwen3_json()),
+        } | ({} if cap is None else {"final_logit_softcapping": cap})
+
+    def _qwen3_json(self) -> dict[str, Any]:
+        rope = self.yarn.to_json() if self.yarn else {"rope_type": "default"}
+        return {
+            "model_type": "qwen3",
+            "hidden_act": "silu",
+            "rope_parameters": rope | {"rope_theta": self.rope_theta},
+            "use_sliding_window": False,
+        }
+
+    def _gemma4_json(self) -> dict[str, Any]:
+        """The keys of Gemma4's text config; what its sliding layers have is of no use here."""
+        rope = {
+            "rope_type": "proportional",
+            "rope_theta": self.rope_theta,
+            "partial_rotary_factor": self.rotated_fraction,
+        }
+        return {
+            "model_type": "gemma4_text",
+            "hidden_activation": "gelu_pytorch_tanh",
+            "num_global_key_value_heads": self.num_kv_heads,
+            "global_head_dim": self.head_dim,
+            "attention_k_eq_v": True,
+            "sliding_window": 1024,
+            "enable_moe_block": False,
+            "hidden_size_per_layer_input": 0,
+            "num_kv_shared_layers": 0,
+            "use_double_wide_mlp": False,
+            "rope_parameters": {
+                "full_attention": rope,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+            },
+            "bos_token_id": None,
+            "eos_token_id": None,
         }
 
 
-def _numbers_or_none(raw: Mapping[str, Any], key: str) -> tuple[float, ...] | None:
-    value = raw.get(key)
-    if value is not None and not (isinstance(value, list) and value):
-        raise ValueError(f"{key} {value!r} is not a list of numbers")
-    return None if value is None else tuple(float(number) for number in value)
+def architecture_of(raw: Mapping[str, Any]) -> str:
+    return str((raw.get("architectures") or ["?"])[0])
 
 
-def expected_tensors(config: HeadConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of a head in DeepSpec's layout, embedding and head included."""
-    hidden, rank, columns = config.hidden_size, config.markov_rank, config.num_columns
-    layer = layer_tensors(config, hidden)
-    shapes: dict[str, tuple[int, ...]] = {
-        "embed_tokens.weight": (config.vocab_size, hidden),
-        "lm_head.weight": (columns, hidden),
-        "norm.weight": (hidden,),
-        "fc.weight": (hidden, config.tap_width),
-        "hidden_norm.weight": (hidden,),
-        **{f"layers.{i}.{n}": s for i in range(config.num_layers) for n, s in layer.items()},
+def common_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of BaseConfig from the keys of a config.json of either family."""
+    if architecture_of(raw).startswith("Gemma4"):
+        flat, own = _gemma4(raw)
+        return _qwen3_keys(flat) | own
+    return _qwen3_keys(raw)
+
+
+def _gemma4(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A Gemma4 config's keys as Qwen3's, and the fields that only it sets."""
+    rope = raw["rope_parameters"]["full_attention"]
+    is_established = (
+        raw["attention_k_eq_v"] is True
+        and raw["hidden_activation"] == "gelu_pytorch_tanh"
+        and rope["rope_type"] == "proportional"
+        and not raw.get("enable_moe_block")
+        and not raw.get("hidden_size_per_layer_input")
+        and not raw.get("attention_bias")
+    )
+    if not is_established:
+        raise CheckpointError(
+            "the Gemma4 draft differs from the released one in its layers", "vLLM may run it."
+        )
+    flat = {
+        **raw,
+        "num_key_value_heads": raw["num_global_key_value_heads"],
+        "head_dim": raw["global_head_dim"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": rope["rope_theta"]},
     }
-    if config.draft_vocab_size:
-        shapes["d2t"] = (columns,)
-    if config.markov_type != "none":
-        shapes |= {
-            "markov_head.markov_w1.weight": (config.vocab_size, rank),
-            "markov_head.markov_w2.weight": (columns, rank),
-        }
-    if config.markov_type == "gated":
-        shapes |= {
-            "markov_head.gate_proj.weight": (rank, hidden + rank),
-            "markov_head.gate_proj.bias": (rank,),
-        }
-    if config.markov_type == "rnn":
-        shapes |= {
-            "markov_head.joint_proj.weight": (3 * rank, 2 * rank + hidden),
-            "markov_head.joint_proj.bias": (3 * rank,),
-        }
-    if config.has_confidence:
-        width = hidden + (rank if config.confidence_with_markov else 0)
-        shapes |= {"confidence_head.proj.weight": (1, width), "confidence_head.proj.bias": (1,)}
+    return flat, {"family": "gemma4", "rotated_fraction": positive(rope, "partial_rotary_factor")}
+
+
+def _qwen3_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    max_positions = int(raw.get("max_position_embeddings", 8192))
+    depth = raw["num_target_layers"]
+    if kind not in (*ROPE_NOISE, "yarn"):
+        raise CheckpointError(f"rope type {kind!r} of the draft is not supported")
+    refuse_sliding(raw)
+    if raw.get("hidden_act", "silu") != "silu":
+        raise CheckpointError(f"the draft's activation {raw['hidden_act']!r} is not supported")
+    return {
+        "vocab_size": int(raw["vocab_size"]),
+        "hidden_size": int(raw["hidden_size"]),
+        "intermediate_size": int(raw["intermediate_size"]),
+        "num_heads": int(raw["num_attention_heads"]),
+        "num_kv_heads": int(raw["num_key_value_heads"]),
+        "head_dim": int(raw["head_dim"]),
+        "rms_norm_eps": float(raw["rms_norm_eps"]),
+        "rope_theta": float(rope["rope_theta"] if "rope_theta" in rope else raw["rope_theta"]),
+        "target_layer_ids": tuple(int(i) for i in raw["target_layer_ids"]),
+        "num_target_layers": None if depth is None else int(depth),
+        "attention_bias": bool(raw.get("attention_bias", False)),
+        "max_positions": max_positions,
+        "final_logit_softcapping": positive_or_none(raw, "final_logit_softcapping"),
+        "yarn": Yarn.from_json(rope, max_positions) if kind == "yarn" else None,
+    }
+
+
+def refuse_sliding(raw: Mapping[str, Any]) -> None:
+    if "sliding_attention" in (raw.get("layer_types") or ()):
+        raise CheckpointError(
+            "the draft slides a window over its context, which is not supported",
+            "vLLM and SGLang run such heads.",
+        )
+
+
+def positive(raw: Mapping[str, Any], key: str) -> float:
+    value = float(raw[key])
+    if not (math.isfinite(value) and value > 0.0):
+        raise ValueError(f"{key} {raw[key]!r} is not positive")
+    return value
+
+
+def positive_or_none(raw: Mapping[str, Any], key: str) -> float | None:
+    return None if raw.get(key) is None else positive(raw, key)
+
+
+def layer_tensors(config: HeadConfig, input_width: int) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of a decoder layer whose attention projects rows of `input_width`."""
+    hidden, inner, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
+    query, key = config.num_heads * head_dim, config.num_kv_heads * head_dim
+    shapes: dict[str, tuple[int, ...]] = {
+        "input_layernorm.weight": (hidden,),
+        "post_attention_layernorm.weight": (hidden,),
+        "self_attn.q_proj.weight": (query, input_width),
+        "self_attn.k_proj.weight": (key, input_width),
+        "self_attn.v_proj.weight": (key, input_width),
+        "self_attn.o_proj.weight": (hidden, query),
+        "self_attn.q_norm.weight": (head_dim,),
+        "self_attn.k_norm.weight": (head_dim,),
+        "mlp.gate_proj.weight": (inner, hidden),
+        "mlp.up_proj.weight": (inner, hidden),
+        "mlp.down_proj.weight": (hidden, inner),
+    }
+    if config.family == "gemma4":
+        del shapes["self_attn.v_proj.weight"]
+        shapes |= {f"{which}_feedforward_layernorm.weight": (hidden,) for which in ("pre", "post")}
+        shapes["layer_scalar"] = (1,)
+    if config.attention_bias:
+        sizes = {"q_proj": query, "k_proj": key, "v_proj": key, "o_proj": hidden}
+        shapes |= {f"self_attn.{name}.bias": (size,) for name, size in sizes.items()}
     return shapes

@@ -10,12 +10,7 @@ import torch
 from dspark.checkpoints.deepseek_v4 import read_own_config
 from dspark.checkpoints.deepseek_v4_config import DeepseekV4HeadConfig, holds_own_head
 from dspark.checkpoints.detect import Packaging, detect, head_folder, is_deepspec, refuse_gguf
-from dspark.checkpoints.dflash_family import (
-    canonical_name,
-    ours,
-    read_family_config,
-    refuse_unbuilt,
-)
+from dspark.checkpoints.dspark_config import DSparkConfig, expected_tensors
 from dspark.checkpoints.eagle3_config import (
     EAGLE3_ARCHITECTURES,
     DraftConfig,
@@ -23,7 +18,12 @@ from dspark.checkpoints.eagle3_config import (
     expected_eagle3_tensors,
 )
 from dspark.checkpoints.files import one_line, read_json
-from dspark.checkpoints.head_config import HeadConfig, expected_tensors
+from dspark.checkpoints.other_layouts import (
+    canonical_name,
+    ours,
+    read_family_config,
+    refuse_unbuilt,
+)
 from dspark.checkpoints.safetensors_dir import (
     StoredTensors,
     TensorInfo,
@@ -144,7 +144,7 @@ def check_head(infos: Mapping[str, TensorInfo], config: DraftConfig, what: str) 
     d2t = weights.pop("d2t", None)
     wanted = {name: shape for name, shape in expected(config).items() if name != "d2t"}
     check_tensors(weights, wanted, SHARED_WITH_TARGET, what)
-    columns = config.draft_vocab_size if isinstance(config, HeadConfig) else None
+    columns = config.draft_vocab_size if isinstance(config, DSparkConfig) else None
     if columns and (d2t is None or d2t.dtype not in INTEGERS or d2t.shape != (columns,)):
         raise CheckpointError(f"{what} tells {columns} tokens apart, and no d2t says which")
 
@@ -156,7 +156,7 @@ def _config(
         return read_family_config(raw, packaging, infos)
     if raw["architectures"][0] in EAGLE3_ARCHITECTURES.values():
         return Eagle3Config.from_json(raw)
-    return HeadConfig.from_json(raw)
+    return DSparkConfig.from_json(raw)
 
 
 def _canonical(infos: Mapping[str, TensorInfo], folder: Path) -> dict[str, str]:

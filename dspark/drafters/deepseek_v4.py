@@ -21,7 +21,7 @@ from dspark.drafters.deepseek_v4_blocks import (
     norm,
     taken_up,
 )
-from dspark.drafters.joined import stack_present
+from dspark.drafters.head_drafter import stack_present
 from dspark.errors import PairMismatchError
 
 

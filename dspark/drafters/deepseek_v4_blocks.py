@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from dspark.checkpoints.deepseek_v4_config import QUANTISED_RUN, DeepseekV4HeadConfig
-from dspark.checkpoints.quantized import PackedExperts, fake_quantize_e4m3
+from dspark.checkpoints.fp4_fp8 import Fp4Experts, fake_quantize_e4m3
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -143,7 +143,7 @@ class Experts:
         self,
         config: DeepseekV4HeadConfig,
         weights: Weights,
-        packed: Mapping[str, PackedExperts],
+        packed: Mapping[str, Fp4Experts],
     ) -> None:
         self._config, self._weights, self._packed = config, weights, packed
 

@@ -6,15 +6,16 @@ from typing import Any
 
 import torch
 
+from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.eagle3_config import DraftConfig
-from dspark.checkpoints.head_config import HeadConfig
 from dspark.drafters.base import Chooser, Proposals
 from dspark.drafters.calibration import scaled_confidence
 from dspark.drafters.head import DraftLayer, DSparkHead
-from dspark.drafters.joined import JoinedDrafter, stack_present
+from dspark.drafters.head_drafter import HeadDrafter, stack_present
 from dspark.drafters.vocabulary import OutputHead
 from dspark.errors import PairMismatchError
-from dspark_kernels import KVSlot, PooledAttention, RowPlan
+from dspark.kvcache.pooled_attention import PooledAttention
+from dspark.kvcache.row_pool import KVSlot, RowPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +26,12 @@ class DSparkSlot:
     own: Any
 
 
-class DSparkDrafter(JoinedDrafter):
+class DSparkDrafter(HeadDrafter):
     """Keeps, for each request, the keys and values of its context features."""
 
     def __init__(
         self,
-        config: HeadConfig,
+        config: DSparkConfig,
         tensors: MutableMapping[str, torch.Tensor],
         embedding: torch.Tensor,
         output_head: OutputHead,

@@ -14,9 +14,11 @@ from torch import nn
 from dspark.checkpoints.eagle3_config import Eagle3Config
 from dspark.drafters.base import Chooser, Proposals
 from dspark.drafters.head import DraftLayer, Norm, draft_layer, full_rotary
-from dspark.drafters.joined import JoinedDrafter, stack_present
+from dspark.drafters.head_drafter import HeadDrafter, stack_present
 from dspark.drafters.vocabulary import OutputHead
-from dspark_kernels import KVSlot, PooledAttention, RotaryTable, RowPlan
+from dspark.kvcache.pooled_attention import PooledAttention
+from dspark.kvcache.row_pool import KVSlot, RowPlan
+from dspark_kernels import RotaryTable
 
 
 class Eagle3Head(nn.Module):
@@ -59,7 +61,7 @@ class Eagle3Slot:
     features: list[torch.Tensor] = field(default_factory=list)  # fc(taps) [H] of every token
 
 
-class Eagle3Drafter(JoinedDrafter):
+class Eagle3Drafter(HeadDrafter):
     """Keeps, for each request, keys and values of its rows and the features they came from."""
 
     def __init__(

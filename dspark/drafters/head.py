@@ -7,9 +7,9 @@ A context feature is RMSNorm(W_c · taps); each layer projects it with its own k
 import torch
 from torch import nn
 
-from dspark.checkpoints.draft_config import Yarn
+from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.eagle3_config import DraftConfig
-from dspark.checkpoints.head_config import HeadConfig
+from dspark.checkpoints.head_config import Yarn
 from dspark.drafters.sequential import ConfidenceHead, build_markov_head
 from dspark_kernels import RotaryTable, apply_rope, rms_norm
 
@@ -139,7 +139,7 @@ def draft_layer(config: DraftConfig, input_width: int | None = None) -> DraftLay
 class DSparkHead(nn.Module):
     """Everything but the embedding and the output head, which are the target's, frozen."""
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: DSparkConfig) -> None:
         super().__init__()
         self.config = config
         self.fc = nn.Linear(config.tap_width, config.hidden_size, bias=False)

@@ -6,19 +6,17 @@ from typing import Any
 
 import torch
 
+from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.eagle3_config import DraftConfig
-from dspark.checkpoints.head_config import HeadConfig
 from dspark.config import DraftWeights
 from dspark.drafters.dspark import DSparkDrafter, DSparkSlot
 from dspark.drafters.head import DraftLayer, DSparkHead
 from dspark.drafters.vocabulary import FullVocabulary, OutputHead, soft_cap
+from dspark.kvcache.caches import CachePass, HeadShape, PagedCache
+from dspark.kvcache.row_pool import KVSlot
 from dspark_kernels import (
-    CachePass,
     DraftedBlock,
     HeadNorms,
-    HeadShape,
-    KVSlot,
-    PagedCache,
     QuantizedWeight,
     SequentialHead,
     add_rms_norm,
@@ -29,7 +27,7 @@ from dspark_kernels import (
 from dspark_kernels.quantized_weight import quantize_fp8, quantize_int8
 
 Weight = torch.Tensor | QuantizedWeight
-HIDDEN = -3e4  # below any logit, and a number in every format: a whole block may be hidden
+MASKED_LOGIT = -3e4  # below any logit, and a number in every format: a whole block may be hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,7 @@ class FusedLayer:
 def supports(config: DraftConfig) -> bool:
     """Whether a head's layers are Qwen3's and its drafts any token."""
     return (
-        isinstance(config, HeadConfig)
+        isinstance(config, DSparkConfig)
         and config.family == "qwen3"
         and config.draft_vocab_size is None
     )
@@ -69,7 +67,7 @@ class PagedDSparkDrafter(DSparkDrafter):
 
     def __init__(
         self,
-        config: HeadConfig,
+        config: DSparkConfig,
         tensors: MutableMapping[str, torch.Tensor],
         embedding: torch.Tensor,
         output_head: OutputHead,
@@ -152,7 +150,7 @@ class PagedDSparkDrafter(DSparkDrafter):
         temperatures: torch.Tensor,
         seeds: torch.Tensor,
         positions: torch.Tensor,
-        hidden_logits: torch.Tensor | None = None,
+        logit_mask: torch.Tensor | None = None,
     ) -> DraftedBlock:
         """A block after each anchor [R], which stands at its position; nothing of it on the host.
 
@@ -165,7 +163,7 @@ class PagedDSparkDrafter(DSparkDrafter):
         logits = soft_cap(logits, self.config.final_logit_softcapping)
         logits = logits.unflatten(0, (-1, self.block_size))
         return draft_block(
-            logits if hidden_logits is None else logits + hidden_logits.unsqueeze(1),
+            logits if logit_mask is None else logits + logit_mask.unsqueeze(1),
             hidden,
             anchors,
             self._sequential,

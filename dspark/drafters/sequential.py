@@ -6,13 +6,13 @@ vanilla and gated see the last token only, rnn carries a state along the block.
 import torch
 from torch import nn
 
-from dspark.checkpoints.head_config import HeadConfig
+from dspark.checkpoints.dspark_config import DSparkConfig
 
 
 class MarkovHead(nn.Module):
     """bias = W2 · W1[previous token]: a bigram table of rank r."""
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: DSparkConfig) -> None:
         super().__init__()
         self.rank = config.markov_rank
         self.markov_w1 = nn.Embedding(config.vocab_size, self.rank)
@@ -40,7 +40,7 @@ class MarkovHead(nn.Module):
 class GatedMarkovHead(MarkovHead):
     """The embedding is gated by sigmoid(Linear([hidden; embedding]))."""
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: DSparkConfig) -> None:
         super().__init__(config)
         self.gate_proj = nn.Linear(config.hidden_size + self.rank, self.rank)
 
@@ -54,7 +54,7 @@ class GatedMarkovHead(MarkovHead):
 class RecurrentHead(MarkovHead):
     """A state of size r from one Linear([state; embedding; hidden]): gate, candidate, output."""
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: DSparkConfig) -> None:
         super().__init__(config)
         self.joint_proj = nn.Linear(2 * self.rank + config.hidden_size, 3 * self.rank)
 
@@ -67,7 +67,7 @@ class RecurrentHead(MarkovHead):
         return output.tanh(), gate * state + (1.0 - gate) * candidate.tanh()
 
 
-def build_markov_head(config: HeadConfig) -> MarkovHead | None:
+def build_markov_head(config: DSparkConfig) -> MarkovHead | None:
     """None for a head without one, which makes DSpark the same as DFlash."""
     if config.markov_type == "none":
         return None
@@ -78,7 +78,7 @@ def build_markov_head(config: HeadConfig) -> MarkovHead | None:
 class ConfidenceHead(nn.Module):
     """logit of the probability that the target accepts a slot, given all before it were."""
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: DSparkConfig) -> None:
         super().__init__()
         self.with_markov = config.confidence_with_markov
         width = config.hidden_size + (config.markov_rank if self.with_markov else 0)

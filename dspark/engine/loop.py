@@ -15,18 +15,18 @@ import torch
 
 from dspark.config import EngineConfig
 from dspark.drafters.base import Drafter
-from dspark.engine.choice import choose_rounds
 from dspark.engine.request import ActiveRequest, Request, State, activate
 from dspark.engine.request_caches import RequestCaches
-from dspark.engine.rounds import HostRounds, Outcome, room_behind
-from dspark.engine.scheduler import Scheduler
-from dspark.engine.spans import Span
-from dspark.engine.sps_watch import SpsWatch
-from dspark.engine.text import TextCodec
+from dspark.engine.rounds.choose import choose_rounds
+from dspark.engine.rounds.host import HostRounds, Outcome, context_left
+from dspark.engine.schedule.policies import Scheduler
+from dspark.engine.schedule.sps_watch import SpsWatch
 from dspark.errors import InputError
 from dspark.events import EngineEvent, Event, Failed, LoadProgress, Piece, PrefillProgress, Round
 from dspark.plural import counted
 from dspark.targets.base import Target
+from dspark.text.spans import Span
+from dspark.text.stream import TextCodec
 
 
 class Engine:
@@ -162,7 +162,7 @@ class Engine:
 
     def _finish_if_over(self, active: ActiveRequest) -> list[EngineEvent]:
         reason = active.finish_reason
-        if reason is None and room_behind(self.target, active) < 0:
+        if reason is None and context_left(self.target, active) < 0:
             reason = "max_tokens" if active.is_full else "context"
         if reason is None:
             return []

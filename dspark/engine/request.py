@@ -9,9 +9,9 @@ from typing import Literal
 from dspark.config import SamplingConfig, StopConfig
 from dspark.drafters.base import DraftSlot
 from dspark.engine.sampling import Sampler
-from dspark.engine.text import TextCodec, TextStream
 from dspark.events import DecodeStats, Finished, FinishReason, Piece
 from dspark.targets.base import Slot
+from dspark.text.stream import TextCodec, TextStream
 
 State = Literal["waiting", "prefilling", "running", "finished"]
 

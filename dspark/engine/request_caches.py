@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from dspark.drafters.base import Drafter, DraftSlot
 from dspark.engine.request import ActiveRequest
-from dspark.engine.rounds import Rounds
+from dspark.engine.rounds.host import RoundRunner
 from dspark.targets.base import Slot, Target
 
 
@@ -21,7 +21,7 @@ class _Warm:
 class RequestCaches:
     """Every slot that an engine holds is opened and closed here, by name."""
 
-    def __init__(self, target: Target, drafter: Drafter | None, rounds: Rounds) -> None:
+    def __init__(self, target: Target, drafter: Drafter | None, rounds: RoundRunner) -> None:
         self._target, self._drafter, self._rounds = target, drafter, rounds
         self._warm: _Warm | None = None
         self._num_open = 0

@@ -11,8 +11,8 @@ import torch
 
 from dspark.checkpoints.deepseek_v4 import read_own_config, read_own_head
 from dspark.checkpoints.deepspec import open_draft, read_draft_vocabulary
+from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.eagle3_config import Eagle3Config
-from dspark.checkpoints.head_config import HeadConfig
 from dspark.checkpoints.heads import is_own_head, read_any_config
 from dspark.config import (
     DraftWeights,
@@ -28,22 +28,22 @@ from dspark.drafters.dspark import DSparkDrafter, check_pair
 from dspark.drafters.eagle3 import Eagle3Drafter
 from dspark.drafters.lookup import LookupDrafter
 from dspark.drafters.paged import PagedDSparkDrafter, supports
-from dspark.drafters.tap_choice import with_own_taps
+from dspark.drafters.select_taps import with_own_taps
 from dspark.engine.loop import Engine
 from dspark.engine.request import Request
 from dspark.engine.sampling_defaults import sampling_defaults
-from dspark.engine.scheduler import FullSchedule, SpsSchedule, ThresholdSchedule
-from dspark.engine.sps import SpsTable, measure_sps
-from dspark.engine.sps_watch import SpsWatch
-from dspark.engine.text import TextCodec
+from dspark.engine.schedule.policies import FullSchedule, SpsSchedule, ThresholdSchedule
+from dspark.engine.schedule.sps_profile import SpsTable, measure_sps
+from dspark.engine.schedule.sps_watch import SpsWatch
 from dspark.errors import InputError
 from dspark.events import Event, Failed, LoadProgress
 from dspark.hub import PairFiles, home
-from dspark.hub.fit import check_files
+from dspark.hub.memory_fit import check_files
+from dspark.kvcache.caches import PagedCache
 from dspark.targets.base import Target
 from dspark.targets.dense import DenseTarget
 from dspark.targets.load import load_target
-from dspark_kernels import PagedCache
+from dspark.text.stream import TextCodec
 
 STAGES = ("reading the target", "reading the head", "measuring this machine", "ready")
 
@@ -226,7 +226,7 @@ def load_drafter(
         vocabulary = vocabulary.to(target.device)
     parts = (tensors, target.embedding(), target.output_head())
     is_paged = isinstance(target, DenseTarget) and isinstance(target.cache, PagedCache)
-    if is_paged and isinstance(config, HeadConfig) and supports(config):
+    if is_paged and isinstance(config, DSparkConfig) and supports(config):
         return PagedDSparkDrafter(config, *parts, draft_vocabulary=vocabulary, weights=weights)
     if weights in ("int8", "fp8"):
         raise InputError(

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dspark import hub
+from dspark.checkpoints.model_folder import read_config
 from dspark.config import RuntimeConfig
 from dspark.errors import InputError, PairMismatchError
 from dspark.events import FetchProgress, LoadProgress
-from dspark.graft.probe import ProbeReport, probe
-from dspark.hub.folders import read_config
-from dspark.hub.pairs import (
+from dspark.graft.data.same_tokenizer import same_tokenizer
+from dspark.hub.catalog.find import FAMILIES
+from dspark.hub.catalog.pairs import (
     AssetFolder,
     HubRepo,
     LocalFolder,
@@ -21,10 +22,9 @@ from dspark.hub.pairs import (
     Pair,
     PairFiles,
 )
-from dspark.hub.registered import registered_as
-from dspark.hub.registry import FAMILIES
-from dspark.hub.repository import fetch_repo
-from dspark.hub.tokenizers import same_tokenizer
+from dspark.hub.catalog.user_pairs import registered_as
+from dspark.hub.sources.hf_download import fetch_repo
+from dspark.probe.self_test import ProbeReport, probe
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,16 +18,16 @@ from dspark.engine.request import Request
 from dspark.engine.session import Session, resolve_runtime
 from dspark.errors import InputError
 from dspark.events import Failed, Finished, PrefillProgress, Round
-from dspark.graft.answers import SELF_PROMPT_TOKENS, encode_prompt
-from dspark.graft.corpus import open_corpus_session
-from dspark.graft.data import Answered
+from dspark.graft.data.answer_file import Answer
+from dspark.graft.data.corpus import open_corpus_session
+from dspark.graft.data.missing_answers import missing_prompts, own_missing
+from dspark.graft.data.retokenized_answers import settled_answers
+from dspark.graft.data.write_answers import SELF_PROMPT_TOKENS, encode_prompt
+from dspark.graft.head.init_from_target import start_random
+from dspark.graft.head.shape import build_head, draft_config
 from dspark.graft.job import GraftJob
-from dspark.graft.missing import missing_prompts, own_missing
-from dspark.graft.settled import settled_answers
-from dspark.graft.shape import build_head, draft_config
-from dspark.graft.start import start_random
-from dspark.graft.taps import load_frozen
-from dspark.graft.trainer import Trainer, trainable
+from dspark.graft.target.frozen_target import load_frozen
+from dspark.graft.train.trainer import Trainer, trainable
 
 PROMPTS, ROUNDS, STEPS = 16, 64, 8  # at most, beside those that warm up
 SECONDS = 12.0  # after which no further round and no further step is begun
@@ -73,7 +73,7 @@ class _Pace:
 
     prompt: float
     tokens: list[float]
-    written: list[Answered]
+    written: list[Answer]
 
 
 def estimate(job: GraftJob) -> Duration:
@@ -158,11 +158,11 @@ def _pace(session: Session, prompts: Sequence[str], most: int, temperature: floa
     return _Pace(statistics.median(reads), rounds[1:] or rounds, written)
 
 
-def _as_long_as_may_be(prompt_ids: tuple[int, ...], told: list[int], most: int) -> Answered:
-    return Answered(prompt_ids, tuple(islice(itertools.cycle(told), most)), "", "")
+def _as_long_as_may_be(prompt_ids: tuple[int, ...], told: list[int], most: int) -> Answer:
+    return Answer(prompt_ids, tuple(islice(itertools.cycle(told), most)), "", "")
 
 
-def _seconds_of_steps(job: GraftJob, answers: Sequence[Answered]) -> list[float]:
+def _seconds_of_steps(job: GraftJob, answers: Sequence[Answer]) -> list[float]:
     """Of a step, several times; of large ones a few sequences, as a step's time grows with them."""
     config = job.config
     usable = trainable(answers, config.length)

@@ -6,13 +6,13 @@ from pathlib import Path
 from dspark.bench.config import BenchConfig
 from dspark.checkpoints.eagle3_config import DraftConfig
 from dspark.config import GraftConfig, RuntimeConfig
-from dspark.graft.calibrate import Calibrated
-from dspark.graft.corpus import CorpusProgress
-from dspark.graft.evaluate import Evaluation
-from dspark.graft.report import Measured
-from dspark.graft.sources import PromptSource
-from dspark.graft.trainer import StepReport
-from dspark.hub.pairs import PairFiles
+from dspark.graft.data.corpus import CorpusProgress
+from dspark.graft.data.prompt_sources import PromptSource
+from dspark.graft.judge.acceptance import Evaluation
+from dspark.graft.judge.calibrate import Calibrated
+from dspark.graft.judge.speedup import Speedup
+from dspark.graft.train.trainer import StepReport
+from dspark.hub.catalog.pairs import PairFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +73,5 @@ class Stopped:
 
 
 GraftEvent = (
-    CorpusProgress
-    | Prepared
-    | StepReport
-    | Validated
-    | Evaluation
-    | Calibrated
-    | Measured
-    | Stopped
+    CorpusProgress | Prepared | StepReport | Validated | Evaluation | Calibrated | Speedup | Stopped
 )

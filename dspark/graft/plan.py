@@ -5,15 +5,15 @@ from dataclasses import dataclass, replace
 from dspark.checkpoints.eagle3_config import DraftConfig
 from dspark.config import Algorithm, EngineConfig
 from dspark.drafters.parameters import trained_parameters
+from dspark.graft.data.missing_answers import missing_prompts, own_missing
+from dspark.graft.data.retokenized_answers import settled_answers
 from dspark.graft.estimate import Duration, estimate
+from dspark.graft.head.init_from_head import check_start
+from dspark.graft.head.shape import draft_config
 from dspark.graft.job import GraftJob
-from dspark.graft.missing import missing_prompts, own_missing
-from dspark.graft.onward import check_start
-from dspark.graft.settled import settled_answers
-from dspark.graft.shape import draft_config
-from dspark.graft.tap_cache import free_bytes, gib
-from dspark.hub.fit import room_for, rooms
-from dspark.hub.memory import (
+from dspark.graft.target.tap_cache import free_bytes, gib
+from dspark.hub.memory_fit import room_for, rooms
+from dspark.hub.memory_needed import (
     Footprint,
     Room,
     cache_bytes,

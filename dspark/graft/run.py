@@ -11,29 +11,33 @@ import torch
 
 from dspark.config import EngineConfig
 from dspark.engine.session import resolve_runtime
-from dspark.graft import checkpoint
-from dspark.graft.answers import AnswerSettings
-from dspark.graft.bigrams import Bigrams
-from dspark.graft.calibrate import Calibrated, calibrate_head
-from dspark.graft.card import Base, write_card
-from dspark.graft.corpus import CorpusProgress, grow_corpus, open_corpus_session
-from dspark.graft.data import AnswerFile, Split, split
-from dspark.graft.evaluate import Evaluation, evaluate
-from dspark.graft.export import store_shared_weights
+from dspark.graft.data.answer_file import AnswerFile, Split, split
+from dspark.graft.data.corpus import CorpusProgress, grow_corpus, open_corpus_session
+from dspark.graft.data.missing_answers import missing_prompts
+from dspark.graft.data.retokenized_answers import Settled, settled_answers
+from dspark.graft.data.write_answers import AnswerSettings
+from dspark.graft.head.bigram_init import Bigrams
+from dspark.graft.head.init_from_head import start_from_head
+from dspark.graft.head.init_from_target import start_from_target, start_random
+from dspark.graft.head.shape import build_head, draft_config, unused_token
+from dspark.graft.head.write_head import (
+    Weights,
+    run_identity,
+    store_shared_weights,
+    write_trained_head,
+)
 from dspark.graft.job import GraftEvent, GraftJob, Prepared, Stopped, Validated
-from dspark.graft.memory import naming_answers_that_fit, naming_what_fits
-from dspark.graft.metrics import MetricsFile, step_figures
-from dspark.graft.missing import missing_prompts
-from dspark.graft.onward import start_from_head
-from dspark.graft.ranks import join_ranks
-from dspark.graft.report import Measured, choose_prompts, measure_head
-from dspark.graft.settled import Settled, settled_answers
-from dspark.graft.shape import build_head, draft_config, unused_token
-from dspark.graft.start import start_from_target, start_random
-from dspark.graft.taps import load_frozen
-from dspark.graft.trainer import Trainer, trainable
-from dspark.graft.written import Weights, run_identity, write_trained_head
-from dspark.hub.pairs import PairFiles
+from dspark.graft.judge.acceptance import Evaluation, evaluate
+from dspark.graft.judge.calibrate import Calibrated, calibrate_head
+from dspark.graft.judge.model_card import Base, write_card
+from dspark.graft.judge.speedup import Speedup, choose_prompts, measure_head
+from dspark.graft.target.frozen_target import load_frozen
+from dspark.graft.train import checkpoint
+from dspark.graft.train.distributed import join_ranks
+from dspark.graft.train.metrics import MetricsFile, step_figures
+from dspark.graft.train.out_of_memory import naming_answers_that_fit, naming_what_fits
+from dspark.graft.train.trainer import Trainer, trainable
+from dspark.hub.catalog.pairs import PairFiles
 
 EVALUATION_TOKENS = 128
 MAX_BIGRAM_ANSWERS = 2000
@@ -287,7 +291,7 @@ class GraftRun:
                 metrics.write("calibration", {"step": trainer.step_index, **asdict(result)})
             yield result
 
-    def _measure(self, parts: Split, own: Evaluation) -> Iterator[CorpusProgress | Measured]:
+    def _measure(self, parts: Split, own: Evaluation) -> Iterator[CorpusProgress | Speedup]:
         """With the schedule that a user gets; against the released head where there is one."""
         job = self.job
         if job.measurement is None:

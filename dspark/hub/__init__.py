@@ -1,13 +1,10 @@
 """Names → files on disk: the known pairs, the store that holds them, how they get there."""
 
-from dspark.hub.families import choose_pair
-from dspark.hub.fetch import disk_needed, download_bytes, fetch, may_lack
-from dspark.hub.fit import check_memory
-from dspark.hub.names import find_pair, known_pair, known_pairs
-from dspark.hub.pairs import Pair, PairFiles
-from dspark.hub.place import home
-from dspark.hub.plan import PullPlan, plan_pull
-from dspark.hub.published import (
+from dspark.hub.catalog.find import PAIRS, find_pair, known_pair, known_pairs, released_heads
+from dspark.hub.catalog.pairs import Pair, PairFiles
+from dspark.hub.catalog.user_pairs import register, registered_pairs, unregister
+from dspark.hub.choose import choose_pair
+from dspark.hub.inspect_repo import (
     brings_head,
     fetch_published,
     is_head_folder,
@@ -16,8 +13,15 @@ from dspark.hub.published import (
     look_up,
     pair_of_target,
 )
-from dspark.hub.registered import register, registered_pairs, unregister
-from dspark.hub.registry import PAIRS, released_heads
+from dspark.hub.memory_fit import check_memory
+from dspark.hub.paths import home
+from dspark.hub.pull import (
+    disk_needed,
+    download_bytes,
+    fetch,
+    may_lack,
+)
+from dspark.hub.pull_plan import PullPlan, plan_pull
 from dspark.hub.resolve import fetch_missing, resolve_draft, resolve_target
 from dspark.hub.store import (
     draft_folder,

@@ -3,18 +3,18 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from dspark.checkpoints.model_folder import check_model_folder
 from dspark.config import RuntimeConfig
 from dspark.errors import CheckpointError, UnknownNameError
 from dspark.events import FetchProgress
 from dspark.hub import store
-from dspark.hub.cache import cached_folder
-from dspark.hub.folders import check_model_folder
-from dspark.hub.gguf_file import convert_file, converted_folder, gguf_file
-from dspark.hub.names import known_pair
-from dspark.hub.pairs import HubRepo, Pair, PairFiles
-from dspark.hub.published import fetch_published, is_repo_id, look_up
-from dspark.hub.registered import HUB_ID
-from dspark.hub.repository import mend_repo
+from dspark.hub.catalog.find import known_pair
+from dspark.hub.catalog.pairs import HubRepo, Pair, PairFiles
+from dspark.hub.catalog.user_pairs import HUB_ID
+from dspark.hub.inspect_repo import fetch_published, is_repo_id, look_up
+from dspark.hub.sources.gguf_target import convert_file, converted_folder, gguf_file
+from dspark.hub.sources.hf_cache import cached_folder
+from dspark.hub.sources.hf_download import mend_repo
 
 NO_DRAFT = "none"
 LOOKUP_DRAFT = "lookup"

@@ -7,12 +7,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from dspark.checkpoints.model_folder import check_model_folder
 from dspark.errors import InputError, StorageError
-from dspark.hub.cache import cached_folder, repo_bytes, repo_folder
-from dspark.hub.folders import check_model_folder
-from dspark.hub.gguf_file import converted_folder, gguf_file
-from dspark.hub.names import find_pair, known_pair, known_pairs
-from dspark.hub.pairs import (
+from dspark.hub.catalog.find import find_pair, known_pair, known_pairs
+from dspark.hub.catalog.pairs import (
     AssetFolder,
     HeadSource,
     HubRepo,
@@ -23,8 +21,10 @@ from dspark.hub.pairs import (
     TargetSource,
     WheelMember,
 )
-from dspark.hub.place import FULL, HOME_VARIABLE, home
-from dspark.hub.registered import registered_pairs, unregister
+from dspark.hub.catalog.user_pairs import registered_pairs, unregister
+from dspark.hub.paths import FULL, HOME_VARIABLE, home
+from dspark.hub.sources.gguf_target import converted_folder, gguf_file
+from dspark.hub.sources.hf_cache import cached_folder, repo_bytes, repo_folder
 
 
 def pair_folder(pair: Pair) -> Path:

@@ -11,7 +11,12 @@ from packaging.version import Version
 from dspark.checkpoints.detect import Packaging
 from dspark.errors import InputError, ServerError
 from dspark.hub import find_pair
-from dspark.hub.pairs import HubRepo, LocalFolder, OtherPair, Pair
+from dspark.hub.catalog.pairs import (
+    HubRepo,
+    LocalFolder,
+    OtherPair,
+    Pair,
+)
 
 EngineName = Literal["vllm", "sglang"]
 

@@ -13,7 +13,13 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from dspark.checkpoints.files import one_line, read_json
-from dspark.checkpoints.packed import Weights, fused, packed_format, plain_infos, unpacked
+from dspark.checkpoints.quantized_targets import (
+    Weights,
+    fused,
+    plain_infos,
+    quantized_format,
+    unpacked,
+)
 from dspark.checkpoints.safetensors_dir import (
     Shapes,
     StoredTensors,
@@ -21,20 +27,18 @@ from dspark.checkpoints.safetensors_dir import (
     iterate_tensors,
     tensor_infos,
 )
+from dspark.checkpoints.target_architectures import DENSE
 from dspark.errors import CheckpointError
-from dspark.hub.target_families import DENSE
+from dspark.kvcache.caches import CachePass, HeadShape, make_cache
+from dspark.kvcache.row_pool import KVSlot
 from dspark.targets.base import Pass, TargetSpec
 from dspark.targets.context import context_limit
 from dspark.targets.stop_tokens import stop_tokens
 from dspark_kernels import (
-    CachePass,
     HeadNorms,
-    HeadShape,
-    KVSlot,
     RotaryTable,
     SkinnyLinear,
     add_rms_norm,
-    make_cache,
     rms_norm,
 )
 from dspark_kernels.host_memory import give_back_freed
@@ -299,7 +303,7 @@ def load_dense(
 ) -> DenseTarget:
     """Read a model directory. Raises CheckpointError naming a missing or surplus tensor."""
     infos = {n: info for n, info in tensor_infos(directory).items() if not n.endswith(INV_FREQ)}
-    how = packed_format(getattr(config, "quantization_config", None))
+    how = quantized_format(getattr(config, "quantization_config", None))
     plain = infos if how is None else plain_infos(infos, how)
     check_tensors(plain, *expected_tensors(config), str(directory))
     tensors: Weights

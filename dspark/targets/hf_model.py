@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from transformers.utils import logging
 
@@ -72,3 +73,21 @@ def text_part(config: PreTrainedConfig) -> PreTrainedConfig | None:
     if quantization is not None:
         text.quantization_config = quantization
     return text
+
+
+def final_norm(model: Any) -> nn.Module | None:
+    """The norm before the output head, wherever the architecture keeps it."""
+    base = model.base_model
+    base = getattr(base, "language_model", base)
+    norm: nn.Module | None = getattr(base, "norm", None)
+    return norm
+
+
+DEFAULT_THETA = 10_000.0
+
+
+def rope_theta(target: Any) -> float:
+    """Of the layers that see the whole context, where others see a window: so does the head."""
+    parameters = getattr(target, "rope_parameters", None) or {}
+    parameters = parameters.get("full_attention", parameters)
+    return float(parameters.get("rope_theta", DEFAULT_THETA))

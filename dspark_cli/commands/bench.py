@@ -16,13 +16,13 @@ from dspark.errors import InputError
 from dspark.plural import counted
 from dspark_cli import options
 from dspark_cli.bench_run import encode_all, follow_bench
-from dspark_cli.bench_table import bench_table, partial_line
 from dspark_cli.drafters import check_drafters, open_drafters, parse_drafters
 from dspark_cli.errors import ExitCode
-from dspark_cli.facts import print_json
 from dspark_cli.loading import find_files, open_files
 from dspark_cli.naming import PairChoice
-from dspark_cli.tables import wrapped
+from dspark_cli.output.facts import print_json
+from dspark_cli.output.tables import wrapped
+from dspark_cli.views.bench import bench_table, partial_line
 
 if TYPE_CHECKING:
     from dspark.bench.comparison import Comparison
@@ -186,7 +186,7 @@ def _compare_heads(
 
 
 def _print_heads(session: "Session", config: BenchConfig, comparison: "Comparison") -> None:
-    from dspark_cli.comparison_table import print_comparison
+    from dspark_cli.views.comparison import print_comparison
 
     report = comparison.heads[0].report
     is_timed = comparison.is_timed

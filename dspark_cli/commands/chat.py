@@ -15,8 +15,8 @@ from dspark_cli.loading import find_settled
 from dspark_cli.naming import PairChoice, settled, shown_name
 
 if TYPE_CHECKING:
-    from dspark.hub.pairs import PairFiles
-    from dspark_tui.backend import ChatBackend
+    from dspark.chat.backend import ChatBackend
+    from dspark.hub.catalog.pairs import PairFiles
 
 EXAMPLES = (
     "dspark chat",
@@ -80,7 +80,7 @@ def chat(
     model: Model = None,
 ) -> None:
     """Chat with a model and see which tokens were drafted."""
-    from dspark_tui.backend import ChatSettings
+    from dspark.chat.backend import ChatSettings
 
     engine = options.engine_config(confidence_threshold, schedule)
     if prompt is None and (pair_option or target) and not _is_pair(pair):
@@ -115,7 +115,7 @@ def chat(
 
 def _is_pair(word: str | None) -> bool:
     from dspark import hub
-    from dspark.hub.registry import FAMILIES
+    from dspark.hub.catalog.find import FAMILIES
 
     return word is not None and (word in FAMILIES or hub.known_pair(word) is not None)
 
@@ -140,7 +140,7 @@ def _check_server_options(
 
 
 def _server_backend(url: str, model: str | None) -> "ChatBackend":
-    from dspark_tui.server_backend import ServerBackend
+    from dspark.chat.openai.client import ServerBackend
 
     return ServerBackend(ServerConfig(url, model))
 
@@ -148,7 +148,7 @@ def _server_backend(url: str, model: str | None) -> "ChatBackend":
 def _engine_backend(
     choice: PairChoice, runtime: RuntimeConfig, engine: EngineConfig
 ) -> "ChatBackend":
-    from dspark_tui.backend import EngineBackend
+    from dspark.chat.backend import EngineBackend
 
     return EngineBackend(
         name=shown_name(choice.target or choice.pair),

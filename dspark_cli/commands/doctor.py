@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dspark_cli import options
-from dspark_cli.facts import print_json, size_or_unknown, size_text
-from dspark_cli.tables import Column, print_facts, print_table
+from dspark_cli.output.facts import print_json, size_or_unknown, size_text
+from dspark_cli.output.tables import Column, print_facts, print_table
 
 if TYPE_CHECKING:
-    from dspark.engine.sps import SpsTable
+    from dspark.engine.schedule.sps_profile import SpsTable
 
 EXAMPLES = ("dspark doctor", "dspark doctor --json > doctor.json")
 PROBLEM = "problem"
@@ -139,8 +139,8 @@ def _store() -> dict[str, Any]:
 
 def _speeds() -> dict[str, Any]:
     """The SPS tables that schedules use, each with its age; they follow what rounds take."""
+    from dspark.engine.schedule.sps_profile import stored_tables
     from dspark.engine.session import sps_folder
-    from dspark.engine.sps import stored_tables
 
     return {table.pair: _speed_text(table) for table in stored_tables(sps_folder())}
 
@@ -164,7 +164,7 @@ def _hugging_face() -> dict[str, Any]:
 
 def _pairs() -> dict[str, Any]:
     from dspark import hub
-    from dspark.hub.fit import pair_fit
+    from dspark.hub.memory_fit import pair_fit
 
     runtime = _runtime()
     report = {}
@@ -184,8 +184,8 @@ def _pairs() -> dict[str, Any]:
 def _room_for_text(name: str, runtime: dict[str, Any]) -> dict[str, Any]:
     """Tokens of chats that memory holds beside the weights; known for pairs in the store."""
     from dspark import hub
-    from dspark.engine.pages import tokens_that_fit
-    from dspark.hub.folders import check_model_folder
+    from dspark.checkpoints.model_folder import check_model_folder
+    from dspark.kvcache.sizing import tokens_that_fit
 
     files = hub.locate(name)
     if files is None:

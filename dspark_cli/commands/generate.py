@@ -7,15 +7,21 @@ from typing import Annotated
 
 import typer
 
+from dspark.chat.control_characters import visible
 from dspark.config import MAX_TOKENS, RuntimeConfig
 from dspark.errors import InputError
 from dspark.events import Event, Finished, Round
 from dspark_cli import options
 from dspark_cli.loading import find_files, open_files
 from dspark_cli.naming import PairChoice
-from dspark_cli.output import ThinkingLine, answer_object, say, settings_object, stats_line
+from dspark_cli.output.answer import (
+    ThinkingLine,
+    answer_object,
+    say,
+    settings_object,
+    stats_line,
+)
 from dspark_cli.prompt import encode_prompt, parse_token_ids, read_prompt
-from dspark_tui.control_characters import visible
 
 EXAMPLES = (
     'dspark generate "Why is the sky blue?"',

@@ -14,21 +14,21 @@ from dspark.config import GraftConfig, RuntimeConfig
 from dspark.errors import DSparkError, InputError
 from dspark_cli import graft_options, options
 from dspark_cli.errors import ExitCode
-from dspark_cli.graft_attach_view import (
+from dspark_cli.graft_job import training_job
+from dspark_cli.naming import check_known
+from dspark_cli.output.answer import say
+from dspark_cli.views.attach import (
     attach_head,
     keep_trained,
     tell_attachment,
     training_options,
 )
-from dspark_cli.graft_job import training_job
-from dspark_cli.graft_plan import plan_lines
-from dspark_cli.naming import check_known
-from dspark_cli.output import say
+from dspark_cli.views.plan import plan_lines
 
 if TYPE_CHECKING:
     from dspark.graft.job import GraftJob
     from dspark.graft.run import GraftRun
-    from dspark_cli.graft_view import LiveView, PlainView
+    from dspark_cli.views.graft_live import LiveView, PlainView
 
 EXAMPLES = (
     "dspark graft qwen3-4b",
@@ -123,8 +123,8 @@ def _train(
     job: "GraftJob", name: str | None, base: str, *, is_dry: bool, is_plain: bool, as_json: bool
 ) -> None:
     from dspark.graft.plan import draw_plan, measured
-    from dspark.graft.ranks import is_first_process
     from dspark.graft.run import GraftRun
+    from dspark.graft.train.distributed import is_first_process
 
     if not is_first_process():
         if list(GraftRun(job).events()):
@@ -151,7 +151,7 @@ def _named(parameters: list[str]) -> str:
 def _follow(run: "GraftRun", *, is_plain: bool) -> bool:
     """Tell on stderr how it goes; False where it was stopped."""
     from dspark.graft.job import Stopped
-    from dspark_cli.graft_view import open_view
+    from dspark_cli.views.graft_live import open_view
 
     with open_view(run.job.config, is_plain=is_plain) as view, _stopping_on_interrupt(run, view):
         for event in run.events():
@@ -165,7 +165,7 @@ def _follow(run: "GraftRun", *, is_plain: bool) -> bool:
 
 def _draw(out: Path) -> None:
     """The head is done: a missing picture is no failure."""
-    from dspark.graft.plots import draw_run
+    from dspark.graft.judge.plots import draw_run
 
     try:
         say(f"plots: {', '.join(str(path) for path in draw_run(out))}")

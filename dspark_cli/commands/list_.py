@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dspark_cli import options
-from dspark_cli.facts import print_json, size_or_unknown, size_text
-from dspark_cli.tables import Column, print_table
+from dspark_cli.output.facts import print_json, size_or_unknown, size_text
+from dspark_cli.output.tables import Column, print_table
 
 if TYPE_CHECKING:
     from dspark.hub import Pair
-    from dspark.hub.memory import Room
+    from dspark.hub.memory_needed import Room
 
 EXAMPLES = ("dspark list", "dspark list --json")
 COLUMNS = (
@@ -30,11 +30,11 @@ def list_(as_json: options.Json = False, markdown: Markdown = False) -> None:
     from dspark import hub
 
     if markdown:
-        from dspark.hub.document import models_markdown
+        from dspark_cli.models_page import models_markdown
 
         print(models_markdown(), end="")
         return
-    from dspark.hub.fit import rooms
+    from dspark.hub.memory_fit import rooms
 
     room = rooms()[0]
     described = [_describe(pair, room) for pair in hub.known_pairs().values()]
@@ -59,7 +59,7 @@ def _row(pair: dict[str, Any]) -> tuple[str, ...]:
 
 def _describe(pair: "Pair", room: "Room") -> dict[str, Any]:
     from dspark import hub
-    from dspark.hub.fit import pair_memory
+    from dspark.hub.memory_fit import pair_memory
 
     return {
         "name": pair.name,
@@ -77,7 +77,7 @@ def _describe(pair: "Pair", room: "Room") -> dict[str, Any]:
 def _own_bytes(pair: "Pair") -> int:
     """Folders of the user's own, which are not in the store."""
     from dspark import hub
-    from dspark.hub.pairs import LocalFolder
+    from dspark.hub.catalog.pairs import LocalFolder
 
     sources = (pair.target, pair.draft)
     return sum(hub.folder_bytes(each.path) for each in sources if isinstance(each, LocalFolder))

@@ -5,10 +5,10 @@ import typer
 from dspark.config import RuntimeConfig
 from dspark_cli import options
 from dspark_cli.errors import ExitCode
-from dspark_cli.facts import print_json
 from dspark_cli.loading import find_files, progress_bars
 from dspark_cli.naming import PairChoice
-from dspark_cli.probe_lines import probe_lines
+from dspark_cli.output.facts import print_json
+from dspark_cli.views.probe import probe_lines
 
 EXAMPLES = ("dspark probe demo", "dspark probe --target ./my-model --draft ./my-head --json")
 
@@ -29,7 +29,7 @@ def probe(
     name = options.one_pair(pair, pair_option, target)
     files = find_files(PairChoice(name, target, draft))
     from dspark.events import LoadProgress
-    from dspark.graft.probe import probe as run_probe
+    from dspark.probe.self_test import probe as run_probe
 
     report = None
     with progress_bars() as bars:

@@ -5,9 +5,9 @@ from typing import Annotated
 import typer
 
 from dspark_cli import options
-from dspark_cli.facts import print_json, size_text
-from dspark_cli.output import say
-from dspark_cli.plan_view import tell_plan
+from dspark_cli.output.answer import say
+from dspark_cli.output.facts import print_json, size_text
+from dspark_cli.views.pull_plan import tell_plan
 
 EXAMPLES = (
     "dspark pull demo",

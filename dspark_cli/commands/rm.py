@@ -7,8 +7,8 @@ import typer
 
 from dspark.errors import InputError
 from dspark_cli import options
-from dspark_cli.facts import print_json, size_text
 from dspark_cli.naming import check_spelling, refuse_path
+from dspark_cli.output.facts import print_json, size_text
 
 if TYPE_CHECKING:
     from dspark.hub import Pair
@@ -45,8 +45,8 @@ def rm(
 def _remove_repo(repo_id: str, yes: bool, as_json: bool) -> None:
     """What has no name here, but was fetched by its id."""
     from dspark import hub
-    from dspark.hub.cache import repo_bytes
-    from dspark.hub.pairs import HubRepo
+    from dspark.hub.catalog.pairs import HubRepo
+    from dspark.hub.sources.hf_cache import repo_bytes
 
     size = repo_bytes(HubRepo(repo_id))
     question = f"Remove {repo_id} ({size_text(size)}){FROM_CACHE}?"
@@ -67,7 +67,7 @@ def _tell(name: str, freed: int, *, is_own: bool, is_kept: bool, as_json: bool) 
 
 
 def _question(pair: "Pair", size: int, is_own: bool) -> str:
-    from dspark.hub.pairs import HubRepo
+    from dspark.hub.catalog.pairs import HubRepo
 
     if is_own:
         return f"Forget {pair.name}?"

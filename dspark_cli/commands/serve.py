@@ -9,9 +9,9 @@ import typer
 
 from dspark.errors import InputError
 from dspark_cli import options
-from dspark_cli.facts import print_json
 from dspark_cli.naming import chosen_name
-from dspark_cli.output import say
+from dspark_cli.output.answer import say
+from dspark_cli.output.facts import print_json
 
 EXAMPLES = (
     "dspark serve deepseek-v4-flash --engine vllm --gpus 4 --print",

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dspark_cli import options
-from dspark_cli.facts import print_json, size_text
 from dspark_cli.naming import check_spelling, chosen_name
-from dspark_cli.tables import print_facts, wrapped
+from dspark_cli.output.facts import print_json, size_text
+from dspark_cli.output.tables import print_facts, wrapped
 
 if TYPE_CHECKING:
     from dspark.hub import Pair
@@ -32,7 +32,7 @@ def show(
 def _folder_facts(name: str) -> dict[str, Any] | None:
     """Of a path, or of what the Hugging Face cache holds under an id; None for anything else."""
     from dspark import hub
-    from dspark.hub.gguf_file import gguf_file
+    from dspark.hub.sources.gguf_target import gguf_file
 
     path = Path(name).expanduser()
     if hub.is_repo_id(name):
@@ -56,7 +56,7 @@ def _folder_facts(name: str) -> dict[str, Any] | None:
 
 
 def _gguf_facts(file: Path) -> dict[str, Any]:
-    from dspark.hub.gguf_file import converted_folder
+    from dspark.hub.sources.gguf_target import converted_folder
 
     folder = converted_folder(file)
     missing = f"{_place(_folder(file))}, converted when it is first used"
@@ -89,7 +89,7 @@ def _to_pull(name: str) -> str:
 
 def _gone(pair: "Pair | None") -> str | None:
     """Why a pair of the user's own cannot be fetched."""
-    from dspark.hub.pairs import LocalFolder
+    from dspark.hub.catalog.pairs import LocalFolder
 
     if pair is None:
         return None
@@ -101,7 +101,7 @@ def _gone(pair: "Pair | None") -> str | None:
 
 def _registered(pair: "Pair | None") -> dict[str, Any]:
     from dspark import hub
-    from dspark.hub.fit import pair_memory, rooms
+    from dspark.hub.memory_fit import pair_memory, rooms
 
     if pair is None:
         return {}
@@ -119,7 +119,7 @@ def _registered(pair: "Pair | None") -> dict[str, Any]:
 
 
 def _published(pair: "Pair") -> str | None:
-    from dspark.hub.pairs import HubRepo
+    from dspark.hub.catalog.pairs import HubRepo
 
     if pair.head is None or not isinstance(pair.draft, HubRepo):
         return None
@@ -136,8 +136,8 @@ def _head(path: Path) -> dict[str, Any]:
     from dspark.checkpoints.deepseek_v4_config import DeepseekV4HeadConfig, count_own_parameters
     from dspark.checkpoints.eagle3_config import Eagle3Config
     from dspark.checkpoints.heads import read_any_config
-    from dspark.graft.measured import read_measured
-    from dspark.hub.folders import count_parameters
+    from dspark.checkpoints.model_folder import count_parameters
+    from dspark.graft.judge.speedup import read_measured
 
     config = read_any_config(path)
     facts = {

@@ -2,14 +2,11 @@
 
 from dspark_kernels.accept import Acceptance, accept_greedy, accept_sampled
 from dspark_kernels.accept_block import AcceptedBlock, Filters, Races, accept_block
-from dspark_kernels.attention import PooledAttention
-from dspark_kernels.caches import Cache, CachePass, HeadShape, PagedCache, make_cache
 from dspark_kernels.distribution_terms import (
     DistributionTerms,
     TermWeights,
     distribution_terms,
 )
-from dspark_kernels.kv_cache import KVPool, KVSlot, RowPlan
 from dspark_kernels.noise import gumbel_row
 from dspark_kernels.norm import add_rms_norm, rms_norm
 from dspark_kernels.norm_rope_write import HeadNorms
@@ -25,22 +22,14 @@ from dspark_kernels.uniforms import uniforms
 __all__ = [
     "Acceptance",
     "AcceptedBlock",
-    "Cache",
-    "CachePass",
     "DistributionTerms",
     "DraftedBlock",
     "Filters",
     "HeadNorms",
-    "HeadShape",
-    "KVPool",
-    "KVSlot",
-    "PagedCache",
     "PagedRows",
-    "PooledAttention",
     "QuantizedWeight",
     "Races",
     "RotaryTable",
-    "RowPlan",
     "SequentialHead",
     "SkinnyLinear",
     "TermWeights",
@@ -53,7 +42,6 @@ __all__ = [
     "draft_block",
     "draw",
     "gumbel_row",
-    "make_cache",
     "probabilities",
     "race",
     "rms_norm",

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from dspark_kernels.backend import triton, use_triton
 from dspark_kernels.builds import KernelBuild
-from dspark_kernels.packed_weight import PackedProduct, pack_weight
+from dspark_kernels.prepacked_weight import PackedProduct, prepack_weight
 from dspark_kernels.quantized_weight import QuantizedWeight
 from dspark_kernels.skinny_linear_kernels import ROW_TILE, combine_kernel, skinny_kernel
 from dspark_kernels.swiglu import swiglu
@@ -40,7 +40,7 @@ class SkinnyLinear:
         self.bias = bias
         self._packed: PackedProduct | None = None
         if pack and isinstance(weight, torch.Tensor):
-            self._packed = pack_weight(weight)
+            self._packed = prepack_weight(weight)
         self.weight: Any = weight if is_shared or self._packed is None else None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

@@ -20,13 +20,13 @@ from dspark.config import EngineConfig, RuntimeConfig, ScheduleConfig, graft_con
 from dspark.drafters.base import Chooser, Proposals
 from dspark.drafters.parameters import trained_parameters
 from dspark.engine.loop import Engine
-from dspark.engine.scheduler import FullSchedule
+from dspark.engine.schedule.policies import FullSchedule
 from dspark.engine.session import Session
 from dspark.errors import InputError
 from dspark.events import Finished, Round
-from dspark.graft.shape import build_head, draft_config, fitting_intermediate_size
-from dspark.hub.pairs import PairFiles
-from dspark_cli.comparison_table import print_comparison
+from dspark.graft.head.shape import build_head, draft_config, fitting_intermediate_size
+from dspark.hub.catalog.pairs import PairFiles
+from dspark_cli.views.comparison import print_comparison
 from tests.engine.pairs import GOLDEN, PROMPT, open_pair, request
 
 TARGET = GOLDEN / "vanilla" / "target"

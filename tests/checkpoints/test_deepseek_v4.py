@@ -20,8 +20,8 @@ from dspark.checkpoints.deepseek_v4_config import (
     dense_shapes,
     expert_shapes,
 )
+from dspark.checkpoints.fp4_fp8 import Fp4Experts, dequantize_fp8, fake_quantize_e4m3
 from dspark.checkpoints.heads import find_head, read_any_config, read_draft
-from dspark.checkpoints.quantized import PackedExperts, dequantize_fp8, fake_quantize_e4m3
 from dspark.errors import CheckpointError
 from tests.deepseek_v4_toy import CONFIG, STAGES, write
 
@@ -288,7 +288,7 @@ def test_a_block_larger_than_the_matrix_costs_no_memory() -> None:
 def test_all_sixteen_codes() -> None:
     codes = torch.arange(16, dtype=torch.uint8).repeat(2)
     packed = (codes[0::2] | codes[1::2] << 4).view(1, 1, 16)
-    packed_experts = PackedExperts(packed, torch.tensor([[[128]]], dtype=torch.uint8))
+    packed_experts = Fp4Experts(packed, torch.tensor([[[128]]], dtype=torch.uint8))
     positive = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
     expected = 2.0 * torch.cat([positive, -positive]).repeat(2)
     assert torch.equal(packed_experts.weight(0, torch.float32)[0], expected)

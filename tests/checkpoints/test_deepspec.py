@@ -19,7 +19,7 @@ from dspark.checkpoints.deepspec import (
     write_draft_vocabulary,
     write_head,
 )
-from dspark.checkpoints.head_config import HeadConfig, expected_tensors
+from dspark.checkpoints.dspark_config import DSparkConfig, expected_tensors
 from dspark.drafters.dspark import check_pair
 from dspark.engine.session import load_drafter
 from dspark.errors import CheckpointError, PairMismatchError, StorageError
@@ -199,7 +199,7 @@ def test_mismatch_is_named(sizes, word):
 
 def test_taps_beyond_the_last_layer_are_refused():
     raw = json.loads((GOLDEN / "vanilla" / "draft" / "config.json").read_text())
-    config = HeadConfig.from_json({**raw, "num_target_layers": 9, "target_layer_ids": [0, 7]})
+    config = DSparkConfig.from_json({**raw, "num_target_layers": 9, "target_layer_ids": [0, 7]})
     with pytest.raises(PairMismatchError):
         check_pair(config, vocab_size=65, hidden_size=48, num_layers=4)
 

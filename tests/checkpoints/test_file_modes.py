@@ -11,7 +11,7 @@ import dspark
 from dspark.bench.document import write_document
 from dspark.checkpoints.convert import convert_head
 from dspark.checkpoints.files import replacing
-from dspark.engine.sps import SpsTable
+from dspark.engine.schedule.sps_profile import SpsTable
 from dspark.hub import register
 from tests.checkpoints import writers
 
@@ -74,6 +74,6 @@ def test_whoever_writes_and_renames_uses_the_one_helper():
     renaming = [path for path in root.rglob("*.py") if "os.replace(" in path.read_text("utf-8")]
     assert {path.relative_to(root).as_posix() for path in renaming} == {
         "checkpoints/files.py",
-        "hub/repository.py",
-        "hub/wheel.py",
+        "hub/sources/hf_download.py",
+        "hub/sources/pypi_wheel.py",
     }

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 from dspark.checkpoints.gguf_keys import check_keys
 from dspark.checkpoints.gguf_stops import stop_ids
 from dspark.checkpoints.gguf_tokenizer import write_tokenizer
-from dspark.engine.text import TextCodec
 from dspark.errors import CheckpointError
+from dspark.text.stream import TextCodec
 from tests.automaton import STAND_INS
 
 GENERAL = {"general.architecture": "llama", "llama.context_length": 64}

@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import load_file
 
 from dspark.checkpoints.heads import check_published, read_draft
-from dspark.engine.text import TextCodec
 from dspark.errors import CheckpointError, DSparkError
-from dspark.hub.memory import cache_values
+from dspark.hub.memory_needed import cache_values
 from dspark.targets.load import load_target
+from dspark.text.stream import TextCodec
 from tests.checkpoints import writers
 from tests.checkpoints.test_target_files import shard
 

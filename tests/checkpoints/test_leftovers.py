@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from dspark.checkpoints.model_folder import check_model_folder, count_parameters, read_shapes
 from dspark.checkpoints.safetensors_dir import iterate_tensors, tensor_infos
 from dspark.errors import CheckpointError
-from dspark.hub.folders import check_model_folder, count_parameters, read_shapes
 
 NAME = "model.layers.0.mlp.down_proj.weight"
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"

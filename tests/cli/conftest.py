@@ -18,7 +18,7 @@ from dspark.events import (
     PrefillProgress,
     Round,
 )
-from dspark.hub.pairs import PairFiles
+from dspark.hub.catalog.pairs import PairFiles
 from dspark_cli.main import run
 
 

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from dspark.bench.report import Difference
-from dspark_cli.bench_table import describe_difference
+from dspark_cli.views.bench import describe_difference
 
 
 @pytest.fixture

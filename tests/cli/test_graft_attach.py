@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from dspark.graft.attach import HeadMatch, Registered
-from dspark.graft.probe import ProbeReport, Trial
-from dspark.hub.fit import Room
-from dspark.hub.pairs import PairFiles
-from dspark.hub.registry import PAIRS
+from dspark.hub.catalog.find import PAIRS
+from dspark.hub.catalog.pairs import PairFiles
+from dspark.hub.memory_fit import Room
+from dspark.probe.self_test import ProbeReport, Trial
 
 REPORT = ProbeReport(
     prompts=16,
@@ -43,7 +43,7 @@ def attached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
         (tmp_path / name).mkdir()
     monkeypatch.setattr("dspark.graft.attach.attach", attach)
     monkeypatch.setattr(
-        "dspark_cli.graft_attach_view.find_files",
+        "dspark_cli.views.attach.find_files",
         lambda choice: PairFiles("base", tmp_path / "base", choice.draft and Path(choice.draft)),
     )
     monkeypatch.setattr(
@@ -122,7 +122,7 @@ def test_probe_command(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("dspark.graft.probe.probe", lambda files, runtime: iter([report]))
+    monkeypatch.setattr("dspark.probe.self_test.probe", lambda files, runtime: iter([report]))
     monkeypatch.setattr(
         "dspark_cli.commands.probe.find_files",
         lambda choice: PairFiles("base", tmp_path, tmp_path),
@@ -142,7 +142,7 @@ def test_a_dry_run_tells_what_would_be_attached(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("DSPARK_HOME", str(tmp_path))
-    monkeypatch.setattr("dspark.hub.fit.rooms", lambda: [Room("cpu", 10**12, 4)])
+    monkeypatch.setattr("dspark.hub.memory_fit.rooms", lambda: [Room("cpu", 10**12, 4)])
     outcome = dspark("graft", "qwen3-4b", "--dry-run")
     assert (outcome.code, attached) == (0, [])
     assert "the head of qwen3-4b would be attached" in outcome.err

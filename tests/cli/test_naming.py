@@ -9,8 +9,8 @@ import pytest
 from huggingface_hub import constants
 
 from dspark import hub
-from dspark.hub import pairs, registry
-from dspark.hub.pairs import HubRepo
+from dspark.hub.catalog import find, pairs
+from dspark.hub.catalog.pairs import HubRepo
 from dspark_cli.options import complete_pair
 from tests.hub.hub_server import Hub, point_to, serving
 
@@ -20,7 +20,7 @@ SETTINGS = ("--max-tokens", "4", "--device", "cpu")
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch) -> None:
     """An empty store that knows one pair, whose files are not here."""
-    monkeypatch.setattr(registry, "PAIRS", {"demo": replace(pairs.DEMO, draft=None)})
+    monkeypatch.setattr(find, "PAIRS", {"demo": replace(pairs.DEMO, draft=None)})
     monkeypatch.setenv("DSPARK_HOME", str(tmp_path / "store"))
 
 
@@ -89,7 +89,7 @@ def test_an_id_runs_with_the_head_released_for_it(dspark, server, monkeypatch):
         draft=HubRepo("owner/head"),
         target_num_bytes=1,
     )
-    registry.PAIRS["released"] = released
+    find.PAIRS["released"] = released
     outcome = dspark("generate", "Hi", "-p", "owner/model", "--json", *SETTINGS)
     facts = answer(outcome)
     assert facts["pair"] == "released" and facts["stats"]["drafted"] > 0
@@ -199,7 +199,7 @@ def far_pair(target_bytes: int | None) -> pairs.Pair:
 
 
 def test_offline_the_sizes_are_those_that_dspark_knows(dspark, server, monkeypatch):
-    registry.PAIRS["far"] = far_pair(2_000_000)
+    find.PAIRS["far"] = far_pair(2_000_000)
     listed = answer(dspark("pull", "far", "--dry-run", "--json"))
     assert listed["origin"] == "listing"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -207,14 +207,14 @@ def test_offline_the_sizes_are_those_that_dspark_knows(dspark, server, monkeypat
     assert (plan["origin"], plan["download_bytes"]) == ("registry", 3_000_000)
     text = dspark("pull", "far", "--dry-run").out
     assert text.count("sizes from dspark's own list") == 2 and "3.0 MB" in text
-    registry.PAIRS["far"] = far_pair(None)
+    find.PAIRS["far"] = far_pair(None)
     unknown = dspark("pull", "far", "--dry-run")
     assert (unknown.code, unknown.out) == (1, "")
     assert "HF_HUB_OFFLINE is set, so far is not fetched" in unknown.err
 
 
 def test_a_network_that_is_missing_is_told_by_the_pairs_name(dspark, server, monkeypatch):
-    registry.PAIRS["far"] = far_pair(None)
+    find.PAIRS["far"] = far_pair(None)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     for command in (["pull", "far"], ["generate", "Hi", "-p", "far"]):
         outcome = dspark(*command)
@@ -225,12 +225,12 @@ def test_a_network_that_is_missing_is_told_by_the_pairs_name(dspark, server, mon
 
 @pytest.mark.parametrize("lacking", ["disk", "memory"])
 def test_a_dry_run_of_what_does_not_fit_fails(dspark, monkeypatch, lacking):
-    from dspark.hub import fit, plan
+    from dspark.hub import memory_fit, pull_plan
 
     if lacking == "disk":
-        monkeypatch.setattr(plan, "free_bytes", lambda folder: 1000)
+        monkeypatch.setattr(pull_plan, "free_bytes", lambda folder: 1000)
     else:
-        monkeypatch.setattr(fit, "rooms", lambda: [fit.Room("cpu", 1000, 4)])
+        monkeypatch.setattr(memory_fit, "rooms", lambda: [memory_fit.Room("cpu", 1000, 4)])
     outcome = dspark("pull", "demo", "--dry-run")
     assert (outcome.code, outcome.err) == (1, "")
     assert outcome.out.count("does not fit") == 1
@@ -240,10 +240,10 @@ def test_a_dry_run_of_what_does_not_fit_fails(dspark, monkeypatch, lacking):
 def test_rm_takes_what_was_fetched_by_its_id(dspark, server):
     dspark("pull", "owner/model")
     assert "asks before it removes owner/model" in dspark("rm", "owner/model").err
-    registry.PAIRS["owned"] = replace(far_pair(1), name="owned", draft=None)
+    find.PAIRS["owned"] = replace(far_pair(1), name="owned", draft=None)
     refused = dspark("rm", "owner/model", "--yes")
     assert (refused.code, "belongs to the pair owned" in refused.err) == (2, True)
-    del registry.PAIRS["owned"]
+    del find.PAIRS["owned"]
     assert answer(dspark("rm", "owner/model", "--yes", "--json"))["freed_bytes"] > 10_000
     assert hub.kept_folder("owner/model") is None
     assert dspark("rm", "owner/model").out == "owner/model is not on disk\n"

@@ -13,8 +13,8 @@ from huggingface_hub import constants
 from dspark import hub
 from dspark.errors import DownloadError
 from dspark.events import FetchProgress
-from dspark.hub import pairs, registry
-from dspark.hub.memory import PROGRAM_BYTES
+from dspark.hub.catalog import find, pairs
+from dspark.hub.memory_needed import PROGRAM_BYTES
 from tests.hub.hub_server import point_to, serving
 
 
@@ -22,7 +22,7 @@ from tests.hub.hub_server import point_to, serving
 def home(tmp_path, monkeypatch) -> Path:
     """An empty store that knows one pair, whose head is not shipped."""
     demo = replace(pairs.DEMO, draft=None)
-    monkeypatch.setattr(registry, "PAIRS", {"demo": demo})
+    monkeypatch.setattr(find, "PAIRS", {"demo": demo})
     monkeypatch.setenv("DSPARK_HOME", str(tmp_path / "store"))
     return tmp_path / "store"
 
@@ -52,7 +52,7 @@ def shipped_head(tmp_path, tiny_llama_dir, make_tiny_head, monkeypatch) -> Path:
     head = make_tiny_head(tiny_llama_dir)
     monkeypatch.setattr(pairs.resources, "files", lambda package: head.parent)
     pair = replace(pairs.DEMO, draft=pairs.AssetFolder(head.name))
-    registry.PAIRS["demo"] = pair
+    find.PAIRS["demo"] = pair
     return head
 
 
@@ -277,11 +277,11 @@ def test_a_dry_run_tells_and_fetches_nothing(dspark, home) -> None:
 
 
 def test_what_no_memory_here_holds_is_refused(dspark, monkeypatch) -> None:
-    from dspark.hub import fit
+    from dspark.hub import memory_fit
 
     huge = replace(pairs.DEMO, name="huge", num_parameters=10**13)
-    monkeypatch.setitem(registry.PAIRS, "huge", huge)
-    monkeypatch.setattr(fit, "rooms", lambda: [fit.Room("cpu", 10**9, 4)])
+    monkeypatch.setitem(find.PAIRS, "huge", huge)
+    monkeypatch.setattr(memory_fit, "rooms", lambda: [memory_fit.Room("cpu", 10**9, 4)])
     for command in (["pull", "huge"], ["chat", "huge"], ["generate", "Hi", "--pair", "huge"]):
         outcome = dspark(*command)
         assert (outcome.code, outcome.out) == (1, "")

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from dspark import hub
-from dspark.hub import pairs, registry
-from dspark_cli.tables import Column, table_lines, wrapped
+from dspark.hub.catalog import find, pairs
+from dspark_cli.output.tables import Column, table_lines, wrapped
 from tests.bench.test_drafters import batched, opened  # noqa: F401  (fixtures)
 
 WIDTHS = ("80", "60")
@@ -52,7 +52,7 @@ def test_doctor_has_one_row_for_each_pair(dspark, monkeypatch):
 
 def test_list_begins_with_what_is_here(dspark, monkeypatch, tiny_llama_dir, make_tiny_head):
     far = replace(pairs.DEMO, name="far", draft=None)
-    monkeypatch.setattr(registry, "PAIRS", {"far": far})
+    monkeypatch.setattr(find, "PAIRS", {"far": far})
     head = make_tiny_head(tiny_llama_dir)
     hub.register("mine", str(tiny_llama_dir), str(head))
     listed = json.loads(dspark("list", "--json").out)["pairs"]
@@ -64,7 +64,7 @@ def test_list_begins_with_what_is_here(dspark, monkeypatch, tiny_llama_dir, make
 
 
 def test_a_comparison_fits(batched, capsys, monkeypatch):  # noqa: F811
-    from dspark_cli.comparison_table import print_comparison
+    from dspark_cli.views.comparison import print_comparison
 
     for columns in WIDTHS:
         monkeypatch.setenv("COLUMNS", columns)

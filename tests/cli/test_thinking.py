@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dspark_cli.output import ThinkingLine
+from dspark_cli.output.answer import ThinkingLine
 from tests.automaton import chain, write_automaton, write_byte_tokenizer
 
 

@@ -9,7 +9,7 @@ import torch
 from dspark.config import EngineConfig, RuntimeConfig, SamplingConfig, ScheduleConfig, StopConfig
 from dspark.engine.session import Session, open_session
 from dspark.events import Finished, Round
-from dspark.hub.pairs import PairFiles
+from dspark.hub.catalog.pairs import PairFiles
 
 HERE = Path(__file__).parent
 VARIANTS = ("vanilla", "gated", "rnn", "dflash", "eagle3", "gemma4")

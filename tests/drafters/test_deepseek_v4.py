@@ -247,12 +247,12 @@ def test_company_of_any_length_changes_nothing(drafter: DeepseekV4Drafter) -> No
 def test_only_the_experts_of_the_block_are_unpacked(
     drafter: DeepseekV4Drafter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dspark.checkpoints.quantized import PackedExperts
+    from dspark.checkpoints.fp4_fp8 import Fp4Experts
 
     unpacked: list[int] = []
-    original = PackedExperts.weight
+    original = Fp4Experts.weight
     monkeypatch.setattr(
-        PackedExperts,
+        Fp4Experts,
         "weight",
         lambda self, e, dtype: unpacked.append(e) or original(self, e, dtype),
     )

@@ -14,7 +14,7 @@ from dspark.drafters.eagle3 import Eagle3Drafter
 from dspark.engine.session import load_drafter
 from dspark.errors import CheckpointError
 from dspark.events import Round
-from dspark.graft.shape import build_head
+from dspark.graft.head.shape import build_head
 from dspark.targets.load import load_target
 from tests.checkpoints import writers
 from tests.drafters.test_eagle3 import SHARED, filled, proposed, taps_of

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dspark_kernels import caches
+from dspark.kvcache import caches
 from dspark_kernels.backend import Backend
 
 

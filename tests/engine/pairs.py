@@ -6,9 +6,9 @@ from pathlib import Path
 from dspark.config import EngineConfig, RuntimeConfig, SamplingConfig, ScheduleConfig, StopConfig
 from dspark.engine.loop import Engine
 from dspark.engine.request import Request
-from dspark.engine.scheduler import Scheduler, SpsSchedule
+from dspark.engine.schedule.policies import Scheduler, SpsSchedule
+from dspark.engine.schedule.sps_profile import SpsTable
 from dspark.engine.session import Session, open_session
-from dspark.engine.sps import SpsTable
 from dspark.events import Finished
 from dspark.hub import PairFiles
 

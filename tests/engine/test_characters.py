@@ -10,8 +10,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from dspark.engine.characters import Characters, TokenTexts
-from dspark.engine.text import TextCodec, TextStream
+from dspark.text.characters import Characters, TokenTexts
+from dspark.text.stream import TextCodec, TextStream
 from tests.automaton import STAND_INS
 
 SAMPLES = (

@@ -8,8 +8,8 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from dspark.engine.text import TextCodec
 from dspark.errors import CheckpointError, DSparkError, InputError
+from dspark.text.stream import TextCodec
 from tests.automaton import chain, write_automaton, write_byte_tokenizer
 from tests.engine.pairs import open_pair
 
@@ -46,8 +46,8 @@ def written(codec: TextCodec, *messages: dict[str, str]) -> str:
 def test_instructions_begin_the_first_prompt_where_there_is_no_system_role(tmp_path, template):
     codec = codec_of(tmp_path, template)
     assert written(codec, SYSTEM, USER) == "[user]Be brief.\n\nHi"
-    told = written(codec, SYSTEM, USER, ASSISTANT, USER)
-    assert told == "[user]Be brief.\n\nHi[assistant]Hello[user]Hi"
+    readback = written(codec, SYSTEM, USER, ASSISTANT, USER)
+    assert readback == "[user]Be brief.\n\nHi[assistant]Hello[user]Hi"
     assert written(codec, USER, ASSISTANT, USER) == "[user]Hi[assistant]Hello[user]Hi"
 
 

@@ -30,9 +30,9 @@ from dspark.engine import sampling
 from dspark.engine.loop import Engine
 from dspark.engine.request import Request
 from dspark.engine.sampling import Sampler
-from dspark.engine.scheduler import FullSchedule, SpsSchedule
+from dspark.engine.schedule.policies import FullSchedule, SpsSchedule
+from dspark.engine.schedule.sps_profile import SpsTable
 from dspark.engine.session import Session, open_session
-from dspark.engine.sps import SpsTable
 from dspark.events import Finished, Round
 from dspark.hub import PairFiles
 from dspark.targets.base import Target

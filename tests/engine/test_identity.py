@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dspark.checkpoints.deepspec import update_head_config, write_draft_vocabulary
 from dspark.config import ScheduleConfig
-from dspark.engine.scheduler import SpsSchedule
+from dspark.engine.schedule.policies import SpsSchedule
 from dspark.events import Round
 from dspark.targets.dense import load_dense, read_config
 from dspark.targets.hf import load_hf

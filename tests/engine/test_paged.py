@@ -7,11 +7,11 @@ import torch
 
 from dspark.drafters.lookup import LookupDrafter
 from dspark.engine.loop import Engine
-from dspark.engine.rounds import HostRounds
-from dspark.engine.scheduler import FullSchedule
+from dspark.engine.rounds.host import HostRounds
+from dspark.engine.schedule.policies import FullSchedule
+from dspark.kvcache.caches import PagedCache
 from dspark.targets.dense import load_dense, read_config
 from dspark.targets.hf import load_hf
-from dspark_kernels import PagedCache
 from tests.engine.paged import paged  # noqa: F401
 from tests.engine.pairs import GOLDEN, PROMPT, decode, golden, request
 from tests.engine.test_rollback import PLACE, check_rollback

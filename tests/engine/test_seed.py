@@ -20,10 +20,10 @@ from transformers import (
 from dspark.config import SamplingConfig, ScheduleConfig
 from dspark.drafters.lookup import LookupDrafter
 from dspark.engine.loop import Engine
-from dspark.engine.rounds import HostRounds
+from dspark.engine.rounds.host import HostRounds
 from dspark.engine.sampling import BatchChooser, Sampler
-from dspark.engine.scheduler import FullSchedule, SpsSchedule, ThresholdSchedule
-from dspark.engine.sps import SpsTable
+from dspark.engine.schedule.policies import FullSchedule, SpsSchedule, ThresholdSchedule
+from dspark.engine.schedule.sps_profile import SpsTable
 from dspark.errors import InputError
 from dspark.events import Round
 from dspark.targets.hf import load_hf

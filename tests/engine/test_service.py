@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from dspark.engine.rounds import Outcome
+from dspark.engine.rounds.host import Outcome
 from dspark.events import Failed, Finished, PrefillProgress, Round
 from tests.engine.paged import paged  # noqa: F401
 from tests.engine.pairs import PROMPT, decode, golden, request

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 
 from dspark.config import ScheduleConfig
-from dspark.engine import sps_watch
 from dspark.engine.loop import Engine
-from dspark.engine.scheduler import SpsSchedule
+from dspark.engine.schedule import sps_watch
+from dspark.engine.schedule.policies import SpsSchedule
+from dspark.engine.schedule.sps_profile import SpsTable, measured_rows, stored_tables
+from dspark.engine.schedule.sps_watch import SpsWatch
 from dspark.engine.session import sps_folder
-from dspark.engine.sps import SpsTable, measured_rows, stored_tables
-from dspark.engine.sps_watch import SpsWatch
 from tests.engine.pairs import TABLE, decode, golden, request
 
 

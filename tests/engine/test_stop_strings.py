@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from dspark.config import StopConfig
-from dspark.engine.stops import StopMatcher
-from dspark.engine.text import TextCodec, TextStream
 from dspark.events import Finished
+from dspark.text.stops import StopMatcher
+from dspark.text.stream import TextCodec, TextStream
 from tests.automaton import chain, write_automaton, write_byte_tokenizer
 from tests.engine.pairs import open_pair
 

@@ -7,9 +7,9 @@ from itertools import pairwise
 import pytest
 
 from dspark.config import SamplingConfig, StopConfig
-from dspark.engine.text import TextCodec, TextStream
 from dspark.errors import InputError
 from dspark.events import Finished, PrefillProgress, Round
+from dspark.text.stream import TextCodec, TextStream
 from tests.engine.pairs import PROMPT, decode, golden, open_pair, request, scheduled
 
 

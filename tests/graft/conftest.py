@@ -12,12 +12,12 @@ from dspark.config import GraftConfig, SamplingConfig, StopConfig
 from dspark.engine.request import Request
 from dspark.engine.session import open_session
 from dspark.events import Finished
-from dspark.graft.data import Answered
-from dspark.graft.shape import build_head, draft_config
-from dspark.graft.start import start_random
-from dspark.graft.taps import FrozenTarget, load_frozen
-from dspark.graft.trainer import Trainer
-from dspark.hub.pairs import PairFiles
+from dspark.graft.data.answer_file import Answer
+from dspark.graft.head.init_from_target import start_random
+from dspark.graft.head.shape import build_head, draft_config
+from dspark.graft.target.frozen_target import FrozenTarget, load_frozen
+from dspark.graft.train.trainer import Trainer
+from dspark.hub.catalog.pairs import PairFiles
 from tests.graft.toy_pair import Sound, train_sound
 
 MASK = 95
@@ -46,7 +46,7 @@ def small_config() -> GraftConfig:
 
 
 @pytest.fixture(scope="session")
-def answers(tiny_llama_dir: Path) -> list[Answered]:
+def answers(tiny_llama_dir: Path) -> list[Answer]:
     """24 continuations of random prompts."""
     *_, session = open_session(PairFiles("tiny", tiny_llama_dir, None))
     generator = torch.Generator().manual_seed(1)
@@ -62,7 +62,7 @@ def answers(tiny_llama_dir: Path) -> list[Answered]:
     session.engine._entropy = SimpleNamespace(getrandbits=lambda bits: next(numbers))
     done = [e for e in session.engine.run(requests) if isinstance(e, Finished)]
     return [
-        Answered(requests[e.request_id].prompt_ids, e.token_ids, str(e.request_id), "")
+        Answer(requests[e.request_id].prompt_ids, e.token_ids, str(e.request_id), "")
         for e in sorted(done, key=lambda e: e.request_id)
     ]
 
@@ -80,7 +80,7 @@ MakeTrainer = Callable[..., Trainer]
 
 
 @pytest.fixture
-def make_trainer(target: FrozenTarget, answers: list[Answered]) -> MakeTrainer:
+def make_trainer(target: FrozenTarget, answers: list[Answer]) -> MakeTrainer:
     def make(config: GraftConfig = SMALL, num_answers: int = 21) -> Trainer:
         head = build_head(draft_config(target.config, config, MASK))
         start_random(head, torch.Generator().manual_seed(config.seed))

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from dspark.config import Algorithm, GraftConfig, graft_config
-from dspark.graft import checkpoint
-from dspark.graft.data import Answered
-from dspark.graft.trainer import StepReport, Trainer
+from dspark.graft.data.answer_file import Answer
+from dspark.graft.train import checkpoint
+from dspark.graft.train.trainer import StepReport, Trainer
 
 MakeTrainer = Callable[..., Trainer]
 BF16_ROUNDING = 2.0**-8  # of one value, relative
@@ -102,7 +102,7 @@ def test_weights_and_moments_stay_float32_in_bf16(
 def test_a_head_trained_in_bf16_learns_as_one_in_float32(
     make_trainer: MakeTrainer,
     small_config: GraftConfig,
-    answers: list[Answered],
+    answers: list[Answer],
     algorithm: Algorithm,
 ) -> None:
     config = replace(

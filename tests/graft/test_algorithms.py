@@ -9,25 +9,25 @@ import pytest
 import torch
 
 from dspark.checkpoints.deepspec import read_draft
+from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.eagle3_config import Eagle3Config
-from dspark.checkpoints.head_config import HeadConfig
 from dspark.config import RECIPES, Algorithm, GraftConfig, graft_config
 from dspark.drafters.eagle3 import Eagle3Drafter, Eagle3Head
 from dspark.engine.session import Session, open_session
 from dspark.errors import InputError
 from dspark.events import Finished
-from dspark.graft.bigrams import Bigrams
-from dspark.graft.blocks import sample_blocks
-from dspark.graft.data import Answered, AnswerFile
+from dspark.graft.data.answer_file import Answer, AnswerFile
+from dspark.graft.data.prompt_sources import PromptSource
+from dspark.graft.head.bigram_init import Bigrams
+from dspark.graft.head.init_from_target import start_from_target
+from dspark.graft.head.shape import draft_config
 from dspark.graft.job import GraftJob
 from dspark.graft.run import GraftRun
-from dspark.graft.shape import draft_config
-from dspark.graft.sources import PromptSource
-from dspark.graft.start import start_from_target
-from dspark.graft.taps import FrozenTarget
-from dspark.graft.trainer import Trainer
-from dspark.graft.unrolled import unrolled_hidden
-from dspark.hub.pairs import PairFiles
+from dspark.graft.target.frozen_target import FrozenTarget
+from dspark.graft.train.blocks import sample_blocks
+from dspark.graft.train.eagle3_blocks import unrolled_hidden
+from dspark.graft.train.trainer import Trainer
+from dspark.hub.catalog.pairs import PairFiles
 
 MASK = 95
 OTHERS: tuple[Algorithm, ...] = ("dflash", "eagle3", "mtp")
@@ -57,7 +57,7 @@ class _Forced:
 
 @pytest.mark.parametrize("block_size", [1, 4])
 def test_an_unrolled_head_sees_in_training_what_it_sees_in_decoding(
-    block_size: int, target: FrozenTarget, answers: list[Answered], small_config: GraftConfig
+    block_size: int, target: FrozenTarget, answers: list[Answer], small_config: GraftConfig
 ) -> None:
     config = _config(small_config, "eagle3", block_size=block_size)
     torch.manual_seed(2)
@@ -91,7 +91,7 @@ def test_it_learns_on_answers_it_was_not_trained_on(
     algorithm: Algorithm,
     make_trainer: MakeTrainer,
     small_config: GraftConfig,
-    answers: list[Answered],
+    answers: list[Answer],
 ) -> None:
     trainer = make_trainer(_config(small_config, algorithm, steps=80, batch_size=7, anchors=16))
     before = trainer.validate(answers[21:])
@@ -109,7 +109,7 @@ def test_it_learns_on_answers_it_was_not_trained_on(
 def test_eagle3_begins_near_the_target_too(
     make_trainer: MakeTrainer,
     small_config: GraftConfig,
-    answers: list[Answered],
+    answers: list[Answer],
     target: FrozenTarget,
 ) -> None:
     config = _config(small_config, "eagle3", intermediate_size=None)
@@ -139,7 +139,7 @@ def test_from_prompts_to_a_head_that_the_engine_decodes_with(
     list(GraftRun(job).events())
     config, tensors = read_draft(job.out)
     if algorithm == "dflash":
-        assert isinstance(config, HeadConfig) and config.markov_type == "none"
+        assert isinstance(config, DSparkConfig) and config.markov_type == "none"
         assert not config.has_confidence
     else:
         assert isinstance(config, Eagle3Config)

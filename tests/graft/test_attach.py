@@ -20,9 +20,16 @@ from dspark.graft.attach import (
     match_head,
     released_head,
 )
-from dspark.graft.probe import ProbeReport
-from dspark.hub import registry, tokenizers
-from dspark.hub.pairs import HeadFacts, HubRepo, LocalFolder, Pair, TargetFacts
+from dspark.graft.data import same_tokenizer
+from dspark.hub.catalog import find
+from dspark.hub.catalog.pairs import (
+    HeadFacts,
+    HubRepo,
+    LocalFolder,
+    Pair,
+    TargetFacts,
+)
+from dspark.probe.self_test import ProbeReport
 from tests.graft import toy_pair
 
 RUNTIME = RuntimeConfig(device="cpu", dtype="float32")
@@ -52,8 +59,8 @@ def _released(target: Path) -> Pair:
 def released(toy: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Pair:
     """The only released pair, its target in a folder."""
     pair = _released(toy[0])
-    monkeypatch.setattr(registry, "PAIRS", {"toy": pair})
-    monkeypatch.setattr(hub, "PAIRS", registry.PAIRS)
+    monkeypatch.setattr(find, "PAIRS", {"toy": pair})
+    monkeypatch.setattr(hub, "PAIRS", find.PAIRS)
     return pair
 
 
@@ -107,7 +114,7 @@ def test_another_tokenizer_does_not(toy: tuple[Path, Path], released: Pair, tmp_
 def test_a_tokenizer_out_of_reach_is_said(
     toy: tuple[Path, Path], released: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenizers, "tokenizer_file", lambda pair: None)
+    monkeypatch.setattr(same_tokenizer, "tokenizer_file", lambda pair: None)
     match = match_head(toy[0])
     assert match.pair == released
     assert not match.is_tokenizer_compared

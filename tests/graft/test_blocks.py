@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dspark.checkpoints.head_config import MarkovType
+from dspark.checkpoints.dspark_config import MarkovType
 from dspark.config import GraftConfig
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.drafters.head import DSparkHead
-from dspark.graft.algorithm import ParallelAlgorithm
-from dspark.graft.blocks import block_hidden, sample_blocks
-from dspark.graft.data import Answered
-from dspark.graft.shape import head_config
-from dspark.graft.taps import FrozenTarget
+from dspark.graft.data.answer_file import Answer
+from dspark.graft.head.shape import head_config
+from dspark.graft.target.frozen_target import FrozenTarget
+from dspark.graft.train.algorithm import ParallelAlgorithm
+from dspark.graft.train.blocks import block_hidden, sample_blocks
 
 MASK = 95
 
@@ -47,7 +47,7 @@ def test_training_and_decoding_see_the_same(
     markov_type: MarkovType,
     num_layers: int,
     target: FrozenTarget,
-    answers: list[Answered],
+    answers: list[Answer],
     small_config: GraftConfig,
 ) -> None:
     config = replace(small_config, markov_type=markov_type, num_layers=num_layers)
@@ -82,7 +82,7 @@ def test_training_and_decoding_see_the_same(
 
 
 def test_a_block_does_not_see_its_own_future(
-    target: FrozenTarget, answers: list[Answered], small_config: GraftConfig
+    target: FrozenTarget, answers: list[Answer], small_config: GraftConfig
 ) -> None:
     head = _random_head(target, small_config)
     ids = torch.tensor(answers[0].token_ids)

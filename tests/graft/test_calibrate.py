@@ -11,7 +11,7 @@ from dspark.checkpoints.deepspec import CONFIDENCE_BIAS as BIAS
 from dspark.checkpoints.deepspec import read_head, read_head_config
 from dspark.config import RuntimeConfig
 from dspark.events import Round
-from dspark.graft.calibrate import (
+from dspark.graft.judge.calibrate import (
     JudgedRounds,
     calibrate_head,
     expected_calibration_error,
@@ -22,7 +22,7 @@ from dspark.graft.calibrate import (
     ranking_quality,
     reliability,
 )
-from dspark.hub.pairs import PairFiles
+from dspark.hub.catalog.pairs import PairFiles
 
 GOLDEN = Path(__file__).parents[1] / "conformance"
 BENT = (2.0, 0.5, 1.5)

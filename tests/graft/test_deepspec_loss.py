@@ -15,7 +15,7 @@ from benchmarks.vs_deepspec import (
     our_losses,
     settings_object,
 )
-from dspark.checkpoints.head_config import MarkovType
+from dspark.checkpoints.dspark_config import MarkovType
 from dspark.config import GraftConfig
 
 TOLERANCE = 1e-4

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from dspark.errors import InputError
-from dspark.graft.ranks import Alone, check_shares, join_ranks
+from dspark.graft.train.distributed import SingleProcess, check_shares, join_ranks
 from dspark_cli.main import run
 
 pytest.importorskip("accelerate")
@@ -148,7 +148,7 @@ def _steps(folder: Path) -> list[dict]:  # type: ignore[type-arg]
 def test_one_process_needs_no_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    assert isinstance(join_ranks("cpu"), Alone)
+    assert isinstance(join_ranks("cpu"), SingleProcess)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="need accelerate") as caught:
         join_ranks("cpu")
@@ -164,7 +164,7 @@ def test_shards_of_the_first_kind_are_refused(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_uneven_batch_is_refused() -> None:
-    class Three(Alone):
+    class Three(SingleProcess):
         count = 3
 
     check_shares([0] * 6, Three())

@@ -12,14 +12,14 @@ import pytest
 from dspark.config import GraftConfig, RuntimeConfig
 from dspark.errors import InputError
 from dspark.graft import estimate as estimated
-from dspark.graft.corpus import CorpusProgress
+from dspark.graft.data.corpus import CorpusProgress
+from dspark.graft.data.prompt_sources import PromptSource
 from dspark.graft.estimate import Span, estimate
 from dspark.graft.job import GraftJob
 from dspark.graft.plan import draw_plan
 from dspark.graft.run import GraftRun
-from dspark.graft.sources import PromptSource
-from dspark.hub.pairs import PairFiles
-from dspark_cli.graft_plan import plan_lines
+from dspark.hub.catalog.pairs import PairFiles
+from dspark_cli.views.plan import plan_lines
 
 
 @pytest.fixture

@@ -25,19 +25,19 @@ from dspark.drafters.head import DSparkHead
 from dspark.drafters.vocabulary import soft_cap
 from dspark.engine.session import Session, open_session
 from dspark.events import Finished
-from dspark.graft.bigrams import Bigrams
-from dspark.graft.blocks import block_hidden, sample_blocks
-from dspark.graft.corpus import PromptSource
-from dspark.graft.data import AnswerFile
-from dspark.graft.evaluate import Evaluation
+from dspark.graft.data.answer_file import AnswerFile
+from dspark.graft.data.corpus import PromptSource
+from dspark.graft.head.bigram_init import Bigrams
+from dspark.graft.head.init_from_target import start_from_target, start_random
+from dspark.graft.head.shape import head_config
 from dspark.graft.job import GraftJob
-from dspark.graft.loss import LossWeights, OutputHead, distribution_loss
+from dspark.graft.judge.acceptance import Evaluation
 from dspark.graft.run import GraftRun
-from dspark.graft.shape import head_config
-from dspark.graft.start import start_from_target, start_random
-from dspark.graft.taps import load_frozen
-from dspark.graft.trainer import Trainer
-from dspark.hub.pairs import PairFiles
+from dspark.graft.target.frozen_target import load_frozen
+from dspark.graft.train.blocks import block_hidden, sample_blocks
+from dspark.graft.train.loss import LossWeights, OutputHead, distribution_loss
+from dspark.graft.train.trainer import Trainer
+from dspark.hub.catalog.pairs import PairFiles
 from dspark.targets.load import load_target
 
 NUM_WORDS = 60

@@ -15,17 +15,17 @@ import torch
 from dspark.checkpoints.deepspec import read_head
 from dspark.config import GraftConfig
 from dspark.errors import DSparkError, InputError, MemoryFullError, StorageError
-from dspark.graft import checkpoint
-from dspark.graft.corpus import CorpusProgress
-from dspark.graft.data import Answered, AnswerFile
+from dspark.graft.data.answer_file import Answer, AnswerFile
+from dspark.graft.data.corpus import CorpusProgress
+from dspark.graft.data.prompt_sources import PromptSource
+from dspark.graft.head.shape import head_config
 from dspark.graft.job import GraftEvent, GraftJob, Prepared
-from dspark.graft.memory import naming_what_fits
 from dspark.graft.run import GraftRun
-from dspark.graft.shape import head_config
-from dspark.graft.sources import PromptSource
-from dspark.graft.taps import FrozenTarget
-from dspark.graft.trainer import StepReport, Trainer
-from dspark.hub.pairs import PairFiles
+from dspark.graft.target.frozen_target import FrozenTarget
+from dspark.graft.train import checkpoint
+from dspark.graft.train.out_of_memory import naming_what_fits
+from dspark.graft.train.trainer import StepReport, Trainer
+from dspark.hub.catalog.pairs import PairFiles
 from dspark.targets.dense import DenseTarget
 
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
@@ -101,7 +101,7 @@ def _half_written(_what: Any, path: str | Path, **_: Any) -> None:
 
 def test_a_disk_full_while_answering_keeps_the_answers(tmp_path: Path) -> None:
     file = AnswerFile(tmp_path / "answers.jsonl")
-    answers = [Answered((1, 2, n), (3, 4), f"prompt {n}", "answer") for n in range(20)]
+    answers = [Answer((1, 2, n), (3, 4), f"prompt {n}", "answer") for n in range(20)]
     written = []
     with _disk_that_ends_after(1000), pytest.raises(StorageError) as caught:
         written.extend(file.append(answers))
@@ -122,7 +122,7 @@ def test_full_memory_names_the_setting_that_fits(
     with monkeypatch.context() as patch, pytest.raises(MemoryFullError) as caught:
         for event in GraftRun(job).events():
             if isinstance(event, StepReport) and event.step == 3:
-                patch.setattr("dspark.graft.objective.distribution_loss", full)
+                patch.setattr("dspark.graft.train.objective.distribution_loss", full)
     assert _is_one_line(caught.value)
     assert "with --accumulate 2; it goes on" in caught.value.hint
     answers = job.data.read_bytes()

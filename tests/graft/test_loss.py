@@ -4,7 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dspark.graft.loss import LossWeights, OutputHead, RowTerms, distribution_loss
+from dspark.graft.train.loss import (
+    LossWeights,
+    OutputHead,
+    RowTerms,
+    distribution_loss,
+)
 
 HIDDEN, VOCABULARY, RANK, POSITIONS = 12, 41, 5, 9
 TARGET_ROWS = torch.tensor([0, 0, 1, 2, 2, 2, 5, 6, 8, 8, 8])

@@ -3,11 +3,11 @@
 import torch
 
 from dspark.config import GraftConfig
-from dspark.graft.data import Answered
-from dspark.graft.loss import LossWeights, OutputHead, distribution_loss
-from dspark.graft.loss_vocabulary import LossVocabulary
+from dspark.graft.data.answer_file import Answer
+from dspark.graft.train.loss import LossWeights, OutputHead, distribution_loss
+from dspark.graft.train.loss_vocabulary import LossVocabulary
 
-ANSWERS = [Answered((1, 5), (7, 90, 7), "", ""), Answered((2,), (41, 3), "", "")]
+ANSWERS = [Answer((1, 5), (7, 90, 7), "", ""), Answer((2,), (41, 3), "", "")]
 WRITTEN = {1, 2, 3, 5, 7, 41, 90}
 
 
@@ -27,9 +27,9 @@ def test_written_tokens_are_always_in_it_and_others_are_drawn():
 
 def test_only_the_most_frequent_tokens_are_drafted_and_labels_are_always_learnt():
     config = GraftConfig(loss_vocabulary=5, draft_vocabulary=2)
-    vocabulary = LossVocabulary([*ANSWERS, Answered((7, 41), (41,), "", "")], 200, config)
+    vocabulary = LossVocabulary([*ANSWERS, Answer((7, 41), (41,), "", "")], 200, config)
     assert vocabulary.drafted.tolist() == [7, 41]
-    ids = vocabulary.at(0, [Answered((3,), (90, 41), "", "")])
+    ids = vocabulary.at(0, [Answer((3,), (90, 41), "", "")])
     assert set(ids.tolist()) >= {3, 7, 41, 90} and torch.equal(ids, ids.unique())
     assert len(ids) <= 9
 

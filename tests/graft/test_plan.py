@@ -9,11 +9,11 @@ from typer.testing import CliRunner
 
 from dspark.config import GraftConfig, RuntimeConfig
 from dspark.errors import InputError
+from dspark.graft.data.prompt_sources import PromptSource
 from dspark.graft.job import GraftJob, Prepared
 from dspark.graft.plan import draw_plan, measured
 from dspark.graft.run import GraftRun
-from dspark.graft.sources import PromptSource
-from dspark.hub.pairs import PairFiles
+from dspark.hub.catalog.pairs import PairFiles
 from dspark_cli.app import app
 
 MASK = 200

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dspark.errors import InputError, StorageError
-from dspark.graft.plots import draw_run
+from dspark.graft.judge.plots import draw_run
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

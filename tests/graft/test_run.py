@@ -13,15 +13,15 @@ from dspark.drafters.dspark import DSparkDrafter
 from dspark.engine.session import Session, open_session
 from dspark.errors import InputError
 from dspark.events import Finished
-from dspark.graft.calibrate import Calibrated
-from dspark.graft.corpus import CorpusProgress
-from dspark.graft.data import AnswerFile, split
-from dspark.graft.evaluate import Evaluation
+from dspark.graft.data.answer_file import AnswerFile, split
+from dspark.graft.data.corpus import CorpusProgress
+from dspark.graft.data.prompt_sources import PromptSource
 from dspark.graft.job import GraftEvent, GraftJob, Prepared, Stopped, Validated
+from dspark.graft.judge.acceptance import Evaluation
+from dspark.graft.judge.calibrate import Calibrated
 from dspark.graft.run import GraftRun
-from dspark.graft.sources import PromptSource
-from dspark.graft.trainer import StepReport
-from dspark.hub.pairs import PairFiles
+from dspark.graft.train.trainer import StepReport
+from dspark.hub.catalog.pairs import PairFiles
 
 MASK = 200  # a byte that the prompts below do not hold
 

@@ -12,16 +12,16 @@ import torch
 
 from dspark.config import GraftConfig
 from dspark.errors import InputError, StorageError
-from dspark.graft.corpus import CorpusProgress
-from dspark.graft.data import Answered, AnswerFile
+from dspark.graft.data.answer_file import Answer, AnswerFile
+from dspark.graft.data.corpus import CorpusProgress
+from dspark.graft.data.prompt_sources import PromptSource
 from dspark.graft.job import GraftEvent, GraftJob, Validated
 from dspark.graft.plan import draw_plan
 from dspark.graft.run import GraftRun
-from dspark.graft.sources import PromptSource
-from dspark.graft.tap_cache import TapCache
-from dspark.graft.taps import FrozenTarget, load_frozen
-from dspark.graft.trainer import StepReport
-from dspark.hub.pairs import PairFiles
+from dspark.graft.target.frozen_target import FrozenTarget, load_frozen
+from dspark.graft.target.tap_cache import TapCache
+from dspark.graft.train.trainer import StepReport
+from dspark.hub.catalog.pairs import PairFiles
 
 
 class Usage(NamedTuple):
@@ -32,7 +32,7 @@ class Usage(NamedTuple):
 
 @pytest.fixture
 def job(
-    tiny_llama_dir: Path, tmp_path: Path, small_config: GraftConfig, answers: list[Answered]
+    tiny_llama_dir: Path, tmp_path: Path, small_config: GraftConfig, answers: list[Answer]
 ) -> GraftJob:
     data = tmp_path / "answers.jsonl"
     list(AnswerFile(data).append(answers))
@@ -102,7 +102,7 @@ def test_the_head_is_the_same_with_and_without(
 
 
 def test_the_size_is_that_of_the_files(
-    job: GraftJob, target: FrozenTarget, answers: list[Answered]
+    job: GraftJob, target: FrozenTarget, answers: list[Answer]
 ) -> None:
     _train(_cached(job))
     tokens = sum(min(len(answer.token_ids), job.config.length) for answer in answers)
@@ -182,7 +182,7 @@ def test_a_write_that_fails_leaves_nothing_half(
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dspark.graft.tap_cache.save_file", full)
+    monkeypatch.setattr("dspark.graft.target.tap_cache.save_file", full)
     cache.write((3, 4), {"taps": torch.ones(2, 3), "hidden": torch.ones(2, 1)})
     assert cache.is_full and cache.read((3, 4)) is None and cache.read((1, 2)) is not None
     files = [path.name for path in _files(tmp_path)]

@@ -10,10 +10,10 @@ import torch
 
 from dspark.config import GraftConfig
 from dspark.errors import CheckpointError, InputError
-from dspark.graft import checkpoint
-from dspark.graft.data import Answered
-from dspark.graft.taps import FrozenTarget
-from dspark.graft.trainer import Trainer, learning_rate
+from dspark.graft.data.answer_file import Answer
+from dspark.graft.target.frozen_target import FrozenTarget
+from dspark.graft.train import checkpoint
+from dspark.graft.train.trainer import Trainer, learning_rate
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -29,7 +29,7 @@ def _assert_same_weights(one: Trainer, other: Trainer) -> None:
 
 
 def test_training_raises_tau_on_answers_it_was_not_trained_on(
-    make_trainer: MakeTrainer, small_config: GraftConfig, answers: list[Answered]
+    make_trainer: MakeTrainer, small_config: GraftConfig, answers: list[Answer]
 ) -> None:
     trainer = make_trainer(replace(small_config, steps=80, batch_size=7, anchors=16))
     before = trainer.validate(answers[21:])
@@ -42,7 +42,7 @@ def test_training_raises_tau_on_answers_it_was_not_trained_on(
 
 
 def test_the_target_stays_as_it_was(
-    make_trainer: MakeTrainer, target: FrozenTarget, answers: list[Answered]
+    make_trainer: MakeTrainer, target: FrozenTarget, answers: list[Answer]
 ) -> None:
     before = {name: tensor.clone() for name, tensor in target.model.state_dict().items()}
     trainer = make_trainer()
@@ -105,7 +105,7 @@ def test_a_torn_state_is_named(make_trainer: MakeTrainer, tmp_path: Path) -> Non
 
 
 def test_every_answer_is_seen_once_an_epoch(
-    make_trainer: MakeTrainer, answers: list[Answered]
+    make_trainer: MakeTrainer, answers: list[Answer]
 ) -> None:
     trainer = make_trainer()
     for epoch in range(2):
@@ -122,7 +122,7 @@ def test_learning_rate_warms_up_and_falls_to_zero(small_config: GraftConfig) -> 
 
 
 def test_expected_tau_counts_only_supervised_slots(
-    make_trainer: MakeTrainer, small_config: GraftConfig, answers: list[Answered]
+    make_trainer: MakeTrainer, small_config: GraftConfig, answers: list[Answer]
 ) -> None:
     short = [replace(answers[0], answer_ids=answers[0].answer_ids[:2])]
     report = make_trainer(small_config).validate(short)
@@ -144,7 +144,7 @@ def test_markov_tables_may_learn_more_slowly_or_not_at_all(
 
 
 def test_a_loss_over_part_of_the_vocabulary_learns_too(
-    make_trainer: MakeTrainer, small_config: GraftConfig, answers: list[Answered]
+    make_trainer: MakeTrainer, small_config: GraftConfig, answers: list[Answer]
 ) -> None:
     config = replace(small_config, steps=40, loss_vocabulary=8)
     trainer = make_trainer(config)

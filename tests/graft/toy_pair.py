@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from dspark.checkpoints.deepspec import write_head
 from dspark.config import GraftConfig, graft_config
 from dspark.drafters.head import DSparkHead
-from dspark.graft.blocks import Blocks, block_hidden, sample_blocks
-from dspark.graft.data import Answered
-from dspark.graft.shape import build_head, draft_config, head_config
-from dspark.graft.start import start_random
-from dspark.graft.taps import FrozenTarget, load_frozen
-from dspark.graft.trainer import Trainer
+from dspark.graft.data.answer_file import Answer
+from dspark.graft.head.init_from_target import start_random
+from dspark.graft.head.shape import build_head, draft_config, head_config
+from dspark.graft.target.frozen_target import FrozenTarget, load_frozen
+from dspark.graft.train.blocks import Blocks, block_hidden, sample_blocks
+from dspark.graft.train.trainer import Trainer
 
 NUM_WORDS = 60
 MASK, STOP = NUM_WORDS, NUM_WORDS + 1
@@ -215,7 +215,7 @@ def write_eagle3(base: Path, folder: Path) -> Path:
     start_random(head, torch.Generator().manual_seed(3))
     lines = [tuple(line) for line in sentences(64, 40, -5).tolist()]
     trainer = Trainer(
-        head, target, [Answered(line[:3], line[3:], str(line), "") for line in lines], config
+        head, target, [Answer(line[:3], line[3:], str(line), "") for line in lines], config
     )
     for _ in trainer.steps():
         pass

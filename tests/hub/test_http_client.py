@@ -14,7 +14,7 @@ import pytest
 from dspark import http_client, hub
 from dspark.errors import DSparkError, NetworkSetupError
 from dspark.http_client import is_direct, make_async_client, make_client
-from dspark.hub.listing import open_session
+from dspark.hub.sources.hf_listing import open_session
 from tests.hub.hub_server import Hub, point_to, serving
 
 FAR = "https://hub.example/api"

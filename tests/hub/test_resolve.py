@@ -11,7 +11,7 @@ import pytest
 
 from dspark import hub
 from dspark.errors import CheckpointError, UnknownNameError
-from dspark.hub import fit, memory
+from dspark.hub import memory_fit, memory_needed
 
 
 def test_a_folder_is_itself(tiny_llama_dir) -> None:
@@ -160,14 +160,14 @@ def test_memory_is_counted_from_headers(tiny_llama_dir, tiny_qwen3_dir) -> None:
     for folder, head_dim in ((tiny_llama_dir, 12), (tiny_qwen3_dir, 16)):
         model = AutoModelForCausalLM.from_pretrained(folder)
         weights = sum(p.numel() for p in model.parameters())
-        of = memory.of_folders(folder, None)
+        of = memory_needed.of_folders(folder, None)
         assert of.values == weights and of.is_dense
         cache = 2 * 3 * 2 * head_dim * 4096  # keys and values, layers, heads, sizes, tokens
         for value_bytes, copy in ((4, 96 * 48), (2, 0)):  # in float32 the output head is packed
-            room = memory.Room("cpu", 0, value_bytes)
-            assert memory.cache_bytes(of, room) == value_bytes * cache
-            assert memory.weight_bytes(of, room) == value_bytes * (weights + copy)
+            room = memory_needed.Room("cpu", 0, value_bytes)
+            assert memory_needed.cache_bytes(of, room) == value_bytes * cache
+            assert memory_needed.weight_bytes(of, room) == value_bytes * (weights + copy)
 
 
 def test_free_memory_is_that_of_this_machine() -> None:
-    assert 1 << 20 < fit.free_memory("cpu") < 1 << 50
+    assert 1 << 20 < memory_fit.free_memory("cpu") < 1 << 50

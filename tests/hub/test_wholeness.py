@@ -9,11 +9,11 @@ import pytest
 
 from dspark import hub
 from dspark.errors import DownloadError
-from dspark.hub.cache import cached_folder, is_known_whole
-from dspark.hub.pairs import HubRepo
+from dspark.hub.catalog.pairs import HubRepo
+from dspark.hub.sources.hf_cache import cached_folder, is_known_whole
 
 from .hub_server import COMMIT, Hub, blob_id, point_to, serving
-from .test_repository import shard
+from .test_hf_download import shard
 
 WHOLE, SHARDS = "owner/whole", "owner/shards"
 CONFIG = json.dumps({"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 1}).encode()

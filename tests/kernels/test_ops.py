@@ -6,11 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dspark.kvcache.pooled_attention import PooledAttention
+from dspark.kvcache.row_pool import KVPool, RowPlan
 from dspark_kernels import (
-    KVPool,
-    PooledAttention,
     RotaryTable,
-    RowPlan,
     SkinnyLinear,
     accept_greedy,
     apply_rope,

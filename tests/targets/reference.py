@@ -11,7 +11,7 @@ from dspark.config import EngineConfig, StopConfig
 from dspark.drafters.base import Proposals
 from dspark.engine.loop import Engine
 from dspark.engine.request import Request
-from dspark.engine.scheduler import FullSchedule
+from dspark.engine.schedule.policies import FullSchedule
 from dspark.events import Finished
 from dspark.targets.base import Target
 

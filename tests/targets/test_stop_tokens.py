@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from transformers import Gemma3Config, LlamaConfig
 
-from dspark.engine.text import TextCodec
 from dspark.errors import CheckpointError
 from dspark.events import Finished
 from dspark.targets.stop_tokens import stop_tokens
+from dspark.text.stream import TextCodec
 from tests.automaton import chain, write_automaton, write_byte_tokenizer
 from tests.engine.pairs import open_pair
 

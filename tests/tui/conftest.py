@@ -11,6 +11,12 @@ from rich.cells import cell_len
 from rich.style import Style
 from textual.pilot import Pilot
 
+from dspark.chat.backend import (
+    BackendInfo,
+    ChatMessages,
+    ChatSettings,
+    ContextFullError,
+)
 from dspark.config import SamplingChoice, SamplingConfig, StopConfig
 from dspark.events import (
     DecodeStats,
@@ -23,7 +29,6 @@ from dspark.events import (
     Round,
 )
 from dspark_tui.app import DSparkApp
-from dspark_tui.backend import BackendInfo, ChatMessages, ChatSettings, ContextFullError
 from dspark_tui.screens.chat import ChatScreen
 from dspark_tui.widgets.prompt_box import PromptBox
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from dspark.chat.backend import ChatSettings, ContextFullError, EngineBackend
 from dspark.config import EngineConfig, RuntimeConfig, SamplingChoice, ScheduleConfig, StopConfig
 from dspark.errors import InputError
 from dspark.events import FetchProgress, Finished, LoadProgress, Piece, PrefillProgress, Round
 from dspark.hub import PairFiles
 from dspark_tui.app import DSparkApp
-from dspark_tui.backend import ChatSettings, ContextFullError, EngineBackend
-from dspark_tui.marks import marks_of
+from dspark_tui.token_spans import marks_of
 
 HELLO = [{"role": "user", "content": "Hello"}]
 SAMPLING = SamplingChoice()
@@ -112,7 +112,7 @@ def without_torn_end(text: str) -> str:
     ("module", "forbidden"),
     [
         ("dspark_tui.app", ("torch", "transformers")),
-        ("dspark_tui.backend", ("torch", "transformers", "textual")),
+        ("dspark.chat.backend", ("torch", "transformers", "textual")),
         ("dspark_cli.plain_chat", ("torch", "transformers", "textual")),
         ("dspark_cli.commands.chat", ("torch", "transformers", "textual")),
     ],

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from dspark.chat.backend import ChatSettings, ContextFullError
 from dspark.config import SamplingChoice
 from dspark.errors import InputError
-from dspark_tui.backend import ChatSettings, ContextFullError
 from dspark_tui.widgets.answer import Block
 
 

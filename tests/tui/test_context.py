@@ -5,11 +5,11 @@ from itertools import pairwise
 
 import pytest
 
+from dspark.chat.backend import ChatSettings, ContextFullError, EngineBackend
+from dspark.chat.conversation import Conversation, LeftOut, ask
 from dspark.config import EngineConfig, RuntimeConfig, SamplingChoice, ScheduleConfig, StopConfig
 from dspark.events import Finished
 from dspark.hub import PairFiles
-from dspark_tui.backend import ChatSettings, ContextFullError, EngineBackend
-from dspark_tui.conversation import Conversation, LeftOut, ask
 
 
 @pytest.fixture

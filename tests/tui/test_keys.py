@@ -2,7 +2,7 @@
 
 import pytest
 
-from dspark_tui.commands import parse_command
+from dspark.chat.commands import parse_command
 from dspark_tui.screens.help import HelpScreen
 
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from dspark.chat.backend import ChatSettings, ContextFullError
 from dspark.config import SamplingConfig
 from dspark.errors import DownloadError, InputError
 from dspark_cli.plain_chat import run_plain_chat
-from dspark_tui.backend import ChatSettings, ContextFullError
 from tests.tui.terminal import BOUND_SECONDS, TerminalProgram
 
 

@@ -145,7 +145,7 @@ async def test_a_new_chat_gives_every_queued_prompt_back(busy, backend):
 
 
 async def test_a_first_prompt_is_sent_once_the_model_is_there(open_chat, backend, script):
-    from dspark_tui.backend import ChatSettings
+    from dspark.chat.backend import ChatSettings
 
     backend.is_held = True
     settings = ChatSettings(first_prompt="/usr/bin holds what?")

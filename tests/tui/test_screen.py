@@ -5,9 +5,9 @@ import pytest
 from dspark.errors import DownloadError
 from dspark.events import FetchProgress
 from dspark_tui.screens.help import HelpScreen
-from dspark_tui.texts import capitalised
 from dspark_tui.themes import DARK, LIGHT, theme_for_terminal
 from dspark_tui.widgets.loading import describe
+from dspark_tui.wording import capitalised
 
 
 async def test_the_first_frame_stands_before_the_model_is_loaded(open_chat, backend):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dspark_tui.sse import EventDecoder
+from dspark.chat.openai.sse import EventDecoder
 
 # The examples' bodies, and the data of the events that the standard says they fire.
 STANDARD = (

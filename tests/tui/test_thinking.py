@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from dspark.events import Finished, Piece, Round
-from dspark_tui.marks import marks_of
+from dspark_tui.token_spans import marks_of
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_marks_know_what_is_thinking(script):
 
 
 def _stats():
-    from dspark_tui.tally import NOTHING_YET
+    from dspark.chat.running_stats import NOTHING_YET
 
     return NOTHING_YET
 
@@ -94,7 +94,7 @@ async def test_a_refused_draft_stays_in_its_section(open_chat, backend, script):
 
 
 async def test_thinking_comes_and_goes(open_chat, script):
-    from dspark_tui.marks import Mark
+    from dspark_tui.token_spans import Mark
 
     async with open_chat(script("Start")) as chat:
         await chat.asked_and_answered("Go")

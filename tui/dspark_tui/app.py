@@ -12,7 +12,7 @@ from textual.app import App, SystemCommand
 from textual.content import Content
 from textual.screen import Screen
 
-from dspark_tui.backend import ChatBackend, ChatSettings
+from dspark.chat.backend import ChatBackend, ChatSettings
 from dspark_tui.screens.chat import ChatScreen
 from dspark_tui.screens.help import HelpScreen
 from dspark_tui.themes import DARK, LIGHT, theme_for_terminal

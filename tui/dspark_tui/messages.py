@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from textual.message import Message
 
+from dspark.chat.backend import BackendInfo
+from dspark.chat.conversation import LeftOut
 from dspark.errors import DSparkError
 from dspark.events import Event, FetchProgress, LoadProgress
-from dspark_tui.backend import BackendInfo
-from dspark_tui.conversation import LeftOut
 
 UNEXPECTED_HINT = "If it happens again, please report it with the output of dspark doctor."
 

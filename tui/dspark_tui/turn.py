@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from dspark.chat.conversation import Conversation
 from dspark.events import Finished, PrefillProgress, Round
-from dspark_tui import texts
-from dspark_tui.conversation import Conversation
-from dspark_tui.marks import marks_of
+from dspark_tui import wording
+from dspark_tui.token_spans import marks_of
 from dspark_tui.widgets.answer import Answer
 from dspark_tui.widgets.transcript import UserMessage
 
@@ -30,5 +30,5 @@ class Turn:
 
     def end(self, event: Finished, has_drafter: bool, refused: str) -> None:
         self.answer.add(marks_of(event))
-        self.answer.note = texts.end_note(event, has_drafter, refused)
+        self.answer.note = wording.end_note(event, has_drafter, refused)
         self.conversation.keep(self.prompt, event.text)

@@ -11,10 +11,11 @@ from contextvars import copy_context
 from textual.message import Message
 from textual.widget import Widget
 
+from dspark.chat.backend import ChatBackend, ChatSettings
+from dspark.chat.conversation import Message as ChatMessage
+from dspark.chat.conversation import ask
+from dspark.chat.running_stats import NOTHING_YET
 from dspark.events import Finished
-from dspark_tui.backend import ChatBackend, ChatSettings
-from dspark_tui.conversation import Message as ChatMessage
-from dspark_tui.conversation import ask
 from dspark_tui.messages import (
     AnswerEvent,
     AnswerFailed,
@@ -23,7 +24,6 @@ from dspark_tui.messages import (
     LoadStep,
     as_dspark_error,
 )
-from dspark_tui.tally import NOTHING_YET
 
 
 class BackendWorker(Widget):

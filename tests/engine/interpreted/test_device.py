@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
-from dspark.checkpoints.head_config import HeadConfig, expected_tensors
+from dspark.checkpoints.dspark_config import DSparkConfig, expected_tensors
 from dspark.drafters.paged import PagedDSparkDrafter
-from dspark.engine.device_rounds import DeviceRounds
 from dspark.engine.loop import Engine
-from dspark.engine.scheduler import FullSchedule
+from dspark.engine.rounds.device import DeviceRounds
+from dspark.engine.schedule.policies import FullSchedule
 from dspark.events import Finished
 from dspark.targets.dense import load_dense, read_config
 from dspark.targets.hf import load_hf
@@ -30,7 +30,7 @@ SIZES = {
     "head_dim": 16,
     "max_position_embeddings": 64,
 }
-HEAD = HeadConfig(
+HEAD = DSparkConfig(
     vocab_size=70,
     hidden_size=32,
     intermediate_size=48,

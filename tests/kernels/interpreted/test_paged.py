@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from dspark_kernels.kv_cache import KVSlot, RowPlan
+from dspark.kvcache.page_pool import PagedPool, page_rows
+from dspark.kvcache.row_pool import KVSlot, RowPlan
 from dspark_kernels.norm_rope_write import HeadNorms, norm_rope_write, norm_rope_write_reference
 from dspark_kernels.paged_attention import paged_attention, paged_attention_reference
-from dspark_kernels.paged_cache import PAGE, PagedPool, PagedRows, gather_request, page_rows
+from dspark_kernels.paged_cache import PAGE, PagedRows, gather_request
 from dspark_kernels.rope import RotaryTable
 from tests.kernels.closeness import assert_near
 

@@ -13,16 +13,17 @@ from textual.screen import Screen
 from textual.timer import Timer
 from textual.widgets import Static
 
+from dspark.chat.backend import ChatBackend, ChatSettings
+from dspark.chat.commands import parse_command, unknown_command
+from dspark.chat.control_characters import visible
+from dspark.chat.conversation import Conversation, LeftOut
+from dspark.chat.running_stats import NOTHING_YET, add_round
+from dspark.chat.shared_wording import sampling_words
 from dspark.errors import DSparkError
 from dspark.events import Finished, PrefillProgress, Round
-from dspark_tui import texts
-from dspark_tui.backend import ChatBackend, ChatSettings
-from dspark_tui.commands import parse_command, unknown_command
-from dspark_tui.control_characters import visible
-from dspark_tui.conversation import Conversation, LeftOut
-from dspark_tui.marks import View
+from dspark_tui import wording
 from dspark_tui.messages import AnswerEvent, AnswerFailed, BackendReady, LoadFailed, LoadStep
-from dspark_tui.tally import NOTHING_YET, add_round
+from dspark_tui.token_spans import View
 from dspark_tui.turn import Turn
 from dspark_tui.widgets import key_line
 from dspark_tui.widgets.answer import Answer
@@ -32,7 +33,6 @@ from dspark_tui.widgets.loading import LoadingPanel
 from dspark_tui.widgets.prompt_box import PromptBox
 from dspark_tui.widgets.status_bar import Hint, Status, StatusBar
 from dspark_tui.widgets.transcript import Notice, Remark, Transcript, UserMessage
-from dspark_tui.words import sampling_words
 from dspark_tui.worker import BackendWorker
 
 Phase = Literal["loading", "failed", "ready", "answering"]
@@ -214,12 +214,12 @@ class ChatScreen(Screen[None]):
             self.worker.stop_answer()
         elif prompt_box.text:
             prompt_box.wipe()
-            self.say(Hint(texts.CLEARED))
+            self.say(Hint(wording.CLEARED))
         elif monotonic() < self.quits_until:
             self.app.exit()
         else:
             self.quits_until = monotonic() + HINT_SECONDS
-            self.say(Hint(texts.QUIT_AGAIN))
+            self.say(Hint(wording.QUIT_AGAIN))
 
     async def action_new_chat(self) -> None:
         """Sets the conversation aside, and in an empty one brings that back."""
@@ -245,7 +245,7 @@ class ChatScreen(Screen[None]):
         keeps_this = bool(self.conversation.turns or self.left_turn)
         if keeps_this:
             self.aside = self.conversation, self.status
-            self.say(Hint(texts.SET_ASIDE))
+            self.say(Hint(wording.SET_ASIDE))
         self.conversation = Conversation(self.settings.system)
         self.holds_queue = False
         self._show_figures(Status())
@@ -266,7 +266,7 @@ class ChatScreen(Screen[None]):
         text = self.turn.answer.text if self.turn else self.conversation.last_answer
         if text:
             self.app.copy_to_clipboard(text)
-        self.say(Hint(texts.COPIED if text else texts.NOTHING_TO_COPY))
+        self.say(Hint(wording.COPIED if text else wording.NOTHING_TO_COPY))
 
     def action_scroll_page(self, pages: int) -> None:
         transcript = self.query_one(Transcript)
@@ -287,7 +287,7 @@ class ChatScreen(Screen[None]):
         answer = Answer().data_bind(ChatScreen.view)
         turn = Turn(self.turn_count, prompt, UserMessage(prompt), answer, self.conversation)
         is_loading = self.phase == "loading"
-        answer.note = texts.WAITS_FOR_MODEL if is_loading else texts.WAITS_FOR_ANSWER
+        answer.note = wording.WAITS_FOR_MODEL if is_loading else wording.WAITS_FOR_ANSWER
         before = self.queue[0].question if self.holds_queue and self.queue else None
         await self.query_one(Transcript).add(turn.question, answer, before=before)
         self.queue = (turn, *self.queue) if before else (*self.queue, turn)
@@ -296,7 +296,7 @@ class ChatScreen(Screen[None]):
         if self.phase != "ready" or not self.queue:
             return
         if self.holds_queue:
-            self.say(Hint(texts.still_queued(len(self.queue))))
+            self.say(Hint(wording.still_queued(len(self.queue))))
             return
         self.turn, *rest = self.queue
         self.queue = tuple(rest)
@@ -345,8 +345,8 @@ class ChatScreen(Screen[None]):
 
     def _follow_phase(self, phase: Phase) -> None:
         self.query_one(LoadingPanel).display = phase == "loading"
-        self.query_one(PromptBox).placeholder = texts.PLACEHOLDERS[phase]
-        self.query_one(Transcript).welcome(texts.welcome(self.status, self.has_drafter))
+        self.query_one(PromptBox).placeholder = wording.PLACEHOLDERS[phase]
+        self.query_one(Transcript).welcome(wording.welcome(self.status, self.has_drafter))
         self._name_keys()
 
     def _name_keys(self) -> None:

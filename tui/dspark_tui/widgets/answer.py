@@ -11,8 +11,8 @@ from textual.selection import Selection
 from textual.timer import Timer
 from textual.widgets import Static
 
-from dspark_tui import texts
-from dspark_tui.marks import Mark, View, content_of
+from dspark_tui import wording
+from dspark_tui.token_spans import Mark, View, content_of
 
 FULL_BLOCK_CHARACTERS = 800
 # A frame costs as much as a small round: more of them would slow down what they show.
@@ -104,7 +104,7 @@ class Answer(Vertical):
         if self._blocks[-1].is_thinking:
             self._blocks[-1].add_class("end")
         if mark.is_thinking:
-            self.mount(Static(texts.THINKING, classes="thinking label"), before=self._note)
+            self.mount(Static(wording.THINKING, classes="thinking label"), before=self._note)
         self._begin_block(mark.is_thinking).append(replace(mark, text=text))
 
     def _begin_block(self, is_thinking: bool) -> Block:

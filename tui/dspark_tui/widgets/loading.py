@@ -5,7 +5,7 @@ from textual.containers import Horizontal
 from textual.widgets import ProgressBar, Static
 
 from dspark.events import FetchProgress, LoadProgress
-from dspark_tui.texts import capitalised
+from dspark_tui.wording import capitalised
 
 # From so many bytes on: unit, digits behind the point, name; so that what comes is seen to come.
 UNITS = (

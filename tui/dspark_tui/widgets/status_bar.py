@@ -6,8 +6,8 @@ from textual.content import Content
 from textual.reactive import reactive
 from textual.widget import Widget
 
+from dspark.chat.running_stats import NOTHING_YET
 from dspark.events import DecodeStats
-from dspark_tui.tally import NOTHING_YET
 
 FULL_CONTEXT = 0.9
 HINT_STYLES = {False: "$text-accent", True: "$text-error"}

@@ -6,8 +6,8 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Static
 
-from dspark_tui.control_characters import visible
-from dspark_tui.texts import capitalised
+from dspark.chat.control_characters import visible
+from dspark_tui.wording import capitalised
 
 
 class UserMessage(Static):

@@ -1,0 +1,121 @@
+"""An answer of a server, told in the engine's events: each delta a round without drafts."""
+
+import time
+from collections.abc import Iterable, Iterator
+
+from dspark.chat.openai.delta import Delta
+from dspark.errors import ServerError
+from dspark.events import (
+    DecodeStats,
+    Event,
+    Finished,
+    FinishReason,
+    Piece,
+    PrefillProgress,
+    Round,
+)
+from dspark.text.spans import Span
+from dspark.text.thinking import text_splitter
+
+BURST_SECONDS = 1e-3  # between two deltas; nothing that is written as it comes is faster
+
+
+class Written:
+    """The answer so far."""
+
+    def __init__(self) -> None:
+        self._reason: str | None = None
+        self._texts: list[str] = []
+        self._thoughts: list[str] = []
+        self._tools: list[str] = []
+        self._splitter = text_splitter()
+        self._usage: dict[str, object] = {}
+        self._events = 0
+        self._asked_at = self._first_at = self._last_at = time.perf_counter()
+
+    def take(self, delta: Delta) -> Iterator[Event]:
+        self._usage = delta.usage or self._usage
+        self._reason = delta.reason or self._reason
+        self._tools += delta.tools
+        thought = [Span(delta.thinking, is_thinking=True)] if delta.thinking else []
+        if pieces := self._told([*thought, *self._splitter.push(delta.text)]):
+            yield self._event(pieces)
+
+    def _told(self, spans: Iterable[Span]) -> tuple[Piece, ...]:
+        told = [span for span in spans if span.text and not span.is_mark]
+        for span in told:
+            (self._thoughts if span.is_thinking else self._texts).append(span.text)
+        return tuple(Piece(-1, span.text, False, is_thinking=span.is_thinking) for span in told)
+
+    def _event(self, pieces: tuple[Piece, ...]) -> Event:
+        now, before = time.perf_counter(), self._last_at
+        self._last_at = now
+        self._events += 1
+        if self._events == 1:
+            self._first_at = now
+            return PrefillProgress(0, 0, 0, pieces)
+        return Round(
+            request_id=0,
+            index=self._events - 2,
+            anchor=-1,
+            draft=(),
+            confidence=None,
+            verified=0,
+            accepted=0,
+            next=-1,
+            pieces=pieces,
+            rejected=(),
+            context_tokens=self._events,
+            draft_seconds=0.0,
+            verify_seconds=0.0,
+            seconds=now - before,
+        )
+
+    def end(self, model: str) -> Finished:
+        """Raises ServerError where the model did not answer in words."""
+        last = self._told(self._splitter.finish())  # may have begun a mark
+        text = "".join(self._texts)
+        if self._reason == "content_filter":
+            raise ServerError(
+                f"the server's content filter stopped {model}", "Rephrase the question."
+            )
+        if not text and (self._tools or self._reason in ("tool_calls", "function_call")):
+            names = f" ({', '.join(self._tools)})" if self._tools else ""
+            raise ServerError(
+                f"{model} called a tool{names} instead of answering",
+                "This chat has no tools; ask for an answer in words.",
+            )
+        return self._finished("max_tokens" if self._reason == "length" else "stop_token", last)
+
+    def cancelled(self) -> Finished:
+        return self._finished("cancelled", self._told(self._splitter.finish()))
+
+    def _finished(self, reason: FinishReason, last: tuple[Piece, ...]) -> Finished:
+        """Counted by the server where it does so, otherwise by deltas.
+
+        No rate where all came at once: a server or a proxy has held it back.
+        """
+        rounds, seconds = max(self._events - 1, 0), self._last_at - self._first_at
+        if seconds < BURST_SECONDS * rounds:
+            rounds, seconds = 0, 0.0
+        stats = DecodeStats(
+            prompt_tokens=self._counted("prompt_tokens"),
+            new_tokens=self._counted("completion_tokens") or self._events,
+            rounds=rounds,
+            drafted=0,
+            verified=0,
+            accepted=0,
+            prefill_seconds=self._last_at - self._asked_at - seconds,
+            decode_seconds=seconds,
+        )
+        text, thinking = "".join(self._texts), "".join(self._thoughts)
+        return Finished(
+            *(0, reason, (), text, stats),
+            tail="".join(piece.text for piece in last),
+            thinking=thinking,
+            ends_thinking=any(piece.is_thinking for piece in last),
+        )
+
+    def _counted(self, name: str) -> int:
+        count = self._usage.get(name)
+        return count if isinstance(count, int) else 0

@@ -1,0 +1,158 @@
+"""The shape of a DSpark head, as DeepSpec writes it into config.json."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dspark.checkpoints.head_config import (
+    Family,
+    HeadConfig,
+    architecture_of,
+    common_keys,
+    layer_tensors,
+)
+from dspark.errors import CheckpointError
+
+ARCHITECTURES: Mapping[Family, str] = {
+    "qwen3": "Qwen3DSparkModel",
+    "gemma4": "Gemma4DSparkModel",
+}
+LARGEST_BLOCK = 1024
+MarkovType = Literal["none", "vanilla", "gated", "rnn"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DSparkConfig(HeadConfig):
+    """Sizes of a head that drafts `block_size` tokens at once.
+
+    `sample_from_anchor`: slot 0, the anchor's, predicts the first draft; otherwise slot 1 does, and
+    a block has one slot more than drafts. `draft_vocab_size`: rows of the output head where it
+    knows fewer tokens than the target; the tensor d2t says which.
+    `confidence_temperatures` is an addition of ours: one for each slot, None for all 1.
+    """
+
+    num_layers: int
+    block_size: int
+    mask_token_id: int
+    markov_type: MarkovType = "vanilla"
+    markov_rank: int = 0
+    has_confidence: bool = False
+    confidence_with_markov: bool = False
+    confidence_temperatures: tuple[float, ...] | None = None
+    sample_from_anchor: bool = True
+    draft_vocab_size: int | None = None
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """What the confidence logit of each slot is divided by."""
+        return self.confidence_temperatures or (1.0,) * self.block_size
+
+    @property
+    def num_slots(self) -> int:
+        """Rows of a block: the anchor and the masks."""
+        return self.block_size + (not self.sample_from_anchor)
+
+    @property
+    def num_columns(self) -> int:
+        """Tokens that the output head and the Markov head tell apart."""
+        return self.draft_vocab_size or self.vocab_size
+
+    @classmethod
+    def _parse(cls, raw: Mapping[str, Any]) -> "DSparkConfig":
+        architecture = architecture_of(raw)
+        if architecture not in ARCHITECTURES.values():
+            raise CheckpointError(
+                f"the draft's architecture is {architecture}, not {ARCHITECTURES['qwen3']}",
+                "dspark convert writes DeepSpec's layout from the others.",
+            )
+        rank = int(raw["markov_rank"])
+        return cls(
+            **common_keys(raw),
+            num_layers=int(raw["num_hidden_layers"]),
+            block_size=int(raw["block_size"]),
+            mask_token_id=int(raw["mask_token_id"]),
+            markov_type=raw["markov_head_type"] if rank > 0 else "none",
+            markov_rank=rank,
+            has_confidence=bool(raw["enable_confidence_head"]),
+            confidence_with_markov=bool(raw.get("confidence_head_with_markov", False)),
+            confidence_temperatures=_numbers_or_none(raw, "confidence_temperatures"),
+        )
+
+    def _check(self) -> None:
+        HeadConfig._check(self)
+        if self.markov_type not in ("none", "vanilla", "gated", "rnn"):
+            raise ValueError(f"markov_head_type {self.markov_type!r} is unknown")
+        if self.has_confidence and self.confidence_with_markov and self.markov_rank == 0:
+            raise ValueError("confidence_head_with_markov needs markov_rank > 0")
+        if not 1 <= self.block_size <= LARGEST_BLOCK or not self.mask_token_id < self.vocab_size:
+            raise ValueError("block_size or mask_token_id is out of range")
+        temperatures = self.temperatures
+        if len(temperatures) != self.block_size:
+            raise ValueError(
+                f"confidence_temperatures has {len(temperatures)} numbers "
+                f"for a block of {self.block_size}"
+            )
+        if not all(math.isfinite(t) and t > 0.0 for t in temperatures):
+            raise ValueError("confidence_temperatures are not all positive numbers")
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys that DeepSpec's own loader reads, and our own where they say something."""
+        temperatures = self.confidence_temperatures
+        own = {} if temperatures is None else {"confidence_temperatures": list(temperatures)}
+        return {
+            "architectures": [ARCHITECTURES[self.family]],
+            **self._common_json(),
+            "num_hidden_layers": self.num_layers,
+            "layer_types": ["full_attention"] * self.num_layers,
+            "block_size": self.block_size,
+            "mask_token_id": self.mask_token_id,
+            "num_anchors": 512,  # DeepSpec's loader insists on it; decoding has no use for it
+            "markov_rank": self.markov_rank,
+            "markov_head_type": "vanilla" if self.markov_type == "none" else self.markov_type,
+            "enable_confidence_head": self.has_confidence,
+            "confidence_head_with_markov": self.confidence_with_markov,
+            **own,
+        }
+
+
+def _numbers_or_none(raw: Mapping[str, Any], key: str) -> tuple[float, ...] | None:
+    value = raw.get(key)
+    if value is not None and not (isinstance(value, list) and value):
+        raise ValueError(f"{key} {value!r} is not a list of numbers")
+    return None if value is None else tuple(float(number) for number in value)
+
+
+def expected_tensors(config: DSparkConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of a head in DeepSpec's layout, embedding and head included."""
+    hidden, rank, columns = config.hidden_size, config.markov_rank, config.num_columns
+    layer = layer_tensors(config, hidden)
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed_tokens.weight": (config.vocab_size, hidden),
+        "lm_head.weight": (columns, hidden),
+        "norm.weight": (hidden,),
+        "fc.weight": (hidden, config.tap_width),
+        "hidden_norm.weight": (hidden,),
+        **{f"layers.{i}.{n}": s for i in range(config.num_layers) for n, s in layer.items()},
+    }
+    if config.draft_vocab_size:
+        shapes["d2t"] = (columns,)
+    if config.markov_type != "none":
+        shapes |= {
+            "markov_head.markov_w1.weight": (config.vocab_size, rank),
+            "markov_head.markov_w2.weight": (columns, rank),
+        }
+    if config.markov_type == "gated":
+        shapes |= {
+            "markov_head.gate_proj.weight": (rank, hidden + rank),
+            "markov_head.gate_proj.bias": (rank,),
+        }
+    if config.markov_type == "rnn":
+        shapes |= {
+            "markov_head.joint_proj.weight": (3 * rank, 2 * rank + hidden),
+            "markov_head.joint_proj.bias": (3 * rank,),
+        }
+    if config.has_confidence:
+        width = hidden + (rank if config.confidence_with_markov else 0)
+        shapes |= {"confidence_head.proj.weight": (1, width), "confidence_head.proj.bias": (1,)}
+    return shapes

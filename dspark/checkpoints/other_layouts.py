@@ -1,0 +1,226 @@
+"""Heads in the layouts of speculators, SpecForge, LiquidAI and z-lab, read as ours.
+
+All hold DeepSpec's tensors. Their configs differ, often copy fields of the target that mean nothing
+here, and may disagree with the tensors, whose shapes then count.
+"""
+
+import re
+from collections.abc import Mapping, MutableMapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from dspark.checkpoints.detect import Packaging
+from dspark.checkpoints.dspark_config import ARCHITECTURES, DSparkConfig
+from dspark.checkpoints.head_config import refuse_sliding
+from dspark.checkpoints.safetensors_dir import TensorInfo
+from dspark.errors import CheckpointError
+
+Infos = Mapping[str, TensorInfo]
+DROPPED = ("t2d", "verifier_norm.weight", "verifier_lm_head.weight")  # for training only
+LAYER = re.compile(r"layers\.(\d+)\.")
+NOT_BUILT = {
+    "causal": "a causal block",
+    "attention_sink_bias": "attention sinks",
+    "swa_window_size": "a sliding window",
+    "dspark_bonus_anchor": "a block that counts its anchor",
+    "pure_draft_prefix_len": "a drafted prefix",
+    "shift_label": "shifted labels",
+}
+
+
+def canonical_name(name: str) -> str | None:
+    """DeepSpec's name of a tensor; None for one that decoding has no use for."""
+    short = name.removeprefix("model.").removeprefix("logit_head.")
+    return None if short in DROPPED or short.endswith("rotary_emb.inv_freq") else short
+
+
+def read_family_config(raw: Mapping[str, Any], packaging: Packaging, infos: Infos) -> DSparkConfig:
+    """`infos` under canonical names. Raises CheckpointError naming what is missing or not known."""
+    flat = _flat(raw, packaging)
+    flat |= _sizes(flat, infos) | {"architectures": [ARCHITECTURES["qwen3"]]}
+    from_anchor = _samples_from_anchor(flat, packaging)
+    if not from_anchor:
+        flat["block_size"] = _number(flat, "block_size") - 1
+    config = DSparkConfig.from_json(flat)
+    columns = infos["lm_head.weight"].shape[0] if "lm_head.weight" in infos else config.vocab_size
+    if "d2t" in infos:
+        columns = infos["d2t"].shape[0]
+    is_reduced = columns != config.vocab_size
+    return replace(
+        config,
+        sample_from_anchor=from_anchor,
+        draft_vocab_size=columns if is_reduced else None,
+    )
+
+
+def refuse_unbuilt(raw: Mapping[str, Any], packaging: Packaging) -> None:
+    """What config.json alone says of a head that cannot be run."""
+    flat = _flat(raw, packaging)
+    _refuse_unbuilt(flat, {})
+    refuse_sliding(flat)
+    _samples_from_anchor(flat, packaging)
+
+
+def _flat(raw: Mapping[str, Any], packaging: Packaging) -> dict[str, Any]:
+    is_speculators = packaging is Packaging.SPECULATORS
+    flat = _flat_speculators(raw) if is_speculators else _flat_nested(raw)
+    if flat.get("target_layer_ids") is None:
+        raise CheckpointError(
+            "config.json of the draft has no 'target_layer_ids'",
+            "Which layers the head reads cannot be guessed; ask its owner for the whole config.",
+        )
+    return flat
+
+
+def _flat_speculators(raw: Mapping[str, Any]) -> dict[str, Any]:
+    kind = raw.get("speculators_model_type")
+    if kind not in ("dspark", "dflash"):
+        raise CheckpointError(
+            f"the speculators head is of the kind {kind!r}; dspark and dflash can be read",
+            "vLLM runs the others.",
+        )
+    layer = _object(raw, "transformer_layer_config")
+    ids = raw.get("aux_hidden_state_layer_ids")
+    if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
+        raise CheckpointError("config.json of the draft has no list aux_hidden_state_layer_ids")
+    # speculators counts what enters a layer, so that 0 are the embeddings
+    taps = [i - 1 for i in ids]
+    return {**layer, **raw, "target_layer_ids": taps, "num_target_layers": None}
+
+
+def _flat_nested(raw: Mapping[str, Any]) -> dict[str, Any]:
+    nested = _object(raw, "dflash_config")
+    own = _object(raw, "dspark_config") if "dspark_config" in raw else {}
+    projector = nested.get("projector_type")
+    if projector not in (None, "dflash", "dspark"):
+        raise CheckpointError(
+            f"the draft's projector {str(projector)[:40]!r} is not known", "SGLang may run it."
+        )
+    return {"num_target_layers": None, **raw, **nested, **own}
+
+
+def _sizes(flat: Mapping[str, Any], infos: Infos) -> dict[str, Any]:
+    """Keys of config.json as the tensors have them."""
+    head_dim = _size(infos, "layers.0.self_attn.q_norm.weight")
+    hidden = _size(infos, "norm.weight")
+    rank = _size(infos, "markov_head.markov_w1.weight", 1) if _has_markov(infos) else 0
+    confidence = infos.get("confidence_head.proj.weight")
+    tables = ("embed_tokens.weight", "markov_head.markov_w1.weight")
+    vocab_size = next((infos[n].shape[0] for n in tables if n in infos), flat.get("vocab_size"))
+    _refuse_unbuilt(flat, infos)
+    return {
+        "vocab_size": vocab_size,
+        "hidden_size": hidden,
+        "intermediate_size": _size(infos, "layers.0.mlp.gate_proj.weight"),
+        "num_hidden_layers": 1 + max(int(m[1]) for n in infos if (m := LAYER.match(n))),
+        "num_attention_heads": _size(infos, "layers.0.self_attn.q_proj.weight") // head_dim,
+        "num_key_value_heads": _size(infos, "layers.0.self_attn.k_proj.weight") // head_dim,
+        "head_dim": head_dim,
+        "attention_bias": "layers.0.self_attn.q_proj.bias" in infos,
+        "markov_rank": rank,
+        "markov_head_type": _markov_type(infos),
+        "enable_confidence_head": confidence is not None,
+        "confidence_head_with_markov": confidence is not None
+        and confidence.shape[-1:] == (hidden + rank,)
+        and rank > 0,
+    }
+
+
+def _refuse_unbuilt(flat: Mapping[str, Any], infos: Infos) -> None:
+    wanted = [what for key, what in NOT_BUILT.items() if flat.get(key)]
+    if any("qkv_proj" in name or "g_proj" in name for name in infos):
+        wanted.append("fused or gated projections")
+    if flat.get("input_embedding_scale", 1.0) != 1.0:
+        wanted.append("a scaled embedding")
+    if flat.get("use_sliding_window") and flat.get("sliding_window") and "layer_types" not in flat:
+        wanted.append("a sliding window")
+    if wanted:
+        raise CheckpointError(
+            f"the draft was trained with {wanted[0]}, which is not supported",
+            "vLLM and SGLang run such heads.",
+        )
+
+
+def _samples_from_anchor(flat: Mapping[str, Any], packaging: Packaging) -> bool:
+    """Whether the anchor's slot predicts; where its trainer has changed its mind, it must say."""
+    if isinstance(explicit := flat.get("sample_from_anchor"), bool):
+        return explicit
+    if packaging is not Packaging.SPECULATORS:
+        return packaging is not Packaging.DFLASH
+    methods: Any = _object(flat, "speculators_config").get("proposal_methods")
+    drafts = methods[0].get("speculative_tokens") if _is_objects(methods) else None
+    block = _number(flat, "block_size")
+    if drafts in (block, block - 1):
+        return bool(drafts == block)
+    raise CheckpointError(
+        "config.json of the draft says neither sample_from_anchor nor how many tokens it drafts",
+        "Ask its author which slot predicts the first token; a wrong guess halves acceptance.",
+    )
+
+
+def _is_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _has_markov(infos: Infos) -> bool:
+    return "markov_head.markov_w1.weight" in infos
+
+
+def _markov_type(infos: Infos) -> str:
+    if "markov_head.gate_proj.weight" in infos:
+        return "gated"
+    return "rnn" if "markov_head.joint_proj.weight" in infos else "vanilla"
+
+
+def _object(raw: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = raw.get(key)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"config.json of the draft has no object {key}")
+    return value
+
+
+def _number(raw: Mapping[str, Any], key: str) -> int:
+    value = raw.get(key)
+    if not isinstance(value, int):
+        raise CheckpointError(f"config.json of the draft has no number {key}")
+    return value
+
+
+def _size(infos: Infos, name: str, dim: int = 0) -> int:
+    shape = infos[name].shape if name in infos else ()
+    if len(shape) <= dim or shape[dim] == 0:
+        raise CheckpointError(f"the draft lacks a tensor {name} of the expected form")
+    return shape[dim]
+
+
+def ours(
+    tensors: MutableMapping[str, torch.Tensor], config: DSparkConfig, *, interleaved: bool
+) -> MutableMapping[str, torch.Tensor]:
+    """Tensors under canonical names as our drafter wants them."""
+    if config.draft_vocab_size is None:
+        tensors.pop("d2t", None)
+    else:
+        _check_d2t(tensors["d2t"], config.vocab_size)
+    if interleaved:
+        for name, tensor in tensors.items():
+            if re.search(r"self_attn\.[qk]_(proj|norm)\.(weight|bias)$", name):
+                tensors[name] = _halves(tensor, config.head_dim)
+    return tensors
+
+
+def _halves(tensor: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Rows of every head from pairs that lie side by side to pairs half a head apart.
+
+    Queries and keys change places alike, so that their products stay; rope meets each pair.
+    """
+    pairs: torch.Tensor = tensor.unflatten(0, (-1, head_dim // 2, 2))
+    return pairs.transpose(1, 2).flatten(0, 2).contiguous()
+
+
+def _check_d2t(d2t: torch.Tensor, vocab_size: int) -> None:
+    ids = d2t.long() + torch.arange(len(d2t))
+    in_range = len(ids) > 0 and int(ids.min()) >= 0 and int(ids.max()) < vocab_size
+    if d2t.dtype not in (torch.int64, torch.int32) or not in_range or len(ids.unique()) < len(ids):
+        raise CheckpointError(f"d2t of the draft is no map into {vocab_size} tokens")

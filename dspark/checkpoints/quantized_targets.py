@@ -1,0 +1,225 @@
+"""Targets whose files hold packed weights: AWQ and GPTQ of 4 bits, fp8 by blocks, rows or whole."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dspark.checkpoints.files import one_line
+from dspark.checkpoints.safetensors_dir import TensorInfo, shown
+from dspark.errors import CheckpointError
+from dspark_kernels.backend import choose_backend
+from dspark_kernels.quantized_weight import (
+    QuantizedWeight,
+    concatenated,
+    from_awq,
+    from_fp8,
+    from_gptq,
+)
+
+HINT = "dspark reads plain weights, AWQ and GPTQ of 4 bits, and fp8 (blocks of 128 x 128, or rows)."
+WORD = 8  # 4-bit codes in an int32
+TABLES = ("lm_head", "model.embed_tokens")  # shared with the drafter, as plain numbers
+SCALES = ("F16", "BF16", "F32")
+OF_BLOCKS, ONE_OR_ROWS = "weight_scale_inv", "weight_scale"  # what FP8 scales are called
+Parts = dict[str, torch.Tensor]
+Weights = MutableMapping[str, Any]  # by name, a tensor or a QuantizedWeight
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedFormat:
+    """How a matrix lies in a file: as its name and each of the parts, of these dtypes.
+
+    `codes` is the part of the matrix's own shape, once its sizes are multiplied by `stretch`; a
+    transposed one is [in, out].
+    """
+
+    parts: Mapping[str, tuple[str, ...]]
+    optional: frozenset[str]
+    codes: str
+    stretch: tuple[int, int]
+    is_transposed: bool
+    unpack: Callable[[Parts], QuantizedWeight]
+
+    def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the matrix [out, in] whose codes are stored in that shape."""
+        full = tuple(size * by for size, by in zip(stored, self.stretch, strict=True))
+        return full[::-1] if self.is_transposed else full
+
+    def split(self, name: str) -> tuple[str, str] | None:
+        """What part of which matrix a tensor is."""
+        matrix, _, part = name.rpartition(".")
+        return (matrix, part) if part in self.parts else None
+
+
+def quantized_format(quantization: Any) -> QuantizedFormat | None:
+    """By a config's `quantization_config`; raises CheckpointError for what is not read."""
+    if quantization is None:
+        return None
+    raw = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    method = str(raw.get("quant_method"))
+    if method == "awq":
+        _require(method, raw, bits=(4,), version=("gemm", None), zero_point=(True, None))
+        return _awq()
+    if method == "gptq":
+        _require(method, raw, bits=(4,), checkpoint_format=("gptq", "gptq_v2", None))
+        return _gptq(0 if raw.get("checkpoint_format") == "gptq_v2" else 1)
+    if method == "fp8":
+        _require(
+            *(method, raw),
+            fmt=("e4m3", "float8_e4m3fn", None),
+            activation_scheme=("dynamic", None),
+            weight_block_size=([128, 128], (128, 128)),
+            scale_fmt=("float", None),
+        )
+        return _fp8(OF_BLOCKS)
+    if method == "compressed-tensors":
+        _require(method, raw, format=("float-quantized",), sparsity_config=(None, {}))
+        for group in (raw.get("config_groups") or {}).values():
+            _require(method, group.get("weights") or {}, num_bits=(8,), type=("float",))
+            inputs = group.get("input_activations") or {"dynamic": True}
+            _require(f"{method} of inputs", inputs, dynamic=(True,))
+        return _fp8(ONE_OR_ROWS)
+    raise CheckpointError(f"the target's weights are packed by {shown(method)!r}", HINT)
+
+
+def _require(method: str, raw: Mapping[str, Any], **allowed: tuple[Any, ...]) -> None:
+    for key, values in allowed.items():
+        if raw.get(key) not in values:
+            said = shown(str(raw.get(key)))
+            raise CheckpointError(f"the target is packed by {method} with {key} {said}", HINT)
+
+
+def _awq() -> QuantizedFormat:
+    return QuantizedFormat(
+        parts={"qweight": ("I32",), "qzeros": ("I32",), "scales": SCALES},
+        optional=frozenset(),
+        codes="qweight",
+        stretch=(1, WORD),
+        is_transposed=True,
+        unpack=lambda parts: from_awq(parts["qweight"], parts["qzeros"], parts["scales"]),
+    )
+
+
+def _gptq(zero_offset: int) -> QuantizedFormat:
+    def unpack(parts: Parts) -> QuantizedWeight:
+        codes = (parts["qweight"], parts["qzeros"], parts["scales"])
+        return from_gptq(*codes, parts.get("g_idx"), zero_offset=zero_offset)
+
+    return QuantizedFormat(
+        parts={"qweight": ("I32",), "qzeros": ("I32",), "scales": SCALES, "g_idx": ("I32", "I64")},
+        optional=frozenset({"g_idx"}),
+        codes="qweight",
+        stretch=(WORD, 1),
+        is_transposed=True,
+        unpack=unpack,
+    )
+
+
+def _fp8(scale: str) -> QuantizedFormat:
+    """The scales are those of blocks, of rows, or one for all."""
+
+    def unpack(parts: Parts) -> QuantizedWeight:
+        codes, scales = parts["weight"], parts[scale]
+        is_for_all = scales.numel() == 1 and scale == ONE_OR_ROWS
+        return from_fp8(codes, scales.flatten().expand(len(codes)) if is_for_all else scales)
+
+    return QuantizedFormat(
+        parts={"weight": ("F8_E4M3",), scale: SCALES},
+        optional=frozenset(),
+        codes="weight",
+        stretch=(1, 1),
+        is_transposed=False,
+        unpack=unpack,
+    )
+
+
+def plain_infos(infos: Mapping[str, TensorInfo], how: QuantizedFormat) -> dict[str, TensorInfo]:
+    """As the headers would be of the same matrices unpacked; what is not packed stays."""
+    matrices = _matrices(infos, how)
+    plain = {n: i for n, i in infos.items() if _part_of(n, how, matrices) is None}
+    for matrix, found in matrices.items():
+        for part, dtypes in how.parts.items():
+            info = found.get(part)
+            if info is None and part not in how.optional:
+                raise CheckpointError(f"the target lacks {shown(f'{matrix}.{part}')}")
+            if info is not None and info.dtype not in dtypes:
+                raise CheckpointError(f"{shown(f'{matrix}.{part}')} is {info.dtype}")
+        stored = found[how.codes].shape
+        if len(stored) != len(how.stretch):
+            raise CheckpointError(f"{shown(f'{matrix}.{how.codes}')} is {list(stored)}")
+        plain[f"{matrix}.weight"] = TensorInfo("F32", how.shape(stored))
+    return plain
+
+
+def _matrices(
+    infos: Mapping[str, TensorInfo], how: QuantizedFormat
+) -> dict[str, dict[str, TensorInfo]]:
+    """The packed matrices and their parts. A plain one may have a `weight` too, as norms do."""
+    found: dict[str, dict[str, TensorInfo]] = {}
+    for name, info in infos.items():
+        if split := how.split(name):
+            found.setdefault(split[0], {})[split[1]] = info
+    return {m: parts for m, parts in found.items() if set(parts) != {"weight"}}
+
+
+def _part_of(
+    name: str, how: QuantizedFormat, matrices: Mapping[str, Any]
+) -> tuple[str, str] | None:
+    split = how.split(name)
+    return split if split and split[0] in matrices else None
+
+
+def unpacked(
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    infos: Mapping[str, TensorInfo],
+    how: QuantizedFormat,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Iterator[tuple[str, Any]]:
+    """Every matrix as `name.weight`, once all its parts have come by; packed where a kernel of
+    that device multiplies with it, else as plain numbers."""
+    has_kernels = choose_backend(device).name == "triton"
+    matrices = _matrices(infos, how)
+    waiting: dict[str, Parts] = {}
+    for name, tensor in tensors:
+        split = _part_of(name, how, matrices)
+        if split is None:
+            yield name, tensor.to(device=device, dtype=dtype)
+            continue
+        matrix, part = split
+        parts = waiting.setdefault(matrix, {})
+        parts[part] = tensor.to(device)
+        if parts.keys() == matrices[matrix].keys():
+            weight = _unpack(matrix, waiting.pop(matrix), how)
+            is_kept = has_kernels and matrix not in TABLES
+            yield f"{matrix}.weight", weight if is_kept else weight.dequantized(dtype)
+
+
+def _unpack(matrix: str, parts: Parts, how: QuantizedFormat) -> QuantizedWeight:
+    try:
+        weight = how.unpack(parts)
+        rows, columns = weight.shape
+        grid = (-(-rows // weight.rows_per_scale), -(-columns // weight.group))
+        for table in (weight.scales, weight.zeros):
+            if table is not None and table.shape != grid:
+                raise ValueError(f"scales or zeros are {list(table.shape)}, not {list(grid)}")
+        return weight
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise CheckpointError(
+            f"{shown(matrix)} cannot be unpacked ({one_line(error)})",
+            "config.json and the weights do not belong together.",
+        ) from error
+
+
+def fused(weights: list[Any], dtype: torch.dtype) -> torch.Tensor | QuantizedWeight:
+    """One above the other: packed if all are, and alike."""
+    packed = [each for each in weights if isinstance(each, QuantizedWeight)]
+    if packed and len(packed) == len(weights):
+        whole = concatenated(packed)
+        if whole is not None:
+            return whole
+    plain = [t.dequantized(dtype) if isinstance(t, QuantizedWeight) else t for t in weights]
+    return torch.cat(plain)

@@ -1,0 +1,154 @@
+"""What drafters share: a head joined to its target's embedding and output head."""
+
+from collections.abc import Callable, Collection, MutableMapping
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from dspark.checkpoints.eagle3_config import DraftConfig
+from dspark.drafters.vocabulary import (
+    DraftVocabulary,
+    FullVocabulary,
+    OutputHead,
+    ReducedVocabulary,
+)
+from dspark.errors import CheckpointError, PairMismatchError
+from dspark.kvcache.row_pool import KVPool
+from dspark_kernels import SkinnyLinear
+from dspark_kernels.host_memory import give_back_freed
+
+EMBEDDING, OUTPUT_HEAD = "embed_tokens.weight", "lm_head.weight"
+ROWS = 4096  # of a table, compared at once
+
+
+class HeadDrafter:
+    """`embedding` [V, H] and `output_head` [N, H] -> [N, V] are the target's unless the head's own
+    file holds different ones."""
+
+    _head: Any
+
+    def __init__(
+        self,
+        config: DraftConfig,
+        make_head: Callable[[Any], nn.Module],
+        tensors: MutableMapping[str, torch.Tensor],
+        embedding: torch.Tensor,
+        output_head: OutputHead,
+        *,
+        draft_vocabulary: torch.Tensor | None = None,
+        pack: bool = True,
+    ) -> None:
+        """`draft_vocabulary` [N] are the ids that any request drafts from, beside the tokens that
+        it holds already; all without it. `tensors` are consumed, so that nothing is held twice."""
+        self.block_size = config.block_size
+        self.target_layer_ids = config.target_layer_ids
+        self.device, self.dtype = embedding.device, embedding.dtype
+        distances = tensors.pop("d2t", None)
+        self._embedding = embedding
+        if (stored := tensors.pop(EMBEDDING, None)) is not None:
+            scale = torch.tensor(config.embedding_scale, dtype=self.dtype)
+            if not is_same(stored, embedding, stored.dtype, scale):
+                self._embedding = stored.to(self.device, self.dtype) * scale.to(self.device)
+            del stored
+        if self._embedding.shape != embedding.shape:
+            raise PairMismatchError(
+                f"the draft's embedding is {list(self._embedding.shape)}, "
+                f"the target's {list(embedding.shape)}"
+            )
+        ids = known_tokens(distances, draft_vocabulary, self.device)
+        head_weight = tensors.pop(OUTPUT_HEAD, None)
+        precision = self.dtype if head_weight is None else head_weight.dtype
+        if head_weight is None and ids is not None:
+            head_weight = output_head.weight[ids]
+        if head_weight is not None and not is_same(head_weight, output_head.weight, precision):
+            head_weight = head_weight.to(self.device, self.dtype)
+            own_head = SkinnyLinear(head_weight, pack=pack and draft_vocabulary is None)
+            output_head = cast(OutputHead, own_head)  # of a tensor, so its weight is one
+        del head_weight
+        own = {name: tensors.pop(name).to(self.device, self.dtype) for name in [*tensors]}
+        with torch.device("meta"):
+            self._head = make_head(config)
+        self._head.load_state_dict(own, strict=True, assign=True)
+        own.clear()
+        self._head.requires_grad_(False).eval()
+        markov, softcap = self._head.markov_head, config.final_logit_softcapping
+        self._vocabulary: DraftVocabulary = (
+            FullVocabulary(output_head, markov, softcap, ids, len(embedding))
+            if draft_vocabulary is None
+            else ReducedVocabulary(
+                draft_vocabulary, output_head, markov, softcap=softcap, pack=pack
+            )
+        )
+        columns = ids if draft_vocabulary is None else draft_vocabulary
+        self.num_weights = self._count_weights(len(embedding) if columns is None else len(columns))
+        if pack:  # of a table that is drafted from in part, that part is packed already
+            pack_linears(self._head, leave=() if draft_vocabulary is None else ("markov_w2",))
+        give_back_freed()
+        self._rotary = self._head.rotary_table()
+        self._pool = KVPool(
+            config.num_layers, config.num_kv_heads, config.head_dim, self.device, self.dtype
+        )
+
+    def _count_weights(self, num_columns: int) -> int:
+        """What drafting a block reads, where that many tokens are told apart."""
+        raise NotImplementedError
+
+
+def is_same(
+    own: torch.Tensor,
+    targets: torch.Tensor,
+    precision: torch.dtype,
+    scale: torch.Tensor | None = None,
+) -> bool:
+    """Whether a head's file [N, H], of that precision, times `scale` only repeats the target's
+    tensor: no need to hold it twice. Looked at in parts, so that neither is."""
+    if own.shape != targets.shape:
+        return False
+    for ours, theirs in zip(own.split(ROWS), targets.split(ROWS), strict=True):
+        ours = ours.to(theirs.device, theirs.dtype)
+        scaled = ours if scale is None else ours * scale.to(theirs.device)
+        if not torch.equal(scaled, theirs.to(precision).to(theirs.dtype)):
+            return False
+    return True
+
+
+def known_tokens(
+    d2t: torch.Tensor | None, draft_vocabulary: torch.Tensor | None, device: torch.device
+) -> torch.Tensor | None:
+    """Ids [N] of the rows of a head's own output head, from their distances d2t [N]."""
+    if d2t is None:
+        return None
+    if draft_vocabulary is not None:
+        raise CheckpointError(
+            "the head knows a part of the tokens only, and a draft vocabulary lies beside it",
+            "Delete draft_vocabulary.safetensors.",
+        )
+    return (d2t.long() + torch.arange(len(d2t), device=d2t.device)).to(device)
+
+
+def stack_present(step_probs: tuple[torch.Tensor | None, ...]) -> torch.Tensor | None:
+    """Distributions [V] of K steps -> [K, V]; None for a greedy request."""
+    present = [p for p in step_probs if p is not None]
+    return torch.stack(present) if present else None
+
+
+class _PackedLinear(nn.Module):
+    """SkinnyLinear in the place of an nn.Linear."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self._linear = SkinnyLinear(linear.weight.detach(), linear.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._linear(x.contiguous())
+
+
+def pack_linears(module: nn.Module, leave: Collection[str] = ()) -> None:
+    """Replace every nn.Linear below `module`, but those of the names in `leave`, by its form for
+    few rows. Decoding only: the plain weights go."""
+    for name, child in module.named_children():
+        if not isinstance(child, nn.Linear):
+            pack_linears(child, leave)
+        elif name not in leave:
+            setattr(module, name, _PackedLinear(child))

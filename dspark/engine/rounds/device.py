@@ -1,0 +1,263 @@
+"""Rounds that the device leads: the next one is asked for before the last one is read.
+
+A round depends on nothing that the host knows only later. What the host reads late can waste one
+round, whose tokens are dropped; it cannot change one.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from dspark.config import EngineConfig
+from dspark.drafters.paged import PagedDSparkDrafter
+from dspark.engine.request import ActiveRequest, Request
+from dspark.engine.rounds.cuda_graph import GraphedCall, Moment, graph_pool
+from dspark.engine.rounds.device_batch import Lanes, Plan
+from dspark.engine.rounds.host import Outcome, capacity_of
+from dspark.engine.schedule.policies import Scheduler
+from dspark.errors import MemoryFullError
+from dspark.events import LoadProgress
+from dspark.kvcache.caches import MAX_VERIFY_ROWS, PagedCache
+from dspark.kvcache.sizing import fix_pages
+from dspark.targets.dense import DenseTarget
+from dspark_kernels.backend import next_power_of_2
+from dspark_kernels.paged_cache import PAGE, num_pages_for
+
+TILE_ROWS = 16  # up to so many rows cost what one does
+OTHER_SLOTS = 4  # the scratch, the last finished request, and one that is just looked at
+
+
+@dataclass(frozen=True, slots=True)
+class _InFlightRound:
+    """A round that was asked for. `told` arrives at the host by `ended`."""
+
+    batch: tuple[ActiveRequest, ...]
+    plan: Plan
+    readback: torch.Tensor
+    started: Moment
+    drafted: Moment
+    ended: Moment
+
+
+class _Calls:
+    """Both halves of a round of one shape. The second reads where the first has written."""
+
+    def __init__(self, lanes: Lanes, plan: Plan, pool: Any) -> None:
+        self._lanes, self._plan = lanes, plan
+        self._draft = GraphedCall(partial(lanes.draft, plan), (), pool)
+        self._finish = GraphedCall(self._finish_drafted, lanes.state, pool)
+        self._drafted = lanes.no_draft
+
+    def draft(self) -> None:
+        if self._plan.num_drafts:
+            self._drafted = self._draft()
+
+    def finish(self) -> torch.Tensor:
+        return self._finish()
+
+    def _finish_drafted(self) -> torch.Tensor:
+        return self._lanes.finish(self._drafted, self._plan)
+
+
+class DeviceRounds:
+    """A dense target on pages, with a DSpark head on pages or none."""
+
+    def __init__(
+        self,
+        target: DenseTarget,
+        drafter: PagedDSparkDrafter | None,
+        scheduler: Scheduler,
+        config: EngineConfig,
+    ) -> None:
+        assert isinstance(target.cache, PagedCache)
+        self._target, self._cache, self._drafter = target, target.cache, drafter
+        self._scheduler, self._device = scheduler, target.device
+        self._block_size = drafter.block_size if drafter is not None else 0
+        rows = 1 + max(self._block_size, drafter.config.num_slots if drafter is not None else 0)
+        self.capacity = capacity_of(target, rows, config)
+        # a round that is not read yet, one that is wasted, and the rows of both
+        self._slack = 2 * rows + 1
+        self._caches = [self._cache] if drafter is None else [self._cache, drafter.cache]
+        # those of a round that is dropped are still held when the next begin
+        num_slots = 2 * config.max_requests + OTHER_SLOTS
+        fix_pages(
+            self._caches,
+            num_slots,
+            target.spec.context_limit + self._slack,
+            leaves_room=drafter is None and bool(target.tap_layers),
+        )
+        self._scratch = (self._cache.scratch, None if drafter is None else drafter.cache.scratch)
+        num_slots = self._cache.pool.tables.shape[0]  # an engine before this one may have fixed it
+        self.capacity = min(self.capacity, (num_slots - OTHER_SLOTS) // 2)
+        self._pool = graph_pool(self._device)
+        self._lanes: dict[int, Lanes] = {}
+        self._calls: dict[tuple[int, Plan], _Calls] = {}
+        self._sent: deque[_InFlightRound] = deque()
+        self._survival: list[list[float]] = []  # of each lane, in the last round that was read
+
+    # -- room -------------------------------------------------------------------------------------
+
+    def check(self, request: Request) -> None:
+        total = min(cache.pool.num_pages for cache in self._caches) - 1
+        if self._pages_of(request) > total:
+            raise MemoryFullError(
+                f"prompt and answer may take {self._length_of(request)} tokens, "
+                f"the memory of {self._device} holds {total * PAGE}",
+                "Ask for fewer tokens, or shorten the prompt.",
+            )
+
+    def has_room(self, request: Request) -> bool:
+        pages = self._pages_of(request)
+        return all(cache.pool.num_free_pages >= pages for cache in self._caches)
+
+    @torch.inference_mode()
+    def reserve(self, active: ActiveRequest) -> None:
+        length = self._length_of(active.request)
+        try:
+            self._cache.pool.reserve(active.slot.index, length)
+            if self._drafter is not None and active.draft_slot is not None:
+                self._drafter.cache.pool.reserve(active.draft_slot.context.index, length)
+        except MemoryError as error:
+            raise MemoryFullError(
+                f"{length} tokens do not fit beside what {self._device} holds already",
+                "Ask for fewer tokens, or end what else is open.",
+            ) from error
+
+    def forget(self) -> None:
+        self._sent.clear()
+
+    def _length_of(self, request: Request) -> int:
+        """Positions that may ever be written for it."""
+        wanted = len(request.prompt_ids) + request.most_tokens
+        return min(wanted, self._target.spec.context_limit) + self._slack
+
+    def _pages_of(self, request: Request) -> int:
+        return num_pages_for(self._length_of(request))
+
+    # -- rounds -----------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def advance(self, batch: Sequence[ActiveRequest]) -> list[Outcome]:
+        batch = tuple(batch)
+        if self._sent and not set(self._sent[-1].batch) & set(batch):
+            self._sent.clear()  # a wasted round of requests that are over
+        if self._sent and self._sent[-1].batch != batch:
+            return self._read(batch)
+        if not self._sent:
+            self._lanes_for(batch).load_requests(batch)
+            self._survival = []
+        while len(self._sent) < 2:
+            self._send(batch)
+        return self._read(batch)
+
+    @torch.inference_mode()
+    def warm_up(self) -> Iterator[LoadProgress]:
+        lanes = self._lanes_of(1)
+        lanes.load_requests(())
+        counts = sorted({0, self._block_size})
+        plans = [Plan(count, self._num_pages(PAGE << n)) for count in counts for n in range(3)]
+        plans = list(dict.fromkeys(plans))  # a short context has few pages
+        for done, plan in enumerate(plans):
+            yield LoadProgress("preparing the device", done, len(plans))
+            self._launch(lanes, plan)
+        self._warm_prefill()
+
+    def _warm_prefill(self) -> None:
+        slot = self._cache.open()
+        size = min(MAX_VERIFY_ROWS + 1, self._target.spec.context_limit)
+        ids = torch.zeros(size, device=self._device, dtype=torch.int64)
+        taps = self._target.prefill(slot, ids).taps
+        if self._drafter is not None:
+            draft_slot = self._drafter.open()
+            self._drafter.extend([draft_slot], [ids], [taps])
+            self._drafter.close(draft_slot)
+        slot.close()
+
+    def _send(self, batch: tuple[ActiveRequest, ...]) -> None:
+        """Ask for one round more; returns before the device has done it."""
+        lanes = self._lanes_for(batch)
+        # lengths as they may be when this round begins: the one before it is not read
+        longest = max(active.slot.length for active in batch) + self._slack
+        plan = Plan(self._num_drafts(batch, lanes), self._num_pages(longest))
+        started, readback, drafted = self._launch(lanes, plan)
+        if self._pool is not None:
+            readback = torch.empty_like(readback, device="cpu", pin_memory=True).copy_(
+                readback, non_blocking=True
+            )
+        self._sent.append(
+            _InFlightRound(batch, plan, readback, started, drafted, Moment(self._device))
+        )
+
+    def _launch(self, lanes: Lanes, plan: Plan) -> tuple[Moment, torch.Tensor, Moment]:
+        calls = self._calls_of(lanes, plan)
+        started = Moment(self._device)
+        calls.draft()
+        drafted = Moment(self._device)
+        return started, calls.finish(), drafted
+
+    def _read(self, batch: tuple[ActiveRequest, ...]) -> list[Outcome]:
+        """The oldest round that was asked for; what it has of others is dropped."""
+        sent = self._sent.popleft()
+        sent.ended.wait()
+        times = (
+            sent.drafted.since(sent.started),
+            sent.ended.since(sent.drafted),
+            sent.ended.since(sent.started),
+        )
+        count = self._block_size if sent.plan.num_drafts else 0
+        facts = sent.readback[: len(sent.batch)]
+        confidences = facts[:, 3 + count :].contiguous().view(torch.float32)[:, :count]
+        self._survival = confidences.cumprod(dim=1).tolist()
+        known = confidences.tolist() if self._has_confidence else [None] * len(sent.batch)
+        outcomes = []
+        for active, row, own in zip(sent.batch, facts.tolist(), known, strict=True):
+            if active not in batch:
+                continue
+            accepted, next_id, verified = row[:3]
+            drafts = count if active.draft_slot is not None else 0
+            readback = tuple(own) if own is not None and drafts else None
+            ids = tuple(row[3 : 3 + drafts])
+            active.slot.length += accepted + 1
+            if active.draft_slot is not None:
+                active.draft_slot.context.length += accepted + 1
+            outcomes.append(Outcome(active, ids, readback, verified, accepted, next_id, *times))
+        return outcomes
+
+    @property
+    def _has_confidence(self) -> bool:
+        return self._drafter is not None and self._drafter.config.has_confidence
+
+    def _num_drafts(self, batch: tuple[ActiveRequest, ...], lanes: Lanes) -> int:
+        """How many drafts of every request are verified; by rounds that are over, if by any."""
+        if all(active.draft_slot is None for active in batch):
+            return 0
+        whole = self._block_size
+        is_cheap = lanes.num_lanes * (whole + 1) <= TILE_ROWS
+        if is_cheap or not self._survival:
+            return whole
+        return self._scheduler.even_length(self._survival, [n for n in (1, whole // 2, whole) if n])
+
+    def _num_pages(self, length: int) -> int:
+        """Pages of so many positions, or up to twice as many: few shapes serve every length."""
+        return min(next_power_of_2(num_pages_for(length)), self._cache.pool.tables.shape[1])
+
+    # -- what is captured -------------------------------------------------------------------------
+
+    def _lanes_for(self, batch: tuple[ActiveRequest, ...]) -> Lanes:
+        return self._lanes_of(min(next_power_of_2(len(batch)), self.capacity))
+
+    def _lanes_of(self, num_lanes: int) -> Lanes:
+        if num_lanes not in self._lanes:
+            parts = (self._target, self._cache, self._drafter, self._scratch)
+            self._lanes[num_lanes] = Lanes(num_lanes, *parts, self._scheduler.threshold)
+        return self._lanes[num_lanes]
+
+    def _calls_of(self, lanes: Lanes, plan: Plan) -> _Calls:
+        key = (lanes.num_lanes, plan)
+        if key not in self._calls:
+            self._calls[key] = _Calls(lanes, plan, self._pool)
+        return self._calls[key]

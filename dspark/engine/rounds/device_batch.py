@@ -1,0 +1,195 @@
+"""The state of a fixed number of requests on the device, and the two halves of their round.
+
+Everything has one address for good, and nothing is read by the host: a round can be captured.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from dspark.drafters.paged import MASKED_LOGIT, PagedDSparkDrafter
+from dspark.engine.request import ActiveRequest
+from dspark.kvcache.caches import PagedCache
+from dspark.kvcache.row_pool import KVSlot
+from dspark.targets.dense import DenseTarget
+from dspark_kernels import (
+    DraftedBlock,
+    Filters,
+    PagedRows,
+    Races,
+    accept_block,
+    uniforms,
+)
+
+SEED_STEP = 0x9E3779B97F4A7C15 - (1 << 64)  # odd: no two rounds of a request share their noise
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a round's shape depends on: drafts to verify (0: plain) and pages that are read."""
+
+    num_drafts: int
+    num_pages: int
+
+
+class Lanes:
+    """As many requests as there are lanes, or fewer: idle lanes work on scratch pages."""
+
+    def __init__(
+        self,
+        num_lanes: int,
+        target: DenseTarget,
+        target_cache: PagedCache,
+        drafter: PagedDSparkDrafter | None,
+        scratch: tuple[KVSlot, KVSlot | None],
+        threshold: float | None,
+    ) -> None:
+        self.num_lanes, self._threshold = num_lanes, threshold
+        self._target, self._cache, self._drafter = target, target_cache, drafter
+        self._scratch = scratch
+        self.block_size = drafter.block_size if drafter is not None else 0
+        device = target.device
+
+        def whole(dtype: torch.dtype = torch.int64) -> torch.Tensor:
+            return torch.zeros(num_lanes, device=device, dtype=dtype)
+
+        self.anchors, self.lengths, self.seeds = whole(), whole(), whole()
+        self._most_drafts, self._is_live = whole(), whole(torch.bool)
+        self._slots, self._draft_slots = whole(torch.int32), whole(torch.int32)
+        self._filters = Filters(
+            whole(torch.float32), whole(torch.int32), whole(torch.float32).fill_(1.0)
+        )
+        self._is_seeded = whole(torch.bool)
+        self.no_draft = DraftedBlock(
+            torch.zeros(num_lanes, 1, device=device, dtype=torch.int64),
+            torch.zeros(num_lanes, 1, target.spec.vocab_size, device=device),
+            torch.zeros(num_lanes, 1, device=device),
+            None,
+        )
+        vocabulary = None if drafter is None else drafter.draft_vocabulary
+        self._vocabulary = vocabulary
+        self._logit_mask = (
+            None
+            if vocabulary is None
+            else torch.zeros(num_lanes, target.spec.vocab_size, device=device, dtype=target.dtype)
+        )
+        self.state = (self.anchors, self.lengths)
+
+    def load_requests(self, batch: tuple[ActiveRequest, ...]) -> None:
+        """These requests, as the host knows them; the lanes beyond them idle."""
+        idle, idle_draft = self._scratch
+
+        def fill(tensor: torch.Tensor, values: list[int] | list[float], rest: float) -> None:
+            missing = [rest] * (self.num_lanes - len(values))
+            tensor.copy_(torch.tensor([*values, *missing], dtype=tensor.dtype))
+
+        samplings = [active.request.sampling for active in batch]
+        draft_slots = [
+            active.draft_slot.context if active.draft_slot is not None else idle_draft
+            for active in batch
+        ]
+        fill(self.anchors, [active.anchor for active in batch], 0)
+        fill(self.lengths, [active.slot.length for active in batch], 0)
+        fill(self._slots, [active.slot.index for active in batch], idle.index)
+        if idle_draft is not None:
+            indices = [slot.index for slot in draft_slots if slot is not None]
+            fill(self._draft_slots, indices, idle_draft.index)
+        most = [0 if active.draft_slot is None else self.block_size for active in batch]
+        fill(self._most_drafts, most, 0)
+        fill(self._is_live, [1] * len(batch), 0)
+        fill(self.seeds, [_signed(active.sampler.numbers) for active in batch], 0)
+        fill(self._is_seeded, [int(active.sampler.is_coupled) for active in batch], 0)
+        fill(self._filters.temperature, [sampling.temperature for sampling in samplings], 0)
+        fill(self._filters.top_k, [sampling.top_k for sampling in samplings], 0)
+        fill(self._filters.top_p, [sampling.top_p for sampling in samplings], 1)
+
+        self._mask_logits(batch)
+
+    def _mask_logits(self, batch: tuple[ActiveRequest, ...]) -> None:
+        """A request drafts from the head's own vocabulary and the tokens that it holds."""
+        if self._logit_mask is None or self._vocabulary is None:
+            return
+        self._logit_mask.fill_(MASKED_LOGIT)
+        self._logit_mask[:, self._vocabulary] = 0.0
+        for lane, active in enumerate(batch):
+            held = [*active.request.prompt_ids, *active.token_ids]
+            self._logit_mask[lane, torch.tensor(held, device=self._logit_mask.device)] = 0.0
+
+    def draft(self, plan: Plan) -> DraftedBlock:
+        drafter = self._drafter
+        assert drafter is not None
+        rows = self._rows(self._draft_slots, drafter.config.num_slots, plan, causal=False)
+        # as the target's own draw with a seed; otherwise of this round alone
+        seeds = torch.where(self._is_seeded, self.seeds, self._round_seeds())
+        drafted = drafter.draft(
+            self.anchors,
+            drafter.cache.over(rows),
+            self._filters.temperature,
+            seeds,
+            self.lengths,
+            self._logit_mask,
+        )
+        # an idle lane may have drafted from anything
+        return drafted._replace(
+            token_ids=drafted.token_ids.clamp(0, self._target.spec.vocab_size - 1)
+        )
+
+    def finish(self, drafted: DraftedBlock, plan: Plan) -> torch.Tensor:
+        """Verify, accept and commit. -> what the host wants to know [lanes, 3 + 2 K], int32."""
+        count = plan.num_drafts
+        ids = torch.cat([self.anchors.unsqueeze(1), drafted.token_ids[:, :count]], dim=1)
+        rows = self._rows(self._slots, count + 1, plan, causal=True)
+        passed = self._target.run(ids.flatten(), self._cache.over(rows))
+        confidences = self._confidences(drafted)
+        num_drafts = self._num_drafts(count, confidences)
+        numbers = drafted.log_sums.new_empty(self.num_lanes, drafted.log_sums.shape[1] + 1)
+        accepted = accept_block(
+            drafted.token_ids,
+            drafted.logits,
+            drafted.log_sums,
+            passed.logits,
+            torch.arange(self.num_lanes, device=ids.device) * (count + 1),
+            num_drafts,
+            self._filters,
+            Races(self._is_seeded, self.seeds),
+            uniforms(self._round_seeds(), self.lengths, numbers),
+            self.lengths,
+        )
+        if self._drafter is not None and count:
+            own = self._rows(self._draft_slots, count + 1, plan, causal=False)
+            self._drafter.append(passed.taps, self._drafter.cache.over(own))
+        if self._logit_mask is not None:  # all but the last stood among the drafts
+            self._logit_mask.scatter_(1, accepted.next_ids.unsqueeze(1), 0.0)
+        facts = [accepted.num_accepted, accepted.next_ids, num_drafts]
+        readback = [torch.stack(facts, dim=1).int(), drafted.token_ids.int()]
+        readback.append(confidences.contiguous().view(torch.int32))
+        self.lengths.copy_(torch.where(self._is_live, accepted.lengths, self.lengths))
+        self.anchors.copy_(torch.where(self._is_live, accepted.next_ids, self.anchors))
+        return torch.cat(readback, dim=1)
+
+    def _rows(self, slots: torch.Tensor, size: int, plan: Plan, *, causal: bool) -> PagedRows:
+        """`size` rows of every lane, behind its committed ones."""
+        row_starts = torch.arange(self.num_lanes + 1, device=slots.device, dtype=torch.int32) * size
+        return PagedRows(slots, self.lengths.int(), row_starts, size, plan.num_pages, causal)
+
+    def _round_seeds(self) -> torch.Tensor:
+        return self.seeds + self.lengths * SEED_STEP
+
+    def _confidences(self, drafted: DraftedBlock) -> torch.Tensor:
+        """[lanes, K] float32; zeros without a confidence head."""
+        known = None if self._drafter is None else self._drafter.confidences(drafted)
+        return torch.zeros_like(drafted.log_sums) if known is None else known
+
+    def _num_drafts(self, count: int, confidences: torch.Tensor) -> torch.Tensor:
+        """How many drafts of each lane count: no more than its context has places for."""
+        room = self._target.spec.context_limit - 1 - self.lengths
+        num_drafts = torch.minimum(self._most_drafts, room).clamp(0, count)
+        if self._threshold is not None and count:
+            confident = (confidences >= self._threshold).long().cumprod(dim=1).sum(dim=1)
+            num_drafts = torch.minimum(num_drafts, confident)
+        return num_drafts
+
+
+def _signed(seed: int) -> int:
+    """The same 64 bits as a signed number."""
+    return (seed + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -1,0 +1,222 @@
+"""The round of the requests under way, as the engine asks for it, and the one led by the host."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from dspark.config import EngineConfig
+from dspark.drafters.base import Drafter, Proposals
+from dspark.engine.request import ActiveRequest, Request
+from dspark.engine.sampling import BatchChooser
+from dspark.engine.schedule.policies import Scheduler
+from dspark.events import LoadProgress
+from dspark.targets.base import Pass, Target
+from dspark_kernels import Acceptance
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one round came to for one request; its caches hold what was accepted."""
+
+    active: ActiveRequest
+    draft: tuple[int, ...]
+    confidence: tuple[float, ...] | None
+    verified: int
+    accepted: int
+    next_id: int
+    draft_seconds: float
+    verify_seconds: float
+    seconds: float
+
+
+class RoundRunner(Protocol):
+    """`capacity`: requests that run at once."""
+
+    capacity: int
+
+    def check(self, request: Request) -> None:
+        """Raises MemoryFullError for a request that has no room even alone."""
+        ...
+
+    def has_room(self, request: Request) -> bool:
+        """Whether all that it may write has room beside those under way."""
+        ...
+
+    def reserve(self, active: ActiveRequest) -> None:
+        """Room for all that it may write, in caches that are open."""
+        ...
+
+    def forget(self) -> None:
+        """Nothing is under way any more."""
+        ...
+
+    def warm_up(self) -> Iterator[LoadProgress]:
+        """Compile and capture what the first round would have to wait for."""
+        ...
+
+    def advance(self, batch: Sequence[ActiveRequest]) -> list[Outcome]:
+        """One round of each of them; none where the one that came in was of others."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """One request's share of a round: what was drafted and how much of it is verified."""
+
+    ids: torch.Tensor  # [K]
+    probs: torch.Tensor | None  # [K, V], None when greedy
+    confidences: tuple[float, ...] | None
+    length: int
+
+
+class HostRounds:
+    """Any target, any drafter: the host reads what was drafted before it asks for more."""
+
+    def __init__(
+        self, target: Target, drafter: Drafter | None, scheduler: Scheduler, config: EngineConfig
+    ) -> None:
+        self.target, self.drafter, self.scheduler = target, drafter, scheduler
+        self.capacity = capacity_of(target, 1 + (drafter.block_size if drafter else 0), config)
+
+    def check(self, request: Request) -> None:
+        pass
+
+    def has_room(self, request: Request) -> bool:
+        return True
+
+    def reserve(self, active: ActiveRequest) -> None:
+        pass
+
+    def forget(self) -> None:
+        pass
+
+    def warm_up(self) -> Iterator[LoadProgress]:
+        return iter(())
+
+    @torch.inference_mode()
+    def advance(self, batch: Sequence[ActiveRequest]) -> list[Outcome]:
+        started = time.perf_counter()
+        proposals = self._propose(batch)
+        drafts = self._admit(batch, proposals)
+        drafted = time.perf_counter()
+        verified = self._verify(batch, drafts)
+        accepted = self._accept(batch, drafts, verified)
+        ended = time.perf_counter()
+        self._commit(batch, drafts, verified, accepted)
+        times = (drafted - started, ended - drafted, time.perf_counter() - started)
+        return [
+            Outcome(a, tuple(d.ids.tolist()), d.confidences, d.length, *acceptance, *times)
+            for a, d, acceptance in zip(batch, drafts, accepted, strict=True)
+        ]
+
+    def _propose(self, batch: Sequence[ActiveRequest]) -> Proposals | None:
+        drafting = [active for active in batch if active.draft_slot is not None]
+        if self.drafter is None or not drafting:
+            return None
+        anchors = torch.tensor([a.anchor for a in drafting], device=self.target.device)
+        chooser = BatchChooser(
+            [active.sampler for active in drafting],
+            [self._next_place(active) for active in drafting],
+            self.target.spec.vocab_size,
+        )
+        return self.drafter.propose([a.draft_slot for a in drafting], anchors, chooser)
+
+    def _admit(self, batch: Sequence[ActiveRequest], proposals: Proposals | None) -> list[_Draft]:
+        """A share for every request; empty for those that decode plainly."""
+        empty = _Draft(torch.empty(0, dtype=torch.long, device=self.target.device), None, None, 0)
+        if proposals is None:
+            return [empty] * len(batch)
+        drafting = [active for active in batch if active.draft_slot is not None]
+        drafted = proposals.lengths or [proposals.token_ids.shape[1]] * len(drafting)
+        limits = [
+            min(n, room_for_drafts(self.target, active))
+            for n, active in zip(drafted, drafting, strict=True)
+        ]
+        lengths = iter(self.scheduler.admit(proposals.confidences, limits))
+        rows = iter(range(len(drafting)))
+        return [
+            empty if active.draft_slot is None else _draft_of(proposals, next(rows), next(lengths))
+            for active in batch
+        ]
+
+    def _verify(self, batch: Sequence[ActiveRequest], drafts: list[_Draft]) -> Pass:
+        blocks = [_block(active, draft) for active, draft in zip(batch, drafts, strict=True)]
+        return self.target.verify([active.slot for active in batch], blocks)
+
+    def _accept(
+        self, batch: Sequence[ActiveRequest], drafts: list[_Draft], verified: Pass
+    ) -> list[Acceptance]:
+        sizes = [draft.length + 1 for draft in drafts]
+        return [
+            active.sampler.accept(
+                draft.ids[: draft.length], draft.probs, logits, self._next_place(active)
+            )
+            for active, draft, logits in zip(
+                batch, drafts, verified.logits.split(sizes), strict=True
+            )
+        ]
+
+    def _next_place(self, active: ActiveRequest) -> int:
+        """Where the token behind the anchor will stand, counted from the prompt's first."""
+        return self.target.length(active.slot) + 1
+
+    def _commit(
+        self,
+        batch: Sequence[ActiveRequest],
+        drafts: list[_Draft],
+        verified: Pass,
+        accepted: list[Acceptance],
+    ) -> None:
+        kept = [acceptance.num_accepted + 1 for acceptance in accepted]
+        self.target.commit([active.slot for active in batch], kept)
+        drafting = [i for i, active in enumerate(batch) if active.draft_slot is not None]
+        if self.drafter is not None and drafting:
+            taps = verified.taps.split([draft.length + 1 for draft in drafts])
+            self.drafter.extend(
+                [batch[i].draft_slot for i in drafting],
+                [_block(batch[i], drafts[i])[: kept[i]] for i in drafting],
+                [taps[i][: kept[i]] for i in drafting],
+            )
+
+
+def capacity_of(target: Target, num_rows: int, config: EngineConfig) -> int:
+    """Requests that may share a pass, each with up to `num_rows`."""
+    if not target.spec.batches:
+        return 1
+    limit = target.spec.max_rows
+    return (
+        config.max_requests
+        if limit is None
+        else max(1, min(config.max_requests, limit // num_rows))
+    )
+
+
+def context_left(target: Target, active: ActiveRequest) -> int:
+    """Drafts that still fit into the context behind the anchor."""
+    return target.spec.context_limit - target.length(active.slot) - 1
+
+
+def room_for_drafts(target: Target, active: ActiveRequest) -> int:
+    """Drafts that one block may hold behind the anchor."""
+    room, border = context_left(target, active), target.spec.recomputed_at
+    length = target.length(active.slot)
+    return room if border is None or length >= border else min(room, border - length - 1)
+
+
+def _block(active: ActiveRequest, draft: _Draft) -> torch.Tensor:
+    """What the target verifies: the anchor and the admitted drafts."""
+    return torch.cat([draft.ids.new_tensor([active.anchor]), draft.ids[: draft.length]])
+
+
+def _draft_of(proposals: Proposals, row: int, length: int) -> _Draft:
+    confidences, lengths = proposals.confidences, proposals.lengths
+    ids = proposals.token_ids[row]
+    return _Draft(
+        ids=ids if lengths is None else ids[: lengths[row]],
+        probs=proposals.probs[row],
+        confidences=None if confidences is None else tuple(confidences[row].tolist()),
+        length=length,
+    )

@@ -1,0 +1,168 @@
+"""What a head is trained on: answers that the target itself wrote.
+
+Answers live in a plain JSONL file, one object a line:
+{"prompt_ids": [...], "answer_ids": [...], "prompt": "...", "answer": "...", "tokenizer": "..."}
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dspark.checkpoints.files import replacing
+from dspark.errors import InputError, StorageError
+from dspark.plural import counted
+from dspark.records import parse_record, read_bytes, text_lines
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A prompt with the target's answer; the answer ends with the stop token if it was reached.
+
+    `tokenizer` is the fingerprint of the one that the ids are of, "" where it is not known. A line
+    of a file may have no ids yet.
+    """
+
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    prompt: str
+    answer: str
+    tokenizer: str = ""
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return self.prompt_ids + self.answer_ids
+
+
+class AnswerFile:
+    """Append-only, safe to stop at any moment: a torn last line is dropped when it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> list[Answer]:
+        """All whole lines. Raises InputError naming a line that is broken before the last."""
+        return [answer for _, answer in self.numbered()]
+
+    def numbered(self) -> list[tuple[int, Answer]]:
+        """As `read`, each with the number of its line."""
+        if not self.path.exists():
+            return []
+        lines = text_lines(read_bytes(self.path, "--data", unpacks=False))
+        answers = []
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            answer = _answered(line)
+            if answer is not None:
+                answers.append((number, answer))
+            elif number < len(lines):
+                raise InputError(
+                    f"{self.path}:{number} is not an answer",
+                    "Delete that line, or the whole file; prompts alone go to --prompts.",
+                )
+        return answers
+
+    def append(self, answers: Iterable[Answer]) -> Iterator[Answer]:
+        """Write each answer as it comes, and pass it on. Raises StorageError on a full disk."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                self._end_line(file)
+                for answer in answers:
+                    file.write(_line(answer))
+                    file.flush()
+                    yield answer
+        except OSError as error:
+            raise not_written(self.path, error) from error
+
+    def sort(self) -> None:
+        """Into an order that follows from the prompts alone, whatever stops there were."""
+        answers = self.read()
+        ordered = sorted(answers, key=lambda answer: prompt_digest(answer.prompt))
+        if ordered == answers:
+            return
+        try:
+            with replacing(self.path) as partial:
+                partial.write_bytes(b"".join(map(_line, ordered)))
+        except OSError as error:
+            raise not_written(self.path, error) from error
+
+    def _end_line(self, file: BinaryIO) -> None:
+        """A torn last line goes; one that only lacks its line break, as editors leave it, stays."""
+        raw = self.path.read_bytes()
+        last = raw[raw.rfind(b"\n") + 1 :]
+        if last and _answered(last.decode("utf-8-sig", errors="surrogateescape")) is None:
+            file.truncate(len(raw) - len(last))
+        elif last:
+            file.write(b"\n")
+
+
+def _answered(line: str) -> Answer | None:
+    record = parse_record(line)
+    if record is None:
+        return None
+    try:
+        return Answer(
+            prompt_ids=tuple(map(int, record.get("prompt_ids") or ())),
+            answer_ids=tuple(map(int, record.get("answer_ids") or ())),
+            prompt=str(record["prompt"]),
+            answer=str(record["answer"]),
+            tokenizer=str(record.get("tokenizer") or ""),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _line(answer: Answer) -> bytes:
+    record: dict[str, Any] = {
+        "prompt_ids": list(answer.prompt_ids),
+        "answer_ids": list(answer.answer_ids),
+        "prompt": answer.prompt,
+        "answer": answer.answer,
+        **({"tokenizer": answer.tokenizer} if answer.tokenizer else {}),
+    }
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode()
+
+
+def not_written(path: Path, error: OSError) -> StorageError:
+    """What is said where an append-only file cannot grow."""
+    return StorageError(
+        f"could not write {path} ({error.strerror})",
+        "Free some space and run the same command again; it goes on from what is there.",
+    )
+
+
+def prompt_digest(prompt: str) -> bytes:
+    """Sorts prompts into an even mixture of their sources."""
+    return hashlib.sha256(prompt.encode()).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Held-out prompts are never trained on."""
+
+    train: tuple[Answer, ...]
+    held_out: tuple[Answer, ...]
+
+
+def split(answers: Sequence[Answer], num_held_out: int) -> Split:
+    """The same for the same answers in any order: held out are the prompts of smallest hash."""
+    if len(answers) <= num_held_out:
+        raise InputError(
+            f"too few answers: {counted(len(answers), 'answer')}, of which {num_held_out} would be "
+            "held out",
+            "Give more prompts, or a smaller --eval-prompts.",
+        )
+    ordered = sorted(answers, key=lambda a: hashlib.sha256(repr(a.prompt_ids).encode()).digest())
+    return Split(train=tuple(ordered[num_held_out:]), held_out=tuple(ordered[:num_held_out]))
+
+
+def fingerprint(answers: Sequence[Answer]) -> str:
+    """Tells two data sets apart."""
+    digest = hashlib.sha256()
+    for answer in answers:
+        digest.update(repr((answer.prompt_ids, answer.answer_ids)).encode())
+    return digest.hexdigest()[:16]

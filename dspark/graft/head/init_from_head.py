@@ -1,0 +1,87 @@
+"""Going on from a head: the shape that it gives to a training, and the weights."""
+
+from collections.abc import Container
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dspark.checkpoints.dspark_config import DSparkConfig
+from dspark.checkpoints.eagle3_config import DraftConfig, Eagle3Config
+from dspark.checkpoints.heads import read_draft
+from dspark.config import GraftConfig
+from dspark.errors import InputError, PairMismatchError
+from dspark.graft.head.init_from_target import start_random
+from dspark.graft.head.shape import build_head
+from dspark.graft.train.algorithm import DraftHead
+
+UNROLLED = ("eagle3", "mtp")
+# what a head may lack and a training adds: a DFlash head has neither
+ADDED = {"markov_head": "the sequential head", "confidence_head": "the confidence head"}
+
+
+def with_shape_of(config: GraftConfig, head: DraftConfig, given: Container[str]) -> GraftConfig:
+    """`config` with the shape of `head`, but for its fields that were `given`.
+
+    Raises InputError for a head that the algorithm cannot go on from.
+    """
+    is_unrolled = isinstance(head, Eagle3Config)
+    if is_unrolled != (config.algorithm in UNROLLED):
+        others = "eagle3 or mtp" if is_unrolled else "dspark or dflash"
+        raise InputError(
+            f"{config.algorithm} cannot go on from the head given to --init-from",
+            f"Choose --algo {others} for it.",
+        )
+    own: dict[str, Any] = {
+        "block_size": head.block_size,
+        "num_layers": head.num_layers,
+        "intermediate_size": head.intermediate_size,
+        "num_kv_heads": head.num_kv_heads,
+        "taps": head.target_layer_ids,
+    }
+    if isinstance(head, DSparkConfig):
+        own["mask_token_id"] = head.mask_token_id
+        if "none" not in (head.markov_type, config.markov_type):
+            own |= {"markov_type": head.markov_type, "markov_rank": head.markov_rank}
+    return replace(config, **{name: own[name] for name in own if name not in given})
+
+
+def check_start(shape: DraftConfig, folder: Path) -> None:
+    """Raises PairMismatchError for a head in `folder` that cannot be gone on from."""
+    with torch.device("meta"):
+        head = build_head(shape)
+    _shared(head, read_draft(folder)[1])
+
+
+@torch.no_grad()
+def start_from_head(head: DraftHead, folder: Path, generator: torch.Generator) -> tuple[str, ...]:
+    """Begin with the weights of the head in `folder`; says which parts it lacks."""
+    shared, missing = _shared(head, read_draft(folder)[1])
+    start_random(head, generator)
+    head.load_state_dict(shared, strict=False)
+    return tuple(f"{ADDED[part]} begins from nothing: {folder} has none" for part in missing)
+
+
+def _shared(
+    head: DraftHead, tensors: dict[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """What `head` takes over, and the parts that `tensors` lack."""
+    own = head.state_dict()
+    shared = {name: t.float() for name, t in tensors.items() if name in own}
+    there = {name.split(".")[0] for name in shared}
+    missing = [part for part in ADDED if part not in there and _holds(own, part)]
+    wanted = {name: t.shape for name, t in own.items() if name.split(".")[0] not in missing}
+    for name, shape in wanted.items():
+        if name not in shared or shared[name].shape != shape:
+            found = list(shared[name].shape) if name in shared else "missing"
+            raise PairMismatchError(
+                f"the head given to --init-from has another shape: {name} is {found}, "
+                f"where the training wants {list(shape)}",
+                "Leave out the options of the head's shape, and use the base that it was made for.",
+            )
+    return shared, missing
+
+
+def _holds(own: dict[str, torch.Tensor], part: str) -> bool:
+    return any(name.startswith(f"{part}.") for name in own)

@@ -1,0 +1,149 @@
+"""The weights that training starts from."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from dspark.drafters.eagle3 import Eagle3Head
+from dspark.graft.head.bigram_init import Bigrams
+from dspark.graft.target.frozen_target import FrozenTarget
+from dspark.graft.train.algorithm import DraftHead
+from dspark.targets.hf_model import final_norm
+
+NOISE = 0.02
+FIRST_LOUDNESS = 0.25
+
+
+@torch.no_grad()
+def start_random(head: DraftHead, generator: torch.Generator) -> None:
+    """Normal weights of the usual deviation; norms at one, biases and the Markov table at zero."""
+    for module in head.modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            module.weight.normal_(0.0, NOISE, generator=generator)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            module.bias.zero_()
+    markov = head.markov_head
+    if markov is not None:
+        markov.markov_w2.weight.zero_()
+
+
+@torch.no_grad()
+def start_from_target(
+    head: DraftHead, target: FrozenTarget, bigrams: Bigrams, generator: torch.Generator
+) -> tuple[str, ...]:
+    """Begin as near to the target as shapes allow; says what began at random, and why.
+
+    The context feature is what the target's last layer reads, the layers are the target's last
+    ones, and the Markov head knows what the target makes of a token alone.
+    """
+    start_random(head, generator)
+    hidden = head.config.hidden_size
+    # Noise on the other taps would drown the last one: their largest entries are in the hundreds.
+    head.fc.weight.zero_()
+    head.fc.weight[:, -hidden:] = torch.eye(hidden)
+    source = list(target.layers)[-head.config.num_layers :]
+    notes = [
+        _take_norm(_feature_norm(head), getattr(source[-1], "input_layernorm", None), "input"),
+        _take_norm(head.norm, final_norm(target.model), "final"),
+    ]
+    for layer, original in zip(head.layers, source, strict=False):
+        notes.append(_take_layer(layer, original))
+    if head.markov_head is not None:
+        bigrams.fill(head.markov_head)
+        # What the layers say first is wrong, and would shout down what the bigrams say.
+        head.norm.weight.mul_(FIRST_LOUDNESS)
+    return tuple(dict.fromkeys(note for note in notes if note))
+
+
+def _feature_norm(head: DraftHead) -> nn.Module:
+    return head.layer.hidden_norm if isinstance(head, Eagle3Head) else head.hidden_norm
+
+
+def norm_scale(norm: Any) -> torch.Tensor | None:
+    """What an RMSNorm multiplies by: its weight, or with Gemma 1 + weight. None for other norms."""
+    weight = getattr(norm, "weight", None)
+    if weight is None:
+        return None
+    given = norm(torch.ones_like(weight))
+    near = (s for s in (weight, 1.0 + weight) if torch.allclose(given, s, rtol=0.02, atol=0.02))
+    return next(near, None)
+
+
+def _take_norm(norm: nn.Module, original: Any, name: str) -> str:
+    scale = norm_scale(original)
+    if scale is None:
+        return f"the head's {name} norm begins at one: the target has no RMSNorm there"
+    norm.load_state_dict({"weight": scale})
+    return ""
+
+
+def _take_layer(layer: nn.Module, original: nn.Module) -> str:
+    """The target's weights where they mean the same; a note on what they did not give."""
+    if hasattr(original, "pre_feedforward_layernorm"):
+        return (
+            "the head's layers begin at random: the target's norm what they add to the stream, "
+            "for which the head has no place"
+        )
+    wanted = layer.state_dict()
+    found = original.state_dict()
+    missing = [name for name in wanted if name not in found and not name.endswith("_norm.weight")]
+    if missing:
+        return f"the head's layers begin at random: the target's have no {missing[0]}"
+    for name in ("input_layernorm", "post_attention_layernorm"):
+        scale = norm_scale(getattr(original, name))
+        if scale is None:
+            return f"the head's layers begin at random: the target's {name} is no RMSNorm"
+        found[f"{name}.weight"] = scale
+    found = _with_kv_heads(found, wanted)
+    found = _with_more_neurons(_beside_embeddings(found, wanted), wanted)
+    same = {n: t for n, t in found.items() if n in wanted and t.shape == wanted[n].shape}
+    layer.load_state_dict(wanted | same)
+    if any(name.endswith("_proj.bias") for name in found):
+        return "the target's attention biases are left out: the head has no place for them"
+    return ""
+
+
+def _with_kv_heads(
+    found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The target's keys and values, each repeated for the query heads that shared it."""
+    repeated = dict(found)
+    for name in ("self_attn.k_proj.weight", "self_attn.v_proj.weight"):
+        times, rest = divmod(len(wanted[name]), len(found[name]))
+        if times > 1 and not rest:
+            head_dim = len(wanted["self_attn.k_norm.weight"])
+            heads = found[name].unflatten(0, (-1, head_dim))
+            repeated[name] = heads.repeat_interleave(times, dim=0).flatten(0, 1)
+    return repeated
+
+
+def _with_more_neurons(
+    found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """A wider MLP begins as the target's: the neurons beyond it say nothing yet."""
+    size = len(found["mlp.gate_proj.weight"])
+    if len(wanted["mlp.gate_proj.weight"]) <= size:
+        return found
+    widened = dict(found)
+    for name in ("mlp.gate_proj.weight", "mlp.up_proj.weight"):
+        widened[name] = torch.cat([found[name], wanted[name][size:]])
+    down = wanted["mlp.down_proj.weight"][:, size:]
+    widened["mlp.down_proj.weight"] = torch.cat(
+        [found["mlp.down_proj.weight"], torch.zeros_like(down)], dim=1
+    )
+    return widened
+
+
+def _beside_embeddings(
+    found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Eagle3 projects [embedding ; hidden state]: the target's columns are those of the latter."""
+    if "hidden_norm.weight" not in wanted:
+        return found
+    widened = {n: t for n, t in found.items() if n != "input_layernorm.weight"}
+    for name in ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"):
+        width = found[name].shape[1]
+        if wanted[name].shape == (len(found[name]), 2 * width):
+            widened[name] = torch.cat([wanted[name][:, :width], found[name]], dim=1)
+    return widened

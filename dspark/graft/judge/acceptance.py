@@ -1,0 +1,48 @@
+"""How a head does in the engine: greedy answers to prompts it has never seen."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from dspark.config import EngineConfig, RuntimeConfig, ScheduleConfig, StopConfig
+from dspark.engine.request import Request
+from dspark.engine.session import Session, open_session
+from dspark.events import Event, Round
+from dspark.hub.catalog.pairs import PairFiles
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """tau counts the target's own token; accepted[k] of `rounds` rounds kept draft k."""
+
+    prompts: int
+    rounds: int
+    tau: float
+    accepted: tuple[int, ...]
+
+    @property
+    def acceptance_by_position(self) -> tuple[float, ...]:
+        """Of the rounds in which all drafts before were kept, how many kept this one."""
+        before = (self.rounds, *self.accepted[:-1])
+        return tuple(a / b if b else 0.0 for a, b in zip(self.accepted, before, strict=True))
+
+
+def evaluate(
+    files: PairFiles, prompts: Sequence[tuple[int, ...]], max_tokens: int, runtime: RuntimeConfig
+) -> Evaluation:
+    """Whole blocks are verified, so that every position is judged."""
+    *_, session = open_session(files, runtime, EngineConfig(schedule=ScheduleConfig(mode="full")))
+    assert isinstance(session, Session)
+    stop = StopConfig(max_tokens=max_tokens)
+    requests = [Request(prompt, stop=stop) for prompt in prompts]
+    try:
+        return summarise(session.engine.run(requests), len(prompts))
+    finally:
+        session.close()
+
+
+def summarise(events: Iterable[Event], num_prompts: int) -> Evaluation:
+    rounds = [event for event in events if isinstance(event, Round)]
+    block_size = max((len(r.draft) for r in rounds), default=0)
+    accepted = tuple(sum(r.accepted > k for r in rounds) for k in range(block_size))
+    tau = 1.0 + sum(accepted) / len(rounds) if rounds else 0.0
+    return Evaluation(num_prompts, len(rounds), tau, accepted)

@@ -1,0 +1,298 @@
+"""How far a head's confidences can be believed, and the temperatures that mend them.
+
+Judged is survival: a_k = c_1 ... c_k against "at least k drafts were accepted". First one number
+is added to every logit, by the confidence head's bias: a head is surer of the answers that it
+learnt from than of others, and no temperature takes that back. Then the temperatures are found left
+to right, each by a search along one line with those before it fixed.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from dspark.checkpoints.deepspec import (
+    read_draft_config,
+    shift_confidence,
+    update_head_config,
+)
+from dspark.checkpoints.eagle3_config import Eagle3Config
+from dspark.config import EngineConfig, RuntimeConfig, SamplingConfig, ScheduleConfig, StopConfig
+from dspark.drafters.calibration import confidence_logits, scaled_confidence
+from dspark.engine.request import Request
+from dspark.engine.session import Session, open_session
+from dspark.events import Event, Round
+from dspark.hub.catalog.pairs import PairFiles
+
+BINS = 10
+COLDEST, HOTTEST = 0.2, 5.0
+POINTS = 161  # a step of 2 %
+HOLD = 1e-5  # keeps a slot that was hardly reached from running away
+TEMPERATURE = 1.0  # of the text: what the confidence head is trained for
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedRounds:
+    """Rounds that were verified whole: logits [N, K] of the confidence head, accepted [N]."""
+
+    logits: torch.Tensor
+    accepted: torch.Tensor
+
+    @property
+    def survived(self) -> torch.Tensor:
+        """[N, K]: was this draft accepted, and all before it."""
+        slots = torch.arange(self.logits.shape[1])
+        return self.accepted[:, None] > slots
+
+    def shifted(self, shift: float) -> "JudgedRounds":
+        return JudgedRounds(self.logits + shift, self.accepted)
+
+    def survival(self, temperatures: Sequence[float]) -> torch.Tensor:
+        """a_k [N, K]."""
+        columns = zip(self.logits.unbind(dim=1), temperatures, strict=True)
+        return torch.stack([scaled_confidence(z, t) for z, t in columns], dim=1).cumprod(dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Rounds of about the same survival: what was said of them and what came true, on average."""
+
+    rounds: int
+    survival: float
+    accepted: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reliability:
+    """One slot. auc is None where every round or none was accepted so far.
+
+    `noise` is the ECE that a perfect head would show, for no other reason than so few rounds.
+    """
+
+    ece: float
+    noise: float
+    auc: float | None
+    bins: tuple[Bin, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """Figures by slot, all on prompts that the fit has not seen; greedy ones with the same fit."""
+
+    shift: float
+    temperatures: tuple[float, ...]
+    fitted_rounds: int
+    rounds: int
+    before: tuple[Reliability, ...]
+    after: tuple[Reliability, ...]
+    greedy_rounds: int
+    greedy: tuple[Reliability, ...]
+
+    def figures(self) -> dict[str, Any]:
+        """What a head's config.json says of it."""
+        return {
+            "rounds": self.rounds,
+            "fitted_rounds": self.fitted_rounds,
+            "shift": round(self.shift, 4),
+            "ece_before": [round(slot.ece, 4) for slot in self.before],
+            "ece_after": [round(slot.ece, 4) for slot in self.after],
+            "ece_of_a_perfect_head": [round(slot.noise, 4) for slot in self.after],
+            "ece_greedy": [round(slot.ece, 4) for slot in self.greedy],
+            "auc_before": [slot.auc and round(slot.auc, 4) for slot in self.before],
+            "auc_after": [slot.auc and round(slot.auc, 4) for slot in self.after],
+        }
+
+
+def calibrate_head(
+    files: PairFiles,
+    prompts: Sequence[tuple[int, ...]],
+    max_tokens: int,
+    runtime: RuntimeConfig = RuntimeConfig(),
+) -> Calibrated | None:
+    """Fit on every other prompt, judge on the rest, and write it into the head's files.
+
+    None, and nothing written, where no round could be judged: without a confidence head, or with
+    too few prompts.
+    """
+    assert files.draft is not None
+    config = read_draft_config(files.draft)
+    if isinstance(config, Eagle3Config) or not config.has_confidence:
+        return None
+    *_, session = open_session(
+        files, runtime, EngineConfig(schedule=ScheduleConfig(mode="full"), entropy=0)
+    )
+    assert isinstance(session, Session)
+
+    def judged(some: Sequence[tuple[int, ...]], temperature: float) -> JudgedRounds:
+        stop = StopConfig(max_tokens=max_tokens)
+        requests = [Request(prompt, SamplingConfig(temperature), stop) for prompt in some]
+        return judge(session.engine.run(requests), config.temperatures)
+
+    try:
+        fitted, fresh = judged(prompts[::2], TEMPERATURE), judged(prompts[1::2], TEMPERATURE)
+        greedy = judged(prompts[1::2], 0.0)
+    finally:
+        session.close()
+    if not min(len(rounds.accepted) for rounds in (fitted, fresh, greedy)):
+        return None
+    shift = shift_confidence(files.draft, fit_shift(fitted))
+    temperatures = tuple(round(t, 4) for t in fit_temperatures(fitted.shifted(shift)))
+    result = Calibrated(
+        shift=shift,
+        temperatures=temperatures,
+        fitted_rounds=len(fitted.accepted),
+        rounds=len(fresh.accepted),
+        before=reliability(fresh, config.temperatures),
+        after=reliability(fresh.shifted(shift), temperatures),
+        greedy_rounds=len(greedy.accepted),
+        greedy=reliability(greedy.shifted(shift), temperatures),
+    )
+    update_head_config(
+        files.draft,
+        {
+            "confidence_temperatures": list(temperatures),
+            "graft": {"calibration": result.figures()},
+        },
+    )
+    return result
+
+
+def judge(events: Iterable[Event], temperatures: tuple[float, ...]) -> JudgedRounds:
+    """The rounds that were verified whole; `temperatures` are those their confidences came with."""
+    rounds = [
+        event
+        for event in events
+        if isinstance(event, Round)
+        and event.confidence is not None
+        and event.verified == len(temperatures)
+    ]
+    confidences = torch.tensor([r.confidence for r in rounds], dtype=torch.float64)
+    return JudgedRounds(
+        confidence_logits(confidences.reshape(-1, len(temperatures)), temperatures),
+        torch.tensor([r.accepted for r in rounds], dtype=torch.long),
+    )
+
+
+def fit_shift(rounds: JudgedRounds) -> float:
+    """The likeliest number to add to every logit, whatever temperature each slot has beside it.
+
+    0 where all drafts that were reached were accepted, or none.
+    """
+    slots = torch.arange(rounds.logits.shape[1])
+    is_reached = rounds.accepted[:, None] >= slots
+    is_kept = rounds.survived[is_reached].double()
+    if not 0.0 < is_kept.mean() < 1.0:
+        return 0.0
+    shift = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    log_temperatures = torch.zeros(len(slots), dtype=torch.float64, requires_grad=True)
+    numbers = [shift, log_temperatures]
+    optimizer = torch.optim.LBFGS(numbers, max_iter=100, line_search_fn="strong_wolfe")
+
+    def surprise() -> float:
+        optimizer.zero_grad()
+        scaled = (rounds.logits + shift) * (-log_temperatures).exp()
+        loss = F.binary_cross_entropy_with_logits(scaled[is_reached], is_kept)
+        loss = loss + HOLD * sum(number.square().sum() for number in numbers)
+        loss.backward()
+        return float(loss.detach())
+
+    optimizer.step(surprise)
+    return float(shift.detach())
+
+
+def fit_temperatures(rounds: JudgedRounds) -> tuple[float, ...]:
+    """T_1 ... T_K; 1 for every slot where there is no round to learn from."""
+    if not len(rounds.accepted):
+        return (1.0,) * rounds.logits.shape[1]
+    before = torch.ones(len(rounds.accepted), dtype=torch.float64)
+    temperatures = []
+    for logits, survived in zip(rounds.logits.unbind(1), rounds.survived.unbind(1), strict=True):
+        best = _best_temperature(logits, before, survived)
+        before = before * scaled_confidence(logits, best)
+        temperatures.append(best)
+    return tuple(temperatures)
+
+
+def _best_temperature(logits: torch.Tensor, before: torch.Tensor, survived: torch.Tensor) -> float:
+    """The least ECE along a line of temperatures.
+
+    It jitters: of all whose ECE so few rounds cannot tell from the least, the likeliest is taken.
+    """
+    tried = [_try(t, before * scaled_confidence(logits, t), survived) for t in _line()]
+    least = min(tried, key=lambda trial: trial.ece)
+    good = [trial for trial in tried if trial.ece <= least.ece + least.noise]
+    return min(good, key=lambda trial: trial.surprise).temperature
+
+
+def _line() -> list[float]:
+    low, high = math.log(COLDEST), math.log(HOTTEST)
+    return torch.linspace(low, high, POINTS, dtype=torch.float64).exp().tolist()
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    temperature: float
+    ece: float
+    noise: float
+    surprise: float
+
+
+def _try(temperature: float, survival: torch.Tensor, survived: torch.Tensor) -> _Trial:
+    surprise = F.binary_cross_entropy(survival, survived.to(survival.dtype))
+    return _Trial(
+        temperature,
+        float(expected_calibration_error(survival, survived)),
+        float(expected_noise(survival)),
+        float(surprise),
+    )
+
+
+def expected_noise(survival: torch.Tensor) -> torch.Tensor:
+    """The ECE to expect of rounds whose survival [N] is exactly right."""
+    spread = _sums_by_bin(survival, survival * (1.0 - survival)).sqrt()
+    return math.sqrt(2.0 / math.pi) * spread.sum() / len(survival)
+
+
+def expected_calibration_error(survival: torch.Tensor, survived: torch.Tensor) -> torch.Tensor:
+    """survival [N] against survived [N], over bins of equal width."""
+    gaps = _sums_by_bin(survival, survival - survived.to(survival.dtype))
+    return gaps.abs().sum() / len(survival)
+
+
+def _sums_by_bin(survival: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """[N] -> [BINS]."""
+    bins = (survival * BINS).long().clamp(max=BINS - 1)
+    return survival.new_zeros(BINS).scatter_add(0, bins, values)
+
+
+def reliability(rounds: JudgedRounds, temperatures: Sequence[float]) -> tuple[Reliability, ...]:
+    """Figures of each slot under these temperatures."""
+    survival = rounds.survival(temperatures).T.contiguous()
+    return tuple(_reliability(a, hit) for a, hit in zip(survival, rounds.survived.T, strict=True))
+
+
+def _reliability(survival: torch.Tensor, survived: torch.Tensor) -> Reliability:
+    sizes = _sums_by_bin(survival, torch.ones_like(survival))
+    means = _sums_by_bin(survival, survival) / sizes
+    shares = _sums_by_bin(survival, survived.to(survival.dtype)) / sizes
+    columns = zip(sizes.tolist(), means.tolist(), shares.tolist(), strict=True)
+    return Reliability(
+        ece=float(expected_calibration_error(survival, survived)),
+        noise=float(expected_noise(survival)),
+        auc=ranking_quality(survival, survived),
+        bins=tuple(Bin(int(size), mean, share) for size, mean, share in columns if size),
+    )
+
+
+def ranking_quality(survival: torch.Tensor, survived: torch.Tensor) -> float | None:
+    """ROC-AUC: how often a kept draft was given more than a refused one; ties count half."""
+    num_kept = int(survived.sum())
+    num_pairs = num_kept * (len(survived) - num_kept)
+    if not num_pairs:
+        return None
+    _, place, sizes = survival.unique(return_inverse=True, return_counts=True)
+    ranks = sizes.cumsum(0) - (sizes - 1) / 2  # from 1, the mean one of equals
+    return (float(ranks[place][survived].sum()) - num_kept * (num_kept + 1) / 2) / num_pairs

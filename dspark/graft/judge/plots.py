@@ -1,0 +1,109 @@
+"""A grafting as pictures: OUT/plots/*.png from OUT/training/metrics.jsonl. Needs matplotlib."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dspark.checkpoints.files import replacing
+from dspark.errors import InputError, StorageError
+from dspark.extras import install_command
+from dspark.graft.train.metrics import Line, of_kind, read_metrics
+
+Axes = Any  # matplotlib's
+PARTS = (("cross_entropy", "cross-entropy"), ("l1", "L1 distance"), ("confidence", "confidence"))
+TRAINED: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.5}
+HELD_OUT: dict[str, Any] = {"marker": "o", "markersize": 3}
+
+
+def draw_run(out: Path) -> list[Path]:
+    """Raises InputError where matplotlib is missing or there is nothing to draw."""
+    lines = _read(out / "training" / "metrics.jsonl")
+    drawn = [
+        _save(out / "plots" / "loss.png", lambda axes: _loss(axes, lines), "step", "loss"),
+        _save(out / "plots" / "tau.png", lambda axes: _tau(axes, lines), "step", "expected τ"),
+        _save(
+            out / "plots" / "acceptance.png",
+            lambda axes: _acceptance(axes, lines),
+            "step",
+            "held-out acceptance",
+        ),
+    ]
+    calibrations = of_kind(lines, "calibration")
+    if calibrations:
+        drawn.append(
+            _save(
+                out / "plots" / "reliability.png",
+                lambda axes: _reliability(axes, calibrations[-1]),
+                "survival that the head promises",
+                "drafts that survived",
+            )
+        )
+    return drawn
+
+
+def _read(path: Path) -> list[Line]:
+    lines = read_metrics(path)
+    if not of_kind(lines, "step"):
+        raise InputError(f"there is no step in {path} to draw", "Train first.")
+    return lines
+
+
+def _loss(axes: Axes, lines: Sequence[Line]) -> None:
+    for number, (key, name) in enumerate(PARTS):
+        _trained_and_held_out(axes, lines, key, name, f"C{number}")
+
+
+def _tau(axes: Axes, lines: Sequence[Line]) -> None:
+    _trained_and_held_out(axes, lines, "tau", "τ at temperature 1", "C0")
+
+
+def _trained_and_held_out(
+    axes: Axes, lines: Sequence[Line], key: str, name: str, colour: str
+) -> None:
+    for kind, label, style in (
+        ("step", f"{name}, trained on", TRAINED),
+        ("held_out", f"{name}, held out", HELD_OUT),
+    ):
+        chosen = [line for line in of_kind(lines, kind) if key in line]
+        steps = [line["step"] for line in chosen]
+        axes.plot(steps, [line[key] for line in chosen], color=colour, label=label, **style)
+
+
+def _acceptance(axes: Axes, lines: Sequence[Line]) -> None:
+    chosen = of_kind(lines, "held_out")
+    steps = [line["step"] for line in chosen]
+    rates = zip(*(line["acceptance_by_position"] for line in chosen), strict=True)
+    for slot, slot_rates in enumerate(rates, start=1):
+        axes.plot(steps, slot_rates, label=f"position {slot}", **HELD_OUT)
+
+
+def _reliability(axes: Axes, calibration: Line) -> None:
+    """Dotted before the temperatures, solid with them; a head that knows itself is on the grey."""
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
+    for when, style in (("before", ":"), ("after", "-")):
+        for slot, figures in enumerate(calibration[when]):
+            bins = figures["bins"]
+            promised = [b["survival"] for b in bins]
+            survived = [b["accepted"] for b in bins]
+            label = f"position {slot + 1}, ECE {figures['ece']:.1%} {when}"
+            axes.plot(promised, survived, style, color=f"C{slot}", marker=".", label=label)
+
+
+def _save(path: Path, draw: Callable[[Axes], None], across: str, upward: str) -> Path:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError(
+            "no plots were drawn: matplotlib is missing", "Install it: " + install_command("plots")
+        ) from error
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot(xlabel=across, ylabel=upward)
+    draw(axes)
+    axes.legend(fontsize="small")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            figure.savefig(partial, format="png", dpi=120)
+    except OSError as error:
+        raise StorageError(f"could not write {path} ({error})", "Free some space.") from error
+    return path

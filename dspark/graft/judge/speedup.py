@@ -1,0 +1,178 @@
+"""Whether a trained head is worth using: measured on held-out prompts, on this machine.
+
+The figures lie in OUT/measured.json, apart from config.json: they are of a machine as much as of
+the head.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+from dspark.bench.config import BenchConfig
+from dspark.bench.document import report_document, write_document
+from dspark.bench.prompts import BenchPrompt
+from dspark.bench.report import BenchReport
+from dspark.bench.runner import run_bench
+from dspark.config import EngineConfig, RuntimeConfig
+from dspark.engine.session import Session, open_session
+from dspark.errors import StorageError
+from dspark.graft.data.answer_file import Answer
+from dspark.graft.data.corpus import CorpusProgress
+from dspark.graft.judge.acceptance import Evaluation
+from dspark.graft.train.metrics import of_kind, read_metrics
+from dspark.hub.catalog.pairs import PairFiles
+from dspark.plural import counted
+
+MEASUREMENT = BenchConfig(trials=3, max_tokens=64)
+MEASURED_PROMPTS = 8
+WORTH_USING = 1.1  # × plain decoding; below that it is not felt, and the head costs memory
+LEARNED_BY_HEART = 1.25  # times the drafts kept of held-out answers
+RECENT_STEPS = 20
+UNKNOWN_ORIGIN = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    is_worth_using: bool
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Speedup:
+    """`own` and `released` are this head and the base's released one on the same prompts."""
+
+    report: BenchReport
+    own: Evaluation
+    released: Evaluation | None
+    verdict: Verdict
+
+
+def measure_head(
+    files: PairFiles,
+    prompts: Sequence[BenchPrompt],
+    own: Evaluation,
+    released: Evaluation | None,
+    bench: BenchConfig,
+    runtime: RuntimeConfig,
+    command: str,
+) -> Iterator[CorpusProgress | Speedup]:
+    """Plain decoding and the head in turns; the last item is kept in the head's folder, too."""
+    assert files.draft is not None
+    engine = EngineConfig()
+    *_, session = open_session(files, runtime, engine)
+    assert isinstance(session, Session)
+    try:
+        for item in run_bench(session, prompts, bench):
+            if not isinstance(item, BenchReport):
+                yield CorpusProgress("measuring the speed-up", item.done, item.total)
+                continue
+            verdict = judge_speed(item, _advice(files.draft / "training" / "metrics.jsonl"))
+            measured = Speedup(item, own, released, verdict)
+            document = report_document(item, bench, engine, files.name, session.runtime, command)
+            _write(files.draft / MEASURED, document | _conclusion(measured))
+            yield measured
+    finally:
+        session.close()
+
+
+def choose_prompts(
+    held_out: Sequence[Answer], origins: Mapping[str, str], limit: int = MEASURED_PROMPTS
+) -> list[BenchPrompt]:
+    """As many of each origin as there are."""
+    by_origin: dict[str, list[BenchPrompt]] = {}
+    for answer in held_out:
+        origin = origins.get(answer.prompt, UNKNOWN_ORIGIN)
+        by_origin.setdefault(origin, []).append(BenchPrompt(origin, answer.prompt_ids))
+    in_turns = chain.from_iterable(zip_longest(*by_origin.values()))
+    return [prompt for prompt in in_turns if prompt is not None][:limit]
+
+
+def judge_speed(report: BenchReport, advice: str) -> Verdict:
+    """`advice` is what to do about a head that does not pay."""
+    if report.is_identical is False:
+        return Verdict(
+            False,
+            "Look into it before you use it: the output differs from plain decoding on "
+            f"{report.differing_prompts} of {counted(report.prompts, 'prompt')}.",
+        )
+    speedup = report.speedup
+    figures = (
+        f"{speedup.median:.2f} × plain decoding on this machine ({speedup.low:.2f} to "
+        f"{speedup.high:.2f} in {counted(len(speedup.trials), 'trial')} of "
+        f"{counted(report.prompts, 'held-out prompt')}; "
+        f"from {WORTH_USING:.2f} × on it pays)"
+    )
+    kinds = _kinds(report)
+    if speedup.low >= WORTH_USING:
+        return Verdict(True, f"Worth using: {figures}{kinds}.")
+    if speedup.median >= WORTH_USING:
+        return Verdict(True, f"Worth using, if by little: {figures}{kinds}.")
+    return Verdict(False, f"Not worth using yet: {figures}{kinds}; {advice}.")
+
+
+def _kinds(report: BenchReport) -> str:
+    ordered = sorted(report.categories, key=lambda each: each.speedup)
+    if len(ordered) < 2:
+        return ""
+    least, most = ordered[0], ordered[-1]
+    return (
+        f", most on {most.category} ({most.speedup:.2f} ×), "
+        f"least on {least.category} ({least.speedup:.2f} ×)"
+    )
+
+
+def _advice(metrics: Path) -> str:
+    lines = read_metrics(metrics)
+    steps, validations = of_kind(lines, "step")[-RECENT_STEPS:], of_kind(lines, "held_out")
+    if not steps or not validations:
+        return "give it more answers and more --steps"
+    trained, held_out = sum(line["tau"] for line in steps) / len(steps), validations[-1]["tau"]
+    if trained - 1.0 > LEARNED_BY_HEART * (held_out - 1.0):
+        return (
+            f"it expects τ {trained:.2f} on answers that it was trained on and {held_out:.2f} on "
+            "others, so give it more answers"
+        )
+    return f"it expects τ {held_out:.2f} on new answers as on its own: more --steps or --layers"
+
+
+def _conclusion(measured: Speedup) -> dict[str, Any]:
+    released = measured.released
+    return {
+        "held_out": _figures(measured.own),
+        "released": None if released is None else _figures(released),
+        "is_worth_using": measured.verdict.is_worth_using,
+        "verdict": measured.verdict.sentence,
+    }
+
+
+def _figures(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "prompts": evaluation.prompts,
+        "rounds": evaluation.rounds,
+        "tau": evaluation.tau,
+        "acceptance_by_position": list(evaluation.acceptance_by_position),
+    }
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    try:
+        write_document(path, document)
+    except OSError as error:
+        raise StorageError(
+            f"could not write {path} ({error})", "Free some space and run the same command again."
+        ) from error
+
+
+MEASURED = "measured.json"
+
+
+def read_measured(head: Path) -> dict[str, Any] | None:
+    """None where nothing was measured, or where the file is not whole."""
+    try:
+        document = json.loads((head / MEASURED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None

@@ -1,0 +1,124 @@
+"""The frozen target as training sees it: taps and final hidden states of whole sequences."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from dspark.drafters.vocabulary import soft_cap
+from dspark.errors import InputError
+from dspark.graft.target.tap_cache import TapCache, identity
+from dspark.targets.hf import decoder_layers, input_embeddings
+from dspark.targets.hf_model import read_hf_model
+
+LOGIT_TOLERANCE = 0.05  # far above bf16's rounding, far below a scale or a bias
+
+
+class TargetView(NamedTuple):
+    """taps [S, T * H]; hidden [S, H] after the final norm, whose product with the output head
+    gives the logits, before a soft-cap."""
+
+    taps: torch.Tensor
+    hidden: torch.Tensor
+
+
+class FrozenTarget:
+    """Hooks on the tapped layers only; whole sequences, no cache of keys."""
+
+    def __init__(self, model: Any, memory_bytes: int = 0) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.config = model.config.get_text_config()
+        self.embedding = input_embeddings(model)
+        self.output_head: torch.Tensor = model.get_output_embeddings().weight
+        self.softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
+        self.layers = decoder_layers(model)
+        _check_logits(self)
+        self.tap_layers: tuple[int, ...] = ()
+        self.cache: TapCache | None = None
+        self._seen: dict[int, torch.Tensor] = {}
+        self._kept: dict[tuple[int, ...], TargetView] = {}
+        self._bytes_left = memory_bytes
+
+    def tap(self, layers: Sequence[int]) -> None:
+        """Which layers to hook, -1 being the embeddings. Once."""
+        self.tap_layers = tuple(layers)
+        for index in layers:
+            module = self.layers[index] if index >= 0 else self.model.get_input_embeddings()
+            module.register_forward_hook(self._record(index))
+
+    def _record(self, index: int) -> Callable[..., None]:
+        def hook(_module: Any, _args: Any, output: Any) -> None:
+            self._seen[index] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    def view(self, token_ids: tuple[int, ...]) -> TargetView:
+        """One sequence, from memory if it was seen before and fitted there, else from the cache.
+
+        Rounded to bf16 either way, so that a run depends neither on its memory nor on its disk.
+        """
+        kept = self._kept.get(token_ids)
+        if kept is None:
+            kept = self._cached(token_ids)
+            size = sum(tensor.nbytes for tensor in kept)
+            if size <= self._bytes_left:
+                self._bytes_left -= size
+                self._kept[token_ids] = kept
+        return TargetView(kept.taps.float(), kept.hidden.float())
+
+    def keep_on_disk(
+        self,
+        folder: Path,
+        directory: Path,
+        sequences: Iterable[tuple[int, ...]],
+        reserve_bytes: int = 0,
+    ) -> str:
+        """Views are kept in `folder` from now on, where those of all `sequences` have to fit.
+
+        `directory` is the target's own. Says how much is to be written.
+        """
+        facts = (self.tap_layers, self.embedding.device.type, str(self.model.dtype))
+        self.cache = TapCache(folder, identity(directory, *facts), reserve_bytes)
+        width = (len(self.tap_layers) + 1) * self.config.hidden_size
+        return self.cache.require_room(sequences, width * torch.bfloat16.itemsize)
+
+    def _cached(self, token_ids: tuple[int, ...]) -> TargetView:
+        if self.cache is None:
+            return self._forward(token_ids)
+        found = self.cache.read(token_ids)
+        if found is not None:
+            return TargetView(**{k: t.to(self.embedding.device) for k, t in found.items()})
+        view = self._forward(token_ids)
+        self.cache.write(token_ids, view._asdict())
+        return view
+
+    @torch.no_grad()
+    def _forward(self, token_ids: tuple[int, ...]) -> TargetView:
+        ids = torch.tensor([token_ids], device=self.embedding.device)
+        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        taps = torch.cat([self._seen[index][0] for index in self.tap_layers], dim=-1)
+        self._seen.clear()
+        return TargetView(taps.bfloat16(), hidden.bfloat16())
+
+
+def load_frozen(
+    directory: Path, *, device: torch.device, dtype: torch.dtype, memory_bytes: int = 0
+) -> FrozenTarget:
+    """Raises CheckpointError where transformers cannot load the directory."""
+    return FrozenTarget(read_hf_model(directory, device=device, dtype=dtype), memory_bytes)
+
+
+@torch.no_grad()
+def _check_logits(target: FrozenTarget) -> None:
+    """Raises InputError for a model that makes its logits in a way that training does not know."""
+    ids = torch.arange(2, device=target.embedding.device).unsqueeze(0)
+    wanted = target.model(input_ids=ids, use_cache=False).logits[0].float()
+    hidden = target.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+    made = soft_cap(hidden.float() @ target.output_head.float().t(), target.softcap)
+    error = (made - wanted).abs().max() / wanted.abs().max().clamp_min(1e-6)
+    if error > LOGIT_TOLERANCE:
+        raise InputError(
+            f"the logits of {type(target.model).__name__} are not its output head's product",
+            "A model that scales or shifts its logits cannot be trained for yet.",
+        )

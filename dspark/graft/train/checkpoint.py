@@ -1,0 +1,54 @@
+"""Training state on disk: everything that the next step depends on, replaced in one move."""
+
+import pickle
+from pathlib import Path
+
+import torch
+
+from dspark.checkpoints.files import replacing
+from dspark.errors import CheckpointError, InputError, StorageError
+from dspark.graft.train.trainer import Trainer
+
+
+def save(path: Path, trainer: Trainer, identity: str) -> None:
+    """`identity` names the run's settings and data; only the same run goes on from here.
+
+    Every process of a run comes here, the first one writes.
+    """
+    state = {
+        "identity": identity,
+        "step": trainer.step_index,
+        "tokens": trainer.tokens_seen,
+        "head": trainer.weights(),
+        "optimizer": trainer.ranks.whole(trainer.optimizer.state_dict()),
+    }
+    if trainer.ranks.index:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
+    except (OSError, RuntimeError) as error:
+        raise StorageError(
+            f"the training state could not be written to {path} ({str(error).splitlines()[0]})",
+            "Free some space and run the same command again; it goes on from the last checkpoint.",
+        ) from error
+
+
+def load(path: Path, trainer: Trainer, identity: str) -> None:
+    """Put the trainer where it was. Raises InputError for another run's state."""
+    try:
+        state = torch.load(path, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path} is not a training state ({error})", "Start over with --no-resume."
+        ) from error
+    if state["identity"] != identity:
+        raise InputError(
+            f"{path} belongs to a run with other settings or data",
+            "Start over with --no-resume, or give another --out.",
+        )
+    trainer.head.load_state_dict(state["head"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.step_index = state["step"]
+    trainer.tokens_seen = state["tokens"]

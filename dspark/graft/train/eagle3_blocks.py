@@ -1,0 +1,57 @@
+"""Training blocks of an Eagle3 head: drafted token after token, as in decoding.
+
+The row of place i is made of the feature of token i and the embedding of token i + 1. What the
+head sees of the tokens before an anchor are such rows; after it, its own hidden states take the
+features' place (training-time test).
+"""
+
+import torch
+
+from dspark.drafters.eagle3 import Eagle3Head
+from dspark.graft.train.blocks import Blocks, attend_blocks
+from dspark_kernels import RotaryTable
+
+
+def unrolled_hidden(
+    head: Eagle3Head,
+    rotary: RotaryTable,
+    embedding: torch.Tensor,
+    taps: torch.Tensor,
+    blocks: Blocks,
+) -> torch.Tensor:
+    """Hidden states [A, K, H] of every slot, after the head's final norm; teacher-forced.
+
+    Slot k sees the rows before the anchor, and those of slots 1 to k of its own block.
+    """
+    layer, last = head.layer, int(blocks.anchors[-1])
+    features = head.fc(taps[:last])
+    followers = embedding[blocks.token_ids[1 : last + 1]].to(taps.dtype)
+    places = torch.arange(last, device=taps.device)
+    context = layer.self_attn.keys_values(
+        head.inputs(followers, features), *rotary.at(places, last)
+    )
+    visible = places < blocks.anchors.unsqueeze(1)  # [A, last], the row of slot 0 among them
+    hidden = features[blocks.anchors - 1]
+    own: list[tuple[torch.Tensor, torch.Tensor]] = []
+    drafted = []
+    for k in range(blocks.block_size):
+        x = head.inputs(embedding[blocks.previous[:, k]].to(taps.dtype), hidden)
+        turn = rotary.at(blocks.anchors - 1 + k, last + blocks.block_size)
+        if k:
+            own.append(layer.self_attn.keys_values(x, *turn))
+        query = layer.self_attn.queries(x, *turn).unsqueeze(1)  # [A, 1, heads, D]
+        attended = attend_blocks(layer.self_attn, query, context, _stacked(own, context), visible)
+        hidden = layer.finish(hidden, attended)
+        drafted.append(hidden)
+    out: torch.Tensor = head.norm(torch.stack(drafted, dim=1))
+    return out
+
+
+def _stacked(
+    own: list[tuple[torch.Tensor, torch.Tensor]], like: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """k pairs of [A, kv, D] -> two [A * k, kv, D]."""
+    if not own:
+        return like[0][:0], like[1][:0]
+    keys, values = zip(*own, strict=True)
+    return torch.stack(keys, dim=1).flatten(0, 1), torch.stack(values, dim=1).flatten(0, 1)

@@ -1,0 +1,116 @@
+"""The loss of a batch, or of a part of it, as one module that several devices may share.
+
+Everything that needs the head's weights happens in `forward`: who wraps the module sees it all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dspark.config import GraftConfig
+from dspark.graft.data.answer_file import Answer
+from dspark.graft.target.frozen_target import FrozenTarget
+from dspark.graft.train.algorithm import DraftHead, algorithm_of
+from dspark.graft.train.blocks import Blocks, sample_blocks
+from dspark.graft.train.loss import LossWeights, OutputHead, distribution_loss
+from dspark.graft.train.supervised_rows import Rows, join, row_sums
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A sequence with the blocks that are trained in it."""
+
+    answer: Answer
+    blocks: Blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some sequences of a batch; total_weight and tokens (the loss vocabulary) are the batch's."""
+
+    sequences: Sequence[Sampled]
+    total_weight: float
+    tokens: torch.Tensor | None
+
+
+class Objective(nn.Module):
+    """The loss that the parts of a batch add up to, and the sums that a report is made of."""
+
+    def __init__(self, head: DraftHead, target: FrozenTarget, config: GraftConfig) -> None:
+        super().__init__()
+        self.head, self.target, self.config = head, target, config
+        self.algorithm = algorithm_of(head, target.embedding)
+        markov = self.algorithm.markov_head
+        rank = 0 if markov is None else markov.rank
+        self._output_head = OutputHead(target.output_head.float(), rank, target.softcap)
+
+    def sample(self, batch: Sequence[Answer], generator: torch.Generator) -> list[Sampled]:
+        """The same blocks for a batch, however it is then divided."""
+        device, size = self.target.embedding.device, self.head.config.block_size
+        return [
+            Sampled(
+                answer,
+                sample_blocks(
+                    torch.tensor(answer.token_ids, device=device),
+                    len(answer.prompt_ids),
+                    self.config.anchors,
+                    size,
+                    generator,
+                ),
+            )
+            for answer in batch
+        ]
+
+    def total_weight(self, batch: Sequence[Sampled]) -> float:
+        """Of all supervised slots, by which the loss is divided."""
+        counts = torch.stack([each.blocks.supervised.sum(dim=0) for each in batch]).sum(dim=0)
+        slots = torch.arange(len(counts), device=counts.device)
+        return float((counts * self._decay(slots)).sum(dtype=torch.float64))
+
+    def forward(self, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
+        """The part's share of the batch's loss, and its sums (rows.row_sums)."""
+        rows = join([self._rows(each) for each in part.sequences])
+        weights = self._decay(rows.slots) / part.total_weight
+        tokens = None if part.tokens is None else part.tokens.to(rows.labels.device)
+        markov = self.algorithm.markov_head
+        w2 = None if markov is None else markov.markov_w2.weight
+        head, labels = self._output_head, rows.labels
+        if tokens is not None:
+            head, labels = head.restricted(tokens), torch.searchsorted(tokens, labels)
+            w2 = None if w2 is None else w2[tokens]
+        if w2 is not None:
+            head.load_markov(w2)
+        c = self.config
+        loss, terms = distribution_loss(
+            rows.hidden,
+            rows.features,
+            w2,
+            rows.target_hidden,
+            rows.target_rows,
+            labels,
+            weights,
+            head,
+            LossWeights(c.cross_entropy_weight, c.l1_weight, c.distillation_weight),
+            c.chunk_rows,
+        )
+        surprise = loss.new_zeros(())
+        if rows.confidence is not None:
+            surprise = F.binary_cross_entropy_with_logits(
+                rows.confidence, terms.accept_rate, weights, reduction="sum"
+            )
+            loss = loss + c.confidence_weight * surprise
+        losses = torch.stack([loss.detach(), surprise.detach()])
+        return loss, row_sums(rows, terms, weights, losses, self.head.config.block_size)
+
+    def _decay(self, slots: torch.Tensor) -> torch.Tensor:
+        return torch.exp(-slots / self.config.position_decay)
+
+    def _rows(self, sampled: Sampled) -> Rows:
+        """Precision is the head's alone: the target's taps do not depend on it."""
+        view = self.target.view(sampled.answer.token_ids)
+        is_half = self.config.precision == "bfloat16"
+        with torch.autocast(view.taps.device.type, torch.bfloat16, enabled=is_half):
+            return self.algorithm.rows(view, sampled.blocks)

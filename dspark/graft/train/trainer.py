@@ -1,0 +1,188 @@
+"""Training of a head: batches of sequences, one optimizer step each, resumable to the bit.
+
+Order of sequences and anchors follow from the seed and the step alone, so that a checkpoint needs
+no generator states.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from dspark.config import GraftConfig
+from dspark.graft.data.answer_file import Answer
+from dspark.graft.target.frozen_target import FrozenTarget
+from dspark.graft.train.algorithm import DraftHead
+from dspark.graft.train.distributed import (
+    Ranks,
+    Shared,
+    SingleProcess,
+    check_shares,
+)
+from dspark.graft.train.loss_vocabulary import LossVocabulary
+from dspark.graft.train.objective import Objective, Part
+from dspark.graft.train.seeds import generator_of
+from dspark.graft.train.supervised_rows import figures
+
+ALONE = SingleProcess()
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """Means over the supervised slots of one step. tau is expected at temperature 1."""
+
+    step: int
+    loss: float
+    cross_entropy: float
+    l1: float
+    confidence: float
+    tau: float
+    acceptance_by_position: tuple[float, ...]
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    slots: int
+    seconds: float
+    distillation: float = 0.0
+
+
+class Trainer:
+    """Owns head and optimizer; the target stays as it is."""
+
+    def __init__(
+        self,
+        head: DraftHead,
+        target: FrozenTarget,
+        answers: Sequence[Answer],
+        config: GraftConfig,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.head, self.target, self.config, self.ranks = head, target, config, ranks
+        self.answers = trainable(answers, config.length)
+        self.step_index = 0
+        self.tokens_seen = 0
+        self.optimizer = torch.optim.AdamW(
+            _parameter_groups(head, config),
+            lr=config.learning_rate,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.objective = Objective(head, target, config)
+        self.algorithm = self.objective.algorithm
+        self._shared: Shared | None = None
+        self.vocabulary = LossVocabulary(self.answers, head.config.vocab_size, config)
+
+    def steps(self) -> Iterator[StepReport]:
+        """One optimizer step each time it is asked, up to config.steps."""
+        while self.step_index < self.config.steps:
+            yield self.step()
+
+    def step(self) -> StepReport:
+        started = time.perf_counter()
+        batch = self._batch(self.step_index)
+        generator = generator_of(self.config.seed, "anchors", self.step_index)
+        rate = learning_rate(self.config, self.step_index)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["share"]
+        self.optimizer.zero_grad(set_to_none=True)
+        sums = self._backward(batch, generator)
+        norm = torch.nn.utils.clip_grad_norm_(self.head.parameters(), self.config.grad_clip)
+        self.optimizer.step()
+        num_tokens = sum(len(answer.token_ids) for answer in batch)
+        self.step_index += 1
+        self.tokens_seen += num_tokens
+        return StepReport(
+            step=self.step_index,
+            learning_rate=rate,
+            grad_norm=float(self.ranks.whole(norm)),
+            tokens=num_tokens,
+            seconds=time.perf_counter() - started,
+            **figures(sums),
+        )
+
+    @torch.no_grad()
+    def validate(self, answers: Sequence[Answer]) -> StepReport:
+        """The same figures on other answers, without a step; the same anchors each time."""
+        started = time.perf_counter()
+        cut = trainable(answers, self.config.length)
+        generator = generator_of(self.config.seed, "validation", 0)
+        sampled = self.objective.sample(cut, generator)
+        _, sums = self.objective(Part(sampled, self.objective.total_weight(sampled), None))
+        return StepReport(
+            step=self.step_index,
+            learning_rate=0.0,
+            grad_norm=0.0,
+            tokens=sum(len(answer.token_ids) for answer in cut),
+            seconds=time.perf_counter() - started,
+            **figures(sums),
+        )
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The whole head's; every process has to ask for them."""
+        whole: dict[str, torch.Tensor] = self.ranks.whole(self.head.state_dict())
+        return whole
+
+    def _batch(self, step: int) -> list[Answer]:
+        """Whole epochs of the data in a new order each."""
+        size = min(self.config.batch_size, len(self.answers))
+        per_epoch = len(self.answers) // size
+        epoch, index = divmod(step, per_epoch)
+        order = torch.randperm(
+            len(self.answers), generator=generator_of(self.config.seed, "order", epoch)
+        )
+        return [self.answers[i] for i in order[index * size : (index + 1) * size].tolist()]
+
+    def _backward(self, batch: Sequence[Answer], generator: torch.Generator) -> torch.Tensor:
+        """Gradients of the batch's loss, part by part; returns its sums."""
+        sampled = self.objective.sample(batch, generator)
+        total = self.objective.total_weight(sampled)
+        tokens = self.vocabulary.at(self.step_index, batch)
+        ranks = self.ranks
+        check_shares(sampled, ranks)
+        if self._shared is None:  # only now, as the weights were put in since
+            self._shared = ranks.share(self.objective, self.optimizer)
+        own = sampled[ranks.index :: ranks.count]
+        size = math.ceil(len(own) / self.config.accumulate)
+        sums = []
+        for start in range(0, len(own), size):
+            is_last = start + size >= len(own)
+            with nullcontext() if is_last else ranks.without_sync(self._shared):
+                loss, part = self._shared(Part(own[start : start + size], total, tokens))
+                (loss * ranks.count).backward()  # of what the processes' mean is taken
+            sums.append(part)
+        return ranks.total(torch.stack(sums).sum(dim=0))
+
+
+def _parameter_groups(head: DraftHead, config: GraftConfig) -> list[dict[str, Any]]:
+    """The Markov tables apart: one row a token, they learn by heart what is seen a few times."""
+    markov = head.markov_head
+    tables = [] if markov is None else [markov.markov_w1.weight, markov.markov_w2.weight]
+    others = [p for p in head.parameters() if all(p is not table for table in tables)]
+    return [
+        {"params": others, "share": 1.0},
+        {"params": tables, "share": config.markov_learning_share},
+    ]
+
+
+def learning_rate(config: GraftConfig, step: int) -> float:
+    """Linear warm-up, then a cosine down to zero."""
+    warmup = max(1, round(config.warmup * config.steps))
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, config.steps - warmup)
+    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def trainable(answers: Sequence[Answer], length: int) -> list[Answer]:
+    """Cut to `length` tokens; only answers in which an anchor and its label still fit."""
+    cut = []
+    for answer in answers:
+        ids = answer.answer_ids[: max(length - len(answer.prompt_ids), 0)]
+        if len(ids) > 1:
+            cut.append(replace(answer, answer_ids=ids))
+    return cut

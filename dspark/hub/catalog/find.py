@@ -1,0 +1,54 @@
+"""From a name to a pair: shipped, the user's own, or the best of a family."""
+
+import difflib
+from pathlib import Path
+
+from dspark.errors import UnknownNameError
+from dspark.hub.catalog import find
+from dspark.hub.catalog.pairs import DEMO, HubRepo, Pair
+from dspark.hub.catalog.released import ALIASES, FAMILIES, RELEASED
+from dspark.hub.catalog.user_pairs import registered_pairs
+
+FILES = (".gguf", ".safetensors", ".json")
+
+
+def known_pairs() -> dict[str, Pair]:
+    """All pairs with a name, the user's own last."""
+    return {**find.PAIRS, **registered_pairs()}
+
+
+def known_pair(name: str) -> Pair | None:
+    return find.find_shipped(name) or registered_pairs().get(name)
+
+
+def find_pair(name: str) -> Pair:
+    """The pair of that name; raises UnknownNameError with the nearest one."""
+    if pair := known_pair(name):
+        return pair
+    if _is_path(name) and not Path(name).expanduser().exists():
+        kind = "file" if Path(name).suffix in FILES else "folder"
+        raise UnknownNameError(f"there is no {kind} {name}", "Check the path.")
+    nearest = difflib.get_close_matches(name.lower(), known_pairs(), n=1, cutoff=0.5)
+    hint = f"Did you mean {nearest[0]}?" if nearest else "See dspark list for the known pairs."
+    raise UnknownNameError(f"no pair is called {name!r}", hint)
+
+
+def _is_path(name: str) -> bool:
+    """Written as nothing but a path is: with a slash at an end, or more slashes than an id has."""
+    is_file = Path(name).suffix in FILES
+    return is_file or name.startswith(("/", ".", "~")) or name.endswith("/") or name.count("/") > 1
+
+
+__all__ = ["FAMILIES", "PAIRS", "find_shipped", "released_heads"]
+
+PAIRS: dict[str, Pair] = {pair.name: pair for pair in (DEMO, *RELEASED)}
+
+
+def find_shipped(name: str) -> Pair | None:
+    """The pair of that name or other name, of those that dspark itself knows."""
+    return PAIRS.get(ALIASES.get(name, name))
+
+
+def released_heads() -> tuple[Pair, ...]:
+    """Every pair whose head can be fetched for a target of the same shape, the best first."""
+    return tuple(pair for pair in PAIRS.values() if isinstance(pair.draft, HubRepo))

@@ -1,0 +1,165 @@
+"""Does a pair fit? What it takes where it would run, against the memory that is there."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dspark.config import RuntimeConfig
+from dspark.errors import CheckpointError, MemoryFullError
+from dspark.hub.catalog.pairs import HubRepo, Pair
+from dspark.hub.memory_needed import (
+    FLOAT,
+    Footprint,
+    Room,
+    brings_own_head,
+    memory_needed,
+    of_folders,
+    of_pair,
+)
+from dspark.hub.store import locate
+
+HALF = 2  # bytes of a number in bfloat16
+NATIVE_FP8_CAPABILITY = (8, 9)  # below it, and on a CPU, transformers de-quantises to bfloat16
+GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of drivers: without one, no need of torch
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Bytes needed and free in one kind of memory."""
+
+    needed: int
+    free: int
+
+    @property
+    def is_enough(self) -> bool:
+        return self.needed <= self.free
+
+
+def free_memory(device: str) -> int:
+    """Free bytes of the GPU that `device` names, otherwise of the machine."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def rooms() -> list[Room]:
+    """What dspark can load a pair into, the default device first, in its default number format."""
+    import psutil
+
+    found = [Room("cpu", int(psutil.virtual_memory().total), FLOAT)]
+    if os.name != "nt" and not any(Path(name).exists() for name in GPU_FILES):
+        return found
+    import torch
+
+    if torch.cuda.is_available():
+        packed = torch.cuda.get_device_capability() >= NATIVE_FP8_CAPABILITY
+        found.insert(0, Room("cuda", int(torch.cuda.mem_get_info()[1]), HALF, packed))
+    return found
+
+
+def room_for(runtime: RuntimeConfig, found: list[Room]) -> Room:
+    """Where the pair would run, in the number format that would be used there."""
+    device = runtime.device.partition(":")[0]
+    room = next((each for each in found if each.device == device), found[0])
+    return room if runtime.dtype == "auto" else replace(room, value_bytes=_bytes(runtime.dtype))
+
+
+def _bytes(dtype: str) -> int:
+    return FLOAT if dtype == "float32" else HALF
+
+
+def settings(found: list[Room]) -> list[tuple[Room, str]]:
+    """The default device and number format first; then two bytes a number, wherever they fit, with
+    the options that ask for it."""
+    halves = [replace(room, value_bytes=HALF) for room in found]
+    asked = [f"--device {room.device} --dtype bfloat16" for room in found]
+    return [(found[0], ""), *zip(halves, asked, strict=True)]
+
+
+def footprint(pair: Pair) -> Footprint | None:
+    """Exact once the pair is in the store, by the registry before; None is not established."""
+    files = locate(pair.name)
+    if files is None or brings_own_head(pair):
+        return of_pair(pair)
+    try:
+        return of_folders(files.target, files.draft)
+    except CheckpointError:  # broken files, which reading them will name
+        return of_pair(pair)
+
+
+def pair_memory(pair: Pair, room: Room | None = None) -> int | None:
+    """Bytes that the pair takes where it would run by default; None is not established."""
+    of = footprint(pair)
+    return None if of is None else memory_needed(of, room or rooms()[0])
+
+
+def pair_fit(pair: Pair, device: str, dtype: str) -> Fit:
+    """As it would run there, against what is free there."""
+    room = room_for(RuntimeConfig(device, "float32" if dtype == "float32" else "bfloat16"), rooms())
+    return Fit(pair_memory(pair, room) or 0, free_memory(device))
+
+
+def check_memory(pair: Pair, runtime: RuntimeConfig | None = None) -> None:
+    """Raises MemoryFullError where the pair cannot run as `runtime` says; None: in no way here."""
+    if (of := footprint(pair)) is not None:
+        check_room(of, pair.name, runtime, _other_ways(pair))
+
+
+def check_room(of: Footprint, name: str, runtime: RuntimeConfig | None, other_ways: str) -> None:
+    """Raises MemoryFullError with the ways out: options with which it fits, then others."""
+    found = rooms()
+    possible = [each for each, _ in settings(found)]
+    asked = possible if runtime is None else [room_for(runtime, found)]
+    if any(memory_needed(of, room) <= room.usable for room in asked):
+        return
+    needed = " or ".join(dict.fromkeys(_told(of, room) for room in asked))
+    there = ", ".join(f"{gigabytes(room.total)} ({room.device})" for room in found)
+    fitting = [options for room, options in settings(found) if _fits(of, room) and options]
+    first = f"Add {fitting[0]}, with which it fits; {other_ways}" if fitting else other_ways
+    raise MemoryFullError(
+        f"{name} needs {needed} of memory; there is {there}", first[:1].upper() + first[1:]
+    )
+
+
+def check_files(name: str, target: Path, draft: Path | None, runtime: RuntimeConfig) -> None:
+    """Raises MemoryFullError for what is on disk and larger than all memory of its device."""
+    of, found = of_folders(target, draft), rooms()
+    room = room_for(runtime, found)
+    if memory_needed(of, room) > room.total:
+        check_room(of, name, runtime, "take a smaller model, or fewer bits.")
+
+
+def _told(of: Footprint, room: Room) -> str:
+    how = room.dtype
+    if of.stored_bytes is not None:
+        how = "FP8" if room.keeps_quantized else "FP8 unpacked"
+    return f"{gigabytes(memory_needed(of, room))} ({room.device}, {how})"
+
+
+def _fits(of: Footprint, room: Room) -> bool:
+    return memory_needed(of, room) <= room.usable
+
+
+def _other_ways(pair: Pair) -> str:
+    ways = ["take a smaller pair (dspark list shows what each needs)"]
+    if _has_other_engine(pair):
+        ways.append(
+            f"or on GPUs that hold it: dspark serve {pair.name} --engine vllm, "
+            "then dspark chat --server URL"
+        )
+    return f"{'; '.join(ways)}; dspark pull {pair.name} --force fetches it all the same."
+
+
+def _has_other_engine(pair: Pair) -> bool:
+    """vLLM runs released DSpark heads; of others that is not established."""
+    head = pair.head
+    is_known = head is not None and head.algorithm == "dspark" and head.block_size is not None
+    return is_known and isinstance(pair.target, HubRepo) and isinstance(pair.draft, HubRepo)
+
+
+def gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB"

@@ -1,0 +1,247 @@
+"""How much memory a pair takes where it runs: one sum, wherever its sizes are known from.
+
+benchmarks/memory_fit.py holds it against what processes were measured to take.
+"""
+
+import math
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dspark.checkpoints.detect import Packaging
+from dspark.checkpoints.model_folder import read_config, read_shapes
+from dspark.checkpoints.target_architectures import DENSE
+from dspark.config import EngineConfig
+from dspark.hub.catalog.pairs import (
+    AssetFolder,
+    HubRepo,
+    Pair,
+    TargetFacts,
+)
+
+USABLE = 0.9  # of a memory; the system and other programs need the rest
+CACHE_TOKENS = 4096  # a long chat; the cache grows with the context
+PROGRAM_BYTES = 480_000_000  # the interpreter, torch, transformers and a tokenizer; measured
+GPU_BYTES = 1_500_000_000  # on a GPU: its context, passes and captured graphs
+MIN_CAPACITY = 256  # tokens that a cache has room for from the start; it doubles
+MAX_ROWS = 64  # of a pass that verifies
+LOGITS = 3  # tensors of so many logits at once: raw, adjusted, probabilities
+FLOAT = 4
+DOUBLES = 2  # rows of an MLP and attention that live at once
+OWN_TABLES = ("embed_tokens.weight", "lm_head.weight")  # of a head: mostly the target's again
+PACKED_BYTE = 17 / 32  # of a number in 4 bits with its scales
+FP4_HEAD = 0.55  # bytes of a number of DeepSeek-V4's own head: experts in 4 bits, the rest not
+UNPACKED_GROWTH = 3.4  # from FP4 experts and FP8 layers to bfloat16, of DeepSeek-V4-Flash
+HEAD_LAYERS = 5  # of the released heads
+TOWERS = re.compile(r"vision|visual|audio|multi_modal|mm_projector")  # which are never loaded
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """All the memory of one device, and the bytes that a number takes there.
+
+    `keeps_quantized`: FP8 weights stay as they are stored; elsewhere they are loaded as bfloat16.
+    """
+
+    device: str
+    total: int
+    value_bytes: int
+    keeps_quantized: bool = False
+
+    @property
+    def usable(self) -> int:
+        return int(self.total * USABLE)
+
+    @property
+    def dtype(self) -> str:
+        return "float32" if self.value_bytes == FLOAT else "bfloat16"
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """A pair in numbers held, not bytes.
+
+    `cache`: of one token, target and head. `stored_bytes`: of FP8 weights where they stay packed.
+    `fixed_bytes`: the same in every format.
+    """
+
+    values: int
+    vocab_size: int = 0
+    hidden_size: int = 0
+    inner_size: int = 0
+    cache: int = 0
+    is_dense: bool = False
+    stored_bytes: int | None = None
+    fixed_bytes: int = 0
+
+    def plus_head(self, values: int, cache: int, fixed_bytes: int = 0) -> "Footprint":
+        return replace(
+            self,
+            values=self.values + values,
+            cache=self.cache + cache,
+            fixed_bytes=self.fixed_bytes + fixed_bytes,
+        )
+
+
+def memory_needed(of: Footprint, room: Room, tokens: int = CACHE_TOKENS) -> int:
+    """Bytes at the highest, with a context of `tokens`: weights, cache, a pass, the program."""
+    held = weight_bytes(of, room) + cache_bytes(of, room, tokens)
+    return held + pass_bytes(of, room) + program_bytes(room)
+
+
+def weight_bytes(of: Footprint, room: Room) -> int:
+    """Once, but for the output head: where products are packed, its plain form stays beside.
+
+    Of a file that transformers maps while it reads it the pages are not counted: the system takes
+    them back when it needs them.
+    """
+    if of.stored_bytes is not None:  # bfloat16 where it is not kept packed, whatever was asked for
+        own = of.stored_bytes if room.keeps_quantized else of.values * 2
+        return own + of.fixed_bytes
+    packs = of.is_dense and room.device == "cpu" and room.value_bytes == FLOAT
+    copy = of.vocab_size * of.hidden_size if packs else 0
+    return (of.values + copy) * room.value_bytes + of.fixed_bytes
+
+
+def cache_bytes(of: Footprint, room: Room, tokens: int = CACHE_TOKENS) -> int:
+    capacity = MIN_CAPACITY
+    while capacity < tokens:
+        capacity *= 2
+    return of.cache * capacity * room.value_bytes
+
+
+def pass_bytes(of: Footprint, room: Room) -> int:
+    """What a pass works on."""
+    rows = EngineConfig().prefill_chunk * (2 * of.inner_size + 4 * of.hidden_size) * DOUBLES
+    logits = LOGITS * FLOAT * MAX_ROWS * of.vocab_size
+    return rows * room.value_bytes + logits
+
+
+def program_bytes(room: Room) -> int:
+    return PROGRAM_BYTES if room.device == "cpu" else GPU_BYTES
+
+
+def of_folders(target: Path, draft: Path | None) -> Footprint:
+    """Exact, from configs and headers."""
+    config = read_config(target)
+    skipped = TOWERS.search if "text_config" in config else lambda name: None
+    shapes = read_shapes(target).items()
+    found = _of_target(config, sum(math.prod(each) for name, each in shapes if not skipped(name)))
+    if draft is None or draft == target:  # a head in the target's own shards is among them
+        return found
+    return found.plus_head(*_head_values(draft, found))
+
+
+def _head_values(draft: Path, target: Footprint) -> tuple[int, int]:
+    """Numbers held of a head, and those that a token leaves in its cache."""
+    folder = draft if (draft / "config.json").is_file() else draft / "dspark"
+    config, shapes = read_config(folder), read_shapes(folder)
+    table = (target.vocab_size, target.hidden_size)
+    values = sum(
+        math.prod(shape)
+        for name, shape in shapes.items()
+        if not (name.removeprefix("model.") in OWN_TABLES and shape == table)
+    )
+    extra = folder / "draft_vocabulary.safetensors"
+    if extra.is_file():  # the rows that are drafted from, once more and packed
+        rank = int(config.get("markov_rank") or 0)
+        fixed = sum(math.prod(shape) for shape in read_shapes(folder, extra.name).values())
+        values += fixed * (target.hidden_size + rank)
+    return values, cache_values(config)
+
+
+def of_listing(config: dict[str, Any], num_bytes: int, *, is_whole_v4: bool) -> Footprint:
+    """Of a target that is not here yet: its config, and the bytes of its weights."""
+    values = stored_values(config, num_bytes)
+    if not is_whole_v4:
+        return _of_target(config, values)
+    found = _of_target(config, int(num_bytes * UNPACKED_GROWTH / 2))
+    return Footprint(found.values, cache=found.cache, stored_bytes=num_bytes)
+
+
+def stored_values(config: dict[str, Any], num_bytes: int) -> int:
+    """How many numbers lie in so many bytes."""
+    quantization = config.get("quantization_config")
+    if isinstance(quantization, dict):
+        method = quantization.get("quant_method")
+        return int(num_bytes / (1.0 if method in ("fp8", "compressed-tensors") else PACKED_BYTE))
+    text = config.get("text_config", config)
+    dtype = config.get("dtype") or config.get("torch_dtype") or text.get("dtype")
+    return num_bytes // (FLOAT if dtype == "float32" else 2)
+
+
+def of_pair(pair: Pair) -> Footprint | None:
+    """By the registry; None where the size is not established."""
+    if pair.target_num_bytes is None:
+        return None
+    values = pair.num_parameters or pair.target_num_bytes // 2
+    if brings_own_head(pair):
+        head = pair.head.num_parameters if pair.head else None
+        # as stored, the head is among the target's bytes; else beside what the target unpacks to
+        beside = 0 if head is None else int(head * FP4_HEAD / 2)
+        return Footprint(values + beside, stored_bytes=pair.target_num_bytes)
+    facts = pair.facts or TargetFacts("", 0, 0, 0)
+    width = facts.kv_width or facts.hidden_size // 4  # not established: a fourth, as is common
+    found = Footprint(
+        values,
+        facts.vocab_size,
+        facts.hidden_size,
+        4 * facts.hidden_size,
+        2 * facts.num_layers * width,
+        facts.model_type in DENSE,
+    )
+    return found.plus_head(*_registered_head(pair, found))
+
+
+def _registered_head(pair: Pair, target: Footprint) -> tuple[int, int]:
+    if pair.head is None:
+        return 0, 0
+    if isinstance(pair.draft, AssetFolder):
+        return _head_values(pair.draft.path, target)
+    num_bytes = pair.draft.num_bytes if isinstance(pair.draft, HubRepo) else None
+    values = pair.head.num_parameters or (num_bytes or 0) // 2
+    tables = 2 * target.vocab_size * target.hidden_size
+    repeats = pair.head.packaging is Packaging.DEEPSPEC and values > tables
+    layers = (pair.facts.num_layers if pair.facts else 0) or 1
+    return values - tables * repeats, target.cache * HEAD_LAYERS // layers
+
+
+def brings_own_head(pair: Pair) -> bool:
+    return isinstance(pair.draft, HubRepo) and pair.draft.tensor_prefix is not None
+
+
+def _of_target(config: dict[str, Any], values: int) -> Footprint:
+    text = config.get("text_config", config)
+
+    def size(*names: str) -> int:
+        found = next((text[name] for name in names if isinstance(text.get(name), int)), 0)
+        return max(0, int(found))
+
+    return Footprint(
+        values,
+        size("vocab_size"),
+        size("hidden_size", "n_embd", "d_model"),
+        size("intermediate_size", "n_inner", "ffn_dim"),
+        cache_values(config),
+        is_dense(config),
+    )
+
+
+def is_dense(config: dict[str, Any]) -> bool:
+    """Whether our own forward runs it, as far as the family tells."""
+    window = config.get("model_type") == "mistral" and config.get("sliding_window") is not None
+    slides = "sliding_attention" in (config.get("layer_types") or ())
+    return config.get("model_type") in DENSE and not window and not slides
+
+
+def cache_values(config: dict[str, Any]) -> int:
+    """Numbers that one token leaves in the cache; 0 for a config without the usual keys."""
+    config = config.get("text_config", config)
+    try:
+        num_heads = config["num_attention_heads"]
+        num_kv_heads = config.get("num_key_value_heads") or num_heads
+        head_dim = config.get("head_dim") or config["hidden_size"] // num_heads
+        return 2 * int(config["num_hidden_layers"]) * int(num_kv_heads) * int(head_dim)
+    except (KeyError, TypeError, ValueError, ArithmeticError):
+        return 0

@@ -1,0 +1,62 @@
+"""A GGUF of the user's own as a target: converted once into the store, then found there."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock
+from safetensors import SafetensorError
+
+from dspark.errors import StorageError
+from dspark.events import FetchProgress
+from dspark.hub.paths import home
+
+SUFFIX = ".gguf"
+READING = 2  # counts up when the same file is converted into other files
+
+
+def gguf_file(name: str) -> Path | None:
+    """The file that a name means, if it means one."""
+    path = Path(name).expanduser()
+    return path.resolve() if path.suffix == SUFFIX and path.is_file() else None
+
+
+def converted_folder(path: Path) -> Path | None:
+    """The folder that was made of the file as it is now."""
+    folder = _folder(path)
+    return folder if folder.is_dir() else None
+
+
+def convert_file(path: Path) -> Iterator[FetchProgress]:
+    """Makes `converted_folder` succeed; the folder appears once it is whole."""
+    from dspark.checkpoints.gguf import convert_gguf  # brings torch
+
+    folder = _folder(path)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock"), thread_local=False):
+            if folder.is_dir():
+                return
+            workshop = folder.with_suffix(".unfinished")
+            shutil.rmtree(workshop, ignore_errors=True)
+            workshop.mkdir()
+            try:
+                yield from convert_gguf(path, workshop)
+                os.rename(workshop, folder)
+            finally:
+                shutil.rmtree(workshop, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(
+            f"{path.name} could not be converted into {folder.parent} ({error})",
+            "Free some space, or set DSPARK_HOME to a folder on another disk.",
+        ) from error
+
+
+def _folder(path: Path) -> Path:
+    """A file that changes is another file, and so is one that was read in another way."""
+    facts = path.stat()
+    identity = f"{path} {facts.st_size} {facts.st_mtime_ns} {READING}"
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
+    return home() / "gguf" / f"{path.stem.replace('.', '_')}-{digest}"

@@ -1,0 +1,200 @@
+"""Where the layers of a model keep keys and values, and how the rows of a pass attend to them.
+
+Two ways with one face: pooled, which is quickest for torch on a CPU, and paged, on which the Triton
+kernels and captured graphs work.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.bias import causal_lower_right
+
+from dspark.kvcache.page_pool import PagedPool, page_rows
+from dspark.kvcache.pooled_attention import PooledAttention
+from dspark.kvcache.row_pool import KVPool, KVSlot, RowPlan
+from dspark_kernels.backend import choose_backend
+from dspark_kernels.norm import rms_norm
+from dspark_kernels.norm_rope_write import HeadNorms, norm_rope_write
+from dspark_kernels.paged_attention import paged_attention
+from dspark_kernels.paged_cache import PAGE, PagedRows, gather_request
+from dspark_kernels.rope import RotaryTable, apply_rope
+
+MAX_VERIFY_ROWS = 64  # of one request; what has more is a chunk of a prompt
+
+
+class HeadShape(NamedTuple):
+    """Sizes of the attention of every layer."""
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+
+
+class CachePass(Protocol):
+    """The new rows of one pass, in any layer."""
+
+    def __call__(self, layer: int, heads: torch.Tensor, norms: HeadNorms | None) -> torch.Tensor:
+        """heads [N, heads + 2 kv_heads, D] as projected -> attended [N, heads * D]; keys and values
+        stay in the cache."""
+        ...
+
+    def write(self, layer: int, heads: torch.Tensor, norms: HeadNorms | None) -> None:
+        """heads [N, 2 kv_heads, D]: keys and values alone."""
+        ...
+
+
+class Cache(Protocol):
+    def open(self) -> KVSlot: ...
+
+    def at(self, slots: Sequence[KVSlot], sizes: Sequence[int], *, causal: bool) -> CachePass:
+        """A pass over the next rows of these requests."""
+        ...
+
+
+def make_cache(
+    shape: HeadShape, rotary: RotaryTable, device: torch.device, dtype: torch.dtype
+) -> "PooledCache | PagedCache":
+    """Paged where Triton runs."""
+    kind = PagedCache if choose_backend(device).name == "triton" else PooledCache
+    return kind(shape, rotary, device, dtype)
+
+
+class PooledCache:
+    """One stretch of rows for each request, in plain torch."""
+
+    def __init__(
+        self, shape: HeadShape, rotary: RotaryTable, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.shape, self._rotary, self._device = shape, rotary, device
+        sizes = (shape.num_layers, shape.num_kv_heads, shape.head_dim)
+        self._pool = KVPool(*sizes, device, dtype)
+
+    def open(self) -> KVSlot:
+        return self._pool.open()
+
+    def at(self, slots: Sequence[KVSlot], sizes: Sequence[int], *, causal: bool) -> "PooledPass":
+        plan = RowPlan(slots, sizes, causal=causal)
+        attend = PooledAttention(self._pool, plan, self.shape.scale)
+        rotary = self._rotary.at(plan.positions.to(self._device), plan.end - 1)
+        return PooledPass(attend, rotary, self.shape)
+
+
+class PooledPass:
+    def __init__(
+        self, attend: PooledAttention, rotary: tuple[torch.Tensor, torch.Tensor], shape: HeadShape
+    ) -> None:
+        self._attend, self._rotary, self._shape = attend, rotary, shape
+
+    def __call__(self, layer: int, heads: torch.Tensor, norms: HeadNorms | None) -> torch.Tensor:
+        num_heads, num_kv_heads = self._shape.num_heads, self._shape.num_kv_heads
+        value = heads[:, num_heads + num_kv_heads :]
+        if norms is None:
+            rotated = apply_rope(heads[:, : num_heads + num_kv_heads], *self._rotary)
+            return self._attend(layer, rotated[:, :num_heads], rotated[:, num_heads:], value)
+        query = rms_norm(heads[:, :num_heads], norms.query, norms.eps)
+        key = rms_norm(heads[:, num_heads : num_heads + num_kv_heads], norms.key, norms.eps)
+        return self._attend(
+            layer, apply_rope(query, *self._rotary), apply_rope(key, *self._rotary), value
+        )
+
+    def write(self, layer: int, heads: torch.Tensor, norms: HeadNorms | None) -> None:
+        key, value = heads.split(self._shape.num_kv_heads, dim=1)
+        if norms is not None:
+            key = rms_norm(key, norms.key, norms.eps)
+        self._attend.write(layer, apply_rope(key, *self._rotary), value)
+
+
+class PagedCache:
+    """Pages for all requests. It grows, until `fix` gives it the size that it keeps."""
+
+    def __init__(
+        self, shape: HeadShape, rotary: RotaryTable, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.shape, self.rotary = shape, rotary
+        self.device, self.dtype = device, dtype
+        sizes = (shape.num_layers, shape.num_kv_heads, shape.head_dim)
+        self.pool = PagedPool(*sizes, device, dtype)
+
+    @torch.inference_mode(False)  # requests are opened outside of it too
+    def fix(self, num_pages: int, num_slots: int, max_length: int) -> None:
+        """No request may be open. From here on no address changes, as captured graphs need."""
+        sizes = (self.shape.num_layers, self.shape.num_kv_heads, self.shape.head_dim)
+        del self.pool  # before the new one is there: it may take all that is left
+        self.pool = PagedPool(
+            *sizes,
+            self.device,
+            self.dtype,
+            num_pages=num_pages,
+            num_slots=num_slots,
+            max_length=max_length,
+            grows=False,
+        )
+        self.rotary.upto(self.pool.tables.shape[1] * PAGE - 1)
+        # for lanes that idle: a request of any length, all of whose positions are one page
+        self.scratch = self.pool.open()
+        self.pool.reserve(self.scratch.index, 1)
+        self.pool.tables[self.scratch.index] = self.pool.tables[self.scratch.index, 0].clone()
+
+    def open(self) -> KVSlot:
+        return self.pool.open()
+
+    def at(self, slots: Sequence[KVSlot], sizes: Sequence[int], *, causal: bool) -> "PagedPass":
+        plan = RowPlan(slots, sizes, causal=causal)
+        for index, start, size in zip(plan.slots, plan.starts, plan.sizes, strict=True):
+            self.pool.reserve(index, start + size)
+        chunk = plan if causal and max(plan.sizes) > MAX_VERIFY_ROWS else None
+        if chunk is not None and plan.num_requests > 1:
+            raise ValueError("the chunk of a prompt is a pass of its own")
+        return PagedPass(self, page_rows(plan, self.device), plan.end, chunk)
+
+    def over(self, rows: PagedRows) -> "PagedPass":
+        """A pass whose numbers are on the device, over pages that were reserved for it."""
+        return PagedPass(self, rows, self.pool.tables.shape[1] * PAGE, None)
+
+
+class PagedPass:
+    def __init__(self, cache: PagedCache, rows: PagedRows, end: int, chunk: RowPlan | None) -> None:
+        """`chunk`: the one request whose prompt this is a part of."""
+        self._pool, self._shape, self._rows = cache.pool, cache.shape, rows
+        self._rotary = cache.rotary.upto(end - 1)
+        self._chunk = chunk
+
+    def __call__(self, layer: int, heads: torch.Tensor, norms: HeadNorms | None) -> torch.Tensor:
+        query = self._write(layer, heads, norms)
+        keys, values = self._pool.layer(layer)
+        if self._chunk is not None:
+            return self._attend_chunk(self._chunk, query, keys, values)
+        return paged_attention(
+            query, keys, values, self._pool.tables, self._rows, self._shape.scale
+        )
+
+    def write(self, layer: int, heads: torch.Tensor, norms: HeadNorms | None) -> None:
+        self._write(layer, heads, norms)
+
+    def _write(self, layer: int, heads: torch.Tensor, norms: HeadNorms | None) -> torch.Tensor:
+        keys, values = self._pool.layer(layer)
+        return norm_rope_write(
+            heads, keys, values, self._pool.tables, self._rows, self._rotary, norms
+        )
+
+    def _attend_chunk(
+        self, plan: RowPlan, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        """PyTorch's own attention over the pages of one request, gathered."""
+        table = self._pool.tables[plan.slots[0]]
+        all_keys, all_values = (
+            gather_request(cached, table, plan.end) for cached in (keys, values)
+        )
+        out = F.scaled_dot_product_attention(
+            query.transpose(0, 1).unsqueeze(0),
+            all_keys.unsqueeze(0),
+            all_values.unsqueeze(0),
+            attn_mask=causal_lower_right(plan.sizes[0], plan.end),
+            scale=self._shape.scale,
+            enable_gqa=self._shape.num_heads != self._shape.num_kv_heads,
+        )
+        return out[0].transpose(0, 1).flatten(1)

@@ -1,0 +1,71 @@
+"""How much memory the keys and values of a device get: what weights and graphs leave free."""
+
+from pathlib import Path
+
+import torch
+
+from dspark.errors import MemoryFullError
+from dspark.hub.memory_fit import free_memory, gigabytes
+from dspark.hub.memory_needed import (
+    Room,
+    of_folders,
+    pass_bytes,
+    program_bytes,
+    weight_bytes,
+)
+from dspark.kvcache.caches import PagedCache
+from dspark_kernels.paged_cache import PAGE, num_pages_for
+
+WORKSPACE = 1 << 30  # for passes and captured graphs
+SHARE = 0.9  # of what is free beyond that
+
+
+def page_bytes(cache: PagedCache) -> int:
+    shape = cache.shape
+    numbers = 2 * shape.num_layers * shape.num_kv_heads * PAGE * shape.head_dim
+    return numbers * cache.dtype.itemsize
+
+
+def usable_bytes(device: str) -> int:
+    """What keys and values may take of a device."""
+    return max(0, int(SHARE * (free_memory(device) - WORKSPACE)))
+
+
+def tokens_that_fit(target: Path, draft: Path | None, device: str, value_bytes: int) -> int:
+    """Tokens of all requests that the caches could hold beside the pair's weights."""
+    of, free = of_folders(target, draft), free_memory(device)
+    where = Room(device.partition(":")[0], free, value_bytes)
+    held = weight_bytes(of, where) + pass_bytes(of, where) + program_bytes(where)
+    room = SHARE * (free - held)
+    return max(0, int(room / max(of.cache * value_bytes, 1)))
+
+
+def fix_pages(
+    caches: list[PagedCache], num_slots: int, max_length: int, *, leaves_room: bool
+) -> None:
+    """Give every cache as many pages as there is room for, or as could ever be used.
+
+    `leaves_room`: a head may join the target later.
+    """
+    fixed = [cache.pool.num_pages for cache in caches if not cache.pool.grows]
+    fresh = [cache for cache in caches if cache.pool.grows]
+    if not fresh:
+        return
+    device = fresh[0].device
+    room = usable_bytes(str(device)) // (2 if leaves_room else 1)
+    fitting = room // sum(page_bytes(cache) for cache in fresh)
+    wanted = num_slots // 2 * num_pages_for(max_length)
+    num_pages = min(fixed) if fixed else min(wanted, fitting)
+    if num_pages < 2 or num_pages > fitting:
+        raise MemoryFullError(
+            f"{gigabytes(room)} are left on {device} for keys and values, too little for a chat",
+            "Close what else uses the device, or take a smaller pair.",
+        )
+    for cache in fresh:
+        try:
+            cache.fix(num_pages, num_slots, max_length)
+        except torch.OutOfMemoryError as error:
+            raise MemoryFullError(
+                f"{device} has no room for {num_pages} pages of keys and values",
+                "Close what else uses the device, or take a smaller pair.",
+            ) from error

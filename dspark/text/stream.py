@@ -1,0 +1,230 @@
+"""Text from tokens as they come: thinking and answer, stop strings, chat templates."""
+
+import copy
+import hashlib
+import json
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from dspark.checkpoints.files import one_line
+from dspark.errors import CheckpointError, DSparkError, InputError
+from dspark.text.characters import Characters, TokenTexts
+from dspark.text.chat_template import ChatTemplate, Messages
+from dspark.text.deepseek_v4_template import with_own_prompt
+from dspark.text.marks import Marks, without_marks
+from dspark.text.spans import Span
+from dspark.text.stops import StopMatcher
+from dspark.text.thinking import Thinking
+
+NEWER = "A newer library may know it: pip install -U transformers tokenizers."
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json"),
+    "tekken.json",  # Mistral's own, often the only one
+)
+PROMPT_TAIL = 256  # tokens in which the marks of an open answer are looked for
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """Code that lies beside it, or that it names, is never run nor asked about. Raises
+    CheckpointError where it cannot be read."""
+    with _told(f"the tokenizer in {directory} cannot be read", CheckpointError, NEWER):
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        return with_own_prompt(tokenizer, directory)
+
+
+class TextCodec:
+    """A tokenizer with its chat template."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._chat = ChatTemplate(tokenizer)
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> "TextCodec | None":
+        """None where the model ships no tokenizer."""
+        if not any((directory / name).exists() for name in TOKENIZER_FILES):
+            return None
+        return cls(load_tokenizer(directory))
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self._chat.source)
+
+    @property
+    def bos_token_id(self) -> int | None:
+        bos: int | None = self._tokenizer.bos_token_id
+        return bos
+
+    @property
+    def eos_token_id(self) -> int | None:
+        eos: int | None = self._tokenizer.eos_token_id
+        return eos
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the vocabulary: tells which token ids are ids of this tokenizer."""
+        tokens = sorted(self._tokenizer.get_vocab().items())
+        return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:16]
+
+    def encode(self, text: str) -> list[int]:
+        return self._encode(text, add_special_tokens=True)
+
+    def encode_rest(self, text: str) -> list[int]:
+        """Text that other tokens go before: nothing is put around it."""
+        return self._encode(text, add_special_tokens=False)
+
+    def encode_chat(self, messages: Messages) -> list[int]:
+        """The conversation up to where the assistant speaks."""
+        return self._encode(self._chat.write(messages), add_special_tokens=False)
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        with _told("the tokenizer cannot read this text", InputError):
+            return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.texts.decode(ids)
+
+    @cached_property
+    def stop_token_ids(self) -> frozenset[int]:
+        """The tokenizer's own end of a sequence, and what its template puts behind an answer."""
+        ends = {self._tokenizer.eos_token_id, self._end_of_turn()}
+        return frozenset(token_id for token_id in ends if token_id is not None)
+
+    def _end_of_turn(self) -> int | None:
+        """The special token that ends the assistant's turn in a chat; None in channels, where a
+        turn has several ends."""
+        if not self.has_chat_template or self.thinking.has_channels:
+            return None
+        behind = self._chat.behind_an_answer().lstrip()
+        longest_first = sorted(self.texts.special_texts, key=len, reverse=True)
+        found = next((name for name in longest_first if name and behind.startswith(name)), None)
+        return self.texts.id_of(found) if found else None
+
+    @cached_property
+    def texts(self) -> TokenTexts:
+        return TokenTexts(self._tokenizer)
+
+    @cached_property
+    def marks(self) -> Marks:
+        return Marks(self.texts)
+
+    @cached_property
+    def thinking(self) -> Thinking:
+        return Thinking(self.marks, self._chat.source)
+
+
+class TextStream:
+    """Turns one request's tokens into text that never has to be taken back.
+
+    A character split over tokens comes with its last token. Text that may begin a mark or a stop
+    string is held until that is decided. Stop strings are looked for in the answer, not in the
+    thinking before it; those that contain a special token or a mark stop at it wherever it comes.
+    """
+
+    def __init__(
+        self,
+        codec: TextCodec,
+        stop_strings: Sequence[str] = (),
+        prompt_ids: Sequence[int] | None = None,
+    ) -> None:
+        """prompt_ids: what is answered, with thinking apart; None: all is text, marks are shown."""
+        self._characters = Characters(codec.texts)
+        self._marks = codec.marks
+        thinking = codec.thinking  # first of all: it knows the marks
+        tail = None
+        if prompt_ids is not None:
+            read = Characters(codec.texts)
+            ends = [self._marks.replace(i, read.push(i)) for i in prompt_ids[-PROMPT_TAIL:]]
+            tail = "".join(ends)
+        self._splitter = thinking.splitter(tail)
+        self._matcher = StopMatcher(codec.marks.patterns(stop_strings))
+        self._ready: deque[Span] = deque()
+        self._told: dict[bool, list[str]] = {False: [], True: []}
+        self.is_thinking = False  # whether the text that came last is
+
+    @property
+    def answer(self) -> str:
+        """All that is final, as far as it was handed out or has ended."""
+        return "".join(self._told[False])
+
+    @property
+    def thinking(self) -> str:
+        return "".join(self._told[True])
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._matcher.is_stopped
+
+    def push(self, token_id: int) -> str:
+        """The text that this token makes final, of the kind that `is_thinking` then says. After a
+        stop string `is_stopped` is True."""
+        text = self._marks.replace(token_id, self._characters.push(token_id))
+        self._sort(self._splitter.push(text))
+        return self._next()
+
+    def finish(self) -> str:
+        """What was held back, once nothing more comes."""
+        if not self.is_stopped:
+            self._sort(self._splitter.push(self._characters.finish()))
+            self._sort(self._splitter.finish())
+        if not self.is_stopped:
+            self._put(self._matcher.finish(), is_thinking=False)
+        while len(self._ready) > 1:
+            self._next()
+        return self._next()
+
+    def preview(self, token_ids: Sequence[int]) -> list[Span]:
+        """The text of tokens that were drafted but refused; the stream stays as it is."""
+        shadow = copy.copy(self)
+        shadow._characters = self._characters.copy()
+        shadow._splitter = copy.copy(self._splitter)
+        shadow._matcher = StopMatcher(())
+        shadow._ready, shadow._told = deque(), {False: [], True: []}
+        return [Span(shadow.push(token_id), shadow.is_thinking) for token_id in token_ids]
+
+    def _sort(self, spans: Sequence[Span]) -> None:
+        """Thinking is final at once; the answer when no stop string can begin in it."""
+        for span in spans:
+            if self.is_stopped:
+                return
+            text = span.text
+            if span.is_mark and len(text) > 1:  # it is written in letters here
+                text = self._marks.text(text)
+            if not span.is_thinking or span.is_mark:
+                self._put(self._matcher.push(text), is_thinking=False)
+            else:
+                self._put(text, is_thinking=True)
+
+    def _put(self, text: str, *, is_thinking: bool) -> None:
+        text = without_marks(text)
+        if not text:
+            return
+        if self._ready and self._ready[-1].is_thinking == is_thinking:
+            text = self._ready.pop().text + text
+        self._ready.append(Span(text, is_thinking))
+
+    def _next(self) -> str:
+        """One kind at a time: what is of the other comes with the next token."""
+        if not self._ready:
+            return ""
+        span = self._ready.popleft()
+        self.is_thinking = span.is_thinking
+        self._told[span.is_thinking].append(span.text)
+        return span.text
+
+
+@contextmanager
+def _told(what: str, kind: type[DSparkError], hint: str = "") -> Iterator[None]:
+    """Whatever a tokenizer raises, in one line. A panic of its library is no Exception."""
+    try:
+        yield
+    except (DSparkError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise kind(f"{what} ({one_line(error)})", hint) from error

@@ -1,0 +1,111 @@
+"""The events of a decode as text, as a JSON object and as one line of figures."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TextIO
+
+from dspark.config import EngineConfig, SamplingConfig, StopConfig
+from dspark.events import DecodeStats, Finished, Round
+from dspark.plural import counted
+
+if TYPE_CHECKING:
+    from dspark.engine.session import ResolvedRuntime
+    from dspark.hub.catalog.pairs import PairFiles
+
+DIM, RESET = "\x1b[2m", "\x1b[0m"
+
+
+def say(line: str) -> None:
+    """On stderr, where all but the answer goes."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def answer_object(
+    prompt_ids: Sequence[int], rounds: Sequence[Round], finished: Finished, has_text: bool
+) -> dict[str, Any]:
+    """What `dspark generate --json` prints."""
+    return {
+        "prompt_ids": list(prompt_ids),
+        "token_ids": list(finished.token_ids),
+        "text": finished.text if has_text else None,
+        "thinking": finished.thinking if has_text else None,
+        "rounds": [round_object(each) for each in rounds],
+        "stats": {**stats_object(finished.stats), "finish_reason": finished.reason},
+    }
+
+
+def settings_object(
+    files: "PairFiles",
+    runtime: "ResolvedRuntime",
+    sampling: SamplingConfig,
+    stop: StopConfig,
+    engine: EngineConfig,
+) -> dict[str, Any]:
+    """What is needed to get the same answer again, beside a seed where it was sampled."""
+    head = "lookup" if files.has_lookup else files.draft and str(files.draft)
+    return {
+        "pair": files.name,
+        "target": str(files.target),
+        "head": head,
+        "device": runtime.device,
+        "dtype": runtime.dtype,
+        "sampling": asdict(sampling),
+        "acceptance": sampling.acceptance,
+        "stop": asdict(stop),
+        "schedule": asdict(engine.schedule),
+    }
+
+
+def round_object(each: Round) -> dict[str, Any]:
+    return {
+        "anchor": each.anchor,
+        "draft": list(each.draft),
+        "confidence": None if each.confidence is None else list(each.confidence),
+        "verified": each.verified,
+        "accepted": each.accepted,
+        "next": each.next,
+    }
+
+
+def stats_object(stats: DecodeStats) -> dict[str, Any]:
+    return {
+        **asdict(stats),
+        "tau": stats.tau,
+        "verified_per_round": stats.verified_per_round,
+        "decode_tokens_per_second": stats.decode_tokens_per_second,
+        "total_tokens_per_second": stats.total_tokens_per_second,
+    }
+
+
+def stats_line(stats: DecodeStats, sampling: SamplingConfig | None = None) -> str:
+    """`sampling`: to tell how the answer was drawn."""
+    figures = [counted(stats.new_tokens, "token")]
+    if stats.decode_tokens_per_second:  # one token, or an answer in one piece, has no rate
+        figures.append(f"{stats.decode_tokens_per_second:.1f} tok/s")
+    if stats.drafted:
+        figures += [f"τ {stats.tau:.2f}", f"{stats.verified_per_round:.1f} verified per round"]
+    if sampling is not None and sampling.acceptance == "coupling":
+        figures.append(f"seed {sampling.seed}")
+    if sampling is not None and sampling.acceptance == "rejection":
+        figures.append("sampled without a seed")
+    return " · ".join(figures)
+
+
+class ThinkingLine:
+    """What a model sets apart from its answer, dim, as it comes; nothing where no person sits."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._is_open = False
+
+    def write(self, text: str) -> None:
+        if text and self._stream.isatty():
+            print(text if self._is_open else f"{DIM}{text}", end="", file=self._stream, flush=True)
+            self._is_open = True
+
+    def end(self) -> None:
+        """Before the answer begins, or at the end."""
+        if self._is_open:
+            print(RESET, file=self._stream, flush=True)
+            self._is_open = False

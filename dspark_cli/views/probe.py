@@ -1,0 +1,26 @@
+"""What a probe found, as lines of text."""
+
+from typing import TYPE_CHECKING
+
+from dspark.plural import counted
+
+if TYPE_CHECKING:
+    from dspark.probe.self_test import ProbeReport
+
+
+def probe_lines(report: "ProbeReport") -> list[str]:
+    rates = " ".join(f"{rate:.0%}" for rate in report.acceptance_by_position)
+    lines = [
+        f"acceptance of the first drafts: {rates} (sampled at temperature 1, at "
+        f"{counted(report.places, 'place')} in {counted(report.prompts, 'answer')})"
+    ]
+    if report.fault is not None:
+        return [*lines, f"misread: {report.fault}"]
+    nearest = max(report.trials, key=lambda trial: trial.gain, default=None)
+    if nearest is None:
+        return lines
+    return [
+        *lines,
+        f"OK: none of {len(report.trials)} alternative readings is better (best "
+        f"{nearest.gain:+.1%}, above {nearest.threshold:.1%} would count)",
+    ]
