@@ -54,6 +54,10 @@ of transformers: logits, taps, the state after a rollback, greedy text with a he
 weights were run. *dense* is dspark's own forward for many requests at once; *hf* is that of
 transformers, one request at a time, and takes other causal language models, too."""
 
+FOOTER = """\
+A GGUF's header is read as llama.cpp reads it: ends of answers, positions scaled by linear, yarn or Llama 3's rule,
+the tokenizer's splits and flags. A key that would change the text and is not read is refused by name."""
+
 
 def targets_markdown() -> Iterator[str]:
     yield HEADER
@@ -62,3 +66,5 @@ def targets_markdown() -> Iterator[str]:
     yield "|---|---|---|---|"
     for each in FAMILIES:
         yield f"| {each.names} | {each.stored} | {each.runs_in} | {each.taken_back} |"
+    yield ""
+    yield FOOTER
