@@ -29,7 +29,7 @@ def hub(monkeypatch):
         fetched.append(name)
 
     monkeypatch.setattr("dspark.hub.locate", lambda name: STORED if fetched else None)
-    monkeypatch.setattr("dspark.hub.pull", fetch)
+    monkeypatch.setattr("dspark.hub.fetch", fetch)
     monkeypatch.setattr("dspark.hub.resolve_target", lambda name: Path("/own") / name)
     monkeypatch.setattr(
         "dspark.hub.resolve_draft", lambda name: None if name == "none" else Path("/own") / name
@@ -65,7 +65,7 @@ def test_a_failed_download_goes_through(hub, monkeypatch):
         yield FetchProgress("model", 1, 2)
         raise DownloadError("the network is gone")
 
-    monkeypatch.setattr("dspark.hub.pull", fetch)
+    monkeypatch.setattr("dspark.hub.fetch", fetch)
     with pytest.raises(DownloadError):
         find_files(PairChoice("demo"))
 

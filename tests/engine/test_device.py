@@ -183,7 +183,7 @@ def test_a_warm_cache_is_a_fresh_one():
 
 def test_a_round_is_asked_for_before_the_last_is_read(monkeypatch):
     calls = []
-    for name in ("_ask", "_read"):
+    for name in ("_launch", "_read"):
         spied = getattr(DeviceRounds, name)
 
         def call(self, *args, own=spied, name=name):
@@ -195,7 +195,7 @@ def test_a_round_is_asked_for_before_the_last_is_read(monkeypatch):
     calls.clear()
     done = events_of(engine, [request()])[-1]
     num_rounds = done.stats.rounds
-    assert calls == ["_ask", *["_ask", "_read"] * num_rounds]  # one wasted at the end
+    assert calls == ["_launch", *["_launch", "_read"] * num_rounds]  # one wasted at the end
 
 
 @pytest.mark.parametrize("weights", ["int8", "fp8"])

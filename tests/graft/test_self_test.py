@@ -160,7 +160,7 @@ def test_a_wrong_eagle3_config(name: str, sound: Sound, eagle3: Path, tmp_path: 
 def test_what_cannot_be_probed(sound: Sound) -> None:
     with pytest.raises(InputError, match="without a head"):
         _probe(sound.base, None)
-    with pytest.raises(InputError, match="of 4 needed"):
+    with pytest.raises(InputError, match="3 of 4"):
         list(probe(PairFiles("toy", sound.base, sound.head), RUNTIME, toy_pair.prompts(3)))
 
 

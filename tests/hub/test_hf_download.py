@@ -262,8 +262,8 @@ def test_offline_says_so(server, monkeypatch) -> None:
 
 
 KILLED = """
-from dspark.hub.pairs import HubRepo
-from dspark.hub.repository import fetch_repo
+from dspark.hub.catalog.pairs import HubRepo
+from dspark.hub.sources.hf_download import fetch_repo
 for step in fetch_repo(HubRepo("owner/head")):
     if step.done > 100_000:
         print("on the way", flush=True)

@@ -85,13 +85,13 @@ def test_what_is_missing_is_fetched_where_the_chat_can_show_it(
     step = FetchProgress("target", 1, 2)
     located = [None, files]
     monkeypatch.setattr("dspark.hub.locate", lambda name: located.pop(0))
-    monkeypatch.setattr("dspark.hub.pull", lambda name: iter([step]))
+    monkeypatch.setattr("dspark.hub.fetch", lambda name: iter([step]))
     run(["chat"])
     assert list(started[0][1].find_files()) == [step, files]
 
 
 def test_a_target_of_ones_own_fetches_no_pair(started, terminal, monkeypatch, tmp_path):
-    monkeypatch.setattr("dspark.hub.pull", lambda name: pytest.fail("fetched a pair"))
+    monkeypatch.setattr("dspark.hub.fetch", lambda name: pytest.fail("fetched a pair"))
     monkeypatch.setattr("dspark.hub.resolve_target", lambda name: tmp_path / name)
     run(["chat", "--target", "mine", "--draft", "none"])
     backend = started[0][1]

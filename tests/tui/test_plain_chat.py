@@ -201,7 +201,7 @@ PROGRAM = """
 import sys
 from dspark.config import SamplingConfig
 from dspark_cli.plain_chat import run_plain_chat
-from dspark_tui.backend import BackendInfo, ChatSettings
+from dspark.chat.backend import BackendInfo, ChatSettings
 from dspark.events import DecodeStats, Finished, PrefillProgress, Piece
 
 class Backend:

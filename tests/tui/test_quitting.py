@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dspark.events import DecodeStats, FetchProgress, Finished, LoadProgress, PrefillProgress, Piece
 from dspark_cli.commands import chat
 from dspark_cli.main import main
-from dspark_tui.backend import BackendInfo
+from dspark.chat.backend import BackendInfo
 
 BUSY, PHASE, PART = float(sys.argv[1]), sys.argv[2], sys.argv[-1]
 
