@@ -59,7 +59,7 @@ def test_list_begins_with_what_is_here(dspark, monkeypatch, tiny_llama_dir, make
     assert [each["name"] for each in listed] == ["mine", "far"]
     size = hub.folder_bytes(tiny_llama_dir) + hub.folder_bytes(head)
     assert listed[0]["stored_bytes"] == size > 0
-    heading, *rows = dspark("list").out.splitlines()
+    _, *rows = dspark("list").out.splitlines()
     assert rows[0].startswith("mine") and " 0 B " not in rows[0]
     assert head.name in "".join("".join(rows).split())  # wherever the line breaks
 
