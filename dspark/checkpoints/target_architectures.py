@@ -56,8 +56,8 @@ transformers, one request at a time, and takes other causal language models, too
 
 FOOTER = """\
 A GGUF's header is read as llama.cpp reads it: ends of answers, positions scaled by linear, yarn or
-Llama 3's rule, the tokenizer's splits and flags. A key that would change the text and is not read is
-refused by name."""
+Llama 3's rule, the tokenizer's splits and flags. A key that would change the text and is not read
+is refused by name."""
 
 
 def targets_markdown() -> Iterator[str]:
