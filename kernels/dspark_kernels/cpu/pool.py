@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dspark_kernels.cpu.driver_text import INSIDE, LINE, MAX_OPS, MAX_THREADS, STATE, STATE_BYTES
-from dspark_kernels.cpu.library import Library
+from dspark_kernels.cpu.object_code import Library
 
 SPINS = 20_000  # turns of waiting before a thread sleeps, some hundred microseconds
 MAX_KEPT = 16  # tables of programs, before it is looked which of them a thread may still read

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from dspark_kernels.cpu.driver_text import HEADER_WORDS, OP_WORDS
-from dspark_kernels.cpu.library import Library, load_library
+from dspark_kernels.cpu.object_code import Library, load_library
 from dspark_kernels.cpu.pool import Pool
 from dspark_kernels.cpu.processor import CpuBackend, Variant, choose_cpu_backend
 from dspark_kernels.cpu.sources import library_of, source

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from dspark_kernels.cpu import driver_text, matrix_text, rows_text
-from dspark_kernels.cpu.library import emit_assembly
+from dspark_kernels.cpu.object_code import emit_assembly
 from dspark_kernels.cpu.processor import BASE_FLAGS, Variant, variants
 
 ARM = ("aarch64-unknown-linux-gnu", "neoverse-n1", "+dotprod")
