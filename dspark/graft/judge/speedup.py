@@ -26,6 +26,8 @@ from dspark.graft.train.metrics import of_kind, read_metrics
 from dspark.hub.catalog.pairs import PairFiles
 from dspark.plural import counted
 
+MEASURED = "measured.json"
+
 MEASUREMENT = BenchConfig(trials=3, max_tokens=64)
 MEASURED_PROMPTS = 8
 WORTH_USING = 1.1  # × plain decoding; below that it is not felt, and the head costs memory
@@ -164,9 +166,6 @@ def _write(path: Path, document: dict[str, Any]) -> None:
         raise StorageError(
             f"could not write {path} ({error})", "Free some space and run the same command again."
         ) from error
-
-
-MEASURED = "measured.json"
 
 
 def read_measured(head: Path) -> dict[str, Any] | None:

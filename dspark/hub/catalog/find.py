@@ -4,21 +4,23 @@ import difflib
 from pathlib import Path
 
 from dspark.errors import UnknownNameError
-from dspark.hub.catalog import find
 from dspark.hub.catalog.pairs import DEMO, HubRepo, Pair
 from dspark.hub.catalog.released import ALIASES, FAMILIES, RELEASED
 from dspark.hub.catalog.user_pairs import registered_pairs
 
+__all__ = ["FAMILIES", "PAIRS", "find_shipped", "released_heads"]
+
 FILES = (".gguf", ".safetensors", ".json")
+PAIRS: dict[str, Pair] = {pair.name: pair for pair in (DEMO, *RELEASED)}
 
 
 def known_pairs() -> dict[str, Pair]:
     """All pairs with a name, the user's own last."""
-    return {**find.PAIRS, **registered_pairs()}
+    return {**PAIRS, **registered_pairs()}
 
 
 def known_pair(name: str) -> Pair | None:
-    return find.find_shipped(name) or registered_pairs().get(name)
+    return find_shipped(name) or registered_pairs().get(name)
 
 
 def find_pair(name: str) -> Pair:
@@ -37,11 +39,6 @@ def _is_path(name: str) -> bool:
     """Written as nothing but a path is: with a slash at an end, or more slashes than an id has."""
     is_file = Path(name).suffix in FILES
     return is_file or name.startswith(("/", ".", "~")) or name.endswith("/") or name.count("/") > 1
-
-
-__all__ = ["FAMILIES", "PAIRS", "find_shipped", "released_heads"]
-
-PAIRS: dict[str, Pair] = {pair.name: pair for pair in (DEMO, *RELEASED)}
 
 
 def find_shipped(name: str) -> Pair | None:
