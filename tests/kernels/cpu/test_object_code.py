@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dspark_kernels.cpu import library
+from dspark_kernels.cpu import object_code
 from dspark_kernels.cpu.processor import variants
 from dspark_kernels.cpu.rounded import round_rows, round_rows_reference
 from dspark_kernels.cpu.runtime import Runtime, using
@@ -26,9 +26,9 @@ def works(variant, folder) -> bool:
 def compiled(monkeypatch):
     """How often LLVM compiled."""
     counted = []
-    compile_it = library._compile
+    compile_it = object_code._compile
     monkeypatch.setattr(
-        library, "_compile", lambda *given: (counted.append(1), compile_it(*given))[1]
+        object_code, "_compile", lambda *given: (counted.append(1), compile_it(*given))[1]
     )
     return counted
 
