@@ -1,7 +1,7 @@
 # `make check` is what a change has to pass. PYTHON picks another interpreter than .venv's.
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 
-.PHONY: check format-check lint types contracts test kernels format demo
+.PHONY: check format-check lint types contracts test kernels format demo readme
 
 check: format-check lint types contracts test
 
@@ -30,3 +30,7 @@ demo:
 format:
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
+
+# the figures of README.md, from benchmarks/results
+readme:
+	$(PYTHON) benchmarks/readme_figures.py

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import typer
 
+from benchmarks.readme_figures import with_figures
 from dspark_cli.app import app
 
 ROOT = Path(__file__).parent.parent
@@ -65,4 +66,16 @@ def test_the_options_named_in_the_text_exist():
 
 def test_it_names_no_host_but_public_ones():
     hosts = set(re.findall(r"https?://([^/\s`)]+)", README))
-    assert hosts <= {"download.pytorch.org", "huggingface.co", "github.com", "localhost:8000"}
+    assert hosts <= {
+        *("download.pytorch.org", "huggingface.co", "github.com", "arxiv.org", "localhost:8000")
+    }
+
+
+def test_its_figures_are_those_of_the_results():
+    assert with_figures(README) == README, "run make readme"
+
+
+def test_a_changed_figure_is_noticed():
+    changed = re.sub(r"\d+\.\d \(|\d\.\d\d × on", "9.99 × on", README)
+    assert changed.count("9.99 × on") > 3
+    assert with_figures(changed) == README
