@@ -1,4 +1,4 @@
-"""What all commands have in common: --debug at any place, examples, a help without type names."""
+"""Shared behaviour of all commands: --debug anywhere, examples, help without type names."""
 
 import itertools
 import textwrap
@@ -15,7 +15,7 @@ METAVARS: Mapping[object, str] = {int: "N", float: "NUMBER", str: "TEXT"}
 
 
 class Command(TyperCommand):
-    """Takes --debug as `dspark` itself does, and tells who still gives --json a file."""
+    """Accepts --debug as `dspark` itself does, and refuses a file after --json."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         debug = [each for each in ctx.find_root().command.params if each.name == "debug"]
@@ -26,7 +26,7 @@ class Command(TyperCommand):
         return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        if terminal_width() < NARROWEST_PANELS:  # where Rich would break names of options
+        if terminal_width() < NARROWEST_PANELS:  # Rich would break option names
             self.rich_markup_mode = None
         super().format_help(ctx, formatter)
 
@@ -37,13 +37,13 @@ class Group(TyperGroup):
 
 
 def examples(*lines: str) -> str:
-    """The end of a help page; brackets are not markup."""
+    """The end of a help page, with brackets escaped from markup."""
     escaped = "\n".join(lines).replace("[", r"\[")
     return f"\b\nExamples:\n{textwrap.indent(escaped, '  ')}"
 
 
 def _readable(params: list[Any]) -> list[Any]:
-    """A flag takes no value, choices break between words, numbers are N, not <int range>."""
+    """No metavar for flags, choices that break between words, N instead of <int range>."""
     for param in params:
         if param.param_type_name == "option" and param.metavar is None:
             param.metavar = _metavar(param)
@@ -60,7 +60,7 @@ def _metavar(option: Any) -> str | None:
 
 
 def _refuse_file_for_json(args: Sequence[str], *, has_output: bool) -> None:
-    """It was an option with a file once: that file must not be taken for a pair."""
+    """--json once took a file, which must not be mistaken for a pair."""
     for option, value in itertools.pairwise([*args, ""]):
         is_file = value.lower().endswith((".json", ".jsonl"))
         if option.startswith("--json=") or (option == "--json" and is_file):

@@ -1,4 +1,4 @@
-"""`dspark bench --drafters`: several heads on one target, beside plain decoding."""
+"""`dspark bench --drafters`: several heads on one target, compared with plain decoding."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,7 +60,7 @@ def open_drafters(
     from dspark.hub.resolve import LOOKUP_DRAFT, NO_DRAFT
 
     if NO_DRAFT in heads.values():
-        raise InputError("--drafters compares heads, and none is not one")
+        raise InputError("--drafters compares heads, and none is not a head")
     files = find_files(replace(choice, draft=NO_DRAFT), runtime)
     folders = {
         name: None if head == LOOKUP_DRAFT else resolve_draft(head) for name, head in heads.items()

@@ -1,4 +1,4 @@
-"""What a failure looks like to a person: one line on stderr and an exit code, decided here."""
+"""How failures are reported: one line on stderr and an exit code, decided here."""
 
 import errno
 import sys
@@ -10,11 +10,11 @@ import typer
 from dspark.chat.control_characters import visible
 from dspark.errors import DSparkError, InputError, UnknownNameError
 
-REPORT_HINT = "This is a bug: add --debug to the same command, and please report what it prints."
+REPORT_HINT = "This is a bug: run the command again with --debug and please report the output."
 
 
 class ExitCode(IntEnum):
-    """All that `dspark` ever returns."""
+    """Every exit code of `dspark`."""
 
     OK = 0
     FAILED = 1
@@ -33,7 +33,7 @@ def exit_code(error: BaseException) -> ExitCode:
 
 
 def describe(error: BaseException) -> tuple[str, str]:
-    """Message and hint, each one line and ended like a sentence."""
+    """Message and hint, one line each; the message ends with punctuation."""
     message, hint = (" ".join(part.split()) for part in _message_and_hint(error))
     return message if message.endswith((".", "?", "!")) else f"{message}.", hint
 
@@ -46,7 +46,7 @@ def _message_and_hint(error: BaseException) -> tuple[str, str]:
     if isinstance(error, typer.TyperException):
         return error.format_message(), _help_hint(error)
     if _is_out_of_memory(error):
-        return "out of memory", "Close other programs, or take a smaller pair or --dtype bfloat16."
+        return "out of memory", "Close other programs, or use a smaller pair or --dtype bfloat16."
     if isinstance(error, OSError):
         return _describe_os_error(error)
     return f"{type(error).__name__}: {error}", REPORT_HINT
@@ -58,7 +58,7 @@ def _help_hint(error: typer.TyperException) -> str:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # told by name and words, since importing torch to ask takes a second
+    # recognised by name and message, since importing torch takes a second
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"

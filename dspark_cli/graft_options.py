@@ -28,7 +28,7 @@ BaseOption = Annotated[
         "--pair",
         "-p",
         metavar="TARGET",
-        help="The same as the argument TARGET.",
+        help="Same as the argument TARGET.",
         rich_help_panel=options.MODEL,
         autocompletion=options.complete_pair,
     ),
@@ -37,7 +37,7 @@ Train = Annotated[
     bool,
     typer.Option(
         "--train",
-        help="Train a head even where one fits; implied by any training option.",
+        help="Train a head even if a released one fits; implied by any training option.",
         rich_help_panel=options.MODEL,
     ),
 ]
@@ -45,7 +45,7 @@ Attach = Annotated[
     str | None,
     typer.Option(
         metavar="HEAD",
-        help="Attach this head, a folder or a Hugging Face id, untrained.",
+        help="Attach this head (folder or Hugging Face id) without training.",
         rich_help_panel=options.MODEL,
     ),
 ]
@@ -57,7 +57,7 @@ Force = Annotated[
     bool,
     typer.Option(
         "--force",
-        help="Keep a head whose files the probe finds misinterpreted.",
+        help="Keep a head even if the probe finds its files misinterpreted.",
         rich_help_panel=options.MODEL,
     ),
 ]
@@ -72,7 +72,7 @@ Prompts = Annotated[
 ]
 Strict = Annotated[
     bool,
-    typer.Option("--strict", help="Refuse --prompts with a broken line.", rich_help_panel=DATA),
+    typer.Option("--strict", help="Fail on a broken line in --prompts.", rich_help_panel=DATA),
 ]
 Data = Annotated[
     Path | None,
@@ -97,7 +97,7 @@ EvalPrompts = Annotated[
 ]
 Length = Annotated[
     int,
-    typer.Option(min=8, help="Tokens per sequence, prompt and answer.", rich_help_panel=DATA),
+    typer.Option(min=8, help="Tokens per sequence, prompt plus answer.", rich_help_panel=DATA),
 ]
 Algo = Annotated[
     Algorithm,
@@ -135,7 +135,7 @@ MaskToken = Annotated[
     int | None,
     typer.Option(
         min=0,
-        help="Id of the mask token; default: one that the tokenizer does not use.",
+        help="Id of the mask token; default: an id the tokenizer does not use.",
         rich_help_panel=HEAD,
     ),
 ]
@@ -152,14 +152,14 @@ MarkovRank = Annotated[
 ]
 Init = Annotated[
     Literal["target", "random"],
-    typer.Option(help="Where the initial weights come from.", rich_help_panel=HEAD),
+    typer.Option(help="Source of the initial weights.", rich_help_panel=HEAD),
 ]
 InitFrom = Annotated[
     str | None,
     typer.Option(
         metavar="HEAD",
-        help="Continue from a head (folder, Hugging Face id or pair) in its shape; other "
-        "options of this group change what can be changed.",
+        help="Continue from a head (folder, Hugging Face id or pair), keeping its shape except "
+        "for other options in this group.",
         rich_help_panel=HEAD,
     ),
 ]
@@ -241,7 +241,7 @@ Resume = Annotated[
     bool,
     typer.Option(
         "--resume/--no-resume",
-        help="Resume from OUT/training if it is there.",
+        help="Resume from OUT/training if it exists.",
         rich_help_panel=RUNNING,
     ),
 ]
@@ -254,7 +254,7 @@ TapMemory = Annotated[
     typer.Option(
         min=0.0,
         metavar="GIB",
-        help="Memory for taps that are kept instead of computed again.",
+        help="Memory for taps kept instead of recomputed.",
         rich_help_panel=RUNNING,
     ),
 ]
@@ -262,7 +262,7 @@ TapCache = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="Keep taps on disk too; the plan states how much it takes.",
+        help="Keep taps on disk too; the plan states the size.",
         rich_help_panel=RUNNING,
     ),
 ]
@@ -270,7 +270,7 @@ DryRun = Annotated[
     bool,
     typer.Option(
         "--dry-run",
-        help="Print plan, memory, disk and time, and train nothing.",
+        help="Print plan, memory, disk and time without training.",
         rich_help_panel=RUNNING,
     ),
 ]
@@ -278,7 +278,7 @@ Plain = Annotated[
     bool,
     typer.Option(
         "--plain",
-        help="Plain lines instead of the live view of a terminal.",
+        help="Plain lines instead of the live view.",
         rich_help_panel=RUNNING,
     ),
 ]
@@ -297,7 +297,7 @@ Measure = Annotated[
     bool,
     typer.Option(
         "--measure/--no-measure",
-        help="Measure the speed-up at the end, and judge.",
+        help="Measure the speed-up at the end and report whether the head is worth using.",
         rich_help_panel=OUTPUT,
     ),
 ]

@@ -1,4 +1,4 @@
-"""From what the user named to an open session, with progress on stderr."""
+"""From names to an open session, with progress on stderr."""
 
 import sys
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def find_files(choice: PairChoice, runtime: RuntimeConfig | None = None) -> "PairFiles":
-    """The chosen files on disk; what is missing is fetched first, if it fits as `runtime` says."""
+    """The chosen files on disk; missing ones are fetched first, if the pair fits on `runtime`."""
     return find_settled(settled(choice, runtime), runtime)
 
 
 def find_settled(choice: PairChoice, runtime: RuntimeConfig | None = None) -> "PairFiles":
-    """As find_files, for a choice that is settled already."""
+    """As find_files, for a choice that is already settled."""
     from dspark import hub
     from dspark.hub.catalog.pairs import PairFiles
     from dspark.hub.resolve import LOOKUP_DRAFT, NO_DRAFT
@@ -43,7 +43,7 @@ def find_settled(choice: PairChoice, runtime: RuntimeConfig | None = None) -> "P
 
 
 def _fetch_missing(choice: PairChoice, runtime: RuntimeConfig | None) -> None:
-    """Repositories of the hub that were named by their id."""
+    """Fetches hub repositories given by id."""
     from dspark import hub
 
     for name, is_head in ((choice.target, False), (choice.draft, True)):
@@ -95,7 +95,7 @@ def _load(files: "PairFiles", runtime: RuntimeConfig, engine: EngineConfig) -> "
 
 
 class ProgressBars:
-    """One bar per file or stage, made when it is first heard of."""
+    """One bar per file or stage, created at its first report."""
 
     def __init__(self, progress: "Progress") -> None:
         self._progress = progress
@@ -117,7 +117,7 @@ class ProgressBars:
 
 @contextmanager
 def progress_bars(is_bytes: bool = False, has_time_left: bool = False) -> Iterator[ProgressBars]:
-    """Bars on stderr, gone once done; nothing where stderr is not a terminal."""
+    """Bars on stderr, removed once done; nothing if stderr is not a terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -134,7 +134,7 @@ def progress_bars(is_bytes: bool = False, has_time_left: bool = False) -> Iterat
         BarColumn(),
         DownloadColumn() if is_bytes else MofNCompleteColumn(),
         *([TimeRemainingColumn(elapsed_when_finished=True)] if has_time_left or is_bytes else []),
-        # the terminal's own ^C must not wrap, or a line of the bar stays
+        # the terminal's ^C must not wrap, or a line of the bar stays
         console=Console(stderr=True, width=terminal.width - len("^C") - 1),
         transient=True,
         disable=not sys.stderr.isatty(),

@@ -1,4 +1,4 @@
-"""Entry point of `dspark`: every outcome becomes an exit code, and Ctrl+C is met from the start.
+"""Entry point of `dspark`: every outcome becomes an exit code; Ctrl+C works from the start.
 
 Imports stand inside functions because Ctrl+C during an import must end like any other.
 """
@@ -6,11 +6,11 @@ Imports stand inside functions because Ctrl+C during an import must end like any
 import sys
 from collections.abc import Callable, Sequence
 
-# A thread of theirs may be loading, fetching or in the middle of a round, and the interpreter would
-# wait for it and then take torch down, which takes seconds. Nothing is lost: files are renamed into
-# place when they are complete, and what is fetched in part is gone on with.
+# A thread may be loading, fetching or in the middle of a round. The interpreter would wait for it
+# and then unload torch, which takes seconds. Nothing is lost: complete files are renamed into
+# place, and partial downloads resume.
 ENDED_AT_ONCE = ("chat", "generate")
-SPINS = "1000"  # some 50 µs: more than threads usually wait, less than a time slice
+SPINS = "1000"  # about 50 µs: longer than threads usually wait, shorter than a time slice
 
 
 def main() -> None:
@@ -45,9 +45,9 @@ def run(arguments: Sequence[str], was_interrupted: Callable[[], bool] = lambda: 
 
 
 def _yield_busy_cores() -> None:
-    """Let OpenMP's threads sleep soon after they began to wait for one another, unless the user has
-    chosen otherwise. torch's libgomp spins for seconds: beside any busy process, every wait then
-    lasts as long as that process's time slice. It is read when torch loads."""
+    """Let OpenMP's threads sleep after a short wait, unless the user chose otherwise. torch's
+    libgomp spins for seconds, so next to a busy process every wait lasts that process's time slice.
+    The variable is read when torch loads."""
     import os
 
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
@@ -55,8 +55,8 @@ def _yield_busy_cores() -> None:
 
 
 def _quiet_libraries() -> None:
-    """What transformers and the hub's library would say between our own lines, in words of theirs,
-    unless the user asks for it. Both read it when they are imported."""
+    """Silence messages and progress bars of transformers and the hub's library, unless the user
+    enabled them. Both read these variables at import."""
     import os
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -74,7 +74,7 @@ def _report(error: BaseException, arguments: Sequence[str]) -> int:
 
 
 def _watch_interrupts() -> Callable[[], bool]:
-    """Says later whether Ctrl+C came: a half-done import may turn it into an error of any kind."""
+    """Returns a check for Ctrl+C: a half-done import may turn it into any other error."""
     import os
     import signal
 
@@ -95,7 +95,7 @@ def _watch_interrupts() -> Callable[[], bool]:
 
 
 def _pass_interrupt_on(failure: "sys.UnraisableHookArgs") -> None:
-    """Python merely prints a Ctrl+C that falls into a destructor; send it again, once out of it."""
+    """Python only prints a Ctrl+C that arrives in a destructor; send it again after that."""
     if isinstance(failure.exc_value, KeyboardInterrupt):
         import os
         import signal
@@ -107,7 +107,7 @@ def _pass_interrupt_on(failure: "sys.UnraisableHookArgs") -> None:
 
 
 def _drop_unwritable_output() -> None:
-    """Keep the interpreter's own last flush from failing aloud."""
+    """Keep the interpreter's final flush from printing an error."""
     import os
 
     for stream in (sys.stdout, sys.stderr):
@@ -118,7 +118,7 @@ def _drop_unwritable_output() -> None:
 
 
 def _default_interrupt() -> None:
-    """From here on only threads are left to wait for, and Ctrl+C may end them without a word."""
+    """Only threads are left to wait for, so Ctrl+C may end them silently."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""What a user may call a model: a pair, a family, a folder, a GGUF file or a Hugging Face id."""
+"""Names for a model: a pair, a family, a folder, a GGUF file or a Hugging Face id."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from dspark_cli.output.answer import say
 
 @dataclass(frozen=True, slots=True)
 class PairChoice:
-    """A pair by name, of which target and draft may be replaced by paths or hub ids."""
+    """A pair by name; paths or hub ids may replace its target and head."""
 
     pair: str
     target: str | None = None
@@ -18,10 +18,10 @@ class PairChoice:
 
 
 def settled(choice: PairChoice, runtime: RuntimeConfig | None = None) -> PairChoice:
-    """The pair, or the target and head, that are meant here; what was decided is said on stderr.
-    `runtime` is where it will run; None: wherever it can.
+    """The pair, or the target and head, that the names mean; the decision is printed on stderr.
+    `runtime` is where it will run; None: any device.
 
-    Raises UnknownNameError for what is nothing of all that, MemoryFullError for what cannot fit.
+    Raises UnknownNameError for an unknown name, MemoryFullError for a pair that cannot fit.
     """
     from dspark import hub
     from dspark.hub.catalog.find import FAMILIES
@@ -79,7 +79,7 @@ def _is_head(name: str) -> InputError:
 
 
 def _with_head(choice: PairChoice, *, has_head: bool) -> PairChoice:
-    """Its own head, or none; one that the user chose stays."""
+    """The target's own head, or none, unless the user chose one."""
     name = choice.pair
     if choice.draft is not None:
         return choice
@@ -93,7 +93,7 @@ def _with_head(choice: PairChoice, *, has_head: bool) -> PairChoice:
 
 
 def shown_name(model: str) -> str:
-    """As the user called it: a pair or an id in full, of a path the last part."""
+    """The user's name for it: a pair or an id in full, the last part of a path."""
     path = Path(model).expanduser()
     if not path.exists():
         return model
@@ -101,7 +101,7 @@ def shown_name(model: str) -> str:
 
 
 def check_known(name: str) -> None:
-    """Raises UnknownNameError for what is no pair, no file here and no id of the hub."""
+    """Raises UnknownNameError for a name that is neither a pair, a local file nor a hub id."""
     from dspark import hub
     from dspark.hub.catalog.find import FAMILIES
 
@@ -112,18 +112,18 @@ def check_known(name: str) -> None:
 
 
 def refuse_path(name: str, command: str) -> None:
-    """Raises InputError for a path of the user's own, which no command fetches or removes."""
+    """Raises InputError for a path, since no command fetches or removes the user's own files."""
     from dspark import hub
 
     if hub.known_pair(name) is None and name and Path(name).expanduser().exists():
         raise InputError(
             f"{name} is a path, and dspark {command} takes pairs and Hugging Face ids",
-            f"A path is used where it is: dspark chat {name}.",
+            f"A path needs no {command}; use it directly: dspark chat {name}.",
         )
 
 
 def check_spelling(name: str) -> None:
-    """Raises UnknownNameError for a prompt, or nothing at all, where a pair belongs."""
+    """Raises UnknownNameError for an empty name, or a prompt in place of a pair."""
     if any(character.isspace() for character in name) and not Path(name).expanduser().exists():
         raise UnknownNameError(
             f"no pair is called {name!r}", 'A prompt comes after the pair: dspark chat PAIR "..."'
@@ -133,7 +133,8 @@ def check_spelling(name: str) -> None:
 
 
 def chosen_name(name: str, runtime: RuntimeConfig | None = None) -> str:
-    """The pair that a family's name means here, which is said; any other name is itself."""
+    """The pair that a family's name stands for on this machine, reported on stderr; other names are
+    returned unchanged."""
     from dspark import hub
 
     choice = hub.choose_pair(name, runtime)
@@ -143,7 +144,7 @@ def chosen_name(name: str, runtime: RuntimeConfig | None = None) -> str:
 
 
 def usable_name(name: str, runtime: RuntimeConfig | None = None) -> str:
-    """As chosen_name, and the memory where it will run is not too small for it."""
+    """As chosen_name; raises MemoryFullError if the pair does not fit where it will run."""
     from dspark import hub
 
     name = chosen_name(name, runtime)

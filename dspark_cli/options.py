@@ -1,4 +1,4 @@
-"""Option definitions that several commands share, and their way into the frozen settings.
+"""Option definitions that several commands share, and their conversion to the frozen settings.
 
 Defaults come from the settings themselves: `temperature: Temperature = SAMPLING.temperature`.
 """
@@ -32,13 +32,13 @@ DEVICE = "Device"
 
 
 def complete_pair(incomplete: str) -> list[str]:
-    """For the shell: names of pairs and families; it completes folders itself where none fits."""
+    """For the shell: names of pairs and families; if none match, it completes folders itself."""
     from dspark.hub import known_pairs
     from dspark.hub.catalog.find import FAMILIES, PAIRS
 
     try:
         names = [*known_pairs(), *FAMILIES]
-    except DSparkError:  # of a broken list of own pairs: no place to complain
+    except DSparkError:  # the list of the user's pairs is broken: not reported during completion
         names = [*PAIRS, *FAMILIES]
     return [name for name in names if name.startswith(incomplete)]
 
@@ -81,7 +81,7 @@ PairOption = Annotated[
         "--pair",
         "-p",
         metavar="PAIR",
-        help="The same as the argument PAIR.",
+        help="Same as the argument PAIR.",
         rich_help_panel=MODEL,
         autocompletion=complete_pair,
     ),
@@ -99,8 +99,8 @@ Draft = Annotated[
     str | None,
     typer.Option(
         metavar="PATH|ID",
-        help="Another head: a folder or a Hugging Face id. lookup drafts from earlier text "
-        "(n-gram match), none decodes without drafts.",
+        help="Head to draft with: a folder or a Hugging Face id. lookup drafts by n-gram match "
+        "in the text so far, none decodes without drafts.",
         rich_help_panel=MODEL,
         autocompletion=_complete_draft,
     ),
@@ -164,7 +164,7 @@ MaxTokens = Annotated[
         min=1, help="Maximum number of new tokens per answer.", rich_help_panel=SAMPLING_PANEL
     ),
 ]
-# The same, where the model's own files decide unless the user does.
+# The same options, with the model's own files as the default.
 OwnTemperature = Annotated[
     float | None,
     typer.Option(
@@ -206,7 +206,7 @@ StopStrings = Annotated[
     typer.Option(
         "--stop",
         metavar="TEXT",
-        help="End the answer before this text, which may name special tokens; repeatable.",
+        help="End the answer before this text, which may be a special token; repeatable.",
         rich_help_panel=SAMPLING_PANEL,
     ),
 ]
@@ -225,7 +225,7 @@ ScheduleOption = Annotated[
     Literal["auto", "full"] | None,
     typer.Option(
         "--schedule",
-        help="How much of a block is verified: auto weighs gain against cost, full takes all.",
+        help="How much of a block to verify: auto weighs gain against cost, full verifies all.",
         rich_help_panel=SPECULATION,
     ),
 ]
@@ -235,22 +235,22 @@ Json = Annotated[
 
 
 def one_pair(argument: str | None, option: str | None, target: str | None = None) -> str:
-    """The pair that was named, by place or by --pair; DEFAULT_PAIR where none was."""
+    """The pair given as argument or as --pair; DEFAULT_PAIR if neither is."""
     if argument is not None and option is not None:
         raise InputError(
-            f"two pairs are named, {argument} and {option}", "Leave --pair or the argument out."
+            f"two pairs are named, {argument} and {option}", "Leave out --pair or the argument."
         )
     named = argument if argument is not None else option
     if named is not None and target is not None:
         raise InputError(
-            f"--target takes the place of a pair, and {named} is one",
+            f"--target replaces a pair, and {named} is one",
             "Give one of the two; --draft chooses another head for a pair.",
         )
     return DEFAULT_PAIR if named is None else named
 
 
 def given(context: typer.Context, names: Sequence[str]) -> list[str]:
-    """Which of these parameters stand on the command line, as a user writes them."""
+    """Those of the parameters that are on the command line, as a user writes them."""
     params = {each.name: each for each in context.command.get_params(context)}
     return [
         params[name].opts[0] if params[name].param_type_name == "option" else "PAIR"
@@ -260,9 +260,9 @@ def given(context: typer.Context, names: Sequence[str]) -> list[str]:
 
 
 def needed_pair(argument: str | None, option: str | None, command: str) -> str:
-    """As one_pair, where nothing can be meant by default."""
+    """As one_pair, without a default."""
     if argument is None and option is None:
-        raise InputError(f"dspark {command} needs a pair", "See dspark list for their names.")
+        raise InputError(f"dspark {command} needs a pair", "See dspark list for the names.")
     return one_pair(argument, option)
 
 
@@ -287,14 +287,14 @@ def _check_top_p(top_p: float | None) -> None:
 
 def stop_config(max_tokens: int, strings: list[str] | None) -> StopConfig:
     if strings and "" in strings:
-        raise InputError("--stop needs a text", "Leave --stop out to end at the model's own stop.")
+        raise InputError("--stop needs a text", "Leave out --stop for the model's own stop tokens.")
     return StopConfig(max_tokens=max_tokens, strings=tuple(strings or ()))
 
 
 def engine_config(
     threshold: float | None, schedule: Literal["auto", "full"] | None
 ) -> EngineConfig:
-    """Neither option leaves the default schedule."""
+    """Without either option, the default schedule."""
     if threshold is not None and schedule is not None:
         raise InputError(
             "--confidence-threshold and --schedule exclude each other", "Give one of them."

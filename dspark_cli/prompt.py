@@ -1,4 +1,4 @@
-"""What the user asks, from the argument, stdin or token ids; and its way into token ids."""
+"""The prompt, from the argument, stdin or token ids, and its encoding."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
 
 def read_prompt(argument: str | None) -> str:
-    """The argument, or all of stdin where there is none."""
+    """The argument, or all of stdin without one."""
     prompt = argument if argument is not None else _read_stdin()
     if not prompt.strip():
         raise InputError("the prompt is empty", "Give it as an argument or on stdin.")
-    # the shell hands bytes that are no UTF-8 on as lone surrogates
+    # Python represents argument bytes that are not UTF-8 as lone surrogates
     if any("\ud800" <= character <= "\udfff" for character in prompt):
         raise InputError(
             "the prompt is not UTF-8", "Convert it to UTF-8 first, for example with iconv."
@@ -46,7 +46,7 @@ def parse_token_ids(text: str) -> list[int]:
 
 
 def encode_prompt(session: "Session", prompt: str, is_raw: bool) -> list[int]:
-    """Through the chat template where the model has one, unless told otherwise."""
+    """Through the chat template if the model has one, unless `is_raw`."""
     if session.tokenizer is None:
         raise InputError(
             f"{session.name} has no tokenizer", "Give the prompt as --token-ids 1,2,3."

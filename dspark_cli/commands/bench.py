@@ -41,7 +41,7 @@ OUTPUT = "Output"
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is measured, and how."""
+    """The prompts and settings of a measurement."""
 
     texts: Sequence[PromptText]
     config: BenchConfig
@@ -71,7 +71,7 @@ def bench(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="Your own prompts: JSON lines with prompt and category; repeatable.",
+            help="File of prompts: JSON lines with prompt and category; repeatable.",
             rich_help_panel=WORK,
         ),
     ] = None,
@@ -85,7 +85,7 @@ def bench(
         bool,
         typer.Option(
             "--tau-only",
-            help="With --drafters: many answers at a time, whole blocks verified, no speeds.",
+            help="With --drafters: accepted lengths only, batched, with whole blocks verified.",
             rich_help_panel=WORK,
         ),
     ] = False,
@@ -113,9 +113,9 @@ def bench(
     confidence_threshold: options.Threshold = None,
     schedule: options.ScheduleOption = None,
 ) -> None:
-    """Measure plain decoding and DSpark side by side, and check that they write the same.
+    """Time plain decoding against DSpark and check that their output is identical.
 
-    Ctrl+C ends it early, with the figures of what is complete.
+    Ctrl+C stops early and prints the figures measured so far.
     """
     from dspark.bench.document import write_document
 

@@ -1,4 +1,4 @@
-"""`dspark chat`: the Textual chat, or a plain loop where stdin or stdout is no terminal."""
+"""`dspark chat`: the Textual chat, or a plain loop if stdin or stdout is not a terminal."""
 
 import os
 import sys
@@ -26,14 +26,15 @@ EXAMPLES = (
     "dspark chat --server http://localhost:8000",
 )
 SERVER = "Server"
-# each chooses or tunes what runs here, and nothing of a server
+# options of a model that runs here; a server would ignore them
 LOCAL_OPTIONS = (
     *("pair", "pair_option", "target", "draft", "device", "dtype", "draft_weights"),
     *("confidence_threshold", "schedule"),
 )
 
 Prompt = Annotated[
-    str | None, typer.Argument(metavar="PROMPT", help="A first prompt, sent once it is ready.")
+    str | None,
+    typer.Argument(metavar="PROMPT", help="First prompt, sent once the model is loaded."),
 ]
 Plain = Annotated[
     bool, typer.Option("--plain", help="A plain loop: prompts on stdin, answers on stdout.")
@@ -43,7 +44,7 @@ Server = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
-        help="Chat with a server that speaks OpenAI's protocol; OPENAI_API_KEY is sent to it.",
+        help="Chat with an OpenAI-compatible server; OPENAI_API_KEY is sent to it.",
         rich_help_panel=SERVER,
     ),
 ]
@@ -51,7 +52,7 @@ Model = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Which of the server's models, where it has several.",
+        help="Model to use, if the server has several.",
         rich_help_panel=SERVER,
     ),
 ]
@@ -93,7 +94,7 @@ def chat(
         backend = _server_backend(server, model)
     else:
         name = options.one_pair(pair, pair_option, target)
-        # said now, before the screen is taken
+        # reported now, before the screen is taken
         runtime = RuntimeConfig(device, dtype, draft_weights)
         choice = settled(PairChoice(name, target, draft), runtime)
         backend = _engine_backend(choice, runtime, engine)
@@ -123,7 +124,7 @@ def _is_pair(word: str | None) -> bool:
 def _check_server_options(
     context: typer.Context, word: str | None, prompt: str | None
 ) -> str | None:
-    """The first prompt; raises InputError for what a server would have to ignore.
+    """The first prompt; raises InputError for options that a server would ignore.
 
     A single argument is a prompt if it cannot be a pair.
     """
@@ -165,7 +166,7 @@ def _has_screen() -> bool:
 def _find_files(
     choice: PairChoice, runtime: RuntimeConfig
 ) -> "Iterator[FetchProgress | PairFiles]":
-    """What is missing is fetched here, where the chat sees how far it is."""
+    """Fetches missing files here, so that the chat can show the progress."""
     from dspark import hub
 
     lacks = hub.may_lack(choice.pair) or hub.locate(choice.pair) is None

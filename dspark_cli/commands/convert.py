@@ -1,4 +1,4 @@
-"""`dspark convert`: a head in the layout that another engine reads."""
+"""`dspark convert`: writes a head in another engine's layout."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -30,7 +30,7 @@ Lender = Annotated[
     typer.Option(
         "--target",
         metavar="TARGET",
-        help="Target whose embedding and output head are stored too, where the head has none.",
+        help="Target whose embedding and output head are stored too, if the head has none.",
     ),
 ]
 
@@ -38,7 +38,7 @@ Lender = Annotated[
 def convert(
     source: Source, out: Out, to: To, target: Lender = None, as_json: options.Json = False
 ) -> None:
-    """Write a head in another layout, and list what that layout cannot hold."""
+    """Write a head in another layout, and list the settings that layout cannot hold."""
     from dspark import hub
     from dspark.checkpoints.convert import convert_head
 

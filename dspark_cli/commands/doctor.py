@@ -1,4 +1,4 @@
-"""`dspark doctor`: what is here, what would be used, what fits. It survives whatever is missing."""
+"""`dspark doctor`: environment, devices, and pairs that fit. Runs whatever is missing."""
 
 import os
 import platform
@@ -60,7 +60,7 @@ def _mark(is_so: bool | None) -> str:
 def _examine(section: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return section()
-    except Exception as error:  # the one command that must answer on a broken machine
+    except Exception as error:  # this command must work on a broken machine
         reason = " ".join(str(error).split())
         return {PROBLEM: f"{type(error).__name__}: {reason}"}
 
@@ -138,7 +138,7 @@ def _store() -> dict[str, Any]:
 
 
 def _speeds() -> dict[str, Any]:
-    """The SPS tables that schedules use, each with its age; they follow what rounds take."""
+    """The SPS tables that schedules use, each with its age."""
     from dspark.engine.schedule.sps_profile import stored_tables
     from dspark.engine.session import sps_folder
 
@@ -182,7 +182,7 @@ def _pairs() -> dict[str, Any]:
 
 
 def _room_for_text(name: str, runtime: dict[str, Any]) -> dict[str, Any]:
-    """Tokens of chats that memory holds beside the weights; known for pairs in the store."""
+    """Tokens of context that fit in memory next to the weights; known for pairs in the store."""
     from dspark import hub
     from dspark.checkpoints.model_folder import check_model_folder
     from dspark.kvcache.sizing import tokens_that_fit
@@ -190,7 +190,7 @@ def _room_for_text(name: str, runtime: dict[str, Any]) -> dict[str, Any]:
     files = hub.locate(name)
     if files is None:
         return {}
-    check_model_folder(files.target)  # says which file is damaged
+    check_model_folder(files.target)  # names the damaged file
     value_bytes = 4 if runtime["dtype"] == "float32" else 2
     tokens = tokens_that_fit(files.target, files.draft, runtime["device"], value_bytes)
     return {"tokens_beside_weights": tokens}

@@ -47,7 +47,7 @@ GivenPair = Annotated[
 Raw = Annotated[
     bool,
     typer.Option(
-        "--raw", help="Send the prompt without a chat template; thinking is not set apart."
+        "--raw", help="Send the prompt without a chat template and do not separate thinking."
     ),
 ]
 
@@ -55,7 +55,7 @@ Raw = Annotated[
 def generate(
     prompt: Annotated[
         str | None,
-        typer.Argument(metavar="PROMPT", help="The prompt; without it, all of stdin is read."),
+        typer.Argument(metavar="PROMPT", help="The prompt; default: all of stdin."),
     ] = None,
     pair: GivenPair = None,
     target: options.Target = None,
@@ -104,7 +104,7 @@ def generate(
 def _follow(
     events: Iterable[Event], *, writes: bool, has_text: bool
 ) -> tuple[list[Round], Finished]:
-    """Collects the rounds; on the way writes the answer as it comes, if asked to."""
+    """Collects the rounds; with `writes`, also streams the answer."""
     rounds: list[Round] = []
     writer = _Writer(has_text)
     try:
@@ -121,8 +121,8 @@ def _follow(
 
 
 class _Writer:
-    """Streams text, or token ids with commas for a model without a tokenizer. What the model sets
-    apart from its answer goes to stderr, where a person sits."""
+    """Streams text, or token ids with commas for a model without a tokenizer. Thinking
+    goes to stderr if that is a terminal."""
 
     def __init__(self, has_text: bool) -> None:
         self._has_text = has_text
@@ -151,5 +151,5 @@ class _Writer:
             self._thinking.write(visible(text))
         elif text:
             self._thinking.end()
-            # a file or pipe gets the very text
+            # a file or pipe gets the exact text
             print(visible(text) if sys.stdout.isatty() else text, end="")

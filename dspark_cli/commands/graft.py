@@ -1,4 +1,4 @@
-"""`dspark graft`: a head for a target, one that exists or one trained on its own answers."""
+"""`dspark graft`: attaches an existing head to a target, or trains one on the target's answers."""
 
 import json
 import signal
@@ -149,7 +149,7 @@ def _named(parameters: list[str]) -> str:
 
 
 def _follow(run: "GraftRun", *, is_plain: bool) -> bool:
-    """Tell on stderr how it goes; False where it was stopped."""
+    """Shows the progress on stderr; False if it was stopped."""
     from dspark.graft.job import Stopped
     from dspark_cli.views.graft_live import open_view
 
@@ -164,7 +164,7 @@ def _follow(run: "GraftRun", *, is_plain: bool) -> bool:
 
 
 def _draw(out: Path) -> None:
-    """The head is done: a missing picture is no failure."""
+    """The head is done, so a missing plot is not a failure."""
     from dspark.graft.judge.plots import draw_run
 
     try:
@@ -175,7 +175,7 @@ def _draw(out: Path) -> None:
 
 @contextmanager
 def _stopping_on_interrupt(run: "GraftRun", view: "PlainView | LiveView") -> Iterator[None]:
-    """The first Ctrl+C lets the step under way finish and be saved; a second one does not wait."""
+    """The first Ctrl+C lets the current step finish and be saved; a second one stops at once."""
 
     def stop(*_: object) -> None:
         view.stopping()

@@ -13,7 +13,7 @@ def _complete(context: typer.Context, incomplete: str) -> list[str]:
 
 CommandName = Annotated[
     str | None,
-    typer.Argument(metavar="COMMAND", help="A command of dspark.", autocompletion=_complete),
+    typer.Argument(metavar="COMMAND", help="Name of a command.", autocompletion=_complete),
 ]
 
 

@@ -1,4 +1,4 @@
-"""`dspark list`: the pairs that are known, and what of them is on disk."""
+"""`dspark list`: known pairs, and how much of each is on disk."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,7 +26,7 @@ Markdown = Annotated[
 
 
 def list_(as_json: options.Json = False, markdown: Markdown = False) -> None:
-    """List the known pairs, what of them is on disk and how much memory each needs."""
+    """List the known pairs, how much of each is on disk and how much memory it needs."""
     from dspark import hub
 
     if markdown:
@@ -38,7 +38,7 @@ def list_(as_json: options.Json = False, markdown: Markdown = False) -> None:
 
     room = rooms()[0]
     described = [_describe(pair, room) for pair in hub.known_pairs().values()]
-    # what is here comes first, in the order that it has otherwise
+    # pairs on disk come first; a stable sort keeps the order otherwise
     pairs = sorted(described, key=lambda each: not (each["is_complete"] or each["stored_bytes"]))
     if as_json:
         runs_on = {"device": room.device, "dtype": room.dtype}
@@ -75,7 +75,7 @@ def _describe(pair: "Pair", room: "Room") -> dict[str, Any]:
 
 
 def _own_bytes(pair: "Pair") -> int:
-    """Folders of the user's own, which are not in the store."""
+    """The user's own folders, which are not in the store."""
     from dspark import hub
     from dspark.hub.catalog.pairs import LocalFolder
 

@@ -1,4 +1,4 @@
-"""`dspark probe`: are the files of a pair's head interpreted as it was trained?"""
+"""`dspark probe`: checks whether a head's files are interpreted the way it was trained."""
 
 import typer
 

@@ -1,4 +1,4 @@
-"""`dspark pull`: bring a pair into the local store. The answer is where it lies."""
+"""`dspark pull`: fetches a pair into the local store and prints where it is."""
 
 from typing import Annotated
 
@@ -18,12 +18,12 @@ DryRun = Annotated[
     bool,
     typer.Option(
         "--dry-run",
-        help="Print what would be fetched and whether it fits (exit code 1 if not).",
+        help="Print the files to fetch and whether they fit (exit code 1 if not).",
     ),
 ]
-Head = Annotated[bool, typer.Option("--head-only", "--head", help="Fetch the head alone.")]
+Head = Annotated[bool, typer.Option("--head-only", "--head", help="Fetch only the head.")]
 Force = Annotated[
-    bool, typer.Option("--force", help="Fetch even what does not fit into memory here.")
+    bool, typer.Option("--force", help="Fetch even if the pair does not fit in memory.")
 ]
 
 
@@ -53,7 +53,7 @@ def pull(
     was_present = hub.locate(known.name) is not None
     if not was_present:
         if not (head or force):
-            hub.check_memory(known)  # before it is said to come
+            hub.check_memory(known)  # before the download is announced
         size = None if head else hub.download_bytes(known)
         say(f"fetching {known.name}" + (f" ({size_text(size)})" if size else ""))
     if not was_present or hub.may_lack(known.name):
@@ -95,7 +95,7 @@ def _pull_published(repo_id: str, dry_run: bool, head: bool, force: bool, as_jso
         folder = hub.kept_folder(repo_id, only_head=head)
         say(f"Run it: dspark chat {found.options}")
     else:
-        with progress_bars(is_bytes=True) as bars:  # files that it lacks
+        with progress_bars(is_bytes=True) as bars:  # missing files
             for step in hub.fetch_missing(repo_id):
                 bars.show(step)
         if not as_json:

@@ -1,4 +1,4 @@
-"""`dspark rm`: take a pair out of the local store."""
+"""`dspark rm`: removes a pair from the local store."""
 
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -24,7 +24,7 @@ def rm(
     yes: Yes = False,
     as_json: options.Json = False,
 ) -> None:
-    """Remove a pair from the local store. What dspark ships and your own folders are kept."""
+    """Remove a pair from the local store. Files that dspark ships and your own folders are kept."""
     from dspark import hub
 
     name = options.needed_pair(pair, pair_option, "rm")
@@ -43,7 +43,7 @@ def rm(
 
 
 def _remove_repo(repo_id: str, yes: bool, as_json: bool) -> None:
-    """What has no name here, but was fetched by its id."""
+    """A repository fetched by its id, which has no pair name."""
     from dspark import hub
     from dspark.hub.catalog.pairs import HubRepo
     from dspark.hub.sources.hf_cache import repo_bytes
@@ -77,5 +77,8 @@ def _question(pair: "Pair", size: int, is_own: bool) -> str:
 
 def _agreed(question: str, name: str) -> bool:
     if not sys.stdin.isatty():
-        raise InputError(f"rm asks before it removes {name}", "Add --yes where nobody can answer.")
+        raise InputError(
+            f"rm asks for confirmation to remove {name}, and stdin is not a terminal",
+            "Add --yes to remove without asking.",
+        )
     return typer.confirm(question, err=True)

@@ -1,4 +1,4 @@
-"""`dspark serve`: hands a pair over to an engine that is built for many GPUs."""
+"""`dspark serve`: hands a pair over to an engine built for many GPUs."""
 
 import os
 import shlex
@@ -37,9 +37,9 @@ def serve(
     trust_remote_code: Trust = False,
     as_json: options.Json = False,
 ) -> None:
-    """Serve a pair with vLLM or SGLang, by the exact command for it."""
+    """Serve a pair with vLLM or SGLang, using the exact command for that pair."""
     if as_json and not only_print:
-        raise InputError("--json prints the command, and --print is missing", "Add --print.")
+        raise InputError("--json needs --print", "Add --print, or leave --json out.")
     from dspark import hub
     from dspark.serve.handover import ENGINES, check_installed, serve_command
 
@@ -64,7 +64,7 @@ def serve(
 
 
 def _become(command: tuple[str, ...]) -> None:
-    """This process turns into the engine, which so gets every signal itself."""
+    """Replaces this process by the engine, which then receives every signal itself."""
     program, *arguments = command
     beside = os.path.join(os.path.dirname(sys.executable), program)
     program = sys.executable if program == "python" else beside

@@ -1,4 +1,4 @@
-"""`dspark show`: where a pair is stored, what it is, and what its head looks like."""
+"""`dspark show`: a pair's files, sizes, licence and head."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ def show(
 
 
 def _folder_facts(name: str) -> dict[str, Any] | None:
-    """Of a path, or of what the Hugging Face cache holds under an id; None for anything else."""
+    """Of a path, or of an id in the Hugging Face cache; None for anything else."""
     from dspark import hub
     from dspark.hub.sources.gguf_target import gguf_file
 
@@ -88,7 +88,7 @@ def _to_pull(name: str) -> str:
 
 
 def _gone(pair: "Pair | None") -> str | None:
-    """Why a pair of the user's own cannot be fetched."""
+    """Why one of the user's own pairs cannot be fetched."""
     from dspark.hub.catalog.pairs import LocalFolder
 
     if pair is None:

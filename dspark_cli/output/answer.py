@@ -17,14 +17,14 @@ DIM, RESET = "\x1b[2m", "\x1b[0m"
 
 
 def say(line: str) -> None:
-    """On stderr, where all but the answer goes."""
+    """Prints on stderr, which takes everything but the answer."""
     print(line, file=sys.stderr, flush=True)
 
 
 def answer_object(
     prompt_ids: Sequence[int], rounds: Sequence[Round], finished: Finished, has_text: bool
 ) -> dict[str, Any]:
-    """What `dspark generate --json` prints."""
+    """The object that `dspark generate --json` prints."""
     return {
         "prompt_ids": list(prompt_ids),
         "token_ids": list(finished.token_ids),
@@ -42,7 +42,7 @@ def settings_object(
     stop: StopConfig,
     engine: EngineConfig,
 ) -> dict[str, Any]:
-    """What is needed to get the same answer again, beside a seed where it was sampled."""
+    """The settings that reproduce the answer, with the seed if it was sampled."""
     head = "lookup" if files.has_lookup else files.draft and str(files.draft)
     return {
         "pair": files.name,
@@ -79,7 +79,7 @@ def stats_object(stats: DecodeStats) -> dict[str, Any]:
 
 
 def stats_line(stats: DecodeStats, sampling: SamplingConfig | None = None) -> str:
-    """`sampling`: to tell how the answer was drawn."""
+    """With `sampling`, also states how the answer was drawn."""
     figures = [counted(stats.new_tokens, "token")]
     if stats.decode_tokens_per_second:  # one token, or an answer in one piece, has no rate
         figures.append(f"{stats.decode_tokens_per_second:.1f} tok/s")
@@ -93,7 +93,7 @@ def stats_line(stats: DecodeStats, sampling: SamplingConfig | None = None) -> st
 
 
 class ThinkingLine:
-    """What a model sets apart from its answer, dim, as it comes; nothing where no person sits."""
+    """Streams thinking, dimmed; prints nothing if the stream is not a terminal."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -105,7 +105,7 @@ class ThinkingLine:
             self._is_open = True
 
     def end(self) -> None:
-        """Before the answer begins, or at the end."""
+        """To be called before the answer begins, or at the end."""
         if self._is_open:
             print(RESET, file=self._stream, flush=True)
             self._is_open = False

@@ -1,4 +1,4 @@
-"""Facts on stdout as one JSON object, and sizes in words."""
+"""Facts on stdout as one JSON object, and sizes with units."""
 
 import json
 from collections.abc import Mapping

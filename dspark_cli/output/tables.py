@@ -1,18 +1,18 @@
-"""Tables and facts that fit the terminal: columns are dropped or put below, words never broken."""
+"""Tables and facts that fit the terminal: columns are dropped or moved below, words never split."""
 
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-WIDE = 200  # columns where no terminal says how many there are
+WIDE = 200  # columns if there is no terminal to ask
 GAP = 2
-NARROWEST_TEXT = 24  # a column of text is not squeezed below
+NARROWEST_TEXT = 24  # minimum width of a text column
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """`wraps`: a text over several lines. Where space is short the highest `rank` goes first."""
+    """`wraps`: may take several lines. If space is short, the highest `rank` is dropped first."""
 
     title: str
     is_right: bool = False
@@ -30,7 +30,7 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
 
 
 def table_lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """What is too wide even without the columns that may go continues in a table below."""
+    """Columns that do not fit even after dropping continue in a table below."""
     kept = list(range(len(columns)))
     while _needed(columns, rows, kept) > width and (rank := max(columns[i].rank for i in kept)):
         kept.remove(next(i for i in reversed(kept) if columns[i].rank == rank))
@@ -45,7 +45,7 @@ def table_lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], width:
 
 
 def print_facts(facts: Mapping[str, object]) -> None:
-    """One line each, name and value, wrapped if need be; None is left out.
+    """One line each, name and value, wrapped if needed; None is left out.
 
     A value with a word that is too long, such as a path, stands below its name.
     """
@@ -98,7 +98,7 @@ def _needed(columns: Sequence[Column], rows: Sequence[Sequence[str]], kept: list
 def _widths(
     columns: Sequence[Column], rows: Sequence[Sequence[str]], part: list[int], width: int
 ) -> list[int]:
-    """A text takes what the others leave."""
+    """A text column takes the width that the others leave."""
     fixed = sum(_widest(columns, rows, i) for i in part if not columns[i].wraps)
     left = max(width - fixed - GAP * (len(part) - 1), NARROWEST_TEXT)
     return [

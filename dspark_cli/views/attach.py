@@ -1,4 +1,4 @@
-"""A head that is attached instead of trained: which one, how it does, and under which name."""
+"""Attaching a head instead of training one: the choice, the probe's verdict, the pair's name."""
 
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dspark.graft.attach import AttachJob, HeadMatch
     from dspark.hub import Pair
 
-# all other options are those of a training
+# all other options concern training
 SHARED_OPTIONS = frozenset(
     (
         "base",
@@ -37,7 +37,7 @@ SHARED_OPTIONS = frozenset(
 
 
 def training_options(context: typer.Context) -> list[str]:
-    """Those on the command line that only a training has."""
+    """Options on the command line that only apply to training."""
     return [
         name
         for name in context.params
@@ -56,7 +56,7 @@ def attach_head(
     is_forced: bool,
     as_json: bool,
 ) -> bool:
-    """Attach the head given, or else the released one that fits; False where none does."""
+    """Attach the given head, or else the released one that fits; False if none does."""
     from dspark import hub
     from dspark.graft.attach import AttachJob
     from dspark.hub.catalog.find import FAMILIES
@@ -84,7 +84,7 @@ def attach_head(
 
 
 def tell_attachment(base: str, *, as_json: bool) -> bool:
-    """What would be attached, and how much would come; False where only the target's files tell."""
+    """Prints the head and the download; False if the choice needs the target's files first."""
     from dspark import hub
 
     pair = hub.known_pair(chosen_name(base)) or hub.pair_of_target(base)
@@ -99,7 +99,7 @@ def tell_attachment(base: str, *, as_json: bool) -> bool:
 
 
 def keep_trained(name: str | None, base: str, out: "Path", *, as_json: bool) -> None:
-    """A head that was just trained, as a pair with its base."""
+    """Registers a newly trained head and its target as a pair."""
     from dspark.graft.attach import keep_pair
     from dspark.graft.judge.speedup import read_measured
 

@@ -1,4 +1,4 @@
-"""A comparison of heads as tables of the paper's form: a row per head, a column per category."""
+"""A comparison of heads as tables in the paper's format: a row per head, a column per category."""
 
 from typing import TYPE_CHECKING
 
@@ -71,7 +71,7 @@ def _print_acceptance(heads: "tuple[HeadFigures, ...]") -> None:
 
 
 def _print(title: str, facts: list[Column], figures: list[str], rows: list[list[str]]) -> None:
-    """The first column is the head; figures stand to the right."""
+    """The first column is the head; figures are right-aligned."""
     print(title)
     columns = [Column("head"), *facts, *(Column(each, is_right=True) for each in figures)]
     print_table(columns, rows)

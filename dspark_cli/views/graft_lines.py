@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def lasting_lines(event: "GraftEvent", config: GraftConfig) -> list[str]:
-    """What is worth keeping on the screen; nothing for a step or a stage under way."""
+    """Lines worth keeping on the screen; none for a step or stage in progress."""
     from dspark.graft import job
     from dspark.graft.data.corpus import CorpusProgress
     from dspark.graft.judge.acceptance import Evaluation
@@ -98,7 +98,7 @@ def _measured_lines(event: "Speedup") -> list[str]:
 def _prepared_lines(event: "Prepared", config: GraftConfig) -> list[str]:
     head = event.head
     millions, mebibytes = event.parameters / 1e6, event.parameters * 2 / 2**20
-    taps = "as asked" if config.taps else "evenly spread, never the last layer"
+    taps = "as asked" if config.taps else "evenly spaced, never the last layer"
     lines = [
         f"head: {millions:.1f} M parameters, {mebibytes:.1f} MiB in bfloat16",
         f"taps: {', '.join(map(str, head.target_layer_ids))} ({taps})",

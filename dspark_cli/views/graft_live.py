@@ -1,4 +1,4 @@
-"""How a grafting is watched, on stderr: a live panel in a terminal, plain lines elsewhere."""
+"""Progress of a grafting on stderr: a live panel in a terminal, plain lines elsewhere."""
 
 import time
 from collections import deque
@@ -31,7 +31,7 @@ STOPPING = "stopping after this step ..."
 
 @contextmanager
 def open_view(config: GraftConfig, *, is_plain: bool = False) -> Iterator["PlainView | LiveView"]:
-    """The live panel where a person can see it move."""
+    """The live panel if stderr is a terminal."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -45,7 +45,7 @@ def open_view(config: GraftConfig, *, is_plain: bool = False) -> Iterator["Plain
 
 
 class Watched:
-    """What the events so far amount to."""
+    """The state that the events so far add up to."""
 
     def __init__(self, config: GraftConfig) -> None:
         self.config = config
@@ -88,13 +88,13 @@ class Watched:
 
     @property
     def seconds_left(self) -> float:
-        """Of the steps alone."""
+        """Of the steps only."""
         done = self.step.step if self.step else 0
         return (self.config.steps - done) * self.seconds_per_step
 
     @property
     def stage_seconds_left(self) -> float | None:
-        """None until the stage has got somewhere."""
+        """None until the stage has made progress."""
         if self.stage is None or self._stage_began is None:
             return None
         _, first, began = self._stage_began
@@ -104,7 +104,7 @@ class Watched:
 
 
 class PlainView:
-    """Lines; of steps and stages under way only one every few seconds."""
+    """Plain lines; for steps and stages in progress, one every few seconds."""
 
     def __init__(self, config: GraftConfig) -> None:
         self._watched = Watched(config)
@@ -136,7 +136,7 @@ class PlainView:
 
 
 class LiveView:
-    """One panel that moves below the lines worth keeping; gone when the grafting ends."""
+    """A panel below the lasting lines; removed when the grafting ends."""
 
     def __init__(self, config: GraftConfig, console: Console) -> None:
         self._watched = Watched(config)
@@ -150,7 +150,7 @@ class LiveView:
             self.live.console.print(line, markup=False, highlight=False)
 
     def stopping(self) -> None:
-        """Only remembered: the panel may be half drawn when a signal comes."""
+        """Only sets a flag: the panel may be half drawn when a signal arrives."""
         self._is_stopping = True
 
     def panel(self) -> RenderableType:
@@ -161,7 +161,7 @@ class LiveView:
             title = f"step {watched.step.step} of {watched.config.steps}"
             content = _training(watched, watched.step)
         else:
-            title, content = "loading", "the target is being read ..."
+            title, content = "loading", "loading the target ..."
         hint = STOPPING if self._is_stopping else "Ctrl+C stops; re-run the command to resume"
         return Panel(
             content,
@@ -180,7 +180,7 @@ def _stage(stage: "CorpusProgress", seconds_left: float | None) -> RenderableTyp
 
 
 def _counted(stage: "CorpusProgress", before: str = "") -> str:
-    """Nothing of a stage that is a single thing."""
+    """Empty for a stage with a single item."""
     return f"{before}{stage.done} of {stage.total}" if stage.total > 1 else ""
 
 
@@ -213,7 +213,7 @@ def _progress(done: int, total: int, *texts: str) -> RenderableType:
 
 
 def _acceptance(step: "StepReport", held_out: "StepReport | None") -> RenderableType:
-    """A bar for each place in the block."""
+    """A bar for each position in the block."""
     table = Table.grid(padding=(0, 2))
     others = held_out.acceptance_by_position if held_out else ()
     for place, rate in enumerate(step.acceptance_by_position):

@@ -20,7 +20,7 @@ def plan_lines(plan: "Plan") -> list[str]:
         "loss": memory.loss,
         "judging": memory.decoding,
     }
-    if memory.answers > memory.training:  # written before, with a session of their own
+    if memory.answers > memory.training:  # written first, in a separate session
         parts = {"writing answers": memory.answers}
     parts["program"] = memory.program
     kept = {"answers": disk.answers, "checkpoint": disk.checkpoint, "head": disk.head}
@@ -53,7 +53,7 @@ def _time(duration: "Duration") -> str:
 
 
 def _range(span: "Span") -> str:
-    """The middle, and where half of what was measured lies."""
+    """The median and the range that holds half of the measurements."""
     low, middle, high = map(duration_text, (span.low, span.middle, span.high))
     return middle if low == high else f"{middle} ({low} to {high})"
 

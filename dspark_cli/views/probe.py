@@ -1,4 +1,4 @@
-"""What a probe found, as lines of text."""
+"""A probe's report as lines of text."""
 
 from typing import TYPE_CHECKING
 

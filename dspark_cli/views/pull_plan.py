@@ -1,4 +1,4 @@
-"""What a pull would fetch and whether it fits, as text or as one JSON object."""
+"""The plan of a pull, with the verdict whether it fits, as text or as one JSON object."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ COLUMNS = (Column("  FILE"), Column("SIZE", is_right=True), Column(""))
 
 
 def tell_plan(plan: "PullPlan", as_json: bool) -> None:
-    """Exit code 1 where it does not fit, so that a script can ask."""
+    """Exit code 1 if it does not fit, so that a script can check."""
     if as_json:
         print_json(_plan_object(plan))
     else:

@@ -116,4 +116,4 @@ def test_debug_behind_two_dashes_is_the_prompt(dspark, fake_session):
 
 def test_a_bugs_hint_works(dspark, fake_session):
     fake_session.failure = ValueError("odd")
-    assert "add --debug to the same command" in dspark("generate", "Hi").err
+    assert "run the command again with --debug" in dspark("generate", "Hi").err

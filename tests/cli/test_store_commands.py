@@ -258,7 +258,7 @@ def test_a_pair_of_ones_own_is_a_name_like_others(dspark, tiny_llama_dir, make_t
     facts = json.loads(dspark("show", "mine", "--json").out)
     assert (facts["target"]["path"], facts["draft"]["path"]) == (str(tiny_llama_dir), str(head))
     assert dspark("pull", "mine").out == f"{tiny_llama_dir}\n"
-    assert "asks before" in dspark("rm", "mine").err
+    assert "asks for confirmation" in dspark("rm", "mine").err
     assert dspark("rm", "mine", "--yes").out.startswith("mine is forgotten")
     assert dspark("show", "mine").code == 2
     assert (head / "config.json").is_file()
