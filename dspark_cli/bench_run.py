@@ -1,4 +1,4 @@
-"""What every bench does: prompts as the model sees them, and a bar on stderr."""
+"""Shared by all benchmarks: encoded prompts, and a progress bar on stderr."""
 
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, TypeVar
@@ -24,7 +24,7 @@ def encode_all(session: "Session", texts: Sequence[PromptText]) -> list[BenchPro
 def follow_bench(
     items: "Generator[BenchProgress | Report, None, None]", *, is_timed: bool = True
 ) -> Report:
-    """Tells how far it is and returns the last item; after Ctrl+C what was complete by then."""
+    """Shows progress and returns the last item; after Ctrl+C, the report of what was complete."""
     from dspark.bench.runner import BenchProgress
 
     with progress_bars(has_time_left=True) as bars:

@@ -1,4 +1,4 @@
-"""From the options of `dspark graft` to a training."""
+"""From the options of `dspark graft` to a training job."""
 
 import shlex
 import sys
@@ -14,7 +14,7 @@ from dspark_cli.naming import PairChoice
 if TYPE_CHECKING:
     from dspark.graft.job import GraftJob
 
-# the fields of GraftConfig that an option of another name sets
+# options whose name differs from their field in GraftConfig
 FIELDS: Mapping[str, str] = {
     "algo": "algorithm",
     "lr": "learning_rate",
@@ -28,9 +28,9 @@ FIELDS: Mapping[str, str] = {
 
 
 def training_job(params: Mapping[str, Any], base: str, given: list[str]) -> "GraftJob":
-    """`params` are all options, `given` those on the command line. Fetches what is missing.
+    """`params` are all options, `given` those on the command line. Fetches missing files.
 
-    Raises InputError for what cannot be trained.
+    Raises InputError if the target cannot be trained for.
     """
     from dspark.checkpoints.heads import read_draft_config
     from dspark.graft.attach import check_name, released_head
@@ -71,7 +71,7 @@ def training_job(params: Mapping[str, Any], base: str, given: list[str]) -> "Gra
 
 
 def graft_settings(params: Mapping[str, Any]) -> GraftConfig:
-    """None, of an option that was not given, leaves the algorithm's default."""
+    """An option that was not given is None and leaves the algorithm's default."""
     known = {field.name for field in fields(GraftConfig)}
     chosen = {FIELDS.get(name, name): value for name, value in params.items()}
     settings = {name: value for name, value in chosen.items() if name in known}

@@ -1,4 +1,4 @@
-"""A line from a person at a terminal, with editing and history where there is readline."""
+"""Reads a line at a terminal, with editing and history if readline is available."""
 
 import os
 import sys
@@ -9,13 +9,13 @@ from contextlib import contextmanager, suppress
 def read_line(sign: str) -> str:
     """Raises EOFError for Ctrl+D and KeyboardInterrupt for Ctrl+C."""
     with suppress(ImportError):
-        import readline  # noqa: F401, input() uses it once it is there
+        import readline  # noqa: F401, input() uses it once imported
     with _shown_on_a_terminal():
         return input(sign)
 
 
 def typed_text() -> str:
-    """What stood in the line that Ctrl+C has ended."""
+    """The content of the line that Ctrl+C ended."""
     with suppress(ImportError):
         import readline
 
@@ -25,7 +25,7 @@ def typed_text() -> str:
 
 @contextmanager
 def _shown_on_a_terminal() -> Iterator[None]:
-    """Editing needs a terminal at file 1: stderr's, where stdout goes to a file or pipe."""
+    """Editing needs a terminal at file 1: stderr's, if stdout is a file or pipe."""
     if os.isatty(1) or not os.isatty(2):
         yield
         return

@@ -33,20 +33,20 @@ VERIFIED = {
     Packaging.DFLASH: TOY,
     Packaging.IN_TARGET: TOY,
 }
-# what the packaging does not tell: which of DeepSpec's heads of Gemma4's layers were compared
+# how DeepSpec's heads for Gemma 4 were verified, which the packaging does not say
 GEMMA4 = "gemma4_unified"
 GEMMA4_VERIFIED: Mapping[Algorithm, str] = {"dflash": TOY, "eagle3": FIRST_BLOCKS}
 HEADER = """\
 # Known pairs
 <!-- Written by `dspark list --markdown > docs/models.md`; a test compares. -->
-None of the weights on the Hugging Face hub were at hand when this was written: *verified* says
-what stands in for them. *Golden runs*: token for token the reference implementation's, on tiny
-models. *First blocks*: the reference's drafts and logits after a prompt, on a tiny model. *Toy
-models*: an independent writer's, read back and decoded. *Needs* is the memory of a chat of 4,096
-tokens, all told, on a CPU in float32, its default, and in bfloat16 (`--dtype bfloat16`); of
-DeepSeek-V4 on GPUs that keep FP8, and where it is unpacked. A head whose size is not established is
-not in it. `dspark list` tells what a pair needs on your machine.
-`dspark show PAIR` tells where each figure is from.
+The weights on the Hugging Face hub were not available when this was written: *verified* names the
+substitute that was tested. *Golden runs*: equal to the reference implementation, token for token,
+on tiny models. *First blocks*: equal to the reference's drafts and logits after a prompt, on a tiny
+model. *Toy models*: files by an independent writer, read back and decoded. *Needs* is the total
+memory of a chat of 4,096 tokens on a CPU, in float32 (the default) and in bfloat16 (`--dtype
+bfloat16`); for DeepSeek-V4, on GPUs that keep FP8, and with FP8 unpacked. It leaves out heads of
+unknown size. `dspark list` shows how much each pair needs on your machine, `dspark show PAIR` the
+source of each figure.
 """
 
 
@@ -87,7 +87,7 @@ def _pairs() -> Iterator[str]:
 
 
 def _needs(of: Footprint) -> Iterator[str]:
-    """As `dspark list` says it on a CPU, and in bfloat16 there; of FP8, on a GPU that keeps it."""
+    """As `dspark list` prints it on a CPU, and in bfloat16; for FP8, on a GPU that keeps it."""
     if of.stored_bytes is not None:
         yield f"{_on(of, 'cuda', 2)} with FP8"
         yield f"{_on(of, 'cpu', 2)} else"

@@ -32,7 +32,7 @@ QUIT_AGAIN = "Ctrl+C again quits, as do Ctrl+D and /bye."
 
 
 def run_plain_chat(backend: ChatBackend, settings: ChatSettings, prompts: BinaryIO) -> None:
-    """Until the prompts end. A failed answer ends it too, unless a person sits at the terminal."""
+    """Runs until the prompts end. A failed answer ends it too, unless stdin is a terminal."""
     conversation = Conversation(settings.system)
     with closing(backend):
         _load(backend)
@@ -66,7 +66,7 @@ def _load(backend: ChatBackend) -> None:
 
 
 def _all_prompts(first: str, prompts: BinaryIO) -> Iterator[str]:
-    """One prompt a line; empty lines are passed over. Commands are a person's alone."""
+    """One prompt per line; empty lines are skipped. Commands work at a terminal only."""
     if first:
         if prompts.isatty():
             say(f"{SIGN}{visible(first)}")
@@ -89,13 +89,13 @@ def _piped_lines(prompts: BinaryIO) -> Iterator[str]:
 
 
 def _typed_lines(prompts: BinaryIO) -> Iterator[str]:
-    """Ctrl+C clears the line; in an empty one it quits, pressed twice."""
+    """Ctrl+C clears the line; on an empty line, pressed twice, it quits."""
     is_warned = False
     while True:
         try:
             line = _typed_line(prompts)
         except EOFError:
-            say("")  # the shell's own line
+            say("")  # move past the ^C that the terminal printed
             return
         except KeyboardInterrupt:
             if is_warned:
@@ -167,13 +167,13 @@ def _write(thinking: ThinkingLine, text: str, is_thinking: bool) -> None:
         thinking.write(visible(text))
     elif text:
         thinking.end()
-        # a file or pipe gets the very text
+        # a file or pipe gets the exact text
         print(visible(text) if sys.stdout.isatty() else text, end="")
 
 
 @contextmanager
 def _interrupt_stops(backend: ChatBackend) -> Iterator[threading.Event]:
-    """Ctrl+C ends the answer at its next round, and a second one the program at once."""
+    """Ctrl+C ends the answer at its next round; a second one ends the program at once."""
 
     is_stopped = threading.Event()
 

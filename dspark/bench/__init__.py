@@ -1,1 +1,1 @@
-"""Plain decoding beside DSpark: prompts, interleaved runs, verdict and report."""
+"""Plain decoding against DSpark: prompts, interleaved runs, verdict and report."""

@@ -1,4 +1,4 @@
-"""Several heads and plain decoding on the same prompts: who drafts best, by how much."""
+"""Several heads and plain decoding on the same prompts: which head drafts best, and by how much."""
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ PLAIN = "plain"
 
 @dataclass(frozen=True, slots=True)
 class HeadFigures:
-    """What one head did, beside plain decoding."""
+    """One head's figures, with plain decoding's."""
 
     head: "OpenHead"
     report: BenchReport
@@ -30,13 +30,13 @@ class HeadFigures:
 
     @property
     def mean_tau(self) -> float:
-        """Every category counts the same, however many prompts it has."""
+        """Mean over categories, weighted equally whatever their number of prompts."""
         return fmean(self.category_taus)
 
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """By which share one head's accepted length exceeds another's: by category, and of means."""
+    """Relative gain of one head's accepted length over another's: by category, and of the means."""
 
     name: str
     over: str
@@ -46,7 +46,7 @@ class Gain:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """`is_timed` is False where many answers were written at a time: no rate means anything."""
+    """`is_timed` is False if many answers were written at a time, which makes rates meaningless."""
 
     heads: tuple[HeadFigures, ...]
     is_timed: bool

@@ -1,4 +1,4 @@
-"""What is measured. Plain decoding and DSpark run with the same of everything."""
+"""Settings of a benchmark, the same for plain decoding and DSpark."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from dspark.config import SamplingConfig, StopConfig
 
 @dataclass(frozen=True, slots=True)
 class BenchConfig:
-    """`warmup_tokens` are decoded by both arms first, so that one-time costs are in no figure."""
+    """Both arms decode `warmup_tokens` first, so that figures exclude one-time costs."""
 
     trials: int = 3
     max_tokens: int = 128

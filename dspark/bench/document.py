@@ -59,7 +59,7 @@ def comparison_document(
     opened: "OpenHeads",
     command: str,
 ) -> dict[str, Any]:
-    """Rates are left out where they were not measured."""
+    """Rates are left out if they were not measured."""
     reports = [each.report for each in comparison.heads]
     timed = {"plain": figure_object(reports[0].plain.decode)} if comparison.is_timed else {}
     runtime = opened.plain.runtime
@@ -133,7 +133,7 @@ def figure_object(figure: Figure) -> dict[str, Any]:
 
 
 def provenance(command: str) -> dict[str, Any]:
-    """What every figure comes with."""
+    """Machine, versions, date and command, stored with every figure."""
     return {
         "machine": describe_machine(),
         "versions": describe_versions(),
@@ -143,6 +143,6 @@ def provenance(command: str) -> dict[str, Any]:
 
 
 def write_document(path: Path, document: dict[str, Any]) -> None:
-    """Complete or not at all."""
+    """Writes the whole file or nothing."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -1,4 +1,4 @@
-"""Several heads on one target, whose weights are read once."""
+"""Several heads on one target, with the target's weights read once."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from dspark.hub.catalog.pairs import PairFiles
 
 @dataclass(frozen=True, slots=True)
 class NamedHead:
-    """A head on disk, or lookup without one, and what a report calls it."""
+    """A head on disk, or lookup, with its name in reports."""
 
     name: str
     folder: Path | None
@@ -25,9 +25,9 @@ class NamedHead:
 
 @dataclass(frozen=True, slots=True)
 class OpenHead:
-    """A head that decodes, or lookup; `parameters` are its own, without the target's tables.
+    """A loaded head, or lookup; `parameters` excludes the target's tables.
 
-    `training` is what dspark graft notes in a head's config.json; empty of heads from elsewhere.
+    `training` is the record of dspark graft in the head's config.json; empty for other heads.
     """
 
     name: str
@@ -53,7 +53,7 @@ class OpenHeads:
 def open_heads(
     target: PairFiles, heads: Sequence[NamedHead], runtime: RuntimeConfig, config: EngineConfig
 ) -> Iterator[LoadProgress | OpenHeads]:
-    """Tells how far it is; the last item is what was opened. The head of `target` is left out."""
+    """Yields progress; the last item is the opened heads. The head of `target` is left out."""
     shapes = [read_draft_config(head.folder) if head.folder else None for head in heads]
     tapped = {layer for shape in shapes if shape for layer in shape.target_layer_ids}
     tap_layers = tuple(sorted(tapped))

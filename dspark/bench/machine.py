@@ -1,4 +1,4 @@
-"""On what a figure was measured, and with which versions."""
+"""The machine and versions of a measurement."""
 
 import os
 import platform

@@ -1,5 +1,5 @@
-"""Prompt sets: one JSON object per line, {"category": "chat", "prompt": "..."}, or of another usual
-kind."""
+"""Prompt sets: one JSON object per line, {"category": "chat", "prompt": "..."} or another common
+layout."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class BenchPrompt:
 
 
 def own_prompts() -> list[PromptText]:
-    """The set that comes with dspark."""
+    """The prompt set that ships with dspark."""
     resource = files("dspark.assets") / "prompts" / "bench.jsonl"
     return _prompts(
         json_records(Path("bench.jsonl"), resource.read_bytes()), "bench.jsonl", "other"
@@ -36,7 +36,7 @@ def own_prompts() -> list[PromptText]:
 
 
 def read_prompts(path: Path) -> list[PromptText]:
-    """Where a line names no category, it is the file's name. Raises InputError."""
+    """A line without a category gets the file's name. Raises InputError."""
     raw = read_bytes(path, "--prompts")
     try:
         raw.decode("utf-8")

@@ -1,4 +1,4 @@
-"""What a bench found, as frozen values."""
+"""The results of a benchmark, as frozen values."""
 
 from dataclasses import dataclass
 from statistics import median
@@ -41,10 +41,10 @@ class ArmFigures:
 
 @dataclass(frozen=True, slots=True)
 class PositionAcceptance:
-    """Counts over all rounds of one place in the block, the first being 1.
+    """Counts over all rounds for one position in the block, counted from 1.
 
     `verified` rounds checked a draft there; in `reached` of them all drafts before it were
-    accepted; in `accepted` it was, too.
+    accepted; in `accepted` it was accepted too.
     """
 
     position: int
@@ -63,9 +63,9 @@ class PositionAcceptance:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The first token at which DSpark left plain decoding; None is the end of an answer.
+    """The first token at which DSpark differs from plain decoding; None is the end of an answer.
 
-    `logit_gap` is by how much the target prefers plain's token to the other.
+    `logit_gap` is the target's logit of plain's token minus that of the other.
     """
 
     prompt: int
@@ -85,9 +85,9 @@ class CategoryFigures:
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """`is_identical` is None for output that was sampled without a seed.
+    """`is_identical` is None for output sampled without a seed.
 
-    `is_partial`: it was interrupted, and stands for the trials and prompts that were complete.
+    `is_partial`: it was interrupted and covers the trials and prompts completed by then.
     """
 
     prompts: int

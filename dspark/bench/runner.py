@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One way to decode, measured beside others."""
+    """One way to decode, measured against others."""
 
     name: str
     session: "Session"
@@ -29,7 +29,7 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class BenchProgress:
-    """`done` of `total` answers are written; `latest` is the last one, by `arm` in `trial`."""
+    """`done` of `total` answers are written; `latest` is the newest, by `arm` in `trial`."""
 
     done: int
     total: int
@@ -62,7 +62,7 @@ def check_work(prompts: Sequence[BenchPrompt], config: BenchConfig) -> None:
 
 
 def timed_runs(arms: Sequence[Arm], prompts: Sequence[BenchPrompt], config: BenchConfig) -> Runs:
-    """One answer at a time, the arms in turns. Ctrl+C ends it with what can be compared by then."""
+    """One answer at a time, the arms in turns. Ctrl+C ends it; complete answers are kept."""
     total = len(arms) * len(prompts) * config.trials
     runs: list[Run] = []
     try:
@@ -81,7 +81,7 @@ def timed_runs(arms: Sequence[Arm], prompts: Sequence[BenchPrompt], config: Benc
 
 
 def _comparable(runs: list[Run], num_prompts: int, num_arms: int) -> list[Run]:
-    """The trials that are complete; of the first one, the prompts that every arm answered."""
+    """The complete trials; of the first one, the prompts that every arm answered."""
     trials = len(runs) // (num_prompts * num_arms)
     whole = trials * num_prompts if trials else len(runs) // num_arms
     return runs[: whole * num_arms]
@@ -113,7 +113,7 @@ def batched_runs(arms: Sequence[Arm], prompts: Sequence[BenchPrompt], config: Be
 
 
 def _order(prompts: int, trials: int, arms: Sequence[Arm]) -> Iterator[tuple[int, int, Arm]]:
-    """Trial, prompt, arm; the arms take turns in going first, so that none gains by it."""
+    """Trial, prompt, arm; the arms take turns in going first, so that order favours none."""
     for trial in range(trials):
         for index in range(prompts):
             first = (trial + index) % len(arms)

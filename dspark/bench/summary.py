@@ -41,9 +41,9 @@ def summarise(
     next_logits: NextLogits,
     arm: str = "dspark",
 ) -> BenchReport:
-    """Of plain decoding and of one arm with drafts; runs of others are passed over.
+    """Summary of plain decoding and one arm with drafts; runs of other arms are skipped.
 
-    The runs of an interrupted bench are fewer than `prompts` and `config` say.
+    An interrupted bench has fewer runs than `prompts` and `config` ask for.
     """
     runs = [run for run in runs if run.arm in ("plain", arm)]
     is_partial = len(runs) < 2 * len(prompts) * config.trials
@@ -81,7 +81,7 @@ def _arm_figures(runs: Sequence[Run], arm: str) -> ArmFigures:
 
 
 def decode_rate(stats: Sequence[DecodeStats]) -> float:
-    """Tokens per second, without the tokens that the prompts' own passes yield."""
+    """Tokens per second, excluding the tokens that come out of prefill."""
     seconds = sum(each.decode_seconds for each in stats)
     return sum(max(each.new_tokens - 1, 0) for each in stats) / seconds if seconds else 0.0
 
@@ -137,7 +137,7 @@ def _category(
 
 
 def _differing_runs(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
-    """Every run that is not what plain decoding first wrote for its prompt, beside that."""
+    """Every run that differs from plain decoding's first answer to its prompt, with that answer."""
     first: dict[int, Run] = {}
     for run in runs:
         if run.arm == "plain":

@@ -1,7 +1,7 @@
-"""Where the layers of a model keep keys and values, and how the rows of a pass attend to them.
+"""KV caches of a model's layers, and the attention of a pass's rows to them.
 
-Two ways with one face: pooled, which is quickest for torch on a CPU, and paged, on which the Triton
-kernels and captured graphs work.
+Two kinds with one interface: pooled, fastest for torch on a CPU, and paged, for the Triton kernels
+and captured graphs.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from dspark_kernels.paged_attention import paged_attention
 from dspark_kernels.paged_cache import PAGE, PagedRows, gather_request
 from dspark_kernels.rope import RotaryTable, apply_rope
 
-MAX_VERIFY_ROWS = 64  # of one request; what has more is a chunk of a prompt
+MAX_VERIFY_ROWS = 64  # of one request; more rows are a chunk of a prompt
 
 
 class HeadShape(NamedTuple):
@@ -35,15 +35,15 @@ class HeadShape(NamedTuple):
 
 
 class CachePass(Protocol):
-    """The new rows of one pass, in any layer."""
+    """The new rows of one pass, for every layer."""
 
     def __call__(self, layer: int, heads: torch.Tensor, norms: HeadNorms | None) -> torch.Tensor:
-        """heads [N, heads + 2 kv_heads, D] as projected -> attended [N, heads * D]; keys and values
-        stay in the cache."""
+        """heads [N, heads + 2 kv_heads, D] as projected -> attended [N, heads * D]; stores the keys
+        and values."""
         ...
 
     def write(self, layer: int, heads: torch.Tensor, norms: HeadNorms | None) -> None:
-        """heads [N, 2 kv_heads, D]: keys and values alone."""
+        """Stores keys and values only: heads [N, 2 kv_heads, D]."""
         ...
 
 
@@ -58,7 +58,7 @@ class Cache(Protocol):
 def make_cache(
     shape: HeadShape, rotary: RotaryTable, device: torch.device, dtype: torch.dtype
 ) -> "PooledCache | PagedCache":
-    """Paged where Triton runs."""
+    """Paged if Triton runs."""
     kind = PagedCache if choose_backend(device).name == "triton" else PooledCache
     return kind(shape, rotary, device, dtype)
 
@@ -109,7 +109,7 @@ class PooledPass:
 
 
 class PagedCache:
-    """Pages for all requests. It grows, until `fix` gives it the size that it keeps."""
+    """Pages for all requests. It grows until `fix` sets its final size."""
 
     def __init__(
         self, shape: HeadShape, rotary: RotaryTable, device: torch.device, dtype: torch.dtype
@@ -119,11 +119,11 @@ class PagedCache:
         sizes = (shape.num_layers, shape.num_kv_heads, shape.head_dim)
         self.pool = PagedPool(*sizes, device, dtype)
 
-    @torch.inference_mode(False)  # requests are opened outside of it too
+    @torch.inference_mode(False)  # requests are opened outside inference mode too
     def fix(self, num_pages: int, num_slots: int, max_length: int) -> None:
-        """No request may be open. From here on no address changes, as captured graphs need."""
+        """No request may be open. From here on addresses are fixed, as captured graphs need."""
         sizes = (self.shape.num_layers, self.shape.num_kv_heads, self.shape.head_dim)
-        del self.pool  # before the new one is there: it may take all that is left
+        del self.pool  # before allocating the new one, which may take all free memory
         self.pool = PagedPool(
             *sizes,
             self.device,
@@ -134,7 +134,7 @@ class PagedCache:
             grows=False,
         )
         self.rotary.upto(self.pool.tables.shape[1] * PAGE - 1)
-        # for lanes that idle: a request of any length, all of whose positions are one page
+        # for idle lanes: a request of any length whose positions all map to one page
         self.scratch = self.pool.open()
         self.pool.reserve(self.scratch.index, 1)
         self.pool.tables[self.scratch.index] = self.pool.tables[self.scratch.index, 0].clone()
@@ -152,13 +152,13 @@ class PagedCache:
         return PagedPass(self, page_rows(plan, self.device), plan.end, chunk)
 
     def over(self, rows: PagedRows) -> "PagedPass":
-        """A pass whose numbers are on the device, over pages that were reserved for it."""
+        """A pass whose plan is on the device, over pages reserved for it."""
         return PagedPass(self, rows, self.pool.tables.shape[1] * PAGE, None)
 
 
 class PagedPass:
     def __init__(self, cache: PagedCache, rows: PagedRows, end: int, chunk: RowPlan | None) -> None:
-        """`chunk`: the one request whose prompt this is a part of."""
+        """`chunk`: the single request, if the rows are a chunk of its prompt."""
         self._pool, self._shape, self._rows = cache.pool, cache.shape, rows
         self._rotary = cache.rotary.upto(end - 1)
         self._chunk = chunk
@@ -184,7 +184,7 @@ class PagedPass:
     def _attend_chunk(
         self, plan: RowPlan, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> torch.Tensor:
-        """PyTorch's own attention over the pages of one request, gathered."""
+        """PyTorch's attention over one request's gathered pages."""
         table = self._pool.tables[plan.slots[0]]
         all_keys, all_values = (
             gather_request(cached, table, plan.end) for cached in (keys, values)

@@ -22,7 +22,7 @@ class PagedPool:
         max_length: int = PAGE,
         grows: bool = True,
     ) -> None:
-        """What never grows keeps every address, as a captured graph needs."""
+        """A pool that never grows keeps its addresses, as a captured graph needs."""
         self.grows = grows
         shape = (num_layers, 2, num_pages, num_kv_heads, PAGE, head_dim)
         self._buffer = torch.empty(shape, device=device, dtype=dtype)

@@ -1,7 +1,7 @@
 """Attention of a pass's new rows over the pool of cached keys and values.
 
-A row of a causal pass is the same to the bit in any company: what hides a key adds an exact zero,
-and rows and keys are filled up to counts at which torch adds in one order.
+A row of a causal pass is bit-identical whatever else is in the batch: masked keys contribute
+exactly zero, and rows and keys are padded to counts at which torch sums in one order.
 """
 
 import torch
@@ -9,14 +9,14 @@ import torch.nn.functional as F
 
 from dspark.kvcache.row_pool import BatchedRows, KVPool, RowPlan
 
-ROW_TILE = 8  # the matrix products of fewer rows add in another order
-KEY_BLOCK = 512  # keys that torch's CPU attention takes at a time
-KEY_TILE = 16  # lanes of the widest CPU vector; torch sums what is left over in another way
-MAX_WHOLE_SUM = 192  # products over more keys than these, and fewer than a block, are split
+ROW_TILE = 8  # matrix products of fewer rows sum in another order
+KEY_BLOCK = 512  # keys per block of torch's CPU attention
+KEY_TILE = 16  # lanes of the widest CPU vector; torch sums the remainder in another order
+MAX_WHOLE_SUM = 192  # products over more keys than this, and fewer than a block, are split
 
 
 def num_keys_read(end: int) -> int:
-    """Of `end` keys, and of those that are hidden after them."""
+    """Number of keys to read for `end` visible ones, masked padding included."""
     blocks, rest = divmod(end, KEY_BLOCK)
     filled = -(-rest // KEY_TILE) * KEY_TILE if rest <= MAX_WHOLE_SUM else KEY_BLOCK
     return blocks * KEY_BLOCK + filled
@@ -75,7 +75,7 @@ class PooledAttention:
     ) -> torch.Tensor:
         """query [S, n, heads, D], keys and values [S, kv_heads, L, D] -> [S, n, heads, D].
 
-        Query heads of one group are folded into rows, so that keys are read once a group.
+        Query heads of one group are folded into rows, so that keys are read once per group.
         """
         slots, num_rows, num_heads, head_dim = query.shape
         num_kv_heads = keys.shape[1]
@@ -92,7 +92,7 @@ class PooledAttention:
         return out.reshape(slots, num_rows, num_heads, head_dim)
 
     def _folded_mask(self, group: int, query: torch.Tensor) -> torch.Tensor | None:
-        """Added to the scores; made at the first layer; None where every row sees every key."""
+        """Added to the scores; made at the first layer; None if every row sees every key."""
         if self._rows is None and not self._plan.causal:
             return None
         if self._mask is None:

@@ -14,8 +14,8 @@ MIN_CAPACITY = 256
 
 
 class KVSlot:
-    """One request's rows. `close` gives them back to the pool; a slot that was only dropped is
-    given back when it is collected."""
+    """One request's rows. `close` returns them to the pool; a slot that was only dropped is
+    returned when it is garbage-collected."""
 
     def __init__(self, release: Callable[[int], None], index: int) -> None:
         self.index = index
@@ -23,13 +23,13 @@ class KVSlot:
         self._release = weakref.finalize(self, release, index)
 
     def close(self) -> None:
-        """May be called again: rows are given back once."""
+        """May be called again: rows are returned once."""
         self._release()
 
 
 class KVPool:
-    """A buffer [2, slots, kv_heads, capacity, D] for each layer; slots and capacity grow by
-    doubling, a layer at a time, so that little is held twice."""
+    """A buffer [2, slots, kv_heads, capacity, D] per layer; slots and capacity grow by doubling,
+    one layer at a time, so that little is held twice."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class KVPool:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        # zeros, not empty: a masked key still meets the sum, and 0 times NaN is NaN
+        # zeros, not empty: a masked key still enters the sum, and 0 times NaN is NaN
         shape = (2, 1, num_kv_heads, MIN_CAPACITY, head_dim)
         self._buffers = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(num_layers)]
         self._free = [0]
@@ -79,7 +79,7 @@ class KVPool:
 class RowPlan:
     """Where the flattened rows of one pass go: row i of request r is absolute position length + i.
 
-    Made once a pass and used by every layer. `block` rows of a request see each other only up to
+    Made once per pass and used by every layer. `block` rows of a request see each other only up to
     themselves (causal) or all of them (a draft block).
     """
 
@@ -101,7 +101,7 @@ class BatchedRows:
     """Index tensors for several requests at once, padded to the longest block."""
 
     def __init__(self, plan: RowPlan, num_keys: int) -> None:
-        """`num_keys` are read of every slot, at least plan.end."""
+        """`num_keys` are read from every slot, at least plan.end."""
         self.first_slot = min(plan.slots)
         self.num_slots = max(plan.slots) - self.first_slot + 1
         self.num_rows = max(plan.sizes)
@@ -112,7 +112,7 @@ class BatchedRows:
         self.mask = self._mask(plan, num_keys)
 
     def _mask(self, plan: RowPlan, num_keys: int) -> torch.Tensor:
-        """[slots, rows, L] bool: True where a row may look. Idle slots look at their first key."""
+        """[slots, rows, L] bool: True if a row may attend. Idle slots attend to their first key."""
         visible = torch.ones(self.num_slots, self.num_rows, 1, dtype=torch.long)
         for slot, start, size in zip(plan.slots, plan.starts, plan.sizes, strict=True):
             rows = torch.arange(1, self.num_rows + 1).clamp(max=size)

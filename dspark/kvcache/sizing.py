@@ -1,4 +1,4 @@
-"""How much memory the keys and values of a device get: what weights and graphs leave free."""
+"""The memory for keys and values on a device: the part that weights and graphs leave free."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from dspark.kvcache.caches import PagedCache
 from dspark_kernels.paged_cache import PAGE, num_pages_for
 
 WORKSPACE = 1 << 30  # for passes and captured graphs
-SHARE = 0.9  # of what is free beyond that
+SHARE = 0.9  # of the free memory beyond that
 
 
 def page_bytes(cache: PagedCache) -> int:
@@ -27,12 +27,12 @@ def page_bytes(cache: PagedCache) -> int:
 
 
 def usable_bytes(device: str) -> int:
-    """What keys and values may take of a device."""
+    """Bytes that keys and values may take on a device."""
     return max(0, int(SHARE * (free_memory(device) - WORKSPACE)))
 
 
 def tokens_that_fit(target: Path, draft: Path | None, device: str, value_bytes: int) -> int:
-    """Tokens of all requests that the caches could hold beside the pair's weights."""
+    """Tokens of all requests that fit in memory next to the pair's weights."""
     of, free = of_folders(target, draft), free_memory(device)
     where = Room(device.partition(":")[0], free, value_bytes)
     held = weight_bytes(of, where) + pass_bytes(of, where) + program_bytes(where)
@@ -43,7 +43,7 @@ def tokens_that_fit(target: Path, draft: Path | None, device: str, value_bytes: 
 def fix_pages(
     caches: list[PagedCache], num_slots: int, max_length: int, *, leaves_room: bool
 ) -> None:
-    """Give every cache as many pages as there is room for, or as could ever be used.
+    """Give every cache as many pages as fit, or as could ever be used.
 
     `leaves_room`: a head may join the target later.
     """
@@ -59,7 +59,7 @@ def fix_pages(
     if num_pages < 2 or num_pages > fitting:
         raise MemoryFullError(
             f"{gigabytes(room)} are left on {device} for keys and values, too little for a chat",
-            "Close what else uses the device, or take a smaller pair.",
+            "Close other programs that use the device, or use a smaller pair.",
         )
     for cache in fresh:
         try:
@@ -67,5 +67,5 @@ def fix_pages(
         except torch.OutOfMemoryError as error:
             raise MemoryFullError(
                 f"{device} has no room for {num_pages} pages of keys and values",
-                "Close what else uses the device, or take a smaller pair.",
+                "Close other programs that use the device, or use a smaller pair.",
             ) from error

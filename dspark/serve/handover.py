@@ -1,4 +1,4 @@
-"""What another engine is told in order to serve a pair, and whether the installed one can."""
+"""The command with which another engine serves a pair, and whether the installed version can."""
 
 import json
 from collections.abc import Mapping
@@ -54,7 +54,7 @@ ENGINES: Mapping[EngineName, OtherEngine] = {
         frozenset({"gemma4_unified"}),
     ),
 }
-V4_DRAFTS = 7  # what vLLM's recipe asks for, beyond the block of the checkpoint's config
+V4_DRAFTS = 7  # vLLM's recipe asks for these, beyond the block of the checkpoint's config
 V4_OPTIONS = (
     *("--kv-cache-dtype", "fp8", "--block-size", "256", "--enable-expert-parallel"),
     *("--tokenizer-mode", "deepseek_v4", "--tool-call-parser", "deepseek_v4"),
@@ -63,7 +63,7 @@ V4_OPTIONS = (
 
 
 def needed_version(pair: Pair, engine: EngineName) -> str:
-    """Raises InputError where it is not established that the engine runs the pair."""
+    """Raises InputError if it is not established that the engine runs the pair."""
     other, head = ENGINES[engine], pair.head
     if head is None or head.algorithm != "dspark" or head.packaging not in other.since:
         what = (
@@ -71,11 +71,11 @@ def needed_version(pair: Pair, engine: EngineName) -> str:
         )
         raise InputError(
             f"it is not established that {other.title} runs {pair.name}: {what}",
-            "Take another --engine, or a pair with a DSpark head (dspark list).",
+            "Use another --engine, or a pair with a DSpark head (see dspark list).",
         )
     if pair.facts is not None and pair.facts.model_type in other.unknown_models:
         raise InputError(
-            f"{other.title} does not run heads of {pair.facts.model_type}", "Take --engine vllm."
+            f"{other.title} does not run heads of {pair.facts.model_type}", "Use --engine vllm."
         )
     return other.since[head.packaging]
 
@@ -114,9 +114,9 @@ def serve_command(
 
 
 def check_installed(pair: Pair, engine: EngineName) -> None:
-    """Raises ServerError where the engine is not beside dspark, or too old for the pair."""
+    """Raises ServerError if the engine is not installed next to dspark, or too old for the pair."""
     title, needed = ENGINES[engine].title, needed_version(pair, engine)
-    hint = f"Install {engine}>={needed}, or run what --print shows where it is installed."
+    hint = f"Install {engine}>={needed}, or run the output of --print where it is installed."
     try:
         found = version(engine)
     except PackageNotFoundError:
@@ -134,6 +134,6 @@ def _place(pair: Pair, role: Literal["target", "draft"]) -> str:
     if isinstance(source, LocalFolder):
         return str(source.path)
     raise InputError(
-        f"the {role} of {pair.name} comes with dspark, and no other engine finds it there",
+        f"the {role} of {pair.name} ships with dspark, so other engines cannot load it",
         "Chat with it here: dspark chat.",
     )

@@ -1,4 +1,4 @@
-"""Answers in channels, as gpt-oss writes them: its harmony format."""
+"""Answers in channels, as gpt-oss writes them (the harmony format)."""
 
 from dspark.text.marks import ANY_MARK, Marks
 from dspark.text.spans import Span, spans_of
@@ -11,7 +11,7 @@ RECIPIENT = " to="
 
 
 class ChannelSplitter:
-    """gpt-oss's messages: a header, then text in a channel; that of the final one is the answer."""
+    """gpt-oss's messages: a header, then text in a channel; the final channel is the answer."""
 
     def __init__(self, marks: Marks, tail: str) -> None:
         self._marks = marks
@@ -21,13 +21,13 @@ class ChannelSplitter:
         self._header: str | None = None  # None inside a message
         self._has_channel = False
         self._is_thinking = False
-        self._is_new = False  # nothing of this message is told yet
+        self._is_new = False  # no text of this message was returned yet
         self._told: frozenset[bool] = frozenset()  # of thinking, of the answer
         at = tail.rfind(self._start if self._start in tail else self._channel)
         if at >= 0:
             self.push(tail[at:])
         self._told = frozenset()
-        # behind the role alone a model may write its answer at once, without a channel
+        # after the role a model may write its answer directly, without a channel
         self._role = None if self._has_channel else self._header
 
     def push(self, text: str) -> list[Span]:
@@ -53,7 +53,7 @@ class ChannelSplitter:
         elif mark == self._message:
             self._enter()
         elif self._header is not None and mark != self._constrain:
-            # broken marks: behind a channel's name any other opens its text
+            # malformed: after a channel's name any other mark opens its text
             self._has_channel = self._header.strip() in CHANNELS
             if self._has_channel:
                 self._enter()
@@ -66,7 +66,7 @@ class ChannelSplitter:
         self._header, self._is_new = None, True
 
     def _plain(self, header: str, *, is_last: bool = False) -> list[Span]:
-        """An answer without a channel: what follows the role names no recipient."""
+        """An answer without a channel: the text after the role does not name a recipient."""
         if self._role is None:
             return []
         text = header[len(self._role) :]

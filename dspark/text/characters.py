@@ -1,8 +1,9 @@
-"""What each token adds to the text, in bytes: tokens may cut a character anywhere.
+"""The bytes that each token adds to the text; a token may end inside a character.
 
-A byte-level token is its bytes and so is a byte-fallback token; any other is read beside the tokens
-before it, which decide the space between words. Bytes become characters as soon as they are whole,
-so nothing is ever taken back and the cost of a token does not depend on how many there are.
+A byte-level or byte-fallback token is its bytes; any other token is decoded together with the
+tokens before it, which decide the space between words. Bytes become characters as soon as they are
+complete, so text is never taken back and the cost per token does not depend on the number of
+tokens.
 """
 
 import codecs
@@ -13,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 _BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
-_MAX_CONTEXT = 8  # tokens beside which the next one is read; those without text add to them
+_MAX_CONTEXT = 8  # preceding tokens to decode with the next one, not counting those without text
 INCOMPLETE = "\ufffd"
 
 
@@ -30,7 +31,7 @@ _ALPHABET = _byte_alphabet()
 
 
 class TokenTexts:
-    """What a tokenizer's decoder does with each token."""
+    """A tokenizer's decoder, token by token."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -38,7 +39,7 @@ class TokenTexts:
         self._is_byte_level = "ByteLevel" in kinds
         self._has_byte_tokens = "ByteFallback" in kinds
         self.has_context = not self._is_byte_level
-        # nobody knows its bytes: a mark of an incomplete character at the end may become one
+        # its bytes are unknown: a replacement character at the end may still become complete
         self.is_opaque = not hasattr(tokenizer, "backend_tokenizer")
         added: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
         self.special_ids = {i for i, token in added.items() if token.special}
@@ -52,17 +53,17 @@ class TokenTexts:
         return str(self._tokenizer.convert_ids_to_tokens(token_id))
 
     def id_of(self, text: str) -> int | None:
-        """The token that reads so, if there is one."""
+        """The id of the token with this text, if there is one."""
         token_id: int | None = self._tokenizer.convert_tokens_to_ids(text)
         return token_id if token_id is not None and self.text_of(token_id) == text else None
 
     def alone(self, token_id: int) -> bytes | None:
-        """The bytes of a token that are the same in any place; None where the place matters."""
+        """The bytes of a token if they are the same in any place; else None."""
         if not (self._is_byte_level or self._has_byte_tokens):
             return None
         token = self._tokenizer.convert_ids_to_tokens(token_id)
         if token is None:
-            return b""  # a row of a padded vocabulary
+            return b""  # a padding row of the vocabulary
         if self._is_byte_level:
             stand_ins = [_ALPHABET.get(character) for character in token]
             whole = all(byte is not None for byte in stand_ins)
@@ -78,16 +79,16 @@ class TokenTexts:
 
 
 class Characters:
-    """One request's tokens as characters. The text of all pushes is the whole of them decoded."""
+    """One request's tokens as characters. The texts of all pushes add up to the decoded whole."""
 
     def __init__(self, texts: TokenTexts) -> None:
         self._texts = texts
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._context: tuple[int, ...] = ()
-        self._known = ""  # the text of the context that has been told
+        self._known = ""  # the part of the context's text that has been returned
 
     def push(self, token_id: int) -> str:
-        """The characters that this token makes whole; a special token has none."""
+        """The characters that this token completes; none for a special token."""
         if token_id in self._texts.special_ids:
             return ""
         raw = self._texts.alone(token_id)
@@ -98,7 +99,7 @@ class Characters:
         return self._utf8.decode(raw)
 
     def finish(self) -> str:
-        """What is left of a character that never became whole."""
+        """The rest of a character that was never completed."""
         if self._texts.is_opaque:
             return self._texts.decode(self._context)[len(self._known) :]
         return self._utf8.decode(b"", final=True)
@@ -130,7 +131,7 @@ class Characters:
 
 
 def _decoder_kinds(tokenizer: Any) -> set[str]:
-    """Names of the parts of the decoder; none for a tokenizer that is written in Python."""
+    """Types of the decoder's steps; none for a tokenizer written in Python."""
     core = getattr(tokenizer, "backend_tokenizer", None)
     decoder = getattr(core, "decoder", None)
     if decoder is None:

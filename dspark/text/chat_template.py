@@ -1,4 +1,4 @@
-"""A conversation as the model's own chat template writes it."""
+"""Conversations rendered by the model's chat template."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,12 +7,12 @@ from dspark.checkpoints.files import one_line
 from dspark.errors import InputError
 
 Messages = Sequence[Mapping[str, str]]
-PLACE = "dspark-answer"  # stands for one in a chat that is only looked at
-RAW = "dspark generate --raw takes a text as it is, without the template."
+PLACE = "dspark-answer"  # placeholder for a message when only the template's output matters
+RAW = "dspark generate --raw sends the text as it is, without the template."
 
 
 class ChatTemplate:
-    """Of several templates the default one, or the first."""
+    """The default template, or the first of several."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -21,26 +21,26 @@ class ChatTemplate:
         self.source: str = named.get("default") or next(iter(named.values()), None) or ""
 
     def write(self, messages: Messages) -> str:
-        """The conversation up to where the assistant speaks. A model without a system role gets
-        the instructions at the beginning of the first prompt.
+        """The conversation up to the assistant's turn. A model without a system role gets the
+        instructions at the beginning of the first prompt.
 
-        Raises InputError where there is no template, or it fails or refuses the conversation.
+        Raises InputError if there is no template, or it fails or refuses the conversation.
         """
         if not self.source:
             raise InputError("this model has no chat template", RAW)
         try:
             return self._write(messages)
-        except Exception as error:  # a template is a program: it refuses, and fails in any way
+        except Exception as error:  # a template is a program: it may refuse, and fail in any way
             raise InputError(
-                f"the chat template does not take this conversation ({one_line(error)})", RAW
+                f"the chat template does not accept this conversation ({one_line(error)})", RAW
             ) from error
 
     def behind_an_answer(self) -> str:
-        """What it writes behind the assistant's words; "" where that cannot be told."""
+        """The text it writes after the assistant's words; "" if unknown."""
         chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PLACE}]
         try:
             return self._render(chat, is_asked=False).rpartition(PLACE)[2]
-        except Exception:  # it takes no such chat
+        except Exception:  # it does not accept such a chat
             return ""
 
     def _write(self, messages: Messages) -> str:
@@ -52,7 +52,7 @@ class ChatTemplate:
         except Exception as error:
             try:
                 return self._render(folded)
-            except Exception:  # then the system role was not what it minded
+            except Exception:  # so the system role was not the reason
                 raise error from None
         return text if messages[0]["content"].strip() in text else self._render(folded)
 
@@ -67,7 +67,7 @@ class ChatTemplate:
 
 
 def _without_system(messages: Messages) -> list[Mapping[str, str]] | None:
-    """The instructions as the beginning of the first prompt; None where there are none."""
+    """The instructions as the beginning of the first prompt; None without instructions."""
     roles = [message["role"] for message in messages[:2]]
     if roles != ["system", "user"]:
         return None

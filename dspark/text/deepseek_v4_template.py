@@ -1,7 +1,7 @@
-"""How DeepSeek-V4 is asked. Its repositories ship Python for that and no chat template; that code
-is not run. This is its form of a chat without reasoning, tools or tasks.
+"""DeepSeek-V4's chat template. Its repositories ship Python code instead of a template; that code
+is not run. This covers a chat without reasoning, tools or tasks.
 
-Established for Flash of 2026-07-31 from descriptions of that code; taken to hold for the others.
+Established for Flash of 2026-07-31 from descriptions of that code; assumed for the others.
 """
 
 from pathlib import Path
@@ -36,7 +36,7 @@ TEMPLATE = (
 
 
 def with_own_prompt(tokenizer: Any, directory: Path) -> Any:
-    """The tokenizer, with V4's chat template where it is V4's, knows its marks and has no other."""
+    """The tokenizer, with V4's chat template if it has V4's marks and no template."""
     config = directory / "config.json"
     if tokenizer.chat_template is None and config.is_file():
         marks = {BEGIN, END, USER, ASSISTANT, ANSWER}

@@ -1,6 +1,6 @@
-"""Marks in a text, each as one private character, whether the model writes it as a token or not.
+"""Marks in a text, each as one private character, whether written as a token or as plain text.
 
-Lone surrogates are no text, so none of them can be mistaken for what the model says.
+The characters are lone surrogates, which text never contains, so they cannot be mistaken for it.
 """
 
 import re
@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable
 
 from dspark.text.characters import TokenTexts
 
-OTHER = "\ud800"  # a special token that nobody asked for
+OTHER = "\ud800"  # any other special token
 ANY_MARK = re.compile("([\ud800-\udfff])")
 
 
@@ -20,10 +20,10 @@ class Marks:
         self._of_text: dict[str, str] = {}
         self._of_token: dict[int, str] = {}
         self._names: dict[str, str] = {}
-        self._special: set[str] = set()  # marks that are no text even where nothing takes them
+        self._special: set[str] = set()  # marks that are never shown as text
 
     def token(self, text: str) -> str | None:
-        """The mark of the token that reads so; None where the vocabulary has no such token."""
+        """The mark of the token with this text; None if the vocabulary has no such token."""
         token_id = self._tokens.id_of(text)
         if token_id is None:
             return None
@@ -44,14 +44,14 @@ class Marks:
         return self._names
 
     def replace(self, token_id: int, text: str) -> str:
-        """The text of a token, with its mark instead of it where it is one."""
+        """The text of a token, or its mark if it is one."""
         mark = self._of_token.get(token_id)
         if token_id in self._tokens.special_ids:
             return text + (mark or OTHER)
         return text if mark is None else text.replace(self._tokens.text_of(token_id), mark)
 
     def show(self, text: str, also: Container[str] = ()) -> str:
-        """Marks that turned out to be ordinary text, and those in `also`, as that text."""
+        """Replaces marks that turned out to be ordinary text, and those in `also`, by that text."""
 
         def name(match: re.Match[str]) -> str:
             mark = match[1]

@@ -1,4 +1,4 @@
-"""Stop strings in text that comes in parts: found at their first end, never shown."""
+"""Stop strings in streamed text: found at their first end, never shown."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ class _Pattern:
     falls_back: tuple[int, ...]
 
     def step(self, matched: int, character: str) -> int:
-        """How many of its characters are matched after one more."""
+        """Number of matched characters after one more character."""
         while matched and self.text[matched] != character:
             matched = self.falls_back[matched - 1]
         return matched + 1 if self.text[matched] == character else 0
@@ -29,10 +29,10 @@ def _pattern(text: str) -> _Pattern:
 
 
 class StopMatcher:
-    """Holds what may be the beginning of a stop string until that is decided.
+    """Holds back text that may begin a stop string until that is decided.
 
-    Of several, the one that ends first wins, and of those the longest: how the text is cut into
-    parts decides nothing.
+    Of several stop strings the one that ends first wins, then the longest, however the text is
+    split into parts.
     """
 
     def __init__(self, stop_strings: Iterable[str]) -> None:
@@ -42,7 +42,7 @@ class StopMatcher:
         self.is_stopped = False
 
     def push(self, text: str) -> str:
-        """What is sure to come before any stop string."""
+        """The text that certainly precedes any stop string."""
         if not self._patterns:
             return text
         seen = self._held + text
@@ -58,7 +58,7 @@ class StopMatcher:
         return seen[:cut]
 
     def finish(self) -> str:
-        """What was held, once nothing more comes."""
+        """The text held back, at the end of the stream."""
         held, self._held = self._held, ""
         return held
 

@@ -1,4 +1,4 @@
-"""Text from tokens as they come: thinking and answer, stop strings, chat templates."""
+"""Streaming text from tokens: thinking and answer, stop strings, chat templates."""
 
 import copy
 import hashlib
@@ -25,14 +25,14 @@ from dspark.text.thinking import Thinking
 NEWER = "A newer library may know it: pip install -U transformers tokenizers."
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json"),
-    "tekken.json",  # Mistral's own, often the only one
+    "tekken.json",  # Mistral's own format, often the only file
 )
 PROMPT_TAIL = 256  # tokens in which the marks of an open answer are looked for
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """Code that lies beside it, or that it names, is never run nor asked about. Raises
-    CheckpointError where it cannot be read."""
+    """Loads a tokenizer without ever running code that comes with it. Raises CheckpointError if it
+    cannot be read."""
     with _told(f"the tokenizer in {directory} cannot be read", CheckpointError, NEWER):
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         return with_own_prompt(tokenizer, directory)
@@ -47,7 +47,7 @@ class TextCodec:
 
     @classmethod
     def from_directory(cls, directory: Path) -> "TextCodec | None":
-        """None where the model ships no tokenizer."""
+        """None if the model ships no tokenizer."""
         if not any((directory / name).exists() for name in TOKENIZER_FILES):
             return None
         return cls(load_tokenizer(directory))
@@ -68,7 +68,7 @@ class TextCodec:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the vocabulary: tells which token ids are ids of this tokenizer."""
+        """Hash of the vocabulary: identifies the tokenizer that token ids belong to."""
         tokens = sorted(self._tokenizer.get_vocab().items())
         return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:16]
 
@@ -76,15 +76,15 @@ class TextCodec:
         return self._encode(text, add_special_tokens=True)
 
     def encode_rest(self, text: str) -> list[int]:
-        """Text that other tokens go before: nothing is put around it."""
+        """Encodes a continuation, without special tokens around it."""
         return self._encode(text, add_special_tokens=False)
 
     def encode_chat(self, messages: Messages) -> list[int]:
-        """The conversation up to where the assistant speaks."""
+        """The conversation up to the assistant's turn."""
         return self._encode(self._chat.write(messages), add_special_tokens=False)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        with _told("the tokenizer cannot read this text", InputError):
+        with _told("the tokenizer cannot encode this text", InputError):
             return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -92,7 +92,7 @@ class TextCodec:
 
     @cached_property
     def stop_token_ids(self) -> frozenset[int]:
-        """The tokenizer's own end of a sequence, and what its template puts behind an answer."""
+        """The end-of-sequence token, and the token the template writes after an answer."""
         ends = {self._tokenizer.eos_token_id, self._end_of_turn()}
         return frozenset(token_id for token_id in ends if token_id is not None)
 
@@ -120,7 +120,7 @@ class TextCodec:
 
 
 class TextStream:
-    """Turns one request's tokens into text that never has to be taken back.
+    """Turns one request's tokens into text that is never taken back.
 
     A character split over tokens comes with its last token. Text that may begin a mark or a stop
     string is held until that is decided. Stop strings are looked for in the answer, not in the
@@ -133,10 +133,10 @@ class TextStream:
         stop_strings: Sequence[str] = (),
         prompt_ids: Sequence[int] | None = None,
     ) -> None:
-        """prompt_ids: what is answered, with thinking apart; None: all is text, marks are shown."""
+        """prompt_ids: the prompt, to separate thinking; None: all is text and marks are shown."""
         self._characters = Characters(codec.texts)
         self._marks = codec.marks
-        thinking = codec.thinking  # first of all: it knows the marks
+        thinking = codec.thinking  # created first: it knows the marks
         tail = None
         if prompt_ids is not None:
             read = Characters(codec.texts)
@@ -146,11 +146,11 @@ class TextStream:
         self._matcher = StopMatcher(codec.marks.patterns(stop_strings))
         self._ready: deque[Span] = deque()
         self._told: dict[bool, list[str]] = {False: [], True: []}
-        self.is_thinking = False  # whether the text that came last is
+        self.is_thinking = False  # of the text returned last
 
     @property
     def answer(self) -> str:
-        """All that is final, as far as it was handed out or has ended."""
+        """All final text returned so far."""
         return "".join(self._told[False])
 
     @property
@@ -169,7 +169,7 @@ class TextStream:
         return self._next()
 
     def finish(self) -> str:
-        """What was held back, once nothing more comes."""
+        """The text held back, at the end of the stream."""
         if not self.is_stopped:
             self._sort(self._splitter.push(self._characters.finish()))
             self._sort(self._splitter.finish())
@@ -180,7 +180,7 @@ class TextStream:
         return self._next()
 
     def preview(self, token_ids: Sequence[int]) -> list[Span]:
-        """The text of tokens that were drafted but refused; the stream stays as it is."""
+        """The text of drafted tokens that were rejected; the stream does not change."""
         shadow = copy.copy(self)
         shadow._characters = self._characters.copy()
         shadow._splitter = copy.copy(self._splitter)
@@ -194,7 +194,7 @@ class TextStream:
             if self.is_stopped:
                 return
             text = span.text
-            if span.is_mark and len(text) > 1:  # it is written in letters here
+            if span.is_mark and len(text) > 1:  # written as plain text here
                 text = self._marks.text(text)
             if not span.is_thinking or span.is_mark:
                 self._put(self._matcher.push(text), is_thinking=False)
@@ -210,7 +210,7 @@ class TextStream:
         self._ready.append(Span(text, is_thinking))
 
     def _next(self) -> str:
-        """One kind at a time: what is of the other comes with the next token."""
+        """Returns one kind at a time; the other kind follows with the next token."""
         if not self._ready:
             return ""
         span = self._ready.popleft()
@@ -221,7 +221,7 @@ class TextStream:
 
 @contextmanager
 def _told(what: str, kind: type[DSparkError], hint: str = "") -> Iterator[None]:
-    """Whatever a tokenizer raises, in one line. A panic of its library is no Exception."""
+    """Reports whatever a tokenizer raises in one line. Its library's panic is not an Exception."""
     try:
         yield
     except (DSparkError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):

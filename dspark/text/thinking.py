@@ -1,7 +1,7 @@
-"""Where an answer begins: what models set apart by marks is thinking, the rest is the answer.
+"""Separates thinking from the answer: text between a model's thinking marks, and the rest.
 
-The marks are looked for in the vocabulary, and as plain text only where the chat template knows
-them. Thinking comes before the answer: a mark after the answer's first word is a word of it.
+The marks are looked up in the vocabulary; as plain text they count only if the chat template has
+them. Thinking comes before the answer: a mark after the answer's first word is ordinary text.
 """
 
 from collections.abc import Container, Sequence
@@ -20,8 +20,8 @@ from dspark.text.spans import Span, spans_of
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """What opens (with a word behind it, in some) and closes thinking, and what some models put
-    around the answer."""
+    """The marks that open (in some models followed by a word) and close thinking, and those that
+    some models put around the answer."""
 
     opening: str
     closing: str
@@ -53,12 +53,12 @@ FORMATS = (
     Format("<longcat_think>", "</longcat_think>"),  # LongCat
     Format("Here is my thought process:", "Here is my response:"),  # Granite
 )
-IN_TEXT = ("<think>", "<thinking>", "[THINK]")  # what nobody begins an answer with
-MAX_BLANK = 256  # characters of white space before an answer that wait for a mark
+IN_TEXT = ("<think>", "<thinking>", "[THINK]")  # never the beginning of an answer
+MAX_BLANK = 256  # characters of white space held back before an answer, in case a mark follows
 
 
 class Splitter(Protocol):
-    """Turns characters and marks into spans. Its state is plain values: copy.copy is a twin."""
+    """Turns characters and marks into spans. Its state is plain values, so copy.copy clones it."""
 
     def push(self, text: str) -> list[Span]: ...
 
@@ -66,26 +66,26 @@ class Splitter(Protocol):
 
 
 class Shows(Protocol):
-    """What turns the characters that stand for marks back into text."""
+    """Turns the characters that stand for marks back into text."""
 
     def show(self, text: str, also: Container[str] = ()) -> str: ...
 
 
 class NoMarks:
-    """Of text whose tokens are not known: a mark is its own letters."""
+    """For text without token ids: marks are matched as plain text."""
 
     def show(self, text: str, also: Container[str] = ()) -> str:
         return text
 
 
 def text_splitter() -> "ThinkSplitter":
-    """For an answer as a server sends it that leaves thinking in the text."""
+    """For answers of a server that leaves thinking in the text."""
     formats = [Format(each.opening, each.closing) for each in FORMATS if each.opening in IN_TEXT]
     return ThinkSplitter(NoMarks(), formats, "")
 
 
 class Thinking:
-    """What is known of a tokenizer's marks; makes the splitter of each request."""
+    """A tokenizer's marks; creates the splitter for each request."""
 
     def __init__(self, marks: Marks, template: str) -> None:
         self._marks = marks
@@ -98,7 +98,7 @@ class Thinking:
 
     def splitter(self, tail: str | None) -> Splitter:
         """tail: the end of the prompt in characters and marks, where thinking may be open; None:
-        nothing is set apart."""
+        thinking is not separated."""
         if tail is None:
             return NoSplitter(self._marks, self._all)
         if self.has_channels:
@@ -107,7 +107,7 @@ class Thinking:
 
 
 class NoSplitter:
-    """All is the answer; marks of thinking are shown, other special tokens are not."""
+    """Everything is the answer; thinking marks are shown, other special tokens are not."""
 
     def __init__(self, marks: Marks, shown: frozenset[str]) -> None:
         self._marks = marks
@@ -121,7 +121,7 @@ class NoSplitter:
 
 
 class ThinkSplitter:
-    """Thinking between two marks, before the answer. Line breaks beside a mark belong to it."""
+    """Thinking between two marks, before the answer. Line breaks next to a mark belong to it."""
 
     def __init__(self, marks: Shows, formats: Sequence[Format], tail: str) -> None:
         self._marks = marks
@@ -129,7 +129,7 @@ class ThinkSplitter:
         self._wanted = tuple(m for f in formats for m in (f.opening, f.answer_opening) if m)
         end = tail.replace(OTHER, "").rstrip()
         self._open = next((f for f in formats if end.endswith(f.opening)), None)
-        self._has_begun = not formats  # the answer's first word is written
+        self._has_begun = not formats  # the answer's first word has been written
         self._is_after_mark = self._open is not None
         self._has_thought = False
         self._pending = ""
@@ -148,7 +148,7 @@ class ThinkSplitter:
         return self._emit(text)
 
     def _step(self, spans: list[Span]) -> bool:
-        """Take the next mark, or all that cannot be the beginning of one. True: there is more."""
+        """Consume the next mark, or all text that cannot begin one. True: more text remains."""
         if self._open is not None:
             return self._take(spans, (self._open.closing,))
         if self._has_begun:
@@ -209,7 +209,7 @@ def _in_marks(each: Format, marks: Marks, template: str) -> Format | None:
         if each.closing not in template and each.opening not in template:
             return None
         opening, closing = each.opening, each.closing
-        marks.text(opening), marks.text(closing)  # stop strings may name them
+        marks.text(opening), marks.text(closing)  # stop strings may contain them
 
     def around(name: str) -> str:
         return name and (marks.token(name) or (name if name in template else ""))

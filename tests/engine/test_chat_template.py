@@ -170,7 +170,7 @@ def test_what_a_tokenizer_raises_is_one_line(tmp_path):
     for error in (Panic("index out of\nrange"), Exception("data"), TypeError("x"), OverflowError()):
         codec._tokenizer = Failing()
         codec._tokenizer.error = error
-        with pytest.raises(DSparkError, match="tokenizer cannot read this text") as caught:
+        with pytest.raises(DSparkError, match="tokenizer cannot encode this text") as caught:
             codec.encode("x")
         assert "\n" not in caught.value.message
     codec._tokenizer.error = KeyboardInterrupt()

@@ -52,7 +52,7 @@ def test_sglang(capsys):
     [
         ("gemma4-12b", "sglang", "gemma4_unified"),
         ("qwen3-4b:eagle3", "vllm", "not established"),
-        ("demo", "vllm", "comes with dspark"),
+        ("demo", "vllm", "ships with dspark"),
         ("qwen3-8b:speculators", "sglang", "speculators"),
     ],
 )
