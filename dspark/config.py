@@ -17,7 +17,7 @@ LEAST_TEMPERATURE = 1e-20  # below it sampling is greedy: logits divided by less
 class RuntimeConfig:
     """Where and in which number format a pair runs. "auto": CUDA in bf16, else CPU in float32.
 
-    draft_weights is that of the head alone, where the device leads the rounds. "auto": the pair's.
+    draft_weights is the head's format if the device drives the rounds. "auto": the pair's.
     """
 
     device: str = "auto"
@@ -29,8 +29,8 @@ class RuntimeConfig:
 class SamplingConfig:
     """How one token is chosen. temperature 0 is greedy; top_k 0 and top_p 1 keep every token.
 
-    With a seed the answer follows from model, prompt and these settings alone, whatever drafts;
-    without one every answer is drawn anew.
+    With a seed the answer is a function of model, prompt and these settings, whatever drafts;
+    without one, every answer is a new sample.
     """
 
     temperature: float = 0.0
@@ -44,7 +44,7 @@ class SamplingConfig:
 
     @property
     def acceptance(self) -> Acceptance:
-        """The rule by which drafts are kept."""
+        """The rule by which drafts are accepted."""
         if self.temperature == 0:
             return "greedy"
         return "rejection" if self.seed is None else "coupling"
@@ -52,7 +52,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True, slots=True)
 class SamplingChoice:
-    """What a user chose of a SamplingConfig; None leaves it to the model."""
+    """The fields of a SamplingConfig that a user chose; None leaves them to the model."""
 
     temperature: float | None = None
     top_k: int | None = None
@@ -66,7 +66,7 @@ class SamplingChoice:
 
 @dataclass(frozen=True, slots=True)
 class StopConfig:
-    """When a request ends, beside the end of the context. max_tokens None sets no other limit."""
+    """When a request ends, besides the end of the context. max_tokens None means no limit."""
 
     max_tokens: int | None = MAX_TOKENS
     strings: tuple[str, ...] = ()
@@ -75,7 +75,7 @@ class StopConfig:
 
 @dataclass(frozen=True, slots=True)
 class ScheduleConfig:
-    """How much of a block is verified: by SPS, all, or up to a confidence below threshold."""
+    """How much of a block to verify: by SPS, all, or up to a confidence below `threshold`."""
 
     mode: Schedule = "auto"
     threshold: float = 0.0
@@ -83,18 +83,18 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Sizes of the engine; with `entropy` requests without a seed draw the same in every run."""
+    """Sizes of the engine; with `entropy`, requests without a seed sample the same in every run."""
 
     prefill_chunk: int = 256
     max_requests: int = 64
     schedule: ScheduleConfig = ScheduleConfig()
     entropy: int | None = None
-    isolates_failures: bool = True  # False: what fails for several together is raised
+    isolates_failures: bool = True  # False: a round that fails for several requests raises
 
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """A server that speaks OpenAI's protocol, how long it may take to be reached and be silent."""
+    """An OpenAI-compatible server, with the timeouts for connecting and for silence."""
 
     url: str
     model: str | None = None
@@ -107,17 +107,17 @@ class GraftConfig:
     """Training of a head. None means: derived from the target.
 
     loss_vocabulary 0 computes the loss over the whole vocabulary; N over the draft vocabulary, the
-    batch's own tokens and N others, drawn anew each step. The draft vocabulary is what the head
-    then drafts from, beside a request's own tokens: the draft_vocabulary most frequent tokens of
-    the data, 0 for all that it holds.
+    batch's own tokens and N others, redrawn each step. The head then drafts from the draft
+    vocabulary and a request's own tokens: the draft_vocabulary most frequent tokens of the data,
+    0 for all tokens in it.
 
-    accumulate is the number of parts that a batch is computed in, one after the other; precision
-    that of the head's products, while its weights, their moments and the losses stay float32.
+    accumulate is the number of parts in which a batch is computed, in sequence; precision is the
+    format of the head's matrix products, while weights, moments and losses stay float32.
 
-    markov_learning_share is what the Markov tables' learning rate is of the others'.
+    markov_learning_share is the Markov tables' learning rate as a fraction of learning_rate.
 
     The loss weights, their decay along a block and the schedule are those of DeepSpec's recipe for
-    DSpark; where another algorithm's differ, RECIPES has them.
+    DSpark; RECIPES has the values of other algorithms.
     """
 
     algorithm: Algorithm = "dspark"
@@ -160,7 +160,7 @@ class GraftConfig:
     eval_prompts: int = 32
 
 
-# Eagle3 learns the target's distribution, each step of a block counting 0.8 of the one before.
+# EAGLE-3 (Li et al. 2025) learns the target's distribution, weighting step k of a block by 0.8^k.
 _UNROLLED = {
     "cross_entropy_weight": 0.0,
     "l1_weight": 0.0,
@@ -169,7 +169,7 @@ _UNROLLED = {
     "markov_type": "none",
     "has_confidence": False,
 }
-# What an algorithm's defaults are, where they are not DSpark's.
+# Defaults of an algorithm that differ from DSpark's.
 RECIPES: dict[Algorithm, dict[str, Any]] = {
     "dspark": {},
     "dflash": {
@@ -184,6 +184,6 @@ RECIPES: dict[Algorithm, dict[str, Any]] = {
 
 
 def graft_config(algorithm: Algorithm, **settings: Any) -> GraftConfig:
-    """The algorithm's defaults, and over them the settings that are not None."""
+    """The algorithm's defaults, overridden by the settings that are not None."""
     chosen = {name: value for name, value in settings.items() if value is not None}
     return GraftConfig(**{"algorithm": algorithm, **RECIPES[algorithm], **chosen})

@@ -1,8 +1,8 @@
-"""Every failure that a user can meet: one line of what happened, one line of what to do."""
+"""Errors for users: one line that states what happened, one that states what to do."""
 
 
 class DSparkError(Exception):
-    """Root of the tree. `message` says what happened, `hint` what to do about it."""
+    """Root of the hierarchy. `message` states what happened, `hint` what to do about it."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -11,15 +11,15 @@ class DSparkError(Exception):
 
 
 class InputError(DSparkError):
-    """The caller asked for something that cannot be: an empty prompt, an impossible option."""
+    """An invalid request: an empty prompt, an impossible option."""
 
 
 class UnknownNameError(DSparkError):
-    """A pair, model or file that nobody knows by that name."""
+    """An unknown name of a pair, model or file."""
 
 
 class CheckpointError(DSparkError):
-    """A file that is truncated, of another format, or whose tensors are not the expected ones."""
+    """A file that is truncated, in another format, or has unexpected tensors."""
 
 
 class PairMismatchError(DSparkError):
@@ -27,15 +27,15 @@ class PairMismatchError(DSparkError):
 
 
 class DownloadError(DSparkError):
-    """The network is missing, or what came over it is not what was asked for."""
+    """The network is unavailable, or a download is not the requested file."""
 
 
 class NetworkSetupError(DSparkError):
-    """A proxy, a certificate or a key of the environment with which no connection can be made."""
+    """A proxy, certificate or key in the environment that prevents any connection."""
 
 
 class ServerError(DSparkError):
-    """A server that is not there, refuses, or breaks off."""
+    """A server that is unreachable, refuses, or breaks off."""
 
 
 class StorageError(DSparkError):
@@ -43,4 +43,4 @@ class StorageError(DSparkError):
 
 
 class MemoryFullError(DSparkError):
-    """The memory of the machine or of its GPU does not hold what was asked for."""
+    """The request does not fit in the memory of the machine or its GPU."""

@@ -1,4 +1,4 @@
-"""What the library tells whoever is watching. All frozen; nobody passes a callback in."""
+"""Events that the library yields to its callers, all frozen; it takes no callbacks."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -30,7 +30,7 @@ class Piece:
 
     `is_draft` is True for a drafted token; `confidence` is the head's own probability that the
     target accepts it, given that all before it were (None without a confidence head).
-    `is_thinking` is True for text that the model sets apart from its answer.
+    `is_thinking` is True for thinking, False for the answer.
     """
 
     token_id: int
@@ -42,8 +42,8 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class PrefillProgress:
-    """Prompt tokens processed. The last one of a request carries the token that the prompt's own
-    pass yields: it belongs to no round and is the first anchor."""
+    """Prompt tokens processed. The last one of a request carries the token that comes out of
+    prefill: the first anchor, which belongs to no round."""
 
     request_id: int
     done: int
@@ -55,8 +55,8 @@ class PrefillProgress:
 class Round:
     """One draft, verify, accept and commit of one request.
 
-    `draft` holds every drafted id, `verified` how many of them the target checked, `accepted` how
-    many it kept, `next` the correction or bonus id. `pieces` is what the reader gets (cut at a
+    `draft` holds every drafted id, `verified` the number the target checked, `accepted` the
+    number it kept, `next` the correction or bonus id. `pieces` is what the reader gets (cut at a
     stop), `rejected` the drafted pieces that the target checked and refused.
     """
 
@@ -99,7 +99,7 @@ class DecodeStats:
 
     @property
     def decode_tokens_per_second(self) -> float:
-        """The prompt's own token is not decoding, so it is not counted."""
+        """The token that comes out of prefill is not counted."""
         return (self.new_tokens - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
 
     @property
@@ -112,7 +112,7 @@ class DecodeStats:
 class Finished:
     """The end of a request. `token_ids` includes a stop token, `text` never does.
 
-    `text` is the answer alone, `thinking` what the model set apart from it. `tail` is the end of
+    `text` is the answer alone, `thinking` the thinking. `tail` is the end of
     `text` (of `thinking`, if `ends_thinking`) that no piece carried, held back for a stop string
     that never came.
     """

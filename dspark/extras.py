@@ -1,4 +1,4 @@
-"""How an optional part of dspark is installed: in the way that dspark itself was."""
+"""The install command of an optional part of dspark, matching how dspark was installed."""
 
 import json
 from importlib import metadata

@@ -1,7 +1,7 @@
-"""HTTP clients that take the proxies and certificates which the environment names, or say why not.
+"""HTTP clients that use the environment's proxies and certificates, or report why they cannot.
 
-Desktops, containers and companies set values that an HTTP library refuses as soon as a client is
-made. What another address needs must not break this one.
+Desktops, containers and companies set values that make an HTTP library refuse to create a client.
+A setting that only another address needs must not break this one.
 """
 
 import ipaddress
@@ -20,14 +20,16 @@ import httpx
 from dspark.errors import NetworkSetupError
 
 VARIABLE = re.compile(r"(http|https|all|no)_proxy", re.IGNORECASE)
-HOST = re.compile(r"\.?[\w-]+(\.[\w-]+)*\.?(:\d+)?", re.ASCII)  # that a library takes in NO_PROXY
+HOST = re.compile(
+    r"\.?[\w-]+(\.[\w-]+)*\.?(:\d+)?", re.ASCII
+)  # accepted in NO_PROXY by the library
 BRACKETS = re.compile(r"^\[(.*)\](/\d+)?$")  # of an IPv6 address, with the length of a range
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 _environment = threading.RLock()
 
 
 def make_client(*urls: str, **options: Any) -> httpx.Client:
-    """For requests to `urls`, whose redirects are followed as `options` say.
+    """A client for requests to `urls`; `options` decide about redirects.
 
     Raises NetworkSetupError where a proxy that they need, the certificates or a header cannot be
     used.
@@ -43,7 +45,7 @@ def make_async_client(*urls: str, **options: Any) -> httpx.AsyncClient:
 
 
 def proxy_for(url: str) -> str:
-    """The proxy that is asked for this address, without its password; "" where none is."""
+    """The proxy used for this address, without its password; "" without a proxy."""
     proxies, parts = getproxies_environment(), urlsplit(url)
     if is_direct(parts, re.split(r"[,\s]+", proxies.get("no", ""))):
         return ""
@@ -53,16 +55,16 @@ def proxy_for(url: str) -> str:
 
 @contextmanager
 def usable_environment(*urls: str) -> Iterator[None]:
-    """Within it, an HTTP library can make a client for `urls`; other threads wait their turn."""
+    """Inside, an HTTP library can create a client for `urls`; other threads wait."""
     with _environment, _proxies_set(_usable_proxies(urls)):
         try:
             yield
         except UnicodeEncodeError as error:
             raise NetworkSetupError(
-                "a key or token holds characters that no HTTP header can carry",
+                "a key or token has characters that are not allowed in an HTTP header",
                 "Copy it again; look for spaces, line breaks and letters beyond ASCII.",
             ) from error
-        except OSError as error:  # that of ssl is one, too
+        except OSError as error:  # ssl's error is one too
             named = [f"{name}={os.environ[name]}" for name in CERTIFICATES if name in os.environ]
             raise NetworkSetupError(
                 f"the certificates for HTTPS cannot be read ({error.strerror or error})",
@@ -70,14 +72,14 @@ def usable_environment(*urls: str) -> Iterator[None]:
             ) from error
         except Exception as error:  # several HTTP libraries, whose errors share no base
             raise NetworkSetupError(
-                f"no connection can be prepared ({error})",
+                f"the HTTP client cannot be created ({error})",
                 "Check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.",
             ) from error
 
 
 @contextmanager
 def _proxies_set(proxies: Mapping[str, str] | None) -> Iterator[None]:
-    """The variables hold just these while a client is made; None leaves them."""
+    """Sets the variables while a client is created; None leaves them unchanged."""
     if proxies is None:
         yield
         return
@@ -94,7 +96,7 @@ def _proxies_set(proxies: Mapping[str, str] | None) -> Iterator[None]:
 
 
 def _usable_proxies(urls: tuple[str, ...]) -> dict[str, str] | None:
-    """By scheme ("no": where none is used), without what cannot be used and is not needed."""
+    """By scheme ("no": hosts without a proxy), without unusable entries that are not needed."""
     named = {
         scheme: value
         for scheme, value in getproxies_environment().items()
@@ -121,7 +123,7 @@ def _usable_proxies(urls: tuple[str, ...]) -> dict[str, str] | None:
 
 
 def _split(url: str) -> SplitResult | None:
-    """None for what is no URL, which the request itself will tell."""
+    """None for an invalid URL, which the request itself reports."""
     try:
         return urlsplit(url)
     except ValueError:
@@ -129,27 +131,27 @@ def _split(url: str) -> SplitResult | None:
 
 
 def _spelled(proxy: str) -> str:
-    """As an HTTP library spells it; desktops write socks:// for SOCKS 5."""
+    """In an HTTP library's spelling; desktops write socks:// for SOCKS 5."""
     proxy = proxy.strip()
     return re.sub(r"^socks://", "socks5://", proxy if "://" in proxy else f"http://{proxy}")
 
 
 def _fault(proxy: str) -> str:
-    """Why it cannot be used; "" where it can."""
+    """Why it cannot be used; "" if it can."""
     shown = re.sub(r"//[^/@]*@", "//", proxy)  # never a password
     try:
         url = httpx.Proxy(proxy).url
     except (httpx.InvalidURL, ValueError):
         return f"{shown} is not the address of an HTTP or SOCKS 5 proxy"
     if not url.host:
-        return f"{shown} names no host"
+        return f"{shown} has no host"
     if url.scheme.startswith("socks") and find_spec("socksio") is None:
         return f"{shown} needs the package socksio (pip install socksio)"
     return ""
 
 
 def is_direct(url: SplitResult, exceptions: list[str]) -> bool:
-    """Whether no proxy is asked: this machine itself, or what NO_PROXY names.
+    """Whether the host needs no proxy: this machine itself, or an entry of NO_PROXY.
 
     Its entries: *, a host with all below it, an address or a range of them, each with a port or
     without.
@@ -194,7 +196,7 @@ def _port(url: SplitResult) -> int | None:
 
 
 def _plain(entry: str) -> str:
-    """An entry of NO_PROXY as an HTTP library takes it; "" for one that it does not know."""
+    """An entry of NO_PROXY in an HTTP library's spelling; "" for one that it does not support."""
     entry = entry.strip()
     if entry == "*":
         return entry

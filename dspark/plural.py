@@ -1,4 +1,4 @@
-"""Numbers of things in words: one helper, so that nothing says "1 tokens"."""
+"""Counts with nouns: one helper, so that "1 tokens" is never printed."""
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Records and prompts out of files, as other programs write them."""
+"""Records and prompts from files of other programs."""
 
 import gzip
 import json
@@ -16,7 +16,7 @@ USER_ROLES = ("user", "human", "prompter")
 
 
 def read_bytes(path: Path, option: str, *, unpacks: bool = True) -> bytes:
-    """Without a byte order mark, and unpacked where it is gzip. Raises InputError."""
+    """Content without a byte order mark, decompressed if it is gzip. Raises InputError."""
     check = f"Check the path given to {option}."
     try:
         raw = path.read_bytes()
@@ -26,11 +26,13 @@ def read_bytes(path: Path, option: str, *, unpacks: bool = True) -> bytes:
         raise InputError(f"{path} cannot be read ({error.strerror})", check) from error
     if raw.startswith(GZIP):
         if not unpacks:
-            raise InputError(f"{path} is packed with gzip", "Unpack it first, with gunzip.")
+            raise InputError(f"{path} is compressed with gzip", "Decompress it first, with gunzip.")
         try:
             raw = gzip.decompress(raw)
         except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{path} is a broken gzip file ({error})", "Fetch it again.") from None
+            raise InputError(
+                f"{path} is a broken gzip file ({error})", "Download it again."
+            ) from None
     if raw.startswith(UTF16) or b"\x00" in raw[:64]:
         raise InputError(
             f"{path} is not UTF-8 text, but probably UTF-16",
@@ -40,7 +42,8 @@ def read_bytes(path: Path, option: str, *, unpacks: bool = True) -> bytes:
 
 
 def text_lines(raw: bytes) -> list[str]:
-    """Bytes that are not UTF-8 come as lone surrogates. Separators such as U+2028 end no line."""
+    """Bytes that are not UTF-8 become lone surrogates. Separators such as U+2028 do not end a
+    line."""
     return [line.decode("utf-8", errors="surrogateescape") for line in raw.split(b"\n")]
 
 
@@ -57,7 +60,7 @@ def json_records(path: Path, raw: bytes) -> Iterator[tuple[str, dict[str, Any] |
 
 
 def parse_record(line: str) -> dict[str, Any] | None:
-    """None where the line is not a JSON object."""
+    """None if the line is not a JSON object."""
     record = _parsed(line)
     return record if isinstance(record, dict) else None
 
@@ -70,7 +73,7 @@ def _parsed(text: str | bytes) -> Any:
 
 
 def prompt_of(record: Mapping[str, Any] | None) -> str | None:
-    """What a person asks in a record of any usual kind; a field that is null is not there."""
+    """The user's prompt in a record of any common layout; null fields count as missing."""
     given = {name: value for name, value in (record or {}).items() if value is not None}
     if "prompt" in given:
         prompt = given["prompt"]
@@ -95,7 +98,7 @@ def _first_user_turn(turns: Any) -> str | None:
 
 
 def _joined(content: Any) -> Any:
-    """The text of a content in parts, such as text and images."""
+    """The text of a content list, such as of text and images."""
     if not isinstance(content, list):
         return content
     texts = (part.get("text") if isinstance(part, dict) else part for part in content)
@@ -103,7 +106,7 @@ def _joined(content: Any) -> Any:
 
 
 def usable(text: Any) -> str | None:
-    """Text that is not empty and that UTF-8 can write."""
+    """Text that is not empty and can be encoded in UTF-8."""
     if not isinstance(text, str) or not text.strip():
         return None
     try:
