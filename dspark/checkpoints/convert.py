@@ -1,4 +1,4 @@
-"""A head in the layout that another engine reads: DeepSpec's, or that of speculators for vLLM."""
+"""Writes a head in another engine's layout: DeepSpec's, or that of speculators for vLLM."""
 
 import json
 import os
@@ -24,7 +24,7 @@ TARGET_NAMES = {
     "model.embed_tokens.weight": "embed_tokens.weight",
     "lm_head.weight": "lm_head.weight",
 }
-SPECULATORS_KEYS = (  # of its transformer_layer_config, beside the number of layers
+SPECULATORS_KEYS = (  # of its transformer_layer_config, besides the number of layers
     *("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "rope_parameters"),
     *("max_position_embeddings", "attention_bias", "attention_dropout", "layer_types"),
@@ -34,7 +34,7 @@ SPECULATORS_KEYS = (  # of its transformer_layer_config, beside the number of la
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What was read, and what the new files do not hold of it."""
+    """The head that was read, and the settings that the new files cannot hold."""
 
     packaging: str
     dropped: tuple[str, ...]
@@ -43,12 +43,12 @@ class Converted:
 def convert_head(
     source: Path, out: Path, layout: Layout, target: Path | None = None, target_name: str = ""
 ) -> Converted:
-    """Write the head in `source` to the new folder `out`; it appears only when it is whole.
+    """Write the head in `source` to the new folder `out`, which appears only when complete.
 
-    `target` lends its embedding and its output head where the head stores none.
+    `target` supplies the embedding and output head if the head stores none.
     """
     if out.exists():
-        raise InputError(f"{out} is there already", "Give a folder that is not, or delete it.")
+        raise InputError(f"{out} already exists", "Give a new folder, or delete this one.")
     found = find_head(source)
     config, tensors = read_draft(source)
     if target is not None:
@@ -81,14 +81,14 @@ def convert_head(
 def _borrowed(
     target: Path, config: DraftConfig, tensors: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """The target's embedding and output head, in the type of the head's own tensors."""
+    """The target's embedding and output head, in the dtype of the head's own tensors."""
     dtype = tensors["norm.weight"].dtype
     found = {
         TARGET_NAMES[name]: tensor.to(dtype)
         for name, tensor in iterate_tensors(target, names=TARGET_NAMES)
     }
     if "embed_tokens.weight" not in found:
-        raise CheckpointError(f"{target} holds no model.embed_tokens.weight to take over")
+        raise CheckpointError(f"{target} has no model.embed_tokens.weight to copy")
     found.setdefault("lm_head.weight", found["embed_tokens.weight"].clone())
     if isinstance(config, DSparkConfig) and config.draft_vocab_size:
         d2t = tensors["d2t"].long()
@@ -101,18 +101,16 @@ def _refuse_for_deepspec(config: DraftConfig) -> None:
         return
     if config.draft_vocab_size or not config.sample_from_anchor:
         what = "a reduced vocabulary" if config.draft_vocab_size else "an anchor without a draft"
-        raise CheckpointError(
-            f"DeepSpec's layout cannot say that a head has {what}", "Use --to speculators."
-        )
+        raise CheckpointError(f"DeepSpec's layout cannot represent {what}", "Use --to speculators.")
 
 
 def _write_speculators(
     folder: Path, config: DraftConfig, tensors: dict[str, torch.Tensor], target_name: str
 ) -> list[str]:
-    """Returns what it has no place for."""
+    """Returns the settings that the layout cannot hold."""
     if isinstance(config, Eagle3Config):
         raise _beyond_speculators("Eagle3 heads")
-    if config.family != "qwen3":  # its library builds Qwen3's layers alone
+    if config.family != "qwen3":  # its library only builds Qwen3's layers
         raise _beyond_speculators("heads of Gemma4's layers")
     if config.final_logit_softcapping is not None:
         raise _beyond_speculators("soft-capped logits")
@@ -129,9 +127,7 @@ def _write_speculators(
 
 
 def _beyond_speculators(what: str) -> CheckpointError:
-    return CheckpointError(
-        f"the layout of speculators is not written for {what}", "Use --to deepspec."
-    )
+    return CheckpointError(f"the speculators layout does not support {what}", "Use --to deepspec.")
 
 
 def _speculators_json(config: DSparkConfig, target_name: str) -> dict[str, Any]:

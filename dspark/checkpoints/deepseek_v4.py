@@ -1,4 +1,4 @@
-"""The DSpark head in a DeepSeek-V4 target's own shards: `mtp.*` alone, found by the index."""
+"""The DSpark head in a DeepSeek-V4 target's own shards: only `mtp.*`, found by the index."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -28,9 +28,9 @@ BYTES = ("I8", "U8")
 
 @dataclass(frozen=True, slots=True)
 class DeepseekV4Weights:
-    """`dense` by the name in the file, de-quantised; `experts` of each stage as they are stored.
+    """`dense`: de-quantised tensors by their name in the file; `experts`: of each stage, as stored.
 
-    What routes, mixes streams or normalises is float32, as the target computes it.
+    Tensors that route, mix streams or normalise are float32, as in the target.
     """
 
     dense: Mapping[str, torch.Tensor]
@@ -38,21 +38,23 @@ class DeepseekV4Weights:
 
 
 def read_own_config(folder: Path) -> DeepseekV4HeadConfig:
-    """Raises CheckpointError where the target holds no head, or one that cannot be read."""
+    """Raises CheckpointError if the target has no head, or one that cannot be read."""
     return _config(folder, tensor_infos(folder, PREFIX))
 
 
 def read_own_head(
     folder: Path, *, device: torch.device, dtype: torch.dtype
 ) -> tuple[DeepseekV4HeadConfig, DeepseekV4Weights]:
-    """Every name, type and shape is checked before a tensor is read; one is in memory at a time
-    beside what is kept."""
+    """Every name, type and shape is checked before a tensor is read; besides the result, one tensor
+    at a time is in memory."""
     infos = tensor_infos(folder, PREFIX)
     config = _config(folder, infos)
     _check(infos, config, folder)
     experts = tuple(_empty_experts(config, device) for _ in range(config.num_stages))
     dense: dict[str, torch.Tensor] = {}
-    waiting: dict[str, torch.Tensor] = {}  # halves of a quantised weight: its pair may lie far off
+    waiting: dict[
+        str, torch.Tensor
+    ] = {}  # halves of a quantised weight, whose other half may be in another file
     for name, tensor in iterate_tensors(folder, PREFIX):
         if match := EXPERT.fullmatch(name):
             stage, expert, matrix, part = match.groups()
@@ -75,7 +77,7 @@ def _config(folder: Path, infos: Mapping[str, TensorInfo]) -> DeepseekV4HeadConf
     stages = {int(match[1]) for name in infos if (match := STAGE.match(name))}
     if not stages or stages != set(range(len(stages))):
         raise CheckpointError(
-            f"{folder} speaks of a DSpark head and holds none",
+            f"the config in {folder} describes a DSpark head, but its tensors are missing",
             "Fetch the shards that hold mtp.*, or use --draft none.",
         )
     return DeepseekV4HeadConfig.from_json(read_json(folder / "config.json"), len(stages))
@@ -105,13 +107,13 @@ def _scale_of(name: str) -> str:
 
 
 def _check(infos: Mapping[str, TensorInfo], config: DeepseekV4HeadConfig, folder: Path) -> None:
-    """Raises CheckpointError naming the first tensor that is missing, surplus or another."""
-    if config.num_stages * config.num_experts > len(infos):  # before so many names are made up
+    """Raises CheckpointError naming the first tensor that is missing, unexpected or different."""
+    if config.num_stages * config.num_experts > len(infos):  # before generating that many names
         raise CheckpointError(f"{folder} lacks experts of its DSpark head", ENGINES)
     wanted = dict(_wanted(infos, config))
     wrong = [
         *(f"it lacks {name}" for name in wanted if name not in infos),
-        *(f"it has the surplus {name[:80]!r}" for name in infos if name not in wanted),
+        *(f"it has the unexpected {name[:80]!r}" for name in infos if name not in wanted),
         *(
             f"{name} is {found.dtype} {list(found.shape)}, not {types[0]} {list(shape)}"
             for name, (types, shape) in wanted.items()
@@ -120,14 +122,14 @@ def _check(infos: Mapping[str, TensorInfo], config: DeepseekV4HeadConfig, folder
     ]
     if wrong:
         raise CheckpointError(
-            f"the DSpark head in {folder} is damaged or another: {wrong[0]}", ENGINES
+            f"the DSpark head in {folder} is damaged or of another kind: {wrong[0]}", ENGINES
         )
 
 
 def _wanted(
     infos: Mapping[str, TensorInfo], config: DeepseekV4HeadConfig
 ) -> Iterator[tuple[str, tuple[tuple[str, ...], tuple[int, ...]]]]:
-    """Name -> types and shape. A dense matrix may be quantised, or plain and without a scale."""
+    """Name -> types and shape. A dense matrix may be quantised, or plain without a scale."""
     rows, columns = config.scale_block
     for name, shape in dense_shapes(config).items():
         if _scale_of(name) not in infos:

@@ -13,7 +13,7 @@ MODEL_TYPE = "deepseek_v4"
 QUANTISED_RUN = 64  # dimensions of a key that share a scale
 MOST_SINKHORN_STEPS = 1000
 ENGINES = "vLLM and SGLang run it with its target."
-# what the drafter computes; other values would need a forward that is not established
+# values the drafter implements; others would need a forward that is not established
 ESTABLISHED = {
     "num_key_value_heads": 1,
     "n_shared_experts": 1,
@@ -71,9 +71,9 @@ class DeepseekV4HeadConfig:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any], num_stages: int) -> "DeepseekV4HeadConfig":
-        """Raises CheckpointError naming the key that is missing, wrong or not established.
+        """Raises CheckpointError naming the key that is missing, wrong or unsupported.
 
-        num_stages is counted in the index: num_nextn_predict_layers is about another head.
+        num_stages is counted in the index: num_nextn_predict_layers belongs to another head.
         """
         try:
             config = cls._parse(raw, num_stages)
@@ -133,16 +133,18 @@ class DeepseekV4HeadConfig:
         if self.block_size > LARGEST_BLOCK or self.sinkhorn_steps > MOST_SINKHORN_STEPS:
             raise ValueError("dspark_block_size or hc_sinkhorn_iters is out of range")
         if not 0 <= self.mask_token_id < self.vocab_size:
-            raise ValueError(f"dspark_noise_token_id {self.mask_token_id} is no token")
+            raise ValueError(f"dspark_noise_token_id {self.mask_token_id} is not a valid token")
         taps = self.target_layer_ids
         if not taps or min(taps) < 0 or max(taps) >= self.num_target_layers:
-            raise ValueError(f"dspark_target_layer_ids {list(taps)} are no layers of the target")
+            raise ValueError(
+                f"dspark_target_layer_ids {list(taps)} are not valid layers of the target"
+            )
         if min(self.scale_block) < 1:
             raise ValueError(f"weight_block_size {list(self.scale_block)} is out of range")
 
 
 def holds_own_head(raw: Mapping[str, Any]) -> bool:
-    """Whether a target's config.json speaks of a DSpark head in the target's own files."""
+    """Whether a target's config.json describes a DSpark head in the target's own files."""
     return "dspark_block_size" in raw
 
 
@@ -156,18 +158,18 @@ def _refuse_unestablished(raw: Mapping[str, Any], num_stages: int) -> None:
     for key, value in ESTABLISHED.items():
         if raw.get(key, value) != value:
             raise CheckpointError(
-                f"the target's {key} is {str(raw[key])[:40]}: dspark cannot run its head then",
+                f"the target's {key} is {str(raw[key])[:40]}, for which dspark cannot run the head",
                 ENGINES,
             )
     depth = int(raw["num_hidden_layers"])
     if any(raw.get("compress_ratios", ())[depth : depth + num_stages]):
         raise CheckpointError(
-            "the DSpark head compresses its context, which dspark cannot", ENGINES
+            "the DSpark head compresses its context, which dspark does not support", ENGINES
         )
 
 
 def dense_shapes(config: DeepseekV4HeadConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor but the routed experts' and the scales."""
+    """Name -> shape of every tensor except the routed experts' and the scales."""
     hidden, streams = config.hidden_size, config.num_streams
     mixes = (2 + streams) * streams
     queries = config.num_heads * config.head_dim
@@ -209,13 +211,13 @@ def dense_shapes(config: DeepseekV4HeadConfig) -> dict[str, tuple[int, ...]]:
 
 
 def count_own_parameters(config: DeepseekV4HeadConfig) -> int:
-    """Of the head alone, each number of a packed expert counted once, scales not at all."""
+    """Parameters of the head alone: packed experts unpacked, scales not counted."""
     experts = sum(math.prod(shape) for shape in expert_shapes(config).values())
     dense = sum(math.prod(shape) for shape in dense_shapes(config).values())
     return dense + config.num_stages * config.num_experts * experts
 
 
 def expert_shapes(config: DeepseekV4HeadConfig) -> dict[str, tuple[int, int]]:
-    """w1 gates, w3 goes up, w2 down."""
+    """w1 is the gate, w3 the up and w2 the down projection."""
     hidden, inner = config.hidden_size, config.expert_size
     return {"w1": (inner, hidden), "w2": (hidden, inner), "w3": (inner, hidden)}

@@ -1,4 +1,5 @@
-"""Read and write heads in DeepSpec's standalone layout: config.json + model.safetensors."""
+"""Read and write heads in DeepSpec's standalone layout: config.json + model.safetensors
+(https://github.com/deepseek-ai/DeepSpec)."""
 
 import json
 from pathlib import Path
@@ -29,25 +30,25 @@ __all__ = [
 ]
 
 CONFIDENCE_BIAS = "confidence_head.proj.bias"
-DRAFT_VOCABULARY = "draft_vocabulary.safetensors"  # ours, beside the layout: others pass it over
+DRAFT_VOCABULARY = "draft_vocabulary.safetensors"  # our addition; other programs ignore it
 
 
 def read_head_config(directory: Path) -> DSparkConfig:
-    """Raises CheckpointError where config.json is missing, not JSON, or not a DSpark head's."""
+    """Raises CheckpointError if config.json is missing, not JSON, or not a DSpark head's."""
     return DSparkConfig.from_json(read_json(directory / "config.json"))
 
 
 def read_head(directory: Path) -> tuple[DSparkConfig, dict[str, torch.Tensor]]:
     """Config and tensors of a DSpark head in DeepSpec's layout, every name and shape checked.
 
-    The embedding and the output head may be missing: the target's own are used then.
+    The embedding and the output head may be missing: then the target's are used.
     """
     config = read_head_config(directory)
     return config, read_draft(directory)[1]
 
 
 def read_draft_vocabulary(directory: Path, vocab_size: int) -> torch.Tensor | None:
-    """Rising ids [N] of the tokens that the head proposes; None where it proposes any."""
+    """Ascending ids [N] of the tokens that the head may propose; None if it may propose any."""
     path = directory / DRAFT_VOCABULARY
     if not path.exists():
         return None
@@ -67,7 +68,7 @@ def read_draft_vocabulary(directory: Path, vocab_size: int) -> torch.Tensor | No
 
 
 def write_draft_vocabulary(directory: Path, token_ids: torch.Tensor | None) -> None:
-    """token_ids [N], rising; None takes away what an earlier head left there."""
+    """token_ids [N], ascending; None removes the file of an earlier head."""
     if token_ids is None:
         (directory / DRAFT_VOCABULARY).unlink(missing_ok=True)
         return
@@ -86,7 +87,7 @@ def write_head(
 ) -> None:
     """Write config and tensors so that a reader sees the old files or the new ones, never a half.
 
-    `extra` goes into config.json beside DeepSpec's keys (calibration, provenance).
+    `extra` is added to DeepSpec's keys in config.json (calibration, provenance).
     """
     check_head(infos_of(tensors), config, str(directory))
     try:
@@ -103,7 +104,7 @@ def write_head(
 
 
 def shift_confidence(directory: Path, shift: float) -> float:
-    """Add to the confidence head's bias; returns by how much it moved in the file's precision."""
+    """Add to the confidence head's bias; returns the actual change in the file's precision."""
     path = directory / "model.safetensors"
     tensors = read_file(path)
     old = tensors[CONFIDENCE_BIAS]
@@ -120,7 +121,7 @@ def shift_confidence(directory: Path, shift: float) -> float:
 
 
 def update_head_config(directory: Path, changes: dict[str, Any]) -> None:
-    """Set keys of a head's config.json and leave the others; what is below "graft" is merged."""
+    """Set keys of a head's config.json and leave the others; the object "graft" is merged."""
     raw = read_json(directory / "config.json")
     figures = raw.get("graft", {}) | changes.get("graft", {})
     raw |= changes | ({"graft": figures} if figures else {})

@@ -1,5 +1,5 @@
-"""Which packaging a folder holds. Heads are published in many; a wrong guess would not crash, it
-would halve the acceptance, so that what is not established is refused by name."""
+"""The packaging of a folder. Heads are published in many layouts, and a wrong guess would not crash
+but halve the acceptance, so layouts that are not established are refused by name."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ SUBFOLDER = "dspark"
 
 
 def head_folder(directory: Path) -> Path:
-    """The folder itself, or the subfolder of a target's repository in which its head lies."""
+    """The folder itself, or the subfolder of a target's repository that holds its head."""
     sub = directory / SUBFOLDER
     if not (sub / "config.json").is_file():
         return directory
@@ -78,7 +78,7 @@ def is_head(raw: Mapping[str, Any]) -> bool:
 
 
 def is_deepspec(raw: Mapping[str, Any]) -> bool:
-    """DeepSpec's own layout: flat keys, complete in themselves."""
+    """DeepSpec's own layout: flat and complete keys."""
     is_nested = not raw.keys().isdisjoint(("dflash_config", "transformer_layer_config"))
     return BY_ARCHITECTURE.get(_architecture(raw)) is Packaging.DEEPSPEC and not is_nested
 
@@ -101,7 +101,7 @@ def detect(directory: Path, raw: Mapping[str, Any], names: Collection[str]) -> P
         return Packaging.DEEPSPEC
     if found := BY_ARCHITECTURE.get(architecture):
         projector = nested.get("projector_type") if isinstance(nested, dict) else None
-        # SpecForge's exports for SGLang bear DeepSpec's architecture
+        # SpecForge's exports for SGLang name DeepSpec's architecture
         is_dspark = found is Packaging.DEEPSPEC or projector == "dspark"
         return Packaging.SPECFORGE if is_dspark and found is not Packaging.LFM2 else found
     if "Eagle3" in architecture:
@@ -109,13 +109,13 @@ def detect(directory: Path, raw: Mapping[str, Any], names: Collection[str]) -> P
     if any(name.startswith("mtp.") for name in names):
         raise _refusal(MTP, directory)
     raise CheckpointError(
-        f"{directory} holds no head that dspark knows: its architecture is {architecture}",
+        f"{directory} is not a head that dspark knows: its architecture is {architecture}",
         "Is this the folder of a head, and not of a target?",
     )
 
 
 def refuse_gguf(directory: Path) -> None:
-    """Raises CheckpointError where the folder holds GGUF files and no config.json."""
+    """Raises CheckpointError if the folder has GGUF files and no config.json."""
     if not (directory / "config.json").exists() and any(directory.glob("*.gguf")):
         raise _refusal(GGUF, directory)
 

@@ -1,4 +1,4 @@
-"""The shape of a DSpark head, as DeepSpec writes it into config.json."""
+"""The shape of a DSpark head, as DeepSpec writes it into config.json (DeepSeek 2026)."""
 
 import math
 from collections.abc import Mapping
@@ -26,10 +26,10 @@ MarkovType = Literal["none", "vanilla", "gated", "rnn"]
 class DSparkConfig(HeadConfig):
     """Sizes of a head that drafts `block_size` tokens at once.
 
-    `sample_from_anchor`: slot 0, the anchor's, predicts the first draft; otherwise slot 1 does, and
-    a block has one slot more than drafts. `draft_vocab_size`: rows of the output head where it
-    knows fewer tokens than the target; the tensor d2t says which.
-    `confidence_temperatures` is an addition of ours: one for each slot, None for all 1.
+    `sample_from_anchor`: the anchor's row, 0, predicts the first draft; otherwise row 1 does, and
+    a block has one row more than drafts. `draft_vocab_size`: rows of the output head if it knows
+    fewer tokens than the target; the tensor d2t maps them to the target's ids.
+    `confidence_temperatures` is our addition: one per position, None for all 1.
     """
 
     num_layers: int
@@ -45,7 +45,7 @@ class DSparkConfig(HeadConfig):
 
     @property
     def temperatures(self) -> tuple[float, ...]:
-        """What the confidence logit of each slot is divided by."""
+        """Divisor of the confidence logit at each position."""
         return self.confidence_temperatures or (1.0,) * self.block_size
 
     @property
@@ -55,7 +55,7 @@ class DSparkConfig(HeadConfig):
 
     @property
     def num_columns(self) -> int:
-        """Tokens that the output head and the Markov head tell apart."""
+        """Vocabulary size of the output head and the Markov head."""
         return self.draft_vocab_size or self.vocab_size
 
     @classmethod
@@ -63,8 +63,8 @@ class DSparkConfig(HeadConfig):
         architecture = architecture_of(raw)
         if architecture not in ARCHITECTURES.values():
             raise CheckpointError(
-                f"the draft's architecture is {architecture}, not {ARCHITECTURES['qwen3']}",
-                "dspark convert writes DeepSpec's layout from the others.",
+                f"the head's architecture is {architecture}, not {ARCHITECTURES['qwen3']}",
+                "dspark convert converts other layouts to DeepSpec's.",
             )
         rank = int(raw["markov_rank"])
         return cls(
@@ -97,7 +97,7 @@ class DSparkConfig(HeadConfig):
             raise ValueError("confidence_temperatures are not all positive numbers")
 
     def to_json(self) -> dict[str, Any]:
-        """The keys that DeepSpec's own loader reads, and our own where they say something."""
+        """The keys that DeepSpec's loader reads, and our own if they differ from the default."""
         temperatures = self.confidence_temperatures
         own = {} if temperatures is None else {"confidence_temperatures": list(temperatures)}
         return {
@@ -107,7 +107,7 @@ class DSparkConfig(HeadConfig):
             "layer_types": ["full_attention"] * self.num_layers,
             "block_size": self.block_size,
             "mask_token_id": self.mask_token_id,
-            "num_anchors": 512,  # DeepSpec's loader insists on it; decoding has no use for it
+            "num_anchors": 512,  # required by DeepSpec's loader; decoding does not use it
             "markov_rank": self.markov_rank,
             "markov_head_type": "vanilla" if self.markov_type == "none" else self.markov_type,
             "enable_confidence_head": self.has_confidence,

@@ -1,4 +1,5 @@
-"""The shape of an Eagle3 head, as DeepSpec writes it into config.json. MTP-1 is its least case."""
+"""The shape of an EAGLE-3 head (Li et al. 2025), as DeepSpec writes it into config.json. With
+`ttt_length` 1 it is MTP-1."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ EAGLE3_ARCHITECTURES: Mapping[Family, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Eagle3Config(HeadConfig):
-    """Sizes of a head of one layer. `ttt_length` tokens are drafted, one pass for each."""
+    """Sizes of a head of one layer. It drafts `ttt_length` tokens, one pass each."""
 
     ttt_length: int
     step_loss_decay: float = 0.8
@@ -36,14 +37,15 @@ class Eagle3Config(HeadConfig):
 
     @property
     def attention_width(self) -> int:
-        """What queries, keys and values are made of: a token's embedding beside a hidden state."""
+        """Width of the input of queries, keys and values: a token's embedding and a hidden
+        state."""
         return 2 * self.hidden_size
 
     @classmethod
     def _parse(cls, raw: Mapping[str, Any]) -> "Eagle3Config":
         if int(raw["num_hidden_layers"]) != 1:
             raise CheckpointError(
-                f"the Eagle3 draft has {raw['num_hidden_layers']} layers",
+                f"the Eagle3 head has {raw['num_hidden_layers']} layers",
                 "Only Eagle3 heads of one layer can be read.",
             )
         return cls(

@@ -1,6 +1,6 @@
-"""Files that come from others, read as if they meant harm; and files of our own, never half there.
+"""Reading untrusted files, and writing our own completely or not at all.
 
-Nothing here executes what it reads; what is too large is refused before it is read.
+Nothing here executes a file's content; a file that is too large is refused before it is read.
 """
 
 import json
@@ -19,7 +19,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object without duplicate keys, NaN or infinities."""
     try:
         if path.stat().st_size > LARGEST_JSON or not path.is_file():  # a pipe would never end
-            raise CheckpointError(f"{path} is no JSON file of a size that a model has")
+            raise CheckpointError(f"{path} is not a regular JSON file, or is too large")
         raw = json.loads(
             path.read_text(encoding="utf-8"),
             object_pairs_hook=without_duplicates,
@@ -32,23 +32,23 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({one_line(error)})") from error
     if not isinstance(raw, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
+        raise CheckpointError(f"{path} is not a JSON object")
     return raw
 
 
 def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a key comes twice")
+        raise ValueError("a key occurs twice")
     return found
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def one_line(error: BaseException) -> str:
-    """What it says, short enough for a line."""
+    """Its message, shortened to one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:199]}…"
 
@@ -56,14 +56,14 @@ def one_line(error: BaseException) -> str:
 def inside(directory: Path, name: str) -> Path:
     """The file of that name in the folder; raises CheckpointError for a name that leaves it.
 
-    A link may leave it only as the Hugging Face cache does: to a blob beside its snapshots.
+    A link may only lead out of it as in the Hugging Face cache: to a blob next to the snapshots.
     """
     path = directory / name
     if not name or name in (".", "..") or Path(name).name != name or "\0" in name:
         raise CheckpointError(f"{directory} names the file {name[:80]!r}, outside its own folder")
     home = directory.resolve()
     homes = [home, *(each.parent / "blobs" for each in home.parents if each.name == "snapshots")]
-    real = Path(os.path.realpath(path))  # unlike resolve, content with a link to itself
+    real = Path(os.path.realpath(path))  # unlike resolve, accepts a link to itself
     if path.is_symlink() and not any(real.is_relative_to(each) for each in homes):
         raise CheckpointError(f"{path} is a link to {real}, outside its own folder")
     return path
@@ -71,10 +71,10 @@ def inside(directory: Path, name: str) -> Path:
 
 @contextmanager
 def replacing(path: Path, partial: Path | None = None) -> Iterator[Path]:
-    """A file to write that takes the place of `path` once it is complete, with the umask's mode.
+    """A file to write that replaces `path` once complete, with the umask's mode.
 
-    `partial` is on the same disk, and by default beside it, under one name: what a killed writer
-    left is written over.
+    `partial` is on the same disk, by default in the same folder, and has a fixed name, so that the
+    leftover of a killed writer is overwritten.
     """
     partial = partial or path.with_name(f".{path.name}.tmp")
     try:
@@ -86,12 +86,12 @@ def replacing(path: Path, partial: Path | None = None) -> Iterator[Path]:
 
 
 def share(path: Path) -> None:
-    """Readable for whom the umask lets; safetensors and mkstemp write for the owner alone."""
+    """Sets the umask's permissions; safetensors and mkstemp write for the owner alone."""
     path.chmod(0o666 & ~_umask())
 
 
 def _umask() -> int:
-    """Linux tells it; elsewhere it is set and set back, which other threads might see."""
+    """Read from /proc on Linux; elsewhere set and restored, which other threads might see."""
     try:
         status = Path("/proc/self/status").read_text()
         return int(status.split("Umask:")[1].split()[0], 8)

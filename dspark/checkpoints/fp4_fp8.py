@@ -1,4 +1,4 @@
-"""Weights stored in 8 or 4 bits with a power of two for each block of them (e8m0: one exponent).
+"""Weights in 8 or 4 bits with a power of two as the scale of each block (e8m0: an exponent).
 
 FP8 is e4m3 in blocks of rows and columns; FP4 is e2m1, two in a byte, with a scale for a run of
 columns. All products are taken in float32, where they are exact.

@@ -27,8 +27,8 @@ REQUIRED_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
 }
-OUTPUT_NAME = "output.weight"  # absent where the embedding serves as output too
-ROPE_NAME = "rope_freqs.weight"  # Llama 3's scaling, as what each frequency is divided by
+OUTPUT_NAME = "output.weight"  # absent if the embedding is also the output head
+ROPE_NAME = "rope_freqs.weight"  # Llama 3's scaling, as the divisor of each frequency
 LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -49,9 +49,9 @@ OWN_NAMES = {  # of one architecture alone
 
 
 def convert_gguf(source: Path, directory: Path) -> Iterator[FetchProgress]:
-    """Write `directory`, which must exist; yields bytes of the weights.
+    """Write `directory`, which must exist; yields the number of bytes of weights written.
 
-    Raises CheckpointError where the file is damaged or holds another kind of model.
+    Raises CheckpointError if the file is damaged or holds another kind of model.
     """
     yield FetchProgress(WEIGHTS_NAME, 0, None)
     try:
@@ -103,19 +103,19 @@ def _numbers(tensor: ReaderTensor) -> torch.Tensor:
     except NotImplementedError as error:
         raise CheckpointError(
             f"{shown(tensor.name)} of the GGUF is {tensor.tensor_type.name}, which is not read",
-            "Take a file in F16, BF16, Q8_0 or one of the K-quants.",
+            "Use a file in F16, BF16, Q8_0 or one of the K-quants.",
         ) from error
 
 
 def _pair_halves(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """llama.cpp rotates neighbouring rows of a head, Hugging Face rows half a head apart."""
+    """llama.cpp rotates adjacent rows of a head, Hugging Face rows half a head apart."""
     rows, columns = weight.shape
     pairs = weight.reshape(num_heads, rows // num_heads // 2, 2, columns)  # [heads, D/2, 2, in]
     return pairs.transpose(1, 2).reshape(rows, columns)
 
 
 def _names(config: dict[str, Any]) -> dict[str, str]:
-    """GGUF name -> Hugging Face name of every tensor that must be there."""
+    """GGUF name -> Hugging Face name of every required tensor."""
     names = dict(REQUIRED_NAMES)
     if not config["tie_word_embeddings"]:
         names[OUTPUT_NAME] = "lm_head.weight"
@@ -132,7 +132,7 @@ def _check_architecture(fields: dict[str, Any]) -> None:
     if architecture not in CLASSES:
         raise CheckpointError(
             f"GGUF of the architecture {shown(str(architecture))!r} cannot be converted",
-            f"Those of {', '.join(CLASSES)} can, others are taken as safetensors.",
+            f"Use a GGUF of {', '.join(CLASSES)}, or the model as safetensors.",
         )
 
 
@@ -201,7 +201,7 @@ def _special_ids(fields: dict[str, Any]) -> dict[str, int | list[int]]:
 
 
 def _sampling(fields: dict[str, Any]) -> dict[str, Any]:
-    """How its makers want it to be sampled."""
+    """The sampling settings recommended by the model's makers."""
     names = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
     stated = {
         ours: fields[key]

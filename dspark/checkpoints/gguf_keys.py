@@ -1,7 +1,7 @@
-"""Which keys of a GGUF change what its model writes: each is read, or refused by name.
+"""The keys of a GGUF that change the model's output: each is read, or refused by name.
 
-The reference is llama.cpp: what it heeds for the kinds of models that are converted is heeded here.
-What describes a file (general., quantize. and other programs' own keys) is passed over.
+The reference is llama.cpp: every key that it uses for the supported architectures is used here.
+Keys that describe a file (general., quantize. and other programs' own) are ignored.
 """
 
 from collections.abc import Collection, Mapping
@@ -31,7 +31,7 @@ READ = {
     "rope.scaling.original_context_length",
     "rope.scaling.type",
 }
-# said by some writers, without a meaning for these kinds of models
+# written by some programs, without a meaning for these architectures
 UNHEEDED = {
     "attention.layer_norm_epsilon",
     "attention.sliding_window_pattern",
@@ -39,7 +39,7 @@ UNHEEDED = {
     "rope.freq_base_swa",
     "rope.scaling.finetuned",
 }
-# the values at which they change nothing
+# the values that have no effect
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
     "attention.clamp_kqv": (0,),
@@ -85,7 +85,7 @@ TOKENIZER_NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 def check_keys(fields: Fields) -> None:
-    """Raises CheckpointError naming a key that would be ignored in silence."""
+    """Raises CheckpointError naming a key that would otherwise be ignored silently."""
     if (kind := fields.get("general.type", "model")) != "model":
         raise CheckpointError(f"the GGUF is of the type {shown(str(kind))!r}, not a model")
     if (parts := fields.get("split.count", 0)) > 1:
@@ -120,5 +120,5 @@ def _check(
         elif key not in known and key.startswith(groups):
             raise CheckpointError(
                 f"the GGUF has the unknown key {shown(key)}",
-                "It may change what the model writes. Take the model as safetensors.",
+                "It may change the model's output. Use the model as safetensors.",
             )

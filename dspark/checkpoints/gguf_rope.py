@@ -1,4 +1,4 @@
-"""Rotary positions of a GGUF, as llama.cpp turns them, in the words of transformers."""
+"""RoPE settings of a GGUF, as llama.cpp applies them, in transformers' terms."""
 
 import math
 from collections.abc import Mapping
@@ -18,22 +18,22 @@ LLAMA3_ROPE = {  # all released ones'
 
 
 def rope_parameters(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """From the header. Raises CheckpointError for a scaling that is not known here."""
+    """From the header. Raises CheckpointError for an unknown scaling."""
     architecture = fields["general.architecture"]
 
     def of(key: str, default: Any) -> Any:
         return fields.get(f"{architecture}.rope.{key}", default)
 
     rope = {"rope_theta": of("freq_base", 10000.0), "rope_type": "default"}
-    # a factor without a type is linear; its key of 2023 says so in its name
+    # a factor without a type is linear; its key of 2023 has that in its name
     kind, attention = of("scaling.type", "linear"), of("scaling.attn_factor", 1.0)
     factor = of("scaling.factor", of("scale_linear", 0.0)) or 1.0
     if kind not in ("none", "linear", "yarn") or not 0 < factor < math.inf:
         raise CheckpointError(
-            f"GGUF with rotary positions scaled by {shown(str(kind))} {factor} cannot be converted"
+            f"GGUF with RoPE scaling {shown(str(kind))} {factor} cannot be converted"
         )
     if attention != 1.0 and (kind != "yarn" or factor == 1.0):
-        raise CheckpointError(f"GGUF with rope.scaling.attn_factor = {attention} and no yarn")
+        raise CheckpointError(f"GGUF with rope.scaling.attn_factor = {attention} without YaRN")
     if kind == "none" or factor == 1.0:
         return rope
     rope |= {"rope_type": kind, "factor": factor}
@@ -46,8 +46,8 @@ def rope_parameters(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_divisors(config: dict[str, Any], divisors: torch.Tensor) -> dict[str, Any]:
-    """The scaling that makes what the file divides each frequency by; raises CheckpointError where
-    no released one does."""
+    """The scaling that yields the file's divisors of each frequency; raises CheckpointError if no
+    released one does."""
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -64,5 +64,5 @@ def with_divisors(config: dict[str, Any], divisors: torch.Tensor) -> dict[str, A
     made = frequencies[0] / frequencies[1]
     is_known = made.shape == divisors.shape and torch.allclose(made, divisors, rtol=1e-3)
     if not is_known or rope["rope_type"] != "default" or config["model_type"] != "llama":
-        raise CheckpointError("GGUF with rotary positions scaled in an unknown way")
+        raise CheckpointError("GGUF with an unknown RoPE scaling")
     return found

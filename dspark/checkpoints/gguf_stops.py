@@ -1,4 +1,4 @@
-"""Tokens that end an answer: those that a GGUF names, and those whose text llama.cpp knows."""
+"""Tokens that end an answer: those named by a GGUF, and those whose text llama.cpp knows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,13 +9,13 @@ ENDS = {
     *("</s>", "<eos>", "<turn|>", "<|tool_response>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"),
     *("<｜end▁of▁sentence｜>", "[e~["),
 }
-# what ends a stretch of code that is filled in; by text only where no key names it
+# ends of filled-in code; looked up by text only if no key names them
 FILLS = {
     "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
     "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
     "fim_sep": ("<|file_sep|>",),
 }
-# beside these, a token that elsewhere ends an answer is an ordinary one
+# with these present, a token that otherwise ends an answer is ordinary
 NOT_BESIDE = (
     ("<|end|>", {"<|return|>", "<|call|>"}),
     ("<|end|>", {"<|calls|>", "<|flush|>"}),
@@ -25,7 +25,7 @@ NOT_BESIDE = (
 
 
 def special_id(fields: Mapping[str, Any], name: str) -> int | None:
-    """The id of bos, eos and the like; None where the file names none that its vocabulary has."""
+    """The id of bos, eos etc.; None if the file names none in its vocabulary."""
     size = len(fields["tokenizer.ggml.tokens"])
     default = {"bos": 1, "eos": 2, "unknown": 0} if _is_sentencepiece(fields) else {}
     for found in (fields.get(f"tokenizer.ggml.{name}_token_id"), default.get(name)):

@@ -20,10 +20,10 @@ from dspark.errors import CheckpointError
 
 ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 _WORDS = ByteLevel(add_prefix_space=False, use_regex=True)
-# digits stand alone before words are split: "\n\n1" keeps its two line breaks together
+# digits are split off before words: "\n\n1" keeps its two line breaks together
 _DIGITS = Sequence([Digits(individual_digits=True), _WORDS])
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
-# what llama.cpp does where the file does not say: each pattern splits what the ones before left
+# llama.cpp's default: each pattern splits the pieces that the previous ones left
 _UNSAID = (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")
 OWN_SPLITS: dict[str, PreTokenizer] = {
     "default": Sequence(
@@ -38,7 +38,7 @@ OWN_SPLITS: dict[str, PreTokenizer] = {
     **dict.fromkeys(("exaone", "minerva-7b", "mellum2"), _DIGITS),
 }
 QWEN = ("qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "qwen35")
-# begin with bos, and take whole words as they are
+# begin with bos, and keep whole words
 WHOLE_WORDS = {
     *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
     *("jina-v5-nano", "tekken"),
@@ -46,7 +46,7 @@ WHOLE_WORDS = {
 
 
 def write_tokenizer(fields: dict[str, Any], directory: Path) -> None:
-    """tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja."""
+    """Writes tokenizer.json, tokenizer_config.json and, if present, chat_template.jinja."""
     fields = _with_control_tokens(fields)
     _tokenizer(fields).save(str(directory / "tokenizer.json"))
     config = {
@@ -62,7 +62,7 @@ def write_tokenizer(fields: dict[str, Any], directory: Path) -> None:
 
 
 def _with_control_tokens(fields: dict[str, Any]) -> dict[str, Any]:
-    """What ends an answer is a control token, whatever the file says."""
+    """Tokens that end an answer are control tokens, whatever their type in the file."""
     key = "tokenizer.ggml.token_type"
     kinds = list(fields.get(key, [TokenType.NORMAL] * len(fields["tokenizer.ggml.tokens"])))
     for token_id in stop_ids(fields):
@@ -80,7 +80,7 @@ def _tokenizer(fields: dict[str, Any]) -> Tokenizer:
     elif kind in ("gpt2", "llama"):
         tokenizer = _of_transformers(fields, kind, pre)
     else:
-        raise CheckpointError(f"the tokenizer {shown(str(kind))!r} of this GGUF is not known")
+        raise CheckpointError(f"the tokenizer {shown(str(kind))!r} of this GGUF is not supported")
     begins = kind == "llama" or pre in WHOLE_WORDS
     _surround(
         tokenizer,
@@ -106,7 +106,7 @@ def _byte_level(fields: dict[str, Any], split: PreTokenizer) -> Tokenizer:
 
 
 def _of_transformers(fields: dict[str, Any], kind: str, pre: str) -> Tokenizer:
-    """The families that transformers can build: it knows their splits and how merges are found."""
+    """The families that transformers can build, with their splits and merges."""
     try:
         from transformers.integrations.gguf.gguf_tokenizer_mapping import (
             GGUF_PRE_TOKENIZER_SPLITS,
@@ -118,7 +118,7 @@ def _of_transformers(fields: dict[str, Any], kind: str, pre: str) -> Tokenizer:
             "Install a newer one: pip install -U transformers.",
         ) from error
     if kind == "gpt2" and pre not in GGUF_PRE_TOKENIZER_SPLITS:
-        raise CheckpointError(f"the pre-tokenizer {shown(pre)!r} of this GGUF is not known")
+        raise CheckpointError(f"the pre-tokenizer {shown(pre)!r} of this GGUF is not supported")
     parts = {"tokenizer_type": kind, "pre_tokenizer_type": pre}
     for name in ("tokens", "merges", "scores", "token_type"):
         if (value := fields.get(f"tokenizer.ggml.{name}")) is not None:
@@ -134,7 +134,7 @@ def _of_transformers(fields: dict[str, Any], kind: str, pre: str) -> Tokenizer:
 
 
 def _space_words(tokenizer: Tokenizer, has_prefix: bool) -> None:
-    """A space before the text and before that behind each added token, as llama.cpp has it."""
+    """A space before the text, and before the text after each added token, as in llama.cpp."""
     steps: list[Normalizer] = [Prepend("▁")] if has_prefix else []
     tokenizer.normalizer = Normalizers([*steps, Replace(" ", "▁")])
     tokenizer.pre_tokenizer = None
@@ -144,7 +144,7 @@ def _space_words(tokenizer: Tokenizer, has_prefix: bool) -> None:
 
 
 def _surround(tokenizer: Tokenizer, fields: dict[str, Any], *, begins: bool, ends: bool) -> None:
-    """What stands before and behind a text that is no chat."""
+    """The tokens before and after plain text."""
     tokens = fields["tokenizer.ggml.tokens"]
     around: list[list[tuple[str, int]]] = []
     for role, is_wanted in (("bos", begins), ("eos", ends)):

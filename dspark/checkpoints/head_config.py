@@ -1,4 +1,4 @@
-"""What the configs of all heads share: sizes, rope, taps, and the tensors of a decoder layer."""
+"""The part shared by the configs of all heads: sizes, RoPE, taps, tensors of a decoder layer."""
 
 import math
 from collections.abc import Mapping
@@ -8,17 +8,17 @@ from typing import Any, Literal, Self
 from dspark.errors import CheckpointError
 
 Family = Literal["qwen3", "gemma4"]
-ROPE_NOISE = ("default", "mrope")  # the target's, copied along; the head turns every dimension
+ROPE_NOISE = ("default", "mrope")  # copied from the target; the head rotates every dimension
 YARN_KEYS = {
     *("type", "rope_type", "rope_theta", "partial_rotary_factor", "factor"),
     *("original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"),
 }
-LARGEST_SIZE = 2**31  # of any dimension: what is beyond is damage, not a model
+LARGEST_SIZE = 2**31  # of any dimension; a larger one means a damaged file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Yarn:
-    """Frequencies stretched for a longer context, as transformers computes them."""
+    """RoPE scaled for a longer context by YaRN (Peng et al. 2023), as transformers computes it."""
 
     factor: float
     original_max_positions: int
@@ -31,7 +31,7 @@ class Yarn:
         surplus = set(rope) - YARN_KEYS
         if surplus or "factor" not in rope:
             wrong = f"the unknown key {min(surplus)}" if surplus else "no 'factor'"
-            raise CheckpointError(f"yarn rope of the draft has {wrong}")
+            raise CheckpointError(f"the head's YaRN settings have {wrong}")
         return cls(
             factor=positive(rope, "factor"),
             original_max_positions=int(
@@ -53,7 +53,7 @@ class Yarn:
 class HeadConfig:
     """`target_layer_ids` are the taps: 0-based layer outputs, -1 embeddings.
 
-    `num_target_layers` is None where the file does not tell the target's depth.
+    `num_target_layers` is None if the file does not state the target's depth.
     """
 
     vocab_size: int
@@ -71,11 +71,11 @@ class HeadConfig:
     final_logit_softcapping: float | None = None
     yarn: Yarn | None = None
     family: Family = "qwen3"
-    rotated_fraction: float = 1.0  # of a head's dimensions; the others keep still
+    rotated_fraction: float = 1.0  # of a head's dimensions; the others are not rotated
 
     @property
     def embedding_scale(self) -> float:
-        """What the stored embedding is multiplied by."""
+        """Multiplier of the stored embedding."""
         return math.sqrt(self.hidden_size) if self.family == "gemma4" else 1.0
 
     @property
@@ -95,11 +95,11 @@ class HeadConfig:
             return config
         except KeyError as error:
             raise CheckpointError(
-                f"config.json of the draft has no {error.args[0]!r}",
+                f"the head's config.json has no {error.args[0]!r}",
                 "Is this a DSpark, DFlash or Eagle3 head?",
             ) from error
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise CheckpointError(f"config.json of the draft is malformed: {error}") from error
+            raise CheckpointError(f"the head's config.json is malformed: {error}") from error
 
     @classmethod
     def _parse(cls, raw: Mapping[str, Any]) -> Self:
@@ -157,7 +157,7 @@ class HeadConfig:
         }
 
     def _gemma4_json(self) -> dict[str, Any]:
-        """The keys of Gemma4's text config; what its sliding layers have is of no use here."""
+        """The keys of Gemma 4's text config, without those of its sliding layers."""
         rope = {
             "rope_type": "proportional",
             "rope_theta": self.rope_theta,
@@ -188,7 +188,7 @@ def architecture_of(raw: Mapping[str, Any]) -> str:
 
 
 def common_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of BaseConfig from the keys of a config.json of either family."""
+    """The fields of HeadConfig from the keys of a config.json, of Qwen3's or Gemma 4's layers."""
     if architecture_of(raw).startswith("Gemma4"):
         flat, own = _gemma4(raw)
         return _qwen3_keys(flat) | own
@@ -196,7 +196,7 @@ def common_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gemma4(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A Gemma4 config's keys as Qwen3's, and the fields that only it sets."""
+    """A Gemma 4 config's keys under Qwen3's names, and the fields that only it sets."""
     rope = raw["rope_parameters"]["full_attention"]
     is_established = (
         raw["attention_k_eq_v"] is True
@@ -208,7 +208,7 @@ def _gemma4(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     )
     if not is_established:
         raise CheckpointError(
-            "the Gemma4 draft differs from the released one in its layers", "vLLM may run it."
+            "the Gemma4 head differs from the released one in its layers", "vLLM may run it."
         )
     flat = {
         **raw,
@@ -225,10 +225,10 @@ def _qwen3_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
     max_positions = int(raw.get("max_position_embeddings", 8192))
     depth = raw["num_target_layers"]
     if kind not in (*ROPE_NOISE, "yarn"):
-        raise CheckpointError(f"rope type {kind!r} of the draft is not supported")
+        raise CheckpointError(f"the head's RoPE type {kind!r} is not supported")
     refuse_sliding(raw)
     if raw.get("hidden_act", "silu") != "silu":
-        raise CheckpointError(f"the draft's activation {raw['hidden_act']!r} is not supported")
+        raise CheckpointError(f"the head's activation {raw['hidden_act']!r} is not supported")
     return {
         "vocab_size": int(raw["vocab_size"]),
         "hidden_size": int(raw["hidden_size"]),
@@ -250,7 +250,7 @@ def _qwen3_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
 def refuse_sliding(raw: Mapping[str, Any]) -> None:
     if "sliding_attention" in (raw.get("layer_types") or ()):
         raise CheckpointError(
-            "the draft slides a window over its context, which is not supported",
+            "the head uses a sliding window over its context, which is not supported",
             "vLLM and SGLang run such heads.",
         )
 

@@ -1,4 +1,4 @@
-"""A head of any packaging that is established, as config and tensors in DeepSpec's names."""
+"""Heads in every established packaging, as config and tensors under DeepSpec's names."""
 
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ INTEGERS = ("I64", "I32")
 
 @dataclass(frozen=True, slots=True)
 class FoundHead:
-    """What a folder holds, from config.json and the headers alone."""
+    """The content of a folder, from config.json and the headers alone."""
 
     folder: Path
     packaging: Packaging
@@ -55,20 +55,20 @@ def read_any_config(directory: Path) -> DraftConfig | DeepseekV4HeadConfig:
 
 
 def is_own_head(directory: Path) -> bool:
-    """Whether the head lies in a DeepSeek-V4 target's own files; read_own_head reads it then."""
+    """Whether the head is in a DeepSeek-V4 target's own files; then read_own_head reads it."""
     path = directory / "config.json"
     return path.is_file() and holds_own_head(read_json(path))
 
 
 def read_draft_config(directory: Path) -> DraftConfig:
-    """Raises CheckpointError where the folder holds no head that can be read, and says why."""
+    """Raises CheckpointError with the reason if the folder has no readable head."""
     return find_head(directory, check=False).config
 
 
 def read_draft(directory: Path) -> tuple[DraftConfig, dict[str, torch.Tensor]]:
     """Config and tensors, every name, type and shape checked before one is read.
 
-    The embedding and the output head may be missing: the target's own are used then.
+    The embedding and the output head may be missing: then the target's are used.
     """
     config, stored = open_draft(directory)
     return config, dict(stored)
@@ -83,13 +83,13 @@ def open_draft(directory: Path) -> tuple[DraftConfig, MutableMapping[str, torch.
     if isinstance(found.config, Eagle3Config):
         return found.config, stored
     interleaved = found.raw.get("rope_is_neox_style") is False
-    if interleaved:  # some are read otherwise than they are stored
+    if interleaved:  # some are read in another form than stored
         stored = dict(stored)
     return found.config, ours(stored, found.config, interleaved=interleaved)
 
 
 def find_head(directory: Path, *, check: bool = True) -> FoundHead:
-    """Which packaging, which sizes; `check` holds every tensor against them."""
+    """Packaging and sizes; `check` compares every tensor with them."""
     refuse_gguf(directory)
     folder = head_folder(directory)
     raw = read_json(folder / "config.json")
@@ -109,9 +109,9 @@ def find_head(directory: Path, *, check: bool = True) -> FoundHead:
 
 
 def check_published(raw: Mapping[str, Any], what: str) -> Packaging:
-    """The packaging of a head that is not here yet, from its config.json alone.
+    """The packaging of a head before its download, from its config.json alone.
 
-    Raises CheckpointError for one that could not be run once it is here.
+    Raises CheckpointError if it could not be run.
     """
     try:
         packaging = detect(Path(what), raw, ())
@@ -126,8 +126,8 @@ def check_published(raw: Mapping[str, Any], what: str) -> Packaging:
 
 def _inside_target(folder: Path) -> CheckpointError:
     return CheckpointError(
-        f"{folder} holds DeepSeek-V4's DSpark head, which runs inside its target and nowhere else",
-        "Give the folder as the target and as the head, to chat, generate or bench.",
+        f"{folder} holds DeepSeek-V4's DSpark head, which runs only with its own target",
+        "Give the folder as both target and head, to chat, generate or bench.",
     )
 
 
@@ -139,14 +139,16 @@ def expected(config: DraftConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_head(infos: Mapping[str, TensorInfo], config: DraftConfig, what: str) -> None:
-    """Raises CheckpointError naming what does not belong to a head of these sizes."""
+    """Raises CheckpointError naming tensors that do not belong to a head of these sizes."""
     weights = dict(infos)
     d2t = weights.pop("d2t", None)
     wanted = {name: shape for name, shape in expected(config).items() if name != "d2t"}
     check_tensors(weights, wanted, SHARED_WITH_TARGET, what)
     columns = config.draft_vocab_size if isinstance(config, DSparkConfig) else None
     if columns and (d2t is None or d2t.dtype not in INTEGERS or d2t.shape != (columns,)):
-        raise CheckpointError(f"{what} tells {columns} tokens apart, and no d2t says which")
+        raise CheckpointError(
+            f"{what} has {columns} tokens and no d2t that maps them to the target's"
+        )
 
 
 def _config(

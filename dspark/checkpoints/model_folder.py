@@ -1,4 +1,4 @@
-"""Is this folder a model? Told from the headers alone, without reading a tensor."""
+"""Is this folder a model? Decided from the headers alone, without reading a tensor."""
 
 import json
 import math
@@ -11,13 +11,13 @@ from safetensors import SafetensorError, safe_open
 from dspark.checkpoints.weight_set import weight_names
 from dspark.errors import CheckpointError
 
-# by the end of a name, how many numbers lie in one that is stored: AWQ and GPTQ, MXFP4
+# by the end of a tensor's name, numbers per stored value: AWQ and GPTQ, MXFP4
 LARGEST_HEADER = 32 << 20  # bytes
 PACKED = {".qweight": 8, "_blocks": 2}
 
 
 def check_model_folder(folder: Path) -> Path:
-    """The folder itself; raises CheckpointError where a file is missing, truncated or no JSON."""
+    """The folder itself; raises CheckpointError if a file is missing, truncated or not JSON."""
     read_config(folder)
     for _ in tensor_shapes(folder):
         pass
@@ -35,7 +35,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error})") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
+        raise CheckpointError(f"{path} is not a JSON object")
     return config
 
 
@@ -44,8 +44,8 @@ def count_parameters(folder: Path) -> int:
 
 
 def read_shapes(folder: Path, *names: str) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor by name, of these files or of those the index names; of packed
-    ones, unpacked. From the headers, without torch, and as they are: nothing is checked."""
+    """The shape of every tensor by name, in these files or in those the index names; of packed
+    tensors, unpacked. From the headers, without torch and without checks."""
     names = names or tuple(weight_names(folder))
     try:
         return {
@@ -55,7 +55,7 @@ def read_shapes(folder: Path, *names: str) -> dict[str, tuple[int, ...]]:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"the headers of {folder} cannot be read ({error})", "Fetch the model again."
+            f"the headers of {folder} cannot be read ({error})", "Download the model again."
         ) from error
 
 
@@ -72,12 +72,12 @@ def _header_shapes(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def numbers_in(name: str) -> int:
-    """How many numbers lie in one stored number of that tensor."""
+    """Numbers per stored value of that tensor."""
     return next((n for end, n in PACKED.items() if name.endswith(end)), 1)
 
 
 def tensor_shapes(folder: Path) -> Iterator[tuple[int, ...]]:
-    """The shape of every tensor in a folder's safetensors files; of packed ones, unpacked."""
+    """The shape of every tensor in a folder's safetensors files; of packed tensors, unpacked."""
     from dspark.checkpoints.safetensors_dir import weight_files  # brings torch
 
     for path in weight_files(folder):
@@ -88,5 +88,6 @@ def tensor_shapes(folder: Path) -> Iterator[tuple[int, ...]]:
                     yield (*sizes, numbers_in(name) * last)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{path} is truncated or not a safetensors file ({error})", "Fetch the model again."
+                f"{path} is truncated or not a safetensors file ({error})",
+                "Download the model again.",
             ) from error

@@ -1,7 +1,7 @@
-"""Heads in the layouts of speculators, SpecForge, LiquidAI and z-lab, read as ours.
+"""Heads in the layouts of speculators, SpecForge, LiquidAI and z-lab (DFlash), read as DeepSpec's.
 
-All hold DeepSpec's tensors. Their configs differ, often copy fields of the target that mean nothing
-here, and may disagree with the tensors, whose shapes then count.
+All hold DeepSpec's tensors. Their configs differ, often copy meaningless fields of the target, and
+may disagree with the tensors, whose shapes then win.
 """
 
 import re
@@ -31,13 +31,13 @@ NOT_BUILT = {
 
 
 def canonical_name(name: str) -> str | None:
-    """DeepSpec's name of a tensor; None for one that decoding has no use for."""
+    """DeepSpec's name of a tensor; None if decoding does not use it."""
     short = name.removeprefix("model.").removeprefix("logit_head.")
     return None if short in DROPPED or short.endswith("rotary_emb.inv_freq") else short
 
 
 def read_family_config(raw: Mapping[str, Any], packaging: Packaging, infos: Infos) -> DSparkConfig:
-    """`infos` under canonical names. Raises CheckpointError naming what is missing or not known."""
+    """`infos` under canonical names. Raises CheckpointError naming a missing or unknown tensor."""
     flat = _flat(raw, packaging)
     flat |= _sizes(flat, infos) | {"architectures": [ARCHITECTURES["qwen3"]]}
     from_anchor = _samples_from_anchor(flat, packaging)
@@ -56,7 +56,7 @@ def read_family_config(raw: Mapping[str, Any], packaging: Packaging, infos: Info
 
 
 def refuse_unbuilt(raw: Mapping[str, Any], packaging: Packaging) -> None:
-    """What config.json alone says of a head that cannot be run."""
+    """Raises CheckpointError if config.json alone shows that the head cannot be run."""
     flat = _flat(raw, packaging)
     _refuse_unbuilt(flat, {})
     refuse_sliding(flat)
@@ -68,7 +68,7 @@ def _flat(raw: Mapping[str, Any], packaging: Packaging) -> dict[str, Any]:
     flat = _flat_speculators(raw) if is_speculators else _flat_nested(raw)
     if flat.get("target_layer_ids") is None:
         raise CheckpointError(
-            "config.json of the draft has no 'target_layer_ids'",
+            "the head's config.json has no 'target_layer_ids'",
             "Which layers the head reads cannot be guessed; ask its owner for the whole config.",
         )
     return flat
@@ -84,8 +84,8 @@ def _flat_speculators(raw: Mapping[str, Any]) -> dict[str, Any]:
     layer = _object(raw, "transformer_layer_config")
     ids = raw.get("aux_hidden_state_layer_ids")
     if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
-        raise CheckpointError("config.json of the draft has no list aux_hidden_state_layer_ids")
-    # speculators counts what enters a layer, so that 0 are the embeddings
+        raise CheckpointError("the head's config.json has no list aux_hidden_state_layer_ids")
+    # speculators counts inputs of layers, so that 0 is the embeddings
     taps = [i - 1 for i in ids]
     return {**layer, **raw, "target_layer_ids": taps, "num_target_layers": None}
 
@@ -96,13 +96,13 @@ def _flat_nested(raw: Mapping[str, Any]) -> dict[str, Any]:
     projector = nested.get("projector_type")
     if projector not in (None, "dflash", "dspark"):
         raise CheckpointError(
-            f"the draft's projector {str(projector)[:40]!r} is not known", "SGLang may run it."
+            f"the head's projector {str(projector)[:40]!r} is not supported", "SGLang may run it."
         )
     return {"num_target_layers": None, **raw, **nested, **own}
 
 
 def _sizes(flat: Mapping[str, Any], infos: Infos) -> dict[str, Any]:
-    """Keys of config.json as the tensors have them."""
+    """Keys of config.json, from the tensors' shapes."""
     head_dim = _size(infos, "layers.0.self_attn.q_norm.weight")
     hidden = _size(infos, "norm.weight")
     rank = _size(infos, "markov_head.markov_w1.weight", 1) if _has_markov(infos) else 0
@@ -138,13 +138,14 @@ def _refuse_unbuilt(flat: Mapping[str, Any], infos: Infos) -> None:
         wanted.append("a sliding window")
     if wanted:
         raise CheckpointError(
-            f"the draft was trained with {wanted[0]}, which is not supported",
+            f"the head was trained with {wanted[0]}, which is not supported",
             "vLLM and SGLang run such heads.",
         )
 
 
 def _samples_from_anchor(flat: Mapping[str, Any], packaging: Packaging) -> bool:
-    """Whether the anchor's slot predicts; where its trainer has changed its mind, it must say."""
+    """Whether the anchor's row predicts; for trainers that changed this, the config must state
+    it."""
     if isinstance(explicit := flat.get("sample_from_anchor"), bool):
         return explicit
     if packaging is not Packaging.SPECULATORS:
@@ -155,8 +156,8 @@ def _samples_from_anchor(flat: Mapping[str, Any], packaging: Packaging) -> bool:
     if drafts in (block, block - 1):
         return bool(drafts == block)
     raise CheckpointError(
-        "config.json of the draft says neither sample_from_anchor nor how many tokens it drafts",
-        "Ask its author which slot predicts the first token; a wrong guess halves acceptance.",
+        "the head's config.json has neither sample_from_anchor nor the number of drafted tokens",
+        "Ask its author which row predicts the first token; a wrong guess halves acceptance.",
     )
 
 
@@ -177,28 +178,28 @@ def _markov_type(infos: Infos) -> str:
 def _object(raw: Mapping[str, Any], key: str) -> dict[str, Any]:
     value = raw.get(key)
     if not isinstance(value, dict):
-        raise CheckpointError(f"config.json of the draft has no object {key}")
+        raise CheckpointError(f"the head's config.json has no object {key}")
     return value
 
 
 def _number(raw: Mapping[str, Any], key: str) -> int:
     value = raw.get(key)
     if not isinstance(value, int):
-        raise CheckpointError(f"config.json of the draft has no number {key}")
+        raise CheckpointError(f"the head's config.json has no number {key}")
     return value
 
 
 def _size(infos: Infos, name: str, dim: int = 0) -> int:
     shape = infos[name].shape if name in infos else ()
     if len(shape) <= dim or shape[dim] == 0:
-        raise CheckpointError(f"the draft lacks a tensor {name} of the expected form")
+        raise CheckpointError(f"the head lacks a tensor {name} of the expected form")
     return shape[dim]
 
 
 def ours(
     tensors: MutableMapping[str, torch.Tensor], config: DSparkConfig, *, interleaved: bool
 ) -> MutableMapping[str, torch.Tensor]:
-    """Tensors under canonical names as our drafter wants them."""
+    """Tensors under canonical names, in our drafter's form."""
     if config.draft_vocab_size is None:
         tensors.pop("d2t", None)
     else:
@@ -211,9 +212,9 @@ def ours(
 
 
 def _halves(tensor: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """Rows of every head from pairs that lie side by side to pairs half a head apart.
+    """Reorder each head's rows from adjacent pairs to pairs half a head apart.
 
-    Queries and keys change places alike, so that their products stay; rope meets each pair.
+    Queries and keys are permuted alike, so their products stay the same; RoPE rotates each pair.
     """
     pairs: torch.Tensor = tensor.unflatten(0, (-1, head_dim // 2, 2))
     return pairs.transpose(1, 2).flatten(0, 2).contiguous()
@@ -223,4 +224,4 @@ def _check_d2t(d2t: torch.Tensor, vocab_size: int) -> None:
     ids = d2t.long() + torch.arange(len(d2t))
     in_range = len(ids) > 0 and int(ids.min()) >= 0 and int(ids.max()) < vocab_size
     if d2t.dtype not in (torch.int64, torch.int32) or not in_range or len(ids.unique()) < len(ids):
-        raise CheckpointError(f"d2t of the draft is no map into {vocab_size} tokens")
+        raise CheckpointError(f"the head's d2t is not a map into {vocab_size} tokens")

@@ -1,4 +1,5 @@
-"""Targets whose files hold packed weights: AWQ and GPTQ of 4 bits, fp8 by blocks, rows or whole."""
+"""Quantized targets: 4-bit AWQ (Lin et al. 2023) and GPTQ (Frantar et al. 2022), and FP8 with
+scales per block, row or tensor."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ Weights = MutableMapping[str, Any]  # by name, a tensor or a QuantizedWeight
 
 @dataclass(frozen=True, slots=True)
 class QuantizedFormat:
-    """How a matrix lies in a file: as its name and each of the parts, of these dtypes.
+    """How a matrix is stored: its name with each of these suffixes, in these dtypes.
 
     `codes` is the part of the matrix's own shape, once its sizes are multiplied by `stretch`; a
     transposed one is [in, out].
@@ -43,18 +44,18 @@ class QuantizedFormat:
     unpack: Callable[[Parts], QuantizedWeight]
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
-        """Of the matrix [out, in] whose codes are stored in that shape."""
+        """The shape [out, in] of the matrix whose codes are stored in `shape`."""
         full = tuple(size * by for size, by in zip(stored, self.stretch, strict=True))
         return full[::-1] if self.is_transposed else full
 
     def split(self, name: str) -> tuple[str, str] | None:
-        """What part of which matrix a tensor is."""
+        """The matrix and the part of it that a tensor is."""
         matrix, _, part = name.rpartition(".")
         return (matrix, part) if part in self.parts else None
 
 
 def quantized_format(quantization: Any) -> QuantizedFormat | None:
-    """By a config's `quantization_config`; raises CheckpointError for what is not read."""
+    """From a config's `quantization_config`; raises CheckpointError if it is not supported."""
     if quantization is None:
         return None
     raw = quantization if isinstance(quantization, dict) else quantization.to_dict()
@@ -81,14 +82,19 @@ def quantized_format(quantization: Any) -> QuantizedFormat | None:
             inputs = group.get("input_activations") or {"dynamic": True}
             _require(f"{method} of inputs", inputs, dynamic=(True,))
         return _fp8(ONE_OR_ROWS)
-    raise CheckpointError(f"the target's weights are packed by {shown(method)!r}", HINT)
+    raise CheckpointError(
+        f"the target's weights are quantized by {shown(method)!r}, which is not supported", HINT
+    )
 
 
 def _require(method: str, raw: Mapping[str, Any], **allowed: tuple[Any, ...]) -> None:
     for key, values in allowed.items():
         if raw.get(key) not in values:
             said = shown(str(raw.get(key)))
-            raise CheckpointError(f"the target is packed by {method} with {key} {said}", HINT)
+            raise CheckpointError(
+                f"the target is quantized by {method} with {key} {said}, which is not supported",
+                HINT,
+            )
 
 
 def _awq() -> QuantizedFormat:
@@ -118,7 +124,7 @@ def _gptq(zero_offset: int) -> QuantizedFormat:
 
 
 def _fp8(scale: str) -> QuantizedFormat:
-    """The scales are those of blocks, of rows, or one for all."""
+    """Scales per block, per row, or one for the tensor."""
 
     def unpack(parts: Parts) -> QuantizedWeight:
         codes, scales = parts["weight"], parts[scale]
@@ -136,7 +142,7 @@ def _fp8(scale: str) -> QuantizedFormat:
 
 
 def plain_infos(infos: Mapping[str, TensorInfo], how: QuantizedFormat) -> dict[str, TensorInfo]:
-    """As the headers would be of the same matrices unpacked; what is not packed stays."""
+    """The headers of the same matrices unquantized; other tensors are unchanged."""
     matrices = _matrices(infos, how)
     plain = {n: i for n, i in infos.items() if _part_of(n, how, matrices) is None}
     for matrix, found in matrices.items():
@@ -156,7 +162,8 @@ def plain_infos(infos: Mapping[str, TensorInfo], how: QuantizedFormat) -> dict[s
 def _matrices(
     infos: Mapping[str, TensorInfo], how: QuantizedFormat
 ) -> dict[str, dict[str, TensorInfo]]:
-    """The packed matrices and their parts. A plain one may have a `weight` too, as norms do."""
+    """The quantized matrices and their parts. Plain tensors may have a `weight` too, as norms
+    do."""
     found: dict[str, dict[str, TensorInfo]] = {}
     for name, info in infos.items():
         if split := how.split(name):
@@ -179,8 +186,8 @@ def unpacked(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Iterator[tuple[str, Any]]:
-    """Every matrix as `name.weight`, once all its parts have come by; packed where a kernel of
-    that device multiplies with it, else as plain numbers."""
+    """Every matrix as `name.weight`, once all its parts are read; quantized if a kernel on that
+    device multiplies with it, else dequantized."""
     has_kernels = choose_backend(device).name == "triton"
     matrices = _matrices(infos, how)
     waiting: dict[str, Parts] = {}
@@ -209,13 +216,13 @@ def _unpack(matrix: str, parts: Parts, how: QuantizedFormat) -> QuantizedWeight:
         return weight
     except (ValueError, RuntimeError, IndexError) as error:
         raise CheckpointError(
-            f"{shown(matrix)} cannot be unpacked ({one_line(error)})",
+            f"{shown(matrix)} cannot be dequantized ({one_line(error)})",
             "config.json and the weights do not belong together.",
         ) from error
 
 
 def fused(weights: list[Any], dtype: torch.dtype) -> torch.Tensor | QuantizedWeight:
-    """One above the other: packed if all are, and alike."""
+    """Concatenated by rows: quantized if all are, in the same format."""
     packed = [each for each in weights if isinstance(each, QuantizedWeight)]
     if packed and len(packed) == len(weights):
         whole = concatenated(packed)

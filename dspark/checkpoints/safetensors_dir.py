@@ -1,4 +1,4 @@
-"""Tensors of a folder of safetensors files, one or many, checked from their headers alone first."""
+"""Tensors of a folder of safetensors files, with all headers checked before any tensor is read."""
 
 import json
 from collections.abc import Collection, Iterator, Mapping, MutableMapping
@@ -32,19 +32,19 @@ KINDS = {kind: dtype for dtype, kind in DTYPES.items()} | {
     "U8": torch.uint8,
     "I8": torch.int8,
 }
-FETCH_AGAIN = "Fetch the model again."
+FETCH_AGAIN = "Download the model again."
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """What a header says of a tensor; dtype by safetensors' name."""
+    """A tensor's entry in a header; dtype by safetensors' name."""
 
     dtype: str
     shape: tuple[int, ...]
 
 
 def weight_files(directory: Path, prefix: str = "") -> list[Path]:
-    """The safetensors files of a model; raises CheckpointError where one is missing.
+    """The safetensors files of a model; raises CheckpointError if one is missing.
 
     With a prefix, those in which the index places tensors of that prefix.
     """
@@ -79,7 +79,7 @@ def tensor_infos(directory: Path, prefix: str = "") -> dict[str, TensorInfo]:
             is_there = name in found and found[name].name == file
             if name.startswith(prefix) and not is_there:
                 raise CheckpointError(
-                    f"{directory / INDEX} says that {shown(name)} is in {file}, where it is not",
+                    f"{directory / INDEX} places {shown(name)} in {file}, which lacks it",
                     FETCH_AGAIN,
                 )
     return infos
@@ -96,11 +96,11 @@ def file_infos(path: Path) -> dict[str, TensorInfo]:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """The header once more, because the library lets a tensor come twice."""
+    """Parses the header again, because the library accepts duplicate names."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > LARGEST_HEADER:
-            raise CheckpointError(f"{path} has a header of {length:,} bytes, which no model has")
+            raise CheckpointError(f"{path} has a header of {length:,} bytes, which is too large")
         header = json.loads(file.read(length), object_pairs_hook=without_duplicates)
     return dict(header)
 
@@ -116,7 +116,7 @@ def iterate_tensors(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of the prefix with its name, or those of `names`, one at a time.
 
-    In memory of its own: nothing of the files stays mapped, which would count as held.
+    Each in its own memory: files do not stay mapped, which would count as memory in use.
     """
     stored = StoredTensors(directory, prefix, names)
     for name in [*stored]:
@@ -124,7 +124,7 @@ def iterate_tensors(
 
 
 class StoredTensors(MutableMapping[str, torch.Tensor]):
-    """As iterate_tensors, each read when it is asked for; what is deleted is only forgotten."""
+    """As iterate_tensors, but each tensor is read on access; deleting only drops the name."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class StoredTensors(MutableMapping[str, torch.Tensor]):
         dtype: torch.dtype | None = None,
         renamed: Mapping[str, str] | None = None,
     ) -> None:
-        """Of that device and dtype, or as they are stored; under the names of `renamed`."""
+        """In that device and dtype, or as stored; under the names of `renamed`."""
         self._device, self._dtype = device, dtype
         renamed = renamed or {}
         self._places: dict[str, tuple[Path, Mapping[str, Any]]] = {}
@@ -157,7 +157,7 @@ class StoredTensors(MutableMapping[str, torch.Tensor]):
         del self._places[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._places  # asked without reading it
+        return name in self._places  # checked without reading it
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -167,7 +167,7 @@ class StoredTensors(MutableMapping[str, torch.Tensor]):
 
 
 def _entries(path: Path) -> dict[str, dict[str, Any]]:
-    """Of the header, every tensor's, with `data_offsets` from the beginning of the file."""
+    """Every tensor's entry in the header, with `data_offsets` from the beginning of the file."""
     with _opened(path) as file:
         names = list(file.keys())
     header = _header(path)
@@ -179,7 +179,7 @@ def _entries(path: Path) -> dict[str, dict[str, Any]]:
 
 def _tensor(name: str, path: Path, entry: Mapping[str, Any]) -> torch.Tensor:
     dtype = KINDS.get(entry["dtype"])
-    if dtype is None:  # several numbers to a byte, say: left to the library
+    if dtype is None:  # several numbers per byte, for example: left to the library
         with _opened(path) as whole:
             packed: torch.Tensor = whole.get_tensor(name)
             return packed.clone()
@@ -213,7 +213,8 @@ def _opened(path: Path) -> Iterator[Any]:
 def check_tensors(
     found: Mapping[str, TensorInfo], expected: Shapes, optional: Collection[str], what: str
 ) -> None:
-    """Raises CheckpointError naming what is missing, surplus, of another shape or no number."""
+    """Raises CheckpointError naming tensors that are missing, unexpected, of another shape or not
+    numeric."""
     missing = [name for name in expected if name not in found and name not in optional]
     surplus = [name for name in found if name not in expected]
     misshapen = [
@@ -224,9 +225,9 @@ def check_tensors(
     types = [f"{name} is {i.dtype}" for name, i in found.items() if i.dtype not in FLOATS]
     for kind, names in (
         ("lacks", missing),
-        ("has the surplus", surplus),
+        ("has the unexpected", surplus),
         ("is wrong:", misshapen),
-        ("holds no plain floating-point numbers:", types),
+        ("is not in plain floating point:", types),
     ):
         if names:
             raise CheckpointError(
@@ -236,10 +237,10 @@ def check_tensors(
 
 
 def infos_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorInfo]:
-    """As a header would tell of tensors that are about to be written."""
+    """Header entries of tensors that are about to be written."""
     return {name: TensorInfo(DTYPES[t.dtype], tuple(t.shape)) for name, t in tensors.items()}
 
 
 def shown(name: str) -> str:
-    """A name out of a file, fit for a line."""
+    """A name from a file, escaped and shortened for one line."""
     return " ".join(name.split())[:160]

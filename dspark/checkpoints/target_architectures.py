@@ -1,4 +1,4 @@
-"""What can stand under a head, as docs/models.md tells it; each row is held by tests/targets."""
+"""Supported targets, as listed in docs/models.md; tests/targets cover each row."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class TargetFamily:
-    """`stored`: the forms of its files that are read; `taken_back`: how refused drafts go."""
+    """`stored`: supported file formats; `taken_back`: how rejected drafts are rolled back."""
 
     names: str
     stored: str
@@ -17,8 +17,8 @@ class TargetFamily:
 DENSE = ("llama", "mistral", "qwen2", "qwen3")  # model types of our own forward
 PLAIN = "safetensors"
 CROPPED = "rows are cut off"
-WINDOWS = "rows are cut off; windows keep what slid out until then"
-COPIED = "the state is copied before a pass, and the kept rows run again"
+WINDOWS = "rows are cut off; windows keep the rows that slid out until then"
+COPIED = "the state is copied before a pass, and the accepted rows run again"
 FAMILIES = (
     TargetFamily(
         "Llama, Mistral without a window, Qwen2, Qwen3",
@@ -29,14 +29,14 @@ FAMILIES = (
     TargetFamily("Qwen3-MoE", PLAIN, "hf", CROPPED),
     TargetFamily(
         "Mistral with a window, Mistral 3, Gemma 2, 3 and 4 (with experts and shared keys, too)",
-        f"{PLAIN}; of multimodal checkpoints the language model",
+        f"{PLAIN}; the language model of multimodal checkpoints",
         "hf",
         WINDOWS,
     ),
     TargetFamily("gpt-oss", f"{PLAIN}; experts in MXFP4", "hf", WINDOWS),
     TargetFamily(
         "Qwen3-Next, Qwen3.5 and 3.6, with and without experts",
-        f"{PLAIN}; of multimodal checkpoints the language model",
+        f"{PLAIN}; the language model of multimodal checkpoints",
         "hf",
         COPIED,
     ),
@@ -44,26 +44,26 @@ FAMILIES = (
         "DeepSeek-V4",
         f"{PLAIN}; its own FP8 and FP4",
         "hf",
-        "rebuilt from what the pass put in",
+        "rebuilt from the rows that the pass added",
     ),
 )
 HEADER = """\
 ## Targets
-Tiny random models of every row were written to disk, read, and compared in float32 with the forward
-of transformers: logits, taps, the state after a rollback, greedy text with a head. No published
+Tiny random models of every row were written to disk, read back, and compared in float32 with
+transformers: logits, taps, the state after a rollback, greedy text with a head. No published
 weights were run. *dense* is dspark's own forward for many requests at once; *hf* is that of
-transformers, one request at a time, and takes other causal language models, too."""
+transformers, one request at a time, and also runs other causal language models."""
 
 FOOTER = """\
-A GGUF's header is read as llama.cpp reads it: ends of answers, positions scaled by linear, yarn or
-Llama 3's rule, the tokenizer's splits and flags. A key that would change the text and is not read
-is refused by name."""
+A GGUF's header is read as in llama.cpp: ends of answers, RoPE scaling (linear, YaRN or Llama
+3's), the tokenizer's splits and flags. A key that would change the text and is not supported is
+refused by name."""
 
 
 def targets_markdown() -> Iterator[str]:
     yield HEADER
     yield ""
-    yield "| family | files | runs in | refused drafts |"
+    yield "| family | files | runs in | rejected drafts |"
     yield "|---|---|---|---|"
     for each in FAMILIES:
         yield f"| {each.names} | {each.stored} | {each.runs_in} | {each.taken_back} |"

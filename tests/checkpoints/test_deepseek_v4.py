@@ -120,9 +120,9 @@ def test_stages_are_counted_in_the_index(toy: tuple[Path, Any]) -> None:
 
 def test_it_is_found_among_the_packagings(toy: tuple[Path, Any]) -> None:
     assert read_any_config(toy[0]) == read_own_config(toy[0])
-    with pytest.raises(CheckpointError, match="inside its target"):
+    with pytest.raises(CheckpointError, match="only with its own target"):
         read_draft(toy[0])
-    with pytest.raises(CheckpointError, match="inside its target"):
+    with pytest.raises(CheckpointError, match="only with its own target"):
         find_head(toy[0])
 
 
@@ -178,8 +178,8 @@ def test_scales_may_be_bytes(own: Path, toy: tuple[Path, dict[str, torch.Tensor]
         ({"expert_dtype": "fp8"}, "expert_dtype is fp8"),
         ({"scoring_func": "softmax"}, "scoring_func is softmax"),
         ({"compress_ratios": [0, 4, 128, 0, 0, 4, 0]}, "compresses its context"),
-        ({"dspark_target_layer_ids": [1, 2, 4]}, "no layers of the target"),
-        ({"dspark_noise_token_id": 96}, "is no token"),
+        ({"dspark_target_layer_ids": [1, 2, 4]}, "are not valid layers of the target"),
+        ({"dspark_noise_token_id": 96}, "is not a valid token"),
         ({"hc_mult": 0}, "num_streams 0 is out of range"),
         ({"swiglu_limit": -1}, "swiglu_limit -1 is not positive"),
         ({"n_routed_experts": 2**30}, "lacks experts"),
@@ -188,7 +188,7 @@ def test_scales_may_be_bytes(own: Path, toy: tuple[Path, dict[str, torch.Tensor]
         ({"quantization_config": None}, "malformed"),
         ({"compress_ratios": 4}, "malformed"),
         ({"dspark_markov_rank": 8}, "markov_w1.weight is BF16"),
-        ({"moe_intermediate_size": 64}, "is damaged or another"),
+        ({"moe_intermediate_size": 64}, "is damaged or of another kind"),
     ],
 )
 def test_what_is_not_established_is_refused(own: Path, changes: dict[str, Any], said: str) -> None:
@@ -219,7 +219,7 @@ def test_a_surplus_tensor_is_named(own: Path) -> None:
     index = json.loads((own / "model.safetensors.index.json").read_text())
     index["weight_map"]["mtp.2.e_proj.weight"] = SHARDS[2]
     (own / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match=r"surplus 'mtp\.2\.e_proj"):
+    with pytest.raises(CheckpointError, match=r"unexpected 'mtp\.2\.e_proj"):
         read_own_head(own, device=CPU, dtype=torch.float32)
 
 
@@ -228,7 +228,7 @@ def test_a_target_without_its_head_says_so(own: Path) -> None:
     index = json.loads(path.read_text())
     kept = {name: file for name, file in index["weight_map"].items() if name[:4] != "mtp."}
     path.write_text(json.dumps(index | {"weight_map": kept}))
-    with pytest.raises(CheckpointError, match="holds none"):
+    with pytest.raises(CheckpointError, match="tensors are missing"):
         read_own_config(own)
 
 

@@ -207,7 +207,7 @@ def test_the_module_has_the_names_of_the_file(mtp_config, bias):
     ("change", "words"),
     [
         (lambda t: t.pop("fc.weight"), ["lacks", "fc.weight"]),
-        (lambda t: t.update(odd=torch.ones(2)), ["surplus", "odd"]),
+        (lambda t: t.update(odd=torch.ones(2)), ["unexpected", "odd"]),
         (
             lambda t: t.update({"layers.0.self_attn.q_proj.weight": torch.ones(64, 48)}),
             ["q_proj.weight", "[64, 48]", "[64, 96]"],

@@ -24,7 +24,7 @@ UNUSABLE = {
     "socks4://10.0.0.1:1080": "is not the address",
     "ftp://10.0.0.1:21": "is not the address",
     "http://proxy.example:port": "is not the address",
-    "http://": "names no host",
+    "http://": "has no host",
     "http://käse\u2028.example": "is not the address",
 }
 ODD_EXCEPTIONS = (
