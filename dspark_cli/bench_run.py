@@ -4,6 +4,7 @@ from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from dspark.bench.prompts import BenchPrompt, PromptText
+from dspark.progress import follow
 from dspark_cli.loading import progress_bars
 from dspark_cli.prompt import encode_prompt
 
@@ -22,22 +23,13 @@ def encode_all(session: "Session", texts: Sequence[PromptText]) -> list[BenchPro
 
 
 def follow_bench(
-    items: "Generator[BenchProgress | Report, None, None]", *, is_timed: bool = True
+    work: "Generator[BenchProgress, None, Report]", *, is_timed: bool = True
 ) -> Report:
-    """Shows progress and returns the last item; after Ctrl+C, the report of what was complete."""
-    from dspark.bench.runner import BenchProgress
-
+    """Shows progress; after Ctrl+C, the report covers what was complete."""
     with progress_bars(has_time_left=True) as bars:
-        try:
-            for item in items:
-                if not isinstance(item, BenchProgress):
-                    return item
-                bars.update("bench", item.done, item.total, _label(item, is_timed))
-        except KeyboardInterrupt as interrupt:  # it came while the bar was drawn
-            item = items.throw(interrupt)
-            assert not isinstance(item, BenchProgress), "an interrupted bench ends"
-            return item
-    raise AssertionError("a bench ends with its report")
+        return follow(
+            work, lambda item: bars.update("bench", item.done, item.total, _label(item, is_timed))
+        )
 
 
 def _label(progress: "BenchProgress", is_timed: bool) -> str:

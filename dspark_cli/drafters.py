@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dspark.bench.report import ARMS
 from dspark.config import EngineConfig, RuntimeConfig
 from dspark.errors import InputError
+from dspark.progress import follow
 from dspark_cli.loading import find_files, progress_bars
 from dspark_cli.naming import PairChoice
 
@@ -67,14 +68,10 @@ def open_drafters(
     }
     with progress_bars() as bars:
         bars.update("loading", 0, None, "starting")
-        from dspark.bench.heads import NamedHead, OpenHeads, open_heads  # takes seconds
+        from dspark.bench.heads import NamedHead, open_heads  # takes seconds
 
         named = [NamedHead(name, folder) for name, folder in folders.items()]
-        for item in open_heads(files, named, runtime, engine):
-            if isinstance(item, OpenHeads):
-                opened = item
-            else:
-                bars.show(item)
+        opened = follow(open_heads(files, named, runtime, engine), bars.show)
     try:
         yield opened
     finally:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dspark.config import EngineConfig, RuntimeConfig
 from dspark.events import FetchProgress, LoadProgress
+from dspark.progress import follow
 from dspark_cli.naming import PairChoice, settled, shown_name
 
 if TYPE_CHECKING:
@@ -80,18 +81,11 @@ def open_files(
 
 
 def _load(files: "PairFiles", runtime: RuntimeConfig, engine: EngineConfig) -> "Session":
-    session: Session | None = None
     with progress_bars() as bars:
         bars.update("loading", 0, None, "starting")
         from dspark.engine.session import open_session  # takes seconds
 
-        for item in open_session(files, runtime, engine):
-            if isinstance(item, LoadProgress):
-                bars.show(item)
-            else:
-                session = item
-    assert session is not None, "open_session ends with the session"
-    return session
+        return follow(open_session(files, runtime, engine), bars.show)
 
 
 class ProgressBars:

@@ -13,13 +13,13 @@ from dspark.hub.catalog.pairs import (
     WheelMember,
 )
 from dspark.hub.catalog.released import ALIASES, FAMILIES
-from dspark.hub.memory_fit import gigabytes
 from dspark.hub.memory_needed import (
     Footprint,
     Room,
     memory_needed,
     of_pair,
 )
+from dspark.machine import gigabytes
 
 GOLDEN = "golden runs of the reference"
 FIRST_BLOCKS = "first blocks of the reference"

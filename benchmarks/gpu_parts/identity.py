@@ -365,11 +365,12 @@ def open_demo(sessions: list[Any]) -> Record:
     from dspark.config import RuntimeConfig
     from dspark.engine.session import open_session
     from dspark.hub import locate
+    from dspark.progress import follow
 
     files = locate("demo")
     if files is None or files.draft is None:
         return {"skipped": "the demo pair is not in the store (dspark pull demo)"}
-    *_, session = open_session(files, RuntimeConfig(device="cuda", dtype="bfloat16"))
+    session = follow(open_session(files, RuntimeConfig(device="cuda", dtype="bfloat16")))
     sessions.append(session)
     return {}
 

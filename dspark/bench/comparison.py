@@ -70,8 +70,8 @@ def compare(
     config: BenchConfig,
     *,
     is_timed: bool,
-) -> Generator[BenchProgress | Comparison, None, None]:
-    """Yields progress; the last item is the comparison."""
+) -> Generator[BenchProgress, None, Comparison]:
+    """Plain decoding and every head on the same prompts; timed one answer at a time."""
     check_work(prompts, config)
     arms = [
         Arm(PLAIN, opened.plain, is_plain=True),
@@ -82,7 +82,7 @@ def compare(
         HeadFigures(head, summarise(runs, prompts, config, opened.plain.next_logits, head.name))
         for head in opened.heads
     )
-    yield Comparison(tuple(figures), is_timed)
+    return Comparison(tuple(figures), is_timed)
 
 
 def _gain(ours: HeadFigures, other: HeadFigures) -> Gain:

@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dspark.atomic import replacing
 from dspark.bench.config import BenchConfig
-from dspark.bench.machine import describe_machine, describe_versions
 from dspark.bench.report import BenchReport, Figure
-from dspark.checkpoints.files import replacing
 from dspark.config import EngineConfig
+from dspark.machine import describe_machine, describe_versions
 
 if TYPE_CHECKING:
     from dspark.bench.comparison import Comparison, HeadFigures

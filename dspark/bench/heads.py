@@ -1,7 +1,7 @@
 """Several heads on one target, with the target's weights read once."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -52,17 +52,13 @@ class OpenHeads:
 
 def open_heads(
     target: PairFiles, heads: Sequence[NamedHead], runtime: RuntimeConfig, config: EngineConfig
-) -> Iterator[LoadProgress | OpenHeads]:
-    """Yields progress; the last item is the opened heads. The head of `target` is left out."""
+) -> Generator[LoadProgress, None, OpenHeads]:
+    """Yields progress. The head of `target` is left out."""
     shapes = [read_draft_config(head.folder) if head.folder else None for head in heads]
     tapped = {layer for shape in shapes if shape for layer in shape.target_layer_ids}
     tap_layers = tuple(sorted(tapped))
     alone = PairFiles(target.name, target.target, None)
-    for item in open_session(alone, runtime, config, tap_layers=tap_layers):
-        if isinstance(item, LoadProgress):
-            yield item
-        else:
-            plain = item
+    plain = yield from open_session(alone, runtime, config, tap_layers=tap_layers)
     opened = []
     for index, (head, shape) in enumerate(zip(heads, shapes, strict=True)):
         yield LoadProgress(f"reading {head.name}", index, len(heads))
@@ -76,7 +72,7 @@ def open_heads(
                 session=plain.with_head(head.name, head.folder, tap_layers),
             )
         )
-    yield OpenHeads(plain, tuple(opened))
+    return OpenHeads(plain, tuple(opened))
 
 
 def _training(folder: Path | None) -> dict[str, Any]:

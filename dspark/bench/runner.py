@@ -43,8 +43,8 @@ Runs = Generator[BenchProgress, None, list[Run]]
 
 def run_bench(
     session: "Session", prompts: Sequence[BenchPrompt], config: BenchConfig = BenchConfig()
-) -> Generator[BenchProgress | BenchReport, None, None]:
-    """Yields progress; the last item is the report."""
+) -> Generator[BenchProgress, None, BenchReport]:
+    """Plain decoding and the pair's head, one answer at a time."""
     check_work(prompts, config)
     if not session.has_drafter:
         raise InputError(
@@ -53,7 +53,7 @@ def run_bench(
         )
     arms = [Arm(name, session, is_plain=name == "plain") for name in ARMS]
     runs = yield from timed_runs(arms, prompts, config)
-    yield summarise(runs, prompts, config, session.next_logits)
+    return summarise(runs, prompts, config, session.next_logits)
 
 
 def check_work(prompts: Sequence[BenchPrompt], config: BenchConfig) -> None:

@@ -5,7 +5,7 @@ Everything heavy is imported inside `load`, so that a front end stands before to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -85,12 +85,12 @@ def _room(stop: StopConfig, context_limit: int) -> int:
     return min(stop.max_tokens or ANSWER_ROOM, ANSWER_ROOM, context_limit // 4)
 
 
-FindFiles = Callable[[], "Iterator[FetchProgress | PairFiles]"]
+FindFiles = Callable[[], "Generator[FetchProgress, None, PairFiles]"]
 
 
 @dataclass
 class EngineBackend:
-    """The library's engine. `find_files` yields fetch progress and, last, the files of the pair."""
+    """The library's engine; `find_files` fetches what is missing of the pair."""
 
     name: str
     find_files: FindFiles
@@ -99,22 +99,11 @@ class EngineBackend:
     _session: Session | None = field(default=None, init=False, repr=False)
 
     def load(self) -> Iterator[FetchProgress | LoadProgress]:
-        files = None
-        for found in self.find_files():
-            if isinstance(found, FetchProgress):
-                yield found
-            else:
-                files = found
-        if files is None:
-            raise InputError(f"no files were found for {self.name}", "See dspark list.")
+        files = yield from self.find_files()
         yield LoadProgress("starting the engine", 0, 1)
         from dspark.engine.session import open_session
 
-        for step in open_session(files, self.runtime, self.engine):
-            if isinstance(step, LoadProgress):
-                yield step
-            else:
-                self._session = step
+        self._session = yield from open_session(files, self.runtime, self.engine)
         self._require_tokenizer()
 
     @property

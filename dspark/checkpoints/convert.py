@@ -1,8 +1,6 @@
 """Writes a head in another engine's layout: DeepSpec's, or that of speculators for vLLM."""
 
 import json
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,10 +9,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from dspark.atomic import new_folder, share
 from dspark.checkpoints.deepspec import DRAFT_VOCABULARY, write_head
 from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.eagle3_config import DraftConfig, Eagle3Config
-from dspark.checkpoints.files import share
 from dspark.checkpoints.heads import SHARED_WITH_TARGET, find_head, read_draft
 from dspark.checkpoints.safetensors_dir import iterate_tensors
 from dspark.errors import CheckpointError, InputError, StorageError
@@ -60,21 +58,17 @@ def convert_head(
         dropped.append("the draft vocabulary (all tokens are drafted from)")
     if "graft" in found.raw:
         dropped.append("the record of its training")
-    partial = out.with_name(f".{out.name}.tmp")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        if layout == "deepspec":
-            _refuse_for_deepspec(config)
-            write_head(partial, config, tensors, {})
-        else:
-            dropped += _write_speculators(partial, config, tensors, target_name)
-        os.rename(partial, out)
+        with new_folder(out) as folder:
+            if layout == "deepspec":
+                _refuse_for_deepspec(config)
+                write_head(folder, config, tensors, {})
+            else:
+                dropped += _write_speculators(folder, config, tensors, target_name)
     except (OSError, SafetensorError) as error:
         raise StorageError(
             f"could not write the head to {out} ({error})", "Free some space and try again."
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return Converted(found.packaging.value, tuple(dropped))
 
 
@@ -119,7 +113,6 @@ def _write_speculators(
     if config.draft_vocab_size:
         ids = tensors["d2t"].long() + torch.arange(config.draft_vocab_size)
         tensors["t2d"] = torch.zeros(config.vocab_size, dtype=torch.bool).index_fill_(0, ids, True)
-    folder.mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     share(folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n")

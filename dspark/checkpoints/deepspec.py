@@ -2,6 +2,8 @@
 (https://github.com/deepseek-ai/DeepSpec)."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from dspark.atomic import replacing
 from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.eagle3_config import DraftConfig
-from dspark.checkpoints.files import read_json, replacing
+from dspark.checkpoints.files import read_json
 from dspark.checkpoints.heads import check_head, open_draft, read_draft, read_draft_config
 from dspark.checkpoints.safetensors_dir import infos_of, read_file
 from dspark.errors import CheckpointError, StorageError
@@ -72,14 +75,10 @@ def write_draft_vocabulary(directory: Path, token_ids: torch.Tensor | None) -> N
     if token_ids is None:
         (directory / DRAFT_VOCABULARY).unlink(missing_ok=True)
         return
-    try:
+    with _writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         with replacing(directory / DRAFT_VOCABULARY) as path:
             save_file({"token_ids": token_ids.int().contiguous()}, path)
-    except (OSError, SafetensorError) as error:
-        raise StorageError(
-            f"could not write to {directory} ({error})", "Free some space and try again."
-        ) from error
 
 
 def write_head(
@@ -90,17 +89,13 @@ def write_head(
     `extra` is added to DeepSpec's keys in config.json (calibration, provenance).
     """
     check_head(infos_of(tensors), config, str(directory))
-    try:
+    with _writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         with replacing(directory / "model.safetensors") as weights:
             save_file(contiguous, weights, metadata={"format": "pt"})
         with replacing(directory / "config.json") as settings:
             settings.write_text(json.dumps(config.to_json() | extra, indent=2) + "\n")
-    except (OSError, SafetensorError) as error:
-        raise StorageError(
-            f"could not write the head to {directory} ({error})", "Free some space and try again."
-        ) from error
 
 
 def shift_confidence(directory: Path, shift: float) -> float:
@@ -110,13 +105,8 @@ def shift_confidence(directory: Path, shift: float) -> float:
     old = tensors[CONFIDENCE_BIAS]
     new = (old.double() + shift).to(old.dtype)
     tensors[CONFIDENCE_BIAS] = new
-    try:
-        with replacing(path) as weights:
-            save_file(tensors, weights, metadata={"format": "pt"})
-    except (OSError, SafetensorError) as error:
-        raise StorageError(
-            f"could not write the head to {directory} ({error})", "Free some space and try again."
-        ) from error
+    with _writing(directory), replacing(path) as weights:
+        save_file(tensors, weights, metadata={"format": "pt"})
     return float((new.double() - old.double()).mean())
 
 
@@ -126,10 +116,16 @@ def update_head_config(directory: Path, changes: dict[str, Any]) -> None:
     figures = raw.get("graft", {}) | changes.get("graft", {})
     raw |= changes | ({"graft": figures} if figures else {})
     DSparkConfig.from_json(raw)
+    with _writing(directory), replacing(directory / "config.json") as settings:
+        settings.write_text(json.dumps(raw, indent=2) + "\n")
+
+
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """Raises StorageError where the disk takes no more, which safetensors tells in its own way."""
     try:
-        with replacing(directory / "config.json") as settings:
-            settings.write_text(json.dumps(raw, indent=2) + "\n")
-    except OSError as error:
+        yield
+    except (OSError, SafetensorError) as error:
         raise StorageError(
-            f"could not write to {directory} ({error})", "Free some space and try again."
+            f"could not write the head to {directory} ({error})", "Free some space and try again."
         ) from error

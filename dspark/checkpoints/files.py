@@ -1,12 +1,10 @@
-"""Reading untrusted files, and writing our own completely or not at all.
+"""Reading untrusted files.
 
 Nothing here executes a file's content; a file that is too large is refused before it is read.
 """
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,35 +65,3 @@ def inside(directory: Path, name: str) -> Path:
     if path.is_symlink() and not any(real.is_relative_to(each) for each in homes):
         raise CheckpointError(f"{path} is a link to {real}, outside its own folder")
     return path
-
-
-@contextmanager
-def replacing(path: Path, partial: Path | None = None) -> Iterator[Path]:
-    """A file to write that replaces `path` once complete, with the umask's mode.
-
-    `partial` is on the same disk, by default in the same folder, and has a fixed name, so that the
-    leftover of a killed writer is overwritten.
-    """
-    partial = partial or path.with_name(f".{path.name}.tmp")
-    try:
-        yield partial
-        share(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def share(path: Path) -> None:
-    """Sets the umask's permissions; safetensors and mkstemp write for the owner alone."""
-    path.chmod(0o666 & ~_umask())
-
-
-def _umask() -> int:
-    """Read from /proc on Linux; elsewhere set and restored, which other threads might see."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("Umask:")[1].split()[0], 8)
-    except (OSError, IndexError, ValueError):
-        mask = os.umask(0o077)
-        os.umask(mask)
-        return mask

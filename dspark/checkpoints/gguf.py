@@ -13,7 +13,7 @@ from gguf import GGUFReader, ReaderTensor
 from gguf.quants import dequantize
 from safetensors.torch import save_file
 
-from dspark.checkpoints.files import share
+from dspark.atomic import share
 from dspark.checkpoints.gguf_keys import check_keys
 from dspark.checkpoints.gguf_rope import rope_parameters, with_divisors
 from dspark.checkpoints.gguf_stops import special_id, stop_ids

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -179,8 +179,8 @@ def open_session(
     config: EngineConfig = EngineConfig(),
     *,
     tap_layers: tuple[int, ...] = (),
-) -> Iterator[LoadProgress | Session]:
-    """Load a pair, telling how far it is; the last item is the Session.
+) -> Generator[LoadProgress, None, Session]:
+    """Load a pair, telling how far it is.
 
     A target without a head taps `tap_layers`, for heads that join it later.
     """
@@ -204,7 +204,7 @@ def open_session(
     engine = _engine(files.name, target, drafter, codec, config, resolved)
     yield from engine.warm_up()
     yield LoadProgress(STAGES[3], 3, len(STAGES) - 1)
-    yield Session(files.name, engine, codec, resolved, sampling_defaults(files.target))
+    return Session(files.name, engine, codec, resolved, sampling_defaults(files.target))
 
 
 def load_drafter(

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -62,7 +62,7 @@ class Registered:
     is_new: bool
 
 
-AttachEvent = LoadProgress | ProbeReport | Registered
+AttachEvent = LoadProgress | ProbeReport
 
 
 def match_head(base: Path) -> HeadMatch:
@@ -90,30 +90,26 @@ def released_head(base: str, target: Path) -> Path | None:
     return None if pair is None else hub.draft_folder(pair)
 
 
-def fetch_head(pair: Pair) -> Iterator[FetchProgress | Path]:
-    """Brings the head alone; the last item is its folder."""
+def fetch_head(pair: Pair) -> Generator[FetchProgress, None, Path]:
+    """Brings the head alone, and returns its folder."""
     if isinstance(pair.draft, HubRepo) and hub.draft_folder(pair) is None:
         yield from fetch_repo(pair.draft, f"the head of {pair.name}")
     folder = hub.draft_folder(pair)
     if folder is None:
         raise InputError(f"the head of {pair.name} is not on this machine", "Train with --train.")
-    yield folder
+    return folder
 
 
-def attach(job: AttachJob) -> Iterator[AttachEvent]:
+def attach(job: AttachJob) -> Generator[AttachEvent, None, Registered]:
     """Raises PairMismatchError where the head does not fit, or not in the way it is read."""
-    report: ProbeReport | None = None
-    for event in probe(PairFiles(job.base, job.target, job.draft), job.runtime):
-        yield event
-        if isinstance(event, ProbeReport):
-            report = event
-    assert report is not None, "a probe ends with its report"
+    report = yield from probe(PairFiles(job.base, job.target, job.draft), job.runtime)
+    yield report
     if report.fault is not None and not job.is_forced:
         raise PairMismatchError(
             f"the head was not kept: {report.fault}",
             "Fix its config.json, keep it as it is with --force, or train one with --train.",
         )
-    yield keep_pair(job.name, job.base if job.is_released else job.head, job.base, job.head)
+    return keep_pair(job.name, job.base if job.is_released else job.head, job.base, job.head)
 
 
 def keep_pair(name: str | None, default: str, base: str, head: str) -> Registered:

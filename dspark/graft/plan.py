@@ -11,7 +11,6 @@ from dspark.graft.estimate import Duration, estimate
 from dspark.graft.head.init_from_head import check_start
 from dspark.graft.head.shape import draft_config
 from dspark.graft.job import GraftJob
-from dspark.graft.target.tap_cache import free_bytes, gib
 from dspark.hub.memory_fit import room_for, rooms
 from dspark.hub.memory_needed import (
     Footprint,
@@ -22,6 +21,7 @@ from dspark.hub.memory_needed import (
     program_bytes,
     weight_bytes,
 )
+from dspark.machine import free_disk, gibibytes
 from dspark.targets.dense import read_config
 
 FLOAT, HALF = 4, 2
@@ -177,9 +177,13 @@ def _view_bytes(shape: DraftConfig) -> int:
 def _tap_cache(job: GraftJob, num_bytes: int) -> tuple[PlanItem, ...]:
     if job.tap_cache is None:
         return ()
-    free = free_bytes(job.tap_cache)
-    there = f"{gib(free)} free there" if num_bytes <= free else f"only {gib(free)} free there"
-    return (PlanItem("tap cache", f"at most {gib(num_bytes)}", f"{job.tap_cache}, {there}"),)
+    free = free_disk(job.tap_cache)
+    there = (
+        f"{gibibytes(free)} free there"
+        if num_bytes <= free
+        else f"only {gibibytes(free)} free there"
+    )
+    return (PlanItem("tap cache", f"at most {gibibytes(num_bytes)}", f"{job.tap_cache}, {there}"),)
 
 
 def _start_of(job: GraftJob, begun: str) -> str:

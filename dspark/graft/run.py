@@ -302,14 +302,16 @@ class GraftRun:
             files = PairFiles(job.base.name, job.base.target, job.released)
             prompts = [answer.prompt_ids for answer in parts.held_out]
             released = evaluate(files, prompts, EVALUATION_TOKENS, job.runtime)
-        yield from measure_head(
-            PairFiles(job.base.name, job.base.target, job.out),
-            choose_prompts(parts.held_out, self._origins),
-            own,
-            released,
-            job.measurement,
-            job.runtime,
-            job.command,
+        yield (
+            yield from measure_head(
+                PairFiles(job.base.name, job.base.target, job.out),
+                choose_prompts(parts.held_out, self._origins),
+                own,
+                released,
+                job.measurement,
+                job.runtime,
+                job.command,
+            )
         )
 
 

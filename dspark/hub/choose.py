@@ -6,7 +6,8 @@ from dspark.config import RuntimeConfig
 from dspark.errors import MemoryFullError
 from dspark.hub import memory_fit
 from dspark.hub.catalog import find
-from dspark.hub.memory_fit import check_memory, gigabytes, pair_memory
+from dspark.hub.memory_fit import check_memory, pair_memory
+from dspark.machine import gigabytes
 
 
 @dataclass(frozen=True, slots=True)

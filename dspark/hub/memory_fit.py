@@ -17,6 +17,7 @@ from dspark.hub.memory_needed import (
     of_pair,
 )
 from dspark.hub.store import locate
+from dspark.machine import free_memory, gigabytes, total_memory
 
 HALF = 2  # bytes of a number in bfloat16
 NATIVE_FP8_CAPABILITY = (8, 9)  # below it, and on a CPU, transformers de-quantises to bfloat16
@@ -35,29 +36,16 @@ class Fit:
         return self.needed <= self.free
 
 
-def free_memory(device: str) -> int:
-    """Free bytes of the GPU that `device` names, otherwise of the machine."""
-    if device.startswith("cuda"):
-        import torch
-
-        return int(torch.cuda.mem_get_info(torch.device(device))[0])
-    import psutil
-
-    return int(psutil.virtual_memory().available)
-
-
 def rooms() -> list[Room]:
     """What dspark can load a pair into, the default device first, in its default number format."""
-    import psutil
-
-    found = [Room("cpu", int(psutil.virtual_memory().total), FLOAT)]
+    found = [Room("cpu", total_memory("cpu"), FLOAT)]
     if os.name != "nt" and not any(Path(name).exists() for name in GPU_FILES):
         return found
     import torch
 
     if torch.cuda.is_available():
         packed = torch.cuda.get_device_capability() >= NATIVE_FP8_CAPABILITY
-        found.insert(0, Room("cuda", int(torch.cuda.mem_get_info()[1]), HALF, packed))
+        found.insert(0, Room("cuda", total_memory("cuda"), HALF, packed))
     return found
 
 
@@ -159,7 +147,3 @@ def _has_other_engine(pair: Pair) -> bool:
     head = pair.head
     is_known = head is not None and head.algorithm == "dspark" and head.block_size is not None
     return is_known and isinstance(pair.target, HubRepo) and isinstance(pair.draft, HubRepo)
-
-
-def gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB"

@@ -2,12 +2,12 @@
 
 import errno
 import os
-import shutil
 from pathlib import Path
 
 import platformdirs
 
 from dspark.errors import StorageError
+from dspark.machine import free_disk, megabytes
 
 HOME_VARIABLE = "DSPARK_HOME"
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -22,19 +22,9 @@ def home() -> Path:
 
 def check_disk(folder: Path, needed_bytes: int, variable: str = HOME_VARIABLE) -> None:
     """Raises StorageError where the disk of `folder` has less space than that."""
-    free = free_bytes(folder)
+    free = free_disk(folder)
     if free < needed_bytes:
         raise StorageError(
-            f"{_megabytes(needed_bytes)} are needed in {folder}, {_megabytes(free)} are free",
+            f"{megabytes(needed_bytes)} are needed in {folder}, {megabytes(free)} are free",
             f"Free some space, or set {variable} to a folder on another disk.",
         )
-
-
-def free_bytes(folder: Path) -> int:
-    """Of the disk on which a folder lies or would lie."""
-    existing = next(each for each in (folder, *folder.parents) if each.exists())
-    return shutil.disk_usage(existing).free
-
-
-def _megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:,.0f} MB"

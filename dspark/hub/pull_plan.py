@@ -25,7 +25,7 @@ from dspark.hub.memory_needed import (
     of_listing,
     stored_values,
 )
-from dspark.hub.paths import free_bytes, home
+from dspark.hub.paths import home
 from dspark.hub.sources.hf_cache import cached_folder, repo_bytes, repo_folder
 from dspark.hub.sources.hf_download import check_head, disk_still_needed, missing_files
 from dspark.hub.sources.hf_listing import (
@@ -36,6 +36,7 @@ from dspark.hub.sources.hf_listing import (
     open_client,
 )
 from dspark.hub.sources.pypi_wheel import wheel_disk_needed
+from dspark.machine import free_disk
 
 Origin = Literal["listing", "registry"]
 
@@ -131,7 +132,7 @@ def _plan(
         files=files,
         folder=str(folder),
         disk_needed=disk,
-        disk_free=free_bytes(folder),
+        disk_free=free_disk(folder),
         footprint=of,
         memory_needed=needed,
         rooms=tuple(found),

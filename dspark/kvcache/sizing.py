@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 
 from dspark.errors import MemoryFullError
-from dspark.hub.memory_fit import free_memory, gigabytes
 from dspark.hub.memory_needed import (
     Room,
     of_folders,
@@ -14,6 +13,7 @@ from dspark.hub.memory_needed import (
     weight_bytes,
 )
 from dspark.kvcache.caches import PagedCache
+from dspark.machine import free_memory, gigabytes
 from dspark_kernels.paged_cache import PAGE, num_pages_for
 
 WORKSPACE = 1 << 30  # for passes and captured graphs

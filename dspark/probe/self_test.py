@@ -6,7 +6,7 @@ and what the target would accept of its first drafts is compared place by place.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -103,8 +103,8 @@ def probe(
     files: PairFiles,
     runtime: RuntimeConfig = RuntimeConfig(),
     prompts: Sequence[tuple[int, ...]] | None = None,
-) -> Iterator[LoadProgress | ProbeReport]:
-    """Tells how far it is; the last item is the report."""
+) -> Generator[LoadProgress, None, ProbeReport]:
+    """The pair's head on answers that its target writes to `prompts`, our own by default."""
     if files.draft is None:
         raise InputError("a pair without a head cannot be probed", "Give one with --draft.")
     yield LoadProgress("reading the pair", 0, 1)
@@ -130,12 +130,12 @@ def probe(
         thetas=(target_theta(files.target),),
         masks=() if mask is None else possible_masks(files.target, mask, config.vocab_size),
     )
-    yield from compare(head, texts, others)
+    return (yield from compare(head, texts, others))
 
 
 def compare(
     head: ProbedHead, texts: Sequence[Text], others: Sequence[Convention]
-) -> Iterator[LoadProgress | ProbeReport]:
+) -> Generator[LoadProgress, None, ProbeReport]:
     """The head as configured beside `others`; those that are plainly worse only in a few places."""
     places = [text.anchors(head.depth) for text in texts]
     texts = [text for text, found in zip(texts, places, strict=True) if found]
@@ -154,7 +154,7 @@ def compare(
         if trial.may_be_better:
             trial = _trial(other, head.scores(texts, places, other), configured)
         trials.append(trial)
-    yield ProbeReport(
+    return ProbeReport(
         prompts=len(texts),
         places=sum(map(len, places)),
         acceptance_by_position=_means(configured.accepts),

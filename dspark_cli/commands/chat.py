@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -165,7 +165,7 @@ def _has_screen() -> bool:
 
 def _find_files(
     choice: PairChoice, runtime: RuntimeConfig
-) -> "Iterator[FetchProgress | PairFiles]":
+) -> "Generator[FetchProgress, None, PairFiles]":
     """Fetches missing files here, so that the chat can show the progress."""
     from dspark import hub
 
@@ -174,4 +174,4 @@ def _find_files(
         yield from hub.fetch(choice.pair)
     yield from hub.fetch_missing(choice.target or "", runtime=runtime)
     yield from hub.fetch_missing(choice.draft or "", is_head=True)
-    yield find_settled(choice, runtime)
+    return find_settled(choice, runtime)

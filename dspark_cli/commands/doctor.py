@@ -2,7 +2,6 @@
 
 import os
 import platform
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -80,38 +79,37 @@ def _text(key: str, value: object) -> object:
 
 
 def _versions() -> dict[str, Any]:
-    from dspark.bench.machine import describe_versions
+    from dspark.machine import describe_versions
 
     versions = {name: found or "not installed" for name, found in describe_versions().items()}
     return {**versions, "executable": sys.executable}
 
 
 def _machine() -> dict[str, Any]:
-    import psutil
+    from dspark.machine import free_memory, total_memory
 
-    memory = psutil.virtual_memory()
     return {
         "platform": platform.platform(),
         "cores": os.cpu_count(),
-        "memory_bytes": memory.total,
-        "free_memory_bytes": memory.available,
+        "memory_bytes": total_memory("cpu"),
+        "free_memory_bytes": free_memory("cpu"),
     }
 
 
 def _devices() -> dict[str, Any]:
     import torch
 
-    from dspark.bench.machine import describe_machine
+    from dspark.machine import describe_machine, free_memory, total_memory
 
     machine = describe_machine()
     cpu = {"name": machine["processor"], "threads": machine["torch_threads"]}
     devices: dict[str, Any] = {"cpu": cpu}
     for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        devices[f"cuda:{index}"] = {
+        device = f"cuda:{index}"
+        devices[device] = {
             "name": torch.cuda.get_device_name(index),
-            "total_bytes": total,
-            "free_bytes": free,
+            "total_bytes": total_memory(device),
+            "free_bytes": free_memory(device),
         }
     return devices
 
@@ -126,13 +124,14 @@ def _runtime() -> dict[str, Any]:
 
 def _store() -> dict[str, Any]:
     from dspark import hub
+    from dspark.machine import free_disk
 
     home = hub.home()
     existing = next(folder for folder in (home, *home.parents) if folder.exists())
     return {
         "path": str(home),
         "used_bytes": hub.folder_bytes(home),
-        "free_bytes": shutil.disk_usage(existing).free,
+        "free_bytes": free_disk(home),
         "is_writable": os.access(existing, os.W_OK),
     }
 

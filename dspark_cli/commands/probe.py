@@ -3,6 +3,7 @@
 import typer
 
 from dspark.config import RuntimeConfig
+from dspark.progress import follow
 from dspark_cli import options
 from dspark_cli.errors import ExitCode
 from dspark_cli.loading import find_files, progress_bars
@@ -28,17 +29,10 @@ def probe(
     """
     name = options.one_pair(pair, pair_option, target)
     files = find_files(PairChoice(name, target, draft))
-    from dspark.events import LoadProgress
     from dspark.probe.self_test import probe as run_probe
 
-    report = None
     with progress_bars() as bars:
-        for event in run_probe(files, RuntimeConfig(device=device, dtype=dtype)):
-            if isinstance(event, LoadProgress):
-                bars.show(event)
-            else:
-                report = event
-    assert report is not None, "a probe ends with its report"
+        report = follow(run_probe(files, RuntimeConfig(device=device, dtype=dtype)), bars.show)
     if as_json:
         print_json(report.figures())
     else:

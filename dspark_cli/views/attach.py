@@ -6,6 +6,8 @@ import typer
 
 from dspark.config import RuntimeConfig
 from dspark.errors import InputError
+from dspark.events import LoadProgress
+from dspark.progress import follow
 from dspark_cli.loading import find_files, progress_bars
 from dspark_cli.naming import PairChoice, chosen_name
 from dspark_cli.output.answer import say
@@ -16,7 +18,7 @@ from dspark_cli.views.pull_plan import tell_plan
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dspark.graft.attach import AttachJob, HeadMatch
+    from dspark.graft.attach import AttachEvent, AttachJob, HeadMatch
     from dspark.hub import Pair
 
 # all other options concern training
@@ -77,7 +79,7 @@ def attach_head(
         head, draft = pair.name, _fetched(pair)
     if draft is None:
         raise InputError(f"{head} has no head to attach", "Give the folder or the id of one.")
-    _follow(
+    _attach(
         AttachJob(base, files.target, head, draft, is_released, name, runtime, is_forced), as_json
     )
     return True
@@ -134,37 +136,31 @@ def _why(match: "HeadMatch") -> str:
 
 
 def _fetched(pair: "Pair") -> "Path":
-    from dspark.events import FetchProgress
     from dspark.graft.attach import fetch_head
 
-    folder = None
     with progress_bars(is_bytes=True) as bars:
-        for step in fetch_head(pair):
-            if isinstance(step, FetchProgress):
-                bars.show(step)
-            else:
-                folder = step
-    assert folder is not None, "a fetch ends with the folder or with an error"
-    return folder
+        return follow(fetch_head(pair), bars.show)
 
 
-def _follow(job: "AttachJob", as_json: bool) -> None:
-    from dspark.events import LoadProgress
-    from dspark.graft.attach import Registered, attach
-    from dspark.probe.self_test import ProbeReport
+def _attach(job: "AttachJob", as_json: bool) -> None:
+    from dspark.graft.attach import attach
 
     facts: dict[str, object] = {}
+
+    def show(event: "AttachEvent") -> None:
+        if isinstance(event, LoadProgress):
+            bars.show(event)
+            return
+        for line in probe_lines(event):
+            say(line)
+        facts.update(event.figures())
+
     with progress_bars() as bars:
-        for event in attach(job):
-            if isinstance(event, LoadProgress):
-                bars.show(event)
-            elif isinstance(event, ProbeReport):
-                for line in probe_lines(event):
-                    say(line)
-                facts |= event.figures()
-            elif isinstance(event, Registered):
-                verb = "saved as" if event.is_new else "known as"
-                say(f"{verb} {event.name}; chat with it: dspark chat {event.name}")
-                facts |= {"name": event.name, "target": str(job.target), "draft": str(job.draft)}
+        kept = follow(attach(job), show)
+    say(
+        f"{'saved' if kept.is_new else 'known'} as {kept.name}; chat with it: "
+        f"dspark chat {kept.name}"
+    )
+    facts |= {"name": kept.name, "target": str(job.target), "draft": str(job.draft)}
     if as_json:
         print_json(facts)

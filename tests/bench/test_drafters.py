@@ -26,6 +26,7 @@ from dspark.errors import InputError
 from dspark.events import Finished, Round
 from dspark.graft.head.shape import build_head, draft_config, fitting_intermediate_size
 from dspark.hub.catalog.pairs import PairFiles
+from dspark.progress import follow
 from dspark_cli.views.comparison import print_comparison
 from tests.engine.pairs import GOLDEN, PROMPT, open_pair, request
 
@@ -55,15 +56,13 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenHeads]:
     heads += [write_random_head(folder / name, name) for name in TAPS]
     engine = EngineConfig(schedule=ScheduleConfig("full"))
     files = PairFiles("golden", TARGET, None)
-    *_, opened = open_heads(files, heads, RuntimeConfig("cpu", "float32"), engine)
-    assert isinstance(opened, OpenHeads)
+    opened = follow(open_heads(files, heads, RuntimeConfig("cpu", "float32"), engine))
     yield opened
     opened.close()
 
 
 def compared(opened: OpenHeads, *, is_timed: bool, config: BenchConfig = CONFIG) -> Comparison:
-    *_, comparison = compare(opened, PROMPTS, config, is_timed=is_timed)
-    assert isinstance(comparison, Comparison)
+    comparison = follow(compare(opened, PROMPTS, config, is_timed=is_timed))
     return comparison
 
 

@@ -18,6 +18,7 @@ from dspark.bench.summary import (
 from dspark.config import SamplingConfig
 from dspark.errors import InputError
 from dspark.events import DecodeStats, Finished, PrefillProgress, Round
+from dspark.progress import follow
 
 
 def make_round(drafted: int, verified: int, accepted: int) -> Round:
@@ -193,7 +194,10 @@ class ScriptedSession:
 
 def test_a_bench_warms_up_and_takes_turns():
     session = ScriptedSession()
-    *progress, report = run_bench(session, PROMPTS, BenchConfig(trials=3, max_tokens=9))
+    progress = []
+    report = follow(
+        run_bench(session, PROMPTS, BenchConfig(trials=3, max_tokens=9)), progress.append
+    )
     warm_up, measured = session.asked[:2], session.asked[2:]
     assert [tokens for _, _, tokens in warm_up] == [8, 8]
     turns = "plain dspark dspark plain, dspark plain plain dspark, plain dspark dspark plain"
@@ -240,7 +244,7 @@ class InterruptedSession:
 def bench_until(after: int, trials: int = 3):
     """Warm-up takes an answer of each arm."""
     session = InterruptedSession(after + 2)
-    *_, report = run_bench(session, PROMPTS, BenchConfig(trials=trials))
+    report = follow(run_bench(session, PROMPTS, BenchConfig(trials=trials)))
     return report
 
 
@@ -268,4 +272,6 @@ def test_ctrl_c_between_two_answers_is_handed_in():
     items = run_bench(InterruptedSession(100), PROMPTS, BenchConfig())
     for _ in range(4):
         next(items)
-    assert items.throw(KeyboardInterrupt()).is_partial
+    with pytest.raises(StopIteration) as end:
+        items.throw(KeyboardInterrupt())
+    assert end.value.value.is_partial

@@ -1,6 +1,6 @@
 """A scripted session in place of the engine, and the command line in this process."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,10 +118,10 @@ def fake_session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeSession
 
     def open_session(
         files: PairFiles, runtime: RuntimeConfig, config: EngineConfig
-    ) -> Iterator[LoadProgress | FakeSession]:
+    ) -> Generator[LoadProgress, None, FakeSession]:
         session.opened.append((files, runtime, config))
         yield LoadProgress("reading", 0, 1)
-        yield session
+        return session
 
     def locate(name: str) -> PairFiles | None:
         return PairFiles(name, tmp_path / "target", tmp_path / "draft") if name == "demo" else None

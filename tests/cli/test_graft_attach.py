@@ -1,7 +1,7 @@
 """`dspark graft`: which of its two meanings, and what is said about it."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from dspark.hub.catalog.find import PAIRS
 from dspark.hub.catalog.pairs import PairFiles
 from dspark.hub.memory_fit import Room
 from dspark.probe.self_test import ProbeReport, Trial
+from tests.work import done
 
 REPORT = ProbeReport(
     prompts=16,
@@ -34,10 +35,9 @@ def attached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     """Jobs that came to be attached; bases lie in a folder, and Qwen3-4B's head fits them."""
     jobs: list[Any] = []
 
-    def attach(job: Any) -> Iterator[Any]:
+    def attach(job: Any) -> Generator[Any, None, Registered]:
         jobs.append(job)
-        yield REPORT
-        yield Registered(job.name or "base", is_new=True)
+        return done(Registered(job.name or "base", is_new=True), REPORT)
 
     for name in ("base", "head"):
         (tmp_path / name).mkdir()
@@ -49,7 +49,7 @@ def attached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     monkeypatch.setattr(
         "dspark.graft.attach.match_head", lambda base: HeadMatch(PAIRS["qwen3-4b"], True)
     )
-    monkeypatch.setattr("dspark.graft.attach.fetch_head", lambda pair: iter([tmp_path / "fetched"]))
+    monkeypatch.setattr("dspark.graft.attach.fetch_head", lambda pair: done(tmp_path / "fetched"))
     return jobs
 
 
@@ -122,7 +122,7 @@ def test_probe_command(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("dspark.probe.self_test.probe", lambda files, runtime: iter([report]))
+    monkeypatch.setattr("dspark.probe.self_test.probe", lambda files, runtime: done(report))
     monkeypatch.setattr(
         "dspark_cli.commands.probe.find_files",
         lambda choice: PairFiles("base", tmp_path, tmp_path),

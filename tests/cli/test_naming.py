@@ -229,7 +229,7 @@ def test_a_dry_run_of_what_does_not_fit_fails(dspark, monkeypatch, lacking):
     from dspark.hub import memory_fit, pull_plan
 
     if lacking == "disk":
-        monkeypatch.setattr(pull_plan, "free_bytes", lambda folder: 1000)
+        monkeypatch.setattr(pull_plan, "free_disk", lambda folder: 1000)
     else:
         monkeypatch.setattr(memory_fit, "rooms", lambda: [memory_fit.Room("cpu", 1000, 4)])
     outcome = dspark("pull", "demo", "--dry-run")

@@ -10,6 +10,7 @@ from dspark.config import EngineConfig, RuntimeConfig, SamplingConfig, ScheduleC
 from dspark.engine.session import Session, open_session
 from dspark.events import Finished, Round
 from dspark.hub.catalog.pairs import PairFiles
+from dspark.progress import follow
 
 HERE = Path(__file__).parent
 VARIANTS = ("vanilla", "gated", "rnn", "dflash", "eagle3", "gemma4")
@@ -18,10 +19,13 @@ VARIANTS = ("vanilla", "gated", "rnn", "dflash", "eagle3", "gemma4")
 def load(variant: str, threshold: float = 0.0) -> Session:
     files = PairFiles(variant, HERE / variant / "target", HERE / variant / "draft")
     schedule = ScheduleConfig("threshold" if threshold else "full", threshold)
-    *_, session = open_session(
-        files, RuntimeConfig("cpu", "float32"), EngineConfig(schedule=schedule, prefill_chunk=50)
+    session = follow(
+        open_session(
+            files,
+            RuntimeConfig("cpu", "float32"),
+            EngineConfig(schedule=schedule, prefill_chunk=50),
+        )
     )
-    assert isinstance(session, Session)
     return session
 
 

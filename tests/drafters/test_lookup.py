@@ -12,6 +12,7 @@ from dspark.drafters.lookup import BLOCK_SIZE, LookupDrafter
 from dspark.engine.session import Session, open_session
 from dspark.events import Round
 from dspark.hub import PairFiles
+from dspark.progress import follow
 from tests.engine.pairs import GOLDEN, PROMPT, decode, request
 from tests.engine.test_distribution import FALSE_ALARM, chi_square_p
 
@@ -56,7 +57,7 @@ def test_a_truncated_request_is_a_fresh_one():
 
 def open_lookup(**config: object) -> Session:
     files = PairFiles("test", GOLDEN / "vanilla" / "target", None, has_lookup=True)
-    *_, session = open_session(files, config=EngineConfig(**config))  # type: ignore[arg-type]
+    session = follow(open_session(files, config=EngineConfig(**config)))  # type: ignore[arg-type]
     assert isinstance(session, Session) and session.has_drafter
     return session
 

@@ -11,6 +11,7 @@ from dspark.engine.schedule.sps_profile import SpsTable
 from dspark.engine.session import Session, open_session
 from dspark.events import Finished
 from dspark.hub import PairFiles
+from dspark.progress import follow
 
 GOLDEN = Path(__file__).parents[1] / "conformance"
 PROMPT = (12, 21, 34, 52, 37, 36, 7, 47, 9, 63, 35, 0, 39, 47, 9, 30, 15, 22)
@@ -24,12 +25,13 @@ TABLE = SpsTable(
 def open_pair(target: Path, draft: Path | None, **config: object) -> Session:
     schedule = config.pop("schedule", ScheduleConfig("full"))
     files = PairFiles("test", target, draft)
-    *_, session = open_session(
-        files,
-        RuntimeConfig("cpu", "float32"),
-        EngineConfig(schedule=schedule, **config),  # type: ignore[arg-type]
+    session = follow(
+        open_session(
+            files,
+            RuntimeConfig("cpu", "float32"),
+            EngineConfig(schedule=schedule, **config),  # type: ignore[arg-type]
+        )
     )
-    assert isinstance(session, Session)
     return session
 
 

@@ -6,6 +6,7 @@ from dspark import hub
 from dspark.bench.prompts import own_prompts
 from dspark.config import EngineConfig, RuntimeConfig, ScheduleConfig
 from dspark.engine.session import Session, open_session
+from dspark.progress import follow
 from tests.engine.pairs import decode, request
 
 MAX_TOKENS = 128
@@ -18,8 +19,7 @@ def session() -> Session:
     files = hub.locate("demo")
     assert files is not None and files.draft is not None
     config = EngineConfig(schedule=ScheduleConfig("full"))
-    *_, session = open_session(files, RuntimeConfig("cpu", "float32"), config)
-    assert isinstance(session, Session)
+    session = follow(open_session(files, RuntimeConfig("cpu", "float32"), config))
     return session
 
 

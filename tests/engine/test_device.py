@@ -18,6 +18,7 @@ from dspark.errors import InputError, MemoryFullError
 from dspark.events import Finished, PrefillProgress, Round
 from dspark.hub import PairFiles
 from dspark.kvcache import sizing
+from dspark.progress import follow
 from dspark_kernels import QuantizedWeight, probabilities
 from tests.engine.paged import paged  # noqa: F401
 from tests.engine.pairs import (
@@ -204,7 +205,7 @@ def test_smaller_draft_weights_change_drafts_only(weights):
     files = PairFiles("test", folder / "target", folder / "draft")
     config = EngineConfig(schedule=ScheduleConfig("full"))
     runtime = RuntimeConfig("cpu", "float32", weights)
-    *_, small = open_session(files, runtime, config)
+    small = follow(open_session(files, runtime, config))
     codes = [small.engine.drafter.output_weight, small.engine.drafter._fused[0].qkv.weight]
     assert all(isinstance(each, QuantizedWeight) and each.kind == weights for each in codes)
     events = events_of(small.engine, [request(max_tokens=60)])
@@ -312,7 +313,7 @@ def test_a_head_joins_a_target_that_taps_more():
     folder, taps = GOLDEN / "vanilla", (2, 0, 3, 1)
     files, config = PairFiles("test", folder / "target", None), EngineConfig()
     runtime = RuntimeConfig("cpu", "float32")
-    *_, alone = open_session(files, runtime, config, tap_layers=taps)
+    alone = follow(open_session(files, runtime, config, tap_layers=taps))
     assert alone.engine._rounds._cache.pool.num_free_pages
     joined = alone.with_schedule(ScheduleConfig("full")).with_head("test", folder / "draft", taps)
     assert isinstance(joined.engine._rounds, DeviceRounds)

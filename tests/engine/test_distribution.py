@@ -35,6 +35,7 @@ from dspark.engine.schedule.sps_profile import SpsTable
 from dspark.engine.session import Session, open_session
 from dspark.events import Finished, Round
 from dspark.hub import PairFiles
+from dspark.progress import follow
 from dspark.targets.base import Target
 from dspark_kernels import Acceptance, accept_sampled, draw, gumbel_row, probabilities
 from dspark_kernels.noise import uniform_reference
@@ -129,7 +130,7 @@ def twelve_tokens(tmp_path_factory) -> Path:
 def with_lookup(folder: Path) -> Session:
     files = PairFiles("test", folder, None, has_lookup=True)
     config = EngineConfig(entropy=0)
-    *_, session = open_session(files, RuntimeConfig("cpu", "float32"), config)
+    session = follow(open_session(files, RuntimeConfig("cpu", "float32"), config))
     return many_at_once(cast(Session, session))
 
 

@@ -18,6 +18,7 @@ from dspark.graft.head.shape import build_head, draft_config
 from dspark.graft.target.frozen_target import FrozenTarget, load_frozen
 from dspark.graft.train.trainer import Trainer
 from dspark.hub.catalog.pairs import PairFiles
+from dspark.progress import follow
 from tests.graft.toy_pair import Sound, train_sound
 
 MASK = 95
@@ -48,7 +49,7 @@ def small_config() -> GraftConfig:
 @pytest.fixture(scope="session")
 def answers(tiny_llama_dir: Path) -> list[Answer]:
     """24 continuations of random prompts."""
-    *_, session = open_session(PairFiles("tiny", tiny_llama_dir, None))
+    session = follow(open_session(PairFiles("tiny", tiny_llama_dir, None)))
     generator = torch.Generator().manual_seed(1)
     requests = [
         Request(

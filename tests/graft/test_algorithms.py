@@ -13,7 +13,7 @@ from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.eagle3_config import Eagle3Config
 from dspark.config import RECIPES, Algorithm, GraftConfig, graft_config
 from dspark.drafters.eagle3 import Eagle3Drafter, Eagle3Head
-from dspark.engine.session import Session, open_session
+from dspark.engine.session import open_session
 from dspark.errors import InputError
 from dspark.events import Finished
 from dspark.graft.data.answer_file import Answer, AnswerFile
@@ -28,6 +28,7 @@ from dspark.graft.train.blocks import sample_blocks
 from dspark.graft.train.eagle3_blocks import unrolled_hidden
 from dspark.graft.train.trainer import Trainer
 from dspark.hub.catalog.pairs import PairFiles
+from dspark.progress import follow
 
 MASK = 95
 OTHERS: tuple[Algorithm, ...] = ("dflash", "eagle3", "mtp")
@@ -147,8 +148,7 @@ def test_from_prompts_to_a_head_that_the_engine_decodes_with(
     assert config.block_size == (1 if algorithm == "mtp" else 4)
     assert not any(name.startswith(("markov", "confidence")) for name in tensors)
 
-    *_, session = open_session(PairFiles("tiny", tiny_chat_dir, job.out))
-    assert isinstance(session, Session)
+    session = follow(open_session(PairFiles("tiny", tiny_chat_dir, job.out)))
     for answer in AnswerFile(job.data).read()[:3]:
         drafted, plain = (
             next(

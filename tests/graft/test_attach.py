@@ -12,6 +12,7 @@ from dspark import hub
 from dspark.config import RuntimeConfig
 from dspark.errors import InputError, PairMismatchError
 from dspark.graft.attach import (
+    AttachEvent,
     AttachJob,
     Registered,
     attach,
@@ -30,6 +31,7 @@ from dspark.hub.catalog.pairs import (
     TargetFacts,
 )
 from dspark.probe.self_test import ProbeReport
+from dspark.progress import follow
 from tests.graft import toy_pair
 
 RUNTIME = RuntimeConfig(device="cpu", dtype="float32")
@@ -123,11 +125,13 @@ def test_a_tokenizer_out_of_reach_is_said(
 def test_an_attached_head_is_probed_and_kept(toy: tuple[Path, Path]) -> None:
     base, head = toy
     job = AttachJob(str(base), base, str(head), head, name="mine", runtime=RUNTIME)
-    *_, report, kept = attach(job)
+    events: list[AttachEvent] = []
+    kept = follow(attach(job), events.append)
+    report = events[-1]
     assert isinstance(report, ProbeReport) and report.fault is None
     assert kept == Registered("mine", is_new=True)
     assert hub.locate("mine") == hub.PairFiles("mine", base.resolve(), head.resolve())
-    *_, again = attach(replace(job, name=None))
+    again = follow(attach(replace(job, name=None)))
     assert again == Registered("mine", is_new=False)
 
 
@@ -141,7 +145,7 @@ def test_a_misread_head_is_not_kept_unless_forced(toy: tuple[Path, Path], tmp_pa
         list(attach(job))
     assert "--force" in caught.value.hint
     assert hub.known_pair("misread") is None
-    *_, kept = attach(replace(job, is_forced=True))
+    kept = follow(attach(replace(job, is_forced=True)))
     assert kept == Registered("misread", is_new=True)
 
 

@@ -38,6 +38,7 @@ from dspark.graft.train.blocks import block_hidden, sample_blocks
 from dspark.graft.train.loss import LossWeights, OutputHead, distribution_loss
 from dspark.graft.train.trainer import Trainer
 from dspark.hub.catalog.pairs import PairFiles
+from dspark.progress import follow
 from dspark.targets.load import load_target
 
 NUM_WORDS = 60
@@ -190,8 +191,7 @@ class Grafted:
 
     def session(self) -> Session:
         config = EngineConfig(schedule=ScheduleConfig("full"))
-        *_, session = open_session(PairFiles("words", self.base, self.head), RUNTIME, config)
-        assert isinstance(session, Session)
+        session = follow(open_session(PairFiles("words", self.base, self.head), RUNTIME, config))
         return session
 
 

@@ -23,6 +23,7 @@ from dspark.graft.data.write_answers import (
     write_prompts,
 )
 from dspark.hub.catalog.pairs import PairFiles
+from dspark.progress import follow
 
 
 def _file(path: Path, *records: Any) -> Path:
@@ -32,8 +33,7 @@ def _file(path: Path, *records: Any) -> Path:
 
 
 def _session(target: Path, head: Path | None = None) -> Session:
-    *_, session = open_session(PairFiles("tiny", target, head))
-    assert isinstance(session, Session)
+    session = follow(open_session(PairFiles("tiny", target, head)))
     return session
 
 

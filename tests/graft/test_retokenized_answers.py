@@ -22,6 +22,7 @@ from dspark.graft.job import GraftJob
 from dspark.graft.run import GraftRun
 from dspark.graft.train.trainer import StepReport
 from dspark.hub.catalog.pairs import PairFiles
+from dspark.progress import follow
 
 Write = Callable[..., Path]
 
@@ -57,7 +58,7 @@ def record(tokenizer: Any, prompt: str, answer: str, ids_of: str | None = None) 
 
 def test_what_the_target_wrote_is_left_as_it_is(tiny_chat_dir: Path, tmp_path: Path) -> None:
     """Random bytes, most of them no characters: their text still spells them."""
-    *_, session = open_session(PairFiles("tiny", tiny_chat_dir, None))
+    session = follow(open_session(PairFiles("tiny", tiny_chat_dir, None)))
     settings = AnswerSettings(max_tokens=12, temperature=1.0, seed=3)
     file = AnswerFile(tmp_path / "answers.jsonl")
     written = list(file.append(write_answers(session, ["Hi", " ä\n"], settings, 99)))

@@ -22,6 +22,7 @@ from dspark.graft.judge.calibrate import Calibrated
 from dspark.graft.run import GraftRun
 from dspark.graft.train.trainer import StepReport
 from dspark.hub.catalog.pairs import PairFiles
+from dspark.progress import follow
 
 MASK = 200  # a byte that the prompts below do not hold
 
@@ -46,8 +47,7 @@ def _kinds(events: list[GraftEvent]) -> list[type]:
 
 
 def _session(job: GraftJob) -> Session:
-    *_, session = open_session(PairFiles("tiny", job.base.target, job.out))
-    assert isinstance(session, Session)
+    session = follow(open_session(PairFiles("tiny", job.base.target, job.out)))
     return session
 
 

@@ -17,6 +17,7 @@ from dspark.errors import InputError
 from dspark.hub.catalog.pairs import PairFiles
 from dspark.probe.material import default_prompts
 from dspark.probe.self_test import ProbeReport, probe
+from dspark.progress import follow
 from tests.graft import toy_pair
 from tests.graft.toy_pair import Habit, Sound, Trainee
 
@@ -30,8 +31,7 @@ def eagle3(sound: Sound, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _probe(base: Path, head: Path | None) -> ProbeReport:
-    *_, report = probe(PairFiles("toy", base, head), RUNTIME, toy_pair.prompts(28))
-    assert isinstance(report, ProbeReport)
+    report = follow(probe(PairFiles("toy", base, head), RUNTIME, toy_pair.prompts(28)))
     return report
 
 

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.gpu import SECTIONS, fair_share
 from dspark.engine.session import open_session
 from dspark.hub import PairFiles
+from dspark.progress import follow
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 
@@ -82,7 +83,7 @@ def test_the_engine_in_every_arm(tiny_chat_dir, make_tiny_head, monkeypatch):
     from gpu_parts.identity import engine_arms, summed
 
     monkeypatch.setattr("gpu_parts.identity.DEMO_TOKENS", 20)
-    *_, session = open_session(PairFiles("tiny", tiny_chat_dir, make_tiny_head(tiny_chat_dir)))
+    session = follow(open_session(PairFiles("tiny", tiny_chat_dir, make_tiny_head(tiny_chat_dir))))
     prompts = [session.encode(text) for text in ("a b", "Hello", "12 + 12")]
     records = list(engine_arms(session, prompts, time.time() + 60))
     assert [(record["arm"], record["requests"]) for record in records] == [

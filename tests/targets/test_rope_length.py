@@ -23,6 +23,7 @@ from dspark.engine.request import Request
 from dspark.engine.session import Session, open_session
 from dspark.events import Round
 from dspark.hub import PairFiles
+from dspark.progress import follow
 from dspark.targets.dense import DenseTarget
 from tests.engine.pairs import decode, open_pair, request
 from tests.targets.reference import (
@@ -106,8 +107,7 @@ def folder(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def looked_up(folder: Path, chunk: int) -> Session:
     files = PairFiles("test", folder, None, True)
     config = EngineConfig(prefill_chunk=chunk)
-    *_, session = open_session(files, RuntimeConfig("cpu", "float32"), config)
-    assert isinstance(session, Session)
+    session = follow(open_session(files, RuntimeConfig("cpu", "float32"), config))
     return session
 
 

@@ -18,9 +18,10 @@ from transformers import (
 )
 
 from dspark.config import EngineConfig, RuntimeConfig, SamplingConfig, StopConfig
-from dspark.engine.session import Session, open_session
+from dspark.engine.session import open_session
 from dspark.events import Event, Finished
 from dspark.hub import PairFiles
+from dspark.progress import follow
 from tests.targets.reference import SIZES, generated, save_model
 
 MORE = SIZES | {"max_position_embeddings": 512}
@@ -73,8 +74,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_every_turn_is_a_fresh_forwards(folder: Path, has_lookup: bool) -> None:
     files = PairFiles("test", folder, None, has_lookup)
     place = RuntimeConfig("cpu", "float32")
-    *_, session = open_session(files, place, EngineConfig(prefill_chunk=16))
-    assert isinstance(session, Session)
+    session = follow(open_session(files, place, EngineConfig(prefill_chunk=16)))
     draw, stop = random.Random(0), StopConfig(max_tokens=12, ignore_stop_tokens=True)
     history = [draw.randrange(3, 190) for _ in range(12)]
     for turn in range(10):

@@ -13,6 +13,7 @@ from dspark.events import FetchProgress, Finished, LoadProgress, Piece, PrefillP
 from dspark.hub import PairFiles
 from dspark_tui.app import DSparkApp
 from dspark_tui.token_spans import marks_of
+from tests.work import done
 
 HELLO = [{"role": "user", "content": "Hello"}]
 SAMPLING = SamplingChoice()
@@ -27,10 +28,10 @@ def engine_backend(tiny_chat_dir, make_tiny_head):
     backend.close()
 
 
-def backend_of(*found) -> EngineBackend:
+def backend_of(files, *steps) -> EngineBackend:
     return EngineBackend(
         name="tiny",
-        find_files=lambda: iter(found),
+        find_files=lambda: done(files, *steps),
         runtime=RuntimeConfig(device="cpu", dtype="float32"),
         engine=EngineConfig(schedule=ScheduleConfig(mode="full")),
     )
@@ -55,7 +56,7 @@ def test_loading_reports_steps_and_then_answers(engine_backend):
 
 def test_fetching_is_reported_before_loading(tiny_chat_dir):
     fetching = FetchProgress("wheel", 1, 2)
-    steps = list(backend_of(fetching, PairFiles("tiny", tiny_chat_dir, None)).load())
+    steps = list(backend_of(PairFiles("tiny", tiny_chat_dir, None), fetching).load())
     assert steps[0] is fetching and isinstance(steps[1], LoadProgress)
 
 

@@ -9,6 +9,7 @@ import pytest
 from dspark.config import EngineConfig, RuntimeConfig, SamplingChoice, ScheduleConfig, StopConfig
 from dspark.events import FetchProgress
 from dspark.hub import PairFiles
+from dspark.progress import follow
 from dspark_cli.main import run
 
 
@@ -87,7 +88,8 @@ def test_what_is_missing_is_fetched_where_the_chat_can_show_it(
     monkeypatch.setattr("dspark.hub.locate", lambda name: located.pop(0))
     monkeypatch.setattr("dspark.hub.fetch", lambda name: iter([step]))
     run(["chat"])
-    assert list(started[0][1].find_files()) == [step, files]
+    steps = []
+    assert follow(started[0][1].find_files(), steps.append) == files and steps == [step]
 
 
 def test_a_target_of_ones_own_fetches_no_pair(started, terminal, monkeypatch, tmp_path):
@@ -96,7 +98,7 @@ def test_a_target_of_ones_own_fetches_no_pair(started, terminal, monkeypatch, tm
     run(["chat", "--target", "mine", "--draft", "none"])
     backend = started[0][1]
     assert backend.name == "mine"
-    assert list(backend.find_files()) == [PairFiles("mine", tmp_path / "mine", None)]
+    assert follow(backend.find_files()) == PairFiles("mine", tmp_path / "mine", None)
     assert os.listdir(tmp_path) == []
 
 

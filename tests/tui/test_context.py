@@ -10,6 +10,7 @@ from dspark.chat.conversation import Conversation, LeftOut, ask
 from dspark.config import EngineConfig, RuntimeConfig, SamplingChoice, ScheduleConfig, StopConfig
 from dspark.events import Finished
 from dspark.hub import PairFiles
+from tests.work import done
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def tiny(tiny_chat_dir):
     """512 tokens of context, and each byte of text is one of them."""
     backend = EngineBackend(
         name="tiny",
-        find_files=lambda: iter([PairFiles("tiny", tiny_chat_dir, None)]),
+        find_files=lambda: done(PairFiles("tiny", tiny_chat_dir, None)),
         runtime=RuntimeConfig(device="cpu", dtype="float32"),
         engine=EngineConfig(schedule=ScheduleConfig(mode="full")),
     )

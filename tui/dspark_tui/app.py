@@ -12,6 +12,7 @@ from textual.app import App, SystemCommand
 from textual.content import Content
 from textual.screen import Screen
 
+from dspark.atomic import replacing
 from dspark.chat.backend import ChatBackend, ChatSettings
 from dspark_tui.screens.chat import ChatScreen
 from dspark_tui.screens.help import HelpScreen
@@ -80,12 +81,10 @@ class DSparkApp(App[None]):
     def _save_screenshot(self) -> None:
         """Textual's own command needs a downloads folder, which many machines do not have."""
         path = Path(f"dspark-{datetime.now():%Y-%m-%d-%H%M%S}.svg")
-        part = path.with_suffix(".part")
         try:
-            part.write_text(self.export_screenshot(), encoding="utf-8")
-            part.replace(path)
+            with replacing(path) as partial:
+                partial.write_text(self.export_screenshot(), encoding="utf-8")
         except OSError as error:
-            part.unlink(missing_ok=True)
             self.chat.say(Hint(f"{path} could not be written: {error.strerror}.", is_error=True))
         else:
             self.chat.say(Hint(f"Saved {path}."))

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dspark.checkpoints.files import replacing
+from dspark.atomic import replacing
 from dspark.config import SamplingConfig
 from dspark.drafters.base import Drafter, DraftSlot
 from dspark.engine.sampling import BatchChooser, Sampler

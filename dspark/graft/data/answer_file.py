@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dspark.checkpoints.files import replacing
+from dspark.atomic import replacing
 from dspark.errors import InputError, StorageError
 from dspark.plural import counted
 from dspark.records import parse_record, read_bytes, text_lines

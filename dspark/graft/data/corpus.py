@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dspark.checkpoints.deepspec import read_draft_config
@@ -21,6 +21,7 @@ from dspark.graft.data.write_answers import (
 )
 from dspark.hub.catalog.pairs import PairFiles
 from dspark.plural import counted
+from dspark.progress import follow
 from dspark.records import parse_record, text_lines, usable
 
 
@@ -45,14 +46,8 @@ def open_corpus_session(
     for head in heads:
         if head is not None and _reaches(head, reach):
             with suppress(CheckpointError, PairMismatchError):
-                return _open(PairFiles(base.name, base.target, head), runtime, engine)
-    return _open(PairFiles(base.name, base.target, None), runtime, engine)
-
-
-def _open(files: PairFiles, runtime: RuntimeConfig, engine: EngineConfig) -> Session:
-    *_, session = open_session(files, runtime, engine)
-    assert isinstance(session, Session)
-    return session
+                return follow(open_session(replace(base, draft=head), runtime, engine))
+    return follow(open_session(replace(base, draft=None), runtime, engine))
 
 
 def _reaches(head: Path, tokens: int) -> bool:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from dspark.bench.machine import describe_versions
 from dspark.checkpoints.deepspec import write_draft_vocabulary, write_head
 from dspark.checkpoints.eagle3_config import DraftConfig
 from dspark.checkpoints.heads import SHARED_WITH_TARGET, read_draft
@@ -18,6 +17,7 @@ from dspark.graft.data.answer_file import Split, fingerprint
 from dspark.graft.job import GraftJob
 from dspark.graft.judge.speedup import MEASURED
 from dspark.graft.train.trainer import Trainer
+from dspark.machine import describe_versions
 
 Weights = Mapping[str, torch.Tensor]
 

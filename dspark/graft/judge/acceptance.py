@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from dspark.config import EngineConfig, RuntimeConfig, ScheduleConfig, StopConfig
 from dspark.engine.request import Request
-from dspark.engine.session import Session, open_session
+from dspark.engine.session import open_session
 from dspark.events import Event, Round
 from dspark.hub.catalog.pairs import PairFiles
+from dspark.progress import follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,8 @@ def evaluate(
     files: PairFiles, prompts: Sequence[tuple[int, ...]], max_tokens: int, runtime: RuntimeConfig
 ) -> Evaluation:
     """Whole blocks are verified, so that every position is judged."""
-    *_, session = open_session(files, runtime, EngineConfig(schedule=ScheduleConfig(mode="full")))
-    assert isinstance(session, Session)
+    config = EngineConfig(schedule=ScheduleConfig(mode="full"))
+    session = follow(open_session(files, runtime, config))
     stop = StopConfig(max_tokens=max_tokens)
     requests = [Request(prompt, stop=stop) for prompt in prompts]
     try:

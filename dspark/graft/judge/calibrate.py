@@ -23,9 +23,10 @@ from dspark.checkpoints.eagle3_config import Eagle3Config
 from dspark.config import EngineConfig, RuntimeConfig, SamplingConfig, ScheduleConfig, StopConfig
 from dspark.drafters.calibration import confidence_logits, scaled_confidence
 from dspark.engine.request import Request
-from dspark.engine.session import Session, open_session
+from dspark.engine.session import open_session
 from dspark.events import Event, Round
 from dspark.hub.catalog.pairs import PairFiles
+from dspark.progress import follow
 
 BINS = 10
 COLDEST, HOTTEST = 0.2, 5.0
@@ -121,10 +122,8 @@ def calibrate_head(
     config = read_draft_config(files.draft)
     if isinstance(config, Eagle3Config) or not config.has_confidence:
         return None
-    *_, session = open_session(
-        files, runtime, EngineConfig(schedule=ScheduleConfig(mode="full"), entropy=0)
-    )
-    assert isinstance(session, Session)
+    engine = EngineConfig(schedule=ScheduleConfig(mode="full"), entropy=0)
+    session = follow(open_session(files, runtime, engine))
 
     def judged(some: Sequence[tuple[int, ...]], temperature: float) -> JudgedRounds:
         stop = StopConfig(max_tokens=max_tokens)

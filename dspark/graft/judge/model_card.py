@@ -11,8 +11,8 @@ from huggingface_hub import ModelCardData
 from safetensors import safe_open
 
 from dspark import hub
+from dspark.atomic import replacing
 from dspark.checkpoints.eagle3_config import DraftConfig, Eagle3Config
-from dspark.checkpoints.files import replacing
 from dspark.checkpoints.heads import SHARED_WITH_TARGET, read_draft_config
 from dspark.checkpoints.model_folder import count_parameters, read_config
 from dspark.errors import StorageError

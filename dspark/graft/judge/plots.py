@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dspark.checkpoints.files import replacing
+from dspark.atomic import replacing
 from dspark.errors import InputError, StorageError
 from dspark.extras import install_command
 from dspark.graft.train.metrics import Line, of_kind, read_metrics

@@ -5,7 +5,7 @@ the head.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -17,7 +17,7 @@ from dspark.bench.prompts import BenchPrompt
 from dspark.bench.report import BenchReport
 from dspark.bench.runner import run_bench
 from dspark.config import EngineConfig, RuntimeConfig
-from dspark.engine.session import Session, open_session
+from dspark.engine.session import open_session
 from dspark.errors import StorageError
 from dspark.graft.data.answer_file import Answer
 from dspark.graft.data.corpus import CorpusProgress
@@ -25,6 +25,7 @@ from dspark.graft.judge.acceptance import Evaluation
 from dspark.graft.train.metrics import of_kind, read_metrics
 from dspark.hub.catalog.pairs import PairFiles
 from dspark.plural import counted
+from dspark.progress import follow, translated
 
 MEASURED = "measured.json"
 
@@ -60,22 +61,21 @@ def measure_head(
     bench: BenchConfig,
     runtime: RuntimeConfig,
     command: str,
-) -> Iterator[CorpusProgress | Speedup]:
-    """Plain decoding and the head in turns; the last item is kept in the head's folder, too."""
+) -> Generator[CorpusProgress, None, Speedup]:
+    """Plain decoding and the head in turns; the figures are kept in the head's folder, too."""
     assert files.draft is not None
     engine = EngineConfig()
-    *_, session = open_session(files, runtime, engine)
-    assert isinstance(session, Session)
+    session = follow(open_session(files, runtime, engine))
     try:
-        for item in run_bench(session, prompts, bench):
-            if not isinstance(item, BenchReport):
-                yield CorpusProgress("measuring the speed-up", item.done, item.total)
-                continue
-            verdict = judge_speed(item, _advice(files.draft / "training" / "metrics.jsonl"))
-            measured = Speedup(item, own, released, verdict)
-            document = report_document(item, bench, engine, files.name, session.runtime, command)
-            _write(files.draft / MEASURED, document | _conclusion(measured))
-            yield measured
+        report = yield from translated(
+            run_bench(session, prompts, bench),
+            lambda item: CorpusProgress("measuring the speed-up", item.done, item.total),
+        )
+        verdict = judge_speed(report, _advice(files.draft / "training" / "metrics.jsonl"))
+        measured = Speedup(report, own, released, verdict)
+        document = report_document(report, bench, engine, files.name, session.runtime, command)
+        _write(files.draft / MEASURED, document | _conclusion(measured))
+        return measured
     finally:
         session.close()
 

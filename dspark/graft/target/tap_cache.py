@@ -7,7 +7,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,9 +15,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from dspark.checkpoints.files import replacing
+from dspark.atomic import replacing
 from dspark.checkpoints.safetensors_dir import weight_files
 from dspark.errors import InputError, StorageError
+from dspark.machine import free_disk, gibibytes
 
 IDENTITY_FILE = "identity.json"
 
@@ -61,7 +61,7 @@ class TapCache:
 
     @property
     def room(self) -> int:
-        return max(0, free_bytes(self.folder) - self.reserve_bytes)
+        return max(0, free_disk(self.folder) - self.reserve_bytes)
 
     def require_room(self, sequences: Iterable[TokenIds], bytes_a_token: int) -> str:
         """How much is still to be written. Raises StorageError where it does not fit."""
@@ -69,11 +69,11 @@ class TapCache:
         needed = bytes_a_token * sum(map(len, missing))
         if needed > self.room:
             raise StorageError(
-                f"the tap cache needs {gib(needed)} more, {self.folder} has room for "
-                f"{gib(self.room)}",
+                f"the tap cache needs {gibibytes(needed)} more, {self.folder} has room for "
+                f"{gibibytes(self.room)}",
                 "Give --tap-cache on a larger disk, or train without it.",
             )
-        return f"tap cache {self.folder}: {gib(needed)} still to be written"
+        return f"tap cache {self.folder}: {gibibytes(needed)} still to be written"
 
     def take_note(self) -> tuple[str, ...]:
         """Once, when writing has ended."""
@@ -111,13 +111,3 @@ class TapCache:
     def _replacing(self, path: Path) -> AbstractContextManager[Path]:
         """One name for each process that trains: what a killed one leaves is written over."""
         return replacing(path, self.folder / f".{os.environ.get('RANK', '0')}.tmp")
-
-
-def free_bytes(folder: Path) -> int:
-    """Of the disk that the folder is on, or will be."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(there).free
-
-
-def gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB"

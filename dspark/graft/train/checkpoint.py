@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from dspark.checkpoints.files import replacing
+from dspark.atomic import replacing
 from dspark.errors import CheckpointError, InputError, StorageError
 from dspark.graft.train.trainer import Trainer
 

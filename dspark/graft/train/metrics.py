@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dspark.checkpoints.files import replacing
+from dspark.atomic import replacing
 from dspark.graft.train.out_of_memory import bytes_in_use
 from dspark.graft.train.trainer import StepReport
 

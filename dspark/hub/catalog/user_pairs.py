@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from dspark.checkpoints.files import replacing
+from dspark.atomic import replacing
 from dspark.errors import CheckpointError, InputError, UnknownNameError
 from dspark.hub.catalog import find
 from dspark.hub.catalog.pairs import (

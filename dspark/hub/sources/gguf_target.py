@@ -1,14 +1,13 @@
 """A GGUF of the user's own as a target: converted once into the store, then found there."""
 
 import hashlib
-import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from filelock import FileLock
 from safetensors import SafetensorError
 
+from dspark.atomic import new_folder
 from dspark.errors import StorageError
 from dspark.events import FetchProgress
 from dspark.hub.paths import home
@@ -29,8 +28,8 @@ def converted_folder(path: Path) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def convert_file(path: Path) -> Iterator[FetchProgress]:
-    """Makes `converted_folder` succeed; the folder appears once it is whole."""
+def convert_file(path: Path) -> Generator[FetchProgress, None, Path]:
+    """Makes `converted_folder` succeed, and returns it; the folder appears once it is whole."""
     from dspark.checkpoints.gguf import convert_gguf  # brings torch
 
     folder = _folder(path)
@@ -38,15 +37,10 @@ def convert_file(path: Path) -> Iterator[FetchProgress]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock"), thread_local=False):
             if folder.is_dir():
-                return
-            workshop = folder.with_suffix(".unfinished")
-            shutil.rmtree(workshop, ignore_errors=True)
-            workshop.mkdir()
-            try:
+                return folder
+            with new_folder(folder, folder.with_suffix(".unfinished")) as workshop:
                 yield from convert_gguf(path, workshop)
-                os.rename(workshop, folder)
-            finally:
-                shutil.rmtree(workshop, ignore_errors=True)
+        return folder
     except (OSError, SafetensorError) as error:
         raise StorageError(
             f"{path.name} could not be converted into {folder.parent} ({error})",

