@@ -66,8 +66,9 @@ class RequestCaches:
             self._close(warm.slot, warm.draft_slot)
 
     def check_idle(self) -> None:
-        """No request is under way, so none but the warm slot is open."""
+        """No request is under way, so none but the warm slot is open, and no page is lost."""
         assert self._num_open == (self._warm is not None), f"{self._num_open} slots are open"
+        self._rounds.check_idle()
 
     def _take_over_warm(self, active: ActiveRequest, drafter: Drafter | None) -> bool:
         warm, prompt = self._warm, active.request.prompt_ids

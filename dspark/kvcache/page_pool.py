@@ -1,5 +1,7 @@
 """Keys and values of all requests in pages of one buffer."""
 
+from collections import Counter
+
 import torch
 
 from dspark.kvcache.row_pool import KVSlot, RowPlan
@@ -7,7 +9,11 @@ from dspark_kernels.paged_cache import PAGE, PagedRows, num_pages_for
 
 
 class PagedPool:
-    """Buffer [layers, 2, pages, kv_heads, PAGE, D]; pages and table grow by doubling."""
+    """Buffer [layers, 2, pages, kv_heads, PAGE, D]; pages and table grow by doubling.
+
+    Slots may share pages: a page is free again once no slot holds it, and is copied before a slot
+    writes to it while another holds it.
+    """
 
     def __init__(
         self,
@@ -31,6 +37,7 @@ class PagedPool:
             num_slots, num_pages_for(max_length), device=device, dtype=torch.int32
         )
         self._free_pages = list(range(num_pages - 1, -1, -1))
+        self._num_holders = [0] * num_pages
         self._free_slots = list(range(num_slots - 1, -1, -1))
         self._pages: dict[int, list[int]] = {}
 
@@ -54,19 +61,44 @@ class PagedPool:
         return KVSlot(self.release, index)
 
     def release(self, index: int) -> None:
-        self._free_pages += reversed(self._pages.pop(index))
+        for page in reversed(self._pages.pop(index)):
+            self._drop(page)
         self._free_slots.append(index)
 
-    def reserve(self, index: int, length: int) -> None:
-        """Pages for the first `length` positions of slot `index`."""
+    def reserve(self, index: int, length: int, start: int = 0) -> None:
+        """Pages for the first `length` positions of slot `index`; those from position `start` on
+        are its alone, so that it may write to them."""
         pages, wanted = self._pages[index], num_pages_for(length)
-        if len(pages) >= wanted:
+        first = start // PAGE
+        shared = [at for at in range(first, len(pages)) if self._num_holders[pages[at]] > 1]
+        if len(pages) >= wanted and not shared:
             return
         if wanted > self.tables.shape[1]:
             self._grow_tables(num_columns=max(wanted, 2 * self.tables.shape[1]))
-        fresh = [self._take_page() for _ in range(wanted - len(pages))]
-        self.tables[index, len(pages) : wanted] = torch.tensor(fresh, dtype=torch.int32)
-        pages += fresh
+        for at in shared:
+            pages[at] = self._copy_of(pages[at])
+        while len(pages) < wanted:
+            pages.append(self._take_page())
+        self.tables[index, first : len(pages)] = torch.tensor(pages[first:], dtype=torch.int32)
+
+    def share(self, slot: KVSlot, length: int) -> KVSlot:
+        """A slot that begins with the whole pages among the first `length` positions of another;
+        its own `length` says how far they reach."""
+        pages = self._pages[slot.index][: min(length, slot.length) // PAGE]
+        fresh = self.open()
+        for page in pages:
+            self._num_holders[page] += 1
+        self._pages[fresh.index] = [*pages]
+        self.tables[fresh.index, : len(pages)] = torch.tensor(pages, dtype=torch.int32)
+        fresh.length = len(pages) * PAGE
+        return fresh
+
+    def check(self) -> None:
+        """Every page is free, or held by as many slots as it counts."""
+        held = Counter(page for pages in self._pages.values() for page in pages)
+        assert all(self._num_holders[page] == count for page, count in held.items())
+        num_lost = self.num_pages - len(held) - len(self._free_pages)
+        assert num_lost == 0, f"{num_lost} pages are neither held nor free"
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of one layer, each [pages, kv_heads, PAGE, D]."""
@@ -77,14 +109,28 @@ class PagedPool:
         if not self._free_pages and not self.grows:
             raise MemoryError("no page is free in the pool of keys and values")
         if not self._free_pages:
-            num_pages = self._buffer.shape[2]
+            num_pages = self.num_pages
             grown = self._buffer.new_empty(
                 *self._buffer.shape[:2], 2 * num_pages, *self._buffer.shape[3:]
             )
             grown[:, :, :num_pages] = self._buffer
             self._buffer = grown
             self._free_pages = list(range(2 * num_pages - 1, num_pages - 1, -1))
-        return self._free_pages.pop()
+            self._num_holders += [0] * num_pages
+        page = self._free_pages.pop()
+        self._num_holders[page] = 1
+        return page
+
+    def _copy_of(self, page: int) -> int:
+        fresh = self._take_page()
+        self._buffer[:, :, fresh] = self._buffer[:, :, page]
+        self._drop(page)
+        return fresh
+
+    def _drop(self, page: int) -> None:
+        self._num_holders[page] -= 1
+        if not self._num_holders[page]:
+            self._free_pages.append(page)
 
     def _grow_tables(self, *, num_slots: int = 0, num_columns: int = 0) -> None:
         old_slots, old_columns = self.tables.shape

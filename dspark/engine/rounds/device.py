@@ -117,10 +117,11 @@ class DeviceRounds:
     @torch.inference_mode()
     def reserve(self, active: ActiveRequest) -> None:
         length = self._length_of(active.request)
+        draft = active.draft_slot
+        slots = [active.slot] if draft is None else [active.slot, draft.context]
         try:
-            self._cache.pool.reserve(active.slot.index, length)
-            if self._drafter is not None and active.draft_slot is not None:
-                self._drafter.cache.pool.reserve(active.draft_slot.context.index, length)
+            for cache, slot in zip(self._caches, slots, strict=False):
+                cache.pool.reserve(slot.index, length, slot.length)
         except MemoryError as error:
             raise MemoryFullError(
                 f"{length} tokens do not fit beside what {self._device} holds already",
@@ -129,6 +130,10 @@ class DeviceRounds:
 
     def forget(self) -> None:
         self._sent.clear()
+
+    def check_idle(self) -> None:
+        for cache in self._caches:
+            cache.pool.check()
 
     def _length_of(self, request: Request) -> int:
         """Positions that may ever be written for it."""

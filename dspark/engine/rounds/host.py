@@ -53,6 +53,10 @@ class RoundRunner(Protocol):
         """Nothing is under way any more."""
         ...
 
+    def check_idle(self) -> None:
+        """No page is lost, now that no request is under way."""
+        ...
+
     def warm_up(self) -> Iterator[LoadProgress]:
         """Compile and capture what the first round would have to wait for."""
         ...
@@ -91,6 +95,9 @@ class HostRounds:
         pass
 
     def forget(self) -> None:
+        pass
+
+    def check_idle(self) -> None:
         pass
 
     def warm_up(self) -> Iterator[LoadProgress]:
