@@ -1,7 +1,6 @@
 """DSpark where Triton runs: fused weights over pages, the sequential head as one operation."""
 
 from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,12 +13,13 @@ from dspark.drafters.head import DraftLayer, DSparkHead
 from dspark.drafters.vocabulary import FullVocabulary, OutputHead, soft_cap
 from dspark.kvcache.caches import CachePass, HeadShape, PagedCache
 from dspark.kvcache.row_pool import KVSlot
+from dspark.models.decoder import Decoder, FusedLayer
 from dspark_kernels import (
     DraftedBlock,
     HeadNorms,
     QuantizedWeight,
     SequentialHead,
-    add_rms_norm,
+    SkinnyLinear,
     draft_block,
     rms_norm,
     skinny_linear,
@@ -28,29 +28,6 @@ from dspark_kernels.quantized_weight import quantize_fp8, quantize_int8
 
 Weight = torch.Tensor | QuantizedWeight
 MASKED_LOGIT = -3e4  # below any logit, and a number in every format: a whole block may be hidden
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """x W^T + b of few rows."""
-
-    weight: Weight
-    bias: torch.Tensor | None = None
-
-    def __call__(self, x: torch.Tensor, *, gated: bool = False) -> torch.Tensor:
-        return skinny_linear(x, self.weight, self.bias, gated=gated)
-
-
-@dataclass(frozen=True, slots=True)
-class FusedLayer:
-    input_norm: torch.Tensor
-    qkv: Product
-    keys_values: Product  # of context features: they ask nothing
-    head_norms: HeadNorms
-    output: Product
-    mlp_norm: torch.Tensor
-    gate_up: Product
-    down: Product
 
 
 def supports(config: DraftConfig) -> bool:
@@ -80,8 +57,10 @@ class PagedDSparkDrafter(DSparkDrafter):
         sizes = (config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim)
         shape = HeadShape(*sizes, scale=config.attention_scale)
         self.cache = PagedCache(shape, self._rotary, self.device, self.dtype)
-        self._joined = Product(_stored(head.fc.weight, weights))
-        self._fused = [_fuse(layer, weights) for layer in self._layers()]
+        self._joined = SkinnyLinear(_stored(head.fc.weight, weights), pack=False)
+        layers = [_fuse(layer, weights) for layer in self._layers()]
+        norm, eps = head.norm.weight.detach(), config.rms_norm_eps
+        self.decoder = Decoder(layers, norm, head_dim=config.head_dim, eps=eps)
         del head.layers, head.fc  # their weights live on in the fused ones
         assert isinstance(self._vocabulary, FullVocabulary)
         self.output_weight = _stored(self._vocabulary.output_weight, weights)
@@ -118,10 +97,7 @@ class PagedDSparkDrafter(DSparkDrafter):
         if self._tap_places is not None:
             taps = taps.index_select(1, self._tap_places)
         norm = self._head.hidden_norm
-        features = rms_norm(self._joined(taps), norm.weight, norm.eps)
-        for index, layer in enumerate(self._fused):
-            heads = layer.keys_values(features).unflatten(1, (-1, self.config.head_dim))
-            rows.write(index, heads, layer.head_norms)
+        self.decoder.write(rms_norm(self._joined(taps), norm.weight, norm.eps), rows)
 
     def _backbone(self, slots: Sequence[DSparkSlot], anchors: torch.Tensor) -> torch.Tensor:
         sizes = [self.config.num_slots] * len(slots)
@@ -129,19 +105,10 @@ class PagedDSparkDrafter(DSparkDrafter):
 
     def hidden(self, anchors: torch.Tensor, rows: CachePass) -> torch.Tensor:
         """anchors [R] -> hidden states of all slots [R * slots, H], after the final norm."""
-        eps, norm = self.config.rms_norm_eps, self._head.norm
-        residual = self._mask_embedding.repeat(len(anchors), self.config.num_slots, 1)
-        residual[:, 0] = self._embedding[anchors]
-        residual = residual.flatten(0, 1)
-        normed = rms_norm(residual, self._fused[0].input_norm, eps)
-        following = [*(layer.input_norm for layer in self._fused[1:]), norm.weight]
-        for index, (layer, next_norm) in enumerate(zip(self._fused, following, strict=True)):
-            heads = layer.qkv(normed).unflatten(1, (-1, self.config.head_dim))
-            update = layer.output(rows(index, heads, layer.head_norms))
-            normed, residual = add_rms_norm(update, residual, layer.mlp_norm, eps)
-            update = layer.down(layer.gate_up(normed, gated=True))
-            normed, residual = add_rms_norm(update, residual, next_norm, eps)
-        return normed
+        embedded = self._mask_embedding.repeat(len(anchors), self.config.num_slots, 1)
+        embedded[:, 0] = self._embedding[anchors]
+        hidden, _ = self.decoder.run(embedded.flatten(0, 1), rows)
+        return hidden
 
     def draft(
         self,
@@ -194,24 +161,21 @@ def _stored(weight: Weight, weights: DraftWeights) -> Weight:
 def _fuse(layer: DraftLayer, weights: DraftWeights) -> FusedLayer:
     attention, mlp = layer.self_attn, layer.mlp
 
-    def product(*linears: torch.nn.Linear) -> Product:
+    def product(*linears: torch.nn.Linear) -> SkinnyLinear:
         weight = torch.cat([linear.weight.detach() for linear in linears])
         biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
-        return Product(_stored(weight, weights), torch.cat(biases) if biases else None)
+        return SkinnyLinear(
+            _stored(weight, weights), torch.cat(biases) if biases else None, pack=False
+        )
 
     qkv = product(attention.q_proj, attention.k_proj, attention.v_proj)
-    keys_values = product(attention.k_proj, attention.v_proj)
-    if isinstance(qkv.weight, torch.Tensor):  # rows of the same memory
-        first = attention.q_proj.weight.shape[0]
-        keys_values = Product(qkv.weight[first:], None if qkv.bias is None else qkv.bias[first:])
-    norms = HeadNorms(
-        attention.q_norm.weight.detach(), attention.k_norm.weight.detach(), attention.q_norm.eps
-    )
+    num_queries = len(attention.q_proj.weight)
+    query_norm, key_norm = attention.q_norm, attention.k_norm
     return FusedLayer(
         input_norm=layer.input_layernorm.weight.detach(),
         qkv=qkv,
-        keys_values=keys_values,
-        head_norms=norms,
+        keys_values=qkv.rows(num_queries) or product(attention.k_proj, attention.v_proj),
+        head_norms=HeadNorms(query_norm.weight.detach(), key_norm.weight.detach(), query_norm.eps),
         output=product(attention.o_proj),
         mlp_norm=layer.post_attention_layernorm.weight.detach(),
         gate_up=product(mlp.gate_proj, mlp.up_proj),

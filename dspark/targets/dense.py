@@ -5,6 +5,7 @@ Reads transformers' directories of Llama, SmolLM, Mistral, Qwen2 and Qwen3.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,6 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from dspark.checkpoints.files import one_line, read_json
 from dspark.checkpoints.quantized_targets import (
     Weights,
-    fused,
     plain_infos,
     quantized_format,
     unpacked,
@@ -31,17 +31,13 @@ from dspark.checkpoints.target_architectures import DENSE
 from dspark.errors import CheckpointError
 from dspark.kvcache.caches import CachePass, HeadShape, make_cache
 from dspark.kvcache.row_pool import KVSlot
+from dspark.models.decoder import Decoder
+from dspark.models.placement import ON_DEVICE, Placement
 from dspark.targets.base import Pass, TargetSpec
 from dspark.targets.context import context_limit
+from dspark.targets.dense_weights import LayerWeights, take_tables
 from dspark.targets.stop_tokens import stop_tokens
-from dspark_kernels import (
-    HeadNorms,
-    RotaryTable,
-    SkinnyLinear,
-    add_rms_norm,
-    rms_norm,
-)
-from dspark_kernels.host_memory import give_back_freed
+from dspark_kernels import RotaryTable, SkinnyLinear
 from dspark_kernels.skinny_linear import MAX_SKINNY_ROWS
 
 INV_FREQ = "rotary_emb.inv_freq"  # computed, though some files store it
@@ -62,19 +58,6 @@ class DenseShape:
     def of_heads(self) -> HeadShape:
         sizes = (self.num_layers, self.num_heads, self.num_kv_heads, self.head_dim)
         return HeadShape(*sizes, scale=self.head_dim**-0.5)
-
-
-@dataclass(frozen=True, slots=True)
-class DenseLayer:
-    """Fused weights of one decoder layer; the norms of q and k are Qwen3's."""
-
-    input_norm: torch.Tensor
-    qkv: SkinnyLinear
-    head_norms: HeadNorms | None
-    output: SkinnyLinear
-    mlp_norm: torch.Tensor
-    gate_up: SkinnyLinear
-    down: SkinnyLinear
 
 
 def supports(config: PreTrainedConfig) -> bool:
@@ -105,16 +88,15 @@ class DenseTarget:
         tap_layers: tuple[int, ...] = (),
         stop_token_ids: frozenset[int] = frozenset(),
         pack: bool = True,
+        placement: Placement = ON_DEVICE,
     ) -> None:
         """`tensors` under transformers' names; consumed, so that nothing is held twice."""
         self.tap_layers = tap_layers
         self._shape = _read_shape(config)
         try:
-            self._take_weights(tensors, tied=config.tie_word_embeddings, pack=pack)
+            self._take_weights(tensors, config.tie_word_embeddings, pack, placement)
         except KeyError as error:
             raise CheckpointError(f"the target lacks the tensor {error.args[0]}") from error
-        if tensors:
-            raise CheckpointError(f"the target has the surplus tensor {next(iter(tensors))}")
         self.device, self.dtype = self._embedding.device, self._embedding.dtype
         rotary = _rotary_embedding(config)
         table = RotaryTable(rotary.inv_freq.to(self.device), rotary.attention_scaling, self.dtype)
@@ -130,38 +112,21 @@ class DenseTarget:
             max_rows=MAX_SKINNY_ROWS,
         )
 
-    def _take_weights(self, tensors: Weights, *, tied: bool, pack: bool) -> None:
-        def fuse(prefix: str, *names: str) -> SkinnyLinear:
-            weight = fused(
-                [tensors.pop(f"{prefix}{n}.weight") for n in names], self._embedding.dtype
-            )
-            biases = [tensors.pop(f"{prefix}{name}.bias", None) for name in names]
-            present = [bias for bias in biases if bias is not None]
-            return SkinnyLinear(weight, torch.cat(present) if present else None, pack=pack)
-
-        self._embedding, head = _take_tables(tensors, tied=tied)
-        self._layers = []
-        for index in range(self._shape.num_layers):
-            layer = f"model.layers.{index}."
-            self._layers.append(
-                DenseLayer(
-                    input_norm=tensors.pop(layer + "input_layernorm.weight"),
-                    qkv=fuse(layer + "self_attn.", "q_proj", "k_proj", "v_proj"),
-                    head_norms=self._take_head_norms(layer + "self_attn.", tensors),
-                    output=fuse(layer + "self_attn.", "o_proj"),
-                    mlp_norm=tensors.pop(layer + "post_attention_layernorm.weight"),
-                    gate_up=fuse(layer + "mlp.", "gate_proj", "up_proj"),
-                    down=fuse(layer + "mlp.", "down_proj"),
-                )
-            )
-            give_back_freed()
-        self._final_norm = tensors.pop("model.norm.weight")
+    def _take_weights(self, tensors: Weights, tied: bool, pack: bool, placement: Placement) -> None:
+        self._embedding, head = take_tables(tensors, tied=tied)
+        final_norm = tensors.pop("model.norm.weight")
+        shape, dtype = self._shape, self._embedding.dtype
+        weights = LayerWeights(
+            *(tensors, shape.eps, dtype),
+            pack=pack and placement.prepacks,
+            rereads=placement.rereads,
+        )
+        builds = [partial(weights.build, index) for index in range(shape.num_layers)]
+        layers = placement.place(builds)
+        if tensors and not placement.rereads:
+            raise CheckpointError(f"the target has the surplus tensor {next(iter(tensors))}")
+        self.decoder = Decoder(layers, final_norm, head_dim=shape.head_dim, eps=shape.eps)
         self._head = SkinnyLinear(head, pack=pack, is_shared=True)
-
-    def _take_head_norms(self, prefix: str, tensors: Weights) -> HeadNorms | None:
-        query = tensors.pop(f"{prefix}q_norm.weight", None)
-        key = tensors.pop(f"{prefix}k_norm.weight", None)
-        return None if query is None or key is None else HeadNorms(query, key, self._shape.eps)
 
     def embedding(self) -> torch.Tensor:
         return self._embedding
@@ -180,7 +145,7 @@ class DenseTarget:
 
     def prefill(self, slot: KVSlot, token_ids: torch.Tensor, total: int | None = None) -> Pass:
         rows = self.cache.at([slot], [token_ids.shape[0]], causal=True)
-        hidden, taps = self._run(token_ids, rows)
+        hidden, taps = self.decoder.run(self._embedding[token_ids], rows, self.tap_layers)
         slot.length += token_ids.shape[0]
         return Pass(self._head(hidden[-1:]), taps)
 
@@ -190,7 +155,7 @@ class DenseTarget:
 
     def run(self, token_ids: torch.Tensor, rows: CachePass) -> Pass:
         """token_ids [N] of the rows of a pass."""
-        hidden, taps = self._run(token_ids, rows)
+        hidden, taps = self.decoder.run(self._embedding[token_ids], rows, self.tap_layers)
         return Pass(self._head(hidden), taps)
 
     def commit(self, slots: Sequence[KVSlot], num_kept: Sequence[int]) -> None:
@@ -202,40 +167,7 @@ class DenseTarget:
         return True
 
     def final_norm(self, hidden: torch.Tensor) -> torch.Tensor:
-        return rms_norm(hidden, self._final_norm, self._shape.eps)
-
-    def _run(self, token_ids: torch.Tensor, rows: CachePass) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states [N, H] after the final norm, taps [N, T * H].
-
-        What a layer adds is added where the next norm reads it.
-        """
-        eps, first, *others = self._shape.eps, *(layer.input_norm for layer in self._layers)
-        residual = self._embedding[token_ids]
-        normed, taps = rms_norm(residual, first, eps), {-1: residual}
-        following = [*others, self._final_norm]
-        for index, (layer, norm) in enumerate(zip(self._layers, following, strict=True)):
-            heads = layer.qkv(normed).view(len(normed), -1, self._shape.head_dim)
-            update = layer.output(rows(index, heads, layer.head_norms))
-            normed, residual = add_rms_norm(update, residual, layer.mlp_norm, eps)
-            update = layer.down(layer.gate_up.gated(normed))
-            normed, residual = add_rms_norm(update, residual, norm, eps)
-            if index in self.tap_layers:
-                taps[index] = residual
-        wanted = [taps[index] for index in self.tap_layers]
-        return normed, torch.cat(wanted, dim=-1) if wanted else normed[:, :0]
-
-
-def _take_tables(tensors: Weights, *, tied: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embedding and output head [V, H] each; tied, one tensor unless a file holds two that differ.
-
-    As transformers has it, whatever else a config that was merged or tuned says.
-    """
-    names = ("model.embed_tokens.weight", "lm_head.weight")
-    found = [tensors.pop(name) for name in names if name in tensors or not tied]
-    if not found:
-        raise KeyError(names[0])
-    first, last = found[0], found[-1]
-    return first, first if tied and torch.equal(first, last) else last
+        return self.decoder.final_norm(hidden)
 
 
 def _rotary_embedding(config: PreTrainedConfig) -> LlamaRotaryEmbedding:
@@ -300,6 +232,7 @@ def load_dense(
     device: torch.device,
     dtype: torch.dtype,
     pack: bool = True,
+    placement: Placement = ON_DEVICE,
 ) -> DenseTarget:
     """Read a model directory. Raises CheckpointError naming a missing or surplus tensor."""
     infos = {n: info for n, info in tensor_infos(directory).items() if not n.endswith(INV_FREQ)}
@@ -318,6 +251,7 @@ def load_dense(
         tap_layers=tap_layers,
         stop_token_ids=stop_tokens(directory, config),
         pack=pack,
+        placement=placement,
     )
 
 

@@ -3,7 +3,7 @@
 Every code is exact in bf16, so a product needs the scale once a group and rounds nothing else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -49,6 +49,28 @@ class QuantizedWeight:
         if self.order is not None:
             values = torch.empty_like(values).index_copy_(1, self.order, values)
         return values.to(dtype)
+
+    def rows(self, begin: int) -> "QuantizedWeight":
+        """Those from `begin` on, of the same memory. Raises ValueError inside a block of rows that
+        share a scale."""
+        if begin % self.rows_per_scale:
+            raise ValueError(f"row {begin} is inside a block of {self.rows_per_scale}")
+        return replace(
+            self,
+            codes=self.codes[begin:],
+            scales=self.scales[begin // self.rows_per_scale :],
+            zeros=None if self.zeros is None else self.zeros[begin:],
+        )
+
+    def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "QuantizedWeight":
+        """The same weight of other tensors: on another device, say."""
+        return replace(
+            self,
+            codes=move(self.codes),
+            scales=move(self.scales),
+            zeros=None if self.zeros is None else move(self.zeros),
+            order=None if self.order is None else move(self.order),
+        )
 
     def _values(self) -> torch.Tensor:
         if self.kind != "int4":

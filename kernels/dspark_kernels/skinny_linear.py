@@ -7,6 +7,7 @@ On an x86 CPU in float32, torch's own matmul takes 2.4 times as long for 8 rows 
 both read the same weights; a packed form takes 1.45 times as long or less (docs/log.md).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,23 @@ class SkinnyLinear:
         if pack and isinstance(weight, torch.Tensor):
             self._packed = prepack_weight(weight)
         self.weight: Any = weight if is_shared or self._packed is None else None
+
+    def rows(self, begin: int) -> "SkinnyLinear | None":
+        """The product of the weight's rows from `begin` on, of the same memory; None where the
+        weight's format cannot be cut there. It must not be prepacked."""
+        assert self._packed is None
+        weight = self.weight
+        if isinstance(weight, QuantizedWeight) and begin % weight.rows_per_scale:
+            return None
+        rows = weight.rows(begin) if isinstance(weight, QuantizedWeight) else weight[begin:]
+        return SkinnyLinear(rows, None if self.bias is None else self.bias[begin:], pack=False)
+
+    def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "SkinnyLinear":
+        """The same product of other tensors, which is not prepacked."""
+        assert self._packed is None
+        weight = self.weight
+        weight = weight.moved(move) if isinstance(weight, QuantizedWeight) else move(weight)
+        return SkinnyLinear(weight, None if self.bias is None else move(self.bias), pack=False)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self._packed is None:

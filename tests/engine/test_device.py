@@ -206,7 +206,7 @@ def test_smaller_draft_weights_change_drafts_only(weights):
     config = EngineConfig(schedule=ScheduleConfig("full"))
     runtime = RuntimeConfig("cpu", "float32", weights)
     small = follow(open_session(files, runtime, config))
-    codes = [small.engine.drafter.output_weight, small.engine.drafter._fused[0].qkv.weight]
+    codes = [small.engine.drafter.output_weight, small.engine.drafter.decoder.layers[0].qkv.weight]
     assert all(isinstance(each, QuantizedWeight) and each.kind == weights for each in codes)
     events = events_of(small.engine, [request(max_tokens=60)])
     assert events[-1].token_ids == decode(golden("vanilla").engine, [request(max_tokens=60)])[0]

@@ -160,7 +160,7 @@ def test_logits_are_those_of_the_float_model(
     backend = Backend("triton" if is_kept else "torch", "chosen here")
     monkeypatch.setattr(quantized_targets, "choose_backend", lambda device: backend)
     target = load_target(tmp_path, tap_layers=(0,), **PLACE)
-    linears = [each.down for each in target._layers]  # type: ignore[attr-defined]
+    linears = [each.down for each in target.decoder.layers]  # type: ignore[attr-defined]
     assert all(isinstance(each.weight, QuantizedWeight) == is_kept for each in linears)
     ids = torch.randint(0, 80, (30,), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():

@@ -16,7 +16,8 @@ def test_packed_weights_are_multiplied_with(
 ) -> None:
     model = write(tmp_path, "llama", name)
     target = load_target(tmp_path, tap_layers=(), device=device, dtype=torch.float32)
-    assert isinstance(target._layers[0].down.weight, QuantizedWeight)  # type: ignore[attr-defined]
+    first, *_ = target.decoder.layers  # type: ignore[attr-defined]
+    assert isinstance(first.down.weight, QuantizedWeight)
     ids = torch.randint(0, 80, (5,))
     with torch.inference_mode():
         wanted = model(input_ids=ids[None]).logits[0]

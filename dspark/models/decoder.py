@@ -1,0 +1,99 @@
+"""The decoder that every dense model here runs: pre-norm attention and SwiGLU, matrices fused.
+
+A target, a drafter on pages and the GPU benchmark are the same layers with other weights.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from dspark.kvcache.caches import CachePass
+from dspark_kernels import HeadNorms, SkinnyLinear, add_rms_norm, rms_norm
+
+Move = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class FusedLayer:
+    """Weights of one layer. Norms of queries and keys are Qwen3's.
+
+    qkv [(heads + 2 kv_heads) * D, H], gate_up [2 * I, H] with the gate's rows first. `keys_values`
+    are a drafter's alone: of context features, which ask nothing.
+    """
+
+    input_norm: torch.Tensor
+    qkv: SkinnyLinear
+    head_norms: HeadNorms | None
+    output: SkinnyLinear
+    mlp_norm: torch.Tensor
+    gate_up: SkinnyLinear
+    down: SkinnyLinear
+    keys_values: SkinnyLinear | None = None
+
+    def moved(self, move: Move) -> "FusedLayer":
+        """The same layer of other tensors; its products must not be prepacked."""
+        parts: dict[str, Any] = {
+            "input_norm": move(self.input_norm),
+            "mlp_norm": move(self.mlp_norm),
+        }
+        if (norms := self.head_norms) is not None:
+            parts["head_norms"] = HeadNorms(move(norms.query), move(norms.key), norms.eps)
+        for name in ("qkv", "output", "gate_up", "down", "keys_values"):
+            if (linear := getattr(self, name)) is not None:
+                parts[name] = linear.moved(move)
+        return replace(self, **parts)
+
+
+class Decoder:
+    """Layers in their order and the norm behind them; where their weights lie is `layers`' matter
+    (models/placement.py)."""
+
+    def __init__(
+        self, layers: Iterable[FusedLayer], final_norm: torch.Tensor, *, head_dim: int, eps: float
+    ) -> None:
+        self.layers, self._final_norm = layers, final_norm
+        self._head_dim, self._eps = head_dim, eps
+
+    def run(
+        self, residual: torch.Tensor, rows: CachePass, tap_layers: tuple[int, ...] = ()
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings [N, H] -> hidden states [N, H] after the final norm, taps [N, T * H].
+
+        Each residual add is fused into the norm that follows it. Tap -1 are the embeddings.
+        """
+        taps: dict[int, torch.Tensor] = {}
+        update, index = None, -1
+        for index, layer in enumerate(self.layers):
+            normed, residual = self._add_norm(update, residual, layer.input_norm)
+            taps |= {index - 1: residual} if index - 1 in tap_layers else {}
+            heads = self._by_head(layer.qkv(normed))
+            update = layer.output(rows(index, heads, layer.head_norms))
+            normed, residual = add_rms_norm(update, residual, layer.mlp_norm, self._eps)
+            update = layer.down(layer.gate_up.gated(normed))
+        normed, taps[index] = self._add_norm(update, residual, self._final_norm)
+        tapped = [taps[index] for index in tap_layers]
+        return normed, torch.cat(tapped, dim=-1) if tapped else normed[:, :0]
+
+    def write(self, features: torch.Tensor, rows: CachePass) -> None:
+        """Keys and values of context features [N, H], in every layer."""
+        for index, layer in enumerate(self.layers):
+            assert layer.keys_values is not None
+            rows.write(index, self._by_head(layer.keys_values(features)), layer.head_norms)
+
+    def final_norm(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[N, H] -> [N, H]."""
+        return rms_norm(hidden, self._final_norm, self._eps)
+
+    def _by_head(self, projected: torch.Tensor) -> torch.Tensor:
+        """[N, heads * D] -> [N, heads, D]."""
+        return projected.view(len(projected), -1, self._head_dim)
+
+    def _add_norm(
+        self, update: torch.Tensor | None, residual: torch.Tensor, weight: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The norm of the sum, and the sum; nothing is added in front of the first layer."""
+        if update is None:
+            return rms_norm(residual, weight, self._eps), residual
+        return add_rms_norm(update, residual, weight, self._eps)
