@@ -21,12 +21,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.vs_deepspec import Reference, planned_steps
 from dspark.bench.document import provenance, write_document
 from dspark.config import GraftConfig
-from dspark.drafters.head import DSparkHead
 from dspark.graft.data.answer_file import Answer
 from dspark.graft.head.shape import head_config
 from dspark.graft.target.frozen_target import FrozenTarget
 from dspark.graft.train.loss import LossWeights, OutputHead, distribution_loss
 from dspark.graft.train.trainer import Trainer
+from dspark.models.dspark_head import DSparkHead
 
 VOCABULARY, HIDDEN, LENGTH, BLOCK, RANK = 151_936, 256, 640, 7, 64
 ANCHORS = (32, 64, 128, 256, 512)

@@ -23,13 +23,13 @@ from torch import nn
 from dspark.bench.document import write_document
 from dspark.checkpoints.dspark_config import MarkovType
 from dspark.config import GraftConfig
-from dspark.drafters.head import DSparkHead
 from dspark.graft.data.answer_file import Answer
 from dspark.graft.head.shape import head_config
 from dspark.graft.target.frozen_target import FrozenTarget
 from dspark.graft.train.blocks import sample_blocks
 from dspark.graft.train.seeds import generator_of
 from dspark.graft.train.trainer import Trainer, learning_rate
+from dspark.models.dspark_head import DSparkHead
 
 PARTS = ("cross_entropy", "l1", "confidence")
 MARKOV_TYPES: tuple[MarkovType, ...] = ("vanilla", "gated", "rnn")

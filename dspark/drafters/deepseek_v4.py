@@ -13,16 +13,12 @@ import torch.nn.functional as F
 from dspark.checkpoints.deepseek_v4 import DeepseekV4Weights
 from dspark.checkpoints.deepseek_v4_config import DeepseekV4HeadConfig
 from dspark.drafters.base import Chooser, Proposals
-from dspark.drafters.deepseek_v4_blocks import (
-    Experts,
-    StreamMixer,
-    WindowAttention,
-    collapse,
-    norm,
-    taken_up,
-)
 from dspark.drafters.head_drafter import stack_present
 from dspark.errors import PairMismatchError
+from dspark.models.deepseek_v4.experts import Experts
+from dspark.models.deepseek_v4.norm_rotate import norm
+from dspark.models.deepseek_v4.streams import StreamMixer, collapse, taken_up
+from dspark.models.deepseek_v4.window_attention import WindowAttention
 
 
 @dataclass(slots=True)

@@ -10,12 +10,13 @@ from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.eagle3_config import DraftConfig
 from dspark.drafters.base import Chooser, Proposals
 from dspark.drafters.calibration import scaled_confidence
-from dspark.drafters.head import DraftLayer, DSparkHead
 from dspark.drafters.head_drafter import HeadDrafter, stack_present
 from dspark.drafters.vocabulary import OutputHead
 from dspark.errors import PairMismatchError
 from dspark.kvcache.pooled_attention import PooledAttention
 from dspark.kvcache.row_pool import KVSlot, RowPlan
+from dspark.models.draft_layer import DraftLayer
+from dspark.models.dspark_head import DSparkHead
 
 
 @dataclass(frozen=True, slots=True)

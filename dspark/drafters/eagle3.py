@@ -13,11 +13,11 @@ from torch import nn
 
 from dspark.checkpoints.eagle3_config import Eagle3Config
 from dspark.drafters.base import Chooser, Proposals
-from dspark.drafters.head import DraftLayer, Norm, draft_layer, full_rotary
 from dspark.drafters.head_drafter import HeadDrafter, stack_present
 from dspark.drafters.vocabulary import OutputHead
 from dspark.kvcache.pooled_attention import PooledAttention
 from dspark.kvcache.row_pool import KVSlot, RowPlan
+from dspark.models.draft_layer import DraftLayer, Norm, draft_layer, full_rotary
 from dspark_kernels import RotaryTable
 
 

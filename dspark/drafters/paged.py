@@ -9,11 +9,12 @@ from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.eagle3_config import DraftConfig
 from dspark.config import DraftWeights
 from dspark.drafters.dspark import DSparkDrafter, DSparkSlot
-from dspark.drafters.head import DraftLayer, DSparkHead
 from dspark.drafters.vocabulary import FullVocabulary, OutputHead, soft_cap
 from dspark.kvcache.caches import CachePass, HeadShape, PagedCache
 from dspark.kvcache.row_pool import KVSlot
 from dspark.models.decoder import Decoder, FusedLayer
+from dspark.models.draft_layer import DraftLayer
+from dspark.models.dspark_head import DSparkHead
 from dspark_kernels import (
     DraftedBlock,
     HeadNorms,

@@ -4,7 +4,7 @@ import torch
 
 from dspark.checkpoints.eagle3_config import DraftConfig, Eagle3Config
 from dspark.drafters.eagle3 import Eagle3Head
-from dspark.drafters.head import DSparkHead
+from dspark.models.dspark_head import DSparkHead
 
 
 def trained_parameters(shape: DraftConfig) -> int:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from dspark.drafters.sequential import MarkovHead
+from dspark.models.sequential_heads import MarkovHead
 from dspark_kernels import SkinnyLinear
 
 OWN_TOKENS = 256  # per request; always so many columns, so that company never changes a shape

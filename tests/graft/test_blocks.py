@@ -8,12 +8,12 @@ import torch
 from dspark.checkpoints.dspark_config import MarkovType
 from dspark.config import GraftConfig
 from dspark.drafters.dspark import DSparkDrafter
-from dspark.drafters.head import DSparkHead
 from dspark.graft.data.answer_file import Answer
 from dspark.graft.head.shape import head_config
 from dspark.graft.target.frozen_target import FrozenTarget
 from dspark.graft.train.algorithm import ParallelAlgorithm
 from dspark.graft.train.blocks import block_hidden, sample_blocks
+from dspark.models.dspark_head import DSparkHead
 
 MASK = 95
 

@@ -21,7 +21,6 @@ from transformers import (
 from dspark.checkpoints.deepspec import read_head
 from dspark.config import EngineConfig, GraftConfig, RuntimeConfig, ScheduleConfig, StopConfig
 from dspark.drafters.dspark import DSparkDrafter
-from dspark.drafters.head import DSparkHead
 from dspark.drafters.vocabulary import soft_cap
 from dspark.engine.session import Session, open_session
 from dspark.events import Finished
@@ -38,6 +37,7 @@ from dspark.graft.train.blocks import block_hidden, sample_blocks
 from dspark.graft.train.loss import LossWeights, OutputHead, distribution_loss
 from dspark.graft.train.trainer import Trainer
 from dspark.hub.catalog.pairs import PairFiles
+from dspark.models.dspark_head import DSparkHead
 from dspark.progress import follow
 from dspark.targets.load import load_target
 

@@ -12,13 +12,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from dspark.checkpoints.deepspec import write_head
 from dspark.config import GraftConfig, graft_config
-from dspark.drafters.head import DSparkHead
 from dspark.graft.data.answer_file import Answer
 from dspark.graft.head.init_from_target import start_random
 from dspark.graft.head.shape import build_head, draft_config, head_config
 from dspark.graft.target.frozen_target import FrozenTarget, load_frozen
 from dspark.graft.train.blocks import Blocks, block_hidden, sample_blocks
 from dspark.graft.train.trainer import Trainer
+from dspark.models.dspark_head import DSparkHead
 
 NUM_WORDS = 60
 MASK, STOP = NUM_WORDS, NUM_WORDS + 1

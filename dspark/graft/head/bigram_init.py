@@ -7,9 +7,9 @@ among tokens as frequent as in the data.
 
 import torch
 
-from dspark.drafters.sequential import MarkovHead
 from dspark.graft.data.answer_file import Answer
 from dspark.graft.target.frozen_target import FrozenTarget
+from dspark.models.sequential_heads import MarkovHead
 
 PRIOR_COUNT = 4.0  # a token seen this often is believed half as much as those like it
 RIDGE = 1e-2

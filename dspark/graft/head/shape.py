@@ -10,10 +10,10 @@ from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.eagle3_config import DraftConfig, Eagle3Config
 from dspark.config import GraftConfig
 from dspark.drafters.eagle3 import Eagle3Head
-from dspark.drafters.head import DSparkHead
 from dspark.drafters.parameters import trained_parameters
 from dspark.errors import InputError
 from dspark.graft.train.algorithm import DraftHead
+from dspark.models.dspark_head import DSparkHead
 from dspark.targets.context import context_limit
 from dspark.targets.hf_model import rope_theta
 from dspark.text.stream import load_tokenizer

@@ -8,12 +8,12 @@ from typing import Protocol
 import torch
 
 from dspark.drafters.eagle3 import Eagle3Head
-from dspark.drafters.head import DSparkHead
-from dspark.drafters.sequential import MarkovHead
 from dspark.graft.target.frozen_target import TargetView
 from dspark.graft.train.blocks import Blocks, block_hidden
 from dspark.graft.train.eagle3_blocks import unrolled_hidden
 from dspark.graft.train.supervised_rows import Rows, supervised_rows
+from dspark.models.dspark_head import DSparkHead
+from dspark.models.sequential_heads import MarkovHead
 
 DraftHead = DSparkHead | Eagle3Head
 

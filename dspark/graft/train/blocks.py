@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from dspark.drafters.head import DraftAttention, DraftLayer, DSparkHead
+from dspark.models.draft_layer import DraftAttention, DraftLayer
+from dspark.models.dspark_head import DSparkHead
 from dspark_kernels import RotaryTable
 
 

@@ -1,16 +1,13 @@
-"""The trained part of a DSpark pair: parallel backbone, sequential head, confidence head.
+"""The layers that heads are made of, as modules: they serve training and decoding.
 
-One module serves training and decoding; parameter names are those of DeepSpec's layout.
-A context feature is RMSNorm(W_c · taps); each layer projects it with its own k and v weights.
+Parameter names are those of DeepSpec's layout.
 """
 
 import torch
 from torch import nn
 
-from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.eagle3_config import DraftConfig
 from dspark.checkpoints.head_config import Yarn
-from dspark.drafters.sequential import ConfidenceHead, build_markov_head
 from dspark_kernels import RotaryTable, apply_rope, rms_norm
 
 
@@ -134,29 +131,6 @@ def draft_layer(config: DraftConfig, input_width: int | None = None) -> DraftLay
     """Of the config's family. `input_width` of what attention projects: the hidden size if None."""
     layer = Gemma4Layer if config.family == "gemma4" else DraftLayer
     return layer(config, input_width)
-
-
-class DSparkHead(nn.Module):
-    """Everything but the embedding and the output head, which are the target's, frozen."""
-
-    def __init__(self, config: DSparkConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.fc = nn.Linear(config.tap_width, config.hidden_size, bias=False)
-        self.hidden_norm = Norm(config.hidden_size, config.rms_norm_eps)
-        self.layers = nn.ModuleList(draft_layer(config) for _ in range(config.num_layers))
-        self.norm = Norm(config.hidden_size, config.rms_norm_eps)
-        self.markov_head = build_markov_head(config)
-        self.confidence_head = ConfidenceHead(config) if config.has_confidence else None
-
-    def context_features(self, taps: torch.Tensor) -> torch.Tensor:
-        """taps [..., N, T * H] -> [..., N, H]."""
-        out: torch.Tensor = self.hidden_norm(self.fc(taps))
-        return out
-
-    def rotary_table(self) -> RotaryTable:
-        """Full rotary over head_dim at the head's own base frequency."""
-        return full_rotary(self.config, self.norm.weight)
 
 
 def full_rotary(config: DraftConfig, like: torch.Tensor) -> RotaryTable:

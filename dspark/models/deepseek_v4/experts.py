@@ -1,0 +1,51 @@
+"""DeepSeek-V4's routed experts. Routing is float32, as the target's own forward has it."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+
+from dspark.checkpoints.deepseek_v4_config import DeepseekV4HeadConfig
+from dspark.checkpoints.fp4_fp8 import Fp4Experts
+
+Weights = Mapping[str, torch.Tensor]
+
+
+class Experts:
+    """The routed experts, in 4 bits until a row needs them, and the one that all rows share."""
+
+    def __init__(
+        self,
+        config: DeepseekV4HeadConfig,
+        weights: Weights,
+        packed: Mapping[str, Fp4Experts],
+    ) -> None:
+        self._config, self._weights, self._packed = config, weights, packed
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x [N, H] -> [N, H]."""
+        shared = "ffn.shared_experts.{}.weight"
+        out = self._feed(x, *(self._weights[shared.format(name)] for name in ("w1", "w2", "w3")))
+        chosen, shares = self._route(x)
+        for expert in chosen.unique().tolist():
+            rows, places = (chosen == expert).nonzero(as_tuple=True)
+            matrices = (self._packed[n].weight(expert, x.dtype) for n in ("w1", "w2", "w3"))
+            part = self._feed(x[rows], *matrices) * shares[rows, places, None].to(x.dtype)
+            out = out.index_add(0, rows, part)
+        return out
+
+    def _route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x [N, H] -> experts [N, k] and their shares. The bias decides who, not how much."""
+        logits = F.linear(x.float(), self._weights["ffn.gate.weight"])
+        scores = F.softplus(logits).sqrt()
+        ranked = scores + self._weights["ffn.gate.bias"]
+        chosen = ranked.topk(self._config.experts_per_token, dim=-1).indices
+        shares = scores.gather(-1, chosen)
+        return chosen, self._config.routed_scale * shares / (shares.sum(-1, keepdim=True) + 1e-20)
+
+    def _feed(
+        self, x: torch.Tensor, gate: torch.Tensor, down: torch.Tensor, up: torch.Tensor
+    ) -> torch.Tensor:
+        limit = self._config.swiglu_limit
+        gated = F.silu(F.linear(x, gate).clamp(max=limit))
+        return F.linear(gated * F.linear(x, up).clamp(-limit, limit), down)

@@ -1,0 +1,36 @@
+"""The trained part of a DSpark pair: parallel backbone, sequential head, confidence head.
+
+One module serves training and decoding; parameter names are those of DeepSpec's layout.
+A context feature is RMSNorm(W_c · taps); each layer projects it with its own k and v weights.
+"""
+
+import torch
+from torch import nn
+
+from dspark.checkpoints.dspark_config import DSparkConfig
+from dspark.models.draft_layer import Norm, draft_layer, full_rotary
+from dspark.models.sequential_heads import ConfidenceHead, build_markov_head
+from dspark_kernels import RotaryTable
+
+
+class DSparkHead(nn.Module):
+    """Everything but the embedding and the output head, which are the target's, frozen."""
+
+    def __init__(self, config: DSparkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.fc = nn.Linear(config.tap_width, config.hidden_size, bias=False)
+        self.hidden_norm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.layers = nn.ModuleList(draft_layer(config) for _ in range(config.num_layers))
+        self.norm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.markov_head = build_markov_head(config)
+        self.confidence_head = ConfidenceHead(config) if config.has_confidence else None
+
+    def context_features(self, taps: torch.Tensor) -> torch.Tensor:
+        """taps [..., N, T * H] -> [..., N, H]."""
+        out: torch.Tensor = self.hidden_norm(self.fc(taps))
+        return out
+
+    def rotary_table(self) -> RotaryTable:
+        """Full rotary over head_dim at the head's own base frequency."""
+        return full_rotary(self.config, self.norm.weight)
