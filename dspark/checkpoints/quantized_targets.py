@@ -1,7 +1,7 @@
 """Quantized targets: 4-bit AWQ (Lin et al. 2023) and GPTQ (Frantar et al. 2022), and FP8 with
 scales per block, row or tensor."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch
 from dspark.checkpoints.files import one_line
 from dspark.checkpoints.safetensors_dir import TensorInfo, shown
 from dspark.errors import CheckpointError
-from dspark_kernels.backend import choose_backend
 from dspark_kernels.quantized_weight import (
     QuantizedWeight,
     concatenated,
@@ -178,31 +177,50 @@ def _part_of(
     return split if split and split[0] in matrices else None
 
 
-def unpacked(
-    tensors: Iterable[tuple[str, torch.Tensor]],
-    infos: Mapping[str, TensorInfo],
-    how: QuantizedFormat,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Iterator[tuple[str, Any]]:
-    """Every matrix as `name.weight`, once all its parts are read; quantized if a kernel on that
-    device multiplies with it, else dequantized."""
-    has_kernels = choose_backend(device).name == "triton"
-    matrices = _matrices(infos, how)
-    waiting: dict[str, Parts] = {}
-    for name, tensor in tensors:
-        split = _part_of(name, how, matrices)
-        if split is None:
-            yield name, tensor.to(device=device, dtype=dtype)
-            continue
-        matrix, part = split
-        parts = waiting.setdefault(matrix, {})
-        parts[part] = tensor.to(device)
-        if parts.keys() == matrices[matrix].keys():
-            weight = _unpack(matrix, waiting.pop(matrix), how)
-            is_kept = has_kernels and matrix not in TABLES
-            yield f"{matrix}.weight", weight if is_kept else weight.dequantized(dtype)
+class QuantizedTensors(MutableMapping[str, Any]):
+    """Every matrix as `name.weight`, read and unpacked when it is asked for: a QuantizedWeight if
+    `keep_quantized`, else plain numbers of that dtype. What is deleted is only forgotten."""
+
+    def __init__(
+        self,
+        stored: Mapping[str, torch.Tensor],
+        infos: Mapping[str, TensorInfo],
+        how: QuantizedFormat,
+        *,
+        keep_quantized: bool,
+        dtype: torch.dtype,
+    ) -> None:
+        """`stored` are the parts as they lie in the files, `infos` what their headers say."""
+        self._stored, self._how = stored, how
+        self._keeps, self._dtype = keep_quantized, dtype
+        self._matrices = _matrices(infos, how)
+        self._names = dict.fromkeys(plain_infos(infos, how))
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        matrix = name.removesuffix(".weight")
+        if matrix not in self._matrices:
+            return self._stored[name].to(self._dtype)
+        parts = {part: self._stored[f"{matrix}.{part}"] for part in self._matrices[matrix]}
+        weight = _unpack(matrix, parts, self._how)
+        is_kept = self._keeps and matrix not in TABLES
+        return weight if is_kept else weight.dequantized(self._dtype)
+
+    def __setitem__(self, name: str, tensor: Any) -> None:
+        raise TypeError("files are only read")
+
+    def __delitem__(self, name: str) -> None:
+        del self._names[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # asked without reading it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _unpack(matrix: str, parts: Parts, how: QuantizedFormat) -> QuantizedWeight:

@@ -15,16 +15,15 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from dspark.checkpoints.files import one_line, read_json
 from dspark.checkpoints.quantized_targets import (
+    QuantizedTensors,
     Weights,
     plain_infos,
     quantized_format,
-    unpacked,
 )
 from dspark.checkpoints.safetensors_dir import (
     Shapes,
     StoredTensors,
     check_tensors,
-    iterate_tensors,
     tensor_infos,
 )
 from dspark.checkpoints.target_architectures import DENSE
@@ -38,6 +37,7 @@ from dspark.targets.context import context_limit
 from dspark.targets.dense_weights import LayerWeights, take_tables
 from dspark.targets.stop_tokens import stop_tokens
 from dspark_kernels import RotaryTable, SkinnyLinear
+from dspark_kernels.backend import choose_backend
 from dspark_kernels.skinny_linear import MAX_SKINNY_ROWS
 
 INV_FREQ = "rotary_emb.inv_freq"  # computed, though some files store it
@@ -239,12 +239,13 @@ def load_dense(
     how = quantized_format(getattr(config, "quantization_config", None))
     plain = infos if how is None else plain_infos(infos, how)
     check_tensors(plain, *expected_tensors(config), str(directory))
-    tensors: Weights
-    if how is None:  # one after the other, as the layers are built
+    tensors: Weights  # read one after the other, as the layers are built
+    if how is None:
         tensors = StoredTensors(directory, names=infos, device=device, dtype=dtype)
     else:
-        stored = iterate_tensors(directory, names=infos)
-        tensors = dict(unpacked(stored, infos, how, device=device, dtype=dtype))
+        stored = StoredTensors(directory, names=infos, device=device)
+        keep_quantized = choose_backend(device).name == "triton"
+        tensors = QuantizedTensors(stored, infos, how, keep_quantized=keep_quantized, dtype=dtype)
     return DenseTarget(
         config,
         tensors,

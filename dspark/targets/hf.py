@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from dspark.errors import CheckpointError
 from dspark.targets.base import Pass, TargetSpec
 from dspark.targets.context import context_limit
 from dspark.targets.deepseek_v4 import RecordedPass
 from dspark.targets.hf_call import HfCall
-from dspark.targets.hf_model import read_hf_model
+from dspark.targets.hf_model import input_embeddings, read_hf_model
+from dspark.targets.hf_taps import HookedTaps
 from dspark.targets.rope_length import RopeLengths
 
 
@@ -41,25 +40,6 @@ class HfSlot:
     snapshot: Any = None
 
 
-@dataclass(slots=True)
-class _Taps:
-    """What the hooks saw during the last forward, by layer; where rows go one by one, of each."""
-
-    is_stepwise: bool
-    seen: dict[int, torch.Tensor] = field(default_factory=dict)
-
-    def record(self, index: int) -> Callable[..., None]:
-        def hook(_module: Any, _args: Any, output: Any) -> None:
-            rows = output[0] if isinstance(output, tuple) else output
-            before = self.seen.get(index) if self.is_stepwise else None
-            self.seen[index] = rows if before is None else torch.cat([before, rows], dim=1)
-
-        return hook
-
-    def keep(self, num_rows: int) -> None:
-        self.seen = {index: seen[:, -num_rows:] for index, seen in self.seen.items()}
-
-
 class HfTarget:
     """One request a pass; several are run one after the other."""
 
@@ -74,10 +54,7 @@ class HfTarget:
         self.tap_layers = tap_layers
         self.device, self.dtype = model.device, model.dtype
         self._call = HfCall(model)
-        self._taps = _Taps(self._call.is_stepwise)
-        for index in tap_layers:
-            module = decoder_layers(model)[index] if index >= 0 else model.get_input_embeddings()
-            module.register_forward_hook(self._taps.record(index))
+        self._taps = HookedTaps(model, tap_layers, is_stepwise=self._call.is_stepwise)
         config = model.config.get_text_config()
         self._ropes = RopeLengths(model)
         self.spec = TargetSpec(
@@ -188,7 +165,7 @@ class HfTarget:
         self, slot: HfSlot, token_ids: torch.Tensor, lengths: list[int], num_kept: int | None = None
     ) -> torch.Tensor:
         """Logits [N, V], or of the last rows alone, in the model's own dtype."""
-        self._taps.seen.clear()
+        self._taps.clear()
         self._ropes.lengths = lengths
         rows = token_ids.shape[0] if num_kept is None else num_kept
         if self.spec.rollback == "rerun":
@@ -198,35 +175,7 @@ class HfTarget:
     def _last_taps(self, like: torch.Tensor) -> torch.Tensor:
         if not self.tap_layers:
             return like.new_empty(like.shape[0], 0)
-        taps = [self._taps.seen[index][0] for index in self.tap_layers]
-        if taps[0].dim() == 3:  # DeepSeek-V4's streams: heads want their mean
-            taps = [tap.mean(dim=1) for tap in taps]
-        return torch.cat(taps, dim=-1)
-
-
-def input_embeddings(model: Any) -> torch.Tensor:
-    """[V, H] as the first layer reads them: Gemma scales what is stored."""
-    module = model.get_input_embeddings()
-    weight: torch.Tensor = module.weight
-    if type(module) is nn.Embedding:
-        return weight
-    with torch.no_grad():
-        read: torch.Tensor = module(torch.arange(len(weight), device=weight.device))
-    return read
-
-
-def decoder_layers(model: Any) -> Any:
-    """The list of decoder layers, wherever the architecture keeps it."""
-    for path in ("model.layers", "model.language_model.layers", "transformer.h", "gpt_neox.layers"):
-        module = model
-        for name in path.split("."):
-            module = getattr(module, name, None)
-        if module is not None:
-            return module
-    raise CheckpointError(
-        f"the layers of {type(model).__name__} cannot be tapped, so no head can draft for it",
-        "Use --draft lookup or --draft none.",
-    )
+        return self._taps.rows()
 
 
 def _copied(cache: DynamicCache) -> DynamicCache:

@@ -75,6 +75,17 @@ def text_part(config: PreTrainedConfig) -> PreTrainedConfig | None:
     return text
 
 
+def input_embeddings(model: Any) -> torch.Tensor:
+    """[V, H] as the first layer reads them: Gemma scales what is stored."""
+    module = model.get_input_embeddings()
+    weight: torch.Tensor = module.weight
+    if type(module) is nn.Embedding:
+        return weight
+    with torch.no_grad():
+        read: torch.Tensor = module(torch.arange(len(weight), device=weight.device))
+    return read
+
+
 def final_norm(model: Any) -> nn.Module | None:
     """The norm before the output head, wherever the architecture keeps it."""
     base = model.base_model

@@ -1,6 +1,6 @@
 """The frozen target as training sees it: taps and final hidden states of whole sequences."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,8 +9,8 @@ import torch
 from dspark.drafters.vocabulary import soft_cap
 from dspark.errors import InputError
 from dspark.graft.target.tap_cache import TapCache, identity
-from dspark.targets.hf import decoder_layers, input_embeddings
-from dspark.targets.hf_model import read_hf_model
+from dspark.targets.hf_model import input_embeddings, read_hf_model
+from dspark.targets.hf_taps import HookedTaps, decoder_layers
 
 LOGIT_TOLERANCE = 0.05  # far above bf16's rounding, far below a scale or a bias
 
@@ -36,22 +36,14 @@ class FrozenTarget:
         _check_logits(self)
         self.tap_layers: tuple[int, ...] = ()
         self.cache: TapCache | None = None
-        self._seen: dict[int, torch.Tensor] = {}
+        self._taps = HookedTaps(model, ())
         self._kept: dict[tuple[int, ...], TargetView] = {}
         self._bytes_left = memory_bytes
 
     def tap(self, layers: Sequence[int]) -> None:
         """Which layers to hook, -1 being the embeddings. Once."""
         self.tap_layers = tuple(layers)
-        for index in layers:
-            module = self.layers[index] if index >= 0 else self.model.get_input_embeddings()
-            module.register_forward_hook(self._record(index))
-
-    def _record(self, index: int) -> Callable[..., None]:
-        def hook(_module: Any, _args: Any, output: Any) -> None:
-            self._seen[index] = output[0] if isinstance(output, tuple) else output
-
-        return hook
+        self._taps = HookedTaps(self.model, layers)
 
     def view(self, token_ids: tuple[int, ...]) -> TargetView:
         """One sequence, from memory if it was seen before and fitted there, else from the cache.
@@ -97,8 +89,8 @@ class FrozenTarget:
     def _forward(self, token_ids: tuple[int, ...]) -> TargetView:
         ids = torch.tensor([token_ids], device=self.embedding.device)
         hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-        taps = torch.cat([self._seen[index][0] for index in self.tap_layers], dim=-1)
-        self._seen.clear()
+        taps = self._taps.rows()
+        self._taps.clear()
         return TargetView(taps.bfloat16(), hidden.bfloat16())
 
 
