@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+
+from dspark.kvcache.caches import CachePass, PagedCache
+from dspark_kernels import DraftedBlock
 
 DraftSlot = Any  # a drafter's own state of one request; opaque to everyone else
 
@@ -70,4 +73,44 @@ class Drafter(Protocol):
 
     def truncate(self, slot: DraftSlot, length: int) -> None:
         """Forget the context from `length` tokens on."""
+        ...
+
+
+@runtime_checkable
+class DeviceDrafter(Drafter, Protocol):
+    """A drafter whose rounds the device can lead; a slot's `context` is its place in the cache.
+
+    A block is drafted from `block_rows` rows. `draft_vocabulary` [N] are the ids that a request
+    drafts from beside those it holds, None for all.
+    """
+
+    cache: PagedCache
+    block_rows: int
+    has_confidence: bool
+    draft_vocabulary: torch.Tensor | None
+
+    def draft(
+        self,
+        anchors: torch.Tensor,
+        rows: CachePass,
+        temperatures: torch.Tensor,
+        seeds: torch.Tensor,
+        positions: torch.Tensor,
+        logit_mask: torch.Tensor | None = None,
+    ) -> DraftedBlock:
+        """A block after each anchor [R], which stands at its position [R]; nothing of it on the
+        host. Noise is a function of seed and position alone. logit_mask [R, V] is added to every
+        row's logits."""
+        ...
+
+    def append(self, taps: torch.Tensor, rows: CachePass) -> None:
+        """As `extend`, of the taps [N, T * H] of all rows of a pass."""
+        ...
+
+    def confidences(self, drafted: DraftedBlock) -> torch.Tensor | None:
+        """[R, K]; None without a confidence head."""
+        ...
+
+    def choose_taps(self, tap_layers: Sequence[int]) -> None:
+        """The target taps these layers, the head's own among them."""
         ...

@@ -28,7 +28,6 @@ from dspark_kernels import (
 from dspark_kernels.quantized_weight import quantize_fp8, quantize_int8
 
 Weight = torch.Tensor | QuantizedWeight
-MASKED_LOGIT = -3e4  # below any logit, and a number in every format: a whole block may be hidden
 
 
 def supports(config: DraftConfig) -> bool:
@@ -67,11 +66,12 @@ class PagedDSparkDrafter(DSparkDrafter):
         self.output_weight = _stored(self._vocabulary.output_weight, weights)
         self._sequential = _sequential(head)
         self.draft_vocabulary = draft_vocabulary
+        self.block_rows, self.has_confidence = config.num_slots, config.has_confidence
         self._temperatures = torch.tensor(config.temperatures, device=self.device)
         self._tap_places: torch.Tensor | None = None
 
     def choose_taps(self, tap_layers: Sequence[int]) -> None:
-        """The target taps these layers, the head's own among them."""
+        """As DeviceDrafter.choose_taps."""
         width = torch.arange(self.config.hidden_size, device=self.device)
         places = [list(tap_layers).index(layer) for layer in self.target_layer_ids]
         self._tap_places = torch.cat([place * len(width) + width for place in places])
@@ -94,7 +94,7 @@ class PagedDSparkDrafter(DSparkDrafter):
             slot.context.length += size
 
     def append(self, taps: torch.Tensor, rows: CachePass) -> None:
-        """Keys and values of the context features of taps [N, T * H]."""
+        """As DeviceDrafter.append: keys and values of the context features of taps [N, T * H]."""
         if self._tap_places is not None:
             taps = taps.index_select(1, self._tap_places)
         norm = self._head.hidden_norm
@@ -120,11 +120,7 @@ class PagedDSparkDrafter(DSparkDrafter):
         positions: torch.Tensor,
         logit_mask: torch.Tensor | None = None,
     ) -> DraftedBlock:
-        """A block after each anchor [R], which stands at its position; nothing of it on the host.
-
-        Noise is a function of seed and position alone. hidden_logits [R, V] are added to every
-        row: HIDDEN for the tokens that a request does not draft from, 0 for the others.
-        """
+        """As DeviceDrafter.draft."""
         hidden = self.hidden(anchors, rows).unflatten(0, (-1, self.config.num_slots))
         hidden = hidden[:, -self.block_size :]
         logits = skinny_linear(hidden.flatten(0, 1), self.output_weight)

@@ -4,15 +4,14 @@ from collections.abc import Sequence
 
 import torch
 
-from dspark.drafters.base import Chooser, Drafter, DraftSlot, Proposals
-from dspark.drafters.paged import PagedDSparkDrafter
+from dspark.drafters.base import Chooser, DeviceDrafter, Drafter, DraftSlot, Proposals
 
 
 def with_own_taps(drafter: Drafter, tap_layers: Sequence[int]) -> Drafter:
     """The drafter for a target that taps `tap_layers`, its own among them."""
     if tuple(tap_layers) == drafter.target_layer_ids:
         return drafter
-    if isinstance(drafter, PagedDSparkDrafter):
+    if isinstance(drafter, DeviceDrafter):
         drafter.choose_taps(tap_layers)
         return drafter
     return _TapChoice(drafter, tap_layers)

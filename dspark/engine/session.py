@@ -39,9 +39,7 @@ from dspark.errors import InputError
 from dspark.events import Event, Failed, LoadProgress
 from dspark.hub import PairFiles, home
 from dspark.hub.memory_fit import check_files
-from dspark.kvcache.caches import PagedCache
-from dspark.targets.base import Target
-from dspark.targets.dense import DenseTarget
+from dspark.targets.base import DeviceTarget, Target
 from dspark.targets.load import load_target
 from dspark.text.stream import TextCodec
 
@@ -225,7 +223,7 @@ def load_drafter(
     if vocabulary is not None:
         vocabulary = vocabulary.to(target.device)
     parts = (tensors, target.embedding(), target.output_head())
-    is_paged = isinstance(target, DenseTarget) and isinstance(target.cache, PagedCache)
+    is_paged = isinstance(target, DeviceTarget) and target.paged_cache() is not None
     if is_paged and isinstance(config, DSparkConfig) and supports(config):
         return PagedDSparkDrafter(config, *parts, draft_vocabulary=vocabulary, weights=weights)
     if weights in ("int8", "fp8"):

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
+
+from dspark.kvcache.caches import CachePass, PagedCache
 
 Rollback = Literal["crop", "rebuild", "replay", "rerun"]
 Slot = Any  # a target's own state of one request; opaque to everyone else
@@ -84,4 +86,19 @@ class Target(Protocol):
     def truncate(self, slot: Slot, length: int, total: int | None = None) -> bool:
         """Forget committed tokens from `length` on; False where the cache cannot do that, or
         where a prompt of `total` tokens would have filled it otherwise."""
+        ...
+
+
+@runtime_checkable
+class DeviceTarget(Target, Protocol):
+    """A target whose rounds the device can lead: nothing of a pass has to be known to the host."""
+
+    tap_layers: tuple[int, ...]
+
+    def paged_cache(self) -> PagedCache | None:
+        """Its cache where that is one of pages; only then can the device lead."""
+        ...
+
+    def run(self, token_ids: torch.Tensor, rows: CachePass) -> Pass:
+        """As `verify`, of all rows [N] of a pass whose numbers are on the device."""
         ...

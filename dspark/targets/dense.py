@@ -28,7 +28,7 @@ from dspark.checkpoints.safetensors_dir import (
 )
 from dspark.checkpoints.target_architectures import DENSE
 from dspark.errors import CheckpointError
-from dspark.kvcache.caches import CachePass, HeadShape, make_cache
+from dspark.kvcache.caches import CachePass, HeadShape, PagedCache, make_cache
 from dspark.kvcache.row_pool import KVSlot
 from dspark.models.decoder import Decoder
 from dspark.models.placement import ON_DEVICE, Placement
@@ -153,8 +153,11 @@ class DenseTarget:
         rows = self.cache.at(slots, [block.shape[0] for block in blocks], causal=True)
         return self.run(torch.cat(list(blocks)), rows)
 
+    def paged_cache(self) -> PagedCache | None:
+        return self.cache if isinstance(self.cache, PagedCache) else None
+
     def run(self, token_ids: torch.Tensor, rows: CachePass) -> Pass:
-        """token_ids [N] of the rows of a pass."""
+        """As DeviceTarget.run."""
         hidden, taps = self.decoder.run(self._embedding[token_ids], rows, self.tap_layers)
         return Pass(self._head(hidden), taps)
 

@@ -1,23 +1,20 @@
 """Who leads the rounds: the device wherever its pair can, otherwise the host."""
 
 from dspark.config import EngineConfig
-from dspark.drafters.base import Drafter
-from dspark.drafters.paged import PagedDSparkDrafter
+from dspark.drafters.base import DeviceDrafter, Drafter
 from dspark.engine.rounds.device import DeviceRounds
 from dspark.engine.rounds.host import HostRounds, RoundRunner
 from dspark.engine.schedule.policies import Scheduler
-from dspark.kvcache.caches import PagedCache
-from dspark.targets.base import Target
-from dspark.targets.dense import DenseTarget
+from dspark.targets.base import DeviceTarget, Target
 
 
 def choose_rounds(
     target: Target, drafter: Drafter | None, scheduler: Scheduler, config: EngineConfig
 ) -> RoundRunner:
     if (
-        isinstance(target, DenseTarget)
-        and isinstance(target.cache, PagedCache)
-        and (drafter is None or isinstance(drafter, PagedDSparkDrafter))
+        isinstance(target, DeviceTarget)
+        and (cache := target.paged_cache()) is not None
+        and (drafter is None or isinstance(drafter, DeviceDrafter))
     ):
-        return DeviceRounds(target, drafter, scheduler, config)
+        return DeviceRounds(target, cache, drafter, scheduler, config)
     return HostRounds(target, drafter, scheduler, config)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dspark.config import EngineConfig
-from dspark.drafters.paged import PagedDSparkDrafter
+from dspark.drafters.base import DeviceDrafter
 from dspark.engine.request import ActiveRequest, Request
 from dspark.engine.rounds.cuda_graph import GraphedCall, Moment, graph_pool
 from dspark.engine.rounds.device_batch import Lanes, Plan
@@ -23,7 +23,7 @@ from dspark.errors import MemoryFullError
 from dspark.events import LoadProgress
 from dspark.kvcache.caches import MAX_VERIFY_ROWS, PagedCache
 from dspark.kvcache.sizing import fix_pages
-from dspark.targets.dense import DenseTarget
+from dspark.targets.base import DeviceTarget
 from dspark_kernels.backend import next_power_of_2
 from dspark_kernels.paged_cache import PAGE, num_pages_for
 
@@ -64,20 +64,21 @@ class _Calls:
 
 
 class DeviceRounds:
-    """A dense target on pages, with a DSpark head on pages or none."""
+    """Of a target on pages, with a drafter on pages or none."""
 
     def __init__(
         self,
-        target: DenseTarget,
-        drafter: PagedDSparkDrafter | None,
+        target: DeviceTarget,
+        cache: PagedCache,
+        drafter: DeviceDrafter | None,
         scheduler: Scheduler,
         config: EngineConfig,
     ) -> None:
-        assert isinstance(target.cache, PagedCache)
-        self._target, self._cache, self._drafter = target, target.cache, drafter
+        """`cache` is the target's."""
+        self._target, self._cache, self._drafter = target, cache, drafter
         self._scheduler, self._device = scheduler, target.device
         self._block_size = drafter.block_size if drafter is not None else 0
-        rows = 1 + max(self._block_size, drafter.config.num_slots if drafter is not None else 0)
+        rows = 1 + max(self._block_size, drafter.block_rows if drafter is not None else 0)
         self.capacity = capacity_of(target, rows, config)
         # a round that is not read yet, one that is wasted, and the rows of both
         self._slack = 2 * rows + 1
@@ -234,7 +235,7 @@ class DeviceRounds:
 
     @property
     def _has_confidence(self) -> bool:
-        return self._drafter is not None and self._drafter.config.has_confidence
+        return self._drafter is not None and self._drafter.has_confidence
 
     def _num_drafts(self, batch: tuple[ActiveRequest, ...], lanes: Lanes) -> int:
         """How many drafts of every request are verified; by rounds that are over, if by any."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from dspark.drafters.paged import MASKED_LOGIT, PagedDSparkDrafter
+from dspark.drafters.base import DeviceDrafter
 from dspark.engine.request import ActiveRequest
 from dspark.kvcache.caches import PagedCache
 from dspark.kvcache.row_pool import KVSlot
-from dspark.targets.dense import DenseTarget
+from dspark.targets.base import DeviceTarget
 from dspark_kernels import (
     DraftedBlock,
     Filters,
@@ -21,6 +21,7 @@ from dspark_kernels import (
     uniforms,
 )
 
+MASKED_LOGIT = -3e4  # below any logit, and a number in every format: a whole block may be hidden
 SEED_STEP = 0x9E3779B97F4A7C15 - (1 << 64)  # odd: no two rounds of a request share their noise
 
 
@@ -38,9 +39,9 @@ class Lanes:
     def __init__(
         self,
         num_lanes: int,
-        target: DenseTarget,
+        target: DeviceTarget,
         target_cache: PagedCache,
-        drafter: PagedDSparkDrafter | None,
+        drafter: DeviceDrafter | None,
         scratch: tuple[KVSlot, KVSlot | None],
         threshold: float | None,
     ) -> None:
@@ -118,7 +119,7 @@ class Lanes:
     def draft(self, plan: Plan) -> DraftedBlock:
         drafter = self._drafter
         assert drafter is not None
-        rows = self._rows(self._draft_slots, drafter.config.num_slots, plan, causal=False)
+        rows = self._rows(self._draft_slots, drafter.block_rows, plan, causal=False)
         # as the target's own draw with a seed; otherwise of this round alone
         seeds = torch.where(self._is_seeded, self.seeds, self._round_seeds())
         drafted = drafter.draft(
