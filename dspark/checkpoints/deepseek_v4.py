@@ -1,7 +1,7 @@
 """The DSpark head in a DeepSeek-V4 target's own shards: only `mtp.*`, found by the index."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,27 +14,33 @@ from dspark.checkpoints.deepseek_v4_config import (
     expert_shapes,
 )
 from dspark.checkpoints.files import read_json
-from dspark.checkpoints.fp4_fp8 import Fp4Experts, dequantize_fp8
 from dspark.checkpoints.safetensors_dir import FLOATS, TensorInfo, iterate_tensors, tensor_infos
 from dspark.errors import CheckpointError
+from dspark_kernels.quantized_weight import (
+    FP4_GROUP,
+    QuantizedWeight,
+    e8m0,
+    from_fp4,
+    from_fp8,
+)
 
 PREFIX = "mtp."
 STAGE = re.compile(r"mtp\.(\d{1,3})\.")
-EXPERT = re.compile(r"mtp\.(\d+)\.ffn\.experts\.(\d+)\.(w[123])\.(weight|scale)")
-FP4_RUN = 32  # columns that share a scale
+EXPERT = re.compile(r"mtp\.(\d+)\.ffn\.experts\.(\d+)\.(w[123])")
 SCALES = ("F8_E8M0", "U8")
 BYTES = ("I8", "U8")
 
 
 @dataclass(frozen=True, slots=True)
 class DeepseekV4Weights:
-    """`dense`: de-quantised tensors by their name in the file; `experts`: of each stage, as stored.
+    """`dense`: de-quantised tensors by their name in the file; `experts`: of each stage, in FP4, by
+    the name of the matrix and then by expert.
 
     Tensors that route, mix streams or normalise are float32, as in the target.
     """
 
     dense: Mapping[str, torch.Tensor]
-    experts: tuple[Mapping[str, Fp4Experts], ...]
+    experts: tuple[Mapping[str, Sequence[QuantizedWeight]], ...]
 
 
 def read_own_config(folder: Path) -> DeepseekV4HeadConfig:
@@ -50,27 +56,37 @@ def read_own_head(
     infos = tensor_infos(folder, PREFIX)
     config = _config(folder, infos)
     _check(infos, config, folder)
-    experts = tuple(_empty_experts(config, device) for _ in range(config.num_stages))
     dense: dict[str, torch.Tensor] = {}
-    waiting: dict[
-        str, torch.Tensor
-    ] = {}  # halves of a quantised weight, whose other half may be in another file
+    experts: dict[tuple[int, int, str], QuantizedWeight] = {}
+    waiting: dict[str, torch.Tensor] = {}  # of two halves, the first one read
     for name, tensor in iterate_tensors(folder, PREFIX):
-        if match := EXPERT.fullmatch(name):
-            stage, expert, matrix, part = match.groups()
-            packed = experts[int(stage)][matrix]
-            target = packed.packed if part == "weight" else packed.scale
-            target[int(expert)] = tensor.view(torch.uint8)
-        elif _scale_of(name) in infos or name.endswith(".scale"):
-            waiting[name] = tensor
-        else:
+        if _scale_of(name) not in infos and not name.endswith(".scale"):
             dense[name] = _typed(name, tensor.to(device), dtype)
+            continue
+        waiting[name] = tensor.to(device)
         base = name.removesuffix(".scale").removesuffix(".weight")
-        if {f"{base}.weight", f"{base}.scale"} <= waiting.keys():
-            weight, scale = waiting.pop(f"{base}.weight"), waiting.pop(f"{base}.scale")
-            full = dequantize_fp8(weight.to(device), scale.to(device), config.scale_block)
+        if not {f"{base}.weight", f"{base}.scale"} <= waiting.keys():
+            continue
+        weight, scale = waiting.pop(f"{base}.weight"), e8m0(waiting.pop(f"{base}.scale"))
+        if match := EXPERT.fullmatch(base):
+            stage, expert, matrix = match.groups()
+            experts[int(stage), int(expert), matrix] = from_fp4(weight, scale)
+        else:
+            full = from_fp8(weight, scale, config.scale_block).dequantized(torch.float32)
             dense[f"{base}.weight"] = _typed(f"{base}.weight", full, dtype)
-    return config, DeepseekV4Weights(dense, experts)
+    return config, DeepseekV4Weights(dense, _by_stage(experts, config))
+
+
+def _by_stage(
+    experts: Mapping[tuple[int, int, str], QuantizedWeight], config: DeepseekV4HeadConfig
+) -> tuple[Mapping[str, Sequence[QuantizedWeight]], ...]:
+    return tuple(
+        {
+            name: [experts[stage, expert, name] for expert in range(config.num_experts)]
+            for name in expert_shapes(config)
+        }
+        for stage in range(config.num_stages)
+    )
 
 
 def _config(folder: Path, infos: Mapping[str, TensorInfo]) -> DeepseekV4HeadConfig:
@@ -81,16 +97,6 @@ def _config(folder: Path, infos: Mapping[str, TensorInfo]) -> DeepseekV4HeadConf
             "Fetch the shards that hold mtp.*, or use --draft none.",
         )
     return DeepseekV4HeadConfig.from_json(read_json(folder / "config.json"), len(stages))
-
-
-def _empty_experts(config: DeepseekV4HeadConfig, device: torch.device) -> dict[str, Fp4Experts]:
-    def empty(*shape: int) -> torch.Tensor:
-        return torch.empty(config.num_experts, *shape, dtype=torch.uint8, device=device)
-
-    return {
-        name: Fp4Experts(empty(rows, columns // 2), empty(rows, columns // FP4_RUN))
-        for name, (rows, columns) in expert_shapes(config).items()
-    }
 
 
 def _typed(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -142,4 +148,4 @@ def _wanted(
             for matrix, (height, width) in expert_shapes(config).items():
                 name = f"mtp.{stage}.ffn.experts.{expert}.{matrix}"
                 yield f"{name}.weight", (BYTES, (height, width // 2))
-                yield f"{name}.scale", (SCALES, (height, width // FP4_RUN))
+                yield f"{name}.scale", (SCALES, (height, width // FP4_GROUP))

@@ -1,6 +1,8 @@
-"""Weights [out, in] of 4 or 8 bits, and their repacking from AWQ, GPTQ and fp8 checkpoints.
+"""Weights [out, in] of 4 or 8 bits, and their repacking from AWQ, GPTQ, fp8 and fp4 checkpoints.
 
 Every code is exact in bf16, so a product needs the scale once a group and rounds nothing else.
+fp8 is e4m3, fp4 is e2m1 with a power of two (e8m0) for 32 columns, both as the Open Compute
+Project's microscaling formats have them.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,10 +11,13 @@ from typing import Literal
 
 import torch
 
-Kind = Literal["int8", "int4", "fp8"]
+Kind = Literal["int8", "int4", "fp8", "fp4"]
+NIBBLES = ("int4", "fp4")  # two codes to a byte
 INT4_GROUPS = (32, 64, 128)
 FP8_BLOCK = 128
 FP8_MAX = 448.0
+FP4_GROUP = 32
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # by the lower three bits; the highest is the sign
 # position of the nibble of column i among the eight of an AWQ word
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 
@@ -21,10 +26,10 @@ AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 class QuantizedWeight:
     """weight[n, k] = (code - zero) · scale, in groups along k.
 
-    codes [N, K] int8 or float8_e4m3fn; int4 is uint8 [N, K / 2], where byte j of a group holds its
-    element j in the low half and element j + group / 2 in the high half. scales
-    [N / rows_per_scale, K / group]; zeros uint8 [N, K / group], int4 only. `order` [K] are the
-    columns of x in the order of the codes, None for the order they have.
+    codes [N, K] int8 or float8_e4m3fn; int4 and fp4 are uint8 [N, K / 2], where byte j of a group
+    holds its element j in the low half and element j + group / 2 in the high half. scales
+    [N / rows_per_scale, K / group], fp4's of float8_e8m0fnu; zeros uint8 [N, K / group], int4 only.
+    `order` [K] are the columns of x in the order of the codes, None for the order they have.
     """
 
     kind: Kind
@@ -37,15 +42,16 @@ class QuantizedWeight:
 
     @property
     def shape(self) -> tuple[int, int]:
-        num_columns = self.codes.shape[1] * (2 if self.kind == "int4" else 1)
+        num_columns = self.codes.shape[1] * (2 if self.kind in NIBBLES else 1)
         return self.codes.shape[0], num_columns
 
     def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
         """[N, K], with the columns in the order of x."""
         values = self._values()
-        scales = self.scales.float().repeat_interleave(self.rows_per_scale, dim=0)
-        scales = scales.repeat_interleave(self.group, dim=1)
-        values = values * scales[: values.shape[0], : values.shape[1]]
+        num_rows, num_columns = values.shape
+        scales = self.scales.float().repeat_interleave(min(self.rows_per_scale, num_rows), dim=0)
+        scales = scales.repeat_interleave(min(self.group, num_columns), dim=1)
+        values = values * scales[:num_rows, :num_columns]
         if self.order is not None:
             values = torch.empty_like(values).index_copy_(1, self.order, values)
         return values.to(dtype)
@@ -73,12 +79,16 @@ class QuantizedWeight:
         )
 
     def _values(self) -> torch.Tensor:
-        if self.kind != "int4":
+        """Codes [N, K] as numbers, less their zeros."""
+        if self.kind not in NIBBLES:
             return self.codes.float()
-        assert self.zeros is not None
         halves = self.codes.unflatten(1, (-1, self.group // 2))
-        codes = torch.cat([halves & 15, halves >> 4], dim=-1).float()
-        return (codes - self.zeros.float().unsqueeze(-1)).flatten(1)
+        codes = torch.cat([halves & 15, halves >> 4], dim=-1)
+        if self.kind == "fp4":
+            signed = torch.tensor([*E2M1, *(-value for value in E2M1)], device=codes.device)
+            return signed[codes.flatten(1).int()]
+        assert self.zeros is not None
+        return (codes.float() - self.zeros.float().unsqueeze(-1)).flatten(1)
 
 
 def quantize_int8(weight: torch.Tensor, group: int | None = None) -> QuantizedWeight:
@@ -99,7 +109,7 @@ def quantize_int4(weight: torch.Tensor, group: int = 128) -> QuantizedWeight:
     codes = (grouped / scales.float().unsqueeze(-1) + zeros.unsqueeze(-1)).round_().clamp_(0, 15)
     codes = codes.flatten(1).to(torch.uint8)
     return QuantizedWeight(
-        "int4", pack_int4(codes, group), scales, group, zeros=zeros.to(torch.uint8)
+        "int4", pack_nibbles(codes, group), scales, group, zeros=zeros.to(torch.uint8)
     )
 
 
@@ -115,15 +125,41 @@ def quantize_fp8(weight: torch.Tensor) -> QuantizedWeight:
     return from_fp8(codes, scales)
 
 
-def from_fp8(codes: torch.Tensor, scales: torch.Tensor) -> QuantizedWeight:
-    """codes [N, K] e4m3; scales per block of 128 x 128, or per row: [N], [N, 1]."""
-    num_rows, num_columns = codes.shape
+def from_fp8(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    block: tuple[int, int] = (FP8_BLOCK, FP8_BLOCK),
+) -> QuantizedWeight:
+    """codes [N, K] e4m3; scales per block of rows and columns, or per row: [N], [N, 1].
+
+    The kernel multiplies in blocks of 128 x 128 and rows; others are for `dequantized`.
+    """
+    (num_rows, num_columns), (height, width) = codes.shape, block
+    expected = (-(-num_rows // height), -(-num_columns // width))
+    if tuple(scales.shape) == expected:
+        return QuantizedWeight("fp8", codes, scales.contiguous(), width, height)
     if scales.numel() == num_rows:
         return QuantizedWeight("fp8", codes, scales.view(num_rows, 1).contiguous(), num_columns)
-    expected = (-(-num_rows // FP8_BLOCK), -(-num_columns // FP8_BLOCK))
-    if tuple(scales.shape) != expected:
+    raise ValueError(f"scales are {list(scales.shape)}, {list(expected)} expected")
+
+
+def from_fp4(codes: torch.Tensor, scales: torch.Tensor) -> QuantizedWeight:
+    """codes [N, K / 2] bytes with the even column in the low half; scales [N, K / 32] e8m0.
+
+    As in DeepSeek-V4's experts.
+    """
+    pairs = codes.view(torch.uint8)
+    columns = torch.stack([pairs & 15, pairs >> 4], dim=-1).flatten(1)
+    expected = (columns.shape[0], columns.shape[1] // FP4_GROUP)
+    if tuple(scales.shape) != expected or columns.shape[1] % FP4_GROUP:
         raise ValueError(f"scales are {list(scales.shape)}, {list(expected)} expected")
-    return QuantizedWeight("fp8", codes, scales.contiguous(), FP8_BLOCK, FP8_BLOCK)
+    packed = pack_nibbles(columns, FP4_GROUP)
+    return QuantizedWeight("fp4", packed, e8m0(scales).contiguous(), FP4_GROUP)
+
+
+def e8m0(stored: torch.Tensor) -> torch.Tensor:
+    """Powers of two that a file holds as such, or as the bytes of their exponents."""
+    return stored.view(torch.float8_e8m0fnu)
 
 
 def from_awq(qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor) -> QuantizedWeight:
@@ -184,7 +220,7 @@ def _share_order(one: QuantizedWeight, other: QuantizedWeight) -> bool:
     return torch.equal(one.order, other.order)
 
 
-def pack_int4(codes: torch.Tensor, group: int) -> torch.Tensor:
+def pack_nibbles(codes: torch.Tensor, group: int) -> torch.Tensor:
     """codes uint8 [N, K] of 0..15 -> [N, K / 2] in the layout of QuantizedWeight."""
     low, high = codes.unflatten(1, (-1, group)).chunk(2, dim=-1)
     out: torch.Tensor = (low | high << 4).flatten(1).contiguous()
@@ -200,7 +236,7 @@ def _int4(
     if stored not in INT4_GROUPS or group % stored or codes.shape[1] != group * scales.shape[1]:
         raise ValueError(f"int4 groups of {group} columns are not supported")
     zeros, scales = (t.repeat_interleave(group // stored, dim=1) for t in (zeros, scales))
-    packed = pack_int4(codes.contiguous(), stored)
+    packed = pack_nibbles(codes.contiguous(), stored)
     return QuantizedWeight(
         "int4", packed, scales.contiguous(), stored, zeros=zeros.contiguous(), order=order
     )

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from dspark_kernels.backend import triton, use_triton
 from dspark_kernels.builds import KernelBuild
 from dspark_kernels.prepacked_weight import PackedProduct, prepack_weight
-from dspark_kernels.quantized_weight import QuantizedWeight
+from dspark_kernels.quantized_weight import NIBBLES, QuantizedWeight
 from dspark_kernels.skinny_linear_kernels import ROW_TILE, combine_kernel, skinny_kernel
 from dspark_kernels.swiglu import swiglu
 
@@ -117,7 +117,7 @@ class Tiling:
     ) -> "Tiling":
         """group: columns that share a scale; element: bytes of one number of x."""
         block_n = 64
-        block_k = group if kind == "int4" else min(group, 128 if element == 2 else 32)
+        block_k = group if kind in NIBBLES else min(group, 128 if element == 2 else 32)
         num_steps, num_splits = -(-num_columns // block_k), 1
         # enough programs to fill a large card, each with enough steps to fill its pipeline
         while -(-num_outputs // block_n) * num_splits < 512 and num_steps >= 8 * num_splits:
@@ -139,7 +139,7 @@ def _launch(
     x = x.contiguous()
     (num_rows, num_columns), num_weight_rows = x.shape, weight.shape[0]
     num_outputs = num_weight_rows // 2 if gated else num_weight_rows
-    codes, kind, group = _codes(weight, x)
+    codes, scales, kind, group = _codes(weight, x)
     tiling = Tiling.of(num_outputs, num_columns, kind, group, x.element_size())
     out = x.new_empty(num_rows, num_outputs)
     is_split = tiling.num_splits > 1
@@ -152,7 +152,7 @@ def _launch(
     skinny_kernel[grid](
         x,
         codes,
-        codes if quantized is None else quantized.scales,
+        scales,
         codes if quantized is None or quantized.zeros is None else quantized.zeros,
         x if bias is None else bias,
         parts,
@@ -190,16 +190,21 @@ def _launch(
 
 def _codes(
     weight: torch.Tensor | QuantizedWeight, x: torch.Tensor
-) -> tuple[torch.Tensor, str, int]:
-    """What the kernel reads, how it reads it, and the columns that share a scale."""
+) -> tuple[torch.Tensor, torch.Tensor, str, int]:
+    """Codes and scales that the kernel reads, how it reads them, and the columns that share a
+    scale."""
     if not isinstance(weight, QuantizedWeight):
-        return weight, "dense", weight.shape[1] if weight.shape[1] >= 128 else 128
-    group = weight.group if weight.group < weight.shape[1] else max(weight.group, 128)
+        return weight, weight, "dense", weight.shape[1] if weight.shape[1] >= 128 else 128
+    codes, scales, group = weight.codes, weight.scales, weight.group
+    if weight.kind == "fp4":
+        return codes, scales.view(torch.uint8), "fp4", group
+    if weight.kind != "int4" and group >= weight.shape[1]:
+        group = max(group, 128)
     if weight.kind == "fp8" and x.is_cuda:
         capability = torch.cuda.get_device_capability(x.device)
         if capability < NATIVE_FP8_CAPABILITY:
-            return weight.codes.view(torch.uint8), "fp8_bits", group
-    return weight.codes, weight.kind, group
+            return codes.view(torch.uint8), scales, "fp8_bits", group
+    return codes, scales, weight.kind, group
 
 
 def builds() -> list[KernelBuild]:
@@ -214,6 +219,8 @@ def builds() -> list[KernelBuild]:
         ("bf16", "*u8", "*bf16", "int4", 128, 1, 80),
         ("bf16", "*u8", "*bf16", "int4", 32, 1, 80),
         ("fp16", "*u8", "*fp16", "int4", 128, 1, 80),
+        ("bf16", "*u8", "*u8", "fp4", 32, 1, 80),
+        ("fp16", "*u8", "*u8", "fp4", 32, 1, 80),
         ("bf16", "*fp8e4nv", "*fp32", "fp8", 128, 128, 89),
         ("bf16", "*u8", "*fp32", "fp8_bits", 128, 128, 80),
     ]

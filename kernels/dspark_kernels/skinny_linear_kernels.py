@@ -23,6 +23,23 @@ def fp8_value(bits: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
 
 
 @jit
+def doubled_e2m1(codes: tl.tensor) -> tl.tensor:
+    """Twice the value of each 4-bit code (sign, two of exponent, one of mantissa): a whole
+    number."""
+    size = (codes & 7).to(tl.int8)
+    doubled = tl.where(size < 2, size, (2 + (size & 1)) << tl.maximum((size >> 1) - 1, 0))
+    return tl.where(codes < 8, doubled, -doubled)
+
+
+@jit
+def e8m0_value(bits: tl.tensor) -> tl.tensor:
+    """2^(bits - 127) in float32; 255 is NaN. Of 0 and 255 the mantissa says what they are."""
+    wide = bits.to(tl.int32) << 23
+    wide = tl.where((bits == 0) | (bits == 255), wide | 0x400000, wide)
+    return wide.to(tl.float32, bitcast=True)
+
+
+@jit
 def tile_product(
     x: tl.tensor,
     codes: tl.tensor,
@@ -44,19 +61,23 @@ def tile_product(
     dtype: tl.constexpr = x.dtype.element_ty
     is_row = (rows < num_rows)[:, None]
     x_row = x + rows[:, None] * num_columns
-    width = num_columns // 2 if KIND == "int4" else num_columns
+    HALVES: tl.constexpr = KIND == "int4" or KIND == "fp4"
+    width = num_columns // 2 if HALVES else num_columns
     code_row = codes + columns.to(tl.int64)[None, :] * width
     group_index = step // GROUP
     scale_stride = tl.cdiv(num_columns, GROUP)
-    if KIND == "int4":
+    if HALVES:
         half = tl.arange(0, GROUP // 2)
         packed = tl.load(code_row + (step // 2 + half)[:, None], eviction_policy="evict_first")
-        zero = tl.load(zeros + columns * scale_stride + group_index).to(tl.int8)[None, :]
         x_low = tl.load(x_row + (step + half)[None, :], mask=is_row, other=0.0)
         x_high = tl.load(x_row + (step + GROUP // 2 + half)[None, :], mask=is_row, other=0.0)
-        part = tl.zeros_like(total)
-        part = product(x_low, exact((packed & 15).to(tl.int8) - zero, dtype), part)
-        part = product(x_high, exact((packed >> 4).to(tl.int8) - zero, dtype), part)
+        if KIND == "int4":
+            zero = tl.load(zeros + columns * scale_stride + group_index).to(tl.int8)[None, :]
+            low, high = (packed & 15).to(tl.int8) - zero, (packed >> 4).to(tl.int8) - zero
+        else:
+            low, high = doubled_e2m1(packed & 15), doubled_e2m1(packed >> 4)
+        part = product(x_low, exact(low, dtype), tl.zeros_like(total))
+        part = product(x_high, exact(high, dtype), part)
     else:
         k = step + tl.arange(0, BLOCK_K)
         if EVEN_K:
@@ -77,6 +98,8 @@ def tile_product(
             return product(values, code, total)
         part = product(values, code, tl.zeros_like(total))
     scale = tl.load(scales + columns // ROWS_PER_SCALE * scale_stride + group_index)
+    if KIND == "fp4":
+        scale = e8m0_value(scale) * 0.5
     return total + part * scale.to(tl.float32)[None, :]
 
 

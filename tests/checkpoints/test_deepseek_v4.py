@@ -20,7 +20,6 @@ from dspark.checkpoints.deepseek_v4_config import (
     dense_shapes,
     expert_shapes,
 )
-from dspark.checkpoints.fp4_fp8 import Fp4Experts, dequantize_fp8, fake_quantize_e4m3
 from dspark.checkpoints.heads import find_head, read_any_config, read_draft
 from dspark.errors import CheckpointError
 from tests.deepseek_v4_toy import CONFIG, STAGES, write
@@ -268,37 +267,3 @@ def test_the_sizes_of_flash_are_those_of_its_published_index() -> None:
     num_bytes += 4 * sum(numbers[name] for name in in_float32)
     assert num_bytes + sum(experts) // 2 + sum(experts) // 32 == 10_862_838_300
     assert count_own_parameters(config) == 19_845_850_215 + 3 * 256
-
-
-def test_blocks_at_the_edge_of_a_matrix() -> None:
-    """160 rows and 96 columns in blocks of 128: two scales by one."""
-    weight = torch.ones(160, 96).to(torch.float8_e4m3fn)
-    scale = torch.tensor([[127], [130]], dtype=torch.uint8)
-    full = dequantize_fp8(weight, scale, (128, 128))
-    assert full.shape == (160, 96)
-    assert bool((full[:128] == 1.0).all()) and bool((full[128:] == 8.0).all())
-
-
-def test_a_block_larger_than_the_matrix_costs_no_memory() -> None:
-    weight = torch.ones(4, 6).to(torch.float8_e4m3fn)
-    full = dequantize_fp8(weight, torch.tensor([[128]], dtype=torch.uint8), (2**31, 2**31))
-    assert torch.equal(full, torch.full((4, 6), 2.0))
-
-
-def test_all_sixteen_codes() -> None:
-    codes = torch.arange(16, dtype=torch.uint8).repeat(2)
-    packed = (codes[0::2] | codes[1::2] << 4).view(1, 1, 16)
-    packed_experts = Fp4Experts(packed, torch.tensor([[[128]]], dtype=torch.uint8))
-    positive = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
-    expected = 2.0 * torch.cat([positive, -positive]).repeat(2)
-    assert torch.equal(packed_experts.weight(0, torch.float32)[0], expected)
-
-
-def test_fake_quantisation_keeps_what_e4m3_can_say_and_rounds_the_rest() -> None:
-    exact = torch.tensor([448.0, -1.0, 0.5, 0.0] * 16)
-    assert torch.equal(fake_quantize_e4m3(exact, 64), exact)
-    assert torch.equal(fake_quantize_e4m3(exact / 4.0, 64), exact / 4.0)
-    # 449 needs the scale 2: 449 / 2 = 224.5 lies between 224 and 240
-    assert fake_quantize_e4m3(torch.tensor([449.0] * 64), 64)[0] == 448.0
-    tiny = torch.full((64,), 1e-6)  # the scale stops at the one of 1e-4
-    assert fake_quantize_e4m3(tiny, 64)[0] == 4.0 * 2**-22  # 4.19 rounds to 4

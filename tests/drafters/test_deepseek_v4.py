@@ -9,6 +9,7 @@ import torch
 from dspark.checkpoints.deepseek_v4 import read_own_head
 from dspark.drafters.deepseek_v4 import DeepseekV4Drafter, DeepseekV4Slot, check_own_pair
 from dspark.errors import PairMismatchError
+from dspark_kernels import QuantizedWeight
 from tests.deepseek_v4_toy import CONFIG, STAGES, write
 
 CPU = torch.device("cpu")
@@ -247,14 +248,12 @@ def test_company_of_any_length_changes_nothing(drafter: DeepseekV4Drafter) -> No
 def test_only_the_experts_of_the_block_are_unpacked(
     drafter: DeepseekV4Drafter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dspark.checkpoints.fp4_fp8 import Fp4Experts
-
-    unpacked: list[int] = []
-    original = Fp4Experts.weight
+    unpacked: list[QuantizedWeight] = []
+    original = QuantizedWeight.dequantized
     monkeypatch.setattr(
-        Fp4Experts,
-        "weight",
-        lambda self, e, dtype: unpacked.append(e) or original(self, e, dtype),
+        QuantizedWeight,
+        "dequantized",
+        lambda self, dtype: unpacked.append(self) or original(self, dtype),
     )
     slot = filled(drafter, taps_of(4))
     drafter.propose([slot], torch.tensor([3]), Greedy())

@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from dspark_kernels.quantized_weight import (
+    concatenated,
+    e8m0,
     from_awq,
+    from_fp4,
     from_fp8,
     from_gptq,
     quantize_fp8,
@@ -78,6 +81,71 @@ def test_sizes_that_do_not_fit_are_refused():
         from_awq(torch.zeros(32, 1).int(), torch.zeros(2, 1).int(), torch.ones(2, 8))
     with pytest.raises(ValueError, match="scales are"):
         from_fp8(torch.zeros(130, 128).to(torch.float8_e4m3fn), torch.ones(1, 1))
+    for shape in ((2, 1), (3, 2)):
+        with pytest.raises(ValueError, match="scales are"):
+            from_fp4(torch.zeros(3, 16).byte(), torch.zeros(shape).byte())
+
+
+def test_fp8_blocks_at_the_edge_of_a_matrix():
+    """160 rows and 96 columns in blocks of 128: two scales by one."""
+    weight = torch.ones(160, 96).to(torch.float8_e4m3fn)
+    scale = e8m0(torch.tensor([[127], [130]], dtype=torch.uint8))
+    full = from_fp8(weight, scale).dequantized(torch.float32)
+    assert full.shape == (160, 96)
+    assert bool((full[:128] == 1.0).all()) and bool((full[128:] == 8.0).all())
+
+
+def test_a_block_larger_than_the_matrix_costs_no_memory():
+    weight = torch.ones(4, 6).to(torch.float8_e4m3fn)
+    scale = e8m0(torch.tensor([[128]], dtype=torch.uint8))
+    full = from_fp8(weight, scale, (2**31, 2**31)).dequantized(torch.float32)
+    assert torch.equal(full, torch.full((4, 6), 2.0))
+
+
+def test_as_many_blocks_as_rows_are_blocks():
+    """Two rows of 200 columns have two blocks, and not a scale each."""
+    scales = torch.tensor([[2.0, 4.0]])
+    full = from_fp8(torch.ones(2, 200).to(torch.float8_e4m3fn), scales).dequantized(torch.float32)
+    assert bool((full[:, :128] == 2.0).all()) and bool((full[:, 128:] == 4.0).all())
+
+
+GRID = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of e2m1: the Open Compute Project's table
+
+
+def test_all_sixteen_fp4_codes():
+    codes = torch.arange(16, dtype=torch.uint8).repeat(2)
+    packed = (codes[0::2] | codes[1::2] << 4).view(1, 16)
+    weight = from_fp4(packed, torch.tensor([[128]], dtype=torch.uint8))
+    expected = 2.0 * torch.tensor([*GRID, *(-value for value in GRID)]).repeat(2)
+    assert weight.shape == (1, 32) and torch.equal(weight.dequantized(torch.float32)[0], expected)
+
+
+def test_fp4_scales_are_those_of_32_columns():
+    """The least and the largest power that a byte can say, and the one that is no number."""
+    pairs = torch.full((1, 64), 0x22, dtype=torch.uint8)  # two ones to a byte
+    full = from_fp4(pairs, torch.tensor([[0, 254, 255, 127]], dtype=torch.uint8))
+    first, second, third, last = full.dequantized(torch.float32).view(4, 32)
+    assert bool((first == 2.0**-127).all()) and bool((second == 2.0**127).all())
+    assert bool(third.isnan().all()) and bool((last == 1.0).all())
+
+
+def test_fp4_weights_one_above_the_other_and_rows_of_both():
+    def weight():
+        return from_fp4(*(torch.randint(100, 140, shape).byte() for shape in ((8, 32), (8, 2))))
+
+    parts = [weight(), weight()]
+    whole = concatenated(parts)
+    full = torch.cat([part.dequantized(torch.float32) for part in parts])
+    assert torch.equal(whole.dequantized(torch.float32), full)
+    assert torch.equal(whole.rows(5).dequantized(torch.float32), full[5:])
+
+
+def test_rows_begin_where_a_scale_begins():
+    weight = quantize_fp8(torch.randn(300, 130))
+    below = weight.rows(128).dequantized(torch.float32)
+    assert torch.equal(below, weight.dequantized(torch.float32)[128:])
+    with pytest.raises(ValueError, match="inside a block of 128"):
+        weight.rows(100)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 """DeepSeek-V4's routed experts. Routing is float32, as the target's own forward has it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 
 from dspark.checkpoints.deepseek_v4_config import DeepseekV4HeadConfig
-from dspark.checkpoints.fp4_fp8 import Fp4Experts
+from dspark_kernels import QuantizedWeight, skinny_linear
 
+Weight = torch.Tensor | QuantizedWeight
 Weights = Mapping[str, torch.Tensor]
 
 
@@ -18,9 +19,9 @@ class Experts:
         self,
         config: DeepseekV4HeadConfig,
         weights: Weights,
-        packed: Mapping[str, Fp4Experts],
+        routed: Mapping[str, Sequence[QuantizedWeight]],
     ) -> None:
-        self._config, self._weights, self._packed = config, weights, packed
+        self._config, self._weights, self._routed = config, weights, routed
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x [N, H] -> [N, H]."""
@@ -29,7 +30,7 @@ class Experts:
         chosen, shares = self._route(x)
         for expert in chosen.unique().tolist():
             rows, places = (chosen == expert).nonzero(as_tuple=True)
-            matrices = (self._packed[n].weight(expert, x.dtype) for n in ("w1", "w2", "w3"))
+            matrices = (self._routed[name][expert] for name in ("w1", "w2", "w3"))
             part = self._feed(x[rows], *matrices) * shares[rows, places, None].to(x.dtype)
             out = out.index_add(0, rows, part)
         return out
@@ -43,9 +44,8 @@ class Experts:
         shares = scores.gather(-1, chosen)
         return chosen, self._config.routed_scale * shares / (shares.sum(-1, keepdim=True) + 1e-20)
 
-    def _feed(
-        self, x: torch.Tensor, gate: torch.Tensor, down: torch.Tensor, up: torch.Tensor
-    ) -> torch.Tensor:
+    def _feed(self, x: torch.Tensor, gate: Weight, down: Weight, up: Weight) -> torch.Tensor:
+        """x [N, H] -> [N, H], gate and value cut off at the limit."""
         limit = self._config.swiglu_limit
-        gated = F.silu(F.linear(x, gate).clamp(max=limit))
-        return F.linear(gated * F.linear(x, up).clamp(-limit, limit), down)
+        gated = F.silu(skinny_linear(x, gate).clamp(max=limit))
+        return skinny_linear(gated * skinny_linear(x, up).clamp(-limit, limit), down)

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from dspark.checkpoints.deepseek_v4_config import QUANTISED_RUN, DeepseekV4HeadConfig
-from dspark.checkpoints.fp4_fp8 import fake_quantize_e4m3
 from dspark.models.deepseek_v4.norm_rotate import norm, rotate
+from dspark_kernels.quantized_weight import FP8_MAX
 
 Weights = Mapping[str, torch.Tensor]
+SMALLEST_AMAX = 1e-4  # of a run that is fake-quantised: below it, the scale no longer shrinks
 
 
 class WindowAttention:
@@ -69,3 +70,15 @@ class WindowAttention:
     @property
     def _eps(self) -> float:
         return self._config.rms_norm_eps
+
+
+def fake_quantize_e4m3(x: torch.Tensor, run: int) -> torch.Tensor:
+    """x [..., D] as it would come back from e4m3 with a power of two for every `run` of D."""
+    runs = x.float().unflatten(-1, (-1, run))
+    largest = runs.abs().amax(-1, keepdim=True).clamp_min(SMALLEST_AMAX)
+    mantissa, exponent = torch.frexp(largest / FP8_MAX)
+    exponent = exponent - (mantissa == 0.5).int()  # frexp gives 2^k as 0.5 · 2^(k+1)
+    scale = torch.ldexp(torch.ones_like(largest), exponent)
+    stored = (runs / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+    out: torch.Tensor = (stored.float() * scale).flatten(-2).to(x.dtype)
+    return out

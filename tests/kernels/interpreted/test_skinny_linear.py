@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dspark_kernels.quantized_weight import (
+    from_fp4,
     from_fp8,
     quantize_fp8,
     quantize_int4,
@@ -12,12 +13,22 @@ from dspark_kernels.quantized_weight import (
 from dspark_kernels.skinny_linear import Tiling, skinny_linear, skinny_linear_reference
 from tests.kernels.closeness import assert_near
 
+
+def fp4(weight):
+    """Any codes, scales that keep products as large as those of the others."""
+    rows, columns = weight.shape
+    device = weight.device
+    codes = torch.randint(256, (rows, columns // 2), device=device).byte()
+    return from_fp4(codes, torch.randint(124, 129, (rows, columns // 32), device=device).byte())
+
+
 FORMATS = {
     "dense": lambda w: w,
     "int8": quantize_int8,
     "int8 groups": lambda w: quantize_int8(w, 64),
     "int4": quantize_int4,
     "int4 groups of 32": lambda w: quantize_int4(w, 32),
+    "fp4": fp4,
     "fp8": quantize_fp8,
     "fp8 rows": lambda w: from_fp8(w.to(torch.float8_e4m3fn), torch.rand(w.shape[0]) + 0.5),
 }
@@ -64,6 +75,7 @@ def test_quantized_product(device, dtype, name, gated):
         ("int8", (8, 17)),
         ("int4", (8, 17)),
         ("fp8", (8, 17)),
+        ("fp4", (8, 17)),
     ],
 )
 def test_a_row_does_not_depend_on_the_number_of_rows(device, name, numbers_of_rows):
@@ -79,3 +91,22 @@ def test_the_cut_of_a_matrix_covers_it():
     for num_outputs, num_columns in ((6144, 2560), (9728, 2560), (2560, 9728), (151936, 4096)):
         tiling = Tiling.of(num_outputs, num_columns, "dense", num_columns, 2)
         assert tiling.num_splits * tiling.block_k <= num_columns
+
+
+def test_every_fp4_code_and_scale_is_read_exactly(device):
+    """One column of x is one: the product is the weight, to the bit. A row a scale."""
+    scales = torch.tensor([0, 1, 100, 126, 127, 128, 254, 255], device=device).byte()
+    codes = torch.arange(256, device=device).byte().repeat(len(scales), 1)
+    weight = from_fp4(codes, scales.view(-1, 1).repeat(1, 16))
+    x = torch.eye(512, device=device)
+    product = torch.cat([skinny_linear(part, weight) for part in x.split(64)]).t()
+    expected = weight.dequantized(torch.float32)
+    assert torch.equal(product[:-1], expected[:-1])
+    assert bool(product[-1].isnan().all()) and bool(expected[-1].isnan().all())
+
+
+@pytest.mark.parametrize("name", ["int4 groups of 32", "fp4"])
+def test_a_single_group(device, name):
+    x = torch.randn(3, 32, device=device)
+    weight = FORMATS[name](torch.randn(66, 32, device=device))
+    assert_near(skinny_linear(x, weight), expected_product(x, weight, None, False))
