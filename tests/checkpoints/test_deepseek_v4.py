@@ -77,9 +77,10 @@ def check_tensors(folder: Path, meaning: dict[str, torch.Tensor]) -> None:
     found = dict(weights.dense)
     for stage, experts in enumerate(weights.experts):
         for matrix, packed in experts.items():
+            assert len(packed) == config.num_experts
             for expert in range(config.num_experts):
                 name = f"mtp.{stage}.ffn.experts.{expert}.{matrix}.weight"
-                found[name] = packed.weight(expert, torch.float32)
+                found[name] = packed[expert].dequantized(torch.float32)
     expected = {name: tensor for name, tensor in meaning.items() if name.startswith("mtp.")}
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -91,7 +92,8 @@ def test_experts_stay_packed(toy: tuple[Path, Any]) -> None:
     numbers = config.num_experts * config.expert_size * config.hidden_size
     for experts in weights.experts:
         for packed in experts.values():
-            assert packed.packed.nbytes + packed.scale.nbytes == numbers // 2 + numbers // 32
+            num_bytes = sum(weight.codes.nbytes + weight.scales.nbytes for weight in packed)
+            assert num_bytes == numbers // 2 + numbers // 32
 
 
 def test_the_dtype_is_that_of_the_pass_but_where_the_target_computes_in_float32(
@@ -166,7 +168,7 @@ def test_scales_may_be_bytes(own: Path, toy: tuple[Path, dict[str, torch.Tensor]
     weights = read_own_head(own, device=CPU, dtype=torch.float32)[1]
     name = "mtp.0.attn.wkv.weight"
     assert torch.equal(weights.dense[name], toy[1][name])
-    expert = weights.experts[0]["w1"].weight(2, torch.float32)
+    expert = weights.experts[0]["w1"][2].dequantized(torch.float32)
     assert torch.equal(expert, toy[1]["mtp.0.ffn.experts.2.w1.weight"])
 
 
