@@ -27,7 +27,7 @@ from dspark.drafters.parameters import trained_parameters
 from dspark.errors import DSparkError, InputError
 from dspark.graft.head.shape import draft_config, fitting_intermediate_size
 from dspark.hub import PAIRS
-from dspark.targets.dense import read_config
+from dspark.targets.dense_files import read_config
 from dspark_cli.loading import find_files
 from dspark_cli.naming import PairChoice
 from dspark_cli.options import DEFAULT_PAIR

@@ -22,7 +22,7 @@ from dspark.hub.memory_needed import (
     weight_bytes,
 )
 from dspark.machine import free_disk, gibibytes
-from dspark.targets.dense import read_config
+from dspark.targets.dense_files import read_config
 
 FLOAT, HALF = 4, 2
 BYTES_PER_TOKEN = 12  # of an answer file: the id in digits, and the text

@@ -15,7 +15,8 @@ from dspark.engine.schedule.policies import FullSchedule
 from dspark.errors import CheckpointError, InputError
 from dspark.events import Finished
 from dspark.targets.base import Target
-from dspark.targets.dense import DenseTarget, read_config
+from dspark.targets.dense import DenseTarget
+from dspark.targets.dense_files import read_config
 from dspark.targets.hf_model import final_norm, rope_theta
 from dspark.text.stream import TextCodec, load_tokenizer
 from dspark_kernels import rms_norm

@@ -27,7 +27,7 @@ from dspark.probe.material import (
 )
 from dspark.probe.misreadings import Convention, neighbours
 from dspark.probe.probed_head import ProbedHead, Scores
-from dspark.targets.dense import read_config
+from dspark.targets.dense_files import read_config
 from dspark.targets.load import load_target
 
 MIN_PROMPTS = 4

@@ -11,7 +11,7 @@ from transformers.utils import logging
 from dspark.checkpoints.files import one_line
 from dspark.checkpoints.safetensors_dir import tensor_infos
 from dspark.errors import CheckpointError
-from dspark.targets.dense import read_config
+from dspark.targets.dense_files import read_config
 
 # where multimodal checkpoints keep their text part, newer ones first
 TEXT_NAMES = {

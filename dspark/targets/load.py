@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from dspark.targets.base import Target
-from dspark.targets.dense import load_dense, read_config, supports
+from dspark.targets.dense_files import load_dense, read_config, supports
 from dspark.targets.stop_tokens import stop_tokens
 
 

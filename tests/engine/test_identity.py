@@ -11,7 +11,7 @@ from dspark.checkpoints.deepspec import update_head_config, write_draft_vocabula
 from dspark.config import ScheduleConfig
 from dspark.engine.schedule.policies import SpsSchedule
 from dspark.events import Round
-from dspark.targets.dense import load_dense, read_config
+from dspark.targets.dense_files import load_dense, read_config
 from dspark.targets.hf import load_hf
 from tests.engine.pairs import (
     GOLDEN,

@@ -10,7 +10,7 @@ from dspark.engine.loop import Engine
 from dspark.engine.rounds.host import HostRounds
 from dspark.engine.schedule.policies import FullSchedule
 from dspark.kvcache.caches import PagedCache
-from dspark.targets.dense import load_dense, read_config
+from dspark.targets.dense_files import load_dense, read_config
 from dspark.targets.hf import load_hf
 from tests.engine.paged import paged  # noqa: F401
 from tests.engine.pairs import GOLDEN, PROMPT, decode, golden, request

@@ -9,7 +9,7 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from dspark.targets.dense import load_dense, read_config
+from dspark.targets.dense_files import load_dense, read_config
 from dspark.targets.hf import HfTarget, load_hf
 from dspark.targets.load import load_target
 from tests.engine.rollback import check_rollback

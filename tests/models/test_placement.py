@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
 
 from dspark.models.decoder import FusedLayer
 from dspark.models.placement import InHostMemory, OnDemand, OnDevice, Placement
-from dspark.targets.dense import DenseTarget, load_dense, read_config
+from dspark.targets.dense import DenseTarget
+from dspark.targets.dense_files import load_dense, read_config
 from tests.targets.test_packed import write as write_quantized
 
 SIZES: dict[str, Any] = {

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Co
 
 from dspark.checkpoints.model_folder import count_parameters
 from dspark.errors import CheckpointError
-from dspark.targets import dense
+from dspark.targets import dense_files
 from dspark.targets.load import load_target
 from dspark_kernels import QuantizedWeight
 from dspark_kernels.backend import Backend
@@ -158,7 +158,7 @@ def test_logits_are_those_of_the_float_model(
     """Both as numbers, and packed as where kernels are; then with the kernels' reference."""
     model = write(tmp_path, family, name)
     backend = Backend("triton" if is_kept else "torch", "chosen here")
-    monkeypatch.setattr(dense, "choose_backend", lambda device: backend)
+    monkeypatch.setattr(dense_files, "choose_backend", lambda device: backend)
     target = load_target(tmp_path, tap_layers=(0,), **PLACE)
     linears = [each.down for each in target.decoder.layers]  # type: ignore[attr-defined]
     assert all(isinstance(each.weight, QuantizedWeight) == is_kept for each in linears)

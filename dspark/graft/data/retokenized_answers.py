@@ -12,7 +12,7 @@ from dspark.errors import InputError
 from dspark.graft.data.answer_file import Answer, AnswerFile
 from dspark.graft.data.write_answers import user_turn
 from dspark.plural import counted
-from dspark.targets.dense import read_config
+from dspark.targets.dense_files import read_config
 from dspark.targets.stop_tokens import stop_tokens
 from dspark.text.stream import TextCodec, TextStream
 

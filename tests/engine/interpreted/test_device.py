@@ -14,7 +14,7 @@ from dspark.engine.loop import Engine
 from dspark.engine.rounds.device import DeviceRounds
 from dspark.engine.schedule.policies import FullSchedule
 from dspark.events import Finished
-from dspark.targets.dense import load_dense, read_config
+from dspark.targets.dense_files import load_dense, read_config
 from dspark.targets.hf import load_hf
 from dspark_kernels import gumbel_row
 from tests.engine.pairs import request

@@ -1,0 +1,108 @@
+"""Reads a transformers directory for the dense forward: Llama, SmolLM, Mistral, Qwen2 and Qwen3."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from dspark.checkpoints.files import one_line, read_json
+from dspark.checkpoints.quantized_targets import (
+    QuantizedTensors,
+    Weights,
+    plain_infos,
+    quantized_format,
+)
+from dspark.checkpoints.safetensors_dir import StoredTensors, check_tensors, tensor_infos
+from dspark.checkpoints.target_architectures import DENSE
+from dspark.errors import CheckpointError
+from dspark.models.placement import ON_DEVICE, Placement
+from dspark.targets.context import context_limit
+from dspark.targets.dense import DenseTarget
+from dspark.targets.dense_shape import expected_tensors, read_shape
+from dspark.targets.stop_tokens import stop_tokens
+from dspark_kernels import RotaryTable
+from dspark_kernels.backend import choose_backend
+
+INV_FREQ = "rotary_emb.inv_freq"  # computed, though some files store it
+LARGEST_DEPTH = 4096
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those whose frequencies are fixed
+
+
+def supports(config: PreTrainedConfig) -> bool:
+    """Whether the dense forward computes this model exactly."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return (
+        config.model_type in DENSE
+        and getattr(config, "hidden_act", "silu") == "silu"
+        and rope.get("rope_type", "default") in ROPE_TYPES
+        and not _slides(config)
+    )
+
+
+def _slides(config: PreTrainedConfig) -> bool:
+    if config.model_type == "mistral":
+        return getattr(config, "sliding_window", None) is not None
+    return "sliding_attention" in (getattr(config, "layer_types", None) or ())
+
+
+def rotary_embedding(config: PreTrainedConfig) -> LlamaRotaryEmbedding:
+    try:
+        return LlamaRotaryEmbedding(cast(Any, config))
+    except Exception as error:  # transformers meets a rope that makes no sense with any of them
+        raise CheckpointError(f"the target's rope makes no sense ({one_line(error)})") from error
+
+
+def load_dense(
+    directory: Path,
+    config: PreTrainedConfig,
+    *,
+    tap_layers: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    pack: bool = True,
+    placement: Placement = ON_DEVICE,
+) -> DenseTarget:
+    """Read a model directory. Raises CheckpointError naming a missing or surplus tensor."""
+    infos = {n: info for n, info in tensor_infos(directory).items() if not n.endswith(INV_FREQ)}
+    how = quantized_format(getattr(config, "quantization_config", None))
+    plain = infos if how is None else plain_infos(infos, how)
+    check_tensors(plain, *expected_tensors(config), str(directory))
+    tensors: Weights  # read one after the other, as the layers are built
+    if how is None:
+        tensors = StoredTensors(directory, names=infos, device=device, dtype=dtype)
+    else:
+        stored = StoredTensors(directory, names=infos, device=device)
+        keep_quantized = choose_backend(device).name == "triton"
+        tensors = QuantizedTensors(stored, infos, how, keep_quantized=keep_quantized, dtype=dtype)
+    rope = rotary_embedding(config)
+    return DenseTarget(
+        read_shape(config),
+        tensors,
+        RotaryTable(rope.inv_freq.to(device), rope.attention_scaling, dtype),
+        is_tied=config.tie_word_embeddings,
+        context_limit=context_limit(config),
+        tap_layers=tap_layers,
+        stop_token_ids=stop_tokens(directory, config),
+        pack=pack,
+        placement=placement,
+    )
+
+
+def read_config(directory: Path) -> PreTrainedConfig:
+    """The target's config; raises CheckpointError where there is none or it is unknown."""
+    raw = read_json(directory / "config.json")
+    depth = raw.get("num_hidden_layers")
+    if isinstance(depth, int | float) and depth > LARGEST_DEPTH:  # transformers makes a list of it
+        raise CheckpointError(f"{directory} says that its model has {depth} layers")
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            directory, trust_remote_code=False, local_files_only=True
+        )
+        return config
+    except Exception as error:  # transformers meets what makes no sense with any of them
+        raise CheckpointError(
+            f"{directory} holds no model that transformers knows ({one_line(error)})",
+            "A target is a folder with config.json and safetensors files.",
+        ) from error
