@@ -1,4 +1,4 @@
-"""Our own lean forward for Llama-shaped models: fused weights, free taps, many requests per pass."""
+"""Our own forward for Llama-shaped models: fused weights, free taps, many requests per pass."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
