@@ -14,12 +14,18 @@ from typing import Any
 
 from dspark.bench.document import provenance, write_document
 from dspark.bench.prompts import own_prompts
-from dspark.config import EngineConfig, RuntimeConfig, SamplingConfig, ScheduleConfig, StopConfig
+from dspark.config import (
+    EngineConfig,
+    PairChoice,
+    RuntimeConfig,
+    SamplingConfig,
+    ScheduleConfig,
+    StopConfig,
+)
 from dspark.engine.request import Request
 from dspark.engine.session import Session
 from dspark.events import DecodeStats, Finished
 from dspark_cli.loading import find_files, open_files
-from dspark_cli.naming import PairChoice
 from dspark_cli.prompt import encode_prompt
 
 RULES = ("rejection", "coupling")

@@ -19,12 +19,11 @@ from transformers.generation.streamers import BaseStreamer
 from dspark.bench.document import figure_object, provenance, write_document
 from dspark.bench.prompts import own_prompts
 from dspark.bench.report import Figure
-from dspark.config import EngineConfig, RuntimeConfig, SamplingConfig, StopConfig
+from dspark.config import EngineConfig, PairChoice, RuntimeConfig, SamplingConfig, StopConfig
 from dspark.engine.session import Session
 from dspark.events import Finished
 from dspark.hub.catalog.pairs import PairFiles
 from dspark_cli.loading import find_files, open_files
-from dspark_cli.naming import PairChoice
 from dspark_cli.options import DEFAULT_PAIR
 from dspark_cli.prompt import encode_prompt
 

@@ -9,8 +9,18 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DraftWeights = Literal["auto", "bf16", "int8", "fp8"]
 Acceptance = Literal["greedy", "rejection", "coupling"]
 Algorithm = Literal["dspark", "dflash", "eagle3", "mtp"]
+DEFAULT_PAIR = "demo"
 MAX_TOKENS = 512  # new ones in an answer
 LEAST_TEMPERATURE = 1e-20  # below it sampling is greedy: logits divided by less would overflow
+
+
+@dataclass(frozen=True, slots=True)
+class PairChoice:
+    """A pair by name; paths or hub ids may replace its target and head."""
+
+    pair: str
+    target: str | None = None
+    draft: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,13 @@ FinishReason = Literal["stop_token", "stop_string", "max_tokens", "context", "ca
 
 
 @dataclass(frozen=True, slots=True)
+class Decided:
+    """What a name was taken to mean, in one line."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class FetchProgress:
     """Bytes of one file fetched or converted so far; `total` is None while unknown."""
 

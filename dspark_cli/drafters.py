@@ -7,11 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dspark.bench.report import ARMS
-from dspark.config import EngineConfig, RuntimeConfig
+from dspark.config import EngineConfig, PairChoice, RuntimeConfig
 from dspark.errors import InputError
 from dspark.progress import follow
 from dspark_cli.loading import find_files, progress_bars
-from dspark_cli.naming import PairChoice
 
 if TYPE_CHECKING:
     from dspark.bench.heads import OpenHeads

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from dspark.config import GraftConfig, RuntimeConfig, graft_config
+from dspark.config import GraftConfig, PairChoice, RuntimeConfig, graft_config
 from dspark.errors import InputError
 from dspark_cli.loading import find_files
-from dspark_cli.naming import PairChoice
 
 if TYPE_CHECKING:
     from dspark.graft.job import GraftJob

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from dspark.config import Algorithm, Dtype, GraftConfig
+from dspark.config import DEFAULT_PAIR, Algorithm, Dtype, GraftConfig
 from dspark_cli import options
 
 DEFAULTS = GraftConfig()
@@ -17,7 +17,7 @@ Base = Annotated[
     typer.Argument(
         metavar="TARGET",
         help="The model that gets a head: a pair, a folder, a GGUF file or a Hugging Face id.",
-        show_default=options.DEFAULT_PAIR,
+        show_default=DEFAULT_PAIR,
         autocompletion=options.complete_pair,
     ),
 ]

@@ -3,13 +3,12 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dspark.config import EngineConfig, RuntimeConfig
+from dspark.config import EngineConfig, PairChoice, RuntimeConfig
 from dspark.events import FetchProgress, LoadProgress
 from dspark.progress import follow
-from dspark_cli.naming import PairChoice, settled, shown_name
+from dspark_cli.naming import settled
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -20,52 +19,11 @@ if TYPE_CHECKING:
 
 def find_files(choice: PairChoice, runtime: RuntimeConfig | None = None) -> "PairFiles":
     """The chosen files on disk; missing ones are fetched first, if the pair fits on `runtime`."""
-    return find_settled(settled(choice, runtime), runtime)
+    from dspark.hub.find_files import find_files
 
-
-def find_settled(choice: PairChoice, runtime: RuntimeConfig | None = None) -> "PairFiles":
-    """As find_files, for a choice that is already settled."""
-    from dspark import hub
-    from dspark.hub.catalog.pairs import PairFiles
-    from dspark.hub.resolve import LOOKUP_DRAFT, NO_DRAFT
-
-    if choice.draft == LOOKUP_DRAFT:
-        return replace(find_settled(replace(choice, draft=NO_DRAFT), runtime), has_lookup=True)
-    _fetch_missing(choice, runtime)
-    if choice.target is not None:
-        draft = hub.resolve_draft(choice.draft) if choice.draft else None
-        target = hub.resolve_target(choice.target)
-        return PairFiles(name=shown_name(choice.target), target=target, draft=draft)
-    files = None if hub.may_lack(choice.pair) else hub.locate(choice.pair)
-    files = files or _fetch(choice.pair)
-    if choice.draft is None:
-        return files
-    return PairFiles(files.name, files.target, hub.resolve_draft(choice.draft))
-
-
-def _fetch_missing(choice: PairChoice, runtime: RuntimeConfig | None) -> None:
-    """Fetches hub repositories given by id."""
-    from dspark import hub
-
-    for name, is_head in ((choice.target, False), (choice.draft, True)):
-        with progress_bars(is_bytes=True) as bars:
-            for step in hub.fetch_missing(name or "", is_head=is_head, runtime=runtime):
-                bars.show(step)
-
-
-def _fetch(name: str) -> "PairFiles":
-    from dspark import hub
-    from dspark.errors import StorageError
-
+    choice = settled(choice, runtime)
     with progress_bars(is_bytes=True) as bars:
-        for step in hub.fetch(name):
-            bars.show(step)
-    files = hub.locate(name)
-    if files is None:
-        raise StorageError(
-            f"{name} was fetched but is not in the store", f"Run dspark pull {name} again."
-        )
-    return files
+        return follow(find_files(choice, runtime), bars.show)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from dspark.config import (
+    DEFAULT_PAIR,
     DraftWeights,
     Dtype,
     EngineConfig,
@@ -21,7 +22,6 @@ from dspark.config import (
 )
 from dspark.errors import DSparkError, InputError
 
-DEFAULT_PAIR = "demo"
 RUNTIME = RuntimeConfig()
 SAMPLING = SamplingConfig()
 

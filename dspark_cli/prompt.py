@@ -51,6 +51,4 @@ def encode_prompt(session: "Session", prompt: str, is_raw: bool) -> list[int]:
         raise InputError(
             f"{session.name} has no tokenizer", "Give the prompt as --token-ids 1,2,3."
         )
-    if is_raw or not session.tokenizer.has_chat_template:
-        return session.encode(prompt)
-    return session.encode_chat([{"role": "user", "content": prompt}])
+    return session.encode_prompt(prompt, is_raw=is_raw)

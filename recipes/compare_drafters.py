@@ -22,14 +22,13 @@ from typing import Any, get_args
 import torch
 
 from dspark.bench.document import write_document
-from dspark.config import Algorithm, GraftConfig, graft_config
+from dspark.config import Algorithm, GraftConfig, PairChoice, graft_config
 from dspark.drafters.parameters import trained_parameters
 from dspark.errors import DSparkError, InputError
 from dspark.graft.head.shape import draft_config, fitting_intermediate_size
 from dspark.hub import PAIRS
 from dspark.targets.dense_files import read_config
 from dspark_cli.loading import find_files
-from dspark_cli.naming import PairChoice
 from dspark_cli.options import DEFAULT_PAIR
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"

@@ -14,7 +14,15 @@ from dspark_cli.app import app
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 GROUP: Any = typer.main.get_command(app)
-BLOCKS = re.findall(r"^```\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
+BLOCKS = [text for language, text in FENCED.findall(README) if not language]
+LIBRARY = (ROOT / "docs" / "library.md").read_text("utf-8")
+PYTHON = [
+    text
+    for page in (README, LIBRARY)
+    for language, text in FENCED.findall(page)
+    if language == "python"
+]
 COMMANDS = sorted(
     {
         line.partition("#")[0].partition("<")[0].strip()
@@ -79,3 +87,24 @@ def test_a_changed_figure_is_noticed():
     changed = re.sub(r"\d+\.\d \(|\d\.\d\d × on", "9.99 × on", README)
     assert changed.count("9.99 × on") > 3
     assert with_figures(changed) == README
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_python_in_the_documents_runs(
+    code, tiny_chat_dir, make_tiny_head, monkeypatch, tmp_path, capsys
+):
+    """On a tiny pair called demo."""
+    from dspark import hub
+    from dspark.hub.catalog import find
+
+    monkeypatch.setenv("DSPARK_HOME", str(tmp_path))
+    monkeypatch.setattr(find, "PAIRS", {})
+    hub.register("demo", str(tiny_chat_dir), str(make_tiny_head(tiny_chat_dir)))
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.demo
+def test_the_readmes_python_runs_on_the_demo_pair(capsys):
+    exec(compile(PYTHON[0], "README.md", "exec"), {})
+    assert len(capsys.readouterr().out) > 20

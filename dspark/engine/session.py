@@ -6,6 +6,7 @@ import platform
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self, Unpack
 
 import torch
 
@@ -35,6 +36,13 @@ from dspark.engine.sampling_defaults import sampling_defaults
 from dspark.engine.schedule.policies import FullSchedule, SpsSchedule, ThresholdSchedule
 from dspark.engine.schedule.sps_profile import SpsTable, measure_sps
 from dspark.engine.schedule.sps_watch import SpsWatch
+from dspark.engine.text_request import (
+    Prompt,
+    TextOptions,
+    answer_texts,
+    encode_prompt,
+    text_request,
+)
 from dspark.errors import InputError
 from dspark.events import Event, Failed, LoadProgress
 from dspark.hub import PairFiles, home
@@ -83,6 +91,10 @@ class Session:
     def has_drafter(self) -> bool:
         return self.engine.drafter is not None
 
+    def encode_prompt(self, prompt: Prompt, *, is_raw: bool = False) -> list[int]:
+        """Text through the chat template, if there is one and not `is_raw`; or chat messages."""
+        return encode_prompt(self._codec(), prompt, is_raw=is_raw)
+
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Prompt ids of a conversation, up to where the assistant speaks."""
         return self._codec().encode_chat(messages)
@@ -106,9 +118,11 @@ class Session:
         so does the next call: one answer at a time."""
         if stop.strings and self.tokenizer is None:
             raise InputError("stop strings need a tokenizer, and this model has none")
+        return self._submit(Request(tuple(prompt_ids), sampling, stop, plain, is_raw))
+
+    def _submit(self, request: Request) -> Iterator[Event]:
         if self._running is not None:
             self.engine.discard([self._running])
-        request = Request(tuple(prompt_ids), sampling, stop, plain, is_raw)
         self._running = self.engine.submit(request)
         return self._events(self._running)
 
@@ -125,6 +139,20 @@ class Session:
             if self._running == request_id:
                 self._running = None
             self.engine.discard([request_id])
+
+    def stream_events(self, prompt: Prompt, **options: Unpack[TextOptions]) -> Iterator[Event]:
+        """The answer to a text or a chat, as its rounds and other events come. One at a time, as
+        `generate`."""
+        request = text_request(self._codec(), prompt, options)
+        return self._submit(request)
+
+    def stream_text(self, prompt: Prompt, **options: Unpack[TextOptions]) -> Iterator[str]:
+        """The answer's text as it becomes final, without the model's thinking."""
+        return answer_texts(self.stream_events(prompt, **options))
+
+    def generate_text(self, prompt: Prompt, **options: Unpack[TextOptions]) -> str:
+        """The whole answer."""
+        return "".join(self.stream_text(prompt, **options))
 
     def cancel(self) -> None:
         """End the running answer at its next step. Safe from any thread."""
@@ -164,6 +192,12 @@ class Session:
     def close(self) -> None:
         """Give back the caches; the weights go with the session."""
         self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _codec(self) -> TextCodec:
         if self.tokenizer is None:

@@ -28,3 +28,11 @@ def check_disk(folder: Path, needed_bytes: int, variable: str = HOME_VARIABLE) -
             f"{megabytes(needed_bytes)} are needed in {folder}, {megabytes(free)} are free",
             f"Free some space, or set {variable} to a folder on another disk.",
         )
+
+
+def shown_name(model: str) -> str:
+    """A user's name for a model, short: a pair or an id in full, the last part of a path."""
+    path = Path(model).expanduser()
+    if not path.exists():
+        return model
+    return path.stem if path.is_file() else path.resolve().name

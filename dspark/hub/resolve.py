@@ -1,6 +1,6 @@
 """From what a user calls a model or a head, a folder or a Hugging Face id, to a folder."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from dspark.checkpoints.model_folder import check_model_folder
@@ -15,6 +15,7 @@ from dspark.hub.inspect_repo import fetch_published, is_repo_id, look_up
 from dspark.hub.sources.gguf_target import convert_file, converted_folder, gguf_file
 from dspark.hub.sources.hf_cache import cached_folder
 from dspark.hub.sources.hf_download import mend_repo
+from dspark.progress import follow
 
 NO_DRAFT = "none"
 LOOKUP_DRAFT = "lookup"
@@ -26,11 +27,7 @@ def resolve_target(path_or_id: str) -> Path:
     if known_pair(path_or_id):
         return _stored(path_or_id).target
     if (file := gguf_file(path_or_id)) is not None:
-        for _ in fetch_missing(path_or_id):
-            pass
-        folder = converted_folder(file)
-        assert folder is not None, "a conversion ends with the folder or with an error"
-        return folder
+        return converted_folder(file) or follow(convert_file(file))
     return check_model_folder(_folder(path_or_id))
 
 
@@ -62,7 +59,7 @@ def _stored_head(pair: Pair) -> Path | None:
 
 def fetch_missing(
     path_or_id: str, *, is_head: bool = False, runtime: RuntimeConfig | None = None
-) -> Iterator[FetchProgress]:
+) -> Generator[FetchProgress, None, None]:
     """What resolve_target or resolve_draft would fetch or convert first, with its progress.
 
     `runtime` as of fetch_published.
@@ -95,8 +92,7 @@ def _folder(path_or_id: str) -> Path:
 
 def _repository(repo: HubRepo) -> Path:
     """What the cache holds whole is taken as it is; the hub is asked only for what is missing."""
-    for _ in fetch_missing(repo.repo_id):
-        pass
+    follow(fetch_missing(repo.repo_id))
     folder = cached_folder(repo)
     assert folder is not None, "a fetch ends with the repository in the cache or with an error"
     return folder

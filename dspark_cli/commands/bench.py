@@ -11,7 +11,7 @@ import typer
 
 from dspark.bench.config import BenchConfig
 from dspark.bench.prompts import PromptText, own_prompts, read_prompts
-from dspark.config import EngineConfig, RuntimeConfig
+from dspark.config import EngineConfig, PairChoice, RuntimeConfig
 from dspark.errors import InputError
 from dspark.plural import counted
 from dspark_cli import options
@@ -19,7 +19,6 @@ from dspark_cli.bench_run import encode_all, follow_bench
 from dspark_cli.drafters import check_drafters, open_drafters, parse_drafters
 from dspark_cli.errors import ExitCode
 from dspark_cli.loading import find_files, open_files
-from dspark_cli.naming import PairChoice
 from dspark_cli.output.facts import print_json
 from dspark_cli.output.tables import wrapped
 from dspark_cli.views.bench import bench_table, partial_line

@@ -2,21 +2,17 @@
 
 import os
 import sys
-from collections.abc import Generator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dspark.config import EngineConfig, RuntimeConfig, ServerConfig, StopConfig
+from dspark.config import EngineConfig, PairChoice, RuntimeConfig, ServerConfig, StopConfig
 from dspark.errors import InputError
-from dspark.events import FetchProgress
 from dspark_cli import options
-from dspark_cli.loading import find_settled
-from dspark_cli.naming import PairChoice, settled, shown_name
+from dspark_cli.naming import settled
 
 if TYPE_CHECKING:
     from dspark.chat.backend import ChatBackend
-    from dspark.hub.catalog.pairs import PairFiles
 
 EXAMPLES = (
     "dspark chat",
@@ -150,10 +146,12 @@ def _engine_backend(
     choice: PairChoice, runtime: RuntimeConfig, engine: EngineConfig
 ) -> "ChatBackend":
     from dspark.chat.backend import EngineBackend
+    from dspark.hub.find_files import find_files
+    from dspark.hub.paths import shown_name
 
     return EngineBackend(
         name=shown_name(choice.target or choice.pair),
-        find_files=lambda: _find_files(choice, runtime),
+        find_files=lambda: find_files(choice, runtime),
         runtime=runtime,
         engine=engine,
     )
@@ -161,17 +159,3 @@ def _engine_backend(
 
 def _has_screen() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-
-
-def _find_files(
-    choice: PairChoice, runtime: RuntimeConfig
-) -> "Generator[FetchProgress, None, PairFiles]":
-    """Fetches missing files here, so that the chat can show the progress."""
-    from dspark import hub
-
-    lacks = hub.may_lack(choice.pair) or hub.locate(choice.pair) is None
-    if choice.target is None and lacks:
-        yield from hub.fetch(choice.pair)
-    yield from hub.fetch_missing(choice.target or "", runtime=runtime)
-    yield from hub.fetch_missing(choice.draft or "", is_head=True)
-    return find_settled(choice, runtime)

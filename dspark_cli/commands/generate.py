@@ -8,12 +8,11 @@ from typing import Annotated
 import typer
 
 from dspark.chat.control_characters import visible
-from dspark.config import MAX_TOKENS, RuntimeConfig
+from dspark.config import DEFAULT_PAIR, MAX_TOKENS, PairChoice, RuntimeConfig
 from dspark.errors import InputError
 from dspark.events import Event, Finished, Round
 from dspark_cli import options
 from dspark_cli.loading import find_files, open_files
-from dspark_cli.naming import PairChoice
 from dspark_cli.output.answer import (
     ThinkingLine,
     answer_object,
@@ -39,7 +38,7 @@ GivenPair = Annotated[
         "-p",
         metavar="PAIR",
         help="A pair (see dspark list), a folder, a GGUF file or a Hugging Face id.",
-        show_default=options.DEFAULT_PAIR,
+        show_default=DEFAULT_PAIR,
         rich_help_panel=options.MODEL,
         autocompletion=options.complete_pair,
     ),

@@ -15,7 +15,6 @@ from dspark.errors import DSparkError, InputError
 from dspark_cli import graft_options, options
 from dspark_cli.errors import ExitCode
 from dspark_cli.graft_job import training_job
-from dspark_cli.naming import check_known
 from dspark_cli.output.answer import say
 from dspark_cli.views.attach import (
     attach_head,
@@ -97,6 +96,8 @@ def graft(
     A training can be interrupted: re-run the same command to resume.
     The result is saved under a name.
     """
+    from dspark.hub.settle import check_known
+
     base = options.one_pair(base, base_option)
     check_known(base)
     given = training_options(context)

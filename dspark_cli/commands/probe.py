@@ -2,12 +2,11 @@
 
 import typer
 
-from dspark.config import RuntimeConfig
+from dspark.config import PairChoice, RuntimeConfig
 from dspark.progress import follow
 from dspark_cli import options
 from dspark_cli.errors import ExitCode
 from dspark_cli.loading import find_files, progress_bars
-from dspark_cli.naming import PairChoice
 from dspark_cli.output.facts import print_json
 from dspark_cli.views.probe import probe_lines
 

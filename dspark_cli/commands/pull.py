@@ -37,8 +37,9 @@ def pull(
 ) -> None:
     """Fetch a pair into the local store. Run it again to resume an interrupted download."""
     from dspark import hub
+    from dspark.hub.settle import check_spelling
     from dspark_cli.loading import progress_bars
-    from dspark_cli.naming import check_spelling, chosen_name, refuse_path
+    from dspark_cli.naming import chosen_name, refuse_path
 
     pair = options.one_pair(pair, pair_option)
     check_spelling(pair)

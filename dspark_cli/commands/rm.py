@@ -7,7 +7,7 @@ import typer
 
 from dspark.errors import InputError
 from dspark_cli import options
-from dspark_cli.naming import check_spelling, refuse_path
+from dspark_cli.naming import refuse_path
 from dspark_cli.output.facts import print_json, size_text
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def rm(
 ) -> None:
     """Remove a pair from the local store. Files that dspark ships and your own folders are kept."""
     from dspark import hub
+    from dspark.hub.settle import check_spelling
 
     name = options.needed_pair(pair, pair_option, "rm")
     check_spelling(name)

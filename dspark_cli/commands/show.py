@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dspark_cli import options
-from dspark_cli.naming import check_spelling, chosen_name
+from dspark_cli.naming import chosen_name
 from dspark_cli.output.facts import print_json, size_text
 from dspark_cli.output.tables import print_facts, wrapped
 
@@ -20,6 +20,8 @@ def show(
     as_json: options.Json = False,
 ) -> None:
     """Show a pair's files, sizes, licence and head."""
+    from dspark.hub.settle import check_spelling
+
     name = options.one_pair(pair, pair_option)
     check_spelling(name)
     facts = _folder_facts(name) or _pair_facts(chosen_name(name))

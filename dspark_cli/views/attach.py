@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from dspark.config import RuntimeConfig
+from dspark.config import PairChoice, RuntimeConfig
 from dspark.errors import InputError
 from dspark.events import LoadProgress
 from dspark.progress import follow
 from dspark_cli.loading import find_files, progress_bars
-from dspark_cli.naming import PairChoice, chosen_name
+from dspark_cli.naming import chosen_name
 from dspark_cli.output.answer import say
 from dspark_cli.output.facts import print_json
 from dspark_cli.views.probe import probe_lines

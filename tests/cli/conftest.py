@@ -82,6 +82,11 @@ class FakeSession:
         default_factory=lambda: SimpleNamespace(device="cpu", dtype="float32", reason="no GPU")
     )
 
+    def encode_prompt(self, prompt: str, *, is_raw: bool = False) -> list[int]:
+        if is_raw or self.tokenizer is None or not self.tokenizer.has_chat_template:
+            return self.encode(prompt)
+        return self.encode_chat([{"role": "user", "content": prompt}])
+
     def encode(self, text: str) -> list[int]:
         return [ord(character) for character in text]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from dspark.config import PairChoice
 from dspark.errors import DownloadError, UnknownNameError
 from dspark.events import FetchProgress
 from dspark.hub.catalog.pairs import PairFiles
 from dspark_cli.loading import find_files, progress_bars
-from dspark_cli.naming import PairChoice
 
 STORED = PairFiles("demo", Path("/store/target"), Path("/store/draft"))
 
