@@ -8,6 +8,7 @@ import torch
 
 from dspark.engine.rounds.host import Outcome
 from dspark.events import Failed, Finished, PrefillProgress, Round
+from dspark.kvcache.caches import PooledCache
 from tests.engine.paged import paged  # noqa: F401
 from tests.engine.pairs import PROMPT, decode, golden, request
 
@@ -181,16 +182,33 @@ def test_a_new_answer_ends_the_one_before():
     assert session.engine.num_requests == 0
 
 
-def open_slots(engine):
-    """Of the pools of target and drafter, by their own count."""
-    pools = [engine.target.cache._pool, engine.drafter._pool]
-    return [pool._buffers[0].shape[1] - len(pool._free) for pool in pools]
+@pytest.fixture
+def getfixture(request):
+    return request.getfixturevalue
 
 
+def num_open(engine) -> list[int]:
+    """Open slots and, where there are pages, pages in use: target's and drafter's, by the pools'
+    own count."""
+    target, drafter = engine.target.cache, engine.drafter
+    if isinstance(target, PooledCache):
+        pools = [target._pool, drafter._pool]
+        return [pool._buffers[0].shape[1] - len(pool._free) for pool in pools]
+    pools = [target.pool, drafter.cache.pool]
+    slots = [pool.tables.shape[0] - len(pool._free_slots) for pool in pools]
+    return [*slots, *(pool.num_pages - pool.num_free_pages for pool in pools)]
+
+
+@pytest.mark.parametrize("leader", ["host", "device"])
 @pytest.mark.parametrize("num_events", [400, pytest.param(10_000, marks=pytest.mark.long)])
-def test_random_arrivals_cancels_and_failures_leak_nothing(num_events, monkeypatch):
+def test_random_arrivals_cancels_and_failures_leak_nothing(
+    num_events, leader, monkeypatch, getfixture
+):
     """The engine checks its own count whenever it is idle; the pools are counted here."""
+    if leader == "device":
+        getfixture("paged")
     engine = golden("vanilla", max_requests=6).engine
+    before = num_open(engine)
     break_prompt(engine, monkeypatch, BROKEN)
     draw = random.Random(0)
     live: list[int] = []
@@ -210,14 +228,13 @@ def test_random_arrivals_cancels_and_failures_leak_nothing(num_events, monkeypat
         ended += sum(isinstance(e, Finished | Failed) for e in drain(engine))
     assert ended > num_events / 4
     engine.close()
-    assert open_slots(engine) == [0, 0]
+    assert num_open(engine) == before
 
 
 @pytest.mark.usefixtures("paged")
 def test_rounds_led_by_the_device_give_back_every_page(monkeypatch):
     engine = golden("vanilla").engine
-    pools = [engine.target.cache.pool, engine.drafter.cache.pool]
-    before = [(pool.num_free_pages, len(pool._free_slots)) for pool in pools]
+    before = num_open(engine)
     break_prompt(engine, monkeypatch)
     draw = random.Random(1)
     for _ in range(60):
@@ -229,4 +246,4 @@ def test_rounds_led_by_the_device_give_back_every_page(monkeypatch):
         engine.step()
     drain(engine)
     engine.close()
-    assert [(pool.num_free_pages, len(pool._free_slots)) for pool in pools] == before
+    assert num_open(engine) == before
