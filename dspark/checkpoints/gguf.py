@@ -1,6 +1,8 @@
-"""From a llama.cpp file (GGUF) of a Llama, Qwen2 or Qwen3 to a Hugging Face folder in bf16.
+"""From a llama.cpp file (GGUF) of a Llama, Qwen2 or Qwen3 to a folder as Hugging Face has it.
 
-Written once into the store, so that loading needs neither GGUF nor its slow start.
+Written once into the store, so that loading needs neither GGUF nor its slow start. Weights keep the
+codes of the file, laid out for the CPU's kernels (gguf_codes.py); of a file with weights in other
+formats all become bf16.
 """
 
 import json
@@ -14,6 +16,7 @@ from gguf.quants import dequantize
 from safetensors.torch import save_file
 
 from dspark.atomic import share
+from dspark.checkpoints.gguf_codes import Codes, codes_metadata
 from dspark.checkpoints.gguf_keys import check_keys
 from dspark.checkpoints.gguf_rope import rope_parameters, with_divisors
 from dspark.checkpoints.gguf_stops import special_id, stop_ids
@@ -21,6 +24,8 @@ from dspark.checkpoints.gguf_tokenizer import write_tokenizer
 from dspark.checkpoints.safetensors_dir import shown
 from dspark.errors import CheckpointError
 from dspark.events import FetchProgress
+from dspark_kernels.cpu.formats import FORMATS
+from dspark_kernels.cpu.stored_weight import StoredWeight, stored_weight
 
 WEIGHTS_NAME = "model.safetensors"
 REQUIRED_NAMES = {
@@ -80,21 +85,48 @@ def _write_weights(
     tensors: list[ReaderTensor], config: dict[str, Any], directory: Path
 ) -> Iterator[FetchProgress]:
     names = _names(config)
-    total = 2 * sum(int(tensor.n_elements) for tensor in tensors)
+    keeps_codes = all(_is_in_codes(tensor) for tensor in tensors if len(tensor.shape) > 1)
+    total = sum(int(tensor.n_elements) for tensor in tensors)
     weights: dict[str, torch.Tensor] = {}
+    codes: dict[str, Codes] = {}
     done = 0
     for tensor in tensors:
-        values = _numbers(tensor)
         name = names[tensor.name]
-        if config["model_type"] == "llama" and name.endswith("q_proj.weight"):
-            values = _pair_halves(values, config["num_attention_heads"])
-        elif config["model_type"] == "llama" and name.endswith("k_proj.weight"):
-            values = _pair_halves(values, config["num_key_value_heads"])
-        weights[name] = values.to(torch.bfloat16).contiguous()
-        done += 2 * int(tensor.n_elements)
+        num_heads = _turned_heads(name, config)
+        if keeps_codes and len(tensor.shape) > 1:
+            stored = _stored(tensor, num_heads)
+            weights[name], codes[name] = stored.data, Codes(stored.kind, stored.shape)
+        else:
+            values = _numbers(tensor)
+            values = values if num_heads is None else _pair_halves(values, num_heads)
+            weights[name] = values.to(torch.float32 if keeps_codes else torch.bfloat16).contiguous()
+        done += int(tensor.n_elements)
         yield FetchProgress(WEIGHTS_NAME, min(done, total - 1), total)
-    save_file(weights, directory / WEIGHTS_NAME, metadata={"format": "pt"})
+    metadata = {"format": "pt", **codes_metadata(codes)}
+    save_file(weights, directory / WEIGHTS_NAME, metadata=metadata)
     yield FetchProgress(WEIGHTS_NAME, total, total)
+
+
+def _is_in_codes(tensor: ReaderTensor) -> bool:
+    return tensor.tensor_type.name.lower() in FORMATS
+
+
+def _turned_heads(name: str, config: dict[str, Any]) -> int | None:
+    """Of a weight whose rows are in another order, so many heads."""
+    if config["model_type"] != "llama":
+        return None
+    counts = {"q_proj.weight": "num_attention_heads", "k_proj.weight": "num_key_value_heads"}
+    found = [config[count] for end, count in counts.items() if name.endswith(end)]
+    return found[0] if found else None
+
+
+def _stored(tensor: ReaderTensor, num_heads: int | None) -> StoredWeight:
+    blocks = torch.tensor(tensor.data)
+    blocks = blocks if num_heads is None else _pair_halves(blocks, num_heads)
+    try:
+        return stored_weight(tensor.tensor_type.name.lower(), blocks.contiguous())
+    except ValueError as error:
+        raise CheckpointError(f"{shown(tensor.name)} of the GGUF is damaged ({error})") from error
 
 
 def _numbers(tensor: ReaderTensor) -> torch.Tensor:

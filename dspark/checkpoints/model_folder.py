@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from dspark.checkpoints.gguf_codes import codes_of_header
 from dspark.checkpoints.weight_set import weight_names
 from dspark.errors import CheckpointError
 
@@ -53,7 +54,7 @@ def read_shapes(folder: Path, *names: str) -> dict[str, tuple[int, ...]]:
             for file in names
             for name, shape in _header_shapes(folder / Path(file).name)
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"the headers of {folder} cannot be read ({error})", "Download the model again."
         ) from error
@@ -65,8 +66,11 @@ def _header_shapes(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
         if length > LARGEST_HEADER:
             raise ValueError(f"a header of {length:,} bytes")
         header = json.loads(file.read(length))
+    codes = codes_of_header(header)
     for name, entry in header.items():
-        if name != "__metadata__":
+        if name in codes:
+            yield name, codes[name].shape
+        elif name != "__metadata__":
             *sizes, last = [int(size) for size in entry["shape"]] or [1]
             yield name, (*sizes, numbers_in(name) * last)
 
@@ -82,11 +86,10 @@ def tensor_shapes(folder: Path) -> Iterator[tuple[int, ...]]:
 
     for path in weight_files(folder):
         try:
-            with safe_open(path, framework="np") as file:
-                for name in file.keys():  # noqa: SIM118 (a file handle, not a dict)
-                    *sizes, last = file.get_slice(name).get_shape() or (1,)
-                    yield (*sizes, numbers_in(name) * last)
-        except (SafetensorError, OSError) as error:
+            with safe_open(path, framework="np"):  # holds sizes and offsets against the file
+                pass
+            yield from (shape for _, shape in _header_shapes(path))
+        except (SafetensorError, OSError, ValueError, RecursionError) as error:
             raise CheckpointError(
                 f"{path} is truncated or not a safetensors file ({error})",
                 "Download the model again.",

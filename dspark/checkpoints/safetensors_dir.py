@@ -11,8 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from dspark.checkpoints.files import inside, one_line, without_duplicates
+from dspark.checkpoints.gguf_codes import Codes, codes_of_header
 from dspark.checkpoints.weight_set import INDEX, is_left_over, read_weight_map, weight_names
 from dspark.errors import CheckpointError
+from dspark_kernels.cpu.stored_weight import StoredWeight, num_bytes
 
 Shapes = dict[str, tuple[int, ...]]
 LARGEST_HEADER = 32 << 20  # bytes; enough for 200,000 tensors in one file
@@ -37,7 +39,7 @@ FETCH_AGAIN = "Download the model again."
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """A tensor's entry in a header; dtype by safetensors' name."""
+    """A tensor's entry in a header; dtype by safetensors' name, F32 where it is stored in codes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -87,12 +89,12 @@ def tensor_infos(directory: Path, prefix: str = "") -> dict[str, TensorInfo]:
 
 def file_infos(path: Path) -> dict[str, TensorInfo]:
     """Every tensor of one file by name, its sizes and offsets checked."""
-    with _opened(path) as file:
-        header = _header(path)
-        return {
-            name: TensorInfo(header[name]["dtype"], tuple(header[name]["shape"]))
-            for name in file.keys()  # noqa: SIM118 (a file handle, not a dict)
-        }
+    return {
+        name: TensorInfo("F32", entry["codes"].shape)
+        if entry["codes"]
+        else TensorInfo(entry["dtype"], tuple(entry["shape"]))
+        for name, entry in _entries(path).items()
+    }
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -150,6 +152,14 @@ class StoredTensors(MutableMapping[str, torch.Tensor]):
         tensor = _tensor(entry["name"], path, entry)
         return tensor.to(device=self._device, dtype=self._dtype)
 
+    def is_in_codes(self, name: str) -> bool:
+        return self._places[name][1]["codes"] is not None
+
+    def in_codes(self, name: str) -> StoredWeight | None:
+        """As it is stored, where that is in codes."""
+        path, entry = self._places[name]
+        return _in_codes(entry["name"], path, entry) if entry["codes"] else None
+
     def __setitem__(self, name: str, tensor: torch.Tensor) -> None:
         raise TypeError("files are only read")
 
@@ -166,18 +176,53 @@ class StoredTensors(MutableMapping[str, torch.Tensor]):
         return len(self._places)
 
 
+def has_codes(directory: Path) -> bool:
+    """Whether weights of the folder are stored in the codes of a GGUF."""
+    files = weight_files(directory)
+    return any(entry["codes"] for path in files for entry in _entries(path).values())
+
+
 def _entries(path: Path) -> dict[str, dict[str, Any]]:
-    """Every tensor's entry in the header, with `data_offsets` from the beginning of the file."""
+    """Every tensor's entry in the header, with `data_offsets` from the beginning of the file, and
+    its `codes`, or None."""
     with _opened(path) as file:
         names = list(file.keys())
-    header = _header(path)
+        header = _header(path)
+        codes = codes_of_header(header)
+        for name, each in codes.items():
+            _check_codes(header[name], each)
     with path.open("rb") as raw:
         first = 8 + int.from_bytes(raw.read(8), "little")
-    offsets = {name: [first + at for at in header[name]["data_offsets"]] for name in names}
-    return {name: {**header[name], "name": name, "data_offsets": offsets[name]} for name in names}
+    return {
+        name: {
+            "name": name,
+            "dtype": header[name]["dtype"],
+            "shape": header[name]["shape"],
+            "data_offsets": [first + at for at in header[name]["data_offsets"]],
+            "codes": codes.get(name),
+        }
+        for name in names
+    }
+
+
+def _check_codes(entry: Mapping[str, Any], codes: Codes) -> None:
+    size = num_bytes(codes.kind, *codes.shape)
+    if entry["dtype"] != "U8" or entry["shape"] != [size]:
+        raise ValueError(f"codes of {list(codes.shape)} in {codes.kind} are {size} bytes")
+
+
+def _in_codes(name: str, path: Path, entry: Mapping[str, Any]) -> StoredWeight:
+    codes: Codes = entry["codes"]
+    return StoredWeight(codes.kind, *codes.shape, _numbers(name, path, entry))
 
 
 def _tensor(name: str, path: Path, entry: Mapping[str, Any]) -> torch.Tensor:
+    if entry["codes"]:
+        return _in_codes(name, path, entry).dequantized()
+    return _numbers(name, path, entry)
+
+
+def _numbers(name: str, path: Path, entry: Mapping[str, Any]) -> torch.Tensor:
     dtype = KINDS.get(entry["dtype"])
     if dtype is None:  # several numbers per byte, for example: left to the library
         with _opened(path) as whole:

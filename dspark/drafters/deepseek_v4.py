@@ -36,7 +36,7 @@ class DeepseekV4Drafter:
         self,
         config: DeepseekV4HeadConfig,
         weights: DeepseekV4Weights,
-        embedding: torch.Tensor,
+        embedding: Table,
         output_head: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
         self.config = config

@@ -17,6 +17,7 @@ from dspark.kvcache.pooled_attention import PooledAttention
 from dspark.kvcache.row_pool import KVSlot, RowPlan
 from dspark.models.draft_layer import DraftLayer
 from dspark.models.dspark_head import DSparkHead
+from dspark_kernels.cpu.weight_table import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class DSparkDrafter(HeadDrafter):
         self,
         config: DSparkConfig,
         tensors: MutableMapping[str, torch.Tensor],
-        embedding: torch.Tensor,
+        embedding: Table,
         output_head: OutputHead,
         *,
         draft_vocabulary: torch.Tensor | None = None,

@@ -19,6 +19,7 @@ from dspark.kvcache.pooled_attention import PooledAttention
 from dspark.kvcache.row_pool import KVSlot, RowPlan
 from dspark.models.draft_layer import DraftLayer, Norm, draft_layer, full_rotary
 from dspark_kernels import RotaryTable
+from dspark_kernels.cpu.weight_table import Table
 
 
 class Eagle3Head(nn.Module):
@@ -68,7 +69,7 @@ class Eagle3Drafter(HeadDrafter):
         self,
         config: Eagle3Config,
         tensors: MutableMapping[str, torch.Tensor],
-        embedding: torch.Tensor,
+        embedding: Table,
         output_head: OutputHead,
         *,
         draft_vocabulary: torch.Tensor | None = None,

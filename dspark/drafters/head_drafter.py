@@ -16,6 +16,7 @@ from dspark.drafters.vocabulary import (
 from dspark.errors import CheckpointError, PairMismatchError
 from dspark.kvcache.row_pool import KVPool
 from dspark_kernels import SkinnyLinear
+from dspark_kernels.cpu.weight_table import Table
 from dspark_kernels.host_memory import give_back_freed
 
 EMBEDDING, OUTPUT_HEAD = "embed_tokens.weight", "lm_head.weight"
@@ -33,7 +34,7 @@ class HeadDrafter:
         config: DraftConfig,
         make_head: Callable[[Any], nn.Module],
         tensors: MutableMapping[str, torch.Tensor],
-        embedding: torch.Tensor,
+        embedding: Table,
         output_head: OutputHead,
         *,
         draft_vocabulary: torch.Tensor | None = None,
@@ -45,7 +46,7 @@ class HeadDrafter:
         self.target_layer_ids = config.target_layer_ids
         self.device, self.dtype = embedding.device, embedding.dtype
         distances = tensors.pop("d2t", None)
-        self._embedding = embedding
+        self._embedding: Table = embedding
         if (stored := tensors.pop(EMBEDDING, None)) is not None:
             scale = torch.tensor(config.embedding_scale, dtype=self.dtype)
             if not is_same(stored, embedding, stored.dtype, scale):
@@ -97,7 +98,7 @@ class HeadDrafter:
 
 def is_same(
     own: torch.Tensor,
-    targets: torch.Tensor,
+    targets: Table,
     precision: torch.dtype,
     scale: torch.Tensor | None = None,
 ) -> bool:

@@ -46,7 +46,7 @@ class PagedDSparkDrafter(DSparkDrafter):
         self,
         config: DSparkConfig,
         tensors: MutableMapping[str, torch.Tensor],
-        embedding: torch.Tensor,
+        embedding: Table,
         output_head: OutputHead,
         *,
         draft_vocabulary: torch.Tensor | None = None,
@@ -63,7 +63,9 @@ class PagedDSparkDrafter(DSparkDrafter):
         self.decoder = Decoder(layers, norm, head_dim=config.head_dim, eps=eps)
         del head.layers, head.fc  # their weights live on in the fused ones
         assert isinstance(self._vocabulary, FullVocabulary)
-        self.output_weight = _stored(self._vocabulary.output_weight, weights)
+        whole = self._vocabulary.output_weight
+        assert isinstance(whole, torch.Tensor), "a target with pages holds numbers"
+        self.output_weight = _stored(whole, weights)
         self._sequential = _sequential(head)
         self.draft_vocabulary = draft_vocabulary
         self.block_rows, self.has_confidence = config.num_slots, config.has_confidence

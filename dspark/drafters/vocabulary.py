@@ -11,6 +11,7 @@ import torch
 
 from dspark.models.sequential_heads import MarkovHead
 from dspark_kernels import SkinnyLinear
+from dspark_kernels.cpu.weight_table import Table
 
 OWN_TOKENS = 256  # per request; always so many columns, so that company never changes a shape
 
@@ -18,7 +19,7 @@ OWN_TOKENS = 256  # per request; always so many columns, so that company never c
 class OutputHead(Protocol):
     """hidden [N, H] -> logits [N, V], by its weight [V, H]."""
 
-    weight: torch.Tensor
+    weight: Table
 
     def __call__(self, hidden: torch.Tensor, /) -> torch.Tensor: ...
 
@@ -76,7 +77,7 @@ class FullVocabulary:
         self._ids, self._vocab_size = ids, vocab_size
 
     @property
-    def output_weight(self) -> torch.Tensor:
+    def output_weight(self) -> Table:
         """[N, H]."""
         return self._output_head.weight
 
@@ -116,7 +117,7 @@ class OwnTokens:
     A function of the request's tokens alone, however they came and were taken back.
     """
 
-    def __init__(self, head: torch.Tensor, markov: torch.Tensor | None) -> None:
+    def __init__(self, head: Table, markov: torch.Tensor | None) -> None:
         """Output head [V, H] and Markov table [V, r] of the whole vocabulary."""
         self._head, self._markov = head, markov
         self.ids = torch.zeros(OWN_TOKENS, dtype=torch.long, device=head.device)

@@ -49,14 +49,16 @@ from dspark.hub import PairFiles, home
 from dspark.hub.memory_fit import check_files
 from dspark.targets.base import DeviceTarget, Target
 from dspark.targets.load import load_target
+from dspark.targets.stored import StoredTarget
 from dspark.text.stream import TextCodec
+from dspark_kernels.cpu.runtime import keep_compiled
 
 STAGES = ("reading the target", "reading the head", "measuring this machine", "ready")
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedRuntime:
-    """What "auto" came to, and why."""
+    """What "auto" came to, and why. `dtype` may be the format of a GGUF's codes."""
 
     device: str
     dtype: str
@@ -226,7 +228,17 @@ def open_session(
     yield LoadProgress(STAGES[0], 0, len(STAGES) - 1)
     if files.draft:
         tap_layers = read_any_config(files.draft).target_layer_ids
-    target = load_target(files.target, tap_layers=tap_layers, device=device, dtype=dtype)
+    keep_compiled(home() / "kernels")
+    target = load_target(
+        files.target,
+        tap_layers=tap_layers,
+        device=device,
+        dtype=dtype,
+        as_stored=runtime.dtype == "auto",
+    )
+    if isinstance(target, StoredTarget):
+        reason = "weights as the file stores them"
+        resolved = replace(resolved, dtype=target.kinds[0], reason=reason)
     codec = TextCodec.from_directory(files.target)
     yield LoadProgress(STAGES[1], 1, len(STAGES) - 1)
     drafter: Drafter | None = LookupDrafter() if files.has_lookup else None

@@ -76,6 +76,27 @@ class KVPool:
         return keys, values
 
 
+class StackedPool(KVPool):
+    """As KVPool, all layers in one tensor `stacked` [layers, 2, slots, kv_heads, capacity, D]."""
+
+    def __init__(self, num_layers: int, num_kv_heads: int, head_dim: int) -> None:
+        super().__init__(num_layers, num_kv_heads, head_dim, torch.device("cpu"), torch.float32)
+        self._hold(torch.stack(self._buffers))
+
+    def _hold(self, stacked: torch.Tensor) -> None:
+        self.stacked, self._buffers = stacked, list(stacked.unbind(0))
+
+    def _grow(self, *, num_slots: int = 0, capacity: int = 0) -> None:
+        """What is not written yet takes no memory: the old tensor goes before it does."""
+        layers, two, slots, heads, old_capacity, head_dim = self.stacked.shape
+        grown = torch.zeros(
+            layers, two, num_slots or slots, heads, capacity or old_capacity, head_dim
+        )
+        grown[:, :, :slots, :, :old_capacity] = self.stacked
+        self._hold(grown)
+        give_back_freed()
+
+
 class RowPlan:
     """Where the flattened rows of one pass go: row i of request r is absolute position length + i.
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 
 from dspark.kvcache.caches import CachePass, PagedCache
+from dspark_kernels.cpu.weight_table import Table
 
 Rollback = Literal["crop", "rebuild", "replay", "rerun"]
 Slot = Any  # a target's own state of one request; opaque to everyone else
@@ -50,7 +51,7 @@ class Target(Protocol):
     device: torch.device
     dtype: torch.dtype
 
-    def embedding(self) -> torch.Tensor:
+    def embedding(self) -> Table:
         """The input embedding [V, H], shared with the drafter."""
         ...
 

@@ -9,7 +9,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreT
 from transformers.utils import logging
 
 from dspark.checkpoints.files import one_line
-from dspark.checkpoints.safetensors_dir import tensor_infos
+from dspark.checkpoints.safetensors_dir import StoredTensors, has_codes, tensor_infos
 from dspark.errors import CheckpointError
 from dspark.targets.dense_files import read_config
 
@@ -51,6 +51,11 @@ def read_hf_model(directory: Path, *, device: torch.device, dtype: torch.dtype) 
 
 def _from_pretrained(directory: Path, text: PreTrainedConfig | None, dtype: torch.dtype) -> Any:
     choice: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    if has_codes(directory):  # transformers does not know them
+        values = dict(StoredTensors(directory, dtype=dtype))
+        nowhere: Any = None
+        choice |= {"config": read_config(directory), "state_dict": values}
+        return AutoModelForCausalLM.from_pretrained(nowhere, output_loading_info=True, **choice)
     if text is None:
         return AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, **choice)
     choice |= {"config": text, "key_mapping": TEXT_NAMES}

@@ -1,4 +1,5 @@
-"""Chooses the implementation of a target: `dense` where it is exact, otherwise transformers."""
+"""Chooses the implementation of a target: `stored` for the codes of a GGUF on a CPU, `dense` where
+it is exact, otherwise transformers."""
 
 from pathlib import Path
 
@@ -16,9 +17,16 @@ def load_target(
     device: torch.device,
     dtype: torch.dtype,
     pack: bool = True,
+    as_stored: bool = False,
 ) -> Target:
-    """Read the model in `directory`, tapping the given layers."""
+    """Read the model in `directory`, tapping the given layers. `as_stored`: on a CPU, weights in
+    the codes of a GGUF are multiplied with as they are, and `dtype` is that of rows."""
     config = read_config(directory)
+    if as_stored and device.type == "cpu":
+        from dspark.targets.stored import load_stored, stored_runtime
+
+        if (runtime := stored_runtime(directory, config)) is not None:
+            return load_stored(directory, config, runtime, tap_layers=tap_layers)
     if supports(config):
         return load_dense(
             directory, config, tap_layers=tap_layers, device=device, dtype=dtype, pack=pack

@@ -13,7 +13,7 @@ from dspark.events import FetchProgress
 from dspark.hub.paths import home
 
 SUFFIX = ".gguf"
-READING = 2  # counts up when the same file is converted into other files
+READING = 3  # counts up when the same file is converted into other files
 
 
 def gguf_file(name: str) -> Path | None:

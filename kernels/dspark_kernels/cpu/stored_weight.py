@@ -14,6 +14,7 @@ from dspark_kernels.cpu.formats import FORMATS, SUPER, Format
 from dspark_kernels.cpu.gguf_blocks import Parts, take_apart
 
 LANES = 16
+ROWS_AT_ONCE = 1024
 PLANES = ("low", "high", "factors", "leasts", "super_factors", "super_leasts")
 
 
@@ -44,8 +45,12 @@ class StoredWeight:
         return _values(self, outputs // LANES, outputs % LANES)
 
     def dequantized(self) -> torch.Tensor:
-        """float32 [N, K]."""
-        return self.rows(torch.arange(self.num_outputs))
+        """float32 [N, K]; a part at a time, since codes grow on the way."""
+        out = torch.empty(self.shape)
+        for start in range(0, self.num_outputs, ROWS_AT_ONCE):
+            end = min(start + ROWS_AT_ONCE, self.num_outputs)
+            out[start:end] = self.rows(torch.arange(start, end))
+        return out
 
     def parts(self, outputs: torch.Tensor) -> Parts:
         """As take_apart gave them."""
@@ -69,6 +74,13 @@ def concatenated(weights: Sequence[StoredWeight]) -> StoredWeight | None:
     planes = zip(*(each.planes() for each in weights), strict=True)
     data = torch.cat([part for plane in planes for part in plane])
     return StoredWeight(first.kind, sum(each.num_outputs for each in weights), first.width, data)
+
+
+def num_bytes(kind: str, num_outputs: int, width: int) -> int:
+    """Of `data`. Raises ValueError for what cannot be stored."""
+    if kind not in FORMATS or num_outputs <= 0 or width <= 0 or width % FORMATS[kind].block:
+        raise ValueError(f"no weight [{num_outputs}, {width}] is stored in {kind}")
+    return sum(_plane_bytes(FORMATS[kind], -(-num_outputs // LANES), width // 32))
 
 
 def pack(kind: str, parts: Parts) -> StoredWeight:

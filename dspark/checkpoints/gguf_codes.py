@@ -1,0 +1,40 @@
+"""Weights in the codes of a GGUF inside safetensors: how the header tells of them.
+
+Each is a vector of bytes, as the CPU's kernels read it; its format and its shape stand in the
+header's metadata. Needs no torch.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+METADATA = "gguf_codes"
+
+
+class Codes(NamedTuple):
+    """The format, and the shape [N, K] of the numbers that the codes stand for."""
+
+    kind: str
+    shape: tuple[int, int]
+
+
+def codes_metadata(codes: Mapping[str, Codes]) -> dict[str, str]:
+    """Name -> codes, as safetensors' metadata."""
+    stated = {name: [each.kind, *each.shape] for name, each in codes.items()}
+    return {METADATA: json.dumps(stated)} if stated else {}
+
+
+def codes_of_header(header: Mapping[str, Any]) -> dict[str, Codes]:
+    """By name, those of one file. Raises ValueError where what it says of them makes no sense."""
+    stated = json.loads(header.get("__metadata__", {}).get(METADATA, "{}"))
+    if not isinstance(stated, dict) or not all(map(_is_sound, stated.values())):
+        raise ValueError(f"{METADATA} is no table of formats and shapes")
+    if missing := stated.keys() - header.keys():
+        raise ValueError(f"{METADATA} tells of {next(iter(missing))[:80]!r}, which is not there")
+    return {name: Codes(kind, (rows, columns)) for name, (kind, rows, columns) in stated.items()}
+
+
+def _is_sound(entry: Any) -> bool:
+    if not isinstance(entry, list) or len(entry) != 3 or not isinstance(entry[0], str):
+        return False
+    return all(type(size) is int and 0 < size < 1 << 40 for size in entry[1:])

@@ -1,0 +1,226 @@
+"""The dense forward on the CPU's kernels: weights in the codes of a GGUF, a pass is one call.
+
+Rows are rounded to 8 bits in groups of 32 before they meet a weight. Codes add as whole numbers, so
+a row has the same bits in any company.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedConfig
+
+from dspark.checkpoints.safetensors_dir import StoredTensors, check_tensors, tensor_infos
+from dspark.errors import CheckpointError, InputError
+from dspark.kvcache.row_pool import KVSlot, RowPlan, StackedPool
+from dspark.targets.base import Pass, TargetSpec
+from dspark.targets.context import context_limit
+from dspark.targets.dense_files import rotary_embedding, supports
+from dspark.targets.dense_shape import DenseShape, expected_tensors, read_shape
+from dspark.targets.stop_tokens import stop_tokens
+from dspark_kernels import RotaryTable
+from dspark_kernels.cpu.decoder_pass import (
+    MAX_ROWS,
+    Decoder,
+    DecoderLayer,
+    DecoderPass,
+    Projection,
+)
+from dspark_kernels.cpu.output_head import StoredOutputHead
+from dspark_kernels.cpu.rope_write import Heads
+from dspark_kernels.cpu.runtime import Runtime, current
+from dspark_kernels.cpu.step_words import MAX_HEAD_DIM, Place
+from dspark_kernels.cpu.stored_weight import StoredWeight, concatenated
+from dspark_kernels.cpu.weight_table import WeightTable
+from dspark_kernels.host_memory import give_back_freed
+
+EMBEDDING, HEAD, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+KEY_TILE = 16  # keys that attention takes at once; the cache holds whole tiles
+
+
+class StoredTarget:
+    """A target whose requests share one pool; rollback is leaving rows uncommitted."""
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        tensors: StoredTensors,
+        runtime: Runtime,
+        *,
+        tap_layers: tuple[int, ...] = (),
+        stop_token_ids: frozenset[int] = frozenset(),
+    ) -> None:
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+        shape = read_shape(config)
+        weights = _Weights(tensors, shape)
+        decoder = weights.decoder(tap_layers)
+        self.kinds = weights.kinds()
+        is_tied = HEAD not in tensors
+        self._embedding = WeightTable(decoder.embedding)
+        head = decoder.embedding if is_tied else weights.matrix(HEAD)
+        self._head = StoredOutputHead(runtime, head)
+        self._pass = DecoderPass(runtime, decoder)
+        rotary = rotary_embedding(config)
+        self._rotary = RotaryTable(rotary.inv_freq, rotary.attention_scaling, torch.float32)
+        self._pool = StackedPool(shape.num_layers, shape.num_kv_heads, shape.head_dim)
+        self.spec = TargetSpec(
+            vocab_size=decoder.embedding.num_outputs,
+            hidden_size=decoder.embedding.width,
+            num_layers=shape.num_layers,
+            context_limit=context_limit(config),
+            stop_token_ids=stop_token_ids,
+            rollback="crop",
+            batches=True,
+        )
+
+    def embedding(self) -> WeightTable:
+        return self._embedding
+
+    def output_head(self) -> StoredOutputHead:
+        return self._head
+
+    def open(self) -> KVSlot:
+        return self._pool.open()
+
+    def close(self, slot: KVSlot) -> None:
+        slot.close()
+
+    def length(self, slot: KVSlot) -> int:
+        return slot.length
+
+    def prefill(self, slot: KVSlot, token_ids: torch.Tensor, total: int | None = None) -> Pass:
+        hidden, taps = self._run(token_ids, [slot], [len(token_ids)])
+        slot.length += len(token_ids)
+        return Pass(self._head(hidden[-1:]), taps)
+
+    def verify(self, slots: Sequence[KVSlot], blocks: Sequence[torch.Tensor]) -> Pass:
+        hidden, taps = self._run(torch.cat(list(blocks)), slots, [len(block) for block in blocks])
+        return Pass(self._head(hidden), taps)
+
+    def commit(self, slots: Sequence[KVSlot], num_kept: Sequence[int]) -> None:
+        for slot, kept in zip(slots, num_kept, strict=True):
+            slot.length += kept
+
+    def truncate(self, slot: KVSlot, length: int, total: int | None = None) -> bool:
+        slot.length = min(slot.length, length)
+        return True
+
+    def _run(
+        self, token_ids: torch.Tensor, slots: Sequence[KVSlot], sizes: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states [N, H] after the final norm, taps [N, T * H]."""
+        plan = RowPlan(slots, sizes, causal=True)
+        self._pool.reserve(-(-plan.end // KEY_TILE) * KEY_TILE)
+        of_rows = [slot for slot, size in zip(plan.slots, sizes, strict=True) for _ in range(size)]
+        place = Place(plan.positions, torch.tensor(of_rows), plan.positions + 1)
+        rotary = self._rotary.upto(plan.end - 1)
+        cache, parts = self._pool.stacked, []
+        for start in range(0, len(token_ids), MAX_ROWS):  # keys are written before they are read
+            rows = slice(start, start + MAX_ROWS)
+            part = Place(*(each[rows] for each in place))
+            parts.append(self._pass(token_ids[rows], cache, part, rotary))
+        if len(parts) == 1:
+            return parts[0]
+        hidden, taps = zip(*parts, strict=True)
+        return torch.cat(hidden), torch.cat(taps)
+
+
+class _Weights:
+    """Of a folder, read when they are asked for."""
+
+    def __init__(self, tensors: StoredTensors, shape: DenseShape) -> None:
+        self._tensors, self._shape = tensors, shape
+        self._numbers: dict[str, int] = {}
+
+    def kinds(self) -> tuple[str, ...]:
+        """Formats of what was read, the one of the most numbers first."""
+        return tuple(sorted(self._numbers, key=lambda kind: -self._numbers[kind]))
+
+    def matrix(self, name: str) -> StoredWeight:
+        weight = self._tensors.in_codes(name)
+        if weight is None:
+            raise CheckpointError(f"the target's {name} is not stored in codes")
+        count = self._numbers.get(weight.kind, 0) + weight.num_outputs * weight.width
+        self._numbers[weight.kind] = count
+        return weight
+
+    def decoder(self, tap_layers: tuple[int, ...]) -> Decoder:
+        embedding = self.matrix(EMBEDDING)
+        layers = [self._layer(f"model.layers.{i}.") for i in range(self._shape.num_layers)]
+        return Decoder(embedding, layers, self._tensors[FINAL_NORM], self._shape.eps, tap_layers)
+
+    def _layer(self, layer: str) -> DecoderLayer:
+        found = DecoderLayer(
+            input_norm=self._tensors[layer + "input_layernorm.weight"],
+            qkv=self._projection(layer + "self_attn.", "q_proj", "k_proj", "v_proj"),
+            heads=self._heads(layer + "self_attn."),
+            output=self._projection(layer + "self_attn.", "o_proj"),
+            mlp_norm=self._tensors[layer + "post_attention_layernorm.weight"],
+            gate_up=self._projection(layer + "mlp.", "gate_proj", "up_proj"),
+            down=self._projection(layer + "mlp.", "down_proj"),
+        )
+        give_back_freed()
+        return found
+
+    def _heads(self, prefix: str) -> Heads:
+        shape, norms = self._shape, [f"{prefix}{which}_norm.weight" for which in "qk"]
+        return Heads(
+            shape.num_heads,
+            shape.num_kv_heads,
+            shape.head_dim,
+            shape.head_dim**-0.5,
+            (self._tensors[norms[0]], self._tensors[norms[1]], shape.eps)
+            if norms[0] in self._tensors
+            else None,
+        )
+
+    def _projection(self, prefix: str, *names: str) -> Projection:
+        """Neighbours of one format become one."""
+        weights: list[StoredWeight] = []
+        for name in names:
+            weight = self.matrix(f"{prefix}{name}.weight")
+            whole = concatenated([weights[-1], weight]) if weights else None
+            weights = [*weights, weight] if whole is None else [*weights[:-1], whole]
+        biases = [f"{prefix}{name}.bias" for name in names]
+        has_bias = biases[0] in self._tensors
+        bias = torch.cat([self._tensors[name] for name in biases]) if has_bias else None
+        return Projection(tuple(weights), bias)
+
+
+def stored_runtime(directory: Path, config: PreTrainedConfig) -> Runtime | None:
+    """What runs this folder's codes; None where it holds numbers, or they cannot be run here."""
+    if not supports(config):
+        return None
+    head_dim = read_shape(config).head_dim
+    if head_dim % 32 or head_dim > MAX_HEAD_DIM:
+        return None
+    tensors = StoredTensors(directory)
+    linear = [name for name in tensors if name.endswith(("_proj.weight", EMBEDDING, HEAD))]
+    if not linear or not all(tensors.is_in_codes(name) for name in linear):
+        return None
+    try:
+        return current()
+    except ValueError as error:  # of DSPARK_CPU
+        raise InputError(str(error), "Leave the variable out, or name one that can.") from error
+
+
+def load_stored(
+    directory: Path,
+    config: PreTrainedConfig,
+    runtime: Runtime,
+    *,
+    tap_layers: tuple[int, ...],
+) -> StoredTarget:
+    """Read a folder for which there is a `stored_runtime`. Raises CheckpointError naming a missing
+    or surplus tensor."""
+    check_tensors(tensor_infos(directory), *expected_tensors(config), str(directory))
+    try:
+        return StoredTarget(
+            config,
+            StoredTensors(directory, dtype=torch.float32),
+            runtime,
+            tap_layers=tap_layers,
+            stop_token_ids=stop_tokens(directory, config),
+        )
+    except KeyError as error:
+        raise CheckpointError(f"the target lacks the tensor {error.args[0]}") from error

@@ -1,0 +1,36 @@
+"""Rows times a stored output head, to logits."""
+
+import torch
+
+from dspark_kernels.cpu.matrix import multiply_op
+from dspark_kernels.cpu.rounded import GROUP, empty_rounded
+from dspark_kernels.cpu.runtime import Op, Program, Runtime
+from dspark_kernels.cpu.stored_weight import LANES, StoredWeight
+from dspark_kernels.cpu.weight_table import WeightTable
+
+MAX_ROWS = 64
+
+
+class StoredOutputHead:
+    """hidden [N, H] -> logits [N, V], of any number of rows; `weight` is its table [V, H]."""
+
+    def __init__(self, runtime: Runtime, weight: StoredWeight) -> None:
+        self.weight = WeightTable(weight)
+        self._hidden = torch.zeros(MAX_ROWS, weight.width)
+        rounded = empty_rounded(MAX_ROWS, weight.width).data
+        self._logits = torch.empty(MAX_ROWS, weight.num_blocks * LANES)
+        ops = [
+            Op("round_rows", 0, 1, (self._hidden, rounded, weight.width // GROUP)),
+            multiply_op(weight, None, rounded, self._logits),
+        ]
+        self._program = Program(runtime, ops, MAX_ROWS)
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        parts = [self._few(rows) for rows in hidden.split(MAX_ROWS)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _few(self, hidden: torch.Tensor) -> torch.Tensor:
+        num_rows = len(hidden)
+        self._hidden[:num_rows] = hidden
+        self._program(torch.tensor([num_rows]))
+        return self._logits[:num_rows, : len(self.weight)].clone()
