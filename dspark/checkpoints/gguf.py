@@ -6,6 +6,7 @@ formats all become bf16.
 """
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from dspark.checkpoints.safetensors_dir import shown
 from dspark.errors import CheckpointError
 from dspark.events import FetchProgress
 from dspark_kernels.cpu.formats import FORMATS
-from dspark_kernels.cpu.stored_weight import StoredWeight, stored_weight
+from dspark_kernels.cpu.stored_weight import StoredWeight, num_bytes, stored_weight
 
 WEIGHTS_NAME = "model.safetensors"
 REQUIRED_NAMES = {
@@ -86,7 +87,7 @@ def _write_weights(
 ) -> Iterator[FetchProgress]:
     names = _names(config)
     keeps_codes = all(_is_in_codes(tensor) for tensor in tensors if len(tensor.shape) > 1)
-    total = sum(int(tensor.n_elements) for tensor in tensors)
+    total = sum(_written_bytes(tensor, keeps_codes) for tensor in tensors)
     weights: dict[str, torch.Tensor] = {}
     codes: dict[str, Codes] = {}
     done = 0
@@ -100,7 +101,7 @@ def _write_weights(
             values = _numbers(tensor)
             values = values if num_heads is None else _pair_halves(values, num_heads)
             weights[name] = values.to(torch.float32 if keeps_codes else torch.bfloat16).contiguous()
-        done += int(tensor.n_elements)
+        done += _written_bytes(tensor, keeps_codes)
         yield FetchProgress(WEIGHTS_NAME, min(done, total - 1), total)
     metadata = {"format": "pt", **codes_metadata(codes)}
     save_file(weights, directory / WEIGHTS_NAME, metadata=metadata)
@@ -109,6 +110,13 @@ def _write_weights(
 
 def _is_in_codes(tensor: ReaderTensor) -> bool:
     return tensor.tensor_type.name.lower() in FORMATS
+
+
+def _written_bytes(tensor: ReaderTensor, keeps_codes: bool) -> int:
+    if keeps_codes and len(tensor.shape) > 1:
+        width, *outputs = (int(size) for size in tensor.shape)  # as GGUF counts
+        return num_bytes(tensor.tensor_type.name.lower(), math.prod(outputs), width)
+    return int(tensor.n_elements) * (4 if keeps_codes else 2)
 
 
 def _turned_heads(name: str, config: dict[str, Any]) -> int | None:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,24 +49,47 @@ def read_shapes(folder: Path, *names: str) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor by name, in these files or in those the index names; of packed
     tensors, unpacked. From the headers, without torch and without checks."""
     names = names or tuple(weight_names(folder))
-    try:
+    with _header_errors(folder):
         return {
             name: shape
             for file in names
             for name, shape in _header_shapes(folder / Path(file).name)
         }
+
+
+def coded_sizes(folder: Path) -> tuple[int, int]:
+    """How many numbers are stored in the codes of a GGUF, and the bytes of those; from the headers,
+    as read_shapes."""
+    values = num_bytes = 0
+    for file in weight_names(folder):
+        with _header_errors(folder):
+            header = _header(folder / Path(file).name)
+            codes = codes_of_header(header)
+            values += sum(math.prod(each.shape) for each in codes.values())
+            num_bytes += sum(math.prod(header[name]["shape"]) for name in codes)
+    return values, num_bytes
+
+
+@contextmanager
+def _header_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"the headers of {folder} cannot be read ({error})", "Download the model again."
         ) from error
 
 
-def _header_shapes(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _header(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > LARGEST_HEADER:
             raise ValueError(f"a header of {length:,} bytes")
-        header = json.loads(file.read(length))
+        return dict(json.loads(file.read(length)))
+
+
+def _header_shapes(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    header = _header(path)
     codes = codes_of_header(header)
     for name, entry in header.items():
         if name in codes:

@@ -19,6 +19,7 @@ from dspark.models.deepseek_v4.experts import Experts
 from dspark.models.deepseek_v4.norm_rotate import norm
 from dspark.models.deepseek_v4.streams import StreamMixer, collapse, taken_up
 from dspark.models.deepseek_v4.window_attention import WindowAttention
+from dspark_kernels.cpu.weight_table import Table
 
 
 @dataclass(slots=True)

@@ -25,6 +25,7 @@ from dspark_kernels import (
     rms_norm,
     skinny_linear,
 )
+from dspark_kernels.cpu.weight_table import Table
 from dspark_kernels.quantized_weight import quantize_fp8, quantize_int8
 
 Weight = torch.Tensor | QuantizedWeight

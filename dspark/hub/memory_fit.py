@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from dspark.config import RuntimeConfig
@@ -38,7 +39,7 @@ class Fit:
 
 def rooms() -> list[Room]:
     """What dspark can load a pair into, the default device first, in its default number format."""
-    found = [Room("cpu", total_memory("cpu"), FLOAT)]
+    found = [Room("cpu", total_memory("cpu"), FLOAT, keeps_codes=_has_cpu_kernels())]
     if os.name != "nt" and not any(Path(name).exists() for name in GPU_FILES):
         return found
     import torch
@@ -49,11 +50,18 @@ def rooms() -> list[Room]:
     return found
 
 
+def _has_cpu_kernels() -> bool:
+    """Without torch, so as good as told: only the kernels know whether they can be built."""
+    return os.environ.get("DSPARK_KERNELS") != "torch" and find_spec("llvmlite") is not None
+
+
 def room_for(runtime: RuntimeConfig, found: list[Room]) -> Room:
     """Where the pair would run, in the number format that would be used there."""
     device = runtime.device.partition(":")[0]
     room = next((each for each in found if each.device == device), found[0])
-    return room if runtime.dtype == "auto" else replace(room, value_bytes=_bytes(runtime.dtype))
+    if runtime.dtype == "auto":
+        return room
+    return replace(room, value_bytes=_bytes(runtime.dtype), keeps_codes=False)
 
 
 def _bytes(dtype: str) -> int:
@@ -63,7 +71,7 @@ def _bytes(dtype: str) -> int:
 def settings(found: list[Room]) -> list[tuple[Room, str]]:
     """The default device and number format first; then two bytes a number, wherever they fit, with
     the options that ask for it."""
-    halves = [replace(room, value_bytes=HALF) for room in found]
+    halves = [replace(room, value_bytes=HALF, keeps_codes=False) for room in found]
     asked = [f"--device {room.device} --dtype bfloat16" for room in found]
     return [(found[0], ""), *zip(halves, asked, strict=True)]
 
@@ -85,9 +93,9 @@ def pair_memory(pair: Pair, room: Room | None = None) -> int | None:
     return None if of is None else memory_needed(of, room or rooms()[0])
 
 
-def pair_fit(pair: Pair, device: str, dtype: str) -> Fit:
-    """As it would run there, against what is free there."""
-    room = room_for(RuntimeConfig(device, "float32" if dtype == "float32" else "bfloat16"), rooms())
+def pair_fit(pair: Pair, device: str) -> Fit:
+    """As it would run there by default, against what is free there."""
+    room = room_for(RuntimeConfig(device), rooms())
     return Fit(pair_memory(pair, room) or 0, free_memory(device))
 
 
@@ -125,6 +133,8 @@ def _told(of: Footprint, room: Room) -> str:
     how = room.dtype
     if of.stored_bytes is not None:
         how = "FP8" if room.keeps_quantized else "FP8 unpacked"
+    elif of.coded_values and room.keeps_codes:
+        how = "as stored"
     return f"{gigabytes(memory_needed(of, room))} ({room.device}, {how})"
 
 

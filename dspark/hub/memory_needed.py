@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dspark.checkpoints.detect import Packaging
-from dspark.checkpoints.model_folder import read_config, read_shapes
+from dspark.checkpoints.model_folder import coded_sizes, read_config, read_shapes
 from dspark.checkpoints.target_architectures import DENSE
 from dspark.config import EngineConfig
 from dspark.hub.catalog.pairs import (
@@ -18,6 +18,7 @@ from dspark.hub.catalog.pairs import (
     HubRepo,
     Pair,
     TargetFacts,
+    WheelMember,
 )
 
 USABLE = 0.9  # of a memory; the system and other programs need the rest
@@ -42,12 +43,14 @@ class Room:
     """All the memory of one device, and the bytes that a number takes there.
 
     `keeps_quantized`: FP8 weights stay as they are stored; elsewhere they are loaded as bfloat16.
+    `keeps_codes`: so do weights in the codes of a GGUF; elsewhere they are numbers.
     """
 
     device: str
     total: int
     value_bytes: int
     keeps_quantized: bool = False
+    keeps_codes: bool = False
 
     @property
     def usable(self) -> int:
@@ -63,7 +66,8 @@ class Footprint:
     """A pair in numbers held, not bytes.
 
     `cache`: of one token, target and head. `stored_bytes`: of FP8 weights where they stay packed.
-    `fixed_bytes`: the same in every format.
+    `fixed_bytes`: the same in every format. `coded_values`: those that are stored in the codes of a
+    GGUF, which are `coded_bytes`.
     """
 
     values: int
@@ -74,6 +78,8 @@ class Footprint:
     is_dense: bool = False
     stored_bytes: int | None = None
     fixed_bytes: int = 0
+    coded_values: int = 0
+    coded_bytes: int = 0
 
     def plus_head(self, values: int, cache: int, fixed_bytes: int = 0) -> "Footprint":
         return replace(
@@ -99,6 +105,8 @@ def weight_bytes(of: Footprint, room: Room) -> int:
     if of.stored_bytes is not None:  # bfloat16 where it is not kept packed, whatever was asked for
         own = of.stored_bytes if room.keeps_quantized else of.values * 2
         return own + of.fixed_bytes
+    if room.keeps_codes and of.coded_values:
+        return (of.values - of.coded_values) * room.value_bytes + of.coded_bytes + of.fixed_bytes
     packs = of.is_dense and room.device == "cpu" and room.value_bytes == FLOAT
     copy = of.vocab_size * of.hidden_size if packs else 0
     return (of.values + copy) * room.value_bytes + of.fixed_bytes
@@ -128,6 +136,8 @@ def of_folders(target: Path, draft: Path | None) -> Footprint:
     skipped = TOWERS.search if "text_config" in config else lambda name: None
     shapes = read_shapes(target).items()
     found = _of_target(config, sum(math.prod(each) for name, each in shapes if not skipped(name)))
+    coded_values, coded_bytes = coded_sizes(target)
+    found = replace(found, coded_values=coded_values, coded_bytes=coded_bytes)
     if draft is None or draft == target:  # a head in the target's own shards is among them
         return found
     return found.plus_head(*_head_values(draft, found))
@@ -191,6 +201,8 @@ def of_pair(pair: Pair) -> Footprint | None:
         2 * facts.num_layers * width,
         facts.model_type in DENSE,
     )
+    if isinstance(pair.target, WheelMember):  # a GGUF, of which little more than codes is kept
+        found = replace(found, coded_values=values, coded_bytes=pair.target.member_num_bytes)
     return found.plus_head(*_registered_head(pair, found))
 
 

@@ -1,12 +1,14 @@
 """The memory for keys and values on a device: the part that weights and graphs leave free."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from dspark.config import RuntimeConfig
 from dspark.errors import MemoryFullError
+from dspark.hub.memory_fit import room_for, rooms
 from dspark.hub.memory_needed import (
-    Room,
     of_folders,
     pass_bytes,
     program_bytes,
@@ -31,13 +33,13 @@ def usable_bytes(device: str) -> int:
     return max(0, int(SHARE * (free_memory(device) - WORKSPACE)))
 
 
-def tokens_that_fit(target: Path, draft: Path | None, device: str, value_bytes: int) -> int:
+def tokens_that_fit(target: Path, draft: Path | None, device: str) -> int:
     """Tokens of all requests that fit in memory next to the pair's weights."""
     of, free = of_folders(target, draft), free_memory(device)
-    where = Room(device.partition(":")[0], free, value_bytes)
+    where = replace(room_for(RuntimeConfig(device), rooms()), total=free)
     held = weight_bytes(of, where) + pass_bytes(of, where) + program_bytes(where)
     room = SHARE * (free - held)
-    return max(0, int(room / max(of.cache * value_bytes, 1)))
+    return max(0, int(room / max(of.cache * where.value_bytes, 1)))
 
 
 def fix_pages(

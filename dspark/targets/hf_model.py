@@ -5,7 +5,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+)
 from transformers.utils import logging
 
 from dspark.checkpoints.files import one_line
@@ -51,11 +56,8 @@ def read_hf_model(directory: Path, *, device: torch.device, dtype: torch.dtype) 
 
 def _from_pretrained(directory: Path, text: PreTrainedConfig | None, dtype: torch.dtype) -> Any:
     choice: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
-    if has_codes(directory):  # transformers does not know them
-        values = dict(StoredTensors(directory, dtype=dtype))
-        nowhere: Any = None
-        choice |= {"config": read_config(directory), "state_dict": values}
-        return AutoModelForCausalLM.from_pretrained(nowhere, output_loading_info=True, **choice)
+    if has_codes(directory):
+        return _from_codes(directory, dtype, choice)
     if text is None:
         return AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, **choice)
     choice |= {"config": text, "key_mapping": TEXT_NAMES}
@@ -66,6 +68,18 @@ def _from_pretrained(directory: Path, text: PreTrainedConfig | None, dtype: torc
         return AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, **choice)
     finally:
         logging.set_verbosity(verbosity)
+
+
+def _from_codes(directory: Path, dtype: torch.dtype, choice: dict[str, Any]) -> Any:
+    """Of a GGUF's codes, which transformers does not know, the numbers."""
+    config = read_config(directory)
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    values = dict(StoredTensors(directory, dtype=dtype))
+    model, report = kind.from_pretrained(
+        None, config=config, state_dict=values, output_loading_info=True, **choice
+    )
+    model.generation_config = GenerationConfig.from_pretrained(directory)
+    return model, report
 
 
 def text_part(config: PreTrainedConfig) -> PreTrainedConfig | None:

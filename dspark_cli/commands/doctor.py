@@ -119,7 +119,27 @@ def _runtime() -> dict[str, Any]:
     from dspark.engine.session import resolve_runtime
 
     chosen = resolve_runtime(RuntimeConfig())
-    return {"device": chosen.device, "dtype": chosen.dtype, "reason": chosen.reason}
+    return {
+        "device": chosen.device,
+        "dtype": chosen.dtype,
+        "reason": chosen.reason,
+        "gguf_on_the_cpu": _gguf_text(),
+    }
+
+
+def _gguf_text() -> str:
+    """What a GGUF's weights are multiplied by."""
+    from dspark import hub
+    from dspark_kernels.cpu.runtime import keep_compiled, usable_backend
+
+    keep_compiled(hub.home() / "kernels")
+    backend = usable_backend()
+    if backend.variant is None:
+        return f"unpacked to float32, in plain torch ({backend.reason})"
+    return (
+        f"as stored, times rows rounded to 8 bits, by {backend.variant.name} kernels "
+        f"({backend.reason}); --dtype float32 unpacks them"
+    )
 
 
 def _store() -> dict[str, Any]:
@@ -168,7 +188,7 @@ def _pairs() -> dict[str, Any]:
     runtime = _runtime()
     report = {}
     for pair in hub.known_pairs().values():
-        fit = pair_fit(pair, runtime["device"], runtime["dtype"])
+        fit = pair_fit(pair, runtime["device"])
         report[pair.name] = {
             "fits": fit.is_enough if fit.needed else None,
             "memory_bytes": fit.needed or None,
@@ -190,8 +210,7 @@ def _room_for_text(name: str, runtime: dict[str, Any]) -> dict[str, Any]:
     if files is None:
         return {}
     check_model_folder(files.target)  # names the damaged file
-    value_bytes = 4 if runtime["dtype"] == "float32" else 2
-    tokens = tokens_that_fit(files.target, files.draft, runtime["device"], value_bytes)
+    tokens = tokens_that_fit(files.target, files.draft, runtime["device"])
     return {"tokens_beside_weights": tokens}
 
 

@@ -1,13 +1,16 @@
 """The real demo pair, from the package index to an answer."""
 
 import pytest
+import torch
 
 from dspark import hub
 
 
 @pytest.mark.demo
 def test_the_demo_target_knows_the_capital_of_france() -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
+
+    from dspark.targets.hf_model import read_hf_model
 
     for step in hub.fetch("demo"):
         assert 0 <= step.done <= (step.total or step.done)
@@ -15,7 +18,7 @@ def test_the_demo_target_knows_the_capital_of_france() -> None:
     assert files is not None
     assert hub.folder_bytes(files.target) == hub.PAIRS["demo"].target_num_bytes
     tokenizer = AutoTokenizer.from_pretrained(files.target)
-    model = AutoModelForCausalLM.from_pretrained(files.target)
+    model = read_hf_model(files.target, device=torch.device("cpu"), dtype=torch.float32)
     assert sum(each.numel() for each in model.parameters()) == hub.PAIRS["demo"].num_parameters
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is the capital of France?"}],

@@ -62,6 +62,7 @@ KINDS = {
     int: gguf.GGUFValueType.UINT32,
     str: gguf.GGUFValueType.STRING,
 }
+CODES = (Kind.Q8_0, Kind.Q4_K, Kind.Q6_K)
 LINEAR = {"rope_type": "linear", "factor": 4.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 STATED = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
@@ -117,7 +118,7 @@ def encoded(values: torch.Tensor, kind: Kind) -> np.ndarray:
 
 
 def write(path: Path, name: str, kind: Kind, **changes: Any) -> Any:
-    """The file, and the model that it means, in the bf16 that it is kept in."""
+    """The file, and the model that it means: exactly in codes, else in the bf16 it is kept in."""
     torch.manual_seed(0)
     config = MODELS[name]()
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
@@ -161,7 +162,7 @@ def add_weight(
     if value.dim() == 1:
         value = value + torch.rand_like(value) / 2
         writer.add_tensor(gguf_name(key), value.numpy())
-        return value.bfloat16().float()
+        return value if kind in CODES else value.bfloat16().float()
     stored = value if num_heads is None else neighbours(value, num_heads)
     data = encoded(stored, kind)
     writer.add_tensor(gguf_name(key), data, raw_dtype=kind)
@@ -169,7 +170,8 @@ def add_weight(
         meant = stored.half().float() if kind == Kind.F16 else stored.bfloat16().float()
     else:
         meant = dequantize(torch.tensor(data.view(np.uint8)), int(kind)).view(stored.shape)
-    return (meant if num_heads is None else apart(meant, num_heads)).bfloat16().float()
+    meant = meant if num_heads is None else apart(meant, num_heads)
+    return meant if kind in CODES else meant.bfloat16().float()
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, pre: str) -> None:
