@@ -13,8 +13,9 @@ from transformers import LlamaConfig
 
 from dspark import hub
 from dspark.config import EngineConfig, RuntimeConfig, ScheduleConfig
-from dspark.engine.session import Session, open_session
+from dspark.engine.session import open_session
 from dspark.errors import CheckpointError
+from dspark.progress import follow
 from dspark.targets.dense import DenseTarget
 from dspark.targets.load import load_target
 from dspark.targets.stored import StoredTarget
@@ -107,8 +108,7 @@ def test_drafts_schedules_and_company_write_what_plain_decoding_writes(
     is_lookup = drafts == "lookup"
     files = hub.PairFiles("toy", folder, None if is_lookup else make_tiny_head(folder), is_lookup)
     schedule = ScheduleConfig("full")
-    *_, session = open_session(files, RuntimeConfig("cpu"), EngineConfig(schedule=schedule))
-    assert isinstance(session, Session)
+    session = follow(open_session(files, RuntimeConfig("cpu"), EngineConfig(schedule=schedule)))
     assert session.runtime.dtype == "q8_0"
     asked = [request([2 + (7 * i + j) % 250 for j in range(5 + 11 * i)], 24) for i in range(8)]
     alone = [decode(session.engine, [replace(each, plain=True)])[0] for each in asked]
@@ -120,8 +120,7 @@ def test_drafts_schedules_and_company_write_what_plain_decoding_writes(
 def test_numbers_are_asked_for_by_name(tmp_path) -> None:
     folder = converted(tmp_path, "qwen2", Kind.Q8_0)
     files = hub.PairFiles("toy", folder, None)
-    *_, session = open_session(files, RuntimeConfig("cpu", "float32"))
-    assert isinstance(session, Session)
+    session = follow(open_session(files, RuntimeConfig("cpu", "float32")))
     assert isinstance(session.engine.target, DenseTarget)
     assert session.runtime.dtype == "float32"
 
