@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.step_memory import peak_bytes
 from dspark.bench.document import provenance, write_document
 from dspark.checkpoints.deepspec import write_head
-from dspark.checkpoints.dspark_config import DSparkConfig, expected_tensors
+from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.heads import SHARED_WITH_TARGET, read_draft
 from dspark.drafters.dspark import DSparkDrafter
 from dspark_kernels import SkinnyLinear
@@ -54,7 +54,7 @@ CONFIG = DSparkConfig(
 def write_random_head(folder: Path) -> Path:
     tensors = {
         name: torch.empty(shape, dtype=torch.bfloat16).uniform_(-0.02, 0.02)
-        for name, shape in expected_tensors(CONFIG).items()
+        for name, shape in CONFIG.expected_tensors().items()
         if name not in SHARED_WITH_TARGET
     }
     write_head(folder, CONFIG, tensors, {})

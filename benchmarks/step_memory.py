@@ -22,7 +22,7 @@ from benchmarks.vs_deepspec import Reference, planned_steps
 from dspark.bench.document import provenance, write_document
 from dspark.config import GraftConfig
 from dspark.graft.data.answer_file import Answer
-from dspark.graft.head.shape import head_config
+from dspark.graft.head.shape import draft_config
 from dspark.graft.target.frozen_target import FrozenTarget
 from dspark.graft.train.loss import LossWeights, OutputHead, distribution_loss
 from dspark.graft.train.trainer import Trainer
@@ -61,7 +61,7 @@ def build_trainer(anchors: int, device: str) -> Trainer:
     )
     target.tap(config.taps or ())
     ids = tuple(torch.randint(VOCABULARY - 1, (LENGTH,)).tolist())
-    head = DSparkHead(head_config(target.config, config, VOCABULARY - 1)).to(device)
+    head = DSparkHead(draft_config(target.config, config, VOCABULARY - 1)).to(device)
     return Trainer(head, target, [Answer(ids[:8], ids[8:], "", "")], config)
 
 

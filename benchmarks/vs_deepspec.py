@@ -23,10 +23,10 @@ from torch import nn
 from dspark.bench.document import write_document
 from dspark.checkpoints.dspark_config import MarkovType
 from dspark.config import GraftConfig
+from dspark.drafters.training_blocks import sample_blocks
 from dspark.graft.data.answer_file import Answer
-from dspark.graft.head.shape import head_config
+from dspark.graft.head.shape import draft_config
 from dspark.graft.target.frozen_target import FrozenTarget
-from dspark.graft.train.blocks import sample_blocks
 from dspark.graft.train.seeds import generator_of
 from dspark.graft.train.trainer import Trainer, learning_rate
 from dspark.models.dspark_head import DSparkHead
@@ -122,7 +122,7 @@ def build_answers() -> list[Answer]:
 
 def build_trainer(config: GraftConfig) -> Trainer:
     target = build_target()
-    head = DSparkHead(head_config(target.config, config, MASK))
+    head = DSparkHead(draft_config(target.config, config, MASK))
     fill(head, seed=4, deviation=0.1)
     return Trainer(head, target, build_answers(), config)
 

@@ -1,7 +1,8 @@
 """Frozen settings. Every default is written here, once; the command line reads it from here."""
 
 import math
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 Schedule = Literal["auto", "full", "threshold"]
@@ -127,7 +128,7 @@ class GraftConfig:
     markov_learning_share is the Markov tables' learning rate as a fraction of learning_rate.
 
     The loss weights, their decay along a block and the schedule are those of DeepSpec's recipe for
-    DSpark; RECIPES has the values of other algorithms.
+    DSpark; ALGORITHMS has the values of other algorithms.
     """
 
     algorithm: Algorithm = "dspark"
@@ -170,6 +171,16 @@ class GraftConfig:
     eval_prompts: int = 32
 
 
+@dataclass(frozen=True, slots=True)
+class AlgorithmFacts:
+    """An algorithm's name in text, how it drafts in a few words, and the defaults for training
+    that differ from DSpark's."""
+
+    title: str
+    summary: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
 # EAGLE-3 (Li et al. 2025) learns the target's distribution, weighting step k of a block by 0.8^k.
 _UNROLLED = {
     "cross_entropy_weight": 0.0,
@@ -179,21 +190,21 @@ _UNROLLED = {
     "markov_type": "none",
     "has_confidence": False,
 }
-# Defaults of an algorithm that differ from DSpark's.
-RECIPES: dict[Algorithm, dict[str, Any]] = {
-    "dspark": {},
-    "dflash": {
-        "cross_entropy_weight": 1.0,
-        "l1_weight": 0.0,
-        "markov_type": "none",
-        "has_confidence": False,
-    },
-    "eagle3": _UNROLLED,
-    "mtp": {**_UNROLLED, "block_size": 1},
+_DFLASH = {
+    "cross_entropy_weight": 1.0,
+    "l1_weight": 0.0,
+    "markov_type": "none",
+    "has_confidence": False,
+}
+ALGORITHMS: Mapping[Algorithm, AlgorithmFacts] = {
+    "dspark": AlgorithmFacts("DSpark", "a block at once, corrected token by token"),
+    "dflash": AlgorithmFacts("DFlash", "a block at once, no sequential head", _DFLASH),
+    "eagle3": AlgorithmFacts("Eagle3", "token after token, one layer", _UNROLLED),
+    "mtp": AlgorithmFacts("MTP-1", "one token a round, one layer", {**_UNROLLED, "block_size": 1}),
 }
 
 
 def graft_config(algorithm: Algorithm, **settings: Any) -> GraftConfig:
     """The algorithm's defaults, overridden by the settings that are not None."""
     chosen = {name: value for name, value in settings.items() if value is not None}
-    return GraftConfig(**{"algorithm": algorithm, **RECIPES[algorithm], **chosen})
+    return GraftConfig(**{"algorithm": algorithm, **ALGORITHMS[algorithm].settings, **chosen})

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 
 from dspark.checkpoints.detect import EAGLE3, ELSEWHERE, GGUF, MTP, NEMOTRON, Packaging
 from dspark.checkpoints.target_architectures import targets_markdown
+from dspark.config import Algorithm
 from dspark.hub.catalog.find import PAIRS
 from dspark.hub.catalog.pairs import (
-    Algorithm,
     AssetFolder,
     HubRepo,
     Pair,

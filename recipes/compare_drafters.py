@@ -23,7 +23,7 @@ import torch
 
 from dspark.bench.document import write_document
 from dspark.config import Algorithm, GraftConfig, PairChoice, graft_config
-from dspark.drafters.parameters import trained_parameters
+from dspark.drafters.kinds import trained_parameters
 from dspark.errors import DSparkError, InputError
 from dspark.graft.head.shape import draft_config, fitting_intermediate_size
 from dspark.hub import PAIRS

@@ -134,7 +134,7 @@ def make_tiny_head(
         import torch
 
         from dspark.checkpoints.deepspec import write_head
-        from dspark.checkpoints.dspark_config import DSparkConfig, expected_tensors
+        from dspark.checkpoints.dspark_config import DSparkConfig
 
         raw = json.loads((target / "config.json").read_text())
         raw = raw.get("text_config", raw)
@@ -160,7 +160,7 @@ def make_tiny_head(
         generator = torch.Generator().manual_seed(11)
         tensors = {
             name: torch.randn(shape, generator=generator) * 0.2
-            for name, shape in expected_tensors(config).items()
+            for name, shape in config.expected_tensors().items()
             if name not in ("embed_tokens.weight", "lm_head.weight")
         }
         folder = tmp_path_factory.mktemp("tiny_head")

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dspark.checkpoints.deepspec import read_draft_config
-from dspark.checkpoints.eagle3_config import DraftConfig, Eagle3Config
 from dspark.config import Algorithm, EngineConfig, RuntimeConfig
-from dspark.drafters.parameters import trained_parameters
+from dspark.drafters.kinds import trained_parameters
 from dspark.engine.session import Session, open_session
 from dspark.events import LoadProgress
 from dspark.hub.catalog.pairs import PairFiles
@@ -66,7 +65,7 @@ def open_heads(
             OpenHead(
                 name=head.name,
                 folder=head.folder,
-                algorithm=algorithm_of(shape) if shape else "lookup",
+                algorithm=shape.algorithm if shape else "lookup",
                 parameters=trained_parameters(shape) if shape else 0,
                 training=_training(head.folder),
                 session=plain.with_head(head.name, head.folder, tap_layers),
@@ -80,10 +79,3 @@ def _training(folder: Path | None) -> dict[str, Any]:
         return {}
     noted: dict[str, Any] = json.loads((folder / "config.json").read_text()).get("graft", {})
     return noted
-
-
-def algorithm_of(shape: DraftConfig) -> Algorithm:
-    """DFlash is DSpark without a Markov head, MTP-1 is Eagle3 with a single draft."""
-    if isinstance(shape, Eagle3Config):
-        return "eagle3" if shape.ttt_length > 1 else "mtp"
-    return "dflash" if shape.markov_type == "none" else "dspark"

@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from dspark.atomic import new_folder, share
 from dspark.checkpoints.deepspec import DRAFT_VOCABULARY, write_head
 from dspark.checkpoints.dspark_config import DSparkConfig
-from dspark.checkpoints.eagle3_config import DraftConfig, Eagle3Config
+from dspark.checkpoints.head_config import HeadConfig
 from dspark.checkpoints.heads import SHARED_WITH_TARGET, find_head, read_draft
 from dspark.checkpoints.safetensors_dir import iterate_tensors
+from dspark.config import ALGORITHMS
 from dspark.errors import CheckpointError, InputError, StorageError
 
 Layout = Literal["deepspec", "speculators"]
@@ -73,7 +74,7 @@ def convert_head(
 
 
 def _borrowed(
-    target: Path, config: DraftConfig, tensors: dict[str, torch.Tensor]
+    target: Path, config: HeadConfig, tensors: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """The target's embedding and output head, in the dtype of the head's own tensors."""
     dtype = tensors["norm.weight"].dtype
@@ -84,26 +85,24 @@ def _borrowed(
     if "embed_tokens.weight" not in found:
         raise CheckpointError(f"{target} has no model.embed_tokens.weight to copy")
     found.setdefault("lm_head.weight", found["embed_tokens.weight"].clone())
-    if isinstance(config, DSparkConfig) and config.draft_vocab_size:
+    if config.draft_vocab_size:
         d2t = tensors["d2t"].long()
         found["lm_head.weight"] = found["lm_head.weight"][d2t + torch.arange(len(d2t))]
     return found
 
 
-def _refuse_for_deepspec(config: DraftConfig) -> None:
-    if isinstance(config, Eagle3Config):
-        return
+def _refuse_for_deepspec(config: HeadConfig) -> None:
     if config.draft_vocab_size or not config.sample_from_anchor:
         what = "a reduced vocabulary" if config.draft_vocab_size else "an anchor without a draft"
         raise CheckpointError(f"DeepSpec's layout cannot represent {what}", "Use --to speculators.")
 
 
 def _write_speculators(
-    folder: Path, config: DraftConfig, tensors: dict[str, torch.Tensor], target_name: str
+    folder: Path, config: HeadConfig, tensors: dict[str, torch.Tensor], target_name: str
 ) -> list[str]:
     """Returns the settings that the layout cannot hold."""
-    if isinstance(config, Eagle3Config):
-        raise _beyond_speculators("Eagle3 heads")
+    if not isinstance(config, DSparkConfig):
+        raise _beyond_speculators(f"{ALGORITHMS[config.algorithm].title} heads")
     if config.family != "qwen3":  # its library only builds Qwen3's layers
         raise _beyond_speculators("heads of Gemma4's layers")
     if config.final_logit_softcapping is not None:

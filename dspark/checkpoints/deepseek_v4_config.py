@@ -6,8 +6,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dspark.checkpoints.dspark_config import LARGEST_BLOCK
-from dspark.checkpoints.head_config import LARGEST_SIZE, positive
-from dspark.errors import CheckpointError
+from dspark.checkpoints.head_config import LARGEST_SIZE, MarkovType, positive
+from dspark.config import Algorithm
+from dspark.errors import CheckpointError, PairMismatchError
 
 MODEL_TYPE = "deepseek_v4"
 QUANTISED_RUN = 64  # dimensions of a key that share a scale
@@ -60,6 +61,28 @@ class DeepseekV4HeadConfig:
     rope_theta: float
     rms_norm_eps: float
     stream_eps: float
+
+    @property
+    def algorithm(self) -> Algorithm:
+        return "dspark"
+
+    @property
+    def markov_type(self) -> MarkovType:
+        return "vanilla"
+
+    @property
+    def has_confidence(self) -> bool:
+        return True
+
+    def check_target(self, *, vocab_size: int, hidden_size: int, num_layers: int) -> None:
+        """Raises PairMismatchError where the head lies in another target's files."""
+        head = (self.vocab_size, self.hidden_size, self.num_target_layers)
+        if head != (vocab_size, hidden_size, num_layers):
+            raise PairMismatchError(
+                f"the head lies in a target of vocabulary, width and depth {head}, and not in this "
+                f"one of {(vocab_size, hidden_size, num_layers)}",
+                "Give the same folder as target and as head.",
+            )
 
     @property
     def tap_width(self) -> int:

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from dspark.atomic import replacing
 from dspark.checkpoints.dspark_config import DSparkConfig
-from dspark.checkpoints.eagle3_config import DraftConfig
 from dspark.checkpoints.files import read_json
+from dspark.checkpoints.head_config import HeadConfig
 from dspark.checkpoints.heads import check_head, open_draft, read_draft, read_draft_config
 from dspark.checkpoints.safetensors_dir import infos_of, read_file
 from dspark.errors import CheckpointError, StorageError
@@ -82,7 +82,7 @@ def write_draft_vocabulary(directory: Path, token_ids: torch.Tensor | None) -> N
 
 
 def write_head(
-    directory: Path, config: DraftConfig, tensors: dict[str, torch.Tensor], extra: dict[str, Any]
+    directory: Path, config: HeadConfig, tensors: dict[str, torch.Tensor], extra: dict[str, Any]
 ) -> None:
     """Write config and tensors so that a reader sees the old files or the new ones, never a half.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dspark.checkpoints.files import read_json
+from dspark.checkpoints.head_configs import DEEPSPEC_ARCHITECTURES
 from dspark.errors import CheckpointError
 
 
@@ -29,10 +30,7 @@ class Elsewhere:
 
 
 BY_ARCHITECTURE = {
-    "Qwen3DSparkModel": Packaging.DEEPSPEC,
-    "Gemma4DSparkModel": Packaging.DEEPSPEC,
-    "Qwen3Eagle3Model": Packaging.DEEPSPEC,
-    "Gemma4Eagle3Model": Packaging.DEEPSPEC,
+    **dict.fromkeys(DEEPSPEC_ARCHITECTURES, Packaging.DEEPSPEC),
     "Lfm2DSparkDraftModel": Packaging.LFM2,
     "DSparkDraftModel": Packaging.SPECFORGE,
     "DFlashDraftModel": Packaging.DFLASH,

@@ -2,24 +2,21 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from dspark.checkpoints.head_config import (
     Family,
     HeadConfig,
+    MarkovType,
     architecture_of,
     common_keys,
     layer_tensors,
 )
+from dspark.config import Algorithm, GraftConfig
 from dspark.errors import CheckpointError
 
-ARCHITECTURES: Mapping[Family, str] = {
-    "qwen3": "Qwen3DSparkModel",
-    "gemma4": "Gemma4DSparkModel",
-}
 LARGEST_BLOCK = 1024
-MarkovType = Literal["none", "vanilla", "gated", "rnn"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +29,17 @@ class DSparkConfig(HeadConfig):
     `confidence_temperatures` is our addition: one per position, None for all 1.
     """
 
-    num_layers: int
-    block_size: int
-    mask_token_id: int
+    architectures: ClassVar[Mapping[Family, str]] = {
+        "qwen3": "Qwen3DSparkModel",
+        "gemma4": "Gemma4DSparkModel",
+    }
+    algorithms: ClassVar[tuple[Algorithm, ...]] = ("dspark", "dflash")
+    has_mask: ClassVar[bool] = True
+
+    # field(): the property of the same name in HeadConfig is no default
+    num_layers: int = field()
+    block_size: int = field()
+    mask_token_id: int = field()
     markov_type: MarkovType = "vanilla"
     markov_rank: int = 0
     has_confidence: bool = False
@@ -44,8 +49,12 @@ class DSparkConfig(HeadConfig):
     draft_vocab_size: int | None = None
 
     @property
+    def algorithm(self) -> Algorithm:
+        """DFlash is DSpark without a Markov head."""
+        return "dflash" if self.markov_type == "none" else "dspark"
+
+    @property
     def temperatures(self) -> tuple[float, ...]:
-        """Divisor of the confidence logit at each position."""
         return self.confidence_temperatures or (1.0,) * self.block_size
 
     @property
@@ -61,9 +70,9 @@ class DSparkConfig(HeadConfig):
     @classmethod
     def _parse(cls, raw: Mapping[str, Any]) -> "DSparkConfig":
         architecture = architecture_of(raw)
-        if architecture not in ARCHITECTURES.values():
+        if architecture not in cls.architectures.values():
             raise CheckpointError(
-                f"the head's architecture is {architecture}, not {ARCHITECTURES['qwen3']}",
+                f"the head's architecture is {architecture}, not {cls.architectures['qwen3']}",
                 "dspark convert converts other layouts to DeepSpec's.",
             )
         rank = int(raw["markov_rank"])
@@ -96,12 +105,27 @@ class DSparkConfig(HeadConfig):
         if not all(math.isfinite(t) and t > 0.0 for t in temperatures):
             raise ValueError("confidence_temperatures are not all positive numbers")
 
+    @classmethod
+    def for_training(
+        cls, sizes: Mapping[str, Any], settings: GraftConfig, mask_token_id: int
+    ) -> "DSparkConfig":
+        has_markov = settings.markov_type != "none"
+        return cls(
+            **sizes,
+            num_layers=settings.num_layers,
+            block_size=settings.block_size,
+            mask_token_id=mask_token_id,
+            markov_type=settings.markov_type,
+            markov_rank=settings.markov_rank if has_markov else 0,
+            has_confidence=settings.has_confidence,
+            confidence_with_markov=settings.has_confidence and has_markov,
+        )
+
     def to_json(self) -> dict[str, Any]:
-        """The keys that DeepSpec's loader reads, and our own if they differ from the default."""
         temperatures = self.confidence_temperatures
         own = {} if temperatures is None else {"confidence_temperatures": list(temperatures)}
         return {
-            "architectures": [ARCHITECTURES[self.family]],
+            "architectures": [self.architectures[self.family]],
             **self._common_json(),
             "num_hidden_layers": self.num_layers,
             "layer_types": ["full_attention"] * self.num_layers,
@@ -115,44 +139,42 @@ class DSparkConfig(HeadConfig):
             **own,
         }
 
+    def expected_tensors(self) -> dict[str, tuple[int, ...]]:
+        hidden, rank, columns = self.hidden_size, self.markov_rank, self.num_columns
+        layer = layer_tensors(self, hidden)
+        shapes: dict[str, tuple[int, ...]] = {
+            "embed_tokens.weight": (self.vocab_size, hidden),
+            "lm_head.weight": (columns, hidden),
+            "norm.weight": (hidden,),
+            "fc.weight": (hidden, self.tap_width),
+            "hidden_norm.weight": (hidden,),
+            **{f"layers.{i}.{n}": s for i in range(self.num_layers) for n, s in layer.items()},
+        }
+        if self.draft_vocab_size:
+            shapes["d2t"] = (columns,)
+        if self.markov_type != "none":
+            shapes |= {
+                "markov_head.markov_w1.weight": (self.vocab_size, rank),
+                "markov_head.markov_w2.weight": (columns, rank),
+            }
+        if self.markov_type == "gated":
+            shapes |= {
+                "markov_head.gate_proj.weight": (rank, hidden + rank),
+                "markov_head.gate_proj.bias": (rank,),
+            }
+        if self.markov_type == "rnn":
+            shapes |= {
+                "markov_head.joint_proj.weight": (3 * rank, 2 * rank + hidden),
+                "markov_head.joint_proj.bias": (3 * rank,),
+            }
+        if self.has_confidence:
+            width = hidden + (rank if self.confidence_with_markov else 0)
+            shapes |= {"confidence_head.proj.weight": (1, width), "confidence_head.proj.bias": (1,)}
+        return shapes
+
 
 def _numbers_or_none(raw: Mapping[str, Any], key: str) -> tuple[float, ...] | None:
     value = raw.get(key)
     if value is not None and not (isinstance(value, list) and value):
         raise ValueError(f"{key} {value!r} is not a list of numbers")
     return None if value is None else tuple(float(number) for number in value)
-
-
-def expected_tensors(config: DSparkConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of a head in DeepSpec's layout, embedding and head included."""
-    hidden, rank, columns = config.hidden_size, config.markov_rank, config.num_columns
-    layer = layer_tensors(config, hidden)
-    shapes: dict[str, tuple[int, ...]] = {
-        "embed_tokens.weight": (config.vocab_size, hidden),
-        "lm_head.weight": (columns, hidden),
-        "norm.weight": (hidden,),
-        "fc.weight": (hidden, config.tap_width),
-        "hidden_norm.weight": (hidden,),
-        **{f"layers.{i}.{n}": s for i in range(config.num_layers) for n, s in layer.items()},
-    }
-    if config.draft_vocab_size:
-        shapes["d2t"] = (columns,)
-    if config.markov_type != "none":
-        shapes |= {
-            "markov_head.markov_w1.weight": (config.vocab_size, rank),
-            "markov_head.markov_w2.weight": (columns, rank),
-        }
-    if config.markov_type == "gated":
-        shapes |= {
-            "markov_head.gate_proj.weight": (rank, hidden + rank),
-            "markov_head.gate_proj.bias": (rank,),
-        }
-    if config.markov_type == "rnn":
-        shapes |= {
-            "markov_head.joint_proj.weight": (3 * rank, 2 * rank + hidden),
-            "markov_head.joint_proj.bias": (3 * rank,),
-        }
-    if config.has_confidence:
-        width = hidden + (rank if config.confidence_with_markov else 0)
-        shapes |= {"confidence_head.proj.weight": (1, width), "confidence_head.proj.bias": (1,)}
-    return shapes

@@ -1,31 +1,33 @@
 """The shape of an EAGLE-3 head (Li et al. 2025), as DeepSpec writes it into config.json. With
 `ttt_length` 1 it is MTP-1."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from dspark.checkpoints.dspark_config import DSparkConfig
-from dspark.checkpoints.head_config import (
-    Family,
-    HeadConfig,
-    common_keys,
-    layer_tensors,
-)
-from dspark.errors import CheckpointError
-
-EAGLE3_ARCHITECTURES: Mapping[Family, str] = {
-    "qwen3": "Qwen3Eagle3Model",
-    "gemma4": "Gemma4Eagle3Model",
-}
+from dspark.checkpoints.head_config import Family, HeadConfig, common_keys, layer_tensors
+from dspark.config import Algorithm, GraftConfig
+from dspark.errors import CheckpointError, InputError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Eagle3Config(HeadConfig):
     """Sizes of a head of one layer. It drafts `ttt_length` tokens, one pass each."""
 
+    architectures: ClassVar[Mapping[Family, str]] = {
+        "qwen3": "Qwen3Eagle3Model",
+        "gemma4": "Gemma4Eagle3Model",
+    }
+    algorithms: ClassVar[tuple[Algorithm, ...]] = ("eagle3", "mtp")
+
     ttt_length: int
     step_loss_decay: float = 0.8
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """MTP-1 is Eagle3 with a single draft."""
+        return "eagle3" if self.ttt_length > 1 else "mtp"
 
     @property
     def num_layers(self) -> int:
@@ -54,10 +56,24 @@ class Eagle3Config(HeadConfig):
             step_loss_decay=float(raw["step_loss_decay"]),
         )
 
+    @classmethod
+    def for_training(
+        cls, sizes: Mapping[str, Any], settings: GraftConfig, mask_token_id: int
+    ) -> "Eagle3Config":
+        if settings.num_layers != 1:
+            raise InputError(
+                f"an {settings.algorithm} head has one layer, not {settings.num_layers}",
+                "Leave --layers out, or make the layer wider with --intermediate-size.",
+            )
+        return cls(
+            **sizes,
+            ttt_length=settings.block_size,
+            step_loss_decay=round(math.exp(-1.0 / settings.position_decay), 6),
+        )
+
     def to_json(self) -> dict[str, Any]:
-        """The keys that DeepSpec's own loader reads."""
         return {
-            "architectures": [EAGLE3_ARCHITECTURES[self.family]],
+            "architectures": [self.architectures[self.family]],
             **self._common_json(),
             "num_hidden_layers": 1,
             "draft_num_hidden_layers": 1,
@@ -66,18 +82,13 @@ class Eagle3Config(HeadConfig):
             "step_loss_decay": self.step_loss_decay,
         }
 
-
-DraftConfig = DSparkConfig | Eagle3Config
-
-
-def expected_eagle3_tensors(config: Eagle3Config) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor in DeepSpec's layout, embedding and output head included."""
-    hidden, layer = config.hidden_size, layer_tensors(config, config.attention_width)
-    return {
-        "embed_tokens.weight": (config.vocab_size, hidden),
-        "lm_head.weight": (config.vocab_size, hidden),
-        "norm.weight": (hidden,),
-        "fc.weight": (hidden, config.tap_width),
-        "layers.0.hidden_norm.weight": (hidden,),
-        **{f"layers.0.{name}": shape for name, shape in layer.items()},
-    }
+    def expected_tensors(self) -> dict[str, tuple[int, ...]]:
+        hidden, layer = self.hidden_size, layer_tensors(self, self.attention_width)
+        return {
+            "embed_tokens.weight": (self.vocab_size, hidden),
+            "lm_head.weight": (self.vocab_size, hidden),
+            "norm.weight": (hidden,),
+            "fc.weight": (hidden, self.tap_width),
+            "layers.0.hidden_norm.weight": (hidden,),
+            **{f"layers.0.{name}": shape for name, shape in layer.items()},
+        }

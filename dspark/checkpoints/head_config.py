@@ -3,11 +3,13 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
-from dspark.errors import CheckpointError
+from dspark.config import Algorithm, GraftConfig
+from dspark.errors import CheckpointError, PairMismatchError
 
 Family = Literal["qwen3", "gemma4"]
+MarkovType = Literal["none", "vanilla", "gated", "rnn"]
 ROPE_NOISE = ("default", "mrope")  # copied from the target; the head rotates every dimension
 YARN_KEYS = {
     *("type", "rope_type", "rope_theta", "partial_rotary_factor", "factor"),
@@ -49,12 +51,44 @@ class Yarn:
         return {"rope_type": "yarn", "original_max_position_embeddings": original} | kept
 
 
+class AnyHeadConfig(Protocol):
+    """What can be asked of every head, whatever its kind and its files.
+
+    `target_layer_ids` are the taps: 0-based layer outputs, -1 embeddings.
+    """
+
+    @property
+    def algorithm(self) -> Algorithm: ...
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def target_layer_ids(self) -> tuple[int, ...]: ...
+    @property
+    def markov_type(self) -> MarkovType: ...
+    @property
+    def markov_rank(self) -> int: ...
+    @property
+    def has_confidence(self) -> bool: ...
+
+    def check_target(self, *, vocab_size: int, hidden_size: int, num_layers: int) -> None:
+        """Raises PairMismatchError where the head was not made for a target of these sizes."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadConfig:
-    """`target_layer_ids` are the taps: 0-based layer outputs, -1 embeddings.
+    """A head in files of its own: what all have in common, and what a kind states of itself.
 
+    `architectures` are its names in DeepSpec's layout, by the style of its layers; `algorithms`
+    those that train it; `has_mask`: a token stands for drafts that are not known yet.
     `num_target_layers` is None if the file does not state the target's depth.
     """
+
+    architectures: ClassVar[Mapping[Family, str]]
+    algorithms: ClassVar[tuple[Algorithm, ...]]
+    has_mask: ClassVar[bool] = False
 
     vocab_size: int
     hidden_size: int
@@ -72,6 +106,51 @@ class HeadConfig:
     yarn: Yarn | None = None
     family: Family = "qwen3"
     rotated_fraction: float = 1.0  # of a head's dimensions; the others are not rotated
+
+    @property
+    def algorithm(self) -> Algorithm:
+        raise NotImplementedError
+
+    @property
+    def num_layers(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def block_size(self) -> int:
+        """Tokens drafted a round."""
+        raise NotImplementedError
+
+    # What only some kinds have; theirs are fields.
+
+    @property
+    def mask_token_id(self) -> int | None:
+        return None
+
+    @property
+    def markov_type(self) -> MarkovType:
+        return "none"
+
+    @property
+    def markov_rank(self) -> int:
+        return 0
+
+    @property
+    def has_confidence(self) -> bool:
+        return False
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Divisor of the confidence logit at each position."""
+        return (1.0,) * self.block_size
+
+    @property
+    def sample_from_anchor(self) -> bool:
+        return True
+
+    @property
+    def draft_vocab_size(self) -> int | None:
+        """Rows of the output head where it knows fewer tokens than the target."""
+        return None
 
     @property
     def embedding_scale(self) -> float:
@@ -104,6 +183,42 @@ class HeadConfig:
     @classmethod
     def _parse(cls, raw: Mapping[str, Any]) -> Self:
         raise NotImplementedError
+
+    @classmethod
+    def for_training(
+        cls, sizes: Mapping[str, Any], settings: GraftConfig, mask_token_id: int
+    ) -> Self:
+        """`sizes` are the fields that the target decides; raises InputError for settings that no
+        head of this kind has."""
+        raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys that DeepSpec's loader reads, and our own if they differ from the default."""
+        raise NotImplementedError
+
+    def expected_tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every tensor in DeepSpec's layout, the target's two tables included."""
+        raise NotImplementedError
+
+    def check_target(self, *, vocab_size: int, hidden_size: int, num_layers: int) -> None:
+        """Raises PairMismatchError where the head was not made for a target of these sizes."""
+        for what, draft, target in (
+            ("hidden size", self.hidden_size, hidden_size),
+            ("vocabulary", self.vocab_size, vocab_size),
+            ("number of target layers", self.num_target_layers, num_layers),
+        ):
+            if draft not in (target, None):
+                raise PairMismatchError(
+                    f"the draft does not belong to this target: its {what} is {draft}, "
+                    f"the target's {target}",
+                    "Use the head that was trained for this model, or --draft none.",
+                )
+        if max(self.target_layer_ids) >= num_layers - 1:
+            raise PairMismatchError(
+                f"the draft taps layer {max(self.target_layer_ids)}, but the target's last usable "
+                f"layer is {num_layers - 2}",
+                "Use the head that was trained for this model, or --draft none.",
+            )
 
     def _check(self) -> None:
         sizes = {

@@ -8,16 +8,12 @@ from typing import Any
 import torch
 
 from dspark.checkpoints.deepseek_v4 import read_own_config
-from dspark.checkpoints.deepseek_v4_config import DeepseekV4HeadConfig, holds_own_head
+from dspark.checkpoints.deepseek_v4_config import count_own_parameters, holds_own_head
 from dspark.checkpoints.detect import Packaging, detect, head_folder, is_deepspec, refuse_gguf
-from dspark.checkpoints.dspark_config import DSparkConfig, expected_tensors
-from dspark.checkpoints.eagle3_config import (
-    EAGLE3_ARCHITECTURES,
-    DraftConfig,
-    Eagle3Config,
-    expected_eagle3_tensors,
-)
 from dspark.checkpoints.files import one_line, read_json
+from dspark.checkpoints.head_config import AnyHeadConfig, HeadConfig
+from dspark.checkpoints.head_configs import parse_config
+from dspark.checkpoints.model_folder import count_parameters
 from dspark.checkpoints.other_layouts import (
     canonical_name,
     ours,
@@ -43,11 +39,11 @@ class FoundHead:
     folder: Path
     packaging: Packaging
     raw: Mapping[str, Any]
-    config: DraftConfig
+    config: HeadConfig
     names: Mapping[str, str]  # name in the files -> DeepSpec's
 
 
-def read_any_config(directory: Path) -> DraftConfig | DeepseekV4HeadConfig:
+def read_any_config(directory: Path) -> AnyHeadConfig:
     """As read_draft_config, and of a DeepSeek-V4 target's own head too."""
     if is_own_head(directory):
         return read_own_config(directory)
@@ -60,12 +56,19 @@ def is_own_head(directory: Path) -> bool:
     return path.is_file() and holds_own_head(read_json(path))
 
 
-def read_draft_config(directory: Path) -> DraftConfig:
+def count_head_parameters(directory: Path) -> int:
+    """Of a head in files of its own, or of the head inside a DeepSeek-V4 target."""
+    if is_own_head(directory):
+        return count_own_parameters(read_own_config(directory))
+    return count_parameters(directory)
+
+
+def read_draft_config(directory: Path) -> HeadConfig:
     """Raises CheckpointError with the reason if the folder has no readable head."""
     return find_head(directory, check=False).config
 
 
-def read_draft(directory: Path) -> tuple[DraftConfig, dict[str, torch.Tensor]]:
+def read_draft(directory: Path) -> tuple[HeadConfig, dict[str, torch.Tensor]]:
     """Config and tensors, every name, type and shape checked before one is read.
 
     The embedding and the output head may be missing: then the target's are used.
@@ -74,14 +77,12 @@ def read_draft(directory: Path) -> tuple[DraftConfig, dict[str, torch.Tensor]]:
     return config, dict(stored)
 
 
-def open_draft(directory: Path) -> tuple[DraftConfig, MutableMapping[str, torch.Tensor]]:
+def open_draft(directory: Path) -> tuple[HeadConfig, MutableMapping[str, torch.Tensor]]:
     """As read_draft, each tensor read when it is asked for."""
     found = find_head(directory)
     stored: MutableMapping[str, torch.Tensor] = StoredTensors(
         found.folder, names=found.names, renamed=found.names
     )
-    if isinstance(found.config, Eagle3Config):
-        return found.config, stored
     interleaved = found.raw.get("rope_is_neox_style") is False
     if interleaved:  # some are read in another form than stored
         stored = dict(stored)
@@ -131,20 +132,13 @@ def _inside_target(folder: Path) -> CheckpointError:
     )
 
 
-def expected(config: DraftConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of the head."""
-    if isinstance(config, Eagle3Config):
-        return expected_eagle3_tensors(config)
-    return expected_tensors(config)
-
-
-def check_head(infos: Mapping[str, TensorInfo], config: DraftConfig, what: str) -> None:
+def check_head(infos: Mapping[str, TensorInfo], config: HeadConfig, what: str) -> None:
     """Raises CheckpointError naming tensors that do not belong to a head of these sizes."""
     weights = dict(infos)
     d2t = weights.pop("d2t", None)
-    wanted = {name: shape for name, shape in expected(config).items() if name != "d2t"}
+    wanted = {name: shape for name, shape in config.expected_tensors().items() if name != "d2t"}
     check_tensors(weights, wanted, SHARED_WITH_TARGET, what)
-    columns = config.draft_vocab_size if isinstance(config, DSparkConfig) else None
+    columns = config.draft_vocab_size
     if columns and (d2t is None or d2t.dtype not in INTEGERS or d2t.shape != (columns,)):
         raise CheckpointError(
             f"{what} has {columns} tokens and no d2t that maps them to the target's"
@@ -153,12 +147,10 @@ def check_head(infos: Mapping[str, TensorInfo], config: DraftConfig, what: str) 
 
 def _config(
     raw: Mapping[str, Any], packaging: Packaging, infos: Mapping[str, TensorInfo]
-) -> DraftConfig:
+) -> HeadConfig:
     if packaging is not Packaging.DEEPSPEC:
         return read_family_config(raw, packaging, infos)
-    if raw["architectures"][0] in EAGLE3_ARCHITECTURES.values():
-        return Eagle3Config.from_json(raw)
-    return DSparkConfig.from_json(raw)
+    return parse_config(raw)
 
 
 def _canonical(infos: Mapping[str, TensorInfo], folder: Path) -> dict[str, str]:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from dspark.checkpoints.detect import Packaging
-from dspark.checkpoints.dspark_config import ARCHITECTURES, DSparkConfig
-from dspark.checkpoints.head_config import refuse_sliding
+from dspark.checkpoints.dspark_config import DSparkConfig
+from dspark.checkpoints.head_config import HeadConfig, refuse_sliding
 from dspark.checkpoints.safetensors_dir import TensorInfo
 from dspark.errors import CheckpointError
 
@@ -39,7 +39,7 @@ def canonical_name(name: str) -> str | None:
 def read_family_config(raw: Mapping[str, Any], packaging: Packaging, infos: Infos) -> DSparkConfig:
     """`infos` under canonical names. Raises CheckpointError naming a missing or unknown tensor."""
     flat = _flat(raw, packaging)
-    flat |= _sizes(flat, infos) | {"architectures": [ARCHITECTURES["qwen3"]]}
+    flat |= _sizes(flat, infos) | {"architectures": [DSparkConfig.architectures["qwen3"]]}
     from_anchor = _samples_from_anchor(flat, packaging)
     if not from_anchor:
         flat["block_size"] = _number(flat, "block_size") - 1
@@ -197,7 +197,7 @@ def _size(infos: Infos, name: str, dim: int = 0) -> int:
 
 
 def ours(
-    tensors: MutableMapping[str, torch.Tensor], config: DSparkConfig, *, interleaved: bool
+    tensors: MutableMapping[str, torch.Tensor], config: HeadConfig, *, interleaved: bool
 ) -> MutableMapping[str, torch.Tensor]:
     """Tensors under canonical names, in our drafter's form."""
     if config.draft_vocab_size is None:

@@ -6,15 +6,17 @@ holds in FP8 are multiplied de-quantised; engines with FP8 kernels round the inp
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 
-from dspark.checkpoints.deepseek_v4 import DeepseekV4Weights
+from dspark.checkpoints.deepseek_v4 import DeepseekV4Weights, read_own_head
 from dspark.checkpoints.deepseek_v4_config import DeepseekV4HeadConfig
+from dspark.config import DraftWeights
 from dspark.drafters.base import Chooser, Proposals
-from dspark.drafters.head_drafter import stack_present
-from dspark.errors import PairMismatchError
+from dspark.drafters.head_drafter import TargetTables, stack_present
 from dspark.models.deepseek_v4.experts import Experts
 from dspark.models.deepseek_v4.norm_rotate import norm
 from dspark.models.deepseek_v4.streams import StreamMixer, collapse, taken_up
@@ -32,6 +34,20 @@ class DeepseekV4Slot:
 
 class DeepseekV4Drafter:
     """Joined to its target's embedding [V, H] and output head [N, H] -> [N, V]."""
+
+    takes_small_weights: ClassVar[bool] = False
+
+    @classmethod
+    def supports(cls, config: DeepseekV4HeadConfig, tables: TargetTables) -> bool:
+        return True
+
+    @classmethod
+    def load(
+        cls, directory: Path, tables: TargetTables, weights: DraftWeights
+    ) -> "DeepseekV4Drafter":
+        """From the target's own files."""
+        head = read_own_head(directory, device=tables.device, dtype=tables.dtype)
+        return cls(*head, tables.embedding, tables.output_head)
 
     def __init__(
         self,
@@ -158,19 +174,6 @@ class _Stage:
         x = norm(x, self._experts_norm, self._eps)
         out = self._experts(x.flatten(0, 1)).view_as(x)
         return taken_up(streams, out, post, mix)
-
-
-def check_own_pair(
-    config: DeepseekV4HeadConfig, *, vocab_size: int, hidden_size: int, num_layers: int
-) -> None:
-    """Raises PairMismatchError where the head lies in another target's files."""
-    head = (config.vocab_size, config.hidden_size, config.num_target_layers)
-    if head != (vocab_size, hidden_size, num_layers):
-        raise PairMismatchError(
-            f"the head lies in a target of vocabulary, width and depth {head}, and not in this one "
-            f"of {(vocab_size, hidden_size, num_layers)}",
-            "Give the same folder as target and as head.",
-        )
 
 
 def _below(weights: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -7,12 +7,10 @@ from typing import Any
 import torch
 
 from dspark.checkpoints.dspark_config import DSparkConfig
-from dspark.checkpoints.eagle3_config import DraftConfig
 from dspark.drafters.base import Chooser, Proposals
 from dspark.drafters.calibration import scaled_confidence
 from dspark.drafters.head_drafter import HeadDrafter, stack_present
 from dspark.drafters.vocabulary import OutputHead
-from dspark.errors import PairMismatchError
 from dspark.kvcache.pooled_attention import PooledAttention
 from dspark.kvcache.row_pool import KVSlot, RowPlan
 from dspark.models.draft_layer import DraftLayer
@@ -152,24 +150,3 @@ class DSparkDrafter(HeadDrafter):
 
     def _layers(self) -> list[DraftLayer]:
         return list(self._head.layers)
-
-
-def check_pair(config: DraftConfig, *, vocab_size: int, hidden_size: int, num_layers: int) -> None:
-    """Raises PairMismatchError where the head was not made for a target of these sizes."""
-    for what, draft, target in (
-        ("hidden size", config.hidden_size, hidden_size),
-        ("vocabulary", config.vocab_size, vocab_size),
-        ("number of target layers", config.num_target_layers, num_layers),
-    ):
-        if draft not in (target, None):
-            raise PairMismatchError(
-                f"the draft does not belong to this target: its {what} is {draft}, "
-                f"the target's {target}",
-                "Use the head that was trained for this model, or --draft none.",
-            )
-    if max(config.target_layer_ids) >= num_layers - 1:
-        raise PairMismatchError(
-            f"the draft taps layer {max(config.target_layer_ids)}, but the target's last usable "
-            f"layer is {num_layers - 2}",
-            "Use the head that was trained for this model, or --draft none.",
-        )

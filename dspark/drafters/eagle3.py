@@ -17,18 +17,20 @@ from dspark.drafters.head_drafter import HeadDrafter, stack_present
 from dspark.drafters.vocabulary import OutputHead
 from dspark.kvcache.pooled_attention import PooledAttention
 from dspark.kvcache.row_pool import KVSlot, RowPlan
-from dspark.models.draft_layer import DraftLayer, Norm, draft_layer, full_rotary
-from dspark_kernels import RotaryTable
+from dspark.models.draft_layer import DraftLayer, Norm, draft_layer
+from dspark.models.head_module import HeadModule
 from dspark_kernels.cpu.weight_table import Table
 
 
-class Eagle3Head(nn.Module):
-    """Everything but the embedding and the output head, which are the target's, frozen.
+class Eagle3Head(HeadModule):
+    """One layer over embeddings and hidden states side by side.
 
     Logits come from norm(hidden state); the next step takes the hidden state before that norm.
     """
 
+    config: Eagle3Config
     markov_head: None = None
+    confidence_head: None = None
 
     def __init__(self, config: Eagle3Config) -> None:
         super().__init__()
@@ -48,9 +50,9 @@ class Eagle3Head(nn.Module):
         layer = self.layer
         return torch.cat([layer.input_layernorm(embedded), layer.hidden_norm(hidden)], dim=-1)
 
-    def rotary_table(self) -> RotaryTable:
-        """Full rotary over head_dim at the head's own base frequency."""
-        return full_rotary(self.config, self.norm.weight)
+    @property
+    def feature_norm(self) -> Norm:
+        return self.layer.hidden_norm
 
 
 @dataclass(slots=True)

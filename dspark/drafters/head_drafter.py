@@ -1,12 +1,17 @@
 """What drafters share: a head joined to its target's embedding and output head."""
 
 from collections.abc import Callable, Collection, MutableMapping
-from typing import Any, cast
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import nn
 
-from dspark.checkpoints.eagle3_config import DraftConfig
+from dspark.checkpoints.deepspec import read_draft_vocabulary
+from dspark.checkpoints.head_config import AnyHeadConfig, HeadConfig
+from dspark.checkpoints.heads import open_draft
+from dspark.config import DraftWeights
 from dspark.drafters.vocabulary import (
     DraftVocabulary,
     FullVocabulary,
@@ -23,15 +28,47 @@ EMBEDDING, OUTPUT_HEAD = "embed_tokens.weight", "lm_head.weight"
 ROWS = 4096  # of a table, compared at once
 
 
+@dataclass(frozen=True, slots=True)
+class TargetTables:
+    """What a head takes from its target: embedding [V, H] and output head [N, H] -> [N, V];
+    `is_paged`: whether the target's keys and values lie on pages."""
+
+    embedding: Table
+    output_head: OutputHead
+    device: torch.device
+    dtype: torch.dtype
+    is_paged: bool = False
+
+
 class HeadDrafter:
     """`embedding` [V, H] and `output_head` [N, H] -> [N, V] are the target's unless the head's own
     file holds different ones."""
 
     _head: Any
+    takes_small_weights: ClassVar[bool] = False
+
+    @classmethod
+    def supports(cls, config: AnyHeadConfig, tables: TargetTables) -> bool:
+        return True
+
+    @classmethod
+    def load(cls, directory: Path, tables: TargetTables, weights: DraftWeights) -> Self:
+        """From the head's files. Raises CheckpointError, PairMismatchError."""
+        config, tensors = open_draft(directory)
+        vocabulary = read_draft_vocabulary(directory, config.vocab_size)
+        if vocabulary is not None:
+            vocabulary = vocabulary.to(tables.device)
+        parts = (config, tensors, tables.embedding, tables.output_head)
+        return cls(*parts, draft_vocabulary=vocabulary, **cls._options(weights))
+
+    @classmethod
+    def _options(cls, weights: DraftWeights) -> dict[str, Any]:
+        """What this class alone is given, when it is loaded."""
+        return {}
 
     def __init__(
         self,
-        config: DraftConfig,
+        config: HeadConfig,
         make_head: Callable[[Any], nn.Module],
         tensors: MutableMapping[str, torch.Tensor],
         embedding: Table,

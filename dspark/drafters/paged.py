@@ -1,14 +1,14 @@
 """DSpark where Triton runs: fused weights over pages, the sequential head as one operation."""
 
 from collections.abc import MutableMapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from dspark.checkpoints.dspark_config import DSparkConfig
-from dspark.checkpoints.eagle3_config import DraftConfig
 from dspark.config import DraftWeights
 from dspark.drafters.dspark import DSparkDrafter, DSparkSlot
+from dspark.drafters.head_drafter import TargetTables
 from dspark.drafters.vocabulary import FullVocabulary, OutputHead, soft_cap
 from dspark.kvcache.caches import CachePass, HeadShape, PagedCache
 from dspark.kvcache.row_pool import KVSlot
@@ -31,17 +31,19 @@ from dspark_kernels.quantized_weight import quantize_fp8, quantize_int8
 Weight = torch.Tensor | QuantizedWeight
 
 
-def supports(config: DraftConfig) -> bool:
-    """Whether a head's layers are Qwen3's and its drafts any token."""
-    return (
-        isinstance(config, DSparkConfig)
-        and config.family == "qwen3"
-        and config.draft_vocab_size is None
-    )
-
-
 class PagedDSparkDrafter(DSparkDrafter):
     """Embedding and output head stay the target's, unless `weights` asks for a smaller copy."""
+
+    takes_small_weights: ClassVar[bool] = True
+
+    @classmethod
+    def supports(cls, config: DSparkConfig, tables: TargetTables) -> bool:  # type: ignore[override]
+        """Beside a target on pages, a head of Qwen3's layers that drafts any token."""
+        return tables.is_paged and config.family == "qwen3" and config.draft_vocab_size is None
+
+    @classmethod
+    def _options(cls, weights: DraftWeights) -> dict[str, Any]:
+        return {"weights": weights}
 
     def __init__(
         self,

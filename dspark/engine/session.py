@@ -10,11 +10,7 @@ from typing import Self, Unpack
 
 import torch
 
-from dspark.checkpoints.deepseek_v4 import read_own_config, read_own_head
-from dspark.checkpoints.deepspec import open_draft, read_draft_vocabulary
-from dspark.checkpoints.dspark_config import DSparkConfig
-from dspark.checkpoints.eagle3_config import Eagle3Config
-from dspark.checkpoints.heads import is_own_head, read_any_config
+from dspark.checkpoints.heads import read_any_config
 from dspark.config import (
     DraftWeights,
     EngineConfig,
@@ -24,11 +20,9 @@ from dspark.config import (
     StopConfig,
 )
 from dspark.drafters.base import Drafter
-from dspark.drafters.deepseek_v4 import DeepseekV4Drafter, check_own_pair
-from dspark.drafters.dspark import DSparkDrafter, check_pair
-from dspark.drafters.eagle3 import Eagle3Drafter
+from dspark.drafters.head_drafter import TargetTables
+from dspark.drafters.kinds import load_head
 from dspark.drafters.lookup import LookupDrafter
-from dspark.drafters.paged import PagedDSparkDrafter, supports
 from dspark.drafters.select_taps import with_own_taps
 from dspark.engine.loop import Engine
 from dspark.engine.request import Request
@@ -251,47 +245,21 @@ def open_session(
     return Session(files.name, engine, codec, resolved, sampling_defaults(files.target))
 
 
-def load_drafter(
-    directory: Path, target: Target, weights: DraftWeights = "auto"
-) -> DSparkDrafter | Eagle3Drafter | DeepseekV4Drafter:
+def load_drafter(directory: Path, target: Target, weights: DraftWeights = "auto") -> Drafter:
     """Read the head and join it to its target. Raises PairMismatchError, CheckpointError."""
-    if is_own_head(directory):
-        return _load_own(directory, target)
-    config, tensors = open_draft(directory)
     spec = target.spec
-    check_pair(
-        config,
-        vocab_size=spec.vocab_size,
-        hidden_size=spec.hidden_size,
-        num_layers=spec.num_layers,
+    config = read_any_config(directory)
+    config.check_target(
+        vocab_size=spec.vocab_size, hidden_size=spec.hidden_size, num_layers=spec.num_layers
     )
-    vocabulary = read_draft_vocabulary(directory, config.vocab_size)
-    if vocabulary is not None:
-        vocabulary = vocabulary.to(target.device)
-    parts = (tensors, target.embedding(), target.output_head())
-    is_paged = isinstance(target, DeviceTarget) and target.paged_cache() is not None
-    if is_paged and isinstance(config, DSparkConfig) and supports(config):
-        return PagedDSparkDrafter(config, *parts, draft_vocabulary=vocabulary, weights=weights)
-    if weights in ("int8", "fp8"):
-        raise InputError(
-            f"draft weights of {weights} need a DSpark head and a dense target on a GPU",
-            "Leave the draft weights at auto.",
-        )
-    if isinstance(config, Eagle3Config):
-        return Eagle3Drafter(config, *parts, draft_vocabulary=vocabulary)
-    return DSparkDrafter(config, *parts, draft_vocabulary=vocabulary)
-
-
-def _load_own(directory: Path, target: Target) -> DeepseekV4Drafter:
-    spec = target.spec
-    check_own_pair(
-        read_own_config(directory),
-        vocab_size=spec.vocab_size,
-        hidden_size=spec.hidden_size,
-        num_layers=spec.num_layers,
+    tables = TargetTables(
+        target.embedding(),
+        target.output_head(),
+        target.device,
+        target.dtype,
+        is_paged=isinstance(target, DeviceTarget) and target.paged_cache() is not None,
     )
-    head = read_own_head(directory, device=target.device, dtype=target.dtype)
-    return DeepseekV4Drafter(*head, target.embedding(), target.output_head())
+    return load_head(directory, config, tables, weights)
 
 
 def resolve_runtime(runtime: RuntimeConfig) -> ResolvedRuntime:
@@ -323,8 +291,8 @@ def _engine(
     schedule = config.schedule
     if schedule.mode == "threshold":
         return Engine(target, drafter, ThresholdSchedule(schedule.threshold), codec, config)
-    if schedule.mode == "full" or drafter is None or isinstance(drafter, LookupDrafter):
-        # a lookup tells no confidences to weigh
+    if schedule.mode == "full" or drafter is None or not drafter.num_weights:
+        # drafts that cost nothing come without confidences to weigh
         return Engine(target, drafter, FullSchedule(), codec, config)
     path = sps_folder() / _sps_file(name, target, drafter, runtime)
     table = SpsTable.load(path)

@@ -14,6 +14,7 @@ from itertools import islice
 import torch
 
 from dspark.config import EngineConfig, SamplingConfig, StopConfig
+from dspark.drafters.kinds import build_head
 from dspark.engine.request import Request
 from dspark.engine.session import Session, resolve_runtime
 from dspark.errors import InputError
@@ -24,7 +25,7 @@ from dspark.graft.data.missing_answers import missing_prompts, own_missing
 from dspark.graft.data.retokenized_answers import settled_answers
 from dspark.graft.data.write_answers import SELF_PROMPT_TOKENS, encode_prompt
 from dspark.graft.head.init_from_target import start_random
-from dspark.graft.head.shape import build_head, draft_config
+from dspark.graft.head.shape import draft_config
 from dspark.graft.job import GraftJob
 from dspark.graft.target.frozen_target import load_frozen
 from dspark.graft.train.trainer import Trainer, trainable

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dspark.bench.config import BenchConfig
-from dspark.checkpoints.eagle3_config import DraftConfig
+from dspark.checkpoints.head_config import HeadConfig
 from dspark.config import GraftConfig, RuntimeConfig
 from dspark.graft.data.corpus import CorpusProgress
 from dspark.graft.data.prompt_sources import PromptSource
@@ -51,7 +51,7 @@ class GraftJob:
 class Prepared:
     """What is about to be trained."""
 
-    head: DraftConfig
+    head: HeadConfig
     parameters: int
     answers: int
     held_out: int

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-from dspark.checkpoints.eagle3_config import DraftConfig
-from dspark.config import Algorithm, EngineConfig
-from dspark.drafters.parameters import trained_parameters
+from dspark.checkpoints.head_config import HeadConfig
+from dspark.config import ALGORITHMS, EngineConfig
+from dspark.drafters.kinds import trained_parameters
 from dspark.graft.data.missing_answers import missing_prompts, own_missing
 from dspark.graft.data.retokenized_answers import settled_answers
 from dspark.graft.estimate import Duration, estimate
@@ -26,12 +26,6 @@ from dspark.targets.dense_files import read_config
 
 FLOAT, HALF = 4, 2
 BYTES_PER_TOKEN = 12  # of an answer file: the id in digits, and the text
-ALGORITHM_NOTES: dict[Algorithm, str] = {
-    "dspark": "a block at once, corrected token by token",
-    "dflash": "a block at once, no sequential head",
-    "eagle3": "token after token, one layer",
-    "mtp": "one token a round, one layer",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +130,7 @@ def measured(job: GraftJob, plan: Plan) -> Plan:
     return replace(plan, duration=estimate(job))
 
 
-def _items(job: GraftJob, shape: DraftConfig) -> tuple[PlanItem, ...]:
+def _items(job: GraftJob, shape: HeadConfig) -> tuple[PlanItem, ...]:
     config = job.config
     asked = "as asked" if job.init_from is None else "the head's own"
     taps = asked if config.taps else "evenly spread, never the last layer"
@@ -152,7 +146,7 @@ def _items(job: GraftJob, shape: DraftConfig) -> tuple[PlanItem, ...]:
             job.base.name,
             f"{shape.num_target_layers} layers of the target, frozen",
         ),
-        PlanItem("algorithm", config.algorithm, ALGORITHM_NOTES[config.algorithm]),
+        PlanItem("algorithm", config.algorithm, ALGORITHMS[config.algorithm].summary),
         PlanItem("layers", str(shape.num_layers), f"{own}; {_start_of(job, begun)}"),
         PlanItem("taps", ", ".join(map(str, shape.target_layer_ids)), taps),
         PlanItem("block", str(shape.block_size), "tokens drafted a round"),
@@ -169,7 +163,7 @@ def _items(job: GraftJob, shape: DraftConfig) -> tuple[PlanItem, ...]:
     )
 
 
-def _view_bytes(shape: DraftConfig) -> int:
+def _view_bytes(shape: HeadConfig) -> int:
     """Of a token's taps and final hidden state, in bf16."""
     return (shape.tap_width + shape.hidden_size) * HALF
 
@@ -190,7 +184,7 @@ def _start_of(job: GraftJob, begun: str) -> str:
     return f"begun {begun}" if job.init_from is None else f"going on from {job.init_from}"
 
 
-def _memory(job: GraftJob, shape: DraftConfig, num_answers: int, num_missing: int) -> Memory:
+def _memory(job: GraftJob, shape: HeadConfig, num_answers: int, num_missing: int) -> Memory:
     config = job.config
     room, of = room_for(job.runtime, rooms()), of_folders(job.base.target, None)
     parameters = trained_parameters(shape)

@@ -9,7 +9,9 @@ from dataclasses import asdict
 
 import torch
 
+from dspark.checkpoints.head_configs import config_trained_by
 from dspark.config import EngineConfig
+from dspark.drafters.kinds import build_head
 from dspark.engine.session import resolve_runtime
 from dspark.graft.data.answer_file import AnswerFile, Split, split
 from dspark.graft.data.corpus import CorpusProgress, grow_corpus, open_corpus_session
@@ -19,7 +21,7 @@ from dspark.graft.data.write_answers import AnswerSettings
 from dspark.graft.head.bigram_init import Bigrams
 from dspark.graft.head.init_from_head import start_from_head
 from dspark.graft.head.init_from_target import start_from_target, start_random
-from dspark.graft.head.shape import build_head, draft_config, unused_token
+from dspark.graft.head.shape import draft_config, unused_token
 from dspark.graft.head.write_head import (
     Weights,
     run_identity,
@@ -41,7 +43,6 @@ from dspark.hub.catalog.pairs import PairFiles
 
 EVALUATION_TOKENS = 128
 MAX_BIGRAM_ANSWERS = 2000
-UNMASKED = ("eagle3", "mtp")  # nothing stands for a token that is not known yet
 
 
 class GraftRun:
@@ -212,7 +213,7 @@ class GraftRun:
             memory_bytes=int(config.tap_memory_gib * 2**30),
         )
         mask = config.mask_token_id
-        if config.algorithm in UNMASKED:
+        if not config_trained_by(config.algorithm).has_mask:
             mask = 0
         elif mask is None:
             used = {i for a in (*parts.train, *parts.held_out) for i in a.token_ids}
@@ -244,7 +245,7 @@ class GraftRun:
             start_random(trainer.head, generator)
         else:
             bigrams = Bigrams(target)
-            has_table = trainer.algorithm.markov_head is not None
+            has_table = trainer.head.markov_head is not None
             read = trainer.answers[: MAX_BIGRAM_ANSWERS if has_table else 0]
             for done, answer in enumerate(read, start=1):
                 bigrams.add(answer)

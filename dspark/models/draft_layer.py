@@ -6,8 +6,7 @@ Parameter names are those of DeepSpec's layout.
 import torch
 from torch import nn
 
-from dspark.checkpoints.eagle3_config import DraftConfig
-from dspark.checkpoints.head_config import Yarn
+from dspark.checkpoints.head_config import HeadConfig, Yarn
 from dspark_kernels import RotaryTable, apply_rope, rms_norm
 
 
@@ -26,7 +25,7 @@ class Norm(nn.Module):
 class DraftAttention(nn.Module):
     """Queries from the block; keys and values from the context features and from the block."""
 
-    def __init__(self, config: DraftConfig, input_width: int | None = None) -> None:
+    def __init__(self, config: HeadConfig, input_width: int | None = None) -> None:
         """`input_width` of the rows that are projected is the hidden size unless given."""
         super().__init__()
         hidden, bias = config.hidden_size, config.attention_bias
@@ -60,7 +59,7 @@ class Gemma4Attention(DraftAttention):
 
     one: torch.Tensor
 
-    def __init__(self, config: DraftConfig, input_width: int | None = None) -> None:
+    def __init__(self, config: HeadConfig, input_width: int | None = None) -> None:
         super().__init__(config, input_width)
         del self.v_proj
         self.register_buffer("one", torch.ones(config.head_dim, device="cpu"), persistent=False)
@@ -76,7 +75,7 @@ class Gemma4Attention(DraftAttention):
 class DraftMLP(nn.Module):
     """SwiGLU, or with Gemma's gate."""
 
-    def __init__(self, config: DraftConfig) -> None:
+    def __init__(self, config: HeadConfig) -> None:
         super().__init__()
         self.is_gelu = config.family == "gemma4"
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -96,7 +95,7 @@ class DraftLayer(nn.Module):
 
     hidden_norm: Norm  # of an Eagle3 head's alone
 
-    def __init__(self, config: DraftConfig, input_width: int | None = None) -> None:
+    def __init__(self, config: HeadConfig, input_width: int | None = None) -> None:
         super().__init__()
         attention = Gemma4Attention if config.family == "gemma4" else DraftAttention
         self.input_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
@@ -114,7 +113,7 @@ class DraftLayer(nn.Module):
 class Gemma4Layer(DraftLayer):
     """Norms behind attention and MLP too, and a scale of the whole."""
 
-    def __init__(self, config: DraftConfig, input_width: int | None = None) -> None:
+    def __init__(self, config: HeadConfig, input_width: int | None = None) -> None:
         super().__init__(config, input_width)
         self.pre_feedforward_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
         self.post_feedforward_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
@@ -127,13 +126,13 @@ class Gemma4Layer(DraftLayer):
         return out
 
 
-def draft_layer(config: DraftConfig, input_width: int | None = None) -> DraftLayer:
+def draft_layer(config: HeadConfig, input_width: int | None = None) -> DraftLayer:
     """Of the config's family. `input_width` of what attention projects: the hidden size if None."""
     layer = Gemma4Layer if config.family == "gemma4" else DraftLayer
     return layer(config, input_width)
 
 
-def full_rotary(config: DraftConfig, like: torch.Tensor) -> RotaryTable:
+def full_rotary(config: HeadConfig, like: torch.Tensor) -> RotaryTable:
     """Every dimension of a head turns, or the first part; on the device, in the type of `like`."""
     if config.yarn is not None:
         return _yarn_rotary(config, config.yarn, like)
@@ -143,7 +142,7 @@ def full_rotary(config: DraftConfig, like: torch.Tensor) -> RotaryTable:
     return RotaryTable(inv_freq, 1.0, like.dtype)
 
 
-def _yarn_rotary(config: DraftConfig, yarn: Yarn, like: torch.Tensor) -> RotaryTable:
+def _yarn_rotary(config: HeadConfig, yarn: Yarn, like: torch.Tensor) -> RotaryTable:
     from transformers import Qwen3Config
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 

@@ -8,13 +8,15 @@ import torch
 from torch import nn
 
 from dspark.checkpoints.dspark_config import DSparkConfig
-from dspark.models.draft_layer import Norm, draft_layer, full_rotary
+from dspark.models.draft_layer import Norm, draft_layer
+from dspark.models.head_module import HeadModule
 from dspark.models.sequential_heads import ConfidenceHead, build_markov_head
-from dspark_kernels import RotaryTable
 
 
-class DSparkHead(nn.Module):
-    """Everything but the embedding and the output head, which are the target's, frozen."""
+class DSparkHead(HeadModule):
+    """Layers that see the context features and the block, then the sequential heads."""
+
+    config: DSparkConfig
 
     def __init__(self, config: DSparkConfig) -> None:
         super().__init__()
@@ -31,6 +33,6 @@ class DSparkHead(nn.Module):
         out: torch.Tensor = self.hidden_norm(self.fc(taps))
         return out
 
-    def rotary_table(self) -> RotaryTable:
-        """Full rotary over head_dim at the head's own base frequency."""
-        return full_rotary(self.config, self.norm.weight)
+    @property
+    def feature_norm(self) -> Norm:
+        return self.hidden_norm

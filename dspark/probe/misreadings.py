@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dspark.checkpoints.eagle3_config import DraftConfig, Eagle3Config
+from dspark.checkpoints.head_config import HeadConfig
 
 COMMON_THETAS = (10_000.0, 1_000_000.0)
 HIDDEN_NORM = ("hidden_norm",)
@@ -32,18 +32,18 @@ class Convention:
     row_shift: int = 0
     swaps_markov: bool = False
 
-    def applied_to(self, config: DraftConfig) -> DraftConfig:
+    def applied_to(self, config: HeadConfig) -> HeadConfig:
         """The config that the head is read with."""
         return replace(config, **self.changes)
 
 
 def neighbours(
-    config: DraftConfig, *, num_layers: int, thetas: Iterable[float], masks: Iterable[int]
+    config: HeadConfig, *, num_layers: int, thetas: Iterable[float], masks: Iterable[int]
 ) -> list[Convention]:
     """All that can be tried on this head. `thetas` and `masks` are what the files might mean."""
     found = [*_of_taps(config, num_layers), *_of_rope(config, thetas)]
-    if isinstance(config, Eagle3Config):
-        return [*found, *_of_eagle3()]
+    if not config.has_mask:
+        return [*found, *_of_rows()]
     found += _of_blocks(config.block_size)
     found += [
         Convention(
@@ -59,14 +59,14 @@ def neighbours(
                 "the sequential head wants the token before the one it is given", previous_shift=-1
             )
         )
-        if config.num_columns == config.vocab_size:
+        if config.draft_vocab_size is None:
             found.append(
                 Convention("the two tables of the sequential head are swapped", swaps_markov=True)
             )
     return found
 
 
-def _of_taps(config: DraftConfig, num_layers: int) -> Iterator[Convention]:
+def _of_taps(config: HeadConfig, num_layers: int) -> Iterator[Convention]:
     taps = config.target_layer_ids
     for shift, word in ((-1, "high"), (1, "low")):
         layers = tuple(layer + shift for layer in taps)
@@ -84,7 +84,7 @@ def _of_taps(config: DraftConfig, num_layers: int) -> Iterator[Convention]:
     yield Convention("the head wants its taps after the target's final norm", norms_taps=True)
 
 
-def _of_rope(config: DraftConfig, thetas: Iterable[float]) -> Iterator[Convention]:
+def _of_rope(config: HeadConfig, thetas: Iterable[float]) -> Iterator[Convention]:
     yield Convention("the head knows no rotary positions", has_rope=False)
     for theta in dict.fromkeys((*thetas, *COMMON_THETAS)):
         if theta != config.rope_theta:
@@ -109,7 +109,7 @@ def _of_blocks(block_size: int) -> Iterator[Convention]:
             )
 
 
-def _of_eagle3() -> Iterator[Convention]:
+def _of_rows() -> Iterator[Convention]:
     yield Convention(
         "each hidden state is joined with its own token, not with the one that follows",
         row_shift=-1,

@@ -9,12 +9,10 @@ import torch
 from torch import nn
 
 from dspark.checkpoints.deepspec import read_draft_vocabulary
-from dspark.checkpoints.eagle3_config import DraftConfig, Eagle3Config
 from dspark.checkpoints.heads import read_draft
 from dspark.drafters.base import Drafter
-from dspark.drafters.dspark import DSparkDrafter, check_pair
-from dspark.drafters.eagle3 import Eagle3Drafter
 from dspark.drafters.head_drafter import is_same
+from dspark.drafters.kinds import kind_of
 from dspark.probe.material import Text, normed_taps
 from dspark.probe.misreadings import Convention
 from dspark.targets.base import Target
@@ -38,11 +36,8 @@ class ProbedHead:
     def __init__(self, directory: Path, target: Target) -> None:
         self.config, tensors = read_draft(directory)
         spec = target.spec
-        check_pair(
-            self.config,
-            vocab_size=spec.vocab_size,
-            hidden_size=spec.hidden_size,
-            num_layers=spec.num_layers,
+        self.config.check_target(
+            vocab_size=spec.vocab_size, hidden_size=spec.hidden_size, num_layers=spec.num_layers
         )
         self._tensors = {
             name: tensor.to(target.device, target.dtype if tensor.is_floating_point() else None)
@@ -131,7 +126,16 @@ class ProbedHead:
 
     def _drafter(self, convention: Convention) -> tuple[Drafter, "_ShiftedRotary"]:
         config = convention.applied_to(self.config)
-        drafter = self._joined(config, self._renamed(convention))
+        joined = kind_of(config).joined
+        assert joined is not None, "every head with files of its own can be probed"
+        drafter: Any = joined(
+            config,
+            self._renamed(convention),
+            self._target.embedding(),
+            self._target.output_head(),
+            draft_vocabulary=self._draft_vocabulary,
+            pack=False,
+        )
         _leave_out(drafter._head, convention.without)
         table = drafter._rotary
         if not convention.has_rope:
@@ -139,18 +143,8 @@ class ProbedHead:
         rotary = _ShiftedRotary(table)
         drafter._rotary = rotary
         # shown tokens are ids already
-        drafter._vocabulary.token_ids = lambda columns, owns: columns  # type: ignore[method-assign]
+        drafter._vocabulary.token_ids = lambda columns, owns: columns
         return drafter, rotary
-
-    def _joined(
-        self, config: DraftConfig, tensors: dict[str, torch.Tensor]
-    ) -> DSparkDrafter | Eagle3Drafter:
-        parts = (tensors, self._target.embedding(), self._target.output_head())
-        if isinstance(config, Eagle3Config):
-            return Eagle3Drafter(
-                config, *parts, draft_vocabulary=self._draft_vocabulary, pack=False
-            )
-        return DSparkDrafter(config, *parts, draft_vocabulary=self._draft_vocabulary, pack=False)
 
     def _renamed(self, convention: Convention) -> dict[str, torch.Tensor]:
         if not convention.swaps_markov:

@@ -135,28 +135,17 @@ def _folder(path: Path) -> dict[str, Any]:
 
 
 def _head(path: Path) -> dict[str, Any]:
-    from dspark.checkpoints.deepseek_v4_config import DeepseekV4HeadConfig, count_own_parameters
-    from dspark.checkpoints.eagle3_config import Eagle3Config
-    from dspark.checkpoints.heads import read_any_config
-    from dspark.checkpoints.model_folder import count_parameters
+    from dspark.checkpoints.heads import count_head_parameters, read_any_config
     from dspark.graft.judge.speedup import read_measured
 
     config = read_any_config(path)
-    facts = {
+    return {
         **_folder(path),
-        "num_parameters": count_parameters(path),
+        "num_parameters": count_head_parameters(path),
         "block_size": config.block_size,
         "num_layers": config.num_layers,
         "target_layer_ids": list(config.target_layer_ids),
         "verdict": (read_measured(path) or {}).get("verdict"),
-    }
-    if isinstance(config, Eagle3Config):
-        return {**facts, "markov_type": "none", "markov_rank": 0, "has_confidence": False}
-    if isinstance(config, DeepseekV4HeadConfig):
-        own = {"num_parameters": count_own_parameters(config), "markov_rank": config.markov_rank}
-        return {**facts, **own, "markov_type": "vanilla", "has_confidence": True}
-    return {
-        **facts,
         "markov_type": config.markov_type,
         "markov_rank": config.markov_rank,
         "has_confidence": config.has_confidence,

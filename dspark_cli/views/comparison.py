@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from dspark.config import ALGORITHMS
 from dspark_cli.output.tables import Column, print_table, wrapped
 from dspark_cli.views.bench import verdict
 
@@ -9,13 +10,7 @@ if TYPE_CHECKING:
     from dspark.bench.comparison import Comparison, HeadFigures
 
 WELL_KNOWN = {"gsm8k_test": "GSM8K", "humaneval": "HumanEval", "mt_bench": "MT-Bench"}
-ALGORITHMS = {
-    "dspark": "DSpark",
-    "dflash": "DFlash",
-    "eagle3": "Eagle3",
-    "mtp": "MTP-1",
-    "lookup": "n-gram",
-}
+LOOKUP_TITLE = "n-gram"
 
 
 def print_comparison(comparison: "Comparison") -> None:
@@ -33,7 +28,9 @@ def _print_accepted_lengths(comparison: "Comparison", categories: list[str]) -> 
     heads = [
         [
             each.head.name,
-            ALGORITHMS[each.head.algorithm],
+            LOOKUP_TITLE
+            if each.head.algorithm == "lookup"
+            else ALGORITHMS[each.head.algorithm].title,
             f"{each.head.parameters / 1e6:.2f} M",
             *(f"{tau:.2f}" for tau in (*each.category_taus, each.mean_tau)),
         ]

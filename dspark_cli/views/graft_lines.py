@@ -7,7 +7,7 @@ from dspark.plural import counted
 from dspark_cli.views.bench import verdict as bench_verdict
 
 if TYPE_CHECKING:
-    from dspark.checkpoints.eagle3_config import DraftConfig
+    from dspark.checkpoints.head_config import HeadConfig
     from dspark.graft.job import GraftEvent, Prepared
     from dspark.graft.judge.acceptance import Evaluation
     from dspark.graft.judge.calibrate import Calibrated
@@ -78,11 +78,10 @@ def _calibration_lines(event: "Calibrated") -> list[str]:
     ]
 
 
-def _mask_lines(head: "DraftConfig", config: GraftConfig) -> list[str]:
+def _mask_lines(head: "HeadConfig", config: GraftConfig) -> list[str]:
     """An Eagle3 head has no mask."""
-    token = getattr(head, "mask_token_id", None)
     reason = "as asked" if config.mask_token_id is not None else "unused by the data"
-    return [] if token is None else [f"mask token: {token} ({reason})"]
+    return [f"mask token: {head.mask_token_id} ({reason})"] if head.has_mask else []
 
 
 def _measured_lines(event: "Speedup") -> list[str]:

@@ -18,13 +18,13 @@ from dspark.bench.prompts import BenchPrompt
 from dspark.checkpoints.deepspec import write_head
 from dspark.config import EngineConfig, RuntimeConfig, ScheduleConfig, graft_config
 from dspark.drafters.base import Chooser, Proposals
-from dspark.drafters.parameters import trained_parameters
+from dspark.drafters.kinds import build_head, trained_parameters
 from dspark.engine.loop import Engine
 from dspark.engine.schedule.policies import FullSchedule
 from dspark.engine.session import Session
 from dspark.errors import InputError
 from dspark.events import Finished, Round
-from dspark.graft.head.shape import build_head, draft_config, fitting_intermediate_size
+from dspark.graft.head.shape import draft_config, fitting_intermediate_size
 from dspark.hub.catalog.pairs import PairFiles
 from dspark.progress import follow
 from dspark_cli.views.comparison import print_comparison

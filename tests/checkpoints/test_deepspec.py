@@ -19,8 +19,7 @@ from dspark.checkpoints.deepspec import (
     write_draft_vocabulary,
     write_head,
 )
-from dspark.checkpoints.dspark_config import DSparkConfig, expected_tensors
-from dspark.drafters.dspark import check_pair
+from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.engine.session import load_drafter
 from dspark.errors import CheckpointError, PairMismatchError, StorageError
 from dspark.targets.load import load_target
@@ -58,7 +57,7 @@ def refused(folder: Path) -> str:
 @pytest.mark.parametrize("variant", ["vanilla", "gated", "rnn", "dflash"])
 def test_expected_tensors_are_those_of_the_reference(variant):
     config, tensors = read_head(GOLDEN / variant / "draft")
-    assert {n: tuple(t.shape) for n, t in tensors.items()} == expected_tensors(config)
+    assert {n: tuple(t.shape) for n, t in tensors.items()} == config.expected_tensors()
 
 
 @pytest.mark.parametrize("variant", ["vanilla", "gated", "rnn", "dflash"])
@@ -192,16 +191,16 @@ def test_head_of_another_model_is_refused(variant, tiny_llama_dir):
 def test_mismatch_is_named(sizes, word):
     config = read_head_config(GOLDEN / "vanilla" / "draft")
     own = {"vocab_size": 65, "hidden_size": 48, "num_layers": 4}
-    check_pair(config, **own)
+    config.check_target(**own)
     with pytest.raises(PairMismatchError, match=word):
-        check_pair(config, **{**own, **sizes})
+        config.check_target(**{**own, **sizes})
 
 
 def test_taps_beyond_the_last_layer_are_refused():
     raw = json.loads((GOLDEN / "vanilla" / "draft" / "config.json").read_text())
     config = DSparkConfig.from_json({**raw, "num_target_layers": 9, "target_layer_ids": [0, 7]})
     with pytest.raises(PairMismatchError):
-        check_pair(config, vocab_size=65, hidden_size=48, num_layers=4)
+        config.check_target(vocab_size=65, hidden_size=48, num_layers=4)
 
 
 def test_temperatures_are_read_written_and_otherwise_left_out(head_dir, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dspark.checkpoints.deepseek_v4 import read_own_head
-from dspark.drafters.deepseek_v4 import DeepseekV4Drafter, DeepseekV4Slot, check_own_pair
+from dspark.drafters.deepseek_v4 import DeepseekV4Drafter, DeepseekV4Slot
 from dspark.errors import PairMismatchError
 from dspark_kernels import QuantizedWeight
 from tests.deepseek_v4_toy import CONFIG, STAGES, write
@@ -278,4 +278,4 @@ def test_in_bfloat16_the_logits_are_near_those_of_float32(
 
 def test_another_target_is_refused(drafter: DeepseekV4Drafter) -> None:
     with pytest.raises(PairMismatchError, match="lies in a target"):
-        check_own_pair(drafter.config, vocab_size=96, hidden_size=64, num_layers=5)
+        drafter.config.check_target(vocab_size=96, hidden_size=64, num_layers=5)

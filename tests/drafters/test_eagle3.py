@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dspark.checkpoints.deepspec import read_draft, read_draft_config, read_head, write_head
-from dspark.checkpoints.eagle3_config import Eagle3Config, expected_eagle3_tensors
+from dspark.checkpoints.eagle3_config import Eagle3Config
 from dspark.config import SamplingConfig
 from dspark.drafters.eagle3 import Eagle3Drafter, Eagle3Head
 from dspark.engine.sampling import BatchChooser, Sampler
@@ -199,7 +199,7 @@ def test_written_heads_read_back_the_same(tmp_path):
 def test_the_module_has_the_names_of_the_file(mtp_config, bias):
     config = replace(mtp_config, attention_bias=bias)
     own = {n: tuple(p.shape) for n, p in Eagle3Head(config).state_dict().items()}
-    expected = expected_eagle3_tensors(config)
+    expected = config.expected_tensors()
     assert own == {n: shape for n, shape in expected.items() if n not in SHARED}
 
 

@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 
 from dspark.checkpoints.convert import convert_head
 from dspark.checkpoints.detect import Packaging
-from dspark.checkpoints.heads import expected, find_head, read_draft, read_draft_config
+from dspark.checkpoints.heads import find_head, read_draft, read_draft_config
 from dspark.drafters.eagle3 import Eagle3Drafter
+from dspark.drafters.kinds import build_head
 from dspark.engine.session import load_drafter
 from dspark.errors import CheckpointError
 from dspark.events import Round
-from dspark.graft.head.shape import build_head
 from dspark.targets.load import load_target
 from tests.checkpoints import writers
 from tests.drafters.test_eagle3 import SHARED, filled, proposed, taps_of
@@ -80,7 +80,7 @@ def test_the_module_has_the_names_of_the_file(variant: str) -> None:
     config, stored = read_draft_config(folder), load_file(folder / "model.safetensors")
     shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
     own = {n: tuple(t.shape) for n, t in build_head(config).state_dict().items()}
-    assert expected(config) == shapes
+    assert config.expected_tensors() == shapes
     assert own == {name: shape for name, shape in shapes.items() if name not in SHARED}
 
 

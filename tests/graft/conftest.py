@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from dspark.config import GraftConfig, SamplingConfig, StopConfig
+from dspark.drafters.kinds import build_head
 from dspark.engine.request import Request
 from dspark.engine.session import open_session
 from dspark.events import Finished
 from dspark.graft.data.answer_file import Answer
 from dspark.graft.head.init_from_target import start_random
-from dspark.graft.head.shape import build_head, draft_config
+from dspark.graft.head.shape import draft_config
 from dspark.graft.target.frozen_target import FrozenTarget, load_frozen
 from dspark.graft.train.trainer import Trainer
 from dspark.hub.catalog.pairs import PairFiles

@@ -11,8 +11,10 @@ import torch
 from dspark.checkpoints.deepspec import read_draft
 from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.eagle3_config import Eagle3Config
-from dspark.config import RECIPES, Algorithm, GraftConfig, graft_config
+from dspark.config import ALGORITHMS, Algorithm, GraftConfig, graft_config
 from dspark.drafters.eagle3 import Eagle3Drafter, Eagle3Head
+from dspark.drafters.eagle3_training_blocks import unrolled_hidden
+from dspark.drafters.training_blocks import sample_blocks
 from dspark.engine.session import open_session
 from dspark.errors import InputError
 from dspark.events import Finished
@@ -24,8 +26,6 @@ from dspark.graft.head.shape import draft_config
 from dspark.graft.job import GraftJob
 from dspark.graft.run import GraftRun
 from dspark.graft.target.frozen_target import FrozenTarget
-from dspark.graft.train.blocks import sample_blocks
-from dspark.graft.train.eagle3_blocks import unrolled_hidden
 from dspark.graft.train.trainer import Trainer
 from dspark.hub.catalog.pairs import PairFiles
 from dspark.progress import follow
@@ -37,7 +37,7 @@ MakeTrainer = Callable[..., Trainer]
 
 def _config(small: GraftConfig, algorithm: Algorithm, **changes: object) -> GraftConfig:
     """The small settings, with what the algorithm has of its own."""
-    own = {"algorithm", *RECIPES[algorithm]}
+    own = {"algorithm", *ALGORITHMS[algorithm].settings}
     settings = {name: value for name, value in asdict(small).items() if name not in own}
     return graft_config(algorithm, **{**settings, **changes})
 

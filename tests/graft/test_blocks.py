@@ -8,11 +8,11 @@ import torch
 from dspark.checkpoints.dspark_config import MarkovType
 from dspark.config import GraftConfig
 from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.training_blocks import block_hidden, sample_blocks
 from dspark.graft.data.answer_file import Answer
-from dspark.graft.head.shape import head_config
+from dspark.graft.head.shape import draft_config
 from dspark.graft.target.frozen_target import FrozenTarget
-from dspark.graft.train.algorithm import ParallelAlgorithm
-from dspark.graft.train.blocks import block_hidden, sample_blocks
+from dspark.graft.train.objective import sequential
 from dspark.models.dspark_head import DSparkHead
 
 MASK = 95
@@ -34,7 +34,7 @@ class _Forced:
 
 def _random_head(target: FrozenTarget, config: GraftConfig) -> DSparkHead:
     torch.manual_seed(2)
-    head = DSparkHead(head_config(target.config, config, MASK))
+    head = DSparkHead(draft_config(target.config, config, MASK))
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -57,8 +57,7 @@ def test_training_and_decoding_see_the_same(
     taps = target.view(answers[0].token_ids).taps
     with torch.no_grad():
         hidden = block_hidden(head, head.rotary_table(), target.embedding, taps, blocks)
-        algorithm = ParallelAlgorithm(head, target.embedding)
-        features, confidence = algorithm.sequential(hidden, blocks.previous)
+        features, confidence = sequential(head, hidden, blocks.previous)
         logits = hidden @ target.output_head.T
         if head.markov_head is not None:
             logits = logits + head.markov_head.markov_w2(features)

@@ -21,6 +21,7 @@ from transformers import (
 from dspark.checkpoints.deepspec import read_head
 from dspark.config import EngineConfig, GraftConfig, RuntimeConfig, ScheduleConfig, StopConfig
 from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.training_blocks import block_hidden, sample_blocks
 from dspark.drafters.vocabulary import soft_cap
 from dspark.engine.session import Session, open_session
 from dspark.events import Finished
@@ -28,13 +29,13 @@ from dspark.graft.data.answer_file import AnswerFile
 from dspark.graft.data.corpus import PromptSource
 from dspark.graft.head.bigram_init import Bigrams
 from dspark.graft.head.init_from_target import start_from_target, start_random
-from dspark.graft.head.shape import head_config
+from dspark.graft.head.shape import draft_config
 from dspark.graft.job import GraftJob
 from dspark.graft.judge.acceptance import Evaluation
 from dspark.graft.run import GraftRun
 from dspark.graft.target.frozen_target import load_frozen
-from dspark.graft.train.blocks import block_hidden, sample_blocks
 from dspark.graft.train.loss import LossWeights, OutputHead, distribution_loss
+from dspark.graft.train.objective import sequential
 from dspark.graft.train.trainer import Trainer
 from dspark.hub.catalog.pairs import PairFiles
 from dspark.models.dspark_head import DSparkHead
@@ -249,7 +250,6 @@ def test_training_and_decoding_see_the_same(grafted: Grafted) -> None:
     target = load_frozen(grafted.base, device=torch.device("cpu"), dtype=torch.float32)
     target.tap(config.target_layer_ids)
     answer = AnswerFile(grafted.head.parent / "answers.jsonl").read()[0]
-    trainer = Trainer(head, target, [answer], CONFIG)
     ids = torch.tensor(answer.token_ids)
     blocks = sample_blocks(ids, len(answer.prompt_ids), 5, 4, torch.Generator().manual_seed(0))
     taps = target.view(answer.token_ids).taps
@@ -262,7 +262,7 @@ def test_training_and_decoding_see_the_same(grafted: Grafted) -> None:
     drafter = DSparkDrafter(config, tensors, decoding.embedding(), decoding.output_head())
     with torch.no_grad():
         hidden = block_hidden(head, head.rotary_table(), target.embedding, taps, blocks)
-        features, _ = trainer.algorithm.sequential(hidden, blocks.previous)
+        features, _ = sequential(head, hidden, blocks.previous)
         assert head.markov_head is not None and features is not None
         base_logits = hidden @ target.output_head.T
         logits = soft_cap(base_logits, target.softcap) + head.markov_head.markov_w2(features)
@@ -298,7 +298,7 @@ def test_the_frozen_target_is_the_target(grafted: Grafted) -> None:
 def test_what_begins_at_random_is_told_and_the_rest_helps(grafted: Grafted) -> None:
     target = load_frozen(grafted.base, device=torch.device("cpu"), dtype=torch.float32)
     config = replace(CONFIG, intermediate_size=None)
-    shape = head_config(target.config, config, MASK)
+    shape = draft_config(target.config, config, MASK)
     target.tap(shape.target_layer_ids)
     answers = AnswerFile(grafted.head.parent / "answers.jsonl").read()
     trainer, bigrams = Trainer(DSparkHead(shape), target, answers[6:], config), Bigrams(target)
@@ -316,7 +316,7 @@ def test_what_begins_at_random_is_told_and_the_rest_helps(grafted: Grafted) -> N
 def test_the_head_attends_as_the_global_layers_do() -> None:
     gemma = _config("gemma3")
     gemma.rope_parameters["full_attention"]["rope_theta"] = 500_000.0
-    assert head_config(gemma, CONFIG, MASK).rope_theta == 500_000.0
+    assert draft_config(gemma, CONFIG, MASK).rope_theta == 500_000.0
 
 
 @pytest.mark.parametrize("rank", [0, 3])

@@ -18,7 +18,7 @@ from dspark.errors import DSparkError, InputError, MemoryFullError, StorageError
 from dspark.graft.data.answer_file import Answer, AnswerFile
 from dspark.graft.data.corpus import CorpusProgress
 from dspark.graft.data.prompt_sources import PromptSource
-from dspark.graft.head.shape import head_config
+from dspark.graft.head.shape import draft_config
 from dspark.graft.job import GraftEvent, GraftJob, Prepared
 from dspark.graft.run import GraftRun
 from dspark.graft.target.frozen_target import FrozenTarget
@@ -173,7 +173,7 @@ def test_other_errors_of_a_step_stay_what_they_are(tmp_path: Path) -> None:
 
 def test_the_last_layer_is_never_a_tap(target: FrozenTarget, small_config: GraftConfig) -> None:
     with pytest.raises(InputError, match=r"taps \[0, 2\] .* 3 layers") as caught:
-        head_config(target.config, replace(small_config, taps=(0, 2)), 95)
+        draft_config(target.config, replace(small_config, taps=(0, 2)), 95)
     assert _is_one_line(caught.value) and "to 1; the last layer" in caught.value.hint
 
 

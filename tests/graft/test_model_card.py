@@ -10,8 +10,8 @@ import yaml
 from safetensors.torch import load_file
 
 from dspark.checkpoints.deepspec import write_head
-from dspark.checkpoints.dspark_config import DSparkConfig, expected_tensors
-from dspark.checkpoints.eagle3_config import Eagle3Config, expected_eagle3_tensors
+from dspark.checkpoints.dspark_config import DSparkConfig
+from dspark.checkpoints.eagle3_config import Eagle3Config
 from dspark.graft.head.write_head import store_shared_weights
 from dspark.graft.judge.model_card import Base, card_text, write_card
 from dspark.graft.judge.speedup import MEASURED
@@ -58,7 +58,7 @@ def _write(folder: Path, markov_type: Any = "vanilla") -> Path:
     )
     tensors = {
         name: torch.zeros(shape, dtype=torch.bfloat16)
-        for name, shape in expected_tensors(config).items()
+        for name, shape in config.expected_tensors().items()
         if name not in SHARED
     }
     write_head(folder, config, tensors, {"graft": GRAFT})
@@ -120,7 +120,7 @@ def test_an_eagle3_head_has_a_card_and_a_full_head(tmp_path: Path) -> None:
         num_target_layers=3,
         ttt_length=5,
     )
-    shapes = expected_eagle3_tensors(config)
+    shapes = config.expected_tensors()
     lean = {name: torch.zeros(shape) for name, shape in shapes.items() if name not in SHARED}
     write_head(tmp_path, config, lean, {"graft": GRAFT | {"algorithm": "eagle3"}})
     store_shared_weights(tmp_path, torch.ones(VOCABULARY, HIDDEN), torch.ones(VOCABULARY, HIDDEN))

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from dspark.bench.config import BenchConfig
 from dspark.bench.report import ArmFigures, BenchReport, CategoryFigures, Figure
-from dspark.checkpoints.dspark_config import expected_tensors
 from dspark.checkpoints.heads import SHARED_WITH_TARGET
 from dspark.config import GraftConfig
 from dspark.graft.data.answer_file import Answer, AnswerFile, split
@@ -139,7 +138,7 @@ def test_a_full_head_has_every_tensor_of_the_layout(
     config, _ = read_head(job.out)
     tensors = load_file(job.out / "model.safetensors")
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    assert shapes == expected_tensors(config)
+    assert shapes == config.expected_tensors()
     base = load_file(job.base.target / "model.safetensors")
     for name in SHARED_WITH_TARGET:
         assert tensors[name].dtype == torch.bfloat16

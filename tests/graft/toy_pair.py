@@ -12,11 +12,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from dspark.checkpoints.deepspec import write_head
 from dspark.config import GraftConfig, graft_config
+from dspark.drafters.kinds import build_head
+from dspark.drafters.training_blocks import Blocks, block_hidden, sample_blocks
 from dspark.graft.data.answer_file import Answer
 from dspark.graft.head.init_from_target import start_random
-from dspark.graft.head.shape import build_head, draft_config, head_config
+from dspark.graft.head.shape import draft_config
 from dspark.graft.target.frozen_target import FrozenTarget, load_frozen
-from dspark.graft.train.blocks import Blocks, block_hidden, sample_blocks
 from dspark.graft.train.trainer import Trainer
 from dspark.models.dspark_head import DSparkHead
 
@@ -130,7 +131,7 @@ class Trainee:
     def __init__(self, base: Path) -> None:
         self.target = load_frozen(base, device=CPU, dtype=torch.float32, memory_bytes=2**26)
         self.target.tap(TAPS)
-        self.head = DSparkHead(head_config(self.target.config, CONFIG, MASK))
+        self.head = DSparkHead(draft_config(self.target.config, CONFIG, MASK))
         start_random(self.head, torch.Generator().manual_seed(3))
         self.sentences = sentences(64, 40, -5).tolist()
 

@@ -8,7 +8,6 @@ import pytest
 from dspark import hub
 from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.eagle3_config import Eagle3Config
-from dspark.checkpoints.heads import expected
 from dspark.config import RuntimeConfig
 from dspark.errors import MemoryFullError
 from dspark.hub import choose, memory_fit
@@ -168,7 +167,7 @@ def test_the_sizes_of_released_heads_are_those_of_their_layouts(base) -> None:
         "eagle3": Eagle3Config(**sizes, ttt_length=7),
     }
     counted = {
-        name: sum(math.prod(shape) for shape in expected(head).values())
+        name: sum(math.prod(shape) for shape in head.expected_tensors().values())
         for name, head in heads.items()
     }
     assert counted == base.head_parameters

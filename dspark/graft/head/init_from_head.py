@@ -7,31 +7,27 @@ from typing import Any
 
 import torch
 
-from dspark.checkpoints.dspark_config import DSparkConfig
-from dspark.checkpoints.eagle3_config import DraftConfig, Eagle3Config
+from dspark.checkpoints.head_config import HeadConfig
 from dspark.checkpoints.heads import read_draft
 from dspark.config import GraftConfig
+from dspark.drafters.kinds import build_head
 from dspark.errors import InputError, PairMismatchError
 from dspark.graft.head.init_from_target import start_random
-from dspark.graft.head.shape import build_head
-from dspark.graft.train.algorithm import DraftHead
+from dspark.models.head_module import HeadModule
 
-UNROLLED = ("eagle3", "mtp")
 # what a head may lack and a training adds: a DFlash head has neither
 ADDED = {"markov_head": "the sequential head", "confidence_head": "the confidence head"}
 
 
-def with_shape_of(config: GraftConfig, head: DraftConfig, given: Container[str]) -> GraftConfig:
+def with_shape_of(config: GraftConfig, head: HeadConfig, given: Container[str]) -> GraftConfig:
     """`config` with the shape of `head`, but for its fields that were `given`.
 
     Raises InputError for a head that the algorithm cannot go on from.
     """
-    is_unrolled = isinstance(head, Eagle3Config)
-    if is_unrolled != (config.algorithm in UNROLLED):
-        others = "eagle3 or mtp" if is_unrolled else "dspark or dflash"
+    if config.algorithm not in head.algorithms:
         raise InputError(
             f"{config.algorithm} cannot go on from the head given to --init-from",
-            f"Choose --algo {others} for it.",
+            f"Choose --algo {' or '.join(head.algorithms)} for it.",
         )
     own: dict[str, Any] = {
         "block_size": head.block_size,
@@ -40,14 +36,14 @@ def with_shape_of(config: GraftConfig, head: DraftConfig, given: Container[str])
         "num_kv_heads": head.num_kv_heads,
         "taps": head.target_layer_ids,
     }
-    if isinstance(head, DSparkConfig):
+    if head.has_mask:
         own["mask_token_id"] = head.mask_token_id
-        if "none" not in (head.markov_type, config.markov_type):
-            own |= {"markov_type": head.markov_type, "markov_rank": head.markov_rank}
+    if "none" not in (head.markov_type, config.markov_type):
+        own |= {"markov_type": head.markov_type, "markov_rank": head.markov_rank}
     return replace(config, **{name: own[name] for name in own if name not in given})
 
 
-def check_start(shape: DraftConfig, folder: Path) -> None:
+def check_start(shape: HeadConfig, folder: Path) -> None:
     """Raises PairMismatchError for a head in `folder` that cannot be gone on from."""
     with torch.device("meta"):
         head = build_head(shape)
@@ -55,7 +51,7 @@ def check_start(shape: DraftConfig, folder: Path) -> None:
 
 
 @torch.no_grad()
-def start_from_head(head: DraftHead, folder: Path, generator: torch.Generator) -> tuple[str, ...]:
+def start_from_head(head: HeadModule, folder: Path, generator: torch.Generator) -> tuple[str, ...]:
     """Begin with the weights of the head in `folder`; says which parts it lacks."""
     shared, missing = _shared(head, read_draft(folder)[1])
     start_random(head, generator)
@@ -64,7 +60,7 @@ def start_from_head(head: DraftHead, folder: Path, generator: torch.Generator) -
 
 
 def _shared(
-    head: DraftHead, tensors: dict[str, torch.Tensor]
+    head: HeadModule, tensors: dict[str, torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
     """What `head` takes over, and the parts that `tensors` lack."""
     own = head.state_dict()

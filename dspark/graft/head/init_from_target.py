@@ -5,10 +5,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from dspark.drafters.eagle3 import Eagle3Head
 from dspark.graft.head.bigram_init import Bigrams
 from dspark.graft.target.frozen_target import FrozenTarget
-from dspark.graft.train.algorithm import DraftHead
+from dspark.models.head_module import HeadModule
 from dspark.targets.hf_model import final_norm
 
 NOISE = 0.02
@@ -16,7 +15,7 @@ FIRST_LOUDNESS = 0.25
 
 
 @torch.no_grad()
-def start_random(head: DraftHead, generator: torch.Generator) -> None:
+def start_random(head: HeadModule, generator: torch.Generator) -> None:
     """Normal weights of the usual deviation; norms at one, biases and the Markov table at zero."""
     for module in head.modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -30,7 +29,7 @@ def start_random(head: DraftHead, generator: torch.Generator) -> None:
 
 @torch.no_grad()
 def start_from_target(
-    head: DraftHead, target: FrozenTarget, bigrams: Bigrams, generator: torch.Generator
+    head: HeadModule, target: FrozenTarget, bigrams: Bigrams, generator: torch.Generator
 ) -> tuple[str, ...]:
     """Begin as near to the target as shapes allow; says what began at random, and why.
 
@@ -44,7 +43,7 @@ def start_from_target(
     head.fc.weight[:, -hidden:] = torch.eye(hidden)
     source = list(target.layers)[-head.config.num_layers :]
     notes = [
-        _take_norm(_feature_norm(head), getattr(source[-1], "input_layernorm", None), "input"),
+        _take_norm(head.feature_norm, getattr(source[-1], "input_layernorm", None), "input"),
         _take_norm(head.norm, final_norm(target.model), "final"),
     ]
     for layer, original in zip(head.layers, source, strict=False):
@@ -54,10 +53,6 @@ def start_from_target(
         # What the layers say first is wrong, and would shout down what the bigrams say.
         head.norm.weight.mul_(FIRST_LOUDNESS)
     return tuple(dict.fromkeys(note for note in notes if note))
-
-
-def _feature_norm(head: DraftHead) -> nn.Module:
-    return head.layer.hidden_norm if isinstance(head, Eagle3Head) else head.hidden_norm
 
 
 def norm_scale(norm: Any) -> torch.Tensor | None:

@@ -1,19 +1,15 @@
 """The shape of a head for a given target, with the reason for every size that was derived."""
 
-import math
 from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dspark.checkpoints.dspark_config import DSparkConfig
-from dspark.checkpoints.eagle3_config import DraftConfig, Eagle3Config
+from dspark.checkpoints.head_config import HeadConfig
+from dspark.checkpoints.head_configs import config_trained_by
 from dspark.config import GraftConfig
-from dspark.drafters.eagle3 import Eagle3Head
-from dspark.drafters.parameters import trained_parameters
+from dspark.drafters.kinds import trained_parameters
 from dspark.errors import InputError
-from dspark.graft.train.algorithm import DraftHead
-from dspark.models.dspark_head import DSparkHead
 from dspark.targets.context import context_limit
 from dspark.targets.hf_model import rope_theta
 from dspark.text.stream import load_tokenizer
@@ -22,30 +18,17 @@ NUM_TAPS = 5
 DEFAULT_EPS = 1e-6
 
 
-def draft_config(target: Any, config: GraftConfig, mask_token_id: int) -> DraftConfig:
-    """Of the head that config.algorithm trains; otherwise as head_config."""
-    shape = head_config(target, config, mask_token_id)
-    if config.algorithm not in ("eagle3", "mtp"):
-        return shape
-    if config.num_layers != 1:
-        raise InputError(
-            f"an {config.algorithm} head has one layer, not {config.num_layers}",
-            "Leave --layers out, or make the layer wider with --intermediate-size.",
-        )
-    shared = {field.name for field in fields(Eagle3Config)} & {f.name for f in fields(DSparkConfig)}
-    return Eagle3Config(
-        ttt_length=config.block_size,
-        step_loss_decay=round(math.exp(-1.0 / config.position_decay), 6),
-        **{name: getattr(shape, name) for name in shared},
-    )
+def draft_config(target: Any, config: GraftConfig, mask_token_id: int) -> HeadConfig:
+    """Of the head that config.algorithm trains for a target with this text config.
+
+    Raises InputError for a shape that the target or the algorithm does not have.
+    """
+    kind = config_trained_by(config.algorithm)
+    return kind.for_training(_sizes(target, config), config, mask_token_id)
 
 
-def build_head(shape: DraftConfig) -> DraftHead:
-    return Eagle3Head(shape) if isinstance(shape, Eagle3Config) else DSparkHead(shape)
-
-
-def head_config(target: Any, config: GraftConfig, mask_token_id: int) -> DSparkConfig:
-    """`target` is the target's text config. Raises InputError for taps that it does not have."""
+def _sizes(target: Any, config: GraftConfig) -> dict[str, Any]:
+    """The fields of HeadConfig."""
     num_layers = int(target.num_hidden_layers)
     taps = config.taps or spread_taps(num_layers)
     if list(taps) != sorted(set(taps)) or taps[0] < -1 or taps[-1] >= num_layers - 1:
@@ -64,27 +47,20 @@ def head_config(target: Any, config: GraftConfig, mask_token_id: int) -> DSparkC
             f"Give --kv-heads a divisor of {num_heads}.",
         )
     head_dim = stored.get("head_dim") or target.hidden_size // num_heads
-    return DSparkConfig(
-        vocab_size=int(target.vocab_size),
-        hidden_size=int(target.hidden_size),
-        intermediate_size=config.intermediate_size or intermediate_size(target),
-        num_layers=config.num_layers,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=int(head_dim),
-        rms_norm_eps=float(getattr(target, "rms_norm_eps", DEFAULT_EPS)),
-        rope_theta=rope_theta(target),
-        block_size=config.block_size,
-        mask_token_id=mask_token_id,
-        target_layer_ids=tuple(taps),
-        num_target_layers=num_layers,
-        markov_type=config.markov_type,
-        markov_rank=0 if config.markov_type == "none" else config.markov_rank,
-        has_confidence=config.has_confidence,
-        confidence_with_markov=config.has_confidence and config.markov_type != "none",
-        max_positions=context_limit(target),
-        final_logit_softcapping=getattr(target, "final_logit_softcapping", None),
-    )
+    return {
+        "vocab_size": int(target.vocab_size),
+        "hidden_size": int(target.hidden_size),
+        "intermediate_size": config.intermediate_size or intermediate_size(target),
+        "num_heads": num_heads,
+        "num_kv_heads": num_kv_heads,
+        "head_dim": int(head_dim),
+        "rms_norm_eps": float(getattr(target, "rms_norm_eps", DEFAULT_EPS)),
+        "rope_theta": rope_theta(target),
+        "target_layer_ids": tuple(taps),
+        "num_target_layers": num_layers,
+        "max_positions": context_limit(target),
+        "final_logit_softcapping": getattr(target, "final_logit_softcapping", None),
+    }
 
 
 def intermediate_size(target: Any) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dspark.checkpoints.deepspec import write_draft_vocabulary, write_head
-from dspark.checkpoints.eagle3_config import DraftConfig
+from dspark.checkpoints.head_config import HeadConfig
 from dspark.checkpoints.heads import SHARED_WITH_TARGET, read_draft
 from dspark.checkpoints.model_folder import read_config
 from dspark.config import GraftConfig, graft_config
@@ -50,7 +50,7 @@ def write_trained_head(
     write_draft_vocabulary(job.out, trainer.vocabulary.drafted if is_partial else None)
 
 
-def run_identity(job: GraftJob, shape: DraftConfig, parts: Split) -> str:
+def run_identity(job: GraftJob, shape: HeadConfig, parts: Split) -> str:
     """Everything that changes the weights a run ends with."""
     settings = asdict(job.config)
     for name in ("checkpoint_every", "tap_memory_gib", "max_answer_tokens", "answer_temperature"):

@@ -19,7 +19,6 @@ from dspark.checkpoints.deepspec import (
     shift_confidence,
     update_head_config,
 )
-from dspark.checkpoints.eagle3_config import Eagle3Config
 from dspark.config import EngineConfig, RuntimeConfig, SamplingConfig, ScheduleConfig, StopConfig
 from dspark.drafters.calibration import confidence_logits, scaled_confidence
 from dspark.engine.request import Request
@@ -120,7 +119,7 @@ def calibrate_head(
     """
     assert files.draft is not None
     config = read_draft_config(files.draft)
-    if isinstance(config, Eagle3Config) or not config.has_confidence:
+    if not config.has_confidence:
         return None
     engine = EngineConfig(schedule=ScheduleConfig(mode="full"), entropy=0)
     session = follow(open_session(files, runtime, engine))

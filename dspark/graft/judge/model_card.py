@@ -12,9 +12,10 @@ from safetensors import safe_open
 
 from dspark import hub
 from dspark.atomic import replacing
-from dspark.checkpoints.eagle3_config import DraftConfig, Eagle3Config
+from dspark.checkpoints.head_config import HeadConfig
 from dspark.checkpoints.heads import SHARED_WITH_TARGET, read_draft_config
 from dspark.checkpoints.model_folder import count_parameters, read_config
+from dspark.config import ALGORITHMS
 from dspark.errors import StorageError
 from dspark.graft.judge.speedup import read_measured
 from dspark.graft.train.metrics import Line, of_kind, read_metrics
@@ -22,7 +23,6 @@ from dspark.hub.catalog.pairs import PairFiles
 from dspark.plural import counted
 
 SNAPSHOT = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<revision>[^/]+)$")
-TITLES = {"dspark": "DSpark", "dflash": "DFlash", "eagle3": "Eagle3", "mtp": "MTP"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +63,10 @@ def card_text(out: Path, base: Base, licence: str) -> str:
     config, graft = read_draft_config(out), read_config(out).get("graft", {})
     calibrations = of_kind(read_metrics(out / "training" / "metrics.jsonl"), "calibration")
     measured = read_measured(out) or {}
-    title = TITLES[graft.get("algorithm", "dspark")]
+    title = ALGORITHMS[config.algorithm].title
     verdict = f"\n**{measured['verdict']}**\n" if "verdict" in measured else ""
     parts = [
-        f"---\n{_front_matter(base, title, licence)}\n---",
+        f"---\n{_front_matter(base, config.algorithm, licence)}\n---",
         f"# {'An' if title[0] in 'EM' else 'A'} {title} head for {base.name}\n"
         f"Drafts up to {counted(config.block_size, 'token')} at once for {base.name}, which checks "
         "them in one pass: the output is the base's own, token for token. Trained with dspark.\n"
@@ -81,17 +81,17 @@ def card_text(out: Path, base: Base, licence: str) -> str:
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
-def _front_matter(base: Base, title: str, licence: str) -> str:
+def _front_matter(base: Base, algorithm: str, licence: str) -> str:
     data = ModelCardData(
         base_model=base.name,
         library_name="dspark",
         license=licence,
-        tags=["speculative-decoding", "draft-model", title.lower()],
+        tags=["speculative-decoding", "draft-model", algorithm],
     )
     return data.to_yaml()
 
 
-def _shape(out: Path, config: DraftConfig, base: Base, title: str) -> Iterable[tuple[str, Any]]:
+def _shape(out: Path, config: HeadConfig, base: Base, title: str) -> Iterable[tuple[str, Any]]:
     yield "base", base.name
     yield "revision of the base", base.revision
     yield "sha256 over the hashes of the base's weight files", f"`{base.sha256}`"
@@ -103,7 +103,7 @@ def _shape(out: Path, config: DraftConfig, base: Base, title: str) -> Iterable[t
         f"{config.num_layers} of width {config.hidden_size}, {counted(config.num_heads, 'head')}",
     )
     yield "taps", f"outputs of the base's layers {_numbers(config.target_layer_ids)} (from 0)"
-    if not isinstance(config, Eagle3Config):
+    if config.has_mask:
         is_none = config.markov_type == "none"
         yield (
             "Markov head",
@@ -204,13 +204,13 @@ def _calibration(line: Line) -> str:
     return "\n".join([header, *head, *rows])
 
 
-def _use(out: Path, config: DraftConfig, base: Base) -> str:
+def _use(out: Path, config: HeadConfig, base: Base) -> str:
     target = base.name if base.is_alias else f"--target {base.name}"
     lines = ["With `HEAD` for the folder of this head:", "```"]
     lines.append(f"dspark chat {target} --draft HEAD")
     lines += [f"python eval.py --target_name_or_path {base.name} --draft_name_or_path HEAD", "```"]
     lines += ["The second line is DeepSpec's."]
-    if not isinstance(config, Eagle3Config) and config.markov_type in ("none", "vanilla"):
+    if config.has_mask and config.markov_type in ("none", "vanilla"):
         speculative = (
             f'{{"method":"dspark","model":"HEAD","num_speculative_tokens":{config.block_size}}}'
         )
@@ -233,7 +233,7 @@ def _use(out: Path, config: DraftConfig, base: Base) -> str:
     return "\n".join([*lines, "Only dspark was run with this head."])
 
 
-def _limits(config: DraftConfig, base: Base) -> str:
+def _limits(config: HeadConfig, base: Base) -> str:
     lines = [
         f"- It drafts for {base.name} alone: for other weights or another tokenizer its drafts "
         "are refused more often, or all of them.",

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from dspark.config import GraftConfig
+from dspark.drafters.kinds import kind_of
+from dspark.drafters.training_blocks import Blocks, sample_blocks
 from dspark.graft.data.answer_file import Answer
 from dspark.graft.target.frozen_target import FrozenTarget
-from dspark.graft.train.algorithm import DraftHead, algorithm_of
-from dspark.graft.train.blocks import Blocks, sample_blocks
 from dspark.graft.train.loss import LossWeights, OutputHead, distribution_loss
-from dspark.graft.train.supervised_rows import Rows, join, row_sums
+from dspark.graft.train.supervised_rows import Rows, join, row_sums, supervised_rows
+from dspark.models.head_module import HeadModule
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +40,13 @@ class Part:
 class Objective(nn.Module):
     """The loss that the parts of a batch add up to, and the sums that a report is made of."""
 
-    def __init__(self, head: DraftHead, target: FrozenTarget, config: GraftConfig) -> None:
+    def __init__(self, head: HeadModule, target: FrozenTarget, config: GraftConfig) -> None:
         super().__init__()
         self.head, self.target, self.config = head, target, config
-        self.algorithm = algorithm_of(head, target.embedding)
-        markov = self.algorithm.markov_head
+        training = kind_of(head.config).training
+        assert training is not None
+        self._hidden, self._rotary = training.hidden, head.rotary_table()
+        markov = head.markov_head
         rank = 0 if markov is None else markov.rank
         self._output_head = OutputHead(target.output_head.float(), rank, target.softcap)
 
@@ -75,7 +78,7 @@ class Objective(nn.Module):
         rows = join([self._rows(each) for each in part.sequences])
         weights = self._decay(rows.slots) / part.total_weight
         tokens = None if part.tokens is None else part.tokens.to(rows.labels.device)
-        markov = self.algorithm.markov_head
+        markov = self.head.markov_head
         w2 = None if markov is None else markov.markov_w2.weight
         head, labels = self._output_head, rows.labels
         if tokens is not None:
@@ -113,4 +116,25 @@ class Objective(nn.Module):
         view = self.target.view(sampled.answer.token_ids)
         is_half = self.config.precision == "bfloat16"
         with torch.autocast(view.taps.device.type, torch.bfloat16, enabled=is_half):
-            return self.algorithm.rows(view, sampled.blocks)
+            blocks, embedding = sampled.blocks, self.target.embedding
+            hidden = self._hidden(self.head, self._rotary, embedding, view.taps, blocks)
+            features, confidence = sequential(self.head, hidden, blocks.previous)
+            return supervised_rows(blocks, view.hidden, hidden, features, confidence)
+
+
+def sequential(
+    head: HeadModule, hidden: torch.Tensor, previous: torch.Tensor
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """hidden [A, K, H], previous [A, K] -> Markov features [A, K, r], confidence [A, K]; None of
+    what the head lacks."""
+    markov, confidence = head.markov_head, head.confidence_head
+    features = embedding = None
+    if markov is not None:
+        embedding = markov.embed(previous)
+        state = markov.initial_state(hidden[:, 0])
+        steps = []
+        for k in range(hidden.shape[1]):
+            feature, state = markov.step(embedding[:, k], hidden[:, k], state)
+            steps.append(feature)
+        features = torch.stack(steps, dim=1)
+    return features, None if confidence is None else confidence(hidden, embedding)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dspark.graft.train.blocks import Blocks
+from dspark.drafters.training_blocks import Blocks
 from dspark.graft.train.loss import RowTerms
 
 

@@ -16,7 +16,6 @@ import torch
 from dspark.config import GraftConfig
 from dspark.graft.data.answer_file import Answer
 from dspark.graft.target.frozen_target import FrozenTarget
-from dspark.graft.train.algorithm import DraftHead
 from dspark.graft.train.distributed import (
     Ranks,
     Shared,
@@ -27,6 +26,7 @@ from dspark.graft.train.loss_vocabulary import LossVocabulary
 from dspark.graft.train.objective import Objective, Part
 from dspark.graft.train.seeds import generator_of
 from dspark.graft.train.supervised_rows import figures
+from dspark.models.head_module import HeadModule
 
 ALONE = SingleProcess()
 
@@ -55,7 +55,7 @@ class Trainer:
 
     def __init__(
         self,
-        head: DraftHead,
+        head: HeadModule,
         target: FrozenTarget,
         answers: Sequence[Answer],
         config: GraftConfig,
@@ -73,7 +73,6 @@ class Trainer:
             fused=True,
         )
         self.objective = Objective(head, target, config)
-        self.algorithm = self.objective.algorithm
         self._shared: Shared | None = None
         self.vocabulary = LossVocabulary(self.answers, head.config.vocab_size, config)
 
@@ -158,7 +157,7 @@ class Trainer:
         return ranks.total(torch.stack(sums).sum(dim=0))
 
 
-def _parameter_groups(head: DraftHead, config: GraftConfig) -> list[dict[str, Any]]:
+def _parameter_groups(head: HeadModule, config: GraftConfig) -> list[dict[str, Any]]:
     """The Markov tables apart: one row a token, they learn by heart what is seen a few times."""
     markov = head.markov_head
     tables = [] if markov is None else [markov.markov_w1.weight, markov.markov_w2.weight]

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal
 
 from dspark.checkpoints.detect import Packaging
+from dspark.config import Algorithm
 
-Algorithm = Literal["dspark", "dflash", "eagle3", "mtp"]
 # never code, never pickles: no *.py, *.bin, *.pt
 DATA_FILES = (
     "*.json",

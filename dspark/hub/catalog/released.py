@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from dspark.checkpoints.detect import Packaging
+from dspark.config import ALGORITHMS, Algorithm
 from dspark.hub.catalog.community import COMMUNITY
 from dspark.hub.catalog.pairs import (
-    Algorithm,
     HeadFacts,
     HubRepo,
     Pair,
@@ -15,12 +15,6 @@ from dspark.hub.catalog.pairs import (
 
 SHAPES = "computed from the tensors' shapes, stored as bfloat16"
 DEEPSPEC = "DeepSpec's README and code; the heads' repositories state no licence"
-ALGORITHM_NAMES: Mapping[Algorithm, str] = {
-    "dspark": "DSpark",
-    "dflash": "DFlash",
-    "eagle3": "Eagle3",
-    "mtp": "MTP",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +101,7 @@ def _pairs_of(base: Base) -> Iterator[Pair]:
         parameters = base.head_parameters.get(algorithm)
         yield Pair(
             name=base.name if algorithm == "dspark" else f"{base.name}:{algorithm}",
-            description=f"{base.title} with DeepSpec's {ALGORITHM_NAMES[algorithm]} head.",
+            description=f"{base.title} with DeepSpec's {ALGORITHMS[algorithm].title} head.",
             licence="Apache-2.0",
             target=HubRepo(base.repo_id, num_bytes=base.num_bytes, licence="Apache-2.0"),
             draft=HubRepo(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
-from dspark.checkpoints.dspark_config import DSparkConfig, expected_tensors
+from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.drafters.paged import PagedDSparkDrafter
 from dspark.engine.loop import Engine
 from dspark.engine.rounds.device import DeviceRounds
@@ -74,7 +74,7 @@ def make_engine(folder: Path, dtype: torch.dtype) -> Engine:
     generator = torch.Generator().manual_seed(1)
     tensors = {
         name: torch.randn(shape, generator=generator) * 0.3
-        for name, shape in expected_tensors(HEAD).items()
+        for name, shape in HEAD.expected_tensors().items()
         if name not in ("embed_tokens.weight", "lm_head.weight")
     }
     drafter = PagedDSparkDrafter(HEAD, tensors, target.embedding(), target.output_head())

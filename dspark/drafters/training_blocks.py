@@ -1,6 +1,8 @@
 """Training blocks: random anchors in an answer, and all their blocks in one pass of the head."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -32,6 +34,11 @@ class Blocks:
         """[A, K] of the slots' inputs, and of the target logits they are compared with."""
         offsets = torch.arange(self.block_size, device=self.anchors.device)
         return self.anchors.unsqueeze(1) + offsets
+
+
+# (module, rotary table, embedding [V, H], taps [S, T * H], blocks) -> hidden states [A, K, H] of
+# every slot, after the head's final norm, each slot shown the tokens that truly came before it
+TrainingHidden = Callable[[Any, RotaryTable, torch.Tensor, torch.Tensor, Blocks], torch.Tensor]
 
 
 def sample_blocks(

@@ -8,7 +8,7 @@ features' place (training-time test).
 import torch
 
 from dspark.drafters.eagle3 import Eagle3Head
-from dspark.graft.train.blocks import Blocks, attend_blocks
+from dspark.drafters.training_blocks import Blocks, attend_blocks
 from dspark_kernels import RotaryTable
 
 

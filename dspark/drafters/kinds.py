@@ -1,0 +1,108 @@
+"""The kinds of heads, one entry each: what config it has, what runs it, what is trained of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+
+from dspark.checkpoints.deepseek_v4_config import DeepseekV4HeadConfig
+from dspark.checkpoints.dspark_config import DSparkConfig
+from dspark.checkpoints.eagle3_config import Eagle3Config
+from dspark.checkpoints.head_config import AnyHeadConfig, HeadConfig
+from dspark.config import DraftWeights
+from dspark.drafters.base import Drafter
+from dspark.drafters.deepseek_v4 import DeepseekV4Drafter
+from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.eagle3 import Eagle3Drafter, Eagle3Head
+from dspark.drafters.eagle3_training_blocks import unrolled_hidden
+from dspark.drafters.head_drafter import HeadDrafter, TargetTables
+from dspark.drafters.paged import PagedDSparkDrafter
+from dspark.drafters.training_blocks import TrainingHidden, block_hidden
+from dspark.errors import InputError
+from dspark.models.dspark_head import DSparkHead
+from dspark.models.head_module import HeadModule
+
+
+class HeadRunner(Protocol):
+    """A class of drafters that run a kind of head; `takes_small_weights`: as int8 and fp8 too."""
+
+    takes_small_weights: ClassVar[bool]
+
+    @classmethod
+    def supports(cls, config: Any, tables: TargetTables) -> bool: ...
+
+    @classmethod
+    def load(cls, directory: Path, tables: TargetTables, weights: DraftWeights) -> Drafter: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """The module that is trained, and its hidden states of all blocks of a sequence."""
+
+    module: Callable[[Any], HeadModule]
+    hidden: TrainingHidden
+
+
+@dataclass(frozen=True, slots=True)
+class HeadKind:
+    """`fast` runs some heads on some targets only, the first that does is taken; `drafter` runs
+    all. `joined` is a drafter made from tensors, which a probe changes; None: cannot be probed."""
+
+    config: type[AnyHeadConfig]
+    drafter: type[HeadRunner]
+    fast: tuple[type[HeadRunner], ...] = ()
+    joined: type[HeadDrafter] | None = None
+    training: Training | None = None
+
+    def runner(self, config: AnyHeadConfig, tables: TargetTables) -> type[HeadRunner]:
+        return next((each for each in self.fast if each.supports(config, tables)), self.drafter)
+
+
+KINDS = (
+    HeadKind(
+        DSparkConfig,
+        DSparkDrafter,
+        fast=(PagedDSparkDrafter,),
+        joined=DSparkDrafter,
+        training=Training(DSparkHead, block_hidden),
+    ),
+    HeadKind(
+        Eagle3Config,
+        Eagle3Drafter,
+        joined=Eagle3Drafter,
+        training=Training(Eagle3Head, unrolled_hidden),
+    ),
+    HeadKind(DeepseekV4HeadConfig, DeepseekV4Drafter),
+)
+
+
+def kind_of(config: AnyHeadConfig) -> HeadKind:
+    return next(kind for kind in KINDS if kind.config is type(config))
+
+
+def load_head(
+    directory: Path, config: AnyHeadConfig, tables: TargetTables, weights: DraftWeights
+) -> Drafter:
+    """Read a head that belongs to this target, and join it to its tables."""
+    runner = kind_of(config).runner(config, tables)
+    if weights in ("int8", "fp8") and not runner.takes_small_weights:
+        raise InputError(
+            f"draft weights of {weights} need a DSpark head and a dense target on a GPU",
+            "Leave the draft weights at auto.",
+        )
+    return runner.load(directory, tables, weights)
+
+
+def build_head(config: HeadConfig) -> HeadModule:
+    """A head to train, its weights as torch begins them."""
+    training = kind_of(config).training
+    assert training is not None, "every head with files of its own can be trained"
+    return training.module(config)
+
+
+def trained_parameters(config: HeadConfig) -> int:
+    """Those of the head's own; the embedding and the output head are the target's, frozen."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_head(config).parameters())
