@@ -29,6 +29,8 @@ class DSparkSlot:
 class DSparkDrafter(HeadDrafter):
     """Keeps, for each request, the keys and values of its context features."""
 
+    module = DSparkHead
+
     def __init__(
         self,
         config: DSparkConfig,
@@ -40,15 +42,8 @@ class DSparkDrafter(HeadDrafter):
         pack: bool = True,
     ) -> None:
         self.config = config
-        super().__init__(
-            config,
-            DSparkHead,
-            tensors,
-            embedding,
-            output_head,
-            draft_vocabulary=draft_vocabulary,
-            pack=pack,
-        )
+        parts = (config, tensors, embedding, output_head)
+        super().__init__(*parts, draft_vocabulary=draft_vocabulary, pack=pack)
         self._mask_embedding = self._embedding[config.mask_token_id]
 
     def _count_weights(self, num_columns: int) -> int:

@@ -67,6 +67,8 @@ class Eagle3Slot:
 class Eagle3Drafter(HeadDrafter):
     """Keeps, for each request, keys and values of its rows and the features they came from."""
 
+    module = Eagle3Head
+
     def __init__(
         self,
         config: Eagle3Config,
@@ -78,15 +80,8 @@ class Eagle3Drafter(HeadDrafter):
         pack: bool = True,
     ) -> None:
         self.config = config
-        super().__init__(
-            config,
-            Eagle3Head,
-            tensors,
-            embedding,
-            output_head,
-            draft_vocabulary=draft_vocabulary,
-            pack=pack,
-        )
+        parts = (config, tensors, embedding, output_head)
+        super().__init__(*parts, draft_vocabulary=draft_vocabulary, pack=pack)
 
     def _count_weights(self, num_columns: int) -> int:
         num_layer_weights = sum(p.numel() for p in self._head.layers.parameters())

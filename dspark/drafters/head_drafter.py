@@ -1,6 +1,6 @@
 """What drafters share: a head joined to its target's embedding and output head."""
 
-from collections.abc import Callable, Collection, MutableMapping
+from collections.abc import Collection, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
@@ -44,8 +44,9 @@ class HeadDrafter:
     """`embedding` [V, H] and `output_head` [N, H] -> [N, V] are the target's unless the head's own
     file holds different ones."""
 
-    _head: Any
+    module: ClassVar[type[nn.Module]]  # of the head, made from its config
     takes_small_weights: ClassVar[bool] = False
+    _head: Any
 
     @classmethod
     def supports(cls, config: AnyHeadConfig, tables: TargetTables) -> bool:
@@ -69,7 +70,6 @@ class HeadDrafter:
     def __init__(
         self,
         config: HeadConfig,
-        make_head: Callable[[Any], nn.Module],
         tensors: MutableMapping[str, torch.Tensor],
         embedding: Table,
         output_head: OutputHead,
@@ -106,7 +106,7 @@ class HeadDrafter:
         del head_weight
         own = {name: tensors.pop(name).to(self.device, self.dtype) for name in [*tensors]}
         with torch.device("meta"):
-            self._head = make_head(config)
+            self._head = self.module(config)
         self._head.load_state_dict(own, strict=True, assign=True)
         own.clear()
         self._head.requires_grad_(False).eval()
