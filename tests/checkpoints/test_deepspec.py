@@ -226,7 +226,7 @@ def test_temperatures_that_do_not_fit_are_refused(head_dir, wrong):
     size = read_head_config(head_dir).block_size
     wrong = [1.0] * (size - len(wrong)) + wrong if isinstance(wrong, list) and wrong[1:] else wrong
     change_config(head_dir, confidence_temperatures=wrong)
-    assert re.search("malformed|NaN is no number", refused(head_dir))
+    assert re.search("malformed|NaN is not a number", refused(head_dir))
 
 
 def test_a_refused_change_leaves_the_config_as_it_was(head_dir):
