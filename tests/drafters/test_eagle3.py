@@ -233,7 +233,7 @@ def test_tensors_that_do_not_fit_are_named(draft_dir, change, words):
         ("target_layer_ids", [0, 6], "never a tap"),
         ("hidden_size", "wide", "malformed"),
         ("final_logit_softcapping", 0, "final_logit_softcapping"),
-        ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e4}, "yarn"),
+        ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e4}, "YaRN"),
     ],
 )
 def test_impossible_config_is_refused(draft_dir, key, value, word):
