@@ -21,10 +21,10 @@ from dspark_kernels import (
     accept_block,
 )
 from dspark_kernels.paged_cache import PAGE, PagedRows
+from gpu_parts.models import open_full, random_target
 from gpu_parts.rounds import made_room
-from gpu_parts.setting import Record, Setting, attempt, random_pool
+from gpu_parts.setting import Record, Setting, attempt
 from gpu_parts.shapes import ModelShape
-from gpu_parts.stack import Target, Weights
 from gpu_parts.stopwatch import captured
 
 WANTED_TOKENS = 100_000
@@ -174,10 +174,10 @@ class Decoder:
         longest = sizes.prompt_of(sizes.num_requests) + sizes.num_tokens + max(sizes.blocks_alone)
         self.length = -(-longest // PAGE) * PAGE
         self.device, self.vocab_size = setting.device, shape.vocab_size
-        self.pool, self.slots = random_pool(
-            shape.num_layers, shape, self.length, setting, num_slots=sizes.num_requests
-        )
-        self.target = Target(shape, Weights.random(shape, setting), self.pool, self.length)
+        self.target = random_target(shape, setting)
+        self.cache = self.target.paged_cache()
+        assert self.cache is not None  # Triton runs here
+        self.slots = open_full(self.cache, self.length, sizes.num_requests)
         self.generator = torch.Generator().manual_seed(0)
         factors = torch.randint(-(2**62), 2**62, (self.vocab_size,), generator=self.generator)
         self.factors = (2 * factors + 1).to(self.device)
@@ -187,11 +187,15 @@ class Decoder:
         ids = torch.randint(0, self.vocab_size, (length,), generator=self.generator)
         return ids.to(self.device)
 
+    def logits(self, ids: torch.Tensor, rows: PagedRows) -> torch.Tensor:
+        """ids [N] of all rows -> [N, V]."""
+        return self.target.run(ids, self.cache.over(rows)).logits
+
     def decide(
         self, ids: torch.Tensor, rows: PagedRows, drafts: torch.Tensor, counts: torch.Tensor
     ) -> Decided:
         """ids [N] of all rows; drafts [R, K], of which counts [R] are in the pass. Greedy."""
-        logits, _ = self.target(ids, rows)
+        logits = self.logits(ids, rows)
         (num_requests, size), new = drafts.shape, {"device": self.device}
         greedy = Filters(
             torch.zeros(num_requests, **new),
@@ -220,7 +224,7 @@ class Decoder:
             slot.length = 0
             for chunk in prompt.split(PREFILL_ROWS):
                 plan = RowPlan([slot], [len(chunk)], causal=True)
-                logits, _ = self.target(chunk, page_rows(plan, self.device))
+                logits = self.logits(chunk, page_rows(plan, self.device))
                 slot.length += len(chunk)
             last.append(logits[-1])
         return torch.stack(last).argmax(-1)

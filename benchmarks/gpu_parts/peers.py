@@ -1,4 +1,4 @@
-"""Decoding of one random Qwen3 by other programs and by the kernels' chain, in the same run."""
+"""Decoding of one random Qwen3 by other programs and by our own target, in the same run."""
 
 import statistics
 import sys
@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from gpu_parts.models import open_full, pass_at, random_target, target_of
 from gpu_parts.rounds import CHAIN
-from gpu_parts.setting import Record, Setting, attempt, random_pool, relative_error, rows_at
+from gpu_parts.setting import Record, Setting, attempt, relative_error
 from gpu_parts.shapes import BLOCK_SIZE, MARKOV_RANK, ModelShape
-from gpu_parts.stack import Layer, Target, Weights
 from gpu_parts.stopwatch import Arm, Stopwatch, against_floor
 
 TRIALS = 3
@@ -82,41 +82,22 @@ def random_model(shape: ModelShape, setting: Setting) -> Any:
     return model
 
 
-def weights_of(model: Any) -> Weights:
-    layers = []
-    for layer in model.model.layers:
-        own, mlp = layer.self_attn, layer.mlp
-        qkv = [own.q_proj.weight, own.k_proj.weight, own.v_proj.weight]
-        gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
-        norms = (own.q_norm.weight, own.k_norm.weight)
-        layers.append(
-            Layer(
-                layer.input_layernorm.weight,
-                torch.cat(qkv),
-                *norms,
-                own.o_proj.weight,
-                layer.post_attention_layernorm.weight,
-                gate_up,
-                mlp.down_proj.weight,
-            )
-        )
-    embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
-    return Weights(embedding, layers, model.model.norm.weight, head)
-
-
 def our_step(model: Any, shape: ModelShape, context: int, setting: Setting) -> Record:
     """The same weights: first the same logits, then the time of a step."""
-    pool, slots = random_pool(shape.num_layers, shape, context + 1, setting)
-    weights = Weights.random(shape, setting) if model is None else weights_of(model)
-    target = Target(shape, weights, pool, context + 1)
+    target = (
+        random_target(shape, setting)
+        if model is None
+        else target_of(dict(model.state_dict()), shape, setting)
+    )
+    cache, slots = target.cache, open_full(target.cache, context + 1)
     ids = torch.randint(0, shape.vocab_size, (32,), device=setting.device)
     error = None
     if model is not None:
-        ours, _ = target(ids, rows_at(pool, slots, [0], [32], causal=True))
+        ours = target.run(ids, pass_at(cache, slots, [0], [32], causal=True)).logits
         error = relative_error(ours, model(ids.unsqueeze(0)).logits[0])
-    rows = rows_at(pool, slots, [context], [1], causal=True)
+    rows = pass_at(cache, slots, [context], [1], causal=True)
     token = ids[:1].clone()
-    step = Arm(lambda: target(token, rows)[0].argmax(-1))
+    step = Arm(lambda: target.run(token, rows).logits.argmax(-1))
     timing = Stopwatch(setting).measure({"plain": step})["plain"]
     found = against_floor(timing, shape.step_bytes(context), setting)
     if found.get("us"):

@@ -2,24 +2,34 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from gpu_parts.setting import Record, Setting, attempt, random_pool, rows_at
+from dspark.config import DraftWeights
+from dspark.drafters.paged import PagedDSparkDrafter
+from dspark.targets.dense import DenseTarget
+from dspark_kernels import AcceptedBlock, DraftedBlock, Filters, Races, accept_block
+from gpu_parts.models import open_full, pass_at, random_drafter, random_target
+from gpu_parts.setting import Record, Setting, attempt
 from gpu_parts.shapes import BLOCK_SIZE, PUBLISHED_TAU, ModelShape
-from gpu_parts.stack import Draft, RoundState, Target, Weights
 from gpu_parts.stopwatch import Arm, Stopwatch, against_floor
 
-CHAIN = "layer stack of the benchmark, public operations, random weights; not the engine"
-DRAFT_KINDS = ("int8", "fp8")  # copies of the draft's weights: what a lighter draft would bring
+CHAIN = (
+    "the passes of the dense target and the paged drafter, random weights; no engine around them"
+)
+DRAFT_KINDS: tuple[DraftWeights, ...] = (
+    "int8",
+    "fp8",
+)  # copies of the draft's weights: what a lighter draft would bring
 PROFILED_KERNELS = 14
 
 
 def time_rounds(setting: Setting) -> Iterator[Record]:
     stopwatch = Stopwatch(setting)
     for shape in setting.shapes:
-        weights: list[Weights] = []
+        targets: list[DenseTarget] = []
         found = attempt({"shape": shape.name}, lambda s=shape: made_room(s, setting))
         if found.get("skipped") or found.get("error"):
             yield found
@@ -27,7 +37,7 @@ def time_rounds(setting: Setting) -> Iterator[Record]:
         for context in setting.contexts:
             facts = {"shape": shape.name, "context": context, "chain": CHAIN}
             yield attempt(
-                facts, lambda s=shape, c=context, w=weights: time_shape(setting, stopwatch, s, c, w)
+                facts, lambda s=shape, c=context, t=targets: time_shape(setting, stopwatch, s, c, t)
             )
 
 
@@ -45,17 +55,17 @@ def made_room(shape: ModelShape, setting: Setting) -> Record:
 
 
 def time_shape(
-    setting: Setting, stopwatch: Stopwatch, shape: ModelShape, context: int, kept: list[Weights]
+    setting: Setting, stopwatch: Stopwatch, shape: ModelShape, context: int, kept: list[DenseTarget]
 ) -> Record:
-    """`kept` holds the weights for the next context."""
+    """`kept` holds the target for the next context."""
     if not kept:
-        kept.append(Weights.random(shape, setting))
+        kept.append(random_target(shape, setting))
     chain = Chain(shape, kept[0], context, setting)
     arms: dict[str, Arm] = {name: Arm(run) for name, run in chain.parts().items()}
     if setting.is_tiny:
         arms = {name: arms[name] for name in ("plain", "round")}
     for kind in DRAFT_KINDS[: 0 if setting.is_tiny else None]:
-        draft = Draft(shape, chain.target, chain.draft_pool, setting, kind)
+        draft = Draft(random_drafter(shape, chain.target, setting, kind), context)
         arms[f"propose {kind}"] = Arm(lambda d=draft: chain.propose(d))
         arms[f"round, draft {kind}"] = Arm(lambda d=draft: chain.round(d))
     timings = stopwatch.measure(arms)
@@ -98,55 +108,104 @@ def projections(shape: ModelShape, timings: dict[str, Record]) -> Record:
 class Chain:
     """One request at a fixed context: every replay of a graph sees the same lengths."""
 
-    def __init__(self, shape: ModelShape, weights: Weights, context: int, setting: Setting) -> None:
-        self.shape, count = shape, BLOCK_SIZE + 1
-        length = context + 2 * count
-        pool, slots = random_pool(shape.num_layers, shape, length, setting)
-        self.draft_pool, draft_slots = random_pool(shape.num_draft_layers, shape, length, setting)
-        self._slots = (slots, draft_slots)
-        self.target = Target(shape, weights, pool, length)
-        self.draft = Draft(shape, self.target, self.draft_pool, setting)
+    def __init__(
+        self, shape: ModelShape, target: DenseTarget, context: int, setting: Setting
+    ) -> None:
+        count = BLOCK_SIZE + 1
+        self.target = target
+        self.draft = Draft(random_drafter(shape, target, setting), context)
         self.state = RoundState.of(setting.device, context)
         self.token = torch.ones(1, dtype=torch.int64, device=setting.device)
         self.ids = torch.arange(1, count + 1, device=setting.device)
         width = shape.num_taps * shape.hidden_size
         self.taps = torch.randn(count, width, device=setting.device, dtype=torch.bfloat16)
-        self.plain_rows = rows_at(pool, slots, [context], [1], causal=True)
-        self.verify_rows = rows_at(pool, slots, [context], [count], causal=True)
-        in_draft = (self.draft_pool, draft_slots)
-        self.draft_rows = rows_at(*in_draft, [context], [BLOCK_SIZE], causal=False)
-        self.extend_rows = rows_at(*in_draft, [context - count], [count], causal=True)
+        cache, slots = target.cache, open_full(target.cache, context + 2 * count)
+        self.plain_rows = pass_at(cache, slots, [context], [1], causal=True)
+        self.verify_rows = pass_at(cache, slots, [context], [count], causal=True)
 
     def parts(self) -> dict[str, Callable[[], Any]]:
         return {
             "plain": self.plain,
-            "verify": lambda: self.target(self.ids, self.verify_rows, self.shape.tap_layers),
+            "verify": lambda: self.target.run(self.ids, self.verify_rows),
             "propose": lambda: self.propose(self.draft),
-            "extend": lambda: self.draft.extend(self.taps, self.extend_rows),
+            "extend": lambda: self.draft.extend(self.taps),
             "draft": self.whole_draft,
             "round": lambda: self.round(self.draft),
         }
 
     def plain(self) -> torch.Tensor:
-        logits, _ = self.target(self.token, self.plain_rows)
-        return logits.argmax(-1)
+        return self.target.run(self.token, self.plain_rows).logits.argmax(-1)
 
-    def propose(self, draft: Draft) -> Any:
-        return draft.propose(self.token, self.draft_rows, self.state)
+    def propose(self, draft: "Draft") -> DraftedBlock:
+        return draft.propose(self.token, self.state)
 
     def whole_draft(self) -> None:
         """What a round has beyond the verification but for the acceptance."""
         self.propose(self.draft)
-        self.draft.extend(self.taps, self.extend_rows)
+        self.draft.extend(self.taps)
 
-    def round(self, draft: Draft) -> Any:
+    def round(self, draft: "Draft") -> AcceptedBlock:
         drafted = self.propose(draft)
         ids = torch.cat([self.token, drafted.token_ids[0]])
-        logits, taps = self.target(ids, self.verify_rows, self.shape.tap_layers)
-        accepted = self.state.accept(drafted, logits)
-        assert taps is not None
-        draft.extend(taps, self.extend_rows)
+        passed = self.target.run(ids, self.verify_rows)
+        accepted = self.state.accept(drafted, passed.logits)
+        draft.extend(passed.taps)
         return accepted
+
+
+class Draft:
+    """A drafter with the rows of a round: a block behind the context, and the context's end."""
+
+    def __init__(self, drafter: PagedDSparkDrafter, context: int) -> None:
+        self._drafter, count = drafter, BLOCK_SIZE + 1
+        cache, slots = drafter.cache, open_full(drafter.cache, context + 2 * count)
+        self._block = pass_at(cache, slots, [context], [drafter.block_rows], causal=False)
+        self._end = pass_at(cache, slots, [context - count], [count], causal=False)
+
+    def propose(self, anchor: torch.Tensor, state: "RoundState") -> DraftedBlock:
+        """anchor [1]."""
+        temperatures = state.filters.temperature
+        return self._drafter.draft(anchor, self._block, temperatures, state.seeds, state.lengths)
+
+    def extend(self, taps: torch.Tensor) -> None:
+        self._drafter.append(taps, self._end)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundState:
+    """What stays on the device between the rounds of one greedy request."""
+
+    filters: Filters
+    races: Races
+    seeds: torch.Tensor
+    lengths: torch.Tensor
+    first_rows: torch.Tensor
+    num_drafts: torch.Tensor
+    uniforms: torch.Tensor
+
+    @classmethod
+    def of(cls, device: torch.device, length: int, num_drafts: int = BLOCK_SIZE) -> "RoundState":
+        def whole(number: int) -> torch.Tensor:
+            return torch.full((1,), number, device=device)
+
+        filters = Filters(
+            torch.zeros(1, device=device), whole(0).int(), torch.ones(1, device=device)
+        )
+        return cls(
+            filters=filters,
+            races=Races(whole(0).bool(), whole(0)),
+            seeds=whole(1),
+            lengths=whole(length),
+            first_rows=whole(0),
+            num_drafts=whole(num_drafts),
+            uniforms=torch.rand(1, num_drafts + 1, device=device),
+        )
+
+    def accept(self, drafted: DraftedBlock, logits: torch.Tensor) -> AcceptedBlock:
+        return accept_block(
+            drafted.token_ids, drafted.logits, drafted.log_sums, logits, self.first_rows,
+            self.num_drafts, self.filters, self.races, self.uniforms, self.lengths,
+        )  # fmt: skip
 
 
 def by_kernel(run: Callable[[], Any]) -> list[Record]:
