@@ -70,9 +70,12 @@ def test_without_triton_and_transformers(tmp_path):
 def test_blocks_write_what_plain_decoding_writes(tmp_path):
     pytest.importorskip("triton")
     path = tmp_path / "gpu.json"
-    done = run("--interpret", "--only", "identity", "--json", str(path))
+    done = run("--interpret", "--only", "identity,rounds", "--json", str(path))
     assert done.returncode == 0, done.stdout + done.stderr
-    records = json.loads(path.read_text("utf-8"))["sections"]["identity"]["records"]
+    sections = json.loads(path.read_text("utf-8"))["sections"]
+    (rounds,) = sections["rounds"]["records"]
+    assert rounds["ok"] and set(rounds["times"]) == {"plain", "round"}
+    records = sections["identity"]["records"]
     (total,) = [record for record in records if record.get("arm") == "all"]
     compared = [record for record in records if "differing_tokens" in record]
     assert total["ok"] and total["tokens"] == sum(record["tokens"] for record in compared)
