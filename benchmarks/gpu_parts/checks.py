@@ -45,7 +45,6 @@ from gpu_parts.setting import (
     rotary_tables,
     rows_at,
     verdict,
-    weight_rows,
 )
 from gpu_parts.shapes import BLOCK_SIZE, MARKOV_RANK, ModelShape
 
@@ -168,9 +167,11 @@ def check_skinny(
 def in_float64(x: torch.Tensor, weight: Weight) -> torch.Tensor:
     parts = []
     for begin in range(0, weight.shape[0], CHUNK):
-        part = weight_rows(weight, begin, min(begin + CHUNK, weight.shape[0]))
-        is_coded = isinstance(part, QuantizedWeight)
-        values = part.dequantized(torch.float64) if is_coded else part.double()
+        end = min(begin + CHUNK, weight.shape[0])
+        if isinstance(weight, QuantizedWeight):
+            values = weight.rows(begin, end).dequantized(torch.float64)
+        else:
+            values = weight[begin:end].double()
         parts.append(x.double() @ values.t())
     return torch.cat(parts, dim=1)
 

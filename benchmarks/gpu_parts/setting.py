@@ -3,7 +3,7 @@
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ import torch
 from dspark.kvcache.page_pool import PagedPool, page_rows
 from dspark.kvcache.row_pool import KVSlot, RowPlan
 from dspark_kernels.paged_cache import PagedRows
-from dspark_kernels.quantized_weight import FP8_BLOCK, QuantizedWeight, from_fp8
+from dspark_kernels.quantized_weight import FP8_BLOCK, QuantizedWeight
+from dspark_kernels.repacked_weight import FP4_GROUP, from_fp4, from_fp8
 from gpu_parts.shapes import SHAPES, TINY, ModelShape
 
 Record = dict[str, Any]
 Weight = torch.Tensor | QuantizedWeight
 
-KINDS = ("bf16", "int8", "int4", "fp8")
+KINDS = ("bf16", "int8", "int4", "fp8", "fp4")
 INT4_GROUP = 128
 # RMS error over RMS of the reference. float32: another order of a few thousand terms. bf16: one
 # rounding of the result is 2**-8 / sqrt(12) on average; some kernels round up to three times.
@@ -118,22 +119,15 @@ def random_weight(
         zeros = torch.randint(0, 16, groups, device=device, dtype=torch.uint8)
         of_groups = scales(*groups, of=dtype, spread=6.5)
         return QuantizedWeight("int4", packed, of_groups, INT4_GROUP, zeros=zeros)
+    if kind == "fp4":
+        pairs = torch.randint(
+            0, 256, (num_rows, num_columns // 2), device=device, dtype=torch.uint8
+        )
+        of_runs = scales(num_rows, num_columns // FP4_GROUP, of=torch.float32, spread=3.0)
+        return from_fp4(pairs, of_runs.to(torch.float8_e8m0fnu))
     codes = torch.randn(shape, device=device, dtype=dtype).to(torch.float8_e4m3fn)
     blocks = (-(-num_rows // FP8_BLOCK), -(-num_columns // FP8_BLOCK))
     return from_fp8(codes, scales(*blocks, of=torch.float32, spread=1.0))
-
-
-def weight_rows(weight: Weight, begin: int, end: int) -> Weight:
-    """Rows of a weight; `begin` a multiple of the rows that share a scale."""
-    if not isinstance(weight, QuantizedWeight):
-        return weight[begin:end]
-    per = weight.rows_per_scale
-    return replace(
-        weight,
-        codes=weight.codes[begin:end],
-        scales=weight.scales[begin // per : -(-end // per)],
-        zeros=None if weight.zeros is None else weight.zeros[begin:end],
-    )
 
 
 def weight_bytes(weight: Weight) -> int:

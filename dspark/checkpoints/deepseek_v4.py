@@ -16,13 +16,8 @@ from dspark.checkpoints.deepseek_v4_config import (
 from dspark.checkpoints.files import read_json
 from dspark.checkpoints.safetensors_dir import FLOATS, TensorInfo, iterate_tensors, tensor_infos
 from dspark.errors import CheckpointError
-from dspark_kernels.quantized_weight import (
-    FP4_GROUP,
-    QuantizedWeight,
-    e8m0,
-    from_fp4,
-    from_fp8,
-)
+from dspark_kernels.quantized_weight import QuantizedWeight
+from dspark_kernels.repacked_weight import FP4_GROUP, e8m0, from_fp4, from_fp8
 
 PREFIX = "mtp."
 STAGE = re.compile(r"mtp\.(\d{1,3})\.")

@@ -10,13 +10,8 @@ import torch
 from dspark.checkpoints.files import one_line
 from dspark.checkpoints.safetensors_dir import TensorInfo, shown
 from dspark.errors import CheckpointError
-from dspark_kernels.quantized_weight import (
-    QuantizedWeight,
-    concatenated,
-    from_awq,
-    from_fp8,
-    from_gptq,
-)
+from dspark_kernels.quantized_weight import QuantizedWeight, concatenated
+from dspark_kernels.repacked_weight import from_awq, from_fp8, from_gptq
 
 HINT = "dspark reads plain weights, AWQ and GPTQ of 4 bits, and fp8 (blocks of 128 x 128, or rows)."
 WORD = 8  # 4-bit codes in an int32

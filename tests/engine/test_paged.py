@@ -7,6 +7,7 @@ import torch
 
 from dspark.drafters.lookup import LookupDrafter
 from dspark.engine.loop import Engine
+from dspark.engine.rounds.device import DeviceRounds
 from dspark.engine.rounds.host import HostRounds
 from dspark.engine.schedule.policies import FullSchedule
 from dspark.kvcache.caches import PagedCache
@@ -56,3 +57,37 @@ def test_the_host_leads_other_drafters_over_pages(variant):
     asks = [request(PROMPT[: 3 + i], 20) for i in range(3)]
     plain = [decode(engine, [replace(ask, plain=True)])[0] for ask in asks]
     assert decode(engine, asks) == plain
+
+
+class Delegate:
+    """Of no class that the engine knows, with all that a contract asks for."""
+
+    def __init__(self, of, names: str) -> None:
+        for name in names.split():
+            setattr(self, name, getattr(of, name))
+
+
+TARGET = "spec device dtype embedding output_head open close length prefill verify commit truncate"
+
+
+def test_the_device_leads_whatever_keeps_its_contract():
+    real = golden("vanilla").engine
+    target = Delegate(real.target, f"{TARGET} tap_layers paged_cache run")
+    drafter = Delegate(
+        real.drafter,
+        "block_size target_layer_ids num_weights open close extend propose truncate cache "
+        "block_rows has_confidence draft_vocabulary draft append confidences choose_taps",
+    )
+    engine = Engine(target, drafter, FullSchedule())
+    assert isinstance(engine._rounds, DeviceRounds)
+    ask = request(PROMPT, 20)
+    assert decode(engine, [ask]) == decode(engine, [replace(ask, plain=True)])
+
+
+@pytest.mark.parametrize("lacks", ["run", "pages"])
+def test_the_host_leads_what_lacks_a_part_of_it(lacks):
+    real = golden("vanilla").engine.target
+    target = Delegate(real, f"{TARGET} tap_layers paged_cache" + " run" * (lacks != "run"))
+    if lacks == "pages":
+        target.paged_cache = lambda: None
+    assert isinstance(Engine(target, None, FullSchedule())._rounds, HostRounds)

@@ -3,17 +3,8 @@
 import pytest
 import torch
 
-from dspark_kernels.quantized_weight import (
-    concatenated,
-    e8m0,
-    from_awq,
-    from_fp4,
-    from_fp8,
-    from_gptq,
-    quantize_fp8,
-    quantize_int4,
-    quantize_int8,
-)
+from dspark_kernels.quantized_weight import concatenated, quantize_fp8, quantize_int4, quantize_int8
+from dspark_kernels.repacked_weight import e8m0, from_awq, from_fp4, from_fp8, from_gptq
 
 ROWS, COLUMNS, GROUP = 24, 256, 64
 AWQ_ELEMENTS = (0, 2, 4, 6, 1, 3, 5, 7)  # which of eight neighbours each nibble of a word holds
@@ -144,6 +135,8 @@ def test_rows_begin_where_a_scale_begins():
     weight = quantize_fp8(torch.randn(300, 130))
     below = weight.rows(128).dequantized(torch.float32)
     assert torch.equal(below, weight.dequantized(torch.float32)[128:])
+    between = weight.rows(128, 200).dequantized(torch.float32)
+    assert torch.equal(between, weight.dequantized(torch.float32)[128:200])
     with pytest.raises(ValueError, match="inside a block of 128"):
         weight.rows(100)
 

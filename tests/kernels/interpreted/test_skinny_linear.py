@@ -3,13 +3,8 @@
 import pytest
 import torch
 
-from dspark_kernels.quantized_weight import (
-    from_fp4,
-    from_fp8,
-    quantize_fp8,
-    quantize_int4,
-    quantize_int8,
-)
+from dspark_kernels.quantized_weight import quantize_fp8, quantize_int4, quantize_int8
+from dspark_kernels.repacked_weight import from_fp4, from_fp8
 from dspark_kernels.skinny_linear import Tiling, skinny_linear, skinny_linear_reference
 from tests.kernels.closeness import assert_near
 
