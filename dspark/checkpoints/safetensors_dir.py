@@ -152,8 +152,10 @@ class StoredTensors(MutableMapping[str, torch.Tensor]):
         tensor = _tensor(entry["name"], path, entry)
         return tensor.to(device=self._device, dtype=self._dtype)
 
-    def is_in_codes(self, name: str) -> bool:
-        return self._places[name][1]["codes"] is not None
+    def kind(self, name: str) -> str | None:
+        """The format of its codes; None where it is stored as numbers."""
+        codes: Codes | None = self._places[name][1]["codes"]
+        return codes and codes.kind
 
     def in_codes(self, name: str) -> StoredWeight | None:
         """As it is stored, where that is in codes."""

@@ -43,7 +43,7 @@ from dspark.hub import PairFiles, home
 from dspark.hub.memory_fit import check_files
 from dspark.targets.base import DeviceTarget, Target
 from dspark.targets.load import load_target
-from dspark.targets.stored import StoredTarget
+from dspark.targets.stored import StoredTarget, build_kernels
 from dspark.text.stream import TextCodec
 from dspark_kernels.cpu.runtime import keep_compiled
 
@@ -222,13 +222,12 @@ def open_session(
     yield LoadProgress(STAGES[0], 0, len(STAGES) - 1)
     if files.draft:
         tap_layers = read_any_config(files.draft).target_layer_ids
-    keep_compiled(home() / "kernels")
+    as_stored = runtime.dtype == "auto" and device.type == "cpu"
+    if as_stored:
+        keep_compiled(home() / "kernels")
+        yield from build_kernels(files.target)
     target = load_target(
-        files.target,
-        tap_layers=tap_layers,
-        device=device,
-        dtype=dtype,
-        as_stored=runtime.dtype == "auto",
+        files.target, tap_layers=tap_layers, device=device, dtype=dtype, as_stored=as_stored
     )
     if isinstance(target, StoredTarget):
         reason = "weights as the file stores them"

@@ -4,7 +4,7 @@ Rows are rounded to 8 bits in groups of 32 before they meet a weight. Codes add 
 a row has the same bits in any company.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,10 +12,11 @@ from transformers import PreTrainedConfig
 
 from dspark.checkpoints.safetensors_dir import StoredTensors, check_tensors, tensor_infos
 from dspark.errors import CheckpointError, InputError
+from dspark.events import LoadProgress
 from dspark.kvcache.row_pool import KVSlot, RowPlan, StackedPool
 from dspark.targets.base import Pass, TargetSpec
 from dspark.targets.context import context_limit
-from dspark.targets.dense_files import rotary_embedding, supports
+from dspark.targets.dense_files import read_config, rotary_embedding, supports
 from dspark.targets.dense_shape import DenseShape, expected_tensors, read_shape
 from dspark.targets.stop_tokens import stop_tokens
 from dspark_kernels import RotaryTable
@@ -196,12 +197,33 @@ def stored_runtime(directory: Path, config: PreTrainedConfig) -> Runtime | None:
         return None
     tensors = StoredTensors(directory)
     linear = [name for name in tensors if name.endswith(("_proj.weight", EMBEDDING, HEAD))]
-    if not linear or not all(tensors.is_in_codes(name) for name in linear):
+    if not linear or not all(tensors.kind(name) for name in linear):
         return None
     try:
         return current()
     except ValueError as error:  # of DSPARK_CPU
         raise InputError(str(error), "Leave the variable out, or name one that can.") from error
+
+
+def build_kernels(directory: Path) -> Iterator[LoadProgress]:
+    """Compiles what this folder's codes need and is not compiled yet, telling how far it is."""
+    config = read_config(directory)
+    runtime = stored_runtime(directory, config)
+    if runtime is None:
+        return
+    missing = runtime.missing(_functions(directory, config))
+    for index, function in enumerate(missing):
+        yield LoadProgress("building kernels for this processor, once", index, len(missing))
+        runtime.address(function)
+
+
+def _functions(directory: Path, config: PreTrainedConfig) -> list[str]:
+    """One of each library."""
+    tensors, shape = StoredTensors(directory), read_shape(config)
+    kinds = {kind for name in tensors if (kind := tensors.kind(name))}
+    attend = f"attend_{shape.head_dim}_{shape.num_heads // shape.num_kv_heads}"
+    matrices = [f"matrix_{kind}" for kind in sorted(kinds)]
+    return ["rope_write", attend, f"embed_{tensors.kind(EMBEDDING)}", *matrices]
 
 
 def load_stored(

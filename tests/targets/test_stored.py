@@ -18,7 +18,7 @@ from dspark.errors import CheckpointError
 from dspark.progress import follow
 from dspark.targets.dense import DenseTarget
 from dspark.targets.load import load_target
-from dspark.targets.stored import StoredTarget
+from dspark.targets.stored import StoredTarget, build_kernels
 from dspark_kernels.cpu import runtime
 from dspark_kernels.cpu.processor import variants
 from tests.engine.pairs import decode, request, scheduled
@@ -115,6 +115,19 @@ def test_drafts_schedules_and_company_write_what_plain_decoding_writes(
     for engine in (session.engine,) if is_lookup else (session.engine, scheduled(session)):
         for count in (1, 3, 8):
             assert decode(engine, asked[:count]) == alone[:count]
+
+
+@needs_kernels
+def test_kernels_are_built_once_and_told(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(runtime, "_cache_folder", tmp_path / "kernels")
+    folder = converted(tmp_path, "qwen3", Kind.Q6_K)
+    stages = list(build_kernels(folder))
+    assert [step.done for step in stages] == list(range(len(stages)))
+    assert {step.total for step in stages} == {len(stages)} == {4}
+    assert len([*(tmp_path / "kernels").iterdir()]) == 4 + 1  # and what runs the others
+    assert not list(build_kernels(folder))
+    runtime._made.cache_clear()
+    assert not list(build_kernels(folder))  # as in a new process
 
 
 def test_numbers_are_asked_for_by_name(tmp_path) -> None:

@@ -36,7 +36,7 @@ def load_library(
     import llvmlite.binding as llvm
 
     text = write()
-    stored = cache_folder and cache_folder / f"{name}-{_key(text, variant)}.o"
+    stored = cache_folder and _place(name, text, variant, cache_folder)
     code = _read(stored) if stored else None
     if code is None:
         code = _compile(text, variant)
@@ -46,6 +46,15 @@ def load_library(
     for each in exports:
         builder.export_symbol(each)
     return Library(builder.link(_compiler(variant), f"{name}-{os.urandom(6).hex()}"), exports)
+
+
+def is_kept(name: str, text: str, variant: Variant, cache_folder: Path) -> bool:
+    """Whether load_library finds it compiled, as far as the name of a file tells."""
+    return _place(name, text, variant, cache_folder).is_file()
+
+
+def _place(name: str, text: str, variant: Variant, cache_folder: Path) -> Path:
+    return cache_folder / f"{name}-{_key(text, variant)}.o"
 
 
 def emit_assembly(text: str, variant: Variant, triple: str | None = None) -> str:

@@ -3,7 +3,7 @@
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from dspark_kernels.cpu.driver_text import HEADER_WORDS, OP_WORDS
-from dspark_kernels.cpu.object_code import Library, load_library
+from dspark_kernels.cpu.object_code import Library, is_kept, load_library
 from dspark_kernels.cpu.pool import Pool
 from dspark_kernels.cpu.processor import CpuBackend, Variant, choose_cpu_backend
 from dspark_kernels.cpu.sources import library_of, source
@@ -68,6 +68,17 @@ class Runtime:
                     self._cache_folder,
                 )
             return self._libraries[name].addresses[function]
+
+    def missing(self, functions: Collection[str]) -> list[str]:
+        """Those that `address` would have to compile, one of each library."""
+        found = {library_of(function): function for function in functions}
+        return [function for name, function in found.items() if not self._is_here(name)]
+
+    def _is_here(self, name: str) -> bool:
+        if name in self._libraries or self._cache_folder is None:
+            return name in self._libraries
+        text = source(name, self.variant).write()
+        return is_kept(f"{name}-{self.variant.name}", text, self.variant, self._cache_folder)
 
     def run(self, ops: Sequence[Op], num_rows: int, step: torch.Tensor | None = None) -> None:
         """Once; `step` as in step_words, or the number of rows alone."""
