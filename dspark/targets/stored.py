@@ -29,7 +29,7 @@ from dspark_kernels.cpu.decoder_pass import (
 )
 from dspark_kernels.cpu.output_head import StoredOutputHead
 from dspark_kernels.cpu.rope_write import Heads
-from dspark_kernels.cpu.runtime import Runtime, current
+from dspark_kernels.cpu.runtime import Op, Runtime, current
 from dspark_kernels.cpu.step_words import MAX_HEAD_DIM, Place
 from dspark_kernels.cpu.stored_weight import StoredWeight, concatenated
 from dspark_kernels.cpu.weight_table import WeightTable
@@ -62,8 +62,8 @@ class StoredTarget:
         self._head = StoredOutputHead(runtime, head)
         self._pass = DecoderPass(runtime, decoder)
         rotary = rotary_embedding(config)
-        self._rotary = RotaryTable(rotary.inv_freq, rotary.attention_scaling, torch.float32)
-        self._pool = StackedPool(shape.num_layers, shape.num_kv_heads, shape.head_dim)
+        self.rotary = RotaryTable(rotary.inv_freq, rotary.attention_scaling, torch.float32)
+        self.pool = StackedPool(shape.num_layers, shape.num_kv_heads, shape.head_dim)
         self.spec = TargetSpec(
             vocab_size=decoder.embedding.num_outputs,
             hidden_size=decoder.embedding.width,
@@ -81,7 +81,7 @@ class StoredTarget:
         return self._head
 
     def open(self) -> KVSlot:
-        return self._pool.open()
+        return self.pool.open()
 
     def close(self, slot: KVSlot) -> None:
         slot.close()
@@ -106,16 +106,20 @@ class StoredTarget:
         slot.length = min(slot.length, length)
         return True
 
+    def ops(self) -> list[Op]:
+        """Of a pass, for measuring them one by one."""
+        return self._pass.ops
+
     def _run(
         self, token_ids: torch.Tensor, slots: Sequence[KVSlot], sizes: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states [N, H] after the final norm, taps [N, T * H]."""
         plan = RowPlan(slots, sizes, causal=True)
-        self._pool.reserve(-(-plan.end // KEY_TILE) * KEY_TILE)
+        self.pool.reserve(-(-plan.end // KEY_TILE) * KEY_TILE)
         of_rows = [slot for slot, size in zip(plan.slots, sizes, strict=True) for _ in range(size)]
         place = Place(plan.positions, torch.tensor(of_rows), plan.positions + 1)
-        rotary = self._rotary.upto(plan.end - 1)
-        cache, parts = self._pool.stacked, []
+        rotary = self.rotary.upto(plan.end - 1)
+        cache, parts = self.pool.stacked, []
         for start in range(0, len(token_ids), MAX_ROWS):  # keys are written before they are read
             rows = slice(start, start + MAX_ROWS)
             part = Place(*(each[rows] for each in place))

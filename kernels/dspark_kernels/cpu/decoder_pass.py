@@ -77,7 +77,7 @@ class Decoder(NamedTuple):
 
 
 class DecoderPass:
-    """Buffers and the program of a pass of up to 64 rows."""
+    """Buffers and the program of a pass of up to 64 rows, whose operations are `ops`."""
 
     def __init__(self, runtime: Runtime, decoder: Decoder) -> None:
         self._decoder, self._width = decoder, decoder.final_norm.shape[0]
@@ -94,7 +94,8 @@ class DecoderPass:
         self._rounded = empty_rounded(MAX_ROWS, self._width).data
         self._attended = empty_rounded(MAX_ROWS, heads.num_heads * heads.head_dim).data
         self._gated = empty_rounded(MAX_ROWS, first.down.weights[0].width).data
-        self._program = Program(runtime, self._ops(), MAX_ROWS)
+        self.ops = self._ops()
+        self._program = Program(runtime, self.ops, MAX_ROWS)
 
     def __call__(
         self,

@@ -1,0 +1,184 @@
+"""The demo's target on its stored codes: its distance from float32, its speed, the time of a step.
+
+python benchmarks/cpu_target.py --json benchmarks/results/cpu-target.json
+
+Needs the demo pair (dspark pull demo). The text is our own documentation. Distances are of the next
+token's distribution, in nats, float32 first; both targets see the same text. Speeds take turns, and
+a figure is the quickest of them: the machine may be busy with other things.
+"""
+
+import argparse
+import shlex
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from dspark import hub
+from dspark.bench.document import provenance, write_document
+from dspark.config import EngineConfig, SamplingConfig, StopConfig
+from dspark.engine.loop import Engine
+from dspark.engine.request import Request
+from dspark.engine.schedule.policies import FullSchedule
+from dspark.events import Finished
+from dspark.targets.base import Target
+from dspark.targets.load import load_target
+from dspark.targets.stored import StoredTarget
+from dspark.text.stream import TextCodec
+from dspark_kernels.cpu.runtime import Op, Program, current, keep_compiled
+from dspark_kernels.cpu.step_words import Place, step_words
+
+ROOT = Path(__file__).parents[1]
+TEXTS = ("README.md", "docs/architecture.md", "docs/models.md", "docs/log.md")
+STRETCH = 512  # tokens that are seen together
+BEFORE = 200  # positions in the cache of a step
+ROWS = (1, 5, 8, 32, 64)
+NEW_TOKENS = 48
+
+
+def load(folder: Path, *, as_stored: bool) -> Target:
+    place = {"device": torch.device("cpu"), "dtype": torch.float32}
+    return load_target(folder, tap_layers=(), as_stored=as_stored, **place)  # type: ignore[arg-type]
+
+
+def stretches(codec: TextCodec, num_tokens: int) -> Iterator[torch.Tensor]:
+    ids = [i for name in TEXTS for i in codec.encode((ROOT / name).read_text(encoding="utf-8"))]
+    if len(ids) < num_tokens:
+        sys.exit(f"our own text has {len(ids)} tokens only")
+    yield from torch.tensor(ids[:num_tokens]).split(STRETCH)
+
+
+@torch.inference_mode()
+def distance(stored: Target, dense: Target, texts: list[torch.Tensor]) -> dict[str, float]:
+    found: dict[str, list[torch.Tensor]] = defaultdict(list)
+    for ids in texts:
+        ours, theirs = (_log_probs(target, ids) for target in (stored, dense))
+        found["kl"].append((theirs.exp() * (theirs - ours)).sum(-1))
+        found["agrees"].append((ours.argmax(-1) == theirs.argmax(-1)).double())
+        for name, logs in (("stored", ours), ("float32", theirs)):
+            found[name].append(-logs[:-1].gather(1, ids[1:, None]).squeeze(1))
+    whole = {name: torch.cat(parts) for name, parts in found.items()}
+    return {
+        "tokens": len(whole["kl"]),
+        "kl_mean": float(whole["kl"].mean()),
+        "kl_median": float(whole["kl"].median()),
+        "kl_99th_percentile": float(whole["kl"].quantile(0.99)),
+        "argmax_agreement": float(whole["agrees"].mean()),
+        "cross_entropy_stored": float(whole["stored"].mean()),
+        "cross_entropy_float32": float(whole["float32"].mean()),
+    }
+
+
+def _log_probs(target: Target, ids: torch.Tensor) -> torch.Tensor:
+    slot = target.open()
+    try:
+        return target.verify([slot], [ids]).logits.double().log_softmax(-1)
+    finally:
+        target.close(slot)
+
+
+def quickest(work: Callable[[], object], turns: int) -> float:
+    """Milliseconds."""
+    taken = []
+    for _ in range(turns):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return 1e3 * min(taken)
+
+
+@torch.inference_mode()
+def by_kernel(target: StoredTarget, rows: int, turns: int) -> dict[str, float]:
+    """Milliseconds of a pass of so many rows of one request, kernel by kernel, then as a whole."""
+    runtime = current()
+    assert runtime is not None
+    slot = target.open()
+    target.prefill(slot, torch.arange(BEFORE) % 1000)
+    block = torch.arange(rows)
+    target.verify([slot], [block])
+    positions = torch.arange(BEFORE, BEFORE + rows)
+    place = Place(positions, torch.full((rows,), slot.index), positions + 1)
+    rotary = target.rotary.upto(BEFORE + rows)
+    step = step_words(place, rotary, target.pool.stacked, block)
+    ops: dict[str, list[Op]] = defaultdict(list)
+    for op in target.ops():
+        ops[op.function].append(op)
+    programs = {name: Program(runtime, found, 64) for name, found in ops.items()}
+    took = {name: quickest(lambda p=each: p(step), turns) for name, each in programs.items()}
+    hidden = torch.zeros(rows, target.spec.hidden_size)
+    took["output head"] = quickest(lambda: target.output_head()(hidden), turns)
+    took["whole verify"] = quickest(lambda: target.verify([slot], [block]), turns)
+    target.close(slot)
+    return took
+
+
+def together(target: Target, num_requests: int) -> float:
+    """Tokens per second of so many plain greedy answers at once."""
+    engine = Engine(target, None, FullSchedule(), config=EngineConfig())
+    stop = StopConfig(max_tokens=NEW_TOKENS, ignore_stop_tokens=True)
+    asked = [
+        Request(tuple(range(10 + i, 26 + i)), SamplingConfig(), stop) for i in range(num_requests)
+    ]
+    ids = {engine.submit(request) for request in asked}
+    done, started = 0, 0.0
+    while ids:
+        for event in engine.step():
+            if isinstance(event, Finished):
+                ids.discard(event.request_id)
+                done += len(event.token_ids)
+        started = started or time.perf_counter()  # prompts are over
+    return (done - num_requests) / (time.perf_counter() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--tokens", type=int, default=5000)
+    parser.add_argument("--turns", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only-speed", action="store_true", help="leave the distance out")
+    parser.add_argument("--note", default="", help="what else the machine did")
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    files = hub.locate("demo")
+    codec = None if files is None else TextCodec.from_directory(files.target)
+    if files is None or codec is None:
+        sys.exit("run dspark pull demo first")
+    keep_compiled(hub.home() / "kernels")
+    stored = load(files.target, as_stored=True)
+    if not isinstance(stored, StoredTarget):
+        sys.exit("the demo of this store holds numbers, or there are no kernels here")
+    found: dict[str, object] = {
+        "milliseconds": {n: by_kernel(stored, n, chosen.turns) for n in ROWS},
+        "tokens_per_second_together": {n: together(stored, n) for n in (1, 8, 32)},
+        "prompt_tokens_per_second": _prompt_speed(stored, chosen.turns),
+    }
+    if not chosen.only_speed:
+        texts = list(stretches(codec, chosen.tokens))
+        found["distance"] = distance(stored, load(files.target, as_stored=False), texts)
+    for name, value in found.items():
+        print(name, value, flush=True)
+    if chosen.json:
+        settings = {"threads": chosen.threads, "turns": chosen.turns, "note": chosen.note}
+        command = shlex.join(["python", "benchmarks/cpu_target.py", *sys.argv[1:]])
+        write_document(chosen.json, {**found, "settings": settings, **provenance(command)})
+
+
+@torch.inference_mode()
+def _prompt_speed(target: Target, turns: int) -> float:
+    ids = torch.arange(STRETCH) % 1000
+
+    def read() -> None:
+        slot = target.open()
+        target.prefill(slot, ids)
+        target.close(slot)
+
+    return 1e3 * STRETCH / quickest(read, max(3, turns // 4))
+
+
+if __name__ == "__main__":
+    main()
