@@ -115,7 +115,8 @@ def update_head_config(directory: Path, changes: dict[str, Any]) -> None:
     raw = read_json(directory / "config.json")
     figures = raw.get("graft", {}) | changes.get("graft", {})
     raw |= changes | ({"graft": figures} if figures else {})
-    DSparkConfig.from_json(raw)
+    if changes.keys() - {"graft"}:
+        DSparkConfig.from_json(raw)
     with _writing(directory), replacing(directory / "config.json") as settings:
         settings.write_text(json.dumps(raw, indent=2) + "\n")
 

@@ -174,7 +174,13 @@ class Session:
         engine = _engine(self.name, old.target, old.drafter, self.tokenizer, config, self.runtime)
         return Session(self.name, engine, self.tokenizer, self.runtime, self.sampling_defaults)
 
-    def with_head(self, name: str, directory: Path | None, tap_layers: Sequence[int]) -> "Session":
+    def with_head(
+        self,
+        name: str,
+        directory: Path | None,
+        tap_layers: Sequence[int],
+        config: EngineConfig | None = None,
+    ) -> "Session":
         """The same target, which taps `tap_layers`, with another head, or lookup without one; its
         weights are shared."""
         old = self.engine
@@ -182,7 +188,8 @@ class Session:
         if directory is not None:
             weights = self.runtime.draft_weights
             drafter = with_own_taps(load_drafter(directory, old.target, weights), tap_layers)
-        engine = _engine(name, old.target, drafter, self.tokenizer, old.config, self.runtime)
+        config = config or old.config
+        engine = _engine(name, old.target, drafter, self.tokenizer, config, self.runtime)
         return Session(name, engine, self.tokenizer, self.runtime, self.sampling_defaults)
 
     def close(self) -> None:

@@ -4,8 +4,10 @@ OUT/config.json and OUT/model.safetensors are the head in DeepSpec's layout, as 
 checkpoint; OUT/training/ holds the state to go on from and the figures of every step.
 """
 
-from collections.abc import Iterator, Mapping
+import gc
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
@@ -16,32 +18,23 @@ from dspark.engine.session import resolve_runtime
 from dspark.graft.data.answer_file import AnswerFile, Split, split
 from dspark.graft.data.corpus import CorpusProgress, grow_corpus, open_corpus_session
 from dspark.graft.data.missing_answers import missing_prompts
-from dspark.graft.data.retokenized_answers import Settled, settled_answers
+from dspark.graft.data.retokenized_answers import settled_answers
 from dspark.graft.data.write_answers import AnswerSettings
 from dspark.graft.head.bigram_init import Bigrams
 from dspark.graft.head.init_from_head import start_from_head
 from dspark.graft.head.init_from_target import start_from_target, start_random
 from dspark.graft.head.shape import draft_config, unused_token
-from dspark.graft.head.write_head import (
-    Weights,
-    run_identity,
-    store_shared_weights,
-    write_trained_head,
-)
+from dspark.graft.head.write_head import run_identity, write_trained_head
 from dspark.graft.job import GraftEvent, GraftJob, Prepared, Stopped, Validated
-from dspark.graft.judge.acceptance import Evaluation, evaluate
-from dspark.graft.judge.calibrate import Calibrated, calibrate_head
-from dspark.graft.judge.model_card import Base, write_card
-from dspark.graft.judge.speedup import Speedup, choose_prompts, measure_head
+from dspark.graft.judge.judge import Trained, judge_head
 from dspark.graft.target.frozen_target import load_frozen
 from dspark.graft.train import checkpoint
 from dspark.graft.train.distributed import join_ranks
 from dspark.graft.train.metrics import MetricsFile, step_figures
 from dspark.graft.train.out_of_memory import naming_answers_that_fit, naming_what_fits
 from dspark.graft.train.trainer import Trainer, trainable
-from dspark.hub.catalog.pairs import PairFiles
+from dspark_kernels.host_memory import give_back_freed
 
-EVALUATION_TOKENS = 128
 MAX_BIGRAM_ANSWERS = 2000
 
 
@@ -57,41 +50,12 @@ class GraftRun:
         self._is_stopping = True
 
     def events(self) -> Iterator[GraftEvent]:
-        """Of the first process; others take part in the steps, and tell of a stop alone."""
+        """Every process runs the same script, so that collectives cannot part; the first one alone
+        writes files and tells more than a stop."""
         self._ranks = join_ranks(resolve_runtime(self.job.runtime).device)
-        yield from self._events() if self._ranks.index == 0 else self._follow()
-
-    def _follow(self) -> Iterator[GraftEvent]:
-        """Writes nothing, but gathers what is written: a head in shards takes every process.
-
-        The head's first weights come with the first step.
-        """
-        if not self._is_asked_to_stop():
-            parts = self._split(settled_answers(self.job.data, self.job.base.target))
-            trainer = self._trainer(parts)
-            for _ in self._open_tap_cache(trainer, parts):
-                pass
-            identity = run_identity(self.job, trainer.head.config, parts)
-            if self.job.resume and self.job.state_path.exists():
-                checkpoint.load(self.job.state_path, trainer, identity)
-            if not self._is_asked_to_stop():
-                for _ in trainer.steps():
-                    is_stopping, (is_last, is_due) = self._is_asked_to_stop(), self._due(trainer)
-                    if is_due:
-                        trainer.validate(parts.held_out)
-                        trainer.weights()
-                    if is_due or is_stopping:
-                        checkpoint.save(self.job.state_path, trainer, identity)
-                    if is_stopping and not is_last:
-                        break
-                else:
-                    trainer.weights()
-                    self._ranks.leave()
-                    return
-        yield Stopped(0)
-
-    def _split(self, settled: Settled) -> Split:
-        return split(settled.answers, self.job.config.eval_prompts)
+        for event in self._events():
+            if self._ranks.is_first or isinstance(event, Stopped):
+                yield event
 
     def _is_asked_to_stop(self) -> bool:
         """In any process; all come here after the answers, then before and after each step."""
@@ -107,38 +71,48 @@ class GraftRun:
         return is_last, is_last or step % config.checkpoint_every == 0
 
     def _events(self) -> Iterator[GraftEvent]:
-        yield from self._grow_corpus()
+        if self._ranks.is_first:
+            yield from self._grow_corpus()
         if self._is_asked_to_stop():
             yield Stopped(0)
             return
-        settled = settled_answers(self.job.data, self.job.base.target)
+        _release_memory()  # of the corpus session
+        trained = yield from self._trained()
+        if trained is not None and self._ranks.is_first:
+            _release_memory()  # of the frozen target
+            yield from judge_head(self.job, trained, self._origins)
+
+    def _trained(self) -> Generator[GraftEvent, None, Trained | None]:
+        """Everything that needs the frozen target; None if stopped."""
+        job = self.job
+        settled = settled_answers(job.data, job.base.target)
         if settled.notes:
             count = len(settled.answers)
             yield CorpusProgress("reading answers", count, count, settled.notes)
-        parts = self._split(settled)
+        parts = split(settled.answers, job.config.eval_prompts)
         trainer = self._trainer(parts)
         yield from self._open_tap_cache(trainer, parts)
-        identity = run_identity(self.job, trainer.head.config, parts)
-        if self.job.resume and self.job.state_path.exists():
-            checkpoint.load(self.job.state_path, trainer, identity)
-        else:
+        identity = run_identity(job, trainer.head.config, parts)
+        if job.resume and job.state_path.exists():
+            checkpoint.load(job.state_path, trainer, identity)
+        elif self._ranks.is_first:  # the others get the first weights with the first step
             yield from self._start(trainer)
         if self._is_asked_to_stop():
             yield Stopped(trainer.step_index)
-            return
+            return None
         yield _prepared(trainer, parts)
         yield from self._train(trainer, parts, identity)
-        if self._is_stopping and trainer.step_index < self.job.config.steps:
+        if self._is_stopping and trainer.step_index < job.config.steps:
             yield Stopped(trainer.step_index)
-        else:
-            yield from self._judge(trainer, parts)
+            return None
+        return self._finished(trainer, parts)
 
     def _train(self, trainer: Trainer, parts: Split, identity: str) -> Iterator[GraftEvent]:
         """Steps up to the last one, or up to a stop, with a state to go on from."""
-        job = self.job
+        job, is_first = self.job, self._ranks.is_first
         with (
             naming_what_fits(job.config, job.state_path),
-            MetricsFile(job.metrics_path, trainer.step_index) as metrics,
+            MetricsFile(job.metrics_path, trainer.step_index, writes=is_first) as metrics,
         ):
             for report in trainer.steps():
                 metrics.write("step", step_figures(report))
@@ -155,19 +129,19 @@ class GraftRun:
                 if is_stopping and not is_last:
                     return
 
-    def _judge(self, trainer: Trainer, parts: Split) -> Iterator[GraftEvent]:
-        """What the head is worth: decoding, calibration, speed-up, card."""
-        weights = trainer.weights()
+    def _finished(self, trainer: Trainer, parts: Split) -> Trained:
+        """The head on disk as it was trained, whatever an earlier run made of it."""
+        self._write_head(trainer, {})
         self._ranks.leave()
-        yield CorpusProgress("decoding held-out prompts", 0, 1)
-        evaluation = self._evaluate(trainer, weights, parts)
-        yield evaluation
-        yield CorpusProgress("calibrating the confidences", 0, 1)
-        yield from self._calibrate(trainer, parts)
+        tables = None
         if self.job.full_head:
-            store_shared_weights(self.job.out, trainer.target.embedding, trainer.target.output_head)
-        yield from self._measure(parts, evaluation)
-        write_card(self.job.out, Base.of(self.job.base), self.job.licence)
+            tables = _stored(trainer.target.embedding), _stored(trainer.target.output_head)
+        return Trained(tuple(parts.held_out), trainer.step_index, tables)
+
+    def _write_head(self, trainer: Trainer, figures: dict[str, Any]) -> None:
+        weights = trainer.weights()  # gathered from every process
+        if self._ranks.is_first:
+            write_trained_head(self.job, trainer, weights, figures)
 
     def _grow_corpus(self) -> Iterator[CorpusProgress]:
         job, config = self.job, self.job.config
@@ -258,62 +232,19 @@ class GraftRun:
     def _validate(self, trainer: Trainer, parts: Split, metrics: MetricsFile) -> Validated:
         report = trainer.validate(parts.held_out)
         metrics.write("held_out", asdict(report))
-        figures = {"held_out_tau_sampled": round(report.tau, 4)}
-        write_trained_head(self.job, trainer, trainer.weights(), figures)
+        self._write_head(trainer, {"held_out_tau_sampled": round(report.tau, 4)})
         return Validated(report)
 
-    def _evaluate(self, trainer: Trainer, weights: Weights, parts: Split) -> Evaluation:
-        job = self.job
-        files = PairFiles(job.base.name, job.base.target, job.out)
-        prompts = [answer.prompt_ids for answer in parts.held_out]
-        result = evaluate(files, prompts, EVALUATION_TOKENS, job.runtime)
-        rates = [round(rate, 4) for rate in result.acceptance_by_position]
-        write_trained_head(
-            job,
-            trainer,
-            weights,
-            {
-                "tau_greedy": round(result.tau, 4),
-                "acceptance_by_position": rates,
-                "held_out_prompts": result.prompts,
-                "rounds": result.rounds,
-            },
-        )
-        return result
 
-    def _calibrate(self, trainer: Trainer, parts: Split) -> Iterator[Calibrated]:
-        """Nothing where too few rounds were decoded to judge the confidences by."""
-        job = self.job
-        files = PairFiles(job.base.name, job.base.target, job.out)
-        prompts = [answer.prompt_ids for answer in parts.held_out]
-        result = calibrate_head(files, prompts, EVALUATION_TOKENS, job.runtime)
-        if result is not None:
-            with MetricsFile(job.metrics_path, trainer.step_index) as metrics:
-                metrics.write("calibration", {"step": trainer.step_index, **asdict(result)})
-            yield result
+def _stored(table: torch.Tensor) -> torch.Tensor:
+    """As a head's files hold it, apart from the target's weights."""
+    return table.detach().to("cpu", torch.bfloat16, copy=True)
 
-    def _measure(self, parts: Split, own: Evaluation) -> Iterator[CorpusProgress | Speedup]:
-        """With the schedule that a user gets; against the released head where there is one."""
-        job = self.job
-        if job.measurement is None:
-            return
-        released = None
-        if job.released is not None:
-            yield CorpusProgress("decoding with the released head", 0, 1)
-            files = PairFiles(job.base.name, job.base.target, job.released)
-            prompts = [answer.prompt_ids for answer in parts.held_out]
-            released = evaluate(files, prompts, EVALUATION_TOKENS, job.runtime)
-        yield (
-            yield from measure_head(
-                PairFiles(job.base.name, job.base.target, job.out),
-                choose_prompts(parts.held_out, self._origins),
-                own,
-                released,
-                job.measurement,
-                job.runtime,
-                job.command,
-            )
-        )
+
+def _release_memory() -> None:
+    """Models hold themselves in circles (hooks, caches), which only the collector frees."""
+    gc.collect()
+    give_back_freed()
 
 
 def _prepared(trainer: Trainer, parts: Split) -> Prepared:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from dspark.checkpoints.deepspec import read_head, read_head_config
 from dspark.config import RuntimeConfig
 from dspark.events import Round
 from dspark.graft.judge.calibrate import (
+    Calibrated,
     JudgedRounds,
     calibrate_head,
     expected_calibration_error,
@@ -22,6 +24,7 @@ from dspark.graft.judge.calibrate import (
     ranking_quality,
     reliability,
 )
+from dspark.graft.judge.open_target import OpenTarget
 from dspark.hub.catalog.pairs import PairFiles
 
 GOLDEN = Path(__file__).parents[1] / "conformance"
@@ -136,12 +139,20 @@ def files(tmp_path: Path) -> PairFiles:
     return PairFiles("golden", GOLDEN / "vanilla" / "target", tmp_path / "draft")
 
 
+def calibrated(
+    files: PairFiles, prompts: Sequence[tuple[int, ...]], max_tokens: int
+) -> Calibrated | None:
+    assert files.draft is not None
+    with OpenTarget(files, [files.draft], RuntimeConfig("cpu", "float32")) as target:
+        return calibrate_head(target, files.draft, prompts, max_tokens)
+
+
 def test_a_head_is_calibrated_in_place(files: PairFiles) -> None:
     generator = torch.Generator().manual_seed(7)
     prompts = [tuple(torch.randint(60, (6,), generator=generator).tolist()) for _ in range(8)]
     assert files.draft is not None
     _, raw_tensors = read_head(files.draft)
-    result = calibrate_head(files, prompts, 30, RuntimeConfig("cpu", "float32"))
+    result = calibrated(files, prompts, 30)
     assert result is not None and result.fitted_rounds > 0 and result.rounds > 0
     config, tensors = read_head(files.draft)
     assert config.temperatures == result.temperatures
@@ -151,7 +162,7 @@ def test_a_head_is_calibrated_in_place(files: PairFiles) -> None:
     raw = json.loads((files.draft / "config.json").read_text())
     assert raw["graft"]["calibration"]["rounds"] == result.rounds
 
-    again = calibrate_head(files, prompts, 30, RuntimeConfig("cpu", "float32"))
+    again = calibrated(files, prompts, 30)
     assert again is not None
     assert again.temperatures == pytest.approx(result.temperatures, rel=1e-3)
     for now, then in zip(again.before, result.after, strict=True):
@@ -161,11 +172,11 @@ def test_a_head_is_calibrated_in_place(files: PairFiles) -> None:
 def test_one_prompt_is_too_few_and_changes_nothing(files: PairFiles) -> None:
     assert files.draft is not None
     before = (files.draft / "config.json").read_bytes()
-    assert calibrate_head(files, [(1, 2, 3)], 20, RuntimeConfig("cpu", "float32")) is None
+    assert calibrated(files, [(1, 2, 3)], 20) is None
     assert (files.draft / "config.json").read_bytes() == before
 
 
 def test_a_head_without_confidence_is_left_alone() -> None:
     files = PairFiles("golden", GOLDEN / "dflash" / "target", GOLDEN / "dflash" / "draft")
     assert not read_head_config(GOLDEN / "dflash" / "draft").has_confidence
-    assert calibrate_head(files, [(1, 2), (3, 4)], 5) is None
+    assert calibrated(files, [(1, 2), (3, 4)], 5) is None

@@ -1,11 +1,16 @@
 """A whole grafting: prompts, answers, training, a head on disk that the engine loads."""
 
 import json
+import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from dspark.checkpoints.deepspec import CONFIDENCE_BIAS, read_head
 from dspark.config import GraftConfig
@@ -20,6 +25,7 @@ from dspark.graft.job import GraftEvent, GraftJob, Prepared, Stopped, Validated
 from dspark.graft.judge.acceptance import Evaluation
 from dspark.graft.judge.calibrate import Calibrated
 from dspark.graft.run import GraftRun
+from dspark.graft.train.distributed import Shared, SingleProcess
 from dspark.graft.train.trainer import StepReport
 from dspark.hub.catalog.pairs import PairFiles
 from dspark.progress import follow
@@ -148,3 +154,78 @@ def test_a_head_is_gone_on_from(job: GraftJob, tmp_path: Path) -> None:
     old, new = read_head(job.out)[1], read_head(onward.out)[1]
     calibrated = {CONFIDENCE_BIAS}
     assert all(torch.equal(old[name], new[name]) for name in old.keys() - calibrated)
+
+
+class Rank(SingleProcess):
+    """One of two processes, whose collectives are only written down; what was agreed is given."""
+
+    count = 2  # type: ignore[assignment]
+
+    def __init__(self, index: int, agreed: Sequence[bool] = ()) -> None:
+        self.index = index  # type: ignore[misc]
+        self.is_first = index == 0  # type: ignore[misc]
+        self.calls: list[str] = []
+        self.agreed = list(agreed)
+        self._answers = iter(agreed)
+
+    def share(self, objective: nn.Module, optimizer: Optimizer) -> Shared:
+        self.calls.append("share")
+        return super().share(objective, optimizer)
+
+    def total(self, sums: torch.Tensor) -> torch.Tensor:
+        self.calls.append("total")
+        return sums
+
+    def whole(self, state: Any) -> Any:
+        self.calls.append("whole")
+        return state
+
+    def agree(self, is_asked: bool) -> bool:
+        self.calls.append("agree")
+        if self.is_first:
+            self.agreed.append(is_asked)
+            return is_asked
+        return next(self._answers)
+
+    def leave(self) -> None:
+        self.calls.append("leave")
+
+
+@pytest.mark.parametrize(
+    ("resumes", "stop_at"), [(False, None), (False, 0), (False, 3), (True, None)]
+)
+def test_every_process_calls_the_same_collectives(
+    job: GraftJob, monkeypatch: pytest.MonkeyPatch, stop_at: int | None, resumes: bool
+) -> None:
+    """Else one would wait for the other for ever."""
+    job = replace(job, config=replace(job.config, batch_size=2, init="random"))
+    if resumes:
+        _stopped_run(job, Rank(0), monkeypatch, stop_at=3)
+    state = job.state_path.read_bytes() if resumes else None
+    first = Rank(0)
+    events = _stopped_run(job, first, monkeypatch, stop_at)
+    assert _kinds(events)[-1] is (Calibrated if stop_at is None else Stopped)
+    if state is None:
+        shutil.rmtree(job.out, ignore_errors=True)
+    else:
+        job.state_path.write_bytes(state)
+    files = {path: path.read_bytes() for path in job.out.rglob("*") if path.is_file()}
+    second = Rank(1, first.agreed)
+    told = _stopped_run(job, second, monkeypatch, None)
+    assert second.calls == first.calls
+    assert _kinds(told) == ([] if stop_at is None else [Stopped])
+    assert files == {path: path.read_bytes() for path in job.out.rglob("*") if path.is_file()}
+
+
+def _stopped_run(
+    job: GraftJob, rank: Rank, monkeypatch: pytest.MonkeyPatch, stop_at: int | None
+) -> list[GraftEvent]:
+    monkeypatch.setattr("dspark.graft.run.join_ranks", lambda device: rank)
+    run, events = GraftRun(job), []
+    if stop_at == 0:
+        run.stop()
+    for event in run.events():
+        events.append(event)
+        if isinstance(event, StepReport) and event.step == stop_at:
+            run.stop()
+    return events

@@ -1,9 +1,11 @@
 """Is the head worth using: what is measured, what is said of it, what is kept. About 15 s."""
 
 import json
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +16,14 @@ from dspark.bench.config import BenchConfig
 from dspark.bench.report import ArmFigures, BenchReport, CategoryFigures, Figure
 from dspark.checkpoints.heads import SHARED_WITH_TARGET
 from dspark.config import GraftConfig
+from dspark.engine import session
 from dspark.graft.data.answer_file import Answer, AnswerFile, split
 from dspark.graft.data.corpus import CorpusProgress
 from dspark.graft.data.prompt_sources import PromptSource
 from dspark.graft.job import GraftEvent, GraftJob
 from dspark.graft.judge.acceptance import evaluate
+from dspark.graft.judge.judge import EVALUATION_TOKENS
+from dspark.graft.judge.open_target import OpenTarget
 from dspark.graft.judge.speedup import (
     MEASURED,
     WORTH_USING,
@@ -27,7 +32,8 @@ from dspark.graft.judge.speedup import (
     judge_speed,
     read_measured,
 )
-from dspark.graft.run import EVALUATION_TOKENS, GraftRun
+from dspark.graft.run import GraftRun
+from dspark.graft.target import frozen_target
 from dspark.hub.catalog.pairs import PairFiles
 
 TRIALS, TOKENS = 2, 12
@@ -59,7 +65,34 @@ def finished(
         licence="mit",
         command="dspark graft --base tiny",
     )
-    return job, list(GraftRun(job).events())
+    with pytest.MonkeyPatch.context() as patch:
+        LOADS.clear()
+        for module, name in ((session, "load_target"), (frozen_target, "read_hf_model")):
+            patch.setattr(module, name, _counting(getattr(module, name)))
+        return job, list(GraftRun(job).events())
+
+
+LOADS: list[int] = []  # at each load of the target, how many copies of it were in memory
+
+
+def _counting(load: Callable[..., Any]) -> Callable[..., Any]:
+    def counting(*args: Any, **options: Any) -> Any:
+        LOADS.append(sum(copy() is not None for copy in COPIES))
+        model = load(*args, **options)
+        COPIES.append(weakref.ref(model))
+        return model
+
+    return counting
+
+
+COPIES: list[weakref.ref[Any]] = []
+
+
+def test_the_target_is_loaded_three_times_and_held_once(
+    finished: tuple[GraftJob, list[GraftEvent]],
+) -> None:
+    """To write the answers, to train, and to judge, beside a released head too."""
+    assert LOADS == [0, 0, 0]
 
 
 def _measured(events: list[GraftEvent]) -> Speedup:
@@ -85,8 +118,10 @@ def test_the_released_head_answers_the_same_prompts(
 ) -> None:
     job, events = finished
     prompts = [answer.prompt_ids for answer in split(AnswerFile(job.data).read(), 6).held_out]
-    files = PairFiles("tiny", job.base.target, job.released)
-    assert _measured(events).released == evaluate(files, prompts, EVALUATION_TOKENS, job.runtime)
+    assert job.released is not None
+    with OpenTarget(job.base, [job.released], job.runtime) as target:
+        alone = evaluate(target, job.released, prompts, EVALUATION_TOKENS)
+    assert _measured(events).released == alone
 
 
 def test_what_was_measured_is_kept(finished: tuple[GraftJob, list[GraftEvent]]) -> None:

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from dspark.config import EngineConfig, RuntimeConfig, ScheduleConfig, StopConfig
+from dspark.config import StopConfig
 from dspark.engine.request import Request
-from dspark.engine.session import open_session
 from dspark.events import Event, Round
-from dspark.hub.catalog.pairs import PairFiles
-from dspark.progress import follow
+from dspark.graft.judge.open_target import OpenTarget
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +27,13 @@ class Evaluation:
 
 
 def evaluate(
-    files: PairFiles, prompts: Sequence[tuple[int, ...]], max_tokens: int, runtime: RuntimeConfig
+    target: OpenTarget, head: Path, prompts: Sequence[tuple[int, ...]], max_tokens: int
 ) -> Evaluation:
     """Whole blocks are verified, so that every position is judged."""
-    config = EngineConfig(schedule=ScheduleConfig(mode="full"))
-    session = follow(open_session(files, runtime, config))
     stop = StopConfig(max_tokens=max_tokens)
     requests = [Request(prompt, stop=stop) for prompt in prompts]
-    try:
+    with target.with_head(head) as session:
         return summarise(session.engine.run(requests), len(prompts))
-    finally:
-        session.close()
 
 
 def summarise(events: Iterable[Event], num_prompts: int) -> Evaluation:

@@ -9,6 +9,7 @@ to right, each by a search along one line with those before it fixed.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,13 +20,11 @@ from dspark.checkpoints.deepspec import (
     shift_confidence,
     update_head_config,
 )
-from dspark.config import EngineConfig, RuntimeConfig, SamplingConfig, ScheduleConfig, StopConfig
+from dspark.config import SamplingConfig, StopConfig
 from dspark.drafters.calibration import confidence_logits, scaled_confidence
 from dspark.engine.request import Request
-from dspark.engine.session import open_session
 from dspark.events import Event, Round
-from dspark.hub.catalog.pairs import PairFiles
-from dspark.progress import follow
+from dspark.graft.judge.open_target import OpenTarget
 
 BINS = 10
 COLDEST, HOTTEST = 0.2, 5.0
@@ -107,36 +106,28 @@ class Calibrated:
 
 
 def calibrate_head(
-    files: PairFiles,
-    prompts: Sequence[tuple[int, ...]],
-    max_tokens: int,
-    runtime: RuntimeConfig = RuntimeConfig(),
+    target: OpenTarget, head: Path, prompts: Sequence[tuple[int, ...]], max_tokens: int
 ) -> Calibrated | None:
     """Fit on every other prompt, judge on the rest, and write it into the head's files.
 
     None, and nothing written, where no round could be judged: without a confidence head, or with
     too few prompts.
     """
-    assert files.draft is not None
-    config = read_draft_config(files.draft)
+    config = read_draft_config(head)
     if not config.has_confidence:
         return None
-    engine = EngineConfig(schedule=ScheduleConfig(mode="full"), entropy=0)
-    session = follow(open_session(files, runtime, engine))
+    stop = StopConfig(max_tokens=max_tokens)
+    with target.with_head(head) as session:
 
-    def judged(some: Sequence[tuple[int, ...]], temperature: float) -> JudgedRounds:
-        stop = StopConfig(max_tokens=max_tokens)
-        requests = [Request(prompt, SamplingConfig(temperature), stop) for prompt in some]
-        return judge(session.engine.run(requests), config.temperatures)
+        def judged(some: Sequence[tuple[int, ...]], temperature: float) -> JudgedRounds:
+            requests = [Request(prompt, SamplingConfig(temperature), stop) for prompt in some]
+            return judge(session.engine.run(requests), config.temperatures)
 
-    try:
         fitted, fresh = judged(prompts[::2], TEMPERATURE), judged(prompts[1::2], TEMPERATURE)
         greedy = judged(prompts[1::2], 0.0)
-    finally:
-        session.close()
     if not min(len(rounds.accepted) for rounds in (fitted, fresh, greedy)):
         return None
-    shift = shift_confidence(files.draft, fit_shift(fitted))
+    shift = shift_confidence(head, fit_shift(fitted))
     temperatures = tuple(round(t, 4) for t in fit_temperatures(fitted.shifted(shift)))
     result = Calibrated(
         shift=shift,
@@ -149,7 +140,7 @@ def calibrate_head(
         greedy=reliability(greedy.shifted(shift), temperatures),
     )
     update_head_config(
-        files.draft,
+        head,
         {
             "confidence_temperatures": list(temperatures),
             "graft": {"calibration": result.figures()},

@@ -16,16 +16,15 @@ from dspark.bench.document import report_document, write_document
 from dspark.bench.prompts import BenchPrompt
 from dspark.bench.report import BenchReport
 from dspark.bench.runner import run_bench
-from dspark.config import EngineConfig, RuntimeConfig
-from dspark.engine.session import open_session
+from dspark.config import EngineConfig
 from dspark.errors import StorageError
 from dspark.graft.data.answer_file import Answer
 from dspark.graft.data.corpus import CorpusProgress
 from dspark.graft.judge.acceptance import Evaluation
+from dspark.graft.judge.open_target import OpenTarget
 from dspark.graft.train.metrics import of_kind, read_metrics
-from dspark.hub.catalog.pairs import PairFiles
 from dspark.plural import counted
-from dspark.progress import follow, translated
+from dspark.progress import translated
 
 MEASURED = "measured.json"
 
@@ -54,30 +53,27 @@ class Speedup:
 
 
 def measure_head(
-    files: PairFiles,
+    target: OpenTarget,
+    head: Path,
     prompts: Sequence[BenchPrompt],
     own: Evaluation,
     released: Evaluation | None,
     bench: BenchConfig,
-    runtime: RuntimeConfig,
     command: str,
 ) -> Generator[CorpusProgress, None, Speedup]:
-    """Plain decoding and the head in turns; the figures are kept in the head's folder, too."""
-    assert files.draft is not None
+    """Plain decoding and the head in turns, with the schedule that a user gets; the figures are
+    kept in the head's folder, too."""
     engine = EngineConfig()
-    session = follow(open_session(files, runtime, engine))
-    try:
+    with target.with_head(head, engine) as session:
         report = yield from translated(
             run_bench(session, prompts, bench),
             lambda item: CorpusProgress("measuring the speed-up", item.done, item.total),
         )
-        verdict = judge_speed(report, _advice(files.draft / "training" / "metrics.jsonl"))
+        verdict = judge_speed(report, _advice(head / "training" / "metrics.jsonl"))
         measured = Speedup(report, own, released, verdict)
-        document = report_document(report, bench, engine, files.name, session.runtime, command)
-        _write(files.draft / MEASURED, document | _conclusion(measured))
+        document = report_document(report, bench, engine, session.name, session.runtime, command)
+        _write(head / MEASURED, document | _conclusion(measured))
         return measured
-    finally:
-        session.close()
 
 
 def choose_prompts(

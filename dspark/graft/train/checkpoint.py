@@ -22,7 +22,7 @@ def save(path: Path, trainer: Trainer, identity: str) -> None:
         "head": trainer.weights(),
         "optimizer": trainer.ranks.whole(trainer.optimizer.state_dict()),
     }
-    if trainer.ranks.index:
+    if not trainer.ranks.is_first:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -29,6 +29,11 @@ class Ranks(Protocol):
     index: int
     count: int
 
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and tells events."""
+        ...
+
     def share(self, objective: nn.Module, optimizer: Optimizer) -> Shared:
         """The module to call in its place. Gradients become means over the processes."""
         ...
@@ -53,7 +58,7 @@ class Ranks(Protocol):
 
 
 class SingleProcess:
-    index, count = 0, 1
+    index, count, is_first = 0, 1, True
 
     def share(self, objective: nn.Module, optimizer: Optimizer) -> Shared:
         return objective
@@ -80,6 +85,7 @@ class DataParallel:
     def __init__(self, accelerator: Any) -> None:
         self._accelerator = accelerator
         self.index, self.count = accelerator.process_index, accelerator.num_processes
+        self.is_first = self.index == 0
 
     def share(self, objective: nn.Module, optimizer: Optimizer) -> Shared:
         """The first process's weights are everyone's."""
@@ -104,6 +110,7 @@ class DataParallel:
     def leave(self) -> None:
         self._accelerator.wait_for_everyone()
         self._accelerator.end_training()
+        self._accelerator.free_memory()  # it holds the objective, and with it the target
 
 
 class FullySharded(DataParallel):
@@ -113,6 +120,8 @@ class FullySharded(DataParallel):
     The head is one unit, whole from the forward to the end of the backward: its layers are called
     by their parts and its Markov table by the loss, where no hook of a smaller unit would fire.
     """
+
+    _objective: Any = None
 
     def share(self, objective: nn.Module, optimizer: Optimizer) -> Shared:
         """The first process's weights are everyone's."""
@@ -124,7 +133,7 @@ class FullySharded(DataParallel):
             broadcast(tensor, src=0)
         whole = dict(objective.named_parameters())
         mesh = init_device_mesh(self._accelerator.device.type, (self.count,))
-        self._objective: Any = fully_shard(objective, mesh=mesh)
+        self._objective = fully_shard(objective, mesh=mesh)
         parts = {whole[name]: part for name, part in objective.named_parameters()}
         _hand_over(optimizer, parts)
         shared: Shared = objective
@@ -140,6 +149,10 @@ class FullySharded(DataParallel):
         from torch.distributed.tensor import DTensor
 
         return tree_map(lambda t: t.full_tensor() if isinstance(t, DTensor) else t, state)
+
+    def leave(self) -> None:
+        super().leave()
+        self._objective = None
 
 
 def _hand_over(optimizer: Optimizer, parts: dict[nn.Parameter, nn.Parameter]) -> None:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from dspark.atomic import replacing
 from dspark.graft.train.out_of_memory import bytes_in_use
@@ -34,9 +34,13 @@ def step_figures(report: StepReport) -> dict[str, Any]:
 
 
 class MetricsFile:
-    """JSON lines; those of steps that a resumed run will take again are dropped."""
+    """JSON lines; those of steps that a resumed run will take again are dropped. Nothing is written
+    unless `writes`."""
 
-    def __init__(self, path: Path, first_step: int) -> None:
+    def __init__(self, path: Path, first_step: int, *, writes: bool = True) -> None:
+        self._file: TextIO | None = None
+        if not writes:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
         if first_step and path.exists():
@@ -50,8 +54,10 @@ class MetricsFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def write(self, kind: str, figures: dict[str, Any]) -> None:
-        self._file.write(json.dumps({"kind": kind, **figures}) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps({"kind": kind, **figures}) + "\n")
+            self._file.flush()
