@@ -1,4 +1,4 @@
-"""What decoding keeps of its pace beside a busy process and beside a second dspark.
+"""The rate of decoding next to a busy process and next to a second dspark.
 
 python benchmarks/beside_others.py --json benchmarks/results/beside-others-cpu.json
 
@@ -76,7 +76,7 @@ def measure(pair: str, tokens: int, setting: dict[str, str], company: str) -> li
 
 
 def replaced_table(pair: str, tokens: int) -> dict[str, Any]:
-    """The first point of a table from a busy minute, and after one answer without company."""
+    """The first point of a table measured on a busy machine, and after one undisturbed answer."""
     from dspark.engine.session import sps_folder
 
     for path in sps_folder().glob("*.json"):
@@ -108,9 +108,9 @@ def main() -> None:
     for _ in range(arguments.trials):
         for company in COMPANY:
             for name, setting in SETTINGS.items():
-                found = measure(arguments.pair, arguments.tokens, setting, company)
-                rates[name][company] += found
-                print(f"{company:14} {name:14} {found}", flush=True)
+                measured = measure(arguments.pair, arguments.tokens, setting, company)
+                rates[name][company] += measured
+                print(f"{company:14} {name:14} {measured}", flush=True)
     medians = {
         name: {company: statistics.median(values) for company, values in by.items()}
         for name, by in rates.items()

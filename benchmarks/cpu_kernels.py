@@ -1,4 +1,4 @@
-"""All matrices of a SmolLM2-135M-shaped step on a CPU, and whole passes, beside torch in float32.
+"""All matrices of a SmolLM2-135M-shaped step on a CPU, and whole passes, against torch in float32.
 
 python benchmarks/cpu_kernels.py --json benchmarks/results/cpu-kernels.json
 
@@ -48,7 +48,7 @@ def random_weight(width: int, outputs: int) -> StoredWeight:
 
 
 class Timings:
-    """The quickest of all turns, by what was done and by which layer."""
+    """The fastest of all turns, by operation and layer."""
 
     def __init__(self) -> None:
         self._best: dict[str, dict[int, float]] = defaultdict(dict)
@@ -163,15 +163,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=12)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--note", default="", help="what else the machine did")
+    parser.add_argument("--note", default="", help="note on the machine's other load")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    found, megabytes = measure(arguments.turns, tuple(arguments.threads))
-    for name, milliseconds in found.items():
+    times, megabytes = measure(arguments.turns, tuple(arguments.threads))
+    for name, milliseconds in times.items():
         print(f"{name:50} {milliseconds:8.2f} ms")
     if arguments.json:
         document = {
-            "milliseconds": {name: round(value, 3) for name, value in found.items()},
+            "milliseconds": {name: round(value, 3) for name, value in times.items()},
             "weights_megabytes": round(megabytes, 1),
             "settings": {"turns": arguments.turns, "before": BEFORE, "note": arguments.note},
         }

@@ -1,12 +1,12 @@
-"""Every kernel on this machine's GPU: right, and how near to what its bytes cost.
+"""Every kernel on this machine's GPU: correctness, and time against the floor set by its bytes.
 
 python benchmarks/gpu.py --json benchmarks/results/gpu-h200.json    all of it, within eight minutes
 python benchmarks/gpu.py --only card,checks                         some of it
 python benchmarks/gpu.py --floors                                   what the bytes say, no GPU asked
 python benchmarks/gpu.py --interpret                                tiny, on the CPU, without times
 
-Sections run in processes of their own, the checks in several at once, which compile the kernels for
-all: what hangs or breaks the device ends alone. The file is written anew after every section.
+Sections run in separate processes, the checks in several at once, which compile the kernels for
+all: what hangs or breaks the device ends alone. The file is rewritten after every section.
 """
 
 import argparse
@@ -37,7 +37,7 @@ SECTIONS = {
     "peers": 100,
 }
 TOTAL_SECONDS = 455
-GRACE_SECONDS = 15  # for a process to finish what it has begun; the next section has less for it
+GRACE_SECONDS = 15  # for a process to finish its current work; the next section has less for it
 H200_BANDWIDTH = 4.3e12  # bytes a second, once measured by copying; for --floors alone
 
 
@@ -46,14 +46,17 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", help=f"of {','.join(SECTIONS)}")
-    parser.add_argument("--json", type=Path, help="where the results go")
+    parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--seconds", type=float, default=TOTAL_SECONDS, help="for all sections")
     parser.add_argument(
         "--interpret", action="store_true", help="Triton's interpreter, tiny shapes"
     )
     parser.add_argument("--floors", action="store_true", help="print the floors of each model")
     parser.add_argument(
-        "--bandwidth", type=float, default=0.0, help="bytes a second, where card is not run"
+        "--bandwidth",
+        type=float,
+        default=0.0,
+        help="bytes per second, if the section card is not run",
     )
     parser.add_argument(
         "--processes", type=int, help="that share the checks; 0: all in this one (with --interpret)"
@@ -140,13 +143,13 @@ def in_processes(
 
 
 def fair_share(name: str, names: list[str], left: float) -> float:
-    """Seconds for one section of those that are still to run; what one leaves is the others'."""
+    """Seconds for one of the remaining sections; unused time goes to the others."""
     following = names[names.index(name) :]
     return left * SECTIONS[name] / sum(SECTIONS[each] for each in following)
 
 
 def run_sections(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each section with what it found; the bandwidth that one measures is the others' measure."""
+    """Each section with its records; the bandwidth that one measures scales the others."""
     end = time.time() + arguments.seconds
     for name in arguments.names:
         started = time.time()
@@ -209,20 +212,20 @@ def main() -> int:
     if arguments.processes is None:
         arguments.processes = 0 if arguments.interpret else choose_processes()
     command = shlex.join(["python", "benchmarks/gpu.py", *sys.argv[1:]])
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     document = {
         "interpreted": arguments.interpret,
-        "sections": found,
+        "sections": results,
         "settings": {"only": arguments.names, "seconds": arguments.seconds},
         **provenance(command),
     }
     for name, section in run_sections(arguments):
-        found[name] = section
+        results[name] = section
         document["settings"]["bandwidth"] = arguments.bandwidth
         if arguments.json:
             write_document(arguments.json, document)
     print_tables(document)
-    failed = [r for s in found.values() for r in s["records"] if r.get("ok") is False]
+    failed = [r for s in results.values() for r in s["records"] if r.get("ok") is False]
     return 1 if failed else 0
 
 

@@ -82,8 +82,10 @@ def load(folder: Path, table: torch.Tensor) -> DSparkDrafter:
     for tensor in tensors.values():
         tensor.view(-1).view(torch.uint8)[::PAGE].sum()
     assert isinstance(config, DSparkConfig)
-    is_packed = table.dtype == torch.float32
-    return DSparkDrafter(config, tensors, table, SkinnyLinear(table, pack=False), pack=is_packed)
+    is_prepacked = table.dtype == torch.float32
+    return DSparkDrafter(
+        config, tensors, table, SkinnyLinear(table, prepack=False), prepack=is_prepacked
+    )
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -94,26 +96,26 @@ def seconds(run: Callable[[], object]) -> float:
 
 def trial(path: Path, table: torch.Tensor, is_cold: bool) -> tuple[float, float]:
     """Seconds to read the file once, and to load it."""
-    found = []
+    peaks = []
     for run in (lambda: read_once(path), lambda: load(path.parent, table)):
         if is_cold:
             forget(path)
-        found.append(seconds(run))
-    return found[0], found[1]
+        peaks.append(seconds(run))
+    return peaks[0], peaks[1]
 
 
 def measure(path: Path, dtype: torch.dtype, num_trials: int) -> dict[str, object]:
     table = torch.zeros(CONFIG.vocab_size, CONFIG.hidden_size, dtype=dtype)
     read_once(path)
     peak, num_bytes = peak_bytes(lambda: load(path.parent, table), "cpu"), path.stat().st_size
-    found: dict[str, object] = {"peak_bytes": peak, "peak_to_file": peak / num_bytes}
+    figures: dict[str, object] = {"peak_bytes": peak, "peak_to_file": peak / num_bytes}
     for name, is_cold in (("warm", False), ("cold", True)):
         trials = [trial(path, table, is_cold) for _ in range(num_trials)]
         ratio = statistics.median(loading / reading for reading, loading in trials)
-        found[name] = {"seconds_read_and_load": trials, "load_to_read": ratio}
+        figures[name] = {"seconds_read_and_load": trials, "load_to_read": ratio}
         print(f"{dtype}, {name}: load / read once {ratio:.2f} (median of {num_trials})")
     print(f"{dtype}: peak memory / file {peak / num_bytes:.2f}")
-    return found
+    return figures
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""What dspark states that a pair takes, against the peak of a process that runs it.
+"""The stated memory of a pair against the measured peak of a process that runs it.
 
 python benchmarks/memory_fit.py --json benchmarks/results/memory-fit-cpu.json
 
@@ -115,10 +115,10 @@ def _graft(out: Path) -> list[str]:
 
 
 def _planned(out: Path) -> int:
-    told = subprocess.run(
+    output = subprocess.run(
         [*_graft(out), "--dry-run", "--json"], capture_output=True, text=True, check=True
     )
-    fields: dict[str, Any] = json.loads(told.stdout)["memory"]
+    fields: dict[str, Any] = json.loads(output.stdout)["memory"]
     return Memory(**{name: fields[name] for name in Memory.__slots__}).total
 
 

@@ -19,7 +19,7 @@ HEADER = (
 
 
 def with_figures(page: str) -> str:
-    """The page with each marked block written anew."""
+    """The page with each marked block regenerated."""
     blocks = {"table": _table, "gains": _gains}
     return BLOCK.sub(lambda match: f"{match[1]}{blocks[match[2]]()}{match[3]}", page)
 

@@ -1,4 +1,4 @@
-"""What a seed costs: accepted length τ and time of a round, coupling against rejection sampling.
+"""The cost of a seed: accepted length τ and time of a round, coupling against rejection sampling.
 
 python benchmarks/seeded_acceptance.py demo --json benchmarks/results/seeded-acceptance-cpu.json
 """
@@ -85,7 +85,7 @@ def main() -> None:
     options = parser.parse_args()
     config = EngineConfig(schedule=ScheduleConfig("full"), entropy=0)
     stop, timed = StopConfig(options.max_tokens), StopConfig(24)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     with open_files(find_files(PairChoice(options.pair)), RuntimeConfig(), config) as session:
         prompts = [encode_prompt(session, each.text, False) for each in own_prompts()]
         for temperature in options.temperatures:
@@ -99,14 +99,14 @@ def main() -> None:
             ratio = (by_coupling["tau"] - 1) / (by_rejection["tau"] - 1)
             cost = {"accepted_drafts_ratio": ratio}
             cost["round_seconds_ratio"] = round_ratio(session, prompts[::2], temperature, timed)
-            found[str(temperature)] = {**rows, **cost}
+            results[str(temperature)] = {**rows, **cost}
             for rule, row in rows.items():
                 print(f"T {temperature}, {rule}: τ {row['tau']:.3f} ± {row['standard_error']:.3f}")
             print(f"T {temperature}: {cost}", flush=True)
             if options.json:
                 settings = {"pair": options.pair, "prompts": len(prompts)}
                 settings |= {"answers": options.answers, "max_tokens": options.max_tokens}
-                document = {"by_temperature": found, "settings": {**settings, "schedule": "full"}}
+                document = {"by_temperature": results, "settings": {**settings, "schedule": "full"}}
                 command = shlex.join(["python", *sys.argv])
                 write_document(options.json, {**document, **provenance(command)})
 

@@ -60,16 +60,16 @@ def device_engines(variant: str) -> dict[str, Engine]:
 def decode(engine: Engine, asks: Sequence[Request], at_once: int) -> tuple[list[Text], int]:
     """Texts, and how many drafts were kept on the way."""
     texts: list[Text] = []
-    kept = 0
+    num_accepted = 0
     for first in range(0, len(asks), at_once):
         done = {}
         for event in engine.run(asks[first : first + at_once]):
             if isinstance(event, Finished):
                 done[event.request_id] = event.token_ids
             if isinstance(event, Round):
-                kept += event.accepted
+                num_accepted += event.accepted
         texts += [done[request_id] for request_id in sorted(done)]
-    return texts, kept
+    return texts, num_accepted
 
 
 def compare(variant: str, seeds: int, max_tokens: int) -> list[dict[str, Any]]:
@@ -77,16 +77,16 @@ def compare(variant: str, seeds: int, max_tokens: int) -> list[dict[str, Any]]:
     engines = host_engines(variant)
     if variant != "eagle3":
         engines |= device_engines(variant)
-    wanted, _ = decode(engines["none"], asks, 1)
+    reference, _ = decode(engines["none"], asks, 1)
     rows = []
     for name, engine in engines.items():
         for at_once in (1, 3):
-            texts, kept = decode(engine, asks, at_once)
-            differing = sum(a != b for a, b in zip(texts, wanted, strict=True))
+            texts, num_accepted = decode(engine, asks, at_once)
+            differing = sum(a != b for a, b in zip(texts, reference, strict=True))
             row = {"pair": variant, "arm": name, "requests": at_once, "differing": differing}
-            rows.append({**row, "texts": len(texts), "kept_drafts": kept})
+            rows.append({**row, "texts": len(texts), "kept_drafts": num_accepted})
             print(rows[-1], flush=True)
-    print(f"{variant}: {len(set(wanted))} distinct texts of {len(wanted)}", flush=True)
+    print(f"{variant}: {len(set(reference))} distinct texts of {len(reference)}", flush=True)
     return rows
 
 

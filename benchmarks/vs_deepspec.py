@@ -1,4 +1,4 @@
-"""Our training loss beside DeepSpec's: same target, first weights, batches and anchors, float32.
+"""Our training loss against DeepSpec's: same target, first weights, batches and anchors, float32.
 
 python benchmarks/vs_deepspec.py --reference DIR [--golden tests/graft/golden/deepspec_loss.json]
 
@@ -212,12 +212,12 @@ class Reference:
         return ce, l1, confidence
 
     def step(self, step: Step) -> tuple[float, float, float]:
-        parts = self.backward(step)
+        losses = self.backward(step)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         for group in self.optimizer.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step.index)
         self.optimizer.step()
-        return parts
+        return losses
 
 
 def module_of(name: str) -> Any:
@@ -302,8 +302,8 @@ def dense_mask(
     limits = anchor_positions.repeat_interleave(block_size, dim=1).unsqueeze(-1)
     context = torch.arange(seq_len, device=device) < limits
     block = torch.arange(num_blocks, device=device).repeat_interleave(block_size)
-    own = (block.unsqueeze(1) == block).expand(len(anchor_positions), -1, -1)
-    return torch.cat([context, own], dim=-1).unsqueeze(1)
+    same_block = (block.unsqueeze(1) == block).expand(len(anchor_positions), -1, -1)
+    return torch.cat([context, same_block], dim=-1).unsqueeze(1)
 
 
 def reference_losses(folder: Path, config: GraftConfig) -> Losses:
@@ -313,7 +313,7 @@ def reference_losses(folder: Path, config: GraftConfig) -> Losses:
 
 
 def settings_object() -> dict[str, Any]:
-    """What the losses depend on, in the form that JSON gives back."""
+    """The settings that the losses depend on, as they come back from JSON."""
     training = {name: getattr(CONFIG, name) for name in RECIPE + SHAPE}
     settings = {"target": TARGET, "training": training, "sequences": SIZES}
     out: dict[str, Any] = json.loads(json.dumps(settings))

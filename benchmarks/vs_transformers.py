@@ -1,4 +1,4 @@
-"""Our plain decoding and DSpark beside transformers' generate: same prompts, greedy, one run.
+"""Our plain decoding and DSpark against transformers' generate: same prompts, greedy, one run.
 
 python benchmarks/vs_transformers.py demo --json benchmarks/results/vs-transformers-cpu.json
 """

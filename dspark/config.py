@@ -71,8 +71,8 @@ class SamplingChoice:
     seed: int | None = None
 
     def over(self, defaults: SamplingConfig) -> SamplingConfig:
-        chosen = {name: value for name, value in asdict(self).items() if value is not None}
-        return replace(defaults, **chosen)
+        overrides = {name: value for name, value in asdict(self).items() if value is not None}
+        return replace(defaults, **overrides)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ FinishReason = Literal["stop_token", "stop_string", "max_tokens", "context", "ca
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """What a name was taken to mean, in one line."""
+    """The meaning found for a name, in one line."""
 
     text: str
 
@@ -63,7 +63,7 @@ class Round:
     """One draft, verify, accept and commit of one request.
 
     `draft` holds every drafted id, `verified` the number the target checked, `accepted` the
-    number it kept, `next` the correction or bonus id. `pieces` is what the reader gets (cut at a
+    number it kept, `next` the correction or bonus id. `pieces` is the reader's text (cut at a
     stop), `rejected` the drafted pieces that the target checked and refused.
     """
 
@@ -136,7 +136,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The end of a request that raised; the others go on."""
+    """The end of a request that raised; the others continue."""
 
     request_id: int
     error: Exception

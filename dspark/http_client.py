@@ -31,7 +31,7 @@ _environment = threading.RLock()
 def make_client(*urls: str, **options: Any) -> httpx.Client:
     """A client for requests to `urls`; `options` decide about redirects.
 
-    Raises NetworkSetupError where a proxy that they need, the certificates or a header cannot be
+    Raises NetworkSetupError if a proxy that they need, the certificates or a header cannot be
     used.
     """
     with usable_environment(*urls):
@@ -46,10 +46,10 @@ def make_async_client(*urls: str, **options: Any) -> httpx.AsyncClient:
 
 def proxy_for(url: str) -> str:
     """The proxy used for this address, without its password; "" without a proxy."""
-    proxies, parts = getproxies_environment(), urlsplit(url)
-    if is_direct(parts, re.split(r"[,\s]+", proxies.get("no", ""))):
+    proxies, address = getproxies_environment(), urlsplit(url)
+    if is_direct(address, re.split(r"[,\s]+", proxies.get("no", ""))):
         return ""
-    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    proxy = proxies.get(address.scheme) or proxies.get("all")
     return re.sub(r"//[^/@]*@", "//", _spelled(proxy)) if proxy else ""
 
 
@@ -107,15 +107,15 @@ def _usable_proxies(urls: tuple[str, ...]) -> dict[str, str] | None:
     exceptions = re.split(r"[,\s]+", named.pop("no", "").strip())
     faults = {scheme: _fault(_spelled(value)) for scheme, value in named.items()}
     kept = [entry for entry in map(_plain, exceptions) if entry]
-    for parts in filter(None, map(_split, urls)):
-        if is_direct(parts, exceptions):
-            host = parts.hostname or ""
+    for address in filter(None, map(_split, urls)):
+        if is_direct(address, exceptions):
+            host = address.hostname or ""
             kept.append(host)
             continue
-        needed = parts.scheme if parts.scheme in named else "all"
+        needed = address.scheme if address.scheme in named else "all"
         if faults.get(needed):
             raise NetworkSetupError(
-                f"the proxy for {parts.hostname} cannot be used: {faults[needed]}",
+                f"the proxy for {address.hostname} cannot be used: {faults[needed]}",
                 f"Check {needed.upper()}_PROXY, or name the host in NO_PROXY.",
             )
     usable = {scheme: _spelled(value) for scheme, value in named.items() if not faults[scheme]}
@@ -173,9 +173,9 @@ def _covers(entry: str, host: str, address: Network | None, port: int | None) ->
     if network is not None:
         same_version = address is not None and network.version == address.version
         return same_version and network.supernet_of(address)  # type: ignore[arg-type]
-    name, separator, wanted = entry.rpartition(":")
-    if separator and wanted.isdigit():
-        return int(wanted) == port and _covers(name, host, address, None)
+    name, separator, stated_port = entry.rpartition(":")
+    if separator and stated_port.isdigit():
+        return int(stated_port) == port and _covers(name, host, address, None)
     name = entry.removeprefix("*").lstrip(".").rstrip(".")
     return bool(name) and (host == name or host.endswith(f".{name}"))
 

@@ -50,7 +50,7 @@ def gibibytes(num_bytes: int) -> str:
 
 
 def describe_machine() -> dict[str, str | int | float | None]:
-    """What a measurement records of the machine."""
+    """The machine's facts recorded with a measurement."""
     import torch
 
     has_cuda = torch.cuda.is_available()

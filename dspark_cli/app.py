@@ -79,7 +79,7 @@ for _name, (_function, _examples) in COMMANDS.items():
 
 
 def invoke(arguments: Sequence[str]) -> int:
-    """Runs one command line and returns its exit code; raises what went wrong."""
+    """Runs one command line and returns its exit code; raises its error."""
     command = typer.main.get_command(app)
     code = command.main(args=list(arguments), prog_name="dspark", standalone_mode=False)
     if code == ExitCode.INTERRUPTED:

@@ -72,8 +72,8 @@ def training_job(params: Mapping[str, Any], base: str, given: list[str]) -> "Gra
 def graft_settings(params: Mapping[str, Any]) -> GraftConfig:
     """An option that was not given is None and leaves the algorithm's default."""
     known = {field.name for field in fields(GraftConfig)}
-    chosen = {FIELDS.get(name, name): value for name, value in params.items()}
-    settings = {name: value for name, value in chosen.items() if name in known}
+    given_settings = {FIELDS.get(name, name): value for name, value in params.items()}
+    settings = {name: value for name, value in given_settings.items() if name in known}
     algorithm = settings.pop("algorithm")
     return graft_config(algorithm, **settings | {"taps": parse_taps(params["taps"])})
 

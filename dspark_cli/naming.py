@@ -1,4 +1,4 @@
-"""Names for a model, with what they were taken to mean reported on stderr."""
+"""Names for a model, with their resolved meaning reported on stderr."""
 
 from pathlib import Path
 

@@ -36,13 +36,13 @@ def _read_stdin() -> str:
 
 
 def parse_token_ids(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() for part in parts):
+    numbers = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in numbers):
         raise InputError(
             "--token-ids takes whole numbers separated by commas",
             "Write it like --token-ids 1,2,3.",
         )
-    return [int(part) for part in parts]
+    return [int(part) for part in numbers]
 
 
 def encode_prompt(session: "Session", prompt: str, is_raw: bool) -> list[int]:

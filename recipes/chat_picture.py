@@ -1,4 +1,4 @@
-"""docs/chat.svg: the chat with the demo pair, as it stands after one answer.
+"""docs/chat.svg: the chat with the demo pair after one answer.
 
 python recipes/chat_picture.py [PROMPT]
 """

@@ -1,1 +1,2 @@
-"""Sections of benchmarks/gpu.py. They yield records, so that a stopped one keeps what it has."""
+"""Sections of benchmarks/gpu.py. They yield records, so that an interrupted one keeps its
+results."""

@@ -42,9 +42,9 @@ def copy_bandwidth(setting: Setting) -> Record:
         num_bytes = min(COPY_BYTES, free // 4)
     source = torch.randint(0, 256, (num_bytes,), dtype=torch.uint8, device=setting.device)
     target = torch.empty_like(source)
-    found = Stopwatch(setting).measure({"copy": Arm(lambda: target.copy_(source))})["copy"]
-    rate = 2 * num_bytes / (found["us"] * 1e-6) if found["us"] else 0.0
-    return {"what": "copy bandwidth", "bytes": num_bytes, **found, "bytes_per_second": rate}
+    timing = Stopwatch(setting).measure({"copy": Arm(lambda: target.copy_(source))})["copy"]
+    rate = 2 * num_bytes / (timing["us"] * 1e-6) if timing["us"] else 0.0
+    return {"what": "copy bandwidth", "bytes": num_bytes, **timing, "bytes_per_second": rate}
 
 
 def asked_of_driver() -> Record:

@@ -1,4 +1,4 @@
-"""Every kernel against float64 at the shapes that run, and bit for bit against itself in company.
+"""Every kernel against float64 at the shapes that run, and bit for bit against itself in a batch.
 
 A row's result may depend neither on how many rows a pass has nor on how many requests.
 """
@@ -67,7 +67,7 @@ def check_kernels(setting: Setting) -> Iterator[Record]:
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """What a kernel leaves unwritten is NaN, or a number that no check expects."""
+    """Elements that a kernel does not write stay NaN, or a number that no check expects."""
 
     def poison(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def make_poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -85,7 +85,7 @@ def poisoned() -> Iterator[None]:
 
 
 def cases(setting: Setting) -> Iterator[tuple[Record, Callable[[], Record]]]:
-    """What is checked, and the check. The dear ones come first, for workers that share them."""
+    """Names and checks. The slow ones come first, for workers that share them."""
     for shape in setting.shapes:
         for name, size in shape.matrices().items():
             for kind in KINDS:
@@ -165,7 +165,7 @@ def check_skinny(
 
 
 def in_float64(x: torch.Tensor, weight: Weight) -> torch.Tensor:
-    parts = []
+    outputs = []
     for begin in range(0, weight.shape[0], CHUNK):
         end = min(begin + CHUNK, weight.shape[0])
         if isinstance(weight, QuantizedWeight):
@@ -305,8 +305,8 @@ def attention_in_float64(
         scores = torch.einsum("nkgd,kld->nkgl", grouped, keys) * scale
         if rows.causal:
             position = torch.arange(start + size, device=query.device)
-            own = torch.arange(start, start + size, device=query.device)
-            hidden = position.view(1, 1, 1, -1) > own.view(-1, 1, 1, 1)
+            positions = torch.arange(start, start + size, device=query.device)
+            hidden = position.view(1, 1, 1, -1) > positions.view(-1, 1, 1, 1)
             scores = scores.masked_fill(hidden, float("-inf"))
         attended = torch.einsum("nkgl,kld->nkgd", scores.softmax(-1), values)
         out[mine] = attended.flatten(1, 2)
@@ -389,14 +389,14 @@ def head_in_float64(
             features = (read @ weight.t() + bias).sigmoid() * embedding
         elif head.kind == "rnn":
             weight, bias = head.gate_weight.double(), head.gate_bias.double()
-            state, kept = torch.zeros_like(embedding[:, 0]), []
+            state, chosen_ids = torch.zeros_like(embedding[:, 0]), []
             for k in range(base.shape[1]):
                 joint = torch.cat([state, embedding[:, k], hidden[:, k]], dim=-1) @ weight.t()
                 gate, candidate, output = (joint + bias).chunk(3, dim=-1)
                 gate = gate.sigmoid()
                 state = gate * state + (1 - gate) * candidate.tanh()
-                kept.append(output.tanh())
-            features = torch.stack(kept, dim=1)
+                chosen_ids.append(output.tanh())
+            features = torch.stack(chosen_ids, dim=1)
         # W2 is applied to features in the model's dtype
         base = base + features.to(head.w2.dtype).double() @ head.w2.double().t()
     return base, read @ confidence_weight + head.confidence_bias.double()
@@ -438,8 +438,8 @@ def check_accept(setting: Setting, shape: ModelShape, dtype: torch.dtype) -> Rec
         )  # fmt: skip
         alone &= torch.equal(single.next_ids, result.next_ids[r : r + 1])
         alone &= torch.equal(single.num_accepted, result.num_accepted[r : r + 1])
-    found = verdict({}, **same, each_request_alone=alone)
-    return found | {"num_accepted": result.num_accepted.tolist()}
+    record = verdict({}, **same, each_request_alone=alone)
+    return record | {"num_accepted": result.num_accepted.tolist()}
 
 
 def check_terms(setting: Setting, shape: ModelShape, dtype: torch.dtype) -> Record:

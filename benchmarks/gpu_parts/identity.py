@@ -1,4 +1,4 @@
-"""Is what comes out of verification what plain decoding writes, to the bit?
+"""Is the output of verification bit-identical to plain decoding?
 
 Plain decoding takes one row a pass, alone and beside other requests. Then the same text is decoded
 again in blocks of which some drafts are spoilt; refused rows are rolled back. How many tokens are
@@ -68,7 +68,7 @@ class Written:
 
 
 class Decided(NamedTuple):
-    """What a pass came to. Request r has rows first_rows[r] and on in prints [N]."""
+    """The result of a pass. Request r has rows first_rows[r] and on in prints [N]."""
 
     accepted: AcceptedBlock
     prints: torch.Tensor
@@ -105,7 +105,7 @@ def check_identity(setting: Setting) -> Iterator[Record]:
 
 
 def summed(records: Sequence[Record]) -> Record:
-    """`ok` says that nothing differed; `reached`, whether it was as much as was wanted."""
+    """`ok`: nothing differed; `reached`: the wanted number was compared."""
     total = sum(record.get("tokens", 0) for record in records)
     return {
         "arm": "all",
@@ -151,7 +151,7 @@ def compare_blocks(decoder: "Decoder", setting: Setting, until: float) -> Iterat
 
 
 def same_text(alone: Written, together: Written) -> Record:
-    """What one request writes beside others is what it writes alone."""
+    """A request's output in a batch equals its output alone."""
     count = min(alone.prints.shape[1], together.prints.shape[1])
     tokens = alone.token_ids[0, : count + 1] != together.token_ids[0, : count + 1]
     prints = alone.prints[0, :count] != together.prints[0, :count]
@@ -254,7 +254,7 @@ class Decoder:
         return Written(prompts, torch.stack(tokens, 1), torch.stack(prints, 1))
 
     def compare(self, text: Written, size: int, until: float, *, is_ragged: bool) -> Record:
-        """`size` drafts a block; if is_ragged, as many of them as a scheduler might admit.
+        """`size` drafts per block; if is_ragged, as many of them as a scheduler might admit.
 
         A block begins where the text is right, so that one error does not lead astray.
         """
@@ -276,9 +276,9 @@ class Decoder:
                 counts = torch.randint(0, size + 1, (count,), generator=self.generator)
             decided = run(block, starts + places, counts)
             counts = counts.to(self.device)
-            kept = decided.accepted.num_accepted
+            num_accepted = decided.accepted.num_accepted
             right = torch.minimum((~spoilt).long().cumprod(1).sum(1), counts)
-            counts_here = offsets <= kept.unsqueeze(1)
+            counts_here = offsets <= num_accepted.unsqueeze(1)
             wanted = text.token_ids.gather(1, places.unsqueeze(1) + 1 + offsets)
             wanted_prints = text.prints.gather(1, places.unsqueeze(1) + offsets)
             at = (decided.first_rows.unsqueeze(1) + offsets).clamp(max=len(decided.prints) - 1)
@@ -287,10 +287,10 @@ class Decoder:
                 counts_here.sum(),
                 ((decided.accepted.tokens != wanted) & counts_here).sum(),
                 ((decided.prints[at] != wanted_prints) & counts_here).sum(),
-                ((kept != right) | (grown != kept + 1)).sum(),
+                ((num_accepted != right) | (grown != num_accepted + 1)).sum(),
             ])  # fmt: skip
             # a wrong count would else run beyond the text
-            places = places + kept.clamp(0, size) + 1
+            places = places + num_accepted.clamp(0, size) + 1
             num_passes, furthest = num_passes + 1, int(places.max())
             if time.time() > until:
                 break
@@ -431,7 +431,7 @@ def answers_of(
     from dspark.engine.request import Request
     from dspark.events import Failed, Finished
 
-    stop, found = StopConfig(max_tokens=DEMO_TOKENS), {}
+    stop, answers = StopConfig(max_tokens=DEMO_TOKENS), {}
     for first in range(0, len(indices), num_requests):
         group = indices[first : first + num_requests]
         ids = {
@@ -443,8 +443,8 @@ def answers_of(
                 if isinstance(event, Failed):
                     raise event.error
                 if isinstance(event, Finished):
-                    found[ids[event.request_id]] = event.token_ids
+                    answers[ids[event.request_id]] = event.token_ids
         if time.time() > until:
             break
     session.close()  # its pages are another arm's
-    return found
+    return answers

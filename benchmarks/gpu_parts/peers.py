@@ -23,7 +23,7 @@ RANDOM_DRAFTS = "next to no draft of random weights is kept: the rate is about t
 
 
 def beside_peers(setting: Setting) -> Iterator[Record]:
-    """What compiles comes last: it may not end in time."""
+    """Programs that compile come last: they may not finish in time."""
     shape = setting.shapes[0]
     context, num_tokens = (40, 3) if setting.is_tiny else (512, 64)
     facts = {"shape": shape.name, "context": context}
@@ -99,19 +99,19 @@ def our_step(model: Any, shape: ModelShape, context: int, setting: Setting) -> R
     token = ids[:1].clone()
     step = Arm(lambda: target.run(token, rows).logits.argmax(-1))
     timing = Stopwatch(setting).measure({"plain": step})["plain"]
-    found = against_floor(timing, shape.step_bytes(context), setting)
-    if found.get("us"):
-        found["tokens_per_second"] = 1e6 / found["us"]
-    return found | {"logits_to_transformers": error}
+    record = against_floor(timing, shape.step_bytes(context), setting)
+    if record.get("us"):
+        record["tokens_per_second"] = 1e6 / record["us"]
+    return record | {"logits_to_transformers": error}
 
 
 def transformers_rate(model: Any, prompt: torch.Tensor, num_tokens: int, options: Record) -> Record:
     def generate(count: int) -> int:
-        found = model.generate(
+        output = model.generate(
             prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=count, do_sample=False,
             **options,
         )  # fmt: skip
-        return int(found.shape[1]) - prompt.shape[1]
+        return int(output.shape[1]) - prompt.shape[1]
 
     return rate_of(generate, num_tokens, prompt.is_cuda)
 
@@ -121,8 +121,8 @@ def assisted_rate(
 ) -> Record:
     """An assistant of a twelfth of the layers, as large a share as Qwen3-0.6B's of the 8B."""
     assistant = random_model(replace(shape, num_layers=max(shape.num_layers // 12, 1)), setting)
-    found = transformers_rate(model, prompt, num_tokens, {"assistant_model": assistant})
-    return found | {"note": RANDOM_DRAFTS}
+    record = transformers_rate(model, prompt, num_tokens, {"assistant_model": assistant})
+    return record | {"note": RANDOM_DRAFTS}
 
 
 def flashspec_rate(model: Any, prompt: torch.Tensor, num_tokens: int) -> Record:
@@ -204,13 +204,13 @@ def deepspec_rate(
         evaluator.args = SimpleNamespace(
             max_new_tokens=count, temperature=0.0, confidence_threshold=0.0
         )
-        found = evaluator.generate_one_sample(input_ids=prompt, stop_token_ids=None)
-        rounds.append(int(found.verify_count))
-        return int(found.num_output_tokens)
+        output = evaluator.generate_one_sample(input_ids=prompt, stop_token_ids=None)
+        rounds.append(int(output.verify_count))
+        return int(output.num_output_tokens)
 
-    found = rate_of(generate, num_tokens, prompt.is_cuda)
-    rate, tokens_a_round = found["tokens_per_second"], num_tokens / max(rounds[-2] - rounds[-1], 1)
-    return found | {
+    record = rate_of(generate, num_tokens, prompt.is_cuda)
+    rate, tokens_a_round = record["tokens_per_second"], num_tokens / max(rounds[-2] - rounds[-1], 1)
+    return record | {
         "tokens_a_round": tokens_a_round,
         "round_us": tokens_a_round / rate * 1e6 if rate else None,
         "note": RANDOM_DRAFTS,
@@ -233,7 +233,7 @@ def rate_of(generate: Callable[[int], int], num_tokens: int, is_timed: bool) -> 
 
 
 def timed(run: Callable[[], int]) -> tuple[float, int]:
-    """Seconds, and what run() gave."""
+    """Seconds, and the result of run()."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     begin = time.perf_counter()

@@ -42,7 +42,7 @@ def time_rounds(setting: Setting) -> Iterator[Record]:
 
 
 def made_room(shape: ModelShape, setting: Setting) -> Record:
-    """Skipped where the card has not the room."""
+    """Skipped if the card lacks the memory."""
     if setting.device.type != "cuda":
         return {}
     torch.cuda.empty_cache()
@@ -89,10 +89,10 @@ def time_shape(
 def projections(shape: ModelShape, timings: dict[str, Record]) -> Record:
     """Published accepted lengths over measured times: no measurement of a speed-up."""
     plain = timings["plain"].get("us")
-    found: Record = {}
+    record: Record = {}
     for name, timing in timings.items():
         if plain and timing.get("us") and name.startswith("round"):
-            found[name] = {
+            record[name] = {
                 kind: {
                     "accepted": tau,
                     "projected_speedup": tau * plain / timing["us"],
@@ -100,9 +100,9 @@ def projections(shape: ModelShape, timings: dict[str, Record]) -> Record:
                 }
                 for kind, tau in PUBLISHED_TAU[shape.name].items()
             }
-    if not found:
+    if not record:
         return {}
-    return {"plain_tokens_per_second": 1e6 / plain, "projection": found}
+    return {"plain_tokens_per_second": 1e6 / plain, "projection": record}
 
 
 class Chain:
@@ -140,7 +140,7 @@ class Chain:
         return draft.propose(self.token, self.state)
 
     def whole_draft(self) -> None:
-        """What a round has beyond the verification but for the acceptance."""
+        """The parts of a round besides verification and acceptance."""
         self.propose(self.draft)
         self.draft.extend(self.taps)
 
@@ -209,7 +209,7 @@ class RoundState:
 
 
 def by_kernel(run: Callable[[], Any]) -> list[Record]:
-    """Where the time of one pass goes, by the profiler; launched one by one, not as a graph."""
+    """Time of one pass by kernel, from the profiler; launched one by one, not as a graph."""
     from torch.profiler import ProfilerActivity, profile
 
     run()

@@ -1,4 +1,4 @@
-"""What every section needs: where it runs, at which sizes, random inputs, verdicts."""
+"""Shared by all sections: device, sizes, random inputs, verdicts."""
 
 import time
 import traceback
@@ -62,7 +62,7 @@ class Setting:
 
 
 def attempt(facts: Record, run: Callable[[], Record]) -> Record:
-    """`facts` with what run() found, or with its error: one kernel's failure is not the run's."""
+    """`facts` with the result of run(), or its error: one kernel's failure does not end the run."""
     try:
         return facts | run()
     except ModuleNotFoundError as error:
@@ -133,8 +133,8 @@ def random_weight(
 def weight_bytes(weight: Weight) -> int:
     if not isinstance(weight, QuantizedWeight):
         return weight.nbytes
-    parts = (weight.codes, weight.scales, weight.zeros)
-    return sum(part.nbytes for part in parts if part is not None)
+    tensors = (weight.codes, weight.scales, weight.zeros)
+    return sum(part.nbytes for part in tensors if part is not None)
 
 
 def random_pool(

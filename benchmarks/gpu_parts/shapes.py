@@ -1,10 +1,10 @@
-"""What a step of each model has to move, in bytes; over the copy bandwidth that is its floor."""
+"""Bytes that a step of each model must move; divided by the copy bandwidth, its floor."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 ELEMENT = 2  # bytes of a bf16 number
-BLOCK_SIZE = 7  # tokens drafted in a round
+BLOCK_SIZE = 7  # tokens drafted per round
 MARKOV_RANK = 256
 
 
@@ -57,7 +57,8 @@ class ModelShape:
         return self.num_layers * self.layer_bytes() + self.head_bytes() + cache
 
     def draft_bytes(self, context: int) -> int:
-        """Draft layers, what joins the taps, output head, W2 once a slot, the draft's cache."""
+        """Draft layers, the projection of the taps, output head, W2 once per draft, the head's
+        cache."""
         joined = ELEMENT * self.num_taps * self.hidden_size**2
         markov = ELEMENT * BLOCK_SIZE * MARKOV_RANK * self.vocab_size
         cache = self.cache_bytes(context, self.num_draft_layers)

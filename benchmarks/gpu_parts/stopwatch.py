@@ -12,7 +12,7 @@ import torch
 
 from gpu_parts.setting import Record, Setting
 
-FLUSH_BYTES = 1 << 30  # many times any L2, and long enough to hide the launch of what follows
+FLUSH_BYTES = 1 << 30  # many times any L2, and long enough to hide the next launch
 ROTATED_BYTES = 512 << 20  # of weights that take turns within a graph, so that all come from memory
 WARM_UP_REPLAYS = 2
 
@@ -105,7 +105,7 @@ def copies_for(num_bytes: int, setting: Setting) -> int:
 def against_floor(timing: Record, num_bytes: int, setting: Setting) -> Record:
     """A time with its floor; `of_bandwidth` is the share of the copy bandwidth that is reached."""
     floor = setting.floor_us(num_bytes)
-    found = timing | {"bytes": num_bytes, "floor_us": floor}
+    record = timing | {"bytes": num_bytes, "floor_us": floor}
     if floor is not None and timing.get("us"):
-        found["of_bandwidth"] = floor / timing["us"]
-    return found
+        record["of_bandwidth"] = floor / timing["us"]
+    return record

@@ -106,14 +106,16 @@ def show_identity(records: list[Section]) -> None:
             print(f"{record['pair']}: skipped, {record['skipped']}")
         elif "tokens" in record:
             facts = {k: record[k] for k in COMPARED if k in record}
-            told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items())
-            print(f"{record['pair']}, {record['arm']}: {told}")
+            facts_text = ", ".join(
+                f"{key.replace('_', ' ')} {value}" for key, value in facts.items()
+            )
+            print(f"{record['pair']}, {record['arm']}: {facts_text}")
 
 
 def show_peers(records: list[Section]) -> None:
     for record in records:
         rate = record.get("tokens_per_second")
-        told = f"{rate:9.1f} tokens/s" if rate else record.get("skipped", "")
+        rate_text = f"{rate:9.1f} tokens/s" if rate else record.get("skipped", "")
         if record.get("round_us"):
-            told += f", {record['round_us']:.0f} µs a round"
-        print(f"{record.get('program', ''):44}{told}")
+            rate_text += f", {record['round_us']:.0f} µs a round"
+        print(f"{record.get('program', ''):44}{rate_text}")

@@ -45,12 +45,12 @@ def time_skinny(setting: Setting) -> Iterator[Record]:
         for shape in setting.shapes:
             for name, size in shape.matrices().items():
                 facts = {"kernel": "skinny linear", "shape": f"{shape.name} {name}", "kind": kind}
-                found = attempt(
+                attempted = attempt(
                     {}, lambda k=kind, s=size, n=name: skinny_arms(setting, stopwatch, k, s, n)
                 )
-                if "error" in found:
-                    yield facts | found
-                for (program, rows), timing in found.get("arms", {}).items():
+                if "error" in attempted:
+                    yield facts | attempted
+                for (program, rows), timing in attempted.get("arms", {}).items():
                     yield facts | {"program": program, "rows": rows} | timing
 
 
@@ -90,10 +90,10 @@ def time_attention(setting: Setting) -> Iterator[Record]:
             num_bytes = shape.cache_bytes(context, 1)
             facts = {"kernel": "attention", "shape": shape.name, "context": context}
             given = (setting, stopwatch, shape, context, num_bytes)
-            found = attempt({}, lambda g=given: attention_arms(*g))
-            if "error" in found:
-                yield facts | found
-            for name, timing in found.get("arms", {}).items():
+            attempted = attempt({}, lambda g=given: attention_arms(*g))
+            if "error" in attempted:
+                yield facts | attempted
+            for name, timing in attempted.get("arms", {}).items():
                 yield facts | {"program": name[0], "rows": name[1]} | timing
 
 
@@ -148,11 +148,11 @@ def time_others(setting: Setting) -> Iterator[Record]:
         ("accept", accept_arms),
         ("loss terms", terms_arms),
     ):
-        found = attempt({}, lambda m=make: {"arms": m(setting, shape)})
-        if "error" in found:
-            yield {"kernel": name, "shape": shape.name} | found
+        attempted = attempt({}, lambda m=make: {"arms": m(setting, shape)})
+        if "error" in attempted:
+            yield {"kernel": name, "shape": shape.name} | attempted
             continue
-        arms: dict[str, tuple[Arm, int]] = found["arms"]
+        arms: dict[str, tuple[Arm, int]] = attempted["arms"]
         timings = stopwatch.measure({key: arm for key, (arm, _) in arms.items()})
         for key, timing in timings.items():
             record = {"kernel": key, "shape": shape.name, "program": "dspark"}

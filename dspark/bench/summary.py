@@ -126,13 +126,15 @@ def _categories(
 def _category(
     runs: Sequence[Run], prompts: Sequence[BenchPrompt], name: str, arm: str
 ) -> CategoryFigures:
-    own = [run for run in runs if prompts[run.prompt].category == name]
-    speedup = _arm_figures(own, arm).decode.paired_ratio(_arm_figures(own, "plain").decode)
+    category_runs = [run for run in runs if prompts[run.prompt].category == name]
+    speedup = _arm_figures(category_runs, arm).decode.paired_ratio(
+        _arm_figures(category_runs, "plain").decode
+    )
     return CategoryFigures(
         category=name,
         prompts=sum(prompt.category == name for prompt in prompts),
         speedup=speedup.median,
-        tau=_tau([run for run in own if run.arm == arm]),
+        tau=_tau([run for run in category_runs if run.arm == arm]),
     )
 
 

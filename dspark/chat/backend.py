@@ -1,6 +1,6 @@
-"""What a chat talks to: a small protocol, and the engine behind it.
+"""The backend of a chat: a small protocol, and its implementation by the engine.
 
-Everything heavy is imported inside `load`, so that a front end stands before torch is there.
+Heavy imports are inside `load`, so that a front end appears before torch is loaded.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ ChatMessages = Sequence[Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class BackendInfo:
-    """What is known once a pair is loaded; `sampling` is the model's own, None if not told.
+    """Facts known once a pair is loaded; `sampling` is the model's own, None if unknown.
 
-    `refused` names what a person chose and the server does not take.
+    `refused` names settings of the user that the server does not accept.
     """
 
     name: str
@@ -44,7 +44,7 @@ class BackendInfo:
 
 @dataclass(frozen=True, slots=True)
 class ChatSettings:
-    """What a person chose on the command line, the same for every answer."""
+    """Settings from the command line, the same for every answer."""
 
     sampling: SamplingChoice = SamplingChoice()
     stop: StopConfig = StopConfig(max_tokens=None)
@@ -66,7 +66,7 @@ class ChatBackend(Protocol):
     def answer(
         self, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig
     ) -> Iterator[Event]:
-        """Raises ContextFullError where the conversation leaves no room for an answer."""
+        """Raises ContextFullError if the conversation leaves no room for an answer."""
         ...
 
     def cancel(self) -> None: ...
@@ -78,7 +78,7 @@ class ContextFullError(InputError):
     """A conversation that leaves no room for an answer; raised before its first event."""
 
 
-ANSWER_ROOM = 1024  # tokens that older turns make way for
+ANSWER_ROOM = 1024  # tokens of room for an answer; older turns are dropped for it
 
 
 def _room(stop: StopConfig, context_limit: int) -> int:
@@ -90,7 +90,7 @@ FindFiles = Callable[[], "Generator[FetchProgress, None, PairFiles]"]
 
 @dataclass
 class EngineBackend:
-    """The library's engine; `find_files` fetches what is missing of the pair."""
+    """The library's engine; `find_files` fetches missing files of the pair."""
 
     name: str
     find_files: FindFiles
@@ -109,7 +109,7 @@ class EngineBackend:
     @property
     def session(self) -> Session:
         if self._session is None:
-            raise InputError(f"{self.name} is not loaded yet", "Wait until loading has ended.")
+            raise InputError(f"{self.name} is not loaded yet", "Wait until it is loaded.")
         return self._session
 
     @property
@@ -132,9 +132,9 @@ class EngineBackend:
         has_past = any(message["role"] == "assistant" for message in messages)
         if used + (_room(stop, limit) if has_past else 1) > limit:
             raise ContextFullError(
-                f"the prompt has {used:,} tokens with all that belongs to it, "
+                f"the prompt has {used:,} tokens including system prompt and template, "
                 f"but the context holds {limit:,}",
-                "Shorten it, or give it in parts.",
+                "Shorten it, or split it into several prompts.",
             )
         return self.session.generate(
             prompt_ids, sampling.over(self.session.sampling_defaults), stop

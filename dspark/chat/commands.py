@@ -1,4 +1,4 @@
-"""What is typed to the chat itself, not to the model: /help, /bye and their other names."""
+"""Commands to the chat itself, not to the model: /help, /bye and their aliases."""
 
 import re
 from typing import Literal
@@ -12,7 +12,7 @@ _WORD = re.compile(r"/[\w?!.-]*")
 
 
 def parse_command(text: str) -> Command | None:
-    """None for what goes to the model."""
+    """None for a prompt, which goes to the model."""
     word = text.strip().lower()
     if word in HELP_NAMES:
         return "help"
@@ -22,4 +22,4 @@ def parse_command(text: str) -> Command | None:
 
 
 def unknown_command(text: str) -> str:
-    return f"There is no command {text.strip()[:20]}; /help lists what there is."
+    return f"There is no command {text.strip()[:20]}; /help lists the commands."

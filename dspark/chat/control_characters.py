@@ -1,4 +1,4 @@
-"""Control characters would reach the terminal: shown as their Unicode pictures instead."""
+"""Replaces control characters, which the terminal would obey, by their Unicode pictures."""
 
 VISIBLE: dict[int, int | None] = {
     **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
@@ -13,5 +13,5 @@ def visible(text: str) -> str:
 
 
 def one_line(text: str, most: int = 200) -> str:
-    """What somebody else wrote, fit for a message."""
+    """Foreign text in one line, for a message."""
     return visible(" ".join(text.split()))[:most]

@@ -1,4 +1,4 @@
-"""What has been said so far. Only answered prompts are kept, and of these what the model reads."""
+"""The conversation so far. Only answered prompts are kept, as far as the model reads them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,20 +12,20 @@ EXCHANGE = 2  # messages: a prompt and its answer
 
 @dataclass
 class Conversation:
-    """`num_left_out` of its messages, the oldest, are no longer read by the model."""
+    """The model no longer reads the `num_left_out` oldest messages."""
 
     system: str = ""
     turns: list[Message] = field(default_factory=list)
     num_left_out: int = 0
 
     def with_prompt(self, prompt: str) -> list[Message]:
-        """The messages to answer, should this prompt come next."""
+        """The messages to answer if this prompt comes next."""
         opening = [{"role": "system", "content": self.system}] if self.system else []
         read = self.turns[self.num_left_out :]
         return [*opening, *read, {"role": "user", "content": prompt}]
 
     def keep(self, prompt: str, answer: str) -> None:
-        """A prompt without an answer is not kept: an empty turn says nothing to a model."""
+        """A prompt without an answer is not kept: an empty turn has no use for a model."""
         if answer.strip():
             self.turns += [
                 {"role": "user", "content": prompt},
@@ -42,7 +42,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """So many more of the oldest messages did not fit into the context."""
+    """Leaves out that many more of the oldest messages, which did not fit in the context."""
 
     num_messages: int
 
@@ -57,8 +57,8 @@ class LeftOut:
 def ask(
     backend: ChatBackend, messages: list[Message], settings: ChatSettings
 ) -> Iterator[LeftOut | Event]:
-    """Events of one answer. While the context is too small, the older half of what was said before
-    is left out: large steps, because the model reads anew all that comes behind a gap."""
+    """Events of one answer. While the context is too small, the older half of the conversation is
+    left out: large steps, because the model must read again everything after a gap."""
     while True:
         try:
             yield from backend.answer(messages, settings.sampling, settings.stop)

@@ -1,4 +1,4 @@
-"""Words that both front ends say."""
+"""Texts that both front ends show."""
 
 from dspark.config import SamplingChoice, SamplingConfig
 from dspark.events import Finished
@@ -11,7 +11,7 @@ END_NOTES = {
 
 
 def ending_words(event: Finished, refused: str = "") -> list[str]:
-    """What to know of an answer beside its figures; `refused`: what a server answered without."""
+    """Notes on an answer besides its figures; `refused`: parameters that the server left out."""
     words = [END_NOTES[event.reason]] if event.reason in END_NOTES else []
     if not event.text:
         words.append("only thinking, no answer" if event.thinking else "no answer")
@@ -19,7 +19,7 @@ def ending_words(event: Finished, refused: str = "") -> list[str]:
 
 
 def sampling_words(choice: SamplingChoice, own: SamplingConfig | None) -> str:
-    """How the answers are sampled; of a server, which does not tell its own, what was chosen."""
+    """How answers are sampled; for a server, whose defaults are unknown, the user's choices."""
     sampling = choice.over(own or SamplingConfig())
     is_told = own is not None or choice.temperature is not None
     if is_told and sampling.temperature == 0:

@@ -48,16 +48,16 @@ def convert_head(
     """
     if out.exists():
         raise InputError(f"{out} already exists", "Give a new folder, or delete this one.")
-    found = find_head(source)
+    source_head = find_head(source)
     config, tensors = read_draft(source)
     if target is not None:
         tensors = _borrowed(target, config, tensors) | tensors
     dropped = [
         f"{name} (the target's is used)" for name in SHARED_WITH_TARGET if name not in tensors
     ]
-    if (found.folder / DRAFT_VOCABULARY).exists():
+    if (source_head.folder / DRAFT_VOCABULARY).exists():
         dropped.append("the draft vocabulary (all tokens are drafted from)")
-    if "graft" in found.raw:
+    if "graft" in source_head.raw:
         dropped.append("the record of its training")
     try:
         with new_folder(out) as folder:
@@ -70,7 +70,7 @@ def convert_head(
         raise StorageError(
             f"could not write the head to {out} ({error})", "Free some space and try again."
         ) from error
-    return Converted(found.packaging.value, tuple(dropped))
+    return Converted(source_head.packaging.value, tuple(dropped))
 
 
 def _borrowed(
@@ -78,17 +78,17 @@ def _borrowed(
 ) -> dict[str, torch.Tensor]:
     """The target's embedding and output head, in the dtype of the head's own tensors."""
     dtype = tensors["norm.weight"].dtype
-    found = {
+    tables = {
         TARGET_NAMES[name]: tensor.to(dtype)
         for name, tensor in iterate_tensors(target, names=TARGET_NAMES)
     }
-    if "embed_tokens.weight" not in found:
+    if "embed_tokens.weight" not in tables:
         raise CheckpointError(f"{target} has no model.embed_tokens.weight to copy")
     found.setdefault("lm_head.weight", found["embed_tokens.weight"].clone())
     if config.draft_vocab_size:
         d2t = tensors["d2t"].long()
-        found["lm_head.weight"] = found["lm_head.weight"][d2t + torch.arange(len(d2t))]
-    return found
+        tables["lm_head.weight"] = tables["lm_head.weight"][d2t + torch.arange(len(d2t))]
+    return tables
 
 
 def _refuse_for_deepspec(config: HeadConfig) -> None:
@@ -123,19 +123,19 @@ def _beyond_speculators(what: str) -> CheckpointError:
 
 
 def _speculators_json(config: DSparkConfig, target_name: str) -> dict[str, Any]:
-    own = config.to_json()
+    settings = config.to_json()
     same = ("mask_token_id", "markov_rank", "markov_head_type")
     flags = ("enable_confidence_head", "confidence_head_with_markov")
     return {
         "architectures": ["DSparkDraftModel"],
         "speculators_model_type": "dspark",
-        "transformer_layer_config": {key: own[key] for key in SPECULATORS_KEYS},
+        "transformer_layer_config": {key: settings[key] for key in SPECULATORS_KEYS},
         "draft_vocab_size": config.num_columns,
-        "block_size": config.num_slots,
+        "block_size": config.block_rows,
         "aux_hidden_state_layer_ids": [i + 1 for i in config.target_layer_ids],
         "sample_from_anchor": config.sample_from_anchor,
         "sliding_window_non_causal": False,
-        **{key: own[key] for key in (*same, *flags)},
+        **{key: settings[key] for key in (*same, *flags)},
         "speculators_config": {
             "algorithm": "dspark",
             "default_proposal_method": "greedy",

@@ -111,14 +111,14 @@ def _check(infos: Mapping[str, TensorInfo], config: DeepseekV4HeadConfig, folder
     """Raises CheckpointError naming the first tensor that is missing, unexpected or different."""
     if config.num_stages * config.num_experts > len(infos):  # before generating that many names
         raise CheckpointError(f"{folder} lacks experts of its DSpark head", ENGINES)
-    wanted = dict(_wanted(infos, config))
+    expected = dict(_wanted(infos, config))
     wrong = [
-        *(f"it lacks {name}" for name in wanted if name not in infos),
-        *(f"it has the unexpected {name[:80]!r}" for name in infos if name not in wanted),
+        *(f"it lacks {name}" for name in expected if name not in infos),
+        *(f"it has the unexpected {name[:80]!r}" for name in infos if name not in expected),
         *(
-            f"{name} is {found.dtype} {list(found.shape)}, not {types[0]} {list(shape)}"
-            for name, (types, shape) in wanted.items()
-            if (found := infos.get(name)) and (found.dtype not in types or found.shape != shape)
+            f"{name} is {info.dtype} {list(info.shape)}, not {types[0]} {list(shape)}"
+            for name, (types, shape) in expected.items()
+            if (info := infos.get(name)) and (info.dtype not in types or info.shape != shape)
         ),
     ]
     if wrong:

@@ -84,7 +84,7 @@ def write_draft_vocabulary(directory: Path, token_ids: torch.Tensor | None) -> N
 def write_head(
     directory: Path, config: HeadConfig, tensors: dict[str, torch.Tensor], extra: dict[str, Any]
 ) -> None:
-    """Write config and tensors so that a reader sees the old files or the new ones, never a half.
+    """Write config and tensors, each file replaced atomically; the weights are written first.
 
     `extra` is added to DeepSpec's keys in config.json (calibration, provenance).
     """
@@ -123,7 +123,7 @@ def update_head_config(directory: Path, changes: dict[str, Any]) -> None:
 
 @contextmanager
 def _writing(directory: Path) -> Iterator[None]:
-    """Raises StorageError where the disk takes no more, which safetensors tells in its own way."""
+    """Raises StorageError if the disk is full, for which safetensors has its own error."""
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -61,8 +61,8 @@ def head_folder(directory: Path) -> Path:
     sub = directory / SUBFOLDER
     if not (sub / "config.json").is_file():
         return directory
-    own = directory / "config.json"
-    return directory if own.is_file() and is_head(read_json(own)) else sub
+    config_file = directory / "config.json"
+    return directory if config_file.is_file() and is_head(read_json(config_file)) else sub
 
 
 def is_head(raw: Mapping[str, Any]) -> bool:
@@ -97,11 +97,11 @@ def detect(directory: Path, raw: Mapping[str, Any], names: Collection[str]) -> P
         raise _refusal(NEMOTRON, directory)
     if is_deepspec(raw):
         return Packaging.DEEPSPEC
-    if found := BY_ARCHITECTURE.get(architecture):
+    if packaging := BY_ARCHITECTURE.get(architecture):
         projector = nested.get("projector_type") if isinstance(nested, dict) else None
         # SpecForge's exports for SGLang name DeepSpec's architecture
-        is_dspark = found is Packaging.DEEPSPEC or projector == "dspark"
-        return Packaging.SPECFORGE if is_dspark and found is not Packaging.LFM2 else found
+        is_dspark = packaging is Packaging.DEEPSPEC or projector == "dspark"
+        return Packaging.SPECFORGE if is_dspark and packaging is not Packaging.LFM2 else packaging
     if "Eagle3" in architecture:
         raise _refusal(EAGLE3, directory)
     if any(name.startswith("mtp.") for name in names):

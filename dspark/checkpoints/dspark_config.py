@@ -58,7 +58,7 @@ class DSparkConfig(HeadConfig):
         return self.confidence_temperatures or (1.0,) * self.block_size
 
     @property
-    def num_slots(self) -> int:
+    def block_rows(self) -> int:
         """Rows of a block: the anchor and the masks."""
         return self.block_size + (not self.sample_from_anchor)
 
@@ -123,7 +123,9 @@ class DSparkConfig(HeadConfig):
 
     def to_json(self) -> dict[str, Any]:
         temperatures = self.confidence_temperatures
-        own = {} if temperatures is None else {"confidence_temperatures": list(temperatures)}
+        calibration = (
+            {} if temperatures is None else {"confidence_temperatures": list(temperatures)}
+        )
         return {
             "architectures": [self.architectures[self.family]],
             **self._common_json(),
@@ -136,7 +138,7 @@ class DSparkConfig(HeadConfig):
             "markov_head_type": "vanilla" if self.markov_type == "none" else self.markov_type,
             "enable_confidence_head": self.has_confidence,
             "confidence_head_with_markov": self.confidence_with_markov,
-            **own,
+            **calibration,
         }
 
     def expected_tensors(self) -> dict[str, tuple[int, ...]]:

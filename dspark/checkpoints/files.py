@@ -35,10 +35,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    record = dict(pairs)
+    if len(record) < len(pairs):
         raise ValueError("a key occurs twice")
-    return found
+    return record
 
 
 def _refuse_constant(name: str) -> None:

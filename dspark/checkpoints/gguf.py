@@ -124,8 +124,8 @@ def _turned_heads(name: str, config: dict[str, Any]) -> int | None:
     if config["model_type"] != "llama":
         return None
     counts = {"q_proj.weight": "num_attention_heads", "k_proj.weight": "num_key_value_heads"}
-    found = [config[count] for end, count in counts.items() if name.endswith(end)]
-    return found[0] if found else None
+    num_heads = [config[count] for end, count in counts.items() if name.endswith(end)]
+    return num_heads[0] if num_heads else None
 
 
 def _stored(tensor: ReaderTensor, num_heads: int | None) -> StoredWeight:
@@ -231,13 +231,13 @@ def _check_names(expected: set[str], found: set[str]) -> None:
 
 
 def _special_ids(fields: dict[str, Any]) -> dict[str, int | list[int]]:
-    found: dict[str, int | list[int]] = {}
+    special_ids: dict[str, int | list[int]] = {}
     for role, name in {"bos": "bos_token_id", "padding": "pad_token_id"}.items():
         if (token_id := special_id(fields, role)) is not None:
-            found[name] = token_id
+            special_ids[name] = token_id
     if stops := stop_ids(fields):
-        found["eos_token_id"] = stops if len(stops) > 1 else stops[0]
-    return found
+        special_ids["eos_token_id"] = stops if len(stops) > 1 else stops[0]
+    return special_ids
 
 
 def _sampling(fields: dict[str, Any]) -> dict[str, Any]:

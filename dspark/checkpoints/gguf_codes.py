@@ -1,4 +1,4 @@
-"""Weights in the codes of a GGUF inside safetensors: how the header tells of them.
+"""Weights in the codes of a GGUF inside safetensors, described in the header.
 
 Each is a vector of bytes, as the CPU's kernels read it; its format and its shape stand in the
 header's metadata. Needs no torch.
@@ -25,12 +25,12 @@ def codes_metadata(codes: Mapping[str, Codes]) -> dict[str, str]:
 
 
 def codes_of_header(header: Mapping[str, Any]) -> dict[str, Codes]:
-    """By name, those of one file. Raises ValueError where what it says of them makes no sense."""
+    """By name, those of one file. Raises ValueError if their description is invalid."""
     stated = json.loads(header.get("__metadata__", {}).get(METADATA, "{}"))
     if not isinstance(stated, dict) or not all(map(_is_sound, stated.values())):
-        raise ValueError(f"{METADATA} is no table of formats and shapes")
+        raise ValueError(f"{METADATA} is not a table of formats and shapes")
     if missing := stated.keys() - header.keys():
-        raise ValueError(f"{METADATA} tells of {next(iter(missing))[:80]!r}, which is not there")
+        raise ValueError(f"{METADATA} lists {next(iter(missing))[:80]!r}, which is missing")
     return {name: Codes(kind, (rows, columns)) for name, (kind, rows, columns) in stated.items()}
 
 

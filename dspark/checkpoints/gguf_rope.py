@@ -54,15 +54,15 @@ def with_divisors(config: dict[str, Any], divisors: torch.Tensor) -> dict[str, A
     rope: dict[str, Any] = config["rope_parameters"]
     if torch.all(divisors == 1):
         return rope
-    found = {**LLAMA3_ROPE, "rope_theta": rope["rope_theta"], "factor": float(divisors.max())}
+    scaled = {**LLAMA3_ROPE, "rope_theta": rope["rope_theta"], "factor": float(divisors.max())}
     frequencies = [
         LlamaRotaryEmbedding(
             LlamaConfig(head_dim=config["head_dim"], rope_parameters=each)
         ).inv_freq
-        for each in (rope, found)
+        for each in (rope, scaled)
     ]
     made = frequencies[0] / frequencies[1]
     is_known = made.shape == divisors.shape and torch.allclose(made, divisors, rtol=1e-3)
     if not is_known or rope["rope_type"] != "default" or config["model_type"] != "llama":
         raise CheckpointError("GGUF with an unknown RoPE scaling")
-    return found
+    return scaled

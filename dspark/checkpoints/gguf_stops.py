@@ -28,9 +28,9 @@ def special_id(fields: Mapping[str, Any], name: str) -> int | None:
     """The id of bos, eos etc.; None if the file names none in its vocabulary."""
     size = len(fields["tokenizer.ggml.tokens"])
     default = {"bos": 1, "eos": 2, "unknown": 0} if _is_sentencepiece(fields) else {}
-    for found in (fields.get(f"tokenizer.ggml.{name}_token_id"), default.get(name)):
-        if found is not None and 0 <= found < size:
-            return int(found)
+    for token_id in (fields.get(f"tokenizer.ggml.{name}_token_id"), default.get(name)):
+        if token_id is not None and 0 <= token_id < size:
+            return int(token_id)
     return None
 
 
@@ -43,12 +43,12 @@ def stop_ids(fields: Mapping[str, Any]) -> list[int]:
         by_text = next((at[text] for text in texts if text in at), None)
         by_key = special_id(fields, name)
         named.append(by_text if by_key is None else by_key)
-    found = {at[text] for text in ENDS & at.keys()} | {i for i in named if i is not None}
-    present = {tokens[index] for index in found}
+    token_ids = {at[text] for text in ENDS & at.keys()} | {i for i in named if i is not None}
+    present = {tokens[index] for index in token_ids}
     for text, others in NOT_BESIDE:
         if others <= present:
-            found.discard(at.get(text, -1))
-    return sorted(found)
+            token_ids.discard(at.get(text, -1))
+    return sorted(token_ids)
 
 
 def _is_sentencepiece(fields: Mapping[str, Any]) -> bool:

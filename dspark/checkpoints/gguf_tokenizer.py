@@ -119,11 +119,13 @@ def _of_transformers(fields: dict[str, Any], kind: str, pre: str) -> Tokenizer:
         ) from error
     if kind == "gpt2" and pre not in GGUF_PRE_TOKENIZER_SPLITS:
         raise CheckpointError(f"the pre-tokenizer {shown(pre)!r} of this GGUF is not supported")
-    parts = {"tokenizer_type": kind, "pre_tokenizer_type": pre}
+    tokenizer_types = {"tokenizer_type": kind, "pre_tokenizer_type": pre}
     for name in ("tokens", "merges", "scores", "token_type"):
         if (value := fields.get(f"tokenizer.ggml.{name}")) is not None:
-            parts[name] = value
-    tokenizer: Tokenizer = convert_gguf_tokenizer(fields["general.architecture"], parts)[0]
+            tokenizer_types[name] = value
+    tokenizer: Tokenizer = convert_gguf_tokenizer(fields["general.architecture"], tokenizer_types)[
+        0
+    ]
     if pre in QWEN:
         tokenizer.normalizer = NFC()
     if pre in WHOLE_WORDS:

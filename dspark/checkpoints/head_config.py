@@ -47,8 +47,8 @@ class Yarn:
     def to_json(self) -> dict[str, Any]:
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         original = named.pop("original_max_positions")
-        kept = {key: value for key, value in named.items() if value is not None}
-        return {"rope_type": "yarn", "original_max_position_embeddings": original} | kept
+        stated = {key: value for key, value in named.items() if value is not None}
+        return {"rope_type": "yarn", "original_max_position_embeddings": original} | stated
 
 
 class AnyHeadConfig(Protocol):
@@ -305,8 +305,8 @@ def architecture_of(raw: Mapping[str, Any]) -> str:
 def common_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of HeadConfig from the keys of a config.json, of Qwen3's or Gemma 4's layers."""
     if architecture_of(raw).startswith("Gemma4"):
-        flat, own = _gemma4(raw)
-        return _qwen3_keys(flat) | own
+        flat, family_fields = _gemma4(raw)
+        return _qwen3_keys(flat) | family_fields
     return _qwen3_keys(raw)
 
 

@@ -79,14 +79,14 @@ def read_draft(directory: Path) -> tuple[HeadConfig, dict[str, torch.Tensor]]:
 
 def open_draft(directory: Path) -> tuple[HeadConfig, MutableMapping[str, torch.Tensor]]:
     """As read_draft, each tensor read when it is asked for."""
-    found = find_head(directory)
+    head = find_head(directory)
     stored: MutableMapping[str, torch.Tensor] = StoredTensors(
-        found.folder, names=found.names, renamed=found.names
+        head.folder, names=head.names, renamed=head.names
     )
     interleaved = found.raw.get("rope_is_neox_style") is False
     if interleaved:  # some are read in another form than stored
         stored = dict(stored)
-    return found.config, ours(stored, found.config, interleaved=interleaved)
+    return head.config, ours(stored, head.config, interleaved=interleaved)
 
 
 def find_head(directory: Path, *, check: bool = True) -> FoundHead:

@@ -92,13 +92,13 @@ def _flat_speculators(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def _flat_nested(raw: Mapping[str, Any]) -> dict[str, Any]:
     nested = _object(raw, "dflash_config")
-    own = _object(raw, "dspark_config") if "dspark_config" in raw else {}
+    dspark_keys = _object(raw, "dspark_config") if "dspark_config" in raw else {}
     projector = nested.get("projector_type")
     if projector not in (None, "dflash", "dspark"):
         raise CheckpointError(
             f"the head's projector {str(projector)[:40]!r} is not supported", "SGLang may run it."
         )
-    return {"num_target_layers": None, **raw, **nested, **own}
+    return {"num_target_layers": None, **raw, **nested, **dspark_keys}
 
 
 def _sizes(flat: Mapping[str, Any], infos: Infos) -> dict[str, Any]:
@@ -129,16 +129,16 @@ def _sizes(flat: Mapping[str, Any], infos: Infos) -> dict[str, Any]:
 
 
 def _refuse_unbuilt(flat: Mapping[str, Any], infos: Infos) -> None:
-    wanted = [what for key, what in NOT_BUILT.items() if flat.get(key)]
+    unsupported = [what for key, what in NOT_BUILT.items() if flat.get(key)]
     if any("qkv_proj" in name or "g_proj" in name for name in infos):
-        wanted.append("fused or gated projections")
+        unsupported.append("fused or gated projections")
     if flat.get("input_embedding_scale", 1.0) != 1.0:
-        wanted.append("a scaled embedding")
+        unsupported.append("a scaled embedding")
     if flat.get("use_sliding_window") and flat.get("sliding_window") and "layer_types" not in flat:
-        wanted.append("a sliding window")
-    if wanted:
+        unsupported.append("a sliding window")
+    if unsupported:
         raise CheckpointError(
-            f"the head was trained with {wanted[0]}, which is not supported",
+            f"the head was trained with {unsupported[0]}, which is not supported",
             "vLLM and SGLang run such heads.",
         )
 

@@ -17,7 +17,7 @@ HINT = "dspark reads plain weights, AWQ and GPTQ of 4 bits, and fp8 (blocks of 1
 WORD = 8  # 4-bit codes in an int32
 TABLES = ("lm_head", "model.embed_tokens")  # shared with the drafter, as plain numbers
 SCALES = ("F16", "BF16", "F32")
-OF_BLOCKS, ONE_OR_ROWS = "weight_scale_inv", "weight_scale"  # what FP8 scales are called
+OF_BLOCKS, ONE_OR_ROWS = "weight_scale_inv", "weight_scale"  # names of FP8 scales
 Parts = dict[str, torch.Tensor]
 Weights = MutableMapping[str, Any]  # by name, a tensor or a QuantizedWeight
 
@@ -139,14 +139,14 @@ def plain_infos(infos: Mapping[str, TensorInfo], how: QuantizedFormat) -> dict[s
     """The headers of the same matrices unquantized; other tensors are unchanged."""
     matrices = _matrices(infos, how)
     plain = {n: i for n, i in infos.items() if _part_of(n, how, matrices) is None}
-    for matrix, found in matrices.items():
+    for matrix, parts in matrices.items():
         for part, dtypes in how.parts.items():
-            info = found.get(part)
+            info = parts.get(part)
             if info is None and part not in how.optional:
                 raise CheckpointError(f"the target lacks {shown(f'{matrix}.{part}')}")
             if info is not None and info.dtype not in dtypes:
                 raise CheckpointError(f"{shown(f'{matrix}.{part}')} is {info.dtype}")
-        stored = found[how.codes].shape
+        stored = parts[how.codes].shape
         if len(stored) != len(how.stretch):
             raise CheckpointError(f"{shown(f'{matrix}.{how.codes}')} is {list(stored)}")
         plain[f"{matrix}.weight"] = TensorInfo("F32", how.shape(stored))
@@ -158,11 +158,11 @@ def _matrices(
 ) -> dict[str, dict[str, TensorInfo]]:
     """The quantized matrices and their parts. Plain tensors may have a `weight` too, as norms
     do."""
-    found: dict[str, dict[str, TensorInfo]] = {}
+    matrices: dict[str, dict[str, TensorInfo]] = {}
     for name, info in infos.items():
         if split := how.split(name):
-            found.setdefault(split[0], {})[split[1]] = info
-    return {m: parts for m, parts in found.items() if set(parts) != {"weight"}}
+            matrices.setdefault(split[0], {})[split[1]] = info
+    return {m: parts for m, parts in matrices.items() if set(parts) != {"weight"}}
 
 
 def _part_of(
@@ -174,7 +174,7 @@ def _part_of(
 
 class QuantizedTensors(MutableMapping[str, Any]):
     """Every matrix as `name.weight`, read and unpacked when it is asked for: a QuantizedWeight if
-    `keep_quantized`, else plain numbers of that dtype. What is deleted is only forgotten."""
+    `keep_quantized`, else plain numbers of that dtype. Deleting only drops the name."""
 
     def __init__(
         self,
@@ -185,7 +185,7 @@ class QuantizedTensors(MutableMapping[str, Any]):
         keep_quantized: bool,
         dtype: torch.dtype,
     ) -> None:
-        """`stored` are the parts as they lie in the files, `infos` what their headers say."""
+        """`stored` are the parts in the files, `infos` their headers."""
         self._stored, self._how = stored, how
         self._keeps, self._dtype = keep_quantized, dtype
         self._matrices = _matrices(infos, how)

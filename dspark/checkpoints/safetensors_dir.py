@@ -39,7 +39,7 @@ FETCH_AGAIN = "Download the model again."
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """A tensor's entry in a header; dtype by safetensors' name, F32 where it is stored in codes."""
+    """A tensor's entry in a header; dtype by safetensors' name, F32 if stored in codes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -64,21 +64,22 @@ def weight_files(directory: Path, prefix: str = "") -> list[Path]:
 
 def tensor_infos(directory: Path, prefix: str = "") -> dict[str, TensorInfo]:
     """Every tensor of the prefix by name, from the headers of the files that the index names."""
-    found: dict[str, Path] = {}
+    files_by_name: dict[str, Path] = {}
     infos: dict[str, TensorInfo] = {}
     for path in weight_files(directory, prefix):
         for name, info in file_infos(path).items():
             if not name.startswith(prefix):
                 continue
-            if name in found:
+            if name in files_by_name:
                 raise CheckpointError(
-                    f"{shown(name)} is in {found[name].name} and in {path.name}", FETCH_AGAIN
+                    f"{shown(name)} is in {files_by_name[name].name} and in {path.name}",
+                    FETCH_AGAIN,
                 )
-            found[name], infos[name] = path, info
-    files = {path.name for path in found.values()}
+            files_by_name[name], infos[name] = path, info
+    files = {path.name for path in files_by_name.values()}
     if (directory / INDEX).exists() and not is_left_over(directory, files):
         for name, file in read_weight_map(directory / INDEX).items():
-            is_there = name in found and found[name].name == file
+            is_there = name in files_by_name and files_by_name[name].name == file
             if name.startswith(prefix) and not is_there:
                 raise CheckpointError(
                     f"{directory / INDEX} places {shown(name)} in {file}, which lacks it",
@@ -158,7 +159,7 @@ class StoredTensors(MutableMapping[str, torch.Tensor]):
         return codes and codes.kind
 
     def in_codes(self, name: str) -> StoredWeight | None:
-        """As it is stored, where that is in codes."""
+        """As stored, for a tensor in codes."""
         path, entry = self._places[name]
         return _in_codes(entry["name"], path, entry) if entry["codes"] else None
 

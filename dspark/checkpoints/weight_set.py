@@ -1,4 +1,4 @@
-"""Which files of a folder hold its weights; an earlier save may have left others beside them."""
+"""The files of a folder that hold its weights; an earlier save may have left others."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -21,9 +21,9 @@ def weight_names(directory: Path, prefix: str = "") -> list[str]:
         return [SINGLE]
     weight_map = read_weight_map(directory / INDEX)
     everything = set(weight_map.values())
-    wanted = sorted({file for name, file in weight_map.items() if name.startswith(prefix)})
+    names = sorted({file for name, file in weight_map.items() if name.startswith(prefix)})
     if SINGLE in everything or not (directory / SINGLE).is_file():
-        return wanted
+        return names
     is_whole = bool(everything) and all((directory / name).is_file() for name in everything)
     if is_whole and directory.parent.name != "snapshots":  # of a repository, as its owner has it
         raise CheckpointError(

@@ -9,16 +9,16 @@ import torch
 from dspark.kvcache.caches import CachePass, PagedCache
 from dspark_kernels import DraftedBlock
 
-DraftSlot = Any  # a drafter's own state of one request; opaque to everyone else
+DraftSlot = Any  # a drafter's state of one request; opaque to others
 
 
 @dataclass(frozen=True, slots=True)
 class Proposals:
     """Blocks for R requests. confidences are c_k, each given that all drafts before were accepted.
 
-    token_ids [R, K]; probs R tensors [K, V] (None unless drafts are kept by rejection's rule, and
-    where nothing was drawn); confidences [R, K] float32 or None without a confidence head; lengths
-    R numbers of drafts where blocks may be shorter than K.
+    token_ids [R, K]; probs R tensors [K, V] (None unless drafts are accepted by rejection, and if
+    nothing was drawn); confidences [R, K] float32 or None without a confidence head; lengths
+    R numbers of drafts if blocks may be shorter than K.
     """
 
     token_ids: torch.Tensor
@@ -28,21 +28,22 @@ class Proposals:
 
 
 class Chooser(Protocol):
-    """Chooses one token for each of R requests, place after place of a block."""
+    """Chooses one token for each of R requests, position by position in a block."""
 
     def choose(
         self,
         logits: torch.Tensor,
         token_ids: Sequence[torch.Tensor | None] | None = None,
     ) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
-        """logits [R, X] of the next place -> columns [R] and, where rejection needs it, the
-        distribution [X]. Columns are tokens unless a request's token_ids [X] tell which they are.
+        """logits [R, X] of the next position -> columns [R] and, if rejection needs it, the
+        distribution [X]. Columns are tokens unless a request's token_ids [X] map them.
         """
         ...
 
 
 class Drafter(Protocol):
-    """`target_layer_ids` are the taps it wants, `num_weights` is what drafting a block reads."""
+    """`target_layer_ids` are its taps, `num_weights` the number of weights read per drafted
+    block."""
 
     block_size: int
     target_layer_ids: tuple[int, ...]
@@ -53,7 +54,7 @@ class Drafter(Protocol):
         ...
 
     def close(self, slot: DraftSlot) -> None:
-        """Give back what the request held; the slot is not used again."""
+        """Release the request's memory; the slot is not used again."""
         ...
 
     def extend(
@@ -62,26 +63,26 @@ class Drafter(Protocol):
         token_ids: Sequence[torch.Tensor],
         taps: Sequence[torch.Tensor],
     ) -> None:
-        """Append newly committed tokens [n] and their taps [n, T * H], one of each a request."""
+        """Append newly committed tokens [n] and their taps [n, T * H], one pair per request."""
         ...
 
     def propose(
         self, slots: Sequence[DraftSlot], anchors: torch.Tensor, chooser: Chooser
     ) -> Proposals:
-        """Draft a block after each anchor [R]; leaves the slots as they were."""
+        """Draft a block after each anchor [R]; leaves the slots unchanged."""
         ...
 
     def truncate(self, slot: DraftSlot, length: int) -> None:
-        """Forget the context from `length` tokens on."""
+        """Drop the context from `length` tokens on."""
         ...
 
 
 @runtime_checkable
 class DeviceDrafter(Drafter, Protocol):
-    """A drafter whose rounds the device can lead; a slot's `context` is its place in the cache.
+    """A drafter whose rounds the device can drive; a slot's `context` is its slot in the cache.
 
     A block is drafted from `block_rows` rows. `draft_vocabulary` [N] are the ids that a request
-    drafts from beside those it holds, None for all.
+    drafts from in addition to its own tokens, None for all.
     """
 
     cache: PagedCache
@@ -98,13 +99,12 @@ class DeviceDrafter(Drafter, Protocol):
         positions: torch.Tensor,
         logit_mask: torch.Tensor | None = None,
     ) -> DraftedBlock:
-        """A block after each anchor [R], which stands at its position [R]; nothing of it on the
-        host. Noise is a function of seed and position alone. logit_mask [R, V] is added to every
-        row's logits."""
+        """A block after each anchor [R] at its position [R], without the host. Noise is a function
+        of seed and position alone. logit_mask [R, V] is added to every row's logits."""
         ...
 
     def append(self, taps: torch.Tensor, rows: CachePass) -> None:
-        """As `extend`, of the taps [N, T * H] of all rows of a pass."""
+        """As `extend`, for the taps [N, T * H] of all rows of a pass."""
         ...
 
     def confidences(self, drafted: DraftedBlock) -> torch.Tensor | None:

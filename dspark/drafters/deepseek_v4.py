@@ -1,7 +1,7 @@
 """The DSpark head inside a DeepSeek-V4 target: blocks of the target's own kind over a short window.
 
-Not established on the released weights, which have not been run with it. Matrices that the file
-holds in FP8 are multiplied de-quantised; engines with FP8 kernels round the inputs as well.
+Not verified on the released weights, which have not been run with it. FP8 matrices are multiplied
+de-quantised; engines with FP8 kernels round the inputs as well.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,14 +26,14 @@ from dspark_kernels.cpu.weight_table import Table
 
 @dataclass(slots=True)
 class DeepseekV4Slot:
-    """One request: the keys [stages, n, D] of its last context rows, and how many there were."""
+    """One request: the keys [stages, n, D] of its last context rows, and its context length."""
 
     keys: torch.Tensor
     length: int = 0
 
 
 class DeepseekV4Drafter:
-    """Joined to its target's embedding [V, H] and output head [N, H] -> [N, V]."""
+    """The head with its target's embedding [V, H] and output head [N, H] -> [N, V]."""
 
     takes_small_weights: ClassVar[bool] = False
 
@@ -76,7 +76,7 @@ class DeepseekV4Drafter:
         pass
 
     def truncate(self, slot: DeepseekV4Slot, length: int) -> None:
-        """What has left the window does not come back; V4 targets never ask for it."""
+        """Rows that left the window cannot come back; V4 targets never need them."""
         surplus = max(0, slot.length - length)
         slot.keys = slot.keys[:, : max(0, slot.keys.shape[1] - surplus)]
         slot.length -= surplus
@@ -87,6 +87,7 @@ class DeepseekV4Drafter:
         token_ids: Sequence[torch.Tensor],
         taps: Sequence[torch.Tensor],
     ) -> None:
+        """As Drafter.extend."""
         config = self.config
         for slot, rows in zip(slots, taps, strict=True):
             slot.length += len(rows)
@@ -100,13 +101,14 @@ class DeepseekV4Drafter:
     def propose(
         self, slots: Sequence[DeepseekV4Slot], anchors: torch.Tensor, chooser: Chooser
     ) -> Proposals:
+        """As Drafter.propose."""
         hidden = self._backbone(slots, anchors)
         normed = norm(hidden, self._last["norm.weight"], self.config.rms_norm_eps)
         logits = self._output_head(normed.flatten(0, 1)).view(*hidden.shape[:2], -1).float()
         return self._choose_left_to_right(logits, hidden.float(), anchors, chooser)
 
     def _backbone(self, slots: Sequence[DeepseekV4Slot], anchors: torch.Tensor) -> torch.Tensor:
-        """anchors [R] -> [R, K, H], before the final norm: so the confidence head wants it."""
+        """anchors [R] -> [R, K, H], before the final norm, as the confidence head needs."""
         config = self.config
         ids = torch.full((len(slots), config.block_size), config.mask_token_id, device=self.device)
         ids[:, 0] = anchors
@@ -120,7 +122,7 @@ class DeepseekV4Drafter:
     def _choose_left_to_right(
         self, base: torch.Tensor, hidden: torch.Tensor, anchors: torch.Tensor, chooser: Chooser
     ) -> Proposals:
-        """base [R, K, V] and hidden [R, K, H]; each slot sees the token chosen before it."""
+        """base [R, K, V] and hidden [R, K, H]; each position sees the token chosen before it."""
         embed, project, confidence = (
             self._last[f"{name}.weight"]
             for name in ("markov_head.markov_w1", "markov_head.markov_w2", "confidence_head.proj")
@@ -151,12 +153,15 @@ class _Stage:
     def __init__(
         self, config: DeepseekV4HeadConfig, weights: DeepseekV4Weights, index: int
     ) -> None:
-        own = _below(weights.dense, f"mtp.{index}.")
-        self.attention = WindowAttention(config, own)
-        self._experts = Experts(config, own, weights.experts[index])
-        self._around_attention = StreamMixer(config, own, "hc_attn")
-        self._around_experts = StreamMixer(config, own, "hc_ffn")
-        self._attention_norm, self._experts_norm = own["attn_norm.weight"], own["ffn_norm.weight"]
+        stage_tensors = _below(weights.dense, f"mtp.{index}.")
+        self.attention = WindowAttention(config, stage_tensors)
+        self._experts = Experts(config, stage_tensors, weights.experts[index])
+        self._around_attention = StreamMixer(config, stage_tensors, "hc_attn")
+        self._around_experts = StreamMixer(config, stage_tensors, "hc_ffn")
+        self._attention_norm, self._experts_norm = (
+            stage_tensors["attn_norm.weight"],
+            stage_tensors["ffn_norm.weight"],
+        )
         self._eps = config.rms_norm_eps
 
     def __call__(
@@ -181,7 +186,7 @@ def _below(weights: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.
 
 
 def _side_by_side(keys: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """R windows [stages, n, D] -> [stages, R, W, D], and which rows are there [R, W]."""
+    """R windows [stages, n, D] -> [stages, R, W, D], and which rows exist [R, W]."""
     width = max(window.shape[1] for window in keys)
     padded = torch.stack([F.pad(w, (0, 0, 0, width - w.shape[1])) for w in keys], dim=1)
     sizes = torch.tensor([window.shape[1] for window in keys], device=padded.device)
@@ -189,10 +194,10 @@ def _side_by_side(keys: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Ten
 
 
 def _weights_a_block(config: DeepseekV4HeadConfig, weights: DeepseekV4Weights) -> int:
-    """What drafting a block reads, where no two rows of it want the same expert."""
+    """Weights read per drafted block, if no two of its rows use the same expert."""
     dense = sum(t.numel() for name, t in weights.dense.items() if "markov" not in name)
     expert = 3 * config.expert_size * config.hidden_size
-    chosen = min(config.num_experts, config.block_size * config.experts_per_token)
+    num_experts = min(config.num_experts, config.block_size * config.experts_per_token)
     markov = config.markov_rank * config.block_size
     columns = config.vocab_size * (config.hidden_size + markov)
-    return dense + config.num_stages * chosen * expert + columns
+    return dense + config.num_stages * num_experts * expert + columns

@@ -1,4 +1,5 @@
-"""DSpark: a parallel backbone, then a light sequential head. DFlash is the case without one."""
+"""DSpark (DeepSeek 2026, arXiv 2607.05147): a parallel backbone, then a light sequential head.
+Without that head it is DFlash (z-lab, Block Diffusion for Flash Speculative Decoding)."""
 
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from dspark_kernels.cpu.weight_table import Table
 
 @dataclass(frozen=True, slots=True)
 class DSparkSlot:
-    """One request: keys and values of its context features, and what it may draft from."""
+    """One request: keys and values of its context features, and its draft vocabulary."""
 
     context: KVSlot
     own: Any
@@ -39,7 +40,7 @@ class DSparkDrafter(HeadDrafter):
         output_head: OutputHead,
         *,
         draft_vocabulary: torch.Tensor | None = None,
-        pack: bool = True,
+        prepack: bool = True,
     ) -> None:
         self.config = config
         parts = (config, tensors, embedding, output_head)
@@ -48,9 +49,11 @@ class DSparkDrafter(HeadDrafter):
 
     def _count_weights(self, num_columns: int) -> int:
         config = self.config
-        own = (p.numel() for name, p in self._head.named_parameters() if "markov_w" not in name)
+        backbone_sizes = (
+            p.numel() for name, p in self._head.named_parameters() if "markov_w" not in name
+        )
         columns = num_columns * (config.hidden_size + config.markov_rank * config.block_size)
-        return int(sum(own) + columns)
+        return int(sum(backbone_sizes) + columns)
 
     def open(self) -> DSparkSlot:
         return DSparkSlot(self._pool.open(), self._vocabulary.open())
@@ -68,6 +71,7 @@ class DSparkDrafter(HeadDrafter):
         token_ids: Sequence[torch.Tensor],
         taps: Sequence[torch.Tensor],
     ) -> None:
+        """As Drafter.extend."""
         features = self._head.context_features(torch.cat(list(taps)))
         sizes = [tap.shape[0] for tap in taps]
         attend, cos, sin = self._plan(slots, sizes)
@@ -80,17 +84,19 @@ class DSparkDrafter(HeadDrafter):
     def propose(
         self, slots: Sequence[DSparkSlot], anchors: torch.Tensor, chooser: Chooser
     ) -> Proposals:
-        hidden = self._backbone(slots, anchors).view(len(slots), self.config.num_slots, -1)
+        """As Drafter.propose."""
+        hidden = self._backbone(slots, anchors).view(len(slots), self.config.block_rows, -1)
         hidden = hidden[:, -self.block_size :]
         return self._choose_left_to_right(hidden, [slot.own for slot in slots], anchors, chooser)
 
     def _backbone(self, slots: Sequence[DSparkSlot], anchors: torch.Tensor) -> torch.Tensor:
-        """anchors [R] -> hidden states of all slots [R * slots, H], after the final norm."""
-        num_slots = self.config.num_slots
-        hidden = self._mask_embedding.repeat(len(slots), num_slots, 1)
+        """anchors [R] -> hidden states of all block rows [R * block_rows, H], after the final
+        norm."""
+        block_rows = self.config.block_rows
+        hidden = self._mask_embedding.repeat(len(slots), block_rows, 1)
         hidden[:, 0] = self._embedding[anchors]
         hidden = hidden.flatten(0, 1)
-        attend, cos, sin = self._plan(slots, [num_slots] * len(slots))
+        attend, cos, sin = self._plan(slots, [block_rows] * len(slots))
         for index, layer in enumerate(self._layers()):
             x = layer.input_layernorm(hidden)
             query = layer.self_attn.queries(x, cos, sin)
@@ -102,7 +108,7 @@ class DSparkDrafter(HeadDrafter):
     def _choose_left_to_right(
         self, hidden: torch.Tensor, owns: Sequence[Any], anchors: torch.Tensor, chooser: Chooser
     ) -> Proposals:
-        """hidden [R, K, H] of the slots that predict; each sees the token chosen before it."""
+        """hidden [R, K, H] of the rows that predict; each sees the token chosen before it."""
         markov, confidence = self._head.markov_head, self._head.confidence_head
         vocabulary = self._vocabulary
         known = vocabulary.column_ids(owns)
@@ -125,8 +131,8 @@ class DSparkDrafter(HeadDrafter):
             ids.append(previous)
             probs.append(
                 [
-                    None if p is None else vocabulary.distribution(p, own)
-                    for p, own in zip(chosen_probs, owns, strict=True)
+                    None if p is None else vocabulary.distribution(p, own_tokens)
+                    for p, own_tokens in zip(chosen_probs, owns, strict=True)
                 ]
             )
         return Proposals(

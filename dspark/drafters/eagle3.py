@@ -1,4 +1,5 @@
-"""Eagle3: one layer that drafts token after token from its own hidden state. MTP-1 drafts once.
+"""EAGLE-3 (Li et al. 2025): one layer that drafts token by token from its own hidden state. MTP-1
+drafts once.
 
 The row of place i is made of the taps of token i and of token i + 1, at rope position i.
 """
@@ -46,7 +47,7 @@ class Eagle3Head(HeadModule):
         return self.layers[0]  # type: ignore[return-value]
 
     def inputs(self, embedded: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """Embeddings of the tokens that follow, hidden states, each [..., H] -> [..., 2 H]."""
+        """Embeddings of the next tokens, hidden states, each [..., H] -> [..., 2 H]."""
         layer = self.layer
         return torch.cat([layer.input_layernorm(embedded), layer.hidden_norm(hidden)], dim=-1)
 
@@ -65,7 +66,7 @@ class Eagle3Slot:
 
 
 class Eagle3Drafter(HeadDrafter):
-    """Keeps, for each request, keys and values of its rows and the features they came from."""
+    """Keeps, for each request, keys and values of its rows and the features behind them."""
 
     module = Eagle3Head
 
@@ -77,7 +78,7 @@ class Eagle3Drafter(HeadDrafter):
         output_head: OutputHead,
         *,
         draft_vocabulary: torch.Tensor | None = None,
-        pack: bool = True,
+        prepack: bool = True,
     ) -> None:
         self.config = config
         parts = (config, tensors, embedding, output_head)
@@ -105,6 +106,7 @@ class Eagle3Drafter(HeadDrafter):
         token_ids: Sequence[torch.Tensor],
         taps: Sequence[torch.Tensor],
     ) -> None:
+        """As Drafter.extend."""
         features = self._head.fc(torch.cat(list(taps))).split([len(tap) for tap in taps])
         for slot, ids, own_features in zip(slots, token_ids, features, strict=True):
             slot.features.extend(own_features.unbind())
@@ -114,7 +116,7 @@ class Eagle3Drafter(HeadDrafter):
     def propose(
         self, slots: Sequence[Eagle3Slot], anchors: torch.Tensor, chooser: Chooser
     ) -> Proposals:
-        """Every slot holds at least one token."""
+        """As Drafter.propose. Every slot holds at least one token."""
         hidden = torch.stack([slot.features[-1] for slot in slots])
         owns, vocabulary = [slot.own for slot in slots], self._vocabulary
         known = vocabulary.column_ids(owns)
@@ -128,8 +130,8 @@ class Eagle3Drafter(HeadDrafter):
                 ids.append(previous)
                 probs.append(
                     [
-                        None if p is None else vocabulary.distribution(p, own)
-                        for p, own in zip(chosen, owns, strict=True)
+                        None if p is None else vocabulary.distribution(p, own_tokens)
+                        for p, own_tokens in zip(chosen, owns, strict=True)
                     ]
                 )
         return Proposals(
@@ -139,7 +141,7 @@ class Eagle3Drafter(HeadDrafter):
         )
 
     def _write_rows(self, slots: Sequence[Eagle3Slot], token_ids: Sequence[torch.Tensor]) -> None:
-        """Rows of the tokens whose follower is now known. One layer: no row needs another's."""
+        """Rows of the tokens whose next token is now known. One layer: no row needs another's."""
         sizes = [len(slot.features) - 1 - slot.rows.length for slot in slots]
         if not sum(sizes):
             return

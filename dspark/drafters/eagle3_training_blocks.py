@@ -1,8 +1,8 @@
-"""Training blocks of an Eagle3 head: drafted token after token, as in decoding.
+"""Training blocks of an EAGLE-3 head: drafted token by token, as in decoding.
 
-The row of place i is made of the feature of token i and the embedding of token i + 1. What the
-head sees of the tokens before an anchor are such rows; after it, its own hidden states take the
-features' place (training-time test).
+The row of place i is made of the feature of token i and the embedding of token i + 1. The head
+sees such rows for the tokens before an anchor; after it, its own hidden states replace the features
+(training-time test, Li et al. 2025).
 """
 
 import torch
@@ -19,9 +19,9 @@ def unrolled_hidden(
     taps: torch.Tensor,
     blocks: Blocks,
 ) -> torch.Tensor:
-    """Hidden states [A, K, H] of every slot, after the head's final norm; teacher-forced.
+    """Hidden states [A, K, H] of every position, after the head's final norm; teacher-forced.
 
-    Slot k sees the rows before the anchor, and those of slots 1 to k of its own block.
+    Position k sees the rows before the anchor, and those of positions 1 to k of its own block.
     """
     layer, last = head.layer, int(blocks.anchors[-1])
     features = head.fc(taps[:last])
@@ -30,17 +30,19 @@ def unrolled_hidden(
     context = layer.self_attn.keys_values(
         head.inputs(followers, features), *rotary.at(places, last)
     )
-    visible = places < blocks.anchors.unsqueeze(1)  # [A, last], the row of slot 0 among them
+    visible = places < blocks.anchors.unsqueeze(1)  # [A, last], including the row of position 0
     hidden = features[blocks.anchors - 1]
-    own: list[tuple[torch.Tensor, torch.Tensor]] = []
+    block_rows: list[tuple[torch.Tensor, torch.Tensor]] = []
     drafted = []
     for k in range(blocks.block_size):
         x = head.inputs(embedding[blocks.previous[:, k]].to(taps.dtype), hidden)
         turn = rotary.at(blocks.anchors - 1 + k, last + blocks.block_size)
         if k:
-            own.append(layer.self_attn.keys_values(x, *turn))
+            block_rows.append(layer.self_attn.keys_values(x, *turn))
         query = layer.self_attn.queries(x, *turn).unsqueeze(1)  # [A, 1, heads, D]
-        attended = attend_blocks(layer.self_attn, query, context, _stacked(own, context), visible)
+        attended = attend_blocks(
+            layer.self_attn, query, context, _stacked(block_rows, context), visible
+        )
         hidden = layer.finish(hidden, attended)
         drafted.append(hidden)
     out: torch.Tensor = head.norm(torch.stack(drafted, dim=1))

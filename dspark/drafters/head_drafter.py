@@ -1,4 +1,4 @@
-"""What drafters share: a head joined to its target's embedding and output head."""
+"""Base of drafters with a head: the head with its target's embedding and output head."""
 
 from collections.abc import Collection, MutableMapping
 from dataclasses import dataclass
@@ -75,10 +75,10 @@ class HeadDrafter:
         output_head: OutputHead,
         *,
         draft_vocabulary: torch.Tensor | None = None,
-        pack: bool = True,
+        prepack: bool = True,
     ) -> None:
-        """`draft_vocabulary` [N] are the ids that any request drafts from, beside the tokens that
-        it holds already; all without it. `tensors` are consumed, so that nothing is held twice."""
+        """`draft_vocabulary` [N] are the ids that every request drafts from, in addition to its own
+        tokens; None for all. `tensors` are consumed, so that nothing is held twice."""
         self.block_size = config.block_size
         self.target_layer_ids = config.target_layer_ids
         self.device, self.dtype = embedding.device, embedding.dtype
@@ -91,7 +91,7 @@ class HeadDrafter:
             del stored
         if self._embedding.shape != embedding.shape:
             raise PairMismatchError(
-                f"the draft's embedding is {list(self._embedding.shape)}, "
+                f"the head's embedding is {list(self._embedding.shape)}, "
                 f"the target's {list(embedding.shape)}"
             )
         ids = known_tokens(distances, draft_vocabulary, self.device)
@@ -101,10 +101,10 @@ class HeadDrafter:
             head_weight = output_head.weight[ids]
         if head_weight is not None and not is_same(head_weight, output_head.weight, precision):
             head_weight = head_weight.to(self.device, self.dtype)
-            own_head = SkinnyLinear(head_weight, pack=pack and draft_vocabulary is None)
+            own_head = SkinnyLinear(head_weight, prepack=prepack and draft_vocabulary is None)
             output_head = cast(OutputHead, own_head)  # of a tensor, so its weight is one
         del head_weight
-        own = {name: tensors.pop(name).to(self.device, self.dtype) for name in [*tensors]}
+        head_tensors = {name: tensors.pop(name).to(self.device, self.dtype) for name in [*tensors]}
         with torch.device("meta"):
             self._head = self.module(config)
         self._head.load_state_dict(own, strict=True, assign=True)
@@ -115,12 +115,12 @@ class HeadDrafter:
             FullVocabulary(output_head, markov, softcap, ids, len(embedding))
             if draft_vocabulary is None
             else ReducedVocabulary(
-                draft_vocabulary, output_head, markov, softcap=softcap, pack=pack
+                draft_vocabulary, output_head, markov, softcap=softcap, prepack=prepack
             )
         )
         columns = ids if draft_vocabulary is None else draft_vocabulary
         self.num_weights = self._count_weights(len(embedding) if columns is None else len(columns))
-        if pack:  # of a table that is drafted from in part, that part is packed already
+        if prepack:  # with a draft vocabulary, its rows are already prepacked
             pack_linears(self._head, leave=() if draft_vocabulary is None else ("markov_w2",))
         give_back_freed()
         self._rotary = self._head.rotary_table()
@@ -129,7 +129,7 @@ class HeadDrafter:
         )
 
     def _count_weights(self, num_columns: int) -> int:
-        """What drafting a block reads, where that many tokens are told apart."""
+        """Weights read per drafted block, for a vocabulary of that size."""
         raise NotImplementedError
 
 
@@ -139,8 +139,8 @@ def is_same(
     precision: torch.dtype,
     scale: torch.Tensor | None = None,
 ) -> bool:
-    """Whether a head's file [N, H], of that precision, times `scale` only repeats the target's
-    tensor: no need to hold it twice. Looked at in parts, so that neither is."""
+    """Whether a head's tensor [N, H], of that precision, times `scale` only repeats the target's,
+    so that it need not be held twice. Compared in parts, for the same reason."""
     if own.shape != targets.shape:
         return False
     for ours, theirs in zip(own.split(ROWS), targets.split(ROWS), strict=True):
@@ -159,7 +159,7 @@ def known_tokens(
         return None
     if draft_vocabulary is not None:
         raise CheckpointError(
-            "the head knows a part of the tokens only, and a draft vocabulary lies beside it",
+            "the head has its own reduced vocabulary and a draft vocabulary file",
             "Delete draft_vocabulary.safetensors.",
         )
     return (d2t.long() + torch.arange(len(d2t), device=d2t.device)).to(device)
@@ -172,7 +172,7 @@ def stack_present(step_probs: tuple[torch.Tensor | None, ...]) -> torch.Tensor |
 
 
 class _PackedLinear(nn.Module):
-    """SkinnyLinear in the place of an nn.Linear."""
+    """A SkinnyLinear in place of an nn.Linear."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -183,8 +183,8 @@ class _PackedLinear(nn.Module):
 
 
 def pack_linears(module: nn.Module, leave: Collection[str] = ()) -> None:
-    """Replace every nn.Linear below `module`, but those of the names in `leave`, by its form for
-    few rows. Decoding only: the plain weights go."""
+    """Replace every nn.Linear below `module`, except those named in `leave`, by its form for few
+    rows. Decoding only: the plain weights are freed."""
     for name, child in module.named_children():
         if not isinstance(child, nn.Linear):
             pack_linears(child, leave)

@@ -1,4 +1,4 @@
-"""The drafter that needs no head: what followed the last tokens when they were written before."""
+"""N-gram lookup, a drafter without a head: drafts what followed the same n-gram before."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ BLOCK_SIZE = 5
 
 @dataclass(slots=True)
 class _History:
-    """A request's own tokens, and for each run of them where what last followed it begins."""
+    """A request's tokens, and for each n-gram the place after its last occurrence."""
 
     token_ids: list[int] = field(default_factory=list)
     followers: dict[tuple[int, ...], int] = field(default_factory=dict)
@@ -27,8 +27,8 @@ class _History:
                 self.followers[tuple(self.token_ids[end - length :])] = end
 
     def continuation(self, anchor: int) -> list[int]:
-        """A block after the anchor; empty where the anchor is new. A copy may run into itself, as
-        in a text that repeats one word."""
+        """A block after the anchor; empty if the n-gram is new. A copy may overlap itself, as in a
+        text that repeats one word."""
         last = (*self.token_ids[1 - LONGEST_RUN :], anchor)
         runs = (last[start:] for start in range(len(last)))
         begin = next((self.followers[run] for run in runs if run in self.followers), None)
@@ -39,7 +39,7 @@ class _History:
 
 
 class LookupDrafter:
-    """Reads no taps, has no weights and knows no probabilities: its drafts are certain."""
+    """Reads no taps, has no weights and no probabilities: its drafts are certain."""
 
     block_size = BLOCK_SIZE
     target_layer_ids: tuple[int, ...] = ()
@@ -57,12 +57,14 @@ class LookupDrafter:
         token_ids: Sequence[torch.Tensor],
         taps: Sequence[torch.Tensor],
     ) -> None:
+        """As Drafter.extend."""
         for history, ids in zip(slots, token_ids, strict=True):
             history.append(ids.tolist())
 
     def propose(
         self, slots: Sequence[DraftSlot], anchors: torch.Tensor, chooser: Chooser
     ) -> Proposals:
+        """As Drafter.propose."""
         drafts = [
             history.continuation(anchor)
             for history, anchor in zip(slots, anchors.tolist(), strict=True)
@@ -76,6 +78,6 @@ class LookupDrafter:
         )
 
     def truncate(self, slot: DraftSlot, length: int) -> None:
-        kept = slot.token_ids[:length]
+        remaining = slot.token_ids[:length]
         slot.token_ids, slot.followers = [], {}
-        slot.append(kept)
+        slot.append(remaining)

@@ -1,4 +1,4 @@
-"""DSpark where Triton runs: fused weights over pages, the sequential head as one operation."""
+"""DSpark for Triton: fused weights over pages, the sequential head as one operation."""
 
 from collections.abc import MutableMapping, Sequence
 from typing import Any, ClassVar
@@ -32,7 +32,7 @@ Weight = torch.Tensor | QuantizedWeight
 
 
 class PagedDSparkDrafter(DSparkDrafter):
-    """Embedding and output head stay the target's, unless `weights` asks for a smaller copy."""
+    """Embedding and output head are the target's, unless `weights` asks for a smaller copy."""
 
     takes_small_weights: ClassVar[bool] = True
 
@@ -55,12 +55,12 @@ class PagedDSparkDrafter(DSparkDrafter):
         draft_vocabulary: torch.Tensor | None = None,
         weights: DraftWeights = "auto",
     ) -> None:
-        super().__init__(config, tensors, embedding, output_head, pack=False)
+        super().__init__(config, tensors, embedding, output_head, prepack=False)
         head: DSparkHead = self._head
         sizes = (config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim)
         shape = HeadShape(*sizes, scale=config.attention_scale)
         self.cache = PagedCache(shape, self._rotary, self.device, self.dtype)
-        self._joined = SkinnyLinear(_stored(head.fc.weight, weights), pack=False)
+        self._joined = SkinnyLinear(_stored(head.fc.weight, weights), prepack=False)
         layers = [_fuse(layer, weights) for layer in self._layers()]
         norm, eps = head.norm.weight.detach(), config.rms_norm_eps
         self.decoder = Decoder(layers, norm, head_dim=config.head_dim, eps=eps)
@@ -71,7 +71,7 @@ class PagedDSparkDrafter(DSparkDrafter):
         self.output_weight = _stored(whole, weights)
         self._sequential = _sequential(head)
         self.draft_vocabulary = draft_vocabulary
-        self.block_rows, self.has_confidence = config.num_slots, config.has_confidence
+        self.block_rows, self.has_confidence = config.block_rows, config.has_confidence
         self._temperatures = torch.tensor(config.temperatures, device=self.device)
         self._tap_places: torch.Tensor | None = None
 
@@ -93,6 +93,7 @@ class PagedDSparkDrafter(DSparkDrafter):
         token_ids: Sequence[torch.Tensor],
         taps: Sequence[torch.Tensor],
     ) -> None:
+        """As Drafter.extend."""
         sizes = [tap.shape[0] for tap in taps]
         self.append(torch.cat(list(taps)), self.cache.at(_contexts(slots), sizes, causal=False))
         for slot, size in zip(slots, sizes, strict=True):
@@ -106,12 +107,13 @@ class PagedDSparkDrafter(DSparkDrafter):
         self.decoder.write(rms_norm(self._joined(taps), norm.weight, norm.eps), rows)
 
     def _backbone(self, slots: Sequence[DSparkSlot], anchors: torch.Tensor) -> torch.Tensor:
-        sizes = [self.config.num_slots] * len(slots)
+        sizes = [self.config.block_rows] * len(slots)
         return self.hidden(anchors, self.cache.at(_contexts(slots), sizes, causal=False))
 
     def hidden(self, anchors: torch.Tensor, rows: CachePass) -> torch.Tensor:
-        """anchors [R] -> hidden states of all slots [R * slots, H], after the final norm."""
-        embedded = self._mask_embedding.repeat(len(anchors), self.config.num_slots, 1)
+        """anchors [R] -> hidden states of all block rows [R * block_rows, H], after the final
+        norm."""
+        embedded = self._mask_embedding.repeat(len(anchors), self.config.block_rows, 1)
         embedded[:, 0] = self._embedding[anchors]
         hidden, _ = self.decoder.run(embedded.flatten(0, 1), rows)
         return hidden
@@ -126,7 +128,7 @@ class PagedDSparkDrafter(DSparkDrafter):
         logit_mask: torch.Tensor | None = None,
     ) -> DraftedBlock:
         """As DeviceDrafter.draft."""
-        hidden = self.hidden(anchors, rows).unflatten(0, (-1, self.config.num_slots))
+        hidden = self.hidden(anchors, rows).unflatten(0, (-1, self.config.block_rows))
         hidden = hidden[:, -self.block_size :]
         logits = skinny_linear(hidden.flatten(0, 1), self.output_weight)
         logits = soft_cap(logits, self.config.final_logit_softcapping)
@@ -152,7 +154,7 @@ def _contexts(slots: Sequence[DSparkSlot]) -> list[KVSlot]:
 
 
 def _stored(weight: Weight, weights: DraftWeights) -> Weight:
-    if isinstance(weight, QuantizedWeight):  # a packed target's output head
+    if isinstance(weight, QuantizedWeight):  # a quantized target's output head
         return weight
     weight = weight.detach()
     if weights == "int8":
@@ -167,7 +169,7 @@ def _fuse(layer: DraftLayer, weights: DraftWeights) -> FusedLayer:
         weight = torch.cat([linear.weight.detach() for linear in linears])
         biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
         return SkinnyLinear(
-            _stored(weight, weights), torch.cat(biases) if biases else None, pack=False
+            _stored(weight, weights), torch.cat(biases) if biases else None, prepack=False
         )
 
     qkv = product(attention.q_proj, attention.k_proj, attention.v_proj)
@@ -186,14 +188,14 @@ def _fuse(layer: DraftLayer, weights: DraftWeights) -> FusedLayer:
 
 
 def _sequential(head: DSparkHead) -> SequentialHead:
-    found: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
     markov, confidence = head.markov_head, head.confidence_head
     if markov is not None:
         gate = getattr(markov, "gate_proj", None) or getattr(markov, "joint_proj", None)
-        found |= {"w1": markov.markov_w1.weight.detach(), "w2": markov.markov_w2.weight.detach()}
+        tensors |= {"w1": markov.markov_w1.weight.detach(), "w2": markov.markov_w2.weight.detach()}
         if gate is not None:
-            found |= {"gate_weight": gate.weight.detach(), "gate_bias": gate.bias.detach()}
+            tensors |= {"gate_weight": gate.weight.detach(), "gate_bias": gate.bias.detach()}
     if confidence is not None:
-        found["confidence_weight"] = confidence.proj.weight.detach()
-        found["confidence_bias"] = confidence.proj.bias.detach()
-    return SequentialHead(head.config.markov_type, **found)
+        tensors["confidence_weight"] = confidence.proj.weight.detach()
+        tensors["confidence_bias"] = confidence.proj.bias.detach()
+    return SequentialHead(head.config.markov_type, **tensors)

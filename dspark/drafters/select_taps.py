@@ -1,4 +1,4 @@
-"""A drafter on a target that taps more layers than it wants, because other heads join it too."""
+"""A drafter on a target that taps more layers than it reads, for other heads."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ def with_own_taps(drafter: Drafter, tap_layers: Sequence[int]) -> Drafter:
 
 
 class _TapChoice:
-    """Hands on the taps that the drafter was trained on, and all else as it is."""
+    """Passes the drafter its own taps, and everything else unchanged."""
 
     def __init__(self, drafter: Drafter, tap_layers: Sequence[int]) -> None:
         self._drafter = drafter
@@ -52,5 +52,5 @@ class _TapChoice:
 
     def _own(self, taps: torch.Tensor) -> torch.Tensor:
         """[n, T * H] of the target -> [n, own T * H]."""
-        own: torch.Tensor = taps.unflatten(1, (self._num_taps, -1))[:, self._places].flatten(1)
-        return own
+        selected: torch.Tensor = taps.unflatten(1, (self._num_taps, -1))[:, self._places].flatten(1)
+        return selected

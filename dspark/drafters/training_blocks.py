@@ -13,10 +13,10 @@ from dspark_kernels import RotaryTable
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """A blocks of K slots in one sequence of S tokens.
+    """A blocks of K positions in one sequence of S tokens.
 
-    Slot k of the block at anchor p has input token k of [x_p, mask, mask, ...], previous token
-    x_(p+k), label x_(p+k+1), and is compared with the target's logits at position p + k.
+    Position k of the block at anchor p has input token k of [x_p, mask, mask, ...], previous token
+    x_(p+k), label x_(p+k+1), and is compared with the target's logits at place p + k.
     """
 
     token_ids: torch.Tensor  # [S]
@@ -31,7 +31,7 @@ class Blocks:
 
     @property
     def positions(self) -> torch.Tensor:
-        """[A, K] of the slots' inputs, and of the target logits they are compared with."""
+        """[A, K] places of the inputs, and of the target logits they are compared with."""
         offsets = torch.arange(self.block_size, device=self.anchors.device)
         return self.anchors.unsqueeze(1) + offsets
 
@@ -48,11 +48,11 @@ def sample_blocks(
     block_size: int,
     generator: torch.Generator,
 ) -> Blocks:
-    """Up to num_anchors anchors among the answer's tokens that another answer token follows."""
+    """Up to num_anchors anchors among answer tokens that are followed by another answer token."""
     length = token_ids.shape[0]
     num_candidates = max(length - 1 - answer_start, 0)
-    chosen = torch.randperm(num_candidates, generator=generator)[:num_anchors].sort().values
-    anchors = (chosen + answer_start).to(token_ids.device)
+    indices = torch.randperm(num_candidates, generator=generator)[:num_anchors].sort().values
+    anchors = (indices + answer_start).to(token_ids.device)
     inputs = anchors.unsqueeze(1) + torch.arange(block_size, device=token_ids.device)
     supervised = inputs + 1 < length
     return Blocks(
@@ -71,7 +71,7 @@ def block_hidden(
     taps: torch.Tensor,
     blocks: Blocks,
 ) -> torch.Tensor:
-    """Hidden states [A, K, H] of every slot, after the head's final norm.
+    """Hidden states [A, K, H] of every position, after the head's final norm.
 
     Row (a, k) sees the context features before anchor a, and the whole of its own block.
     """
@@ -79,7 +79,7 @@ def block_hidden(
     last = int(blocks.anchors[-1])
     features = head.context_features(taps[:last])
     context = rotary.at(torch.arange(last, device=taps.device), last)
-    own = rotary.at(blocks.positions.flatten(), last + block_size)
+    block_rotary = rotary.at(blocks.positions.flatten(), last + block_size)
     visible = torch.arange(last, device=taps.device) < blocks.anchors.unsqueeze(1)  # [A, last]
     inputs = torch.full_like(blocks.labels, head.config.mask_token_id)
     inputs[:, 0] = blocks.token_ids[blocks.anchors]
@@ -89,9 +89,9 @@ def block_hidden(
         x = layer.input_layernorm(hidden)
         attended = attend_blocks(
             layer.self_attn,
-            layer.self_attn.queries(x, *own).unflatten(0, (num_anchors, block_size)),
+            layer.self_attn.queries(x, *block_rotary).unflatten(0, (num_anchors, block_size)),
             layer.self_attn.keys_values(features, *context),
-            layer.self_attn.keys_values(x, *own),
+            layer.self_attn.keys_values(x, *block_rotary),
             visible,
         )
         hidden = layer.finish(hidden, attended)

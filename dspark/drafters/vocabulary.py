@@ -1,7 +1,7 @@
-"""What a head drafts from: every token, or a fixed part and the tokens a request already holds.
+"""The draft vocabulary: every token, or a fixed part and a request's own tokens.
 
-Most misses of a reduced vocabulary are copies: names and numbers that the prompt or the answer has
-used before. With a request's own tokens beside it, a small fixed part loses next to nothing.
+Most misses of a reduced vocabulary are copies: names and numbers already in the prompt or answer.
+With a request's own tokens added, a small fixed part loses next to nothing.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from dspark.models.sequential_heads import MarkovHead
 from dspark_kernels import SkinnyLinear
 from dspark_kernels.cpu.weight_table import Table
 
-OWN_TOKENS = 256  # per request; always so many columns, so that company never changes a shape
+OWN_TOKENS = 256  # per request; always this many columns, so that the batch never changes a shape
 
 
 class OutputHead(Protocol):
@@ -25,12 +25,12 @@ class OutputHead(Protocol):
 
 
 def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
-    """Squeezed smoothly into (-cap, cap), as Gemma's logits are; as they are without a cap."""
+    """logits [...] soft-capped to (-cap, cap), as Gemma's are; unchanged without a cap."""
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 class DraftVocabulary(Protocol):
-    """Logits over X columns for R requests; `own` is what belongs to one request."""
+    """Logits over X columns for R requests; `own` is one request's state."""
 
     def open(self) -> Any: ...
 
@@ -45,11 +45,11 @@ class DraftVocabulary(Protocol):
         ...
 
     def bias(self, features: torch.Tensor, owns: Sequence[Any]) -> torch.Tensor:
-        """What the sequential head adds: features [R, r] -> [R, X]."""
+        """The sequential head's bias: features [R, r] -> [R, X]."""
         ...
 
     def column_ids(self, owns: Sequence[Any]) -> Sequence[torch.Tensor | None]:
-        """Which token each column is, [X] for each request; None where columns are tokens."""
+        """Token ids of the columns, [X] per request; None if columns are tokens."""
         ...
 
     def token_ids(self, columns: torch.Tensor, owns: Sequence[Any]) -> torch.Tensor:
@@ -62,7 +62,7 @@ class DraftVocabulary(Protocol):
 
 
 class FullVocabulary:
-    """Every token that the output head knows; nothing to keep for a request."""
+    """Every token of the output head; no state per request."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class FullVocabulary:
         ids: torch.Tensor | None = None,
         vocab_size: int = 0,
     ) -> None:
-        """`ids` [N] of the head's rows where it knows but N of `vocab_size` tokens."""
+        """`ids` [N] of the head's rows if it knows only N of `vocab_size` tokens."""
         self._output_head, self._markov, self._softcap = output_head, markov, softcap
         self._ids, self._vocab_size = ids, vocab_size
 
@@ -85,27 +85,33 @@ class FullVocabulary:
         return None
 
     def extend(self, own: None, token_ids: torch.Tensor) -> None:
+        """As DraftVocabulary.extend."""
         pass
 
     def truncate(self, own: None, length: int) -> None:
         pass
 
     def logits(self, hidden: torch.Tensor, owns: Sequence[None]) -> torch.Tensor:
+        """As DraftVocabulary.logits."""
         logits = self._output_head(hidden.flatten(0, 1)).view(*hidden.shape[:2], -1)
         return soft_cap(logits, self._softcap)
 
     def bias(self, features: torch.Tensor, owns: Sequence[None]) -> torch.Tensor:
+        """As DraftVocabulary.bias."""
         assert self._markov is not None
         out: torch.Tensor = self._markov.markov_w2(features)
         return out
 
     def column_ids(self, owns: Sequence[None]) -> Sequence[torch.Tensor | None]:
+        """As DraftVocabulary.column_ids."""
         return [self._ids] * len(owns)
 
     def token_ids(self, columns: torch.Tensor, owns: Sequence[None]) -> torch.Tensor:
+        """As DraftVocabulary.token_ids."""
         return columns if self._ids is None else self._ids[columns]
 
     def distribution(self, probs: torch.Tensor, own: None) -> torch.Tensor:
+        """As DraftVocabulary.distribution."""
         if self._ids is None:
             return probs
         return probs.new_zeros(self._vocab_size).index_copy_(0, self._ids, probs)
@@ -114,7 +120,7 @@ class FullVocabulary:
 class OwnTokens:
     """Columns for the tokens of one request that the fixed part lacks, the latest OWN_TOKENS.
 
-    A function of the request's tokens alone, however they came and were taken back.
+    A function of the request's tokens alone, whatever was appended and rolled back on the way.
     """
 
     def __init__(self, head: Table, markov: torch.Tensor | None) -> None:
@@ -136,7 +142,7 @@ class OwnTokens:
         self.mask.fill_(float("-inf"))
 
     def add(self, token_ids: Sequence[int]) -> None:
-        """Tokens outside the fixed part; the oldest column makes room for a new one."""
+        """Add tokens outside the fixed part; a new one replaces the oldest column."""
         token_in: dict[int, int] = {}
         for token_id in token_ids:
             if token_id not in self._column_of:
@@ -153,14 +159,14 @@ class OwnTokens:
     def _give_column(self, token_id: int) -> int:
         column = self._next_column
         if len(self._column_of) == OWN_TOKENS:
-            del self._column_of[next(iter(self._column_of))]  # the oldest, in this very column
+            del self._column_of[next(iter(self._column_of))]  # the oldest, in this column
         self._column_of[token_id] = column
         self._next_column = (column + 1) % OWN_TOKENS
         return column
 
 
 class ReducedVocabulary:
-    """A fixed part for all requests, and beside it each request's own tokens."""
+    """A fixed part for all requests, plus each request's own tokens."""
 
     def __init__(
         self,
@@ -169,22 +175,23 @@ class ReducedVocabulary:
         markov: MarkovHead | None,
         *,
         softcap: float | None = None,
-        pack: bool = True,
+        prepack: bool = True,
     ) -> None:
-        """fixed_ids [N], rising."""
+        """fixed_ids [N], ascending."""
         self._fixed_ids, self._softcap = fixed_ids, softcap
         self._is_fixed = set(fixed_ids.tolist())
         self._weight = output_head.weight
         self._table = None if markov is None else markov.markov_w2.weight.detach()
-        self._fixed_head = SkinnyLinear(self._weight[fixed_ids], pack=pack)
+        self._fixed_head = SkinnyLinear(self._weight[fixed_ids], prepack=prepack)
         self._fixed_bias = (
-            None if self._table is None else SkinnyLinear(self._table[fixed_ids], pack=pack)
+            None if self._table is None else SkinnyLinear(self._table[fixed_ids], prepack=prepack)
         )
 
     def open(self) -> OwnTokens:
         return OwnTokens(self._weight, self._table)
 
     def extend(self, own: OwnTokens, token_ids: torch.Tensor) -> None:
+        """As DraftVocabulary.extend."""
         ids = token_ids.tolist()
         own.history.extend(ids)
         own.add([i for i in ids if i not in self._is_fixed])
@@ -197,34 +204,39 @@ class ReducedVocabulary:
         self.extend(own, kept)
 
     def logits(self, hidden: torch.Tensor, owns: Sequence[OwnTokens]) -> torch.Tensor:
+        """As DraftVocabulary.logits."""
         fixed = self._fixed_head(hidden.flatten(0, 1)).view(*hidden.shape[:2], -1)
-        # request by request: the same product whatever the company
-        own = [
+        # request by request: the same product whatever the batch
+        own_logits = [
             soft_cap(rows @ each.head_rows.t(), self._softcap) + each.mask
             for rows, each in zip(hidden, owns, strict=True)
         ]
-        return torch.cat([soft_cap(fixed, self._softcap), torch.stack(own)], dim=-1)
+        return torch.cat([soft_cap(fixed, self._softcap), torch.stack(own_logits)], dim=-1)
 
     def bias(self, features: torch.Tensor, owns: Sequence[OwnTokens]) -> torch.Tensor:
+        """As DraftVocabulary.bias."""
         assert self._fixed_bias is not None
-        own = [
+        own_biases = [
             each.markov_rows @ row
             for row, each in zip(features, owns, strict=True)
             if each.markov_rows is not None
         ]
-        return torch.cat([self._fixed_bias(features), torch.stack(own)], dim=-1)
+        return torch.cat([self._fixed_bias(features), torch.stack(own_biases)], dim=-1)
 
     def column_ids(self, owns: Sequence[OwnTokens]) -> Sequence[torch.Tensor | None]:
+        """As DraftVocabulary.column_ids."""
         return [torch.cat([self._fixed_ids, own.ids]) for own in owns]
 
     def token_ids(self, columns: torch.Tensor, owns: Sequence[OwnTokens]) -> torch.Tensor:
+        """As DraftVocabulary.token_ids."""
         num_fixed = len(self._fixed_ids)
-        own = torch.stack([each.ids for each in owns])
-        of_own = own.gather(1, (columns - num_fixed).clamp(min=0).unsqueeze(1)).squeeze(1)
+        own_ids = torch.stack([each.ids for each in owns])
+        of_own = own_ids.gather(1, (columns - num_fixed).clamp(min=0).unsqueeze(1)).squeeze(1)
         of_fixed = self._fixed_ids[columns.clamp(max=num_fixed - 1)]
         return torch.where(columns < num_fixed, of_fixed, of_own)
 
     def distribution(self, probs: torch.Tensor, own: OwnTokens) -> torch.Tensor:
+        """As DraftVocabulary.distribution."""
         num_fixed = len(self._fixed_ids)
         out = probs.new_zeros(len(self._weight))
         out.index_copy_(0, self._fixed_ids, probs[:num_fixed])

@@ -1,8 +1,8 @@
 """The engine: any number of requests, from prompt to end, step after step.
 
-Plain decoding is the same loop without a drafter. Every request draws its own numbers and owns its
-cache, so that company never changes what it writes. `submit` and `cancel` only queue, so that any
-thread may call them; whoever calls `step` does all the work.
+Plain decoding is the same loop without a drafter. Every request has its own random numbers and
+cache, so the rest of the batch never changes its output. `submit` and `cancel` only queue and may
+be called from any thread; the caller of `step` does all the work.
 """
 
 import itertools
@@ -30,7 +30,7 @@ from dspark.text.stream import TextCodec
 
 
 class Engine:
-    """Owns a target, perhaps a drafter, and the requests under way."""
+    """Owns a target, optionally a drafter, and the running requests."""
 
     def __init__(
         self,
@@ -48,10 +48,10 @@ class Engine:
         self._codec = codec
         self._entropy = random.Random(config.entropy)
         self._rounds = choose_rounds(target, drafter, scheduler, config)
-        # the device has sent its next round before this one is read: no moment to measure in
+        # the device has launched its next round before this one is read: no time to measure
         self._sps_watch = sps_watch if isinstance(self._rounds, HostRounds) else None
         self._caches = RequestCaches(target, drafter, self._rounds)
-        self._requests: dict[int, ActiveRequest] = {}  # all under way, oldest first
+        self._requests: dict[int, ActiveRequest] = {}  # all running, oldest first
         self._submitted: deque[ActiveRequest] = deque()
         self._cancelled: deque[int] = deque()
         self._ids = itertools.count()
@@ -74,11 +74,11 @@ class Engine:
         return active.request_id
 
     def cancel(self, request_id: int) -> None:
-        """End a request at the next step, keeping what it has written."""
+        """End a request at the next step, keeping its output so far."""
         self._cancelled.append(request_id)
 
     def holds(self, request_id: int) -> bool:
-        """Whether a request is under way."""
+        """Whether a request is running or queued."""
         return request_id in self._requests or any(
             active.request_id == request_id for active in [*self._submitted]
         )
@@ -90,9 +90,9 @@ class Engine:
     # -- from the thread that decodes -------------------------------------------------------------
 
     def run(self, requests: Iterable[Request]) -> Iterator[Event]:
-        """Decode all requests, together as far as they fit; events come as they happen. The first
-        failure is raised; leaving early ends all of them."""
-        pending, own = iter(requests), set[int]()
+        """Decode all requests, batched as far as they fit, yielding events as they happen. The
+        first failure is raised; closing the iterator early ends all of them."""
+        pending, request_ids = iter(requests), set[int]()
         exhausted = False
         try:
             while True:
@@ -100,7 +100,7 @@ class Engine:
                     following = next(pending, None)
                     exhausted = following is None
                     if following is not None:
-                        own.add(self.submit(following))
+                        request_ids.add(self.submit(following))
                 if not self.num_requests:
                     return
                 for event in self.step():
@@ -108,7 +108,7 @@ class Engine:
                         raise event.error
                     yield event
         finally:
-            self.discard(own)
+            self.discard(request_ids)
 
     def step(self) -> list[EngineEvent]:
         """At most one chunk of prompts, then one round of everything that was running."""
@@ -123,21 +123,21 @@ class Engine:
         return events
 
     def discard(self, request_ids: Iterable[int]) -> None:
-        """Forget requests; nothing more comes of them."""
+        """Drop requests; they yield no further events."""
         self._take_in()
         for request_id in request_ids:
             if request_id in self._requests:
                 self._close(self._requests[request_id])
 
     def close(self) -> None:
-        """Forget every request, and give back all that is held."""
+        """Drop every request and release all caches."""
         self._take_in()
         self.discard([*self._requests])
         self._caches.drop_warm()
         self._rounds.forget()
 
     def warm_up(self) -> Iterator[LoadProgress]:
-        """What the first round would have to wait for."""
+        """Compile and capture ahead of the first round."""
         return self._rounds.warm_up()
 
     # -- the table of requests --------------------------------------------------------------------
@@ -174,7 +174,8 @@ class Engine:
         return [Failed(active.request_id, error)]
 
     def _close(self, active: ActiveRequest, *, is_kept: bool = False) -> None:
-        """Out of the table; its caches wait for a prompt that continues it, or are given back."""
+        """Remove from the table; its caches wait for a prompt that continues it, or are
+        released."""
         del self._requests[active.request_id]
         active.state = "finished"
         if is_kept:
@@ -183,14 +184,14 @@ class Engine:
             self._caches.close(active)
 
     def _stop_token_ids(self) -> frozenset[int]:
-        """As the model's config and its tokenizer state them."""
+        """Stop tokens from the model's config and its tokenizer."""
         stated = self.target.spec.stop_token_ids
         return stated if self._codec is None else stated | self._codec.stop_token_ids
 
     def _check(self, request: Request) -> None:
         limit, size = self.target.spec.context_limit, len(request.prompt_ids)
         if size == 0:
-            raise InputError("the prompt is empty", "Write something to continue.")
+            raise InputError("the prompt is empty", "Give a prompt that is not empty.")
         if size >= limit:
             raise InputError(
                 f"the prompt has {counted(size, 'token')}, the context holds {limit:,}",
@@ -207,8 +208,8 @@ class Engine:
     # -- prompts ----------------------------------------------------------------------------------
 
     def _prefill_some(self) -> list[EngineEvent]:
-        """Chunks of prompts, `prefill_chunk` tokens at most together: what others wait for. Where
-        chunks begin does not depend on company, so that no bit of a cache does."""
+        """Chunks of prompts, at most `prefill_chunk` tokens in all, which bounds the delay of
+        others. Chunk boundaries do not depend on the batch, so neither does any bit of a cache."""
         budget, events = self.config.prefill_chunk, list[EngineEvent]()
         for active in self._admitted():
             size = min(self.config.prefill_chunk, active.num_to_prefill)
@@ -217,12 +218,12 @@ class Engine:
             budget -= size
             try:
                 events += self._prefill_chunk(active)
-            except Exception as error:  # whatever one prompt does, the others go on
+            except Exception as error:  # if one prompt fails, the others continue
                 events += self._fail(active, error)
         return events
 
     def _admitted(self) -> Iterator[ActiveRequest]:
-        """Prompts under way, the one that waited longest first, then those that have room."""
+        """Prompts being prefilled, the longest waiting first, then waiting ones that have room."""
         yield from sorted(self._in("prefilling"), key=lambda active: active.chunked_at)
         for active in self._in("waiting"):
             under_way = len(self._in("running")) + len(self._in("prefilling"))
@@ -233,7 +234,8 @@ class Engine:
 
     @torch.inference_mode()
     def _prefill_chunk(self, active: ActiveRequest) -> list[EngineEvent]:
-        """The next chunk; after the last one the prompt's own next token, the first anchor."""
+        """The next chunk; after the last one, the prompt's next token, which is the first
+        anchor."""
         if not active.is_open:
             self._caches.open(active)
         prompt = active.request.prompt_ids
@@ -257,7 +259,7 @@ class Engine:
     # -- rounds -----------------------------------------------------------------------------------
 
     def _advance(self, running: Sequence[ActiveRequest]) -> list[EngineEvent]:
-        """One round; if it fails, one of each request alone, so that only what fails alone ends."""
+        """One round; if it fails, one per request, so that only a request that fails alone ends."""
         try:
             outcomes = self._rounds.advance(running)
         except Exception as error:
@@ -313,7 +315,7 @@ def _preview(
     refused: Sequence[int],
     confidence: Sequence[float | None],
 ) -> tuple[Piece, ...]:
-    """Pieces of the refused drafts, as they would have read."""
+    """Text pieces of the rejected drafts."""
     spans = [Span("")] * len(refused)
     if active.stream is not None and refused:
         spans = active.stream.preview([*accepted, *refused])[len(accepted) :]

@@ -18,8 +18,8 @@ State = Literal["waiting", "prefilling", "running", "finished"]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Prompt ids and how to continue them. plain: decode without drafts. is_raw: text as it is,
-    with the marks of thinking in it."""
+    """Prompt ids and how to continue them. plain: decode without drafts. is_raw: unprocessed text,
+    including the marks of thinking."""
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingConfig = SamplingConfig()
@@ -29,13 +29,13 @@ class Request:
 
     @property
     def most_tokens(self) -> int:
-        """How many new tokens it may get, as far as the context holds them."""
+        """Maximum number of new tokens, as far as they fit in the context."""
         return sys.maxsize if self.stop.max_tokens is None else self.stop.max_tokens
 
 
 @dataclass(slots=True, eq=False)
 class ActiveRequest:
-    """What the engine keeps of a request between rounds."""
+    """The engine's state of a request between rounds."""
 
     request_id: int
     request: Request
@@ -62,7 +62,7 @@ class ActiveRequest:
 
     @property
     def is_full(self) -> bool:
-        """Whether max_tokens are written; what a round has beyond that is cut off."""
+        """Whether max_tokens are written; a round's tokens beyond that are cut off."""
         return len(self.token_ids) >= self.request.most_tokens
 
     @property
@@ -86,7 +86,7 @@ class ActiveRequest:
 
     def count_round(self, drafted: int, verified: int, accepted: int) -> None:
         """Add one round. As in the reference, max_tokens ends a request once they are committed,
-        not when the last is merely chosen: its cache then holds all of the answer."""
+        not when the last one is chosen: its cache then holds the whole answer."""
         self.rounds += 1
         self.drafted += drafted
         self.verified += verified
@@ -141,7 +141,7 @@ def activate(
     stop_token_ids: frozenset[int],
     entropy: int,
 ) -> ActiveRequest:
-    """The starting state of a request; `entropy` is what it draws from without a seed."""
+    """The initial state of a request; `entropy` replaces a missing seed."""
     return ActiveRequest(
         request_id=request_id,
         request=request,

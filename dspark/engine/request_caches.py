@@ -1,4 +1,4 @@
-"""Caches of requests: opened, taken over by a prompt that continues the last one, given back."""
+"""Caches of requests: opened, reused by a prompt that continues the last one, released."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class RequestCaches:
         self._num_open = 0
 
     def has_room(self, active: ActiveRequest, under_way: int) -> bool:
-        """Whether it can begin beside those under way; the warm caches give up their room."""
+        """Whether it can start next to the running requests; warm caches are released if needed."""
         if under_way >= self._rounds.capacity:
             return False
         if not under_way:
@@ -48,7 +48,7 @@ class RequestCaches:
         self._rounds.reserve(active)
 
     def keep(self, active: ActiveRequest) -> None:
-        """For the next prompt, in place of those of an earlier request."""
+        """Keep these for the next prompt, instead of those of an earlier request."""
         self.drop_warm()
         tokens = (*active.request.prompt_ids, *active.token_ids)
         committed = tokens[: self._target.length(active.slot)]
@@ -66,7 +66,7 @@ class RequestCaches:
             self._close(warm.slot, warm.draft_slot)
 
     def check_idle(self) -> None:
-        """No request is under way, so none but the warm slot is open, and no page is lost."""
+        """Checks, while idle, that only the warm slot is open and no page leaked."""
         assert self._num_open == (self._warm is not None), f"{self._num_open} slots are open"
         self._rounds.check_idle()
 
@@ -92,7 +92,7 @@ class RequestCaches:
 
 
 def _shared_prefix(known: Sequence[int], prompt: Sequence[int]) -> int:
-    """Tokens that need no pass; the prompt's last one always does, for its logits."""
+    """Number of tokens that need no pass; the prompt's last one always does, for its logits."""
     shared = 0
     for a, b in zip(known, prompt[:-1], strict=False):
         if a != b:

@@ -1,9 +1,9 @@
-"""One request's way of choosing tokens, and many of them at once for a drafter.
+"""Sampling of one request, and a batched chooser for drafters.
 
-Without a seed drafts and target draw independently, and a draft is kept by rejection sampling. With
-one every token of every place has its own noise, drafts and target take the token whose score and
-noise are most (Gumbel-max coupling, Daliri et al. 2024), and a draft is kept where it is the token
-that the target takes: what is written is what the target would write alone.
+Without a seed, drafts and target draw independently, and drafts are accepted by rejection sampling
+(Leviathan et al. 2023). With one, every token of every place has its own noise, drafts and target
+take the token of largest logit plus noise (Gumbel-max coupling, Daliri et al. 2024), and a draft is
+accepted if it is the target's token: the output is the text the target would write alone.
 """
 
 import secrets
@@ -28,12 +28,12 @@ LARGEST_SEED = 2**64 - 1
 
 
 class Sampler:
-    """Draws for one request from its own numbers, so that company never changes its tokens."""
+    """Draws from one request's own random numbers, so that the batch never changes its tokens."""
 
     def __init__(self, config: SamplingConfig, entropy: int | None = None) -> None:
         """Raises InputError for a temperature below 0, top_k below 0, top_p outside (0, 1] or a
-        seed of more than 64 bits. `entropy`, of 64 bits, takes the place of a seed that is not
-        given; None: of the system's."""
+        seed of more than 64 bits. `entropy`, of 64 bits, replaces a missing seed; None
+        uses the system's."""
         if config.temperature < 0 or config.top_k < 0 or not 0 < config.top_p <= 1:
             raise InputError(
                 "temperature and top-k must be at least 0, and top-p above 0 and at most 1"
@@ -44,7 +44,7 @@ class Sampler:
         entropy = secrets.randbits(64) if entropy is None else entropy
         self.numbers = entropy if config.seed is None else config.seed
         self._generator = torch.Generator().manual_seed(entropy)
-        self._noise: dict[int, torch.Tensor] = {}  # of the places that may be drafted again
+        self._noise: dict[int, torch.Tensor] = {}  # of places that may be drafted again
 
     @property
     def is_greedy(self) -> bool:
@@ -67,9 +67,9 @@ class Sampler:
         num_tokens: int = 0,
     ) -> tuple[int, torch.Tensor | None]:
         """logits [X] for a place of the text, counted from the prompt's first token -> a column
-        and, where rejection needs it, the distribution [X] that it was drawn from.
+        and, if rejection needs it, the distribution [X] that it was drawn from.
 
-        Columns are tokens, unless `token_ids` [X] tells which of `num_tokens` they are.
+        Columns are tokens, unless `token_ids` [X] maps them to `num_tokens` tokens.
         """
         if self.is_greedy:
             return int(logits.argmax()), None
@@ -89,7 +89,7 @@ class Sampler:
         place: int,
     ) -> Acceptance:
         """draft_ids [K] from `place` on, target_logits [K + 1, V]; draft_probs [>= K, V], where
-        they were drawn by rejection's rule."""
+        if they are accepted by rejection."""
         if self.is_greedy:
             return accept_greedy(draft_ids, target_logits)
         if self.is_coupled:
@@ -135,15 +135,16 @@ class BatchChooser:
         logits: torch.Tensor,
         token_ids: Sequence[torch.Tensor | None] | None = None,
     ) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
+        """As Chooser.choose."""
         if self._all_greedy:
             return logits.argmax(dim=-1), [None] * len(self._samplers)
         known = token_ids or [None] * len(self._samplers)
-        chosen = [
+        choices = [
             sampler.choose(row, place, ids, self._num_tokens)
             for sampler, row, place, ids in zip(
                 self._samplers, logits, self._places, known, strict=True
             )
         ]
         self._places = [place + 1 for place in self._places]
-        columns = torch.tensor([column for column, _ in chosen], device=logits.device)
-        return columns, [probs for _, probs in chosen]
+        columns = torch.tensor([column for column, _ in choices], device=logits.device)
+        return columns, [probs for _, probs in choices]

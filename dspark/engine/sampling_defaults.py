@@ -1,4 +1,4 @@
-"""How a model's makers want it to be sampled, from its generation_config.json."""
+"""A model's recommended sampling settings, from its generation_config.json."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,7 @@ from dspark.config import SamplingConfig
 
 
 def sampling_defaults(directory: Path) -> SamplingConfig:
-    """Greedy unless do_sample is true; then what is stated, and every token where it is not."""
+    """Greedy unless do_sample is true; then the stated values, and all tokens by default."""
     path = directory / "generation_config.json"
     stated = read_json(path) if path.exists() else {}
     if stated.get("do_sample") is not True:
@@ -23,6 +23,6 @@ def sampling_defaults(directory: Path) -> SamplingConfig:
 
 
 def _number(value: Any, least: float, most: float) -> float:
-    """1 stands for what is missing or out of range: it changes no distribution."""
+    """Missing or invalid values become 1, which does not change a distribution."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number and least <= value <= most else 1.0

@@ -1,4 +1,4 @@
-"""A loaded pair, ready to be asked: files → target, drafter, scheduler and engine."""
+"""A loaded pair: files → target, drafter, scheduler and engine."""
 
 import hashlib
 import os
@@ -52,7 +52,8 @@ STAGES = ("reading the target", "reading the head", "measuring this machine", "r
 
 @dataclass(frozen=True, slots=True)
 class ResolvedRuntime:
-    """What "auto" came to, and why. `dtype` may be the format of a GGUF's codes."""
+    """The resolved value of "auto", with the reason. `dtype` may be the format of a GGUF's
+    codes."""
 
     device: str
     dtype: str
@@ -71,7 +72,7 @@ class Session:
         runtime: ResolvedRuntime,
         sampling_defaults: SamplingConfig = SamplingConfig(),
     ) -> None:
-        """`sampling_defaults` is how the model's own files want it sampled."""
+        """`sampling_defaults` are the model's own recommended settings."""
         self.name = name
         self.engine = engine
         self.tokenizer = codec
@@ -92,7 +93,7 @@ class Session:
         return encode_prompt(self._codec(), prompt, is_raw=is_raw)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Prompt ids of a conversation, up to where the assistant speaks."""
+        """Prompt ids of a conversation, up to the assistant's turn."""
         return self._codec().encode_chat(messages)
 
     def encode(self, text: str) -> list[int]:
@@ -110,8 +111,8 @@ class Session:
         plain: bool = False,
         is_raw: bool = False,
     ) -> Iterator[Event]:
-        """Events of one request, which is queued at once. Leaving the iterator early ends it, and
-        so does the next call: one answer at a time."""
+        """Events of one request, which is queued immediately. Closing the iterator early ends it,
+        and so does the next call: one answer at a time."""
         if stop.strings and self.tokenizer is None:
             raise InputError("stop strings need a tokenizer, and this model has none")
         return self._submit(Request(tuple(prompt_ids), sampling, stop, plain, is_raw))
@@ -193,7 +194,7 @@ class Session:
         return Session(name, engine, self.tokenizer, self.runtime, self.sampling_defaults)
 
     def close(self) -> None:
-        """Give back the caches; the weights go with the session."""
+        """Release the caches; the weights are freed with the session."""
         self.engine.close()
 
     def __enter__(self) -> Self:
@@ -217,14 +218,14 @@ def open_session(
 ) -> Generator[LoadProgress, None, Session]:
     """Load a pair, telling how far it is.
 
-    A target without a head taps `tap_layers`, for heads that join it later.
+    A target without a head taps `tap_layers`, for heads attached later.
     """
     resolved = resolve_runtime(runtime)
     device, dtype = torch.device(resolved.device), getattr(torch, resolved.dtype)
     check_files(files.name, files.target, files.draft, runtime)
     if (
         device.type == "cuda" and device.index is not None
-    ):  # kernels and graphs go to the current one
+    ):  # kernels and graphs use the current device
         torch.cuda.set_device(device)
     yield LoadProgress(STAGES[0], 0, len(STAGES) - 1)
     if files.draft:
@@ -269,14 +270,14 @@ def load_drafter(directory: Path, target: Target, weights: DraftWeights = "auto"
 
 
 def resolve_runtime(runtime: RuntimeConfig) -> ResolvedRuntime:
-    """Raises InputError for a device that is not there."""
+    """Raises InputError for an unavailable device."""
     device, dtype = runtime.device, runtime.dtype
     reason = "as asked"
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        reason = "a CUDA device is there" if device == "cuda" else "no CUDA device was found"
+        reason = "a CUDA device was found" if device == "cuda" else "no CUDA device was found"
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device {device} was asked for, but no CUDA device is there")
+        raise InputError(f"device {device} was requested, but no CUDA device was found")
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
     try:
@@ -310,12 +311,12 @@ def _engine(
 
 
 def sps_folder() -> Path:
-    """Where the tables of this machine are kept."""
+    """The folder of this machine's tables."""
     return home() / "sps"
 
 
 def _sps_file(name: str, target: Target, drafter: Drafter, runtime: ResolvedRuntime) -> str:
-    """One table for each pair on each machine, as long as torch and its threads stay the same."""
+    """One table per pair, machine, torch version and number of threads."""
     device = torch.device(runtime.device)
     machine = (
         torch.cuda.get_device_name(device)

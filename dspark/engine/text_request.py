@@ -13,7 +13,7 @@ Prompt = str | Sequence[Mapping[str, str]]
 
 
 class TextOptions(TypedDict, total=False):
-    """Sampling, stops and form of an answer. What is left out is a SamplingConfig's or StopConfig's
+    """Sampling, stops and form of an answer. Missing fields are a SamplingConfig's or StopConfig's
     default: greedy, and at most MAX_TOKENS tokens; max_tokens None sets no limit.
 
     `stop` is one stop string or several. `plain` decodes without drafts; `raw` sends a prompt

@@ -1,4 +1,4 @@
-"""A head that exists already is found for a base, joined to it, probed, and kept as a pair."""
+"""Finds an existing head for a base, attaches it, probes it, and keeps the pair."""
 
 import itertools
 import re
@@ -29,9 +29,9 @@ from dspark.probe.self_test import ProbeReport, probe
 
 @dataclass(frozen=True, slots=True)
 class HeadMatch:
-    """The released pair whose head fits a base; None where none does.
+    """The released pair whose head fits a base; None if none does.
 
-    `nearest` is then the pair with the fewest differences, and `differences` are those.
+    Then `nearest` is the pair with the fewest differences, and `differences` lists them.
     """
 
     pair: Pair | None
@@ -42,7 +42,7 @@ class HeadMatch:
 
 @dataclass(frozen=True, slots=True)
 class AttachJob:
-    """`base` and `head` as the user calls them; `target` and `draft` where they lie."""
+    """`base` and `head` are the user's names; `target` and `draft` are their folders."""
 
     base: str
     target: Path
@@ -56,7 +56,7 @@ class AttachJob:
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """The pair has a name now; `is_new` is False where it had it before."""
+    """The pair has a name now; `is_new` is False if it had one before."""
 
     name: str
     is_new: bool
@@ -66,14 +66,14 @@ AttachEvent = LoadProgress | ProbeReport
 
 
 def match_head(base: Path) -> HeadMatch:
-    """Size by size, then text by text."""
-    found = _sizes(read_config(base))
+    """Compares the sizes, then the tokenizers."""
+    base_sizes = _sizes(read_config(base))
     nearest: tuple[Pair, tuple[str, ...]] | None = None
     for pair in _candidates():
-        differences = _differences(found, pair)
+        differences = _differences(base_sizes, pair)
         is_same = same_tokenizer(base, pair) if not differences else None
         if is_same is False:
-            differences = ("its tokenizer is another",)
+            differences = ("its tokenizer differs",)
         if not differences:
             return HeadMatch(pair, is_tokenizer_compared=is_same is True)
         if nearest is None or len(differences) < len(nearest[1]):
@@ -82,7 +82,7 @@ def match_head(base: Path) -> HeadMatch:
 
 
 def released_head(base: str, target: Path) -> Path | None:
-    """The head on disk that was released for this base, or for one it matches."""
+    """The head on disk that was released for this base, or for one of the same shape."""
     files = hub.locate(base) if hub.known_pair(base) else None
     if files is not None:
         return files.draft
@@ -96,12 +96,12 @@ def fetch_head(pair: Pair) -> Generator[FetchProgress, None, Path]:
         yield from fetch_repo(pair.draft, f"the head of {pair.name}")
     folder = hub.draft_folder(pair)
     if folder is None:
-        raise InputError(f"the head of {pair.name} is not on this machine", "Train with --train.")
+        raise InputError(f"the head of {pair.name} is not on disk", "Train with --train.")
     return folder
 
 
 def attach(job: AttachJob) -> Generator[AttachEvent, None, Registered]:
-    """Raises PairMismatchError where the head does not fit, or not in the way it is read."""
+    """Raises PairMismatchError if the head does not fit, or is misread."""
     report = yield from probe(PairFiles(job.base, job.target, job.draft), job.runtime)
     yield report
     if report.fault is not None and not job.is_forced:
@@ -113,29 +113,29 @@ def attach(job: AttachJob) -> Generator[AttachEvent, None, Registered]:
 
 
 def keep_pair(name: str | None, default: str, base: str, head: str) -> Registered:
-    """Register under `name`, without one under a free name like `default`.
+    """Register under `name`, or else under a free name derived from `default`.
 
-    A pair that has a name already keeps it, unless another is asked for.
+    A pair that already has a name keeps it, unless another is given.
     """
     target, draft = _source_of(base, "target"), _source_of(head, "draft")
     is_shipped = target == draft and hub.known_pair(base) is not None
-    kept = base if is_shipped else registered_as(target, draft)
-    if kept is not None and name in (None, kept):
-        return Registered(kept, is_new=False)
+    target_source = base if is_shipped else registered_as(target, draft)
+    if target_source is not None and name in (None, target_source):
+        return Registered(target_source, is_new=False)
     name = name or _free_name(default)
     hub.register(name, target, draft)
     return Registered(name, is_new=True)
 
 
 def check_name(name: str, head: Path) -> None:
-    """Before hours of training: raises InputError for a name that another pair has."""
+    """Raises InputError, before hours of training, if another pair has the name."""
     known = hub.known_pair(name)
     if known is not None and known.draft != LocalFolder(head.resolve()):
-        raise InputError(f"a pair is called {name} already", "Choose another --name.")
+        raise InputError(f"a pair named {name} already exists", "Choose another --name.")
 
 
 def _source_of(text: str, role: Literal["target", "draft"]) -> str:
-    """What a pair of the user's own was registered with; anything else as it is."""
+    """The source that a user's own pair was registered with; anything else unchanged."""
     pair = hub.registered_pairs().get(text)
     source = None if pair is None else getattr(pair, role)
     if isinstance(source, LocalFolder):
@@ -146,7 +146,7 @@ def _source_of(text: str, role: Literal["target", "draft"]) -> str:
 
 
 def _free_name(text: str) -> str:
-    """Made of the last part of a path, an id or an alias."""
+    """Derived from the last part of a path, an id or an alias."""
     path = Path(text).expanduser()
     last = path.resolve().name if path.is_dir() else text.rpartition("/")[2]
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._") or "pair"
@@ -158,7 +158,7 @@ def _free_name(text: str) -> str:
 
 
 def _candidates() -> Iterator[Pair]:
-    """Those whose head can be had without its target."""
+    """The pairs whose head can be fetched without its target."""
     for pair in hub.PAIRS.values():
         draft = pair.draft
         in_target = isinstance(draft, HubRepo) and draft.tensor_prefix is not None
@@ -174,13 +174,13 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, int | None]:
 
 def _differences(found: Mapping[str, int | None], pair: Pair) -> tuple[str, ...]:
     assert pair.facts is not None
-    wanted = {
+    head_sizes = {
         "hidden size": pair.facts.hidden_size,
         "layers": pair.facts.num_layers,
         "vocabulary": pair.facts.vocab_size,
     }
     return tuple(
-        f"its {what} is {wanted[what]:,}, the base's {found[what]}"
-        for what in wanted
-        if found[what] != wanted[what]
+        f"its {what} is {head_sizes[what]:,}, the base's {found[what]}"
+        for what in head_sizes
+        if found[what] != head_sizes[what]
     )

@@ -1,7 +1,7 @@
-"""How long a grafting takes: measured on a few rounds and steps of which nothing is kept.
+"""The duration of a grafting, measured on a few rounds and steps whose results are discarded.
 
-Loading and the first round and step, which warm up, do not count; medians do, so that another
-program's minute does not.
+Loading and the warm-up round and step do not count; medians exclude disturbances by other
+programs.
 """
 
 import itertools
@@ -30,14 +30,14 @@ from dspark.graft.job import GraftJob
 from dspark.graft.target.frozen_target import load_frozen
 from dspark.graft.train.trainer import Trainer, trainable
 
-PROMPTS, ROUNDS, STEPS = 16, 64, 8  # at most, beside those that warm up
-SECONDS = 12.0  # after which no further round and no further step is begun
+PROMPTS, ROUNDS, STEPS = 16, 64, 8  # at most, besides warm-up
+SECONDS = 12.0  # after this, no further round or step starts
 OWN_PROMPTS = tuple(f"Tell me something about the number {n}." for n in range(PROMPTS))
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Seconds: the median of what was measured, and the quartiles around it."""
+    """Seconds: the median and quartiles of the measurements."""
 
     middle: float
     low: float
@@ -57,9 +57,9 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Duration:
-    """Of the whole run, at most: every answer as long as it may be.
+    """Of the whole run, at most: every answer at its maximum length.
 
-    From `measured_rounds` rounds of answers (0 where none is missing) and `measured_steps` steps.
+    From `measured_rounds` rounds of answers (0 if none is missing) and `measured_steps` steps.
     """
 
     answers: Span
@@ -70,7 +70,7 @@ class Duration:
 
 @dataclass(frozen=True, slots=True)
 class _Pace:
-    """Of answers written side by side: seconds per prompt read and per token written."""
+    """Of answers written in parallel: seconds per prompt read and per token written."""
 
     prompt: float
     tokens: list[float]
@@ -79,23 +79,25 @@ class _Pace:
 
 def estimate(job: GraftJob) -> Duration:
     """Loads the target, first to write and then to train, as the run does."""
-    kept = settled_answers(job.data, job.base.target).answers
-    answered = {answer.prompt for answer in kept}
-    prompts, own = missing_prompts(job, answered).prompts, own_missing(job, answered)
+    settled = settled_answers(job.data, job.base.target).answers
+    answered = {answer.prompt for answer in settled}
+    prompts, num_written = missing_prompts(job, answered).prompts, own_missing(job, answered)
     pace = _Pace(0.0, [], [])
-    if prompts or own or not kept:
+    if prompts or num_written or not settled:
         pace = _pace_of_answers(job, prompts[:PROMPTS] or OWN_PROMPTS)
     answers = Span(0.0, 0.0, 0.0)
-    if prompts or own:
-        tokens = (len(prompts) + own) * job.config.max_answer_tokens + own * SELF_PROMPT_TOKENS[1]
-        answers = Span.of(pace.tokens).times(tokens, (len(prompts) + own) * pace.prompt)
-    seconds = _seconds_of_steps(job, [*kept[:PROMPTS], *pace.written])
+    if prompts or num_written:
+        tokens = (
+            len(prompts) + num_written
+        ) * job.config.max_answer_tokens + num_written * SELF_PROMPT_TOKENS[1]
+        answers = Span.of(pace.tokens).times(tokens, (len(prompts) + num_written) * pace.prompt)
+    seconds = _seconds_of_steps(job, [*settled[:PROMPTS], *pace.written])
     steps = Span.of(seconds).times(job.config.steps)
     return Duration(answers, steps, len(pace.tokens), len(seconds))
 
 
 def _pace_of_answers(job: GraftJob, prompts: Sequence[str]) -> _Pace:
-    """As many at once as the run writes, or as there are prompts here."""
+    """As many at once as the run writes, or as there are sample prompts."""
     config = job.config
     engine_config = EngineConfig(max_requests=config.answers_at_once)
     session = open_corpus_session(job.base, job.runtime, (), 0, engine_config)
@@ -107,10 +109,10 @@ def _pace_of_answers(job: GraftJob, prompts: Sequence[str]) -> _Pace:
 
 @dataclass(slots=True)
 class _Step:
-    """What one step of the engine did: some of the prompts, then one round."""
+    """One step of the engine: some of the prompts, then one round."""
 
     has_read: bool = False
-    num_read: int = 0  # prompts whose last part this was
+    num_read: int = 0  # prompts completed in this step
     num_tokens: int = 0
     round_seconds: float = 0.0
 
@@ -128,12 +130,12 @@ def _pace(session: Session, prompts: Sequence[str], most: int, temperature: floa
     engine = session.engine
     capacity = engine.config.max_requests if engine.target.spec.batches else 1
     stop = StopConfig(max_tokens=most, ignore_stop_tokens=True)
-    told: dict[int, list[int]] = {}
+    num_tokens: dict[int, list[int]] = {}
     asked: dict[int, tuple[int, ...]] = {}
     for seed, prompt in enumerate(prompts[:capacity]):
         ids = encode_prompt(session, prompt)
         request_id = engine.submit(Request(ids, SamplingConfig(temperature, seed=seed), stop, True))
-        asked[request_id], told[request_id] = ids, []
+        asked[request_id], num_tokens[request_id] = ids, []
     reads, rounds = list[float](), list[float]()
     begun, reading = time.perf_counter(), 0.0
     while engine.num_requests and len(rounds) <= ROUNDS:
@@ -145,7 +147,7 @@ def _pace(session: Session, prompts: Sequence[str], most: int, temperature: floa
             if isinstance(event, Failed):
                 raise event.error
             if not isinstance(event, Finished):
-                told[event.request_id] += [piece.token_id for piece in event.pieces]
+                num_tokens[event.request_id] += [piece.token_id for piece in event.pieces]
                 step.count(event)
         seconds = time.perf_counter() - started
         if step.has_read:
@@ -155,7 +157,7 @@ def _pace(session: Session, prompts: Sequence[str], most: int, temperature: floa
             reading = 0.0
         if step.num_tokens:
             rounds.append((step.round_seconds if step.has_read else seconds) / step.num_tokens)
-    written = [_as_long_as_may_be(asked[i], told[i], most) for i in asked if told[i]]
+    written = [_as_long_as_may_be(asked[i], num_tokens[i], most) for i in asked if num_tokens[i]]
     return _Pace(statistics.median(reads), rounds[1:] or rounds, written)
 
 
@@ -164,11 +166,11 @@ def _as_long_as_may_be(prompt_ids: tuple[int, ...], told: list[int], most: int) 
 
 
 def _seconds_of_steps(job: GraftJob, answers: Sequence[Answer]) -> list[float]:
-    """Of a step, several times; of large ones a few sequences, as a step's time grows with them."""
+    """Seconds of a step, measured repeatedly; large batches by a few sequences, scaled linearly."""
     config = job.config
     usable = trainable(answers, config.length)
     if not usable:
-        raise InputError("no answer is long enough to measure a step on", "Give other prompts.")
+        raise InputError("no answer is long enough to measure a step", "Give other prompts.")
     resolved = resolve_runtime(job.runtime)
     target = load_frozen(
         job.base.target,

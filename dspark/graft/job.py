@@ -1,4 +1,4 @@
-"""What to train, and what a training tells as it goes."""
+"""A training job, and the events that a training yields."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,10 @@ from dspark.hub.catalog.pairs import PairFiles
 
 @dataclass(frozen=True, slots=True)
 class GraftJob:
-    """What to train, on what, and where to put it.
+    """A training: settings, data and output folder.
 
-    With `full_head` the base's embedding and output head are stored, too. `measurement` says how
-    long the speed-up is measured, None not at all; `released` is a head to compare with.
+    With `full_head` the base's embedding and output head are stored too. `measurement` is how the
+    speed-up is measured, None for not at all; `released` is a head to compare with.
     """
 
     base: PairFiles
@@ -49,7 +49,7 @@ class GraftJob:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What is about to be trained."""
+    """The head and data about to be trained."""
 
     head: HeadConfig
     parameters: int
@@ -60,14 +60,14 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Validated:
-    """Figures on the held-out answers; the head of this step is on disk now."""
+    """Figures on the held-out answers; this step's head is now on disk."""
 
     report: StepReport
 
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """Ended early as asked; the same command goes on from `step`."""
+    """Stopped early on request; the same command resumes from `step`."""
 
     step: int
 

@@ -1,4 +1,4 @@
-"""What a grafting will do and cost, before anything of it starts."""
+"""The plan of a grafting and its cost, before it starts."""
 
 from dataclasses import dataclass, replace
 
@@ -30,7 +30,7 @@ BYTES_PER_TOKEN = 12  # of an answer file: the id in digits, and the text
 
 @dataclass(frozen=True, slots=True)
 class PlanItem:
-    """One decision, and why it was taken."""
+    """One decision, with its reason."""
 
     name: str
     value: str
@@ -39,10 +39,10 @@ class PlanItem:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes held during training; taps are those kept instead of being computed again.
+    """Bytes in memory during training; `taps` are those kept instead of recomputed.
 
-    `decoding`: a session with the head, beside all that, when it is judged at the end. `answers`:
-    the session that writes the answers, before.
+    `decoding`: a session with the head, on top of that, for the evaluation at the end. `answers`:
+    the session that writes the answers beforehand.
     """
 
     target: int
@@ -60,13 +60,13 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """At the highest."""
+        """At the peak."""
         return self.program + max(self.answers, self.training)
 
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """Bytes left on disk in the end."""
+    """Bytes on disk at the end."""
 
     answers: int
     checkpoint: int
@@ -76,7 +76,7 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`duration` is None until it was measured; `num_too_long` prompts get no answer."""
+    """`duration` is None until measured; `num_too_long` prompts get no answer."""
 
     items: tuple[PlanItem, ...]
     num_answers: int
@@ -90,23 +90,23 @@ class Plan:
 def draw_plan(job: GraftJob) -> Plan:
     """From the target's config and the sizes of its tensors alone; nothing is loaded.
 
-    Raises PairMismatchError for a head to go on from that does not have this shape.
+    Raises PairMismatchError if the head to continue from does not have this shape.
     """
     config = job.config
     target = read_config(job.base.target).get_text_config()
     shape = draft_config(target, config, config.mask_token_id or 0)
     if job.init_from is not None:
         check_start(shape, job.init_from)
-    kept = settled_answers(job.data, job.base.target).answers
-    answered = {answer.prompt for answer in kept}
+    settled = settled_answers(job.data, job.base.target).answers
+    answered = {answer.prompt for answer in settled}
     fitting = missing_prompts(job, answered)
-    if not kept and not job.source.num_self_written:
+    if not settled and not job.source.num_self_written:
         fitting.require_some()
-    there, num_missing = len(kept), len(fitting.prompts) + own_missing(job, answered)
+    there, num_missing = len(settled), len(fitting.prompts) + own_missing(job, answered)
     num_answers = there + num_missing
     parameters = trained_parameters(shape)
     shared = 2 * shape.vocab_size * shape.hidden_size if job.full_head else 0
-    tokens = sum(min(len(answer.token_ids), config.length) for answer in kept)
+    tokens = sum(min(len(answer.token_ids), config.length) for answer in settled)
     tokens += config.length * num_missing
     taps = 0 if job.tap_cache is None else tokens * _view_bytes(shape)
     answers = config.max_answer_tokens * BYTES_PER_TOKEN * num_missing
@@ -126,16 +126,16 @@ def draw_plan(job: GraftJob) -> Plan:
 
 
 def measured(job: GraftJob, plan: Plan) -> Plan:
-    """The plan with its duration, from a few answers and steps of which nothing is kept."""
+    """The plan with its duration, from a few answers and steps that are discarded."""
     return replace(plan, duration=estimate(job))
 
 
 def _items(job: GraftJob, shape: HeadConfig) -> tuple[PlanItem, ...]:
     config = job.config
     asked = "as asked" if job.init_from is None else "the head's own"
-    taps = asked if config.taps else "evenly spread, never the last layer"
-    begun = {"target": "from the target's last layers", "random": "from nothing"}[config.init]
-    own = asked if config.intermediate_size else "layers as wide as the target's"
+    taps = asked if config.taps else "evenly spaced, never the last layer"
+    begun = {"target": "from the target's last layers", "random": "from scratch"}[config.init]
+    width_reason = asked if config.intermediate_size else "layers as wide as the target's"
     rank = config.markov_rank if config.markov_type != "none" else 0
     is_whole = config.loss_vocabulary == 0
     limit = config.draft_vocabulary
@@ -149,16 +149,16 @@ def _items(job: GraftJob, shape: HeadConfig) -> tuple[PlanItem, ...]:
         PlanItem("algorithm", config.algorithm, ALGORITHMS[config.algorithm].summary),
         PlanItem("layers", str(shape.num_layers), f"{own}; {_start_of(job, begun)}"),
         PlanItem("taps", ", ".join(map(str, shape.target_layer_ids)), taps),
-        PlanItem("block", str(shape.block_size), "tokens drafted a round"),
+        PlanItem("block", str(shape.block_size), "tokens drafted per round"),
         PlanItem(
             "rank",
             str(rank),
-            "of the table that knows the last token" if rank else "no Markov head",
+            "of the table for the last token" if rank else "no Markov head",
         ),
         PlanItem(
             "draft vocabulary",
             str(shape.vocab_size) if is_whole else vocabulary,
-            "the loss is over all tokens" if is_whole else "as --loss-vocabulary asks",
+            "the loss covers all tokens" if is_whole else "set by --loss-vocabulary",
         ),
     )
 
@@ -181,7 +181,7 @@ def _tap_cache(job: GraftJob, num_bytes: int) -> tuple[PlanItem, ...]:
 
 
 def _start_of(job: GraftJob, begun: str) -> str:
-    return f"begun {begun}" if job.init_from is None else f"going on from {job.init_from}"
+    return f"starting {begun}" if job.init_from is None else f"continuing from {job.init_from}"
 
 
 def _memory(job: GraftJob, shape: HeadConfig, num_answers: int, num_missing: int) -> Memory:
@@ -208,7 +208,7 @@ def _memory(job: GraftJob, shape: HeadConfig, num_answers: int, num_missing: int
 
 
 def _session_bytes(of: Footprint, room: Room, num_requests: int, tokens: int) -> int:
-    """Of a target, and perhaps a head, that decodes so many requests at once; 0 for none."""
+    """Of a target, with or without a head, that decodes that many requests at once; 0 for none."""
     if not num_requests:
         return 0
     slots = 1 << (min(num_requests, EngineConfig().max_requests) - 1).bit_length()

@@ -1,7 +1,7 @@
-"""One grafting from prompts to a head on disk, told as it goes.
+"""One grafting from prompts to a head on disk, as a stream of events.
 
 OUT/config.json and OUT/model.safetensors are the head in DeepSpec's layout, as of the last
-checkpoint; OUT/training/ holds the state to go on from and the figures of every step.
+checkpoint; OUT/training/ holds the state to resume from and the figures of every step.
 """
 
 import gc
@@ -39,7 +39,7 @@ MAX_BIGRAM_ANSWERS = 2000
 
 
 class GraftRun:
-    """Iterate over `events`; `stop` ends it after the step under way, from any thread."""
+    """Iterate over `events`; `stop` ends it after the current step, from any thread."""
 
     def __init__(self, job: GraftJob) -> None:
         self.job = job
@@ -120,7 +120,7 @@ class GraftRun:
                 if trainer.target.cache and (notes := trainer.target.cache.take_note()):
                     yield CorpusProgress("keeping taps", 1, 1, notes)
                 is_stopping, (is_last, is_due) = self._is_asked_to_stop(), self._due(trainer)
-                # the head before the state: a run that goes on from a state finds its head
+                # the head before the state: a run that resumes from a state finds its head
                 validated = self._validate(trainer, parts, metrics) if is_due else None
                 if is_due or is_stopping:
                     checkpoint.save(job.state_path, trainer, identity)
@@ -165,7 +165,7 @@ class GraftRun:
         longest = config.length // 2
         reach = longest + config.max_answer_tokens
         heads = (job.init_from, job.out)
-        # too many answers for the memory are told, not written one by one in silence
+        # too many answers for the memory are reported, not silently written one by one
         engine = EngineConfig(max_requests=config.answers_at_once, isolates_failures=False)
         session = open_corpus_session(job.base, job.runtime, heads, reach, engine)
         settings = AnswerSettings(config.max_answer_tokens, config.answer_temperature, config.seed)
@@ -204,7 +204,7 @@ class GraftRun:
             return
         held_out = trainable(parts.held_out, job.config.length)
         sequences = [answer.token_ids for answer in (*trainer.answers, *held_out)]
-        # a state is written beside the one before it: weights and two moments in float32
+        # a state is written next to the previous one: weights and two moments in float32
         reserve = 6 * sum(parameter.nbytes for parameter in trainer.head.parameters())
         note = trainer.target.keep_on_disk(job.tap_cache, job.base.target, sequences, reserve)
         yield CorpusProgress("opening the tap cache", 1, 1, (note,))

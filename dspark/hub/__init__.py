@@ -1,4 +1,4 @@
-"""Names → files on disk: the known pairs, the store that holds them, how they get there."""
+"""Names → files on disk: the known pairs, the local store, and downloads."""
 
 from dspark.hub.catalog.find import PAIRS, find_pair, known_pair, known_pairs, released_heads
 from dspark.hub.catalog.pairs import Pair, PairFiles

@@ -1,4 +1,4 @@
-"""A family's name means its best pair that fits this machine, and says why."""
+"""Chooses a family's best pair that fits this machine, with the reason."""
 
 from dataclasses import dataclass
 
@@ -12,25 +12,25 @@ from dspark.machine import gigabytes
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The name of a pair, and why it was chosen; no reason where the user named it himself."""
+    """The name of a pair, and the reason for it; empty if the user named the pair."""
 
     name: str
     reason: str = ""
 
 
 def choose_pair(name: str, runtime: RuntimeConfig | None = None) -> Choice:
-    """As `runtime` says, None: in any way that fits here, the default before others.
+    """A pair that fits on `runtime`; None: in any way that fits here, the default first.
 
-    Raises MemoryFullError for a family of which nothing fits.
+    Raises MemoryFullError if no pair of the family fits.
     """
     if name not in find.FAMILIES:
         return Choice(name)
     family = [find.PAIRS[each] for each in find.FAMILIES[name]]
-    found = memory_fit.rooms()
+    rooms = memory_fit.rooms()
     trials = (
-        memory_fit.settings(found)
+        memory_fit.settings(rooms)
         if runtime is None
-        else [(memory_fit.room_for(runtime, found), "")]
+        else [(memory_fit.room_for(runtime, rooms), "")]
     )
     for room, options in trials:
         for pair in family:

@@ -1,4 +1,4 @@
-"""From a settled choice to the files of a pair; what is missing is fetched."""
+"""From a settled choice to the files of a pair; missing ones are fetched."""
 
 from collections.abc import Generator
 from dataclasses import replace

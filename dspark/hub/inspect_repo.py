@@ -1,4 +1,4 @@
-"""A repository of the hub that has no name here: its config and index tell what it is."""
+"""Identifies a hub repository without a pair name by its config and index."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ from dspark.hub.sources.hf_listing import (
     open_client,
 )
 
-OWN_HEAD = "mtp."  # what the tensors' names begin with
+OWN_HEAD = "mtp."  # prefix of the tensors' names
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """`kind` says in words what the repository holds, `options` how dspark chat is given it."""
+    """`kind` describes the repository in words, `options` are those of dspark chat that use it."""
 
     repo: HubRepo
     kind: str
@@ -39,13 +39,13 @@ class Published:
 
 
 def is_repo_id(name: str) -> bool:
-    """Of the form owner/name, and neither a known pair nor a folder here."""
+    """Whether it has the form owner/name and is neither a known pair nor a local folder."""
     is_id = HUB_ID.fullmatch(name) is not None and known_pair(name) is None
     return is_id and not Path(name).expanduser().exists()
 
 
 def look_up(repo_id: str, *, only_head: bool = False) -> Published:
-    """Before a byte of the weights. Raises CheckpointError for a head that could not be run."""
+    """Before any weights are downloaded. Raises CheckpointError for a head that cannot be run."""
     listing = _list(HubRepo(repo_id))
     packaging = check_head(listing)
     kind, brings_head = f"a head in the layout {packaging}", False
@@ -53,7 +53,7 @@ def look_up(repo_id: str, *, only_head: bool = False) -> Published:
         kind, brings_head = _kind(listing)
     if only_head and packaging is None:
         if not holds_own_head(listing.config):
-            raise InputError(f"{repo_id} is {kind}", "Leave --head-only out.")
+            raise InputError(f"{repo_id} is {kind}", "Leave out --head-only.")
         listing = _list(HubRepo(repo_id, tensor_prefix=OWN_HEAD))
     is_head = packaging is not None or only_head
     options = f"--target {'TARGET' if is_head else repo_id}"
@@ -63,12 +63,12 @@ def look_up(repo_id: str, *, only_head: bool = False) -> Published:
 
 
 def is_head_folder(folder: Path) -> bool:
-    """A head alone; a target that brings one is a target."""
+    """Whether it is a head alone; a target with a head counts as a target."""
     return is_head(read_config(folder))
 
 
 def brings_head(folder: Path) -> bool:
-    """A target with a head among its tensors or in a folder of its own."""
+    """Whether a target has a head among its tensors or in a subfolder."""
     in_folder = (folder / SUBFOLDER / "config.json").is_file()
     return in_folder or holds_own_head(read_config(folder))
 
@@ -90,7 +90,7 @@ def pair_of_target(path_or_id: str) -> Pair | None:
 
 
 def kept_folder(repo_id: str, *, only_head: bool = False) -> Path | None:
-    """Where it lies, once it is whole; of `only_head`, once its head is."""
+    """Its folder, once complete; with `only_head`, once its head is."""
     folder = cached_folder(HubRepo(repo_id))
     return folder or (
         cached_folder(HubRepo(repo_id, tensor_prefix=OWN_HEAD)) if only_head else None
@@ -102,7 +102,7 @@ def fetch_published(
 ) -> Iterator[FetchProgress]:
     """Makes `cached_folder(found.repo)` succeed. May be stopped at any point and called again.
 
-    What cannot run as `runtime` says (None: in no way here) comes only if forced.
+    A model that cannot run on `runtime` (None: on any device here) is only fetched if forced.
     """
     if not (found.is_head or is_forced):
         check_plan(found.plan, runtime)
@@ -116,7 +116,7 @@ def _list(repo: HubRepo) -> Listing:
 
 
 def _kind(listing: Listing) -> tuple[str, bool]:
-    """Of a target, and whether it brings a head."""
+    """A description of a target, with its head if it has one."""
     if holds_own_head(listing.config):
         return "a target with its own DSpark head", True
     if any(file.path == f"{SUBFOLDER}/config.json" for file in listing.files):

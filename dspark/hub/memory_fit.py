@@ -1,4 +1,4 @@
-"""Does a pair fit? What it takes where it would run, against the memory that is there."""
+"""Does a pair fit? The memory it needs on its device, against the memory available."""
 
 import os
 from dataclasses import dataclass, replace
@@ -21,8 +21,9 @@ from dspark.hub.store import locate
 from dspark.machine import free_memory, gigabytes, total_memory
 
 HALF = 2  # bytes of a number in bfloat16
-NATIVE_FP8_CAPABILITY = (8, 9)  # below it, and on a CPU, transformers de-quantises to bfloat16
-GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of drivers: without one, no need of torch
+NATIVE_FP8_CAPABILITY = (8, 9)  # below this, and on a CPU, transformers de-quantises to bfloat16
+# of drivers; without them torch need not be imported
+GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +39,25 @@ class Fit:
 
 
 def rooms() -> list[Room]:
-    """What dspark can load a pair into, the default device first, in its default number format."""
-    found = [Room("cpu", total_memory("cpu"), FLOAT, keeps_codes=_has_cpu_kernels())]
+    """The devices a pair can be loaded on, the default first, in their default number format."""
+    devices = [Room("cpu", total_memory("cpu"), FLOAT, keeps_codes=_has_cpu_kernels())]
     if os.name != "nt" and not any(Path(name).exists() for name in GPU_FILES):
-        return found
+        return devices
     import torch
 
     if torch.cuda.is_available():
         packed = torch.cuda.get_device_capability() >= NATIVE_FP8_CAPABILITY
-        found.insert(0, Room("cuda", total_memory("cuda"), HALF, packed))
-    return found
+        devices.insert(0, Room("cuda", total_memory("cuda"), HALF, packed))
+    return devices
 
 
 def _has_cpu_kernels() -> bool:
-    """Without torch, so as good as told: only the kernels know whether they can be built."""
+    """A guess without torch: only the kernels know whether they can be built."""
     return os.environ.get("DSPARK_KERNELS") != "torch" and find_spec("llvmlite") is not None
 
 
 def room_for(runtime: RuntimeConfig, found: list[Room]) -> Room:
-    """Where the pair would run, in the number format that would be used there."""
+    """The device on which the pair would run, with the number format used there."""
     device = runtime.device.partition(":")[0]
     room = next((each for each in found if each.device == device), found[0])
     if runtime.dtype == "auto":
@@ -69,64 +70,64 @@ def _bytes(dtype: str) -> int:
 
 
 def settings(found: list[Room]) -> list[tuple[Room, str]]:
-    """The default device and number format first; then two bytes a number, wherever they fit, with
-    the options that ask for it."""
+    """The default device and number format first; then two bytes per number, wherever that fits,
+    with the options that select it."""
     halves = [replace(room, value_bytes=HALF, keeps_codes=False) for room in found]
     asked = [f"--device {room.device} --dtype bfloat16" for room in found]
     return [(found[0], ""), *zip(halves, asked, strict=True)]
 
 
 def footprint(pair: Pair) -> Footprint | None:
-    """Exact once the pair is in the store, by the registry before; None is not established."""
+    """Exact once the pair is in the store, from the catalogue before; None is not established."""
     files = locate(pair.name)
     if files is None or brings_own_head(pair):
         return of_pair(pair)
     try:
         return of_folders(files.target, files.draft)
-    except CheckpointError:  # broken files, which reading them will name
+    except CheckpointError:  # broken files, which loading will report
         return of_pair(pair)
 
 
 def pair_memory(pair: Pair, room: Room | None = None) -> int | None:
-    """Bytes that the pair takes where it would run by default; None is not established."""
+    """Bytes that the pair needs on its default device; None is not established."""
     of = footprint(pair)
     return None if of is None else memory_needed(of, room or rooms()[0])
 
 
 def pair_fit(pair: Pair, device: str) -> Fit:
-    """As it would run there by default, against what is free there."""
+    """The need on that device by default, against its free memory."""
     room = room_for(RuntimeConfig(device), rooms())
     return Fit(pair_memory(pair, room) or 0, free_memory(device))
 
 
 def check_memory(pair: Pair, runtime: RuntimeConfig | None = None) -> None:
-    """Raises MemoryFullError where the pair cannot run as `runtime` says; None: in no way here."""
+    """Raises MemoryFullError if the pair cannot run on `runtime`; None: on any device here."""
     if (of := footprint(pair)) is not None:
         check_room(of, pair.name, runtime, _other_ways(pair))
 
 
 def check_room(of: Footprint, name: str, runtime: RuntimeConfig | None, other_ways: str) -> None:
-    """Raises MemoryFullError with the ways out: options with which it fits, then others."""
-    found = rooms()
-    possible = [each for each, _ in settings(found)]
-    asked = possible if runtime is None else [room_for(runtime, found)]
+    """Raises MemoryFullError with alternatives: options with which it fits, then others."""
+    devices = rooms()
+    possible = [each for each, _ in settings(devices)]
+    asked = possible if runtime is None else [room_for(runtime, devices)]
     if any(memory_needed(of, room) <= room.usable for room in asked):
         return
     needed = " or ".join(dict.fromkeys(_told(of, room) for room in asked))
-    there = ", ".join(f"{gigabytes(room.total)} ({room.device})" for room in found)
-    fitting = [options for room, options in settings(found) if _fits(of, room) and options]
-    first = f"Add {fitting[0]}, with which it fits; {other_ways}" if fitting else other_ways
+    there = ", ".join(f"{gigabytes(room.total)} ({room.device})" for room in devices)
+    fitting = [options for room, options in settings(devices) if _fits(of, room) and options]
+    first = f"It fits with {fitting[0]}; {other_ways}" if fitting else other_ways
     raise MemoryFullError(
         f"{name} needs {needed} of memory; there is {there}", first[:1].upper() + first[1:]
     )
 
 
 def check_files(name: str, target: Path, draft: Path | None, runtime: RuntimeConfig) -> None:
-    """Raises MemoryFullError for what is on disk and larger than all memory of its device."""
-    of, found = of_folders(target, draft), rooms()
-    room = room_for(runtime, found)
+    """Raises MemoryFullError if files on disk need more than all memory of their device."""
+    of, devices = of_folders(target, draft), rooms()
+    room = room_for(runtime, devices)
     if memory_needed(of, room) > room.total:
-        check_room(of, name, runtime, "take a smaller model, or fewer bits.")
+        check_room(of, name, runtime, "use a smaller model, or fewer bits.")
 
 
 def _told(of: Footprint, room: Room) -> str:
@@ -143,17 +144,17 @@ def _fits(of: Footprint, room: Room) -> bool:
 
 
 def _other_ways(pair: Pair) -> str:
-    ways = ["take a smaller pair (dspark list shows what each needs)"]
+    ways = ["use a smaller pair (dspark list shows the memory of each)"]
     if _has_other_engine(pair):
         ways.append(
             f"or on GPUs that hold it: dspark serve {pair.name} --engine vllm, "
             "then dspark chat --server URL"
         )
-    return f"{'; '.join(ways)}; dspark pull {pair.name} --force fetches it all the same."
+    return f"{'; '.join(ways)}; dspark pull {pair.name} --force fetches it anyway."
 
 
 def _has_other_engine(pair: Pair) -> bool:
-    """vLLM runs released DSpark heads; of others that is not established."""
+    """vLLM runs released DSpark heads; for others that is not established."""
     head = pair.head
     is_known = head is not None and head.algorithm == "dspark" and head.block_size is not None
     return is_known and isinstance(pair.target, HubRepo) and isinstance(pair.draft, HubRepo)

@@ -1,6 +1,6 @@
-"""How much memory a pair takes where it runs: one sum, wherever its sizes are known from.
+"""The memory that a pair needs: one sum, whatever the source of its sizes.
 
-benchmarks/memory_fit.py holds it against what processes were measured to take.
+benchmarks/memory_fit.py compares it with the measured memory of processes.
 """
 
 import math
@@ -21,17 +21,17 @@ from dspark.hub.catalog.pairs import (
     WheelMember,
 )
 
-USABLE = 0.9  # of a memory; the system and other programs need the rest
+USABLE = 0.9  # usable share of a memory; the system and other programs need the rest
 CACHE_TOKENS = 4096  # a long chat; the cache grows with the context
 PROGRAM_BYTES = 480_000_000  # the interpreter, torch, transformers and a tokenizer; measured
 GPU_BYTES = 1_500_000_000  # on a GPU: its context, passes and captured graphs
-MIN_CAPACITY = 256  # tokens that a cache has room for from the start; it doubles
+MIN_CAPACITY = 256  # initial capacity of a cache in tokens; it doubles
 MAX_ROWS = 64  # of a pass that verifies
-LOGITS = 3  # tensors of so many logits at once: raw, adjusted, probabilities
+LOGITS = 3  # logits tensors alive at once: raw, adjusted, probabilities
 FLOAT = 4
-DOUBLES = 2  # rows of an MLP and attention that live at once
+DOUBLES = 2  # rows of an MLP and attention alive at once
 OWN_TABLES = ("embed_tokens.weight", "lm_head.weight")  # of a head: mostly the target's again
-PACKED_BYTE = 17 / 32  # of a number in 4 bits with its scales
+PACKED_BYTE = 17 / 32  # bytes of a 4-bit number with its scales
 FP4_HEAD = 0.55  # bytes of a number of DeepSeek-V4's own head: experts in 4 bits, the rest not
 UNPACKED_GROWTH = 3.4  # from FP4 experts and FP8 layers to bfloat16, of DeepSeek-V4-Flash
 HEAD_LAYERS = 5  # of the released heads
@@ -40,9 +40,9 @@ TOWERS = re.compile(r"vision|visual|audio|multi_modal|mm_projector")  # which ar
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """All the memory of one device, and the bytes that a number takes there.
+    """The total memory of one device, and the bytes per number there.
 
-    `keeps_quantized`: FP8 weights stay as they are stored; elsewhere they are loaded as bfloat16.
+    `keeps_quantized`: FP8 weights stay as stored; otherwise they are loaded as bfloat16.
     `keeps_codes`: so do weights in the codes of a GGUF; elsewhere they are numbers.
     """
 
@@ -63,9 +63,9 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """A pair in numbers held, not bytes.
+    """A pair's size in numbers, not bytes.
 
-    `cache`: of one token, target and head. `stored_bytes`: of FP8 weights where they stay packed.
+    `cache`: of one token, target and head. `stored_bytes`: of FP8 weights if they stay quantized.
     `fixed_bytes`: the same in every format. `coded_values`: those that are stored in the codes of a
     GGUF, which are `coded_bytes`.
     """
@@ -91,20 +91,20 @@ class Footprint:
 
 
 def memory_needed(of: Footprint, room: Room, tokens: int = CACHE_TOKENS) -> int:
-    """Bytes at the highest, with a context of `tokens`: weights, cache, a pass, the program."""
+    """Peak bytes with a context of `tokens`: weights, cache, a pass, the program."""
     held = weight_bytes(of, room) + cache_bytes(of, room, tokens)
     return held + pass_bytes(of, room) + program_bytes(room)
 
 
 def weight_bytes(of: Footprint, room: Room) -> int:
-    """Once, but for the output head: where products are packed, its plain form stays beside.
+    """Bytes of the weights, each held once; a prepacked output head keeps its plain form too.
 
-    Of a file that transformers maps while it reads it the pages are not counted: the system takes
-    them back when it needs them.
+    Pages of a file that transformers maps while reading are not counted: the system reclaims them
+    when needed.
     """
-    if of.stored_bytes is not None:  # bfloat16 where it is not kept packed, whatever was asked for
-        own = of.stored_bytes if room.keeps_quantized else of.values * 2
-        return own + of.fixed_bytes
+    if of.stored_bytes is not None:  # bfloat16 unless kept quantized, whatever the dtype
+        stored = of.stored_bytes if room.keeps_quantized else of.values * 2
+        return stored + of.fixed_bytes
     if room.keeps_codes and of.coded_values:
         return (of.values - of.coded_values) * room.value_bytes + of.coded_bytes + of.fixed_bytes
     packs = of.is_dense and room.device == "cpu" and room.value_bytes == FLOAT
@@ -120,7 +120,7 @@ def cache_bytes(of: Footprint, room: Room, tokens: int = CACHE_TOKENS) -> int:
 
 
 def pass_bytes(of: Footprint, room: Room) -> int:
-    """What a pass works on."""
+    """Bytes of a pass's activations."""
     rows = EngineConfig().prefill_chunk * (2 * of.inner_size + 4 * of.hidden_size) * DOUBLES
     logits = LOGITS * FLOAT * MAX_ROWS * of.vocab_size
     return rows * room.value_bytes + logits
@@ -135,16 +135,18 @@ def of_folders(target: Path, draft: Path | None) -> Footprint:
     config = read_config(target)
     skipped = TOWERS.search if "text_config" in config else lambda name: None
     shapes = read_shapes(target).items()
-    found = _of_target(config, sum(math.prod(each) for name, each in shapes if not skipped(name)))
+    footprint = _of_target(
+        config, sum(math.prod(each) for name, each in shapes if not skipped(name))
+    )
     coded_values, coded_bytes = coded_sizes(target)
-    found = replace(found, coded_values=coded_values, coded_bytes=coded_bytes)
-    if draft is None or draft == target:  # a head in the target's own shards is among them
-        return found
-    return found.plus_head(*_head_values(draft, found))
+    footprint = replace(footprint, coded_values=coded_values, coded_bytes=coded_bytes)
+    if draft is None or draft == target:  # includes a head in the target's own shards
+        return footprint
+    return footprint.plus_head(*_head_values(draft, footprint))
 
 
 def _head_values(draft: Path, target: Footprint) -> tuple[int, int]:
-    """Numbers held of a head, and those that a token leaves in its cache."""
+    """Numbers of a head's weights, and of its cache per token."""
     folder = draft if (draft / "config.json").is_file() else draft / "dspark"
     config, shapes = read_config(folder), read_shapes(folder)
     table = (target.vocab_size, target.hidden_size)
@@ -154,7 +156,7 @@ def _head_values(draft: Path, target: Footprint) -> tuple[int, int]:
         if not (name.removeprefix("model.") in OWN_TABLES and shape == table)
     )
     extra = folder / "draft_vocabulary.safetensors"
-    if extra.is_file():  # the rows that are drafted from, once more and packed
+    if extra.is_file():  # the rows of the draft vocabulary, once more, prepacked
         rank = int(config.get("markov_rank") or 0)
         fixed = sum(math.prod(shape) for shape in read_shapes(folder, extra.name).values())
         values += fixed * (target.hidden_size + rank)
@@ -162,16 +164,16 @@ def _head_values(draft: Path, target: Footprint) -> tuple[int, int]:
 
 
 def of_listing(config: dict[str, Any], num_bytes: int, *, is_whole_v4: bool) -> Footprint:
-    """Of a target that is not here yet: its config, and the bytes of its weights."""
+    """Size of a target before download, from its config and the bytes of its weights."""
     values = stored_values(config, num_bytes)
     if not is_whole_v4:
         return _of_target(config, values)
-    found = _of_target(config, int(num_bytes * UNPACKED_GROWTH / 2))
-    return Footprint(found.values, cache=found.cache, stored_bytes=num_bytes)
+    footprint = _of_target(config, int(num_bytes * UNPACKED_GROWTH / 2))
+    return Footprint(footprint.values, cache=footprint.cache, stored_bytes=num_bytes)
 
 
 def stored_values(config: dict[str, Any], num_bytes: int) -> int:
-    """How many numbers lie in so many bytes."""
+    """Numbers stored in that many bytes."""
     quantization = config.get("quantization_config")
     if isinstance(quantization, dict):
         method = quantization.get("quant_method")
@@ -182,18 +184,18 @@ def stored_values(config: dict[str, Any], num_bytes: int) -> int:
 
 
 def of_pair(pair: Pair) -> Footprint | None:
-    """By the registry; None where the size is not established."""
+    """From the catalogue; None if the size is not established."""
     if pair.target_num_bytes is None:
         return None
     values = pair.num_parameters or pair.target_num_bytes // 2
     if brings_own_head(pair):
         head = pair.head.num_parameters if pair.head else None
-        # as stored, the head is among the target's bytes; else beside what the target unpacks to
+        # as stored, the head is among the target's bytes; unpacked, it adds to the target's
         beside = 0 if head is None else int(head * FP4_HEAD / 2)
         return Footprint(values + beside, stored_bytes=pair.target_num_bytes)
     facts = pair.facts or TargetFacts("", 0, 0, 0)
-    width = facts.kv_width or facts.hidden_size // 4  # not established: a fourth, as is common
-    found = Footprint(
+    width = facts.kv_width or facts.hidden_size // 4  # not established: a quarter, as is common
+    footprint = Footprint(
         values,
         facts.vocab_size,
         facts.hidden_size,
@@ -202,8 +204,10 @@ def of_pair(pair: Pair) -> Footprint | None:
         facts.model_type in DENSE,
     )
     if isinstance(pair.target, WheelMember):  # a GGUF, of which little more than codes is kept
-        found = replace(found, coded_values=values, coded_bytes=pair.target.member_num_bytes)
-    return found.plus_head(*_registered_head(pair, found))
+        footprint = replace(
+            footprint, coded_values=values, coded_bytes=pair.target.member_num_bytes
+        )
+    return footprint.plus_head(*_registered_head(pair, footprint))
 
 
 def _registered_head(pair: Pair, target: Footprint) -> tuple[int, int]:
@@ -227,8 +231,8 @@ def _of_target(config: dict[str, Any], values: int) -> Footprint:
     text = config.get("text_config", config)
 
     def size(*names: str) -> int:
-        found = next((text[name] for name in names if isinstance(text.get(name), int)), 0)
-        return max(0, int(found))
+        value = next((text[name] for name in names if isinstance(text.get(name), int)), 0)
+        return max(0, int(value))
 
     return Footprint(
         values,
@@ -241,14 +245,14 @@ def _of_target(config: dict[str, Any], values: int) -> Footprint:
 
 
 def is_dense(config: dict[str, Any]) -> bool:
-    """Whether our own forward runs it, as far as the family tells."""
+    """Whether our own forward runs it, judging by the family."""
     window = config.get("model_type") == "mistral" and config.get("sliding_window") is not None
     slides = "sliding_attention" in (config.get("layer_types") or ())
     return config.get("model_type") in DENSE and not window and not slides
 
 
 def cache_values(config: dict[str, Any]) -> int:
-    """Numbers that one token leaves in the cache; 0 for a config without the usual keys."""
+    """Numbers per token in the cache; 0 for a config without the usual keys."""
     config = config.get("text_config", config)
     try:
         num_heads = config["num_attention_heads"]

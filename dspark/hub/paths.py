@@ -1,4 +1,4 @@
-"""Where dspark keeps what is its own, and whether a disk has room."""
+"""The store's folder, and the space on its disk."""
 
 import errno
 import os
@@ -14,14 +14,14 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def home() -> Path:
-    """The store's folder: DSPARK_HOME, otherwise the platform's place for user data."""
-    if chosen := os.environ.get(HOME_VARIABLE):
-        return Path(chosen).expanduser().absolute()
+    """The store's folder: DSPARK_HOME, otherwise the platform's folder for user data."""
+    if folder := os.environ.get(HOME_VARIABLE):
+        return Path(folder).expanduser().absolute()
     return platformdirs.user_data_path("dspark", appauthor=False)
 
 
 def check_disk(folder: Path, needed_bytes: int, variable: str = HOME_VARIABLE) -> None:
-    """Raises StorageError where the disk of `folder` has less space than that."""
+    """Raises StorageError if the disk of `folder` has less space than that."""
     free = free_disk(folder)
     if free < needed_bytes:
         raise StorageError(

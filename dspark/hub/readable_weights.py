@@ -1,4 +1,5 @@
-"""What a repository's list of files tells before a byte of its weights comes: can they be read?"""
+"""Decides from a repository's list of files, before any download, whether its weights are
+readable."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -9,7 +10,7 @@ from dspark.errors import CheckpointError, DownloadError
 
 GGUF_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-# by the end of a file's name, what reads such weights
+# by a file's suffix, the program that reads such weights
 ELSEWHERE = {
     ".onnx": ("ONNX", "onnxruntime runs them."),
     ".onnx_data": ("ONNX", "onnxruntime runs them."),
@@ -20,11 +21,11 @@ ELSEWHERE = {
     ".npz": ("NumPy's form", "Look for a repository of the same model with safetensors."),
     ".nemo": ("NeMo's form", "Look for a repository of the same model with safetensors."),
 }
-BY_TRANSFORMERS = ("mxfp4", "fp8")  # packings that it unpacks without another package
+BY_TRANSFORMERS = ("mxfp4", "fp8")  # quantizations that it reads without another package
 
 
 def check_files(repo_id: str, paths: Collection[str]) -> None:
-    """Raises CheckpointError where no file holds weights in safetensors, and says what does."""
+    """Raises CheckpointError if no file has weights in safetensors, naming the format they have."""
     top = [path for path in paths if "/" not in path]
     has_config = "config.json" in top
     if has_config and any(path.endswith(".safetensors") for path in top):
@@ -37,7 +38,7 @@ def _refusal(
 ) -> DownloadError | CheckpointError:
     if "adapter_config.json" in top:
         return CheckpointError(
-            f"{repo_id} holds an adapter (LoRA), not a model",
+            f"{repo_id} is an adapter (LoRA), not a model",
             "Merge it into its base with peft's merge_and_unload, and save that.",
         )
     if gguf := [path for path in paths if path.endswith(".gguf")]:
@@ -48,16 +49,16 @@ def _refusal(
         )
     if pickles := [path for path in top if path.endswith(PICKLES)]:
         return CheckpointError(
-            f"{repo_id} holds its weights in {pickles[0]}, which could run code, and not in "
+            f"{repo_id} has its weights in {pickles[0]}, which could run code, and not in "
             "safetensors",
             "Look for the same model in safetensors; many repositories have it in a pull request.",
         )
     for path in paths:
         for ending, (form, hint) in ELSEWHERE.items():
             if path.endswith(ending):
-                return CheckpointError(f"{repo_id} holds its weights in {form}: {path}", hint)
+                return CheckpointError(f"{repo_id} has its weights in {form}: {path}", hint)
     return CheckpointError(
-        f"{repo_id} holds no weights in safetensors", "Is it whole? Ask its owner."
+        f"{repo_id} has no weights in safetensors", "It may be incomplete; ask its owner."
     )
 
 
@@ -66,7 +67,7 @@ def _gguf(repo_id: str, paths: list[str], *, has_config: bool) -> DownloadError:
     if all(GGUF_PART.search(path) for path in paths):
         return DownloadError(
             f"{repo_id} has {lacks}, but GGUF files in parts",
-            "Download the parts, join them with llama-gguf-split --merge, and give the whole as "
+            "Download the parts, join them with llama-gguf-split --merge, and give the result as "
             "--target MODEL.gguf.",
         )
     return DownloadError(
@@ -76,12 +77,16 @@ def _gguf(repo_id: str, paths: list[str], *, has_config: bool) -> DownloadError:
 
 
 def check_packing(repo_id: str, config: Mapping[str, Any]) -> None:
-    """Raises CheckpointError for weights packed in a way that is not read."""
+    """Raises CheckpointError for weights in an unsupported quantization."""
     quantization = config.get("quantization_config")
-    own = config.get("quantization") or quantization
-    if isinstance(own, dict) and "group_size" in own and "quant_method" not in own:
+    mlx_settings = config.get("quantization") or quantization
+    if (
+        isinstance(mlx_settings, dict)
+        and "group_size" in mlx_settings
+        and "quant_method" not in mlx_settings
+    ):
         raise CheckpointError(
-            f"{repo_id} is packed by MLX", "mlx-lm runs it; or take the model in plain bf16."
+            f"{repo_id} is quantized by MLX", "mlx-lm runs it; or use the model in plain bf16."
         )
     if not isinstance(quantization, dict):
         return
@@ -93,7 +98,7 @@ def check_packing(repo_id: str, config: Mapping[str, Any]) -> None:
     method = str(quantization.get("quant_method"))[:40]
     if method not in BY_TRANSFORMERS:
         raise CheckpointError(
-            f"{repo_id} is packed by {method!r}, which is not read for models of type "
+            f"{repo_id} is quantized by {method!r}, which is not supported for models of type "
             f"{str(config.get('model_type'))[:40]}",
-            "Take the model in plain bf16.",
+            "Use the model in plain bf16.",
         )

@@ -1,4 +1,4 @@
-"""From what a user calls a model or a head, a folder or a Hugging Face id, to a folder."""
+"""From a user's name for a model or head, a path or a Hugging Face id, to a folder."""
 
 from collections.abc import Generator
 from pathlib import Path
@@ -22,7 +22,7 @@ LOOKUP_DRAFT = "lookup"
 
 
 def resolve_target(path_or_id: str) -> Path:
-    """A folder with config.json and safetensors; an id is fetched where the cache lacks it, a GGUF
+    """A folder with config.json and safetensors; an id is fetched if not in the cache, a GGUF is
     converted once."""
     if known_pair(path_or_id):
         return _stored(path_or_id).target
@@ -32,7 +32,7 @@ def resolve_target(path_or_id: str) -> Path:
 
 
 def resolve_draft(path_or_id: str) -> Path | None:
-    """As resolve_target, for a head; "none" is no head."""
+    """As resolve_target, for a head; "none" means no head."""
     if path_or_id == NO_DRAFT:
         return None
     if pair := known_pair(path_or_id):
@@ -51,7 +51,7 @@ def _stored_head(pair: Pair) -> Path | None:
     folder = store.draft_folder(pair)
     if folder is None and pair.draft is not None:
         raise UnknownNameError(
-            f"the head of {pair.name} is not here yet",
+            f"the head of {pair.name} is not on disk yet",
             f"Run dspark pull {pair.name} --head-only first.",
         )
     return folder
@@ -60,9 +60,9 @@ def _stored_head(pair: Pair) -> Path | None:
 def fetch_missing(
     path_or_id: str, *, is_head: bool = False, runtime: RuntimeConfig | None = None
 ) -> Generator[FetchProgress, None, None]:
-    """What resolve_target or resolve_draft would fetch or convert first, with its progress.
+    """Fetches or converts the files that resolve_target or resolve_draft need, with progress.
 
-    `runtime` as of fetch_published.
+    `runtime` as in fetch_published.
     """
     file = None if is_head else gguf_file(path_or_id)
     if file is not None and converted_folder(file) is None:
@@ -80,7 +80,7 @@ def _folder(path_or_id: str) -> Path:
         return path
     if path.exists():
         raise CheckpointError(
-            f"{path_or_id} is a file", "Give the folder that holds config.json and the weights."
+            f"{path_or_id} is a file", "Give the folder with config.json and the weights."
         )
     if HUB_ID.fullmatch(path_or_id):
         return _repository(HubRepo(path_or_id))
@@ -91,7 +91,7 @@ def _folder(path_or_id: str) -> Path:
 
 
 def _repository(repo: HubRepo) -> Path:
-    """What the cache holds whole is taken as it is; the hub is asked only for what is missing."""
+    """A complete repository in the cache is used as it is; only missing files are downloaded."""
     follow(fetch_missing(repo.repo_id))
     folder = cached_folder(repo)
     assert folder is not None, "a fetch ends with the repository in the cache or with an error"

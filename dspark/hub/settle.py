@@ -1,4 +1,4 @@
-"""What a user's name for a model means: a pair, a family, a folder, a GGUF file or a hub id."""
+"""Resolves a user's name for a model: a pair, a family, a folder, a GGUF file or a hub id."""
 
 from collections.abc import Generator
 from dataclasses import replace
@@ -37,12 +37,12 @@ def settle(choice: PairChoice, runtime: RuntimeConfig | None = None) -> Settling
 
 def _usable(choice: PairChoice, name: str, runtime: RuntimeConfig | None) -> Settling:
     """A known pair or family; raises MemoryFullError if it does not fit where it will run."""
-    chosen = hub.choose_pair(name, runtime)
-    if chosen.reason:
-        yield Decided(chosen.reason)
-    if (pair := hub.known_pair(chosen.name)) is not None:
+    pick = hub.choose_pair(name, runtime)
+    if pick.reason:
+        yield Decided(pick.reason)
+    if (pair := hub.known_pair(pick.name)) is not None:
         hub.check_memory(pair, runtime)
-    return replace(choice, pair=chosen.name)
+    return replace(choice, pair=pick.name)
 
 
 def _local(choice: PairChoice) -> Settling:
@@ -62,8 +62,8 @@ def _published(choice: PairChoice) -> Settling:
     if (folder := hub.kept_folder(choice.pair)) is not None:
         is_head, has_head = hub.is_head_folder(folder), hub.brings_head(folder)
     else:
-        found = hub.look_up(choice.pair)
-        is_head, has_head = found.is_head, found.brings_head
+        repo = hub.look_up(choice.pair)
+        is_head, has_head = repo.is_head, repo.brings_head
     if is_head:
         raise _is_head(choice.pair)
     return replace((yield from _with_head(choice, has_head=has_head)), target=choice.pair)

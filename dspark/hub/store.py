@@ -1,4 +1,4 @@
-"""The local store: where pairs lie on disk, how much they take, how they go away."""
+"""The local store: folders of pairs, their sizes, and their removal."""
 
 import shutil
 from collections.abc import Iterator
@@ -36,22 +36,22 @@ def download_path(wheel: WheelMember) -> Path:
 
 
 def part_path(wheel: WheelMember) -> Path:
-    """What has come of a download so far."""
+    """The partial file of a download."""
     whole = download_path(wheel)
     return whole.with_name(f"{whole.name}.part")
 
 
 def pair_lock(pair: Pair) -> FileLock:
-    """Held by whoever fetches or removes the pair. Its folder must exist."""
-    # a generator may be closed by another thread than the one that began it
+    """Held by the process that fetches or removes the pair. Its folder must exist."""
+    # a generator may be closed by another thread than the one that started it
     return FileLock(home() / "locks" / f"{pair.name}.lock", thread_local=False)
 
 
 def locate(name_or_path: str) -> PairFiles | None:
-    """What is on disk already: a known pair, whole, or a folder with a model and no head."""
+    """The files on disk: a complete known pair, or a folder with a model and no head."""
     if pair := known_pair(name_or_path):
         target, draft = target_folder(pair), draft_folder(pair)
-        # a head that should have been shipped is done without, one that can be fetched is not
+        # a missing shipped head is left out, one that can be fetched is not
         lacks_head = draft is None and not isinstance(pair.draft, AssetFolder | None)
         return None if target is None or lacks_head else PairFiles(pair.name, target, draft)
     if (file := gguf_file(name_or_path)) is not None:
@@ -64,7 +64,7 @@ def locate(name_or_path: str) -> PairFiles | None:
 
 
 def target_folder(pair: Pair) -> Path | None:
-    """Where the target lies, once it is whole."""
+    """The target's folder, once complete."""
     if isinstance(pair.target, WheelMember):
         folder = pair_folder(pair) / "target"
         return folder if is_complete(folder) else None
@@ -83,7 +83,7 @@ def _folder_of(source: TargetSource | HeadSource, *, is_head: bool) -> Path | No
     if isinstance(source, OtherPair):
         other = find_pair(source.name)
         return draft_folder(other) if is_head else target_folder(other)
-    assert isinstance(source, HubRepo), "a wheel belongs to one pair and has no folder of its own"
+    assert isinstance(source, HubRepo), "a wheel belongs to one pair and has no separate folder"
     return cached_folder(source)
 
 
@@ -93,22 +93,22 @@ def is_complete(target: Path) -> bool:
 
 
 def stored_bytes(pair: Pair) -> int:
-    """All that the pair takes in the store, unfinished downloads included."""
-    own = sum(folder_bytes(path) for path in _traces(pair))
-    return own + sum(repo_bytes(repo) for repo in _repos(pair))
+    """Bytes of the pair in the store, unfinished downloads included."""
+    num_bytes = sum(folder_bytes(path) for path in _traces(pair))
+    return num_bytes + sum(repo_bytes(repo) for repo in _repos(pair))
 
 
 def removable_bytes(pair: Pair) -> int:
-    """What `remove` would set free."""
+    """Bytes that `remove` would free."""
     if pair.name in registered_pairs():
         return 0
-    own = sum(folder_bytes(path) for path in _traces(pair))
-    return own + sum(repo_bytes(repo) for repo in _removable(pair))
+    num_bytes = sum(folder_bytes(path) for path in _traces(pair))
+    return num_bytes + sum(repo_bytes(repo) for repo in _removable(pair))
 
 
 def _repos(pair: Pair) -> list[HubRepo]:
-    found = [each for each in (pair.target, pair.draft) if isinstance(each, HubRepo)]
-    return list({repo.repo_id: repo for repo in found}.values())
+    repos = [each for each in (pair.target, pair.draft) if isinstance(each, HubRepo)]
+    return list({repo.repo_id: repo for repo in repos}.values())
 
 
 def _removable(pair: Pair) -> list[HubRepo]:
@@ -118,17 +118,17 @@ def _removable(pair: Pair) -> list[HubRepo]:
 
 
 def folder_bytes(path: Path) -> int:
-    """Size of a file or of everything in a folder; 0 where there is nothing."""
+    """Size of a file or of everything in a folder; 0 if it does not exist."""
     if path.is_file():
         return path.stat().st_size
     return sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
 
 
 def remove(name: str) -> int:
-    """Take a pair out of the store; returns the bytes set free. What dspark ships stays.
+    """Remove a pair from the store; returns the bytes freed. Files that dspark ships stay.
 
-    Of a pair of the user's own only the name goes; of the Hugging Face cache, what no other pair
-    that is here needs.
+    Of a user's own pair only the name is removed; from the Hugging Face cache, files that no other
+    pair on disk needs.
     """
     pair = find_pair(name)
     freed = removable_bytes(pair)
@@ -153,9 +153,9 @@ def remove(name: str) -> int:
 
 
 def remove_repo(repo_id: str) -> int:
-    """Take a repository out of the Hugging Face cache; returns the bytes set free.
+    """Remove a repository from the Hugging Face cache; returns the bytes freed.
 
-    Raises InputError where a pair that is here needs it.
+    Raises InputError if a pair on disk needs it.
     """
     repo = HubRepo(repo_id)
     for pair in known_pairs().values():
@@ -170,7 +170,7 @@ def remove_repo(repo_id: str) -> int:
 
 
 def _traces(pair: Pair) -> tuple[Path, ...]:
-    """The folder of the pair, then files; what belongs to others is no trace of it."""
+    """The pair's folder and files in the store, without those of other pairs."""
     if isinstance(pair.target, WheelMember):
         return pair_folder(pair), download_path(pair.target), part_path(pair.target)
     return (pair_folder(pair),)
@@ -185,7 +185,7 @@ def _remove_traces(pair: Pair) -> None:
 
 def _remove_folder(folder: Path) -> None:
     if folder.exists():
-        # out of sight first: a removal cut short must not leave half a model to be found
+        # renamed first: an interrupted removal must not leave half a model to be found
         condemned = folder.with_name(f".{folder.name}.removed")
         shutil.rmtree(condemned, ignore_errors=True)
         folder.rename(condemned)
@@ -194,7 +194,7 @@ def _remove_folder(folder: Path) -> None:
 
 @contextmanager
 def storage_errors(folder: Path) -> Iterator[None]:
-    """Turns what the operating system says about a disk into one StorageError."""
+    """Turns the operating system's disk errors into one StorageError."""
     try:
         yield
     except OSError as error:
@@ -202,7 +202,7 @@ def storage_errors(folder: Path) -> Iterator[None]:
         if error.errno in FULL:
             raise StorageError(
                 f"the disk is full: {place}",
-                "Free some space and run the same command again; downloads go on where they ended.",
+                "Free some space and run the same command again; downloads resume.",
             ) from error
         raise StorageError(
             f"{place} cannot be used ({error.strerror or error})",

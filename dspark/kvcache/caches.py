@@ -102,6 +102,7 @@ class PooledPass:
         )
 
     def write(self, layer: int, heads: torch.Tensor, norms: HeadNorms | None) -> None:
+        """As CachePass.write."""
         key, value = heads.split(self._shape.num_kv_heads, dim=1)
         if norms is not None:
             key = rms_norm(key, norms.key, norms.eps)
@@ -148,7 +149,7 @@ class PagedCache:
             self.pool.reserve(index, start + size, start)
         chunk = plan if causal and max(plan.sizes) > MAX_VERIFY_ROWS else None
         if chunk is not None and plan.num_requests > 1:
-            raise ValueError("the chunk of a prompt is a pass of its own")
+            raise ValueError("the chunk of a prompt is a separate pass")
         return PagedPass(self, page_rows(plan, self.device), plan.end, chunk)
 
     def over(self, rows: PagedRows) -> "PagedPass":
@@ -173,6 +174,7 @@ class PagedPass:
         )
 
     def write(self, layer: int, heads: torch.Tensor, norms: HeadNorms | None) -> None:
+        """As CachePass.write."""
         self._write(layer, heads, norms)
 
     def _write(self, layer: int, heads: torch.Tensor, norms: HeadNorms | None) -> torch.Tensor:

@@ -68,22 +68,22 @@ class PagedPool:
     def reserve(self, index: int, length: int, start: int = 0) -> None:
         """Pages for the first `length` positions of slot `index`; those from position `start` on
         are its alone, so that it may write to them."""
-        pages, wanted = self._pages[index], num_pages_for(length)
+        pages, num_pages = self._pages[index], num_pages_for(length)
         first = start // PAGE
         shared = [at for at in range(first, len(pages)) if self._num_holders[pages[at]] > 1]
-        if len(pages) >= wanted and not shared:
+        if len(pages) >= num_pages and not shared:
             return
-        if wanted > self.tables.shape[1]:
-            self._grow_tables(num_columns=max(wanted, 2 * self.tables.shape[1]))
+        if num_pages > self.tables.shape[1]:
+            self._grow_tables(num_columns=max(num_pages, 2 * self.tables.shape[1]))
         for at in shared:
             pages[at] = self._copy_of(pages[at])
-        while len(pages) < wanted:
+        while len(pages) < num_pages:
             pages.append(self._take_page())
         self.tables[index, first : len(pages)] = torch.tensor(pages[first:], dtype=torch.int32)
 
     def share(self, slot: KVSlot, length: int) -> KVSlot:
         """A slot that begins with the whole pages among the first `length` positions of another;
-        its own `length` says how far they reach."""
+        its own `length` bounds them."""
         pages = self._pages[slot.index][: min(length, slot.length) // PAGE]
         fresh = self.open()
         for page in pages:

@@ -87,7 +87,8 @@ class StackedPool(KVPool):
         self.stacked, self._buffers = stacked, list(stacked.unbind(0))
 
     def _grow(self, *, num_slots: int = 0, capacity: int = 0) -> None:
-        """What is not written yet takes no memory: the old tensor goes before it does."""
+        """Unwritten memory is not resident yet: the old tensor is freed before the new one is
+        written."""
         layers, two, slots, heads, old_capacity, head_dim = self.stacked.shape
         grown = torch.zeros(
             layers, two, num_slots or slots, heads, capacity or old_capacity, head_dim
@@ -98,7 +99,7 @@ class StackedPool(KVPool):
 
 
 class RowPlan:
-    """Where the flattened rows of one pass go: row i of request r is absolute position length + i.
+    """Destinations of one pass's flattened rows: row i of request r has position length + i.
 
     Made once per pass and used by every layer. `block` rows of a request see each other only up to
     themselves (causal) or all of them (a draft block).

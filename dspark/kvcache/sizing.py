@@ -56,8 +56,8 @@ def fix_pages(
     device = fresh[0].device
     room = usable_bytes(str(device)) // (2 if leaves_room else 1)
     fitting = room // sum(page_bytes(cache) for cache in fresh)
-    wanted = num_slots // 2 * num_pages_for(max_length)
-    num_pages = min(fixed) if fixed else min(wanted, fitting)
+    max_pages = num_slots // 2 * num_pages_for(max_length)
+    num_pages = min(fixed) if fixed else min(max_pages, fitting)
     if num_pages < 2 or num_pages > fitting:
         raise MemoryFullError(
             f"{gigabytes(room)} are left on {device} for keys and values, too little for a chat",

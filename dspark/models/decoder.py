@@ -34,20 +34,20 @@ class FusedLayer:
 
     def moved(self, move: Move) -> "FusedLayer":
         """The same layer of other tensors; its products must not be prepacked."""
-        parts: dict[str, Any] = {
+        tensors: dict[str, Any] = {
             "input_norm": move(self.input_norm),
             "mlp_norm": move(self.mlp_norm),
         }
         if (norms := self.head_norms) is not None:
-            parts["head_norms"] = HeadNorms(move(norms.query), move(norms.key), norms.eps)
+            tensors["head_norms"] = HeadNorms(move(norms.query), move(norms.key), norms.eps)
         for name in ("qkv", "output", "gate_up", "down", "keys_values"):
             if (linear := getattr(self, name)) is not None:
-                parts[name] = linear.moved(move)
-        return replace(self, **parts)
+                tensors[name] = linear.moved(move)
+        return replace(self, **tensors)
 
 
 class Decoder:
-    """Layers in their order and the norm behind them; where their weights lie is `layers`' matter
+    """Layers in their order and the final norm; `layers` decides where their weights are stored
     (models/placement.py)."""
 
     def __init__(

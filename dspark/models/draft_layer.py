@@ -1,4 +1,4 @@
-"""The layers that heads are made of, as modules: they serve training and decoding.
+"""Layers of heads, as modules for training and decoding.
 
 Parameter names are those of DeepSpec's layout.
 """
@@ -19,6 +19,7 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., D] -> [..., D]."""
         return rms_norm(x, self.weight, self.eps)
 
 
@@ -67,6 +68,7 @@ class Gemma4Attention(DraftAttention):
     def keys_values(
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As DraftAttention.keys_values."""
         shared = self.k_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
         value = rms_norm(shared, self.one.to(shared), self.k_norm.eps)
         return apply_rope(self.k_norm(shared), cos, sin), value
@@ -83,6 +85,7 @@ class DraftMLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., H] -> [..., H]."""
         gate = self.gate_proj(x)
         gelu, silu = nn.functional.gelu, nn.functional.silu
         gate = gelu(gate, approximate="tanh") if self.is_gelu else silu(gate)
@@ -111,7 +114,7 @@ class DraftLayer(nn.Module):
 
 
 class Gemma4Layer(DraftLayer):
-    """Norms behind attention and MLP too, and a scale of the whole."""
+    """Also norms after attention and MLP, and a scale of the output."""
 
     def __init__(self, config: HeadConfig, input_width: int | None = None) -> None:
         super().__init__(config, input_width)
@@ -120,6 +123,7 @@ class Gemma4Layer(DraftLayer):
         self.register_buffer("layer_scalar", torch.ones(1))
 
     def finish(self, residual: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """As DraftLayer.finish."""
         hidden = residual + self.post_attention_layernorm(self.self_attn.o_proj(attended))
         inner = self.mlp(self.pre_feedforward_layernorm(hidden))
         out: torch.Tensor = (hidden + self.post_feedforward_layernorm(inner)) * self.layer_scalar

@@ -1,4 +1,4 @@
-"""The trained part of a DSpark pair: parallel backbone, sequential head, confidence head.
+"""The trained part of a DSpark pair (DeepSeek 2026): backbone, sequential and confidence head.
 
 One module serves training and decoding; parameter names are those of DeepSpec's layout.
 A context feature is RMSNorm(W_c · taps); each layer projects it with its own k and v weights.

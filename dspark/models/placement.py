@@ -1,8 +1,8 @@
-"""Where the weights of a model's layers wait until they run.
+"""Where the weights of a model's layers are stored until they run.
 
-What a pass reads of a model that does not fit on its device comes over the bus, layer by layer. The
-bus is some fifty times slower than the device's memory, so copies are not overlapped with the work
-on them: there would be nothing to gain.
+The weights of a model that does not fit on its device come over the bus, layer by layer. The bus is
+some fifty times slower than the device's memory, so overlapping copies with work would gain
+nothing.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ Build = Callable[[], FusedLayer]  # reads the weights of one layer onto the devi
 
 class Placement(Protocol):
     """`prepacks`: the layers stay in one place, so that a CPU may keep them in its own form;
-    `rereads`: a layer is built more than once, so what it is built from must stay."""
+    `rereads`: a layer is built more than once, so its tensors must stay."""
 
     prepacks: bool
     rereads: bool
@@ -38,7 +38,7 @@ class OnDevice:
 
 
 class InHostMemory:
-    """Layers wait in the host's memory, page-locked beside a CUDA device, and are copied whenever
+    """Layers wait in the host's memory, page-locked for a CUDA device, and are copied whenever
     they run: at most one layer of them is on the device."""
 
     prepacks, rereads = False, False

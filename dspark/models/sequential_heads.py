@@ -1,4 +1,4 @@
-"""The light sequential heads: what the token just chosen adds to the logits of the next slot.
+"""Sequential heads (DSpark, DeepSeek 2026): the bias of the chosen token on the next position.
 
 vanilla and gated see the last token only, rnn carries a state along the block.
 """
@@ -19,7 +19,7 @@ class MarkovHead(nn.Module):
         self.markov_w2 = nn.Linear(self.rank, config.num_columns, bias=False)
 
     def initial_state(self, like: torch.Tensor) -> torch.Tensor:
-        """The state before the first slot: [..., r] zeros (only the rnn head changes it)."""
+        """The state before the first position: [..., r] zeros (only the rnn head changes it)."""
         return like.new_zeros(*like.shape[:-1], self.rank)
 
     def embed(self, previous_ids: torch.Tensor) -> torch.Tensor:
@@ -47,6 +47,7 @@ class GatedMarkovHead(MarkovHead):
     def step(
         self, embedding: torch.Tensor, hidden: torch.Tensor, state: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As MarkovHead.step."""
         gate = self.gate_proj(torch.cat([hidden, embedding], dim=-1)).sigmoid()
         return gate * embedding, state
 
@@ -61,6 +62,7 @@ class RecurrentHead(MarkovHead):
     def step(
         self, embedding: torch.Tensor, hidden: torch.Tensor, state: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As MarkovHead.step."""
         joint = self.joint_proj(torch.cat([state, embedding, hidden], dim=-1))
         gate, candidate, output = joint.chunk(3, dim=-1)
         gate = gate.sigmoid()
@@ -76,7 +78,7 @@ def build_markov_head(config: DSparkConfig) -> MarkovHead | None:
 
 
 class ConfidenceHead(nn.Module):
-    """logit of the probability that the target accepts a slot, given all before it were."""
+    """logit of the probability that the target accepts a draft, given all before it were."""
 
     def __init__(self, config: DSparkConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a probe of a pair compares on: the target's own continuations, its logits and all taps."""
+"""The material of a probe: the target's own continuations with logits and all taps."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,19 +38,20 @@ class Text:
     taps: Mapping[int, torch.Tensor]
 
     def anchors(self, depth: int) -> list[int]:
-        """Places in the continuation that `depth` more tokens follow, spread evenly, falling."""
+        """Evenly spaced places in the continuation with `depth` more tokens after them,
+        descending."""
         first, last = self.prompt_length, len(self.token_ids) - 1 - depth
         count = min(NUM_ANCHORS, last - first + 1)
         places = {first + round(i * (last - first) / max(1, count - 1)) for i in range(count)}
         return sorted(places, reverse=True)
 
     def tokens(self, places: torch.Tensor) -> torch.Tensor:
-        """The tokens there; the nearest one beyond either end."""
+        """The tokens [n] at these places, clamped to the ends."""
         return self.token_ids[places.clamp(0, len(self.token_ids) - 1)]
 
 
 def default_prompts(target: Path) -> list[tuple[int, ...]]:
-    """Our own, as the target's chat template or else its tokenizer has them."""
+    """Our prompts, encoded by the target's chat template, or else its tokenizer."""
     codec = TextCodec.from_directory(target)
     if codec is None:
         raise InputError(f"{target} has no tokenizer, so the pair cannot be probed")
@@ -67,7 +68,7 @@ def default_prompts(target: Path) -> list[tuple[int, ...]]:
 def gather(
     target: Target, tap_layers: Sequence[int], prompts: Sequence[tuple[int, ...]]
 ) -> Iterator[Text]:
-    """One text a prompt. `tap_layers` are those that the target was loaded with."""
+    """One text per prompt. `tap_layers` are those the target was loaded with."""
     engine = Engine(target, None, FullSchedule())
     requests = [Request(prompt, stop=StopConfig(max_tokens=NUM_TOKENS)) for prompt in prompts]
     for event in engine.run(requests):
@@ -80,7 +81,7 @@ def gather(
 
 
 def normed_taps(target: Target) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The target's final norm, or one without a scale where that is out of reach."""
+    """The target's final norm, or one without a scale if that is not accessible."""
     if isinstance(target, DenseTarget):
         return target.final_norm
     norm = final_norm(getattr(target, "model", None))
@@ -92,7 +93,8 @@ def target_theta(directory: Path) -> float:
 
 
 def possible_masks(directory: Path, mask_token_id: int, vocab_size: int) -> list[int]:
-    """Its neighbours, what the tokenizer calls a mask, its other special tokens, the last ids."""
+    """Candidates for the mask token: neighbours, the tokenizer's mask and special tokens, last
+    ids."""
     near = [mask_token_id - 1, mask_token_id + 1]
     try:
         tokenizer: Any = load_tokenizer(directory)

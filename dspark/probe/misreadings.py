@@ -1,4 +1,4 @@
-"""The ways in which a head can be misread, each one step away from how its files say it is run."""
+"""Ways in which a head can be misread, each one change away from its configuration."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,9 +15,10 @@ HEAD_NORMS = ("q_norm", "k_norm")
 class Convention:
     """How a head is run; the default is as configured.
 
-    `fault` says what is wrong with the configuration if this one drafts better. slot_shift: draft k
-    is read from slot k + slot_shift. previous_shift and row_shift: which token the sequential head
-    or an Eagle3 row gets, counted from the right one. position_shift: the block's rope positions.
+    `fault` states the error in the configuration if this one drafts better. block_shift: draft k is
+    read from row k + block_shift of the block. previous_shift and row_shift: the token that the
+    sequential head or an EAGLE-3 row gets, relative to the right one. position_shift: shift of
+    the block's RoPE positions.
     """
 
     fault: str = ""
@@ -27,7 +28,7 @@ class Convention:
     without: tuple[str, ...] = ()
     has_rope: bool = True
     position_shift: int = 0
-    slot_shift: int = 0
+    block_shift: int = 0
     previous_shift: int = 0
     row_shift: int = 0
     swaps_markov: bool = False
@@ -54,16 +55,17 @@ def neighbours(
         if mask != config.mask_token_id and 0 <= mask < config.vocab_size
     ]
     if config.markov_type != "none":
-        found.append(
+        conventions.append(
             Convention(
-                "the sequential head wants the token before the one it is given", previous_shift=-1
+                "the sequential head expects the token before the one it is given",
+                previous_shift=-1,
             )
         )
         if config.draft_vocab_size is None:
             found.append(
                 Convention("the two tables of the sequential head are swapped", swaps_markov=True)
             )
-    return found
+    return conventions
 
 
 def _of_taps(config: HeadConfig, num_layers: int) -> Iterator[Convention]:
@@ -81,7 +83,7 @@ def _of_taps(config: HeadConfig, num_layers: int) -> Iterator[Convention]:
             f"the taps are joined in the wrong order: {list(order)} is meant, not {list(taps)}",
             tap_layers=order,
         )
-    yield Convention("the head wants its taps after the target's final norm", norms_taps=True)
+    yield Convention("the head expects its taps after the target's final norm", norms_taps=True)
 
 
 def _of_rope(config: HeadConfig, thetas: Iterable[float]) -> Iterator[Convention]:
@@ -89,28 +91,28 @@ def _of_rope(config: HeadConfig, thetas: Iterable[float]) -> Iterator[Convention
     for theta in dict.fromkeys((*thetas, *COMMON_THETAS)):
         if theta != config.rope_theta:
             yield Convention(
-                f"the rope base is {theta:g}, not {config.rope_theta:g}",
+                f"the RoPE base is {theta:g}, not {config.rope_theta:g}",
                 changes={"rope_theta": theta},
             )
     yield Convention("the head has no norms on queries and keys", without=HEAD_NORMS)
-    yield Convention("the context features go without their norm", without=HIDDEN_NORM)
+    yield Convention("the context features are not normalised", without=HIDDEN_NORM)
 
 
 def _of_blocks(block_size: int) -> Iterator[Convention]:
     for shift, word in ((1, "later"), (-1, "earlier")):
         yield Convention(
-            f"the block's rope positions are one too {'low' if shift > 0 else 'high'}",
+            f"the block's RoPE positions are one too {'low' if shift > 0 else 'high'}",
             position_shift=shift,
         )
         if block_size > 1:
             yield Convention(
-                f"drafts are read from the wrong slots: they begin one slot {word}",
-                slot_shift=shift,
+                f"drafts are read from the wrong rows: they begin one row {word}",
+                block_shift=shift,
             )
 
 
 def _of_rows() -> Iterator[Convention]:
     yield Convention(
-        "each hidden state is joined with its own token, not with the one that follows",
+        "each hidden state is paired with its own token, not with the next one",
         row_shift=-1,
     )

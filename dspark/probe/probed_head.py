@@ -1,4 +1,4 @@
-"""A head run under one convention or another, shown the target's own tokens."""
+"""A head run under a given convention, with the target's own tokens as input."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,20 +18,20 @@ from dspark.probe.misreadings import Convention
 from dspark.targets.base import Target
 from dspark_kernels import RotaryTable
 
-DEPTH = 4  # drafts that are judged, of a block
+DEPTH = 4  # drafts of a block that are compared
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """[texts, anchors, DEPTH]; NaN where nothing was drafted. `agrees` is 1 for the target's
-    likeliest token, `accepts` the share that rejection sampling at temperature 1 would keep."""
+    """[texts, anchors, DEPTH]; NaN if nothing was drafted. `agrees` is 1 for the target's likeliest
+    token, `accepts` the acceptance of rejection sampling at temperature 1."""
 
     accepts: torch.Tensor
     agrees: torch.Tensor
 
 
 class ProbedHead:
-    """A head with its target; every convention makes a drafter of its own from shared weights."""
+    """A head with its target; each convention gets its own drafter on shared weights."""
 
     def __init__(self, directory: Path, target: Target) -> None:
         self.config, tensors = read_draft(directory)
@@ -51,7 +51,7 @@ class ProbedHead:
             if name in self._tensors and is_same(
                 self._tensors[name], of_target, self._tensors[name].dtype
             ):
-                del self._tensors[name]  # or every drafter would compare them anew
+                del self._tensors[name]  # or every drafter would compare them again
         vocabulary = read_draft_vocabulary(directory, self.config.vocab_size)
         self._draft_vocabulary = None if vocabulary is None else vocabulary.to(target.device)
         self._target = target
@@ -62,7 +62,7 @@ class ProbedHead:
     def scores(
         self, texts: Sequence[Text], anchors: Sequence[Sequence[int]], convention: Convention
     ) -> Scores:
-        """`anchors` of each text fall: the context is taken back from one to the next."""
+        """`anchors` of each text descend: the context is rolled back from one to the next."""
         drafter, rotary = self._drafter(convention)
         slots = [drafter.open() for _ in texts]
         for slot, text in zip(slots, texts, strict=True):
@@ -80,7 +80,7 @@ class ProbedHead:
             probs = self._draft(drafter, [slots[row] for row in rows], chosen, places, convention)
             for row, text, place, drafted in zip(rows, chosen, places, probs, strict=True):
                 accepts[row, index], agrees[row, index] = self._judge(
-                    text, place, drafted, convention.slot_shift
+                    text, place, drafted, convention.block_shift
                 )
         return Scores(accepts, agrees)
 
@@ -95,7 +95,7 @@ class ProbedHead:
         """Distributions [K, V] of a block at one place of each text."""
         device = self._target.device
         offsets = torch.arange(1, self.config.block_size + 1, device=device)
-        offsets += convention.previous_shift + convention.row_shift - convention.slot_shift
+        offsets += convention.previous_shift + convention.row_shift - convention.block_shift
         shown = [text.tokens(offsets + place) for text, place in zip(texts, places, strict=True)]
         anchors = [
             text.tokens(torch.tensor(place + convention.row_shift, device=device))
@@ -105,18 +105,18 @@ class ProbedHead:
         return drafter.propose(slots, torch.stack(anchors), chooser).probs
 
     def _judge(
-        self, text: Text, place: int, drafted: torch.Tensor | None, slot_shift: int
+        self, text: Text, place: int, drafted: torch.Tensor | None, block_shift: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """drafted [K, V] -> accepted shares and agreements [depth] of the drafts behind `place`."""
         assert drafted is not None
-        wanted = text.logits[place : place + self.depth].float().softmax(-1)
+        target_probs = text.logits[place : place + self.depth].float().softmax(-1)
         accepts = torch.full((self.depth,), torch.nan)
         agrees = accepts.clone()
         for k in range(self.depth):
-            if 0 <= k + slot_shift < len(drafted):
-                probs = drafted[k + slot_shift]
-                accepts[k] = torch.minimum(probs, wanted[k]).sum()
-                agrees[k] = float(probs.argmax() == wanted[k].argmax())
+            if 0 <= k + block_shift < len(drafted):
+                probs = drafted[k + block_shift]
+                accepts[k] = torch.minimum(probs, target_probs[k]).sum()
+                agrees[k] = float(probs.argmax() == target_probs[k].argmax())
         return accepts, agrees
 
     def _taps(self, text: Text, convention: Convention) -> torch.Tensor:
@@ -157,7 +157,7 @@ class ProbedHead:
 
 
 class _Forced:
-    """Chooses the tokens that it was given, [R, K], and keeps every distribution."""
+    """Chooses the given tokens [R, K] and records every distribution."""
 
     def __init__(self, token_ids: torch.Tensor) -> None:
         self._steps = iter(token_ids.unbind(1))
@@ -169,7 +169,7 @@ class _Forced:
 
 
 class _ShiftedRotary:
-    """A rotary table read `shift` positions further on."""
+    """A rotary table read with an offset of `shift` positions."""
 
     def __init__(self, table: RotaryTable) -> None:
         self._table = table
@@ -180,7 +180,7 @@ class _ShiftedRotary:
 
 
 def _leave_out(module: nn.Module, names: Sequence[str]) -> None:
-    """Every submodule of these names passes on what it is given."""
+    """Turns every submodule of these names into the identity."""
     for name, child in module.named_children():
         if name in names:
             setattr(module, name, nn.Identity())

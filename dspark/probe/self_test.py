@@ -1,8 +1,8 @@
 """A self-test of a pair: does the head draft best as configured, or were its files misread?
 
-The target continues a few prompts greedily. At the same places of these texts the head drafts once
-as configured and once under each neighbouring convention, shown the target's own tokens each time,
-and what the target would accept of its first drafts is compared place by place.
+The target continues a few prompts greedily. At the same places of these texts the head drafts as
+configured and under each neighbouring convention, always given the target's own tokens, and the
+expected acceptance of its first drafts is compared place by place.
 """
 
 import math
@@ -31,14 +31,14 @@ from dspark.targets.dense_files import read_config
 from dspark.targets.load import load_target
 
 MIN_PROMPTS = 4
-MIN_GAIN = 0.015  # of acceptance: less is no misreading
+MIN_GAIN = 0.015  # of acceptance: less does not count as a misreading
 NUM_ERRORS = 4.0  # standard errors: of a dozen prompts: one neighbour in a thousand by chance
-SCREENED = 2  # places of each prompt, enough to see that a neighbour is plainly no better
+SCREENED = 2  # places per prompt, enough to rule out a clearly worse neighbour
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A neighbouring convention beside the configured one, over the drafts that both made.
+    """A neighbouring convention compared with the configured one, over drafts that both made.
 
     `gain` of expected acceptance, with its standard error.
     """
@@ -59,7 +59,7 @@ class Trial:
 
     @property
     def may_be_better(self) -> bool:
-        """A gain that counts is not out of the question yet."""
+        """Whether a significant gain is still possible."""
         return self.gain + NUM_ERRORS * self.error > MIN_GAIN
 
 
@@ -67,7 +67,7 @@ class Trial:
 class ProbeReport:
     """The first drafts as configured, and the neighbours, best first.
 
-    acceptance: what rejection sampling at temperature 1 would keep, given that all before was kept;
+    acceptance: of rejection sampling at temperature 1, given that all drafts before were accepted;
     agreement: drafts that are the target's likeliest token.
     """
 
@@ -79,7 +79,7 @@ class ProbeReport:
 
     @property
     def fault(self) -> str | None:
-        """What is misread, in one sentence; None where the head is best as configured."""
+        """The misreading in one sentence; None if the head is best as configured."""
         best = next((trial for trial in self.trials if trial.is_better), None)
         if best is None:
             return None
@@ -94,9 +94,9 @@ class ProbeReport:
 
     @property
     def tau(self) -> float:
-        """Expected of the first drafts alone, the target's own token included."""
-        kept = torch.tensor(self.acceptance_by_position).cumprod(0)
-        return 1.0 + float(kept.sum())
+        """Expected tokens per round from the first drafts, including the target's own."""
+        survival = torch.tensor(self.acceptance_by_position).cumprod(0)
+        return 1.0 + float(survival.sum())
 
 
 def probe(
@@ -143,7 +143,7 @@ def compare(
     if len(texts) < MIN_PROMPTS:
         raise InputError(
             f"too few answers are long enough to probe the pair on: {len(texts)} of {MIN_PROMPTS}",
-            "The target ends its answers after a few tokens: is it whole?",
+            "The target ends its answers after a few tokens; its files may be damaged.",
         )
     screened = [found[:SCREENED] for found in places]
     configured = head.scores(texts, places, Convention())
@@ -164,7 +164,7 @@ def compare(
 
 
 def _trial(other: Convention, scores: Scores, configured: Scores) -> Trial:
-    """Paired by place; the error is that of the mean over prompts, whose places hang together."""
+    """Paired by place; the error is of the mean over prompts, whose places are correlated."""
     before = configured.accepts[:, : scores.accepts.shape[1]]
     gains = scores.accepts - before
     of_prompts = gains.flatten(1).nanmean(1)
@@ -185,7 +185,7 @@ def _means(scores: torch.Tensor) -> tuple[float, ...]:
 
 
 def _tapped(taps: Sequence[int], target: Path) -> tuple[int, ...]:
-    """The taps of the head and the layers beside them, as far as the target has them."""
+    """The head's taps and their neighbouring layers, as far as the target has them."""
     num_layers = int(read_config(target).get_text_config().num_hidden_layers)
     near = {tap + shift for tap in taps for shift in (-1, 0, 1)}
     return tuple(sorted(near & set(range(-1, num_layers))))

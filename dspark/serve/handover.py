@@ -118,11 +118,11 @@ def check_installed(pair: Pair, engine: EngineName) -> None:
     title, needed = ENGINES[engine].title, needed_version(pair, engine)
     hint = f"Install {engine}>={needed}, or run the output of --print where it is installed."
     try:
-        found = version(engine)
+        installed_version = version(engine)
     except PackageNotFoundError:
         raise ServerError(f"{title} is not installed here", hint) from None
-    if Version(found) < Version(needed):
-        raise ServerError(f"{title} {found} is too old for {pair.name}", hint)
+    if Version(installed_version) < Version(needed):
+        raise ServerError(f"{title} {installed_version} is too old for {pair.name}", hint)
 
 
 def _place(pair: Pair, role: Literal["target", "draft"]) -> str:

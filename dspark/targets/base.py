@@ -1,4 +1,4 @@
-"""The contract of a target: it runs tokens and can take them back."""
+"""The contract of a target: it runs tokens and can roll them back."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from dspark.kvcache.caches import CachePass, PagedCache
 from dspark_kernels.cpu.weight_table import Table
 
 Rollback = Literal["crop", "rebuild", "replay", "rerun"]
-Slot = Any  # a target's own state of one request; opaque to everyone else
+Slot = Any  # a target's state of one request; opaque to others
 
 
 @dataclass(frozen=True, slots=True)
 class TargetSpec:
-    """What a target is and can do. `batches` tells whether several requests share one pass;
-    `max_rows` are those of a pass up to which a row is the same to the bit in any company;
-    `chunks_prompts` whether a prompt in parts is as quick as in one;
-    `recomputed_at` is a length beyond which the whole cache is computed anew: no block crosses it.
+    """Sizes and abilities of a target. `batches`: several requests share one pass; `max_rows`: rows
+    of a pass up to which a row is bit-identical whatever else is in the batch; `chunks_prompts`:
+    a prompt in chunks is as fast as in one piece; `recomputed_at`: a length beyond which the whole
+    cache is recomputed, which no block crosses.
     """
 
     vocab_size: int
@@ -64,7 +64,7 @@ class Target(Protocol):
         ...
 
     def close(self, slot: Slot) -> None:
-        """Give back what the request held; the slot is not used again."""
+        """Release the request's memory; the slot is not used again."""
         ...
 
     def length(self, slot: Slot) -> int:
@@ -72,34 +72,35 @@ class Target(Protocol):
         ...
 
     def prefill(self, slot: Slot, token_ids: torch.Tensor, total: int | None = None) -> Pass:
-        """Append and commit a chunk of a prompt of `total` tokens (with None, it ends here);
-        logits are those of the chunk's last token only."""
+        """Append and commit a chunk [n] of a prompt of `total` tokens (None: it ends here);
+        logits [1, V] are those of the chunk's last token only."""
         ...
 
     def verify(self, slots: Sequence[Slot], blocks: Sequence[torch.Tensor]) -> Pass:
-        """Run each block after its request's committed tokens, without committing any."""
+        """Run each block [n] after its request's committed tokens, without committing any; the pass
+        has the rows of all blocks."""
         ...
 
     def commit(self, slots: Sequence[Slot], num_kept: Sequence[int]) -> None:
-        """Keep the first rows of the last verified blocks and take the rest back."""
+        """Keep the first rows of the last verified blocks and roll back the rest."""
         ...
 
     def truncate(self, slot: Slot, length: int, total: int | None = None) -> bool:
-        """Forget committed tokens from `length` on; False where the cache cannot do that, or
-        where a prompt of `total` tokens would have filled it otherwise."""
+        """Drop committed tokens from `length` on; False if the cache cannot do that, or if a
+        prompt of `total` tokens would have filled it differently."""
         ...
 
 
 @runtime_checkable
 class DeviceTarget(Target, Protocol):
-    """A target whose rounds the device can lead: nothing of a pass has to be known to the host."""
+    """A target whose rounds the device can drive: the host needs to know nothing about a pass."""
 
     tap_layers: tuple[int, ...]
 
     def paged_cache(self) -> PagedCache | None:
-        """Its cache where that is one of pages; only then can the device lead."""
+        """Its cache if it is paged; only then can the device drive rounds."""
         ...
 
     def run(self, token_ids: torch.Tensor, rows: CachePass) -> Pass:
-        """As `verify`, of all rows [N] of a pass whose numbers are on the device."""
+        """As `verify`, for all rows [N] of a pass whose plan is on the device."""
         ...

@@ -1,4 +1,4 @@
-"""How many tokens a model's own config lets it see."""
+"""The context length of a model, from its config."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 from dspark.checkpoints.files import one_line
 from dspark.errors import CheckpointError
 
-# as the families call it; some state only what they were trained with
+# key by family; some state only their training length
 NAMES = ("max_position_embeddings", "max_seq_len", "seq_length", "context_length")
-UNSTATED = 1 << 20  # for models that nothing but memory limits, such as state-space ones
+UNSTATED = 1 << 20  # for models limited only by memory, such as state-space models
 
 
 def context_limit(config: Any) -> int:
-    """Positions, with those that a scaled RoPE adds. Raises CheckpointError for nonsense."""
+    """Number of positions, including RoPE scaling. Raises CheckpointError for invalid values."""
     stated = next((size for name in NAMES if (size := getattr(config, name, None))), UNSTATED)
     rope = getattr(config, "rope_parameters", None)
     try:
@@ -21,12 +21,15 @@ def context_limit(config: Any) -> int:
             raise ValueError(f"{limit} tokens")
         return limit
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise CheckpointError(f"the target's context makes no sense ({one_line(error)})") from error
+        raise CheckpointError(
+            f"the target's context length is invalid ({one_line(error)})"
+        ) from error
 
 
 def _scaled(rope: Mapping[str, Any], stated: Any) -> Iterator[Any]:
-    """What the scalings reach. yarn and LongRoPE state the length that they stretch; linear and
-    dynamic ones stretch the model's own, unless they hold for a few layers alone (Gemma 3)."""
+    """Length reached by RoPE scaling. YaRN (Peng et al. 2023) and LongRoPE (Ding et al. 2024) state
+    the length that they extend; linear and dynamic scaling extend the model's own, unless they
+    apply to a few layers only (Gemma 3)."""
     nested = [part for part in rope.values() if isinstance(part, Mapping)]
     for part in nested or [rope]:
         kind, factor = part.get("rope_type"), part.get("factor") or 1

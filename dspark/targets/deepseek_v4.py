@@ -1,8 +1,8 @@
-"""DeepSeek-V4's cache taken back without running the kept rows again.
+"""Rolls back DeepSeek-V4's cache without running the accepted rows again.
 
-A layer keeps a window of keys and, for a compressed one, finished windows, what waits for the next
-to fill, and what windows hand on. All of it follows from the state before a pass and what the pass
-put in. transformers builds new tensors and never writes into old ones: references are enough.
+A layer keeps a window of keys and, if compressed, finished windows, the rows of an unfinished one,
+and state passed between windows. All of it follows from the state before a pass and the rows of the
+pass. transformers builds new tensors and never writes into old ones, so references are enough.
 """
 
 from typing import Any
@@ -13,7 +13,8 @@ WRAPPED = ("update", "store_compression_weights", "update_overlap_state")
 
 
 class RecordedPass:
-    """Made before a pass; `keep` leaves the cache as the first rows of that pass alone would."""
+    """Created before a pass; `keep` sets the cache to the state after that pass's first rows
+    only."""
 
     def __init__(self, cache: Any) -> None:
         self._layers = [_RecordedLayer(layer) for layer in cache.layers]
@@ -26,7 +27,7 @@ class RecordedPass:
 
 
 class _RecordedLayer:
-    """Stands before the layer's methods until `stop`, and remembers what they were given."""
+    """Wraps the layer's methods until `stop`, and records their arguments."""
 
     def __init__(self, layer: Any) -> None:
         self._layer = layer

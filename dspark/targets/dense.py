@@ -31,7 +31,7 @@ class DenseTarget:
         context_limit: int,
         tap_layers: tuple[int, ...] = (),
         stop_token_ids: frozenset[int] = frozenset(),
-        pack: bool = True,
+        prepack: bool = True,
         placement: Placement = ON_DEVICE,
     ) -> None:
         """`tensors` under transformers' names; consumed, so that nothing is held twice. `is_tied`:
@@ -39,7 +39,7 @@ class DenseTarget:
         """
         self.tap_layers = tap_layers
         try:
-            self._take_weights(shape, tensors, is_tied, pack, placement)
+            self._take_weights(shape, tensors, is_tied, prepack, placement)
         except KeyError as error:
             raise CheckpointError(f"the target lacks the tensor {error.args[0]}") from error
         self.device, self.dtype = self._embedding.device, self._embedding.dtype
@@ -56,26 +56,33 @@ class DenseTarget:
         )
 
     def _take_weights(
-        self, shape: DenseShape, tensors: Weights, is_tied: bool, pack: bool, placement: Placement
+        self,
+        shape: DenseShape,
+        tensors: Weights,
+        is_tied: bool,
+        prepack: bool,
+        placement: Placement,
     ) -> None:
         self._embedding, head = take_tables(tensors, tied=is_tied)
         final_norm = tensors.pop("model.norm.weight")
         weights = LayerWeights(
             *(tensors, shape.eps, self._embedding.dtype),
-            pack=pack and placement.prepacks,
+            prepack=prepack and placement.prepacks,
             rereads=placement.rereads,
         )
         builds = [partial(weights.build, index) for index in range(shape.num_layers)]
         layers = placement.place(builds)
         if tensors and not placement.rereads:
-            raise CheckpointError(f"the target has the surplus tensor {next(iter(tensors))}")
+            raise CheckpointError(f"the target has the unexpected tensor {next(iter(tensors))}")
         self.decoder = Decoder(layers, final_norm, head_dim=shape.head_dim, eps=shape.eps)
-        self._head = SkinnyLinear(head, pack=pack, is_shared=True)
+        self._head = SkinnyLinear(head, prepack=prepack, is_shared=True)
 
     def embedding(self) -> torch.Tensor:
+        """As Target.embedding."""
         return self._embedding
 
     def output_head(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """As Target.output_head."""
         return self._head
 
     def open(self) -> KVSlot:
@@ -88,12 +95,14 @@ class DenseTarget:
         return slot.length
 
     def prefill(self, slot: KVSlot, token_ids: torch.Tensor, total: int | None = None) -> Pass:
+        """As Target.prefill."""
         rows = self.cache.at([slot], [token_ids.shape[0]], causal=True)
         hidden, taps = self.decoder.run(self._embedding[token_ids], rows, self.tap_layers)
         slot.length += token_ids.shape[0]
         return Pass(self._head(hidden[-1:]), taps)
 
     def verify(self, slots: Sequence[KVSlot], blocks: Sequence[torch.Tensor]) -> Pass:
+        """As Target.verify."""
         rows = self.cache.at(slots, [block.shape[0] for block in blocks], causal=True)
         return self.run(torch.cat(list(blocks)), rows)
 
@@ -114,4 +123,5 @@ class DenseTarget:
         return True
 
     def final_norm(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [N, H] -> [N, H]."""
         return self.decoder.final_norm(hidden)

@@ -61,7 +61,7 @@ def load_dense(
     tap_layers: tuple[int, ...],
     device: torch.device,
     dtype: torch.dtype,
-    pack: bool = True,
+    prepack: bool = True,
     placement: Placement = ON_DEVICE,
 ) -> DenseTarget:
     """Read a model directory. Raises CheckpointError naming a missing or surplus tensor."""
@@ -85,23 +85,23 @@ def load_dense(
         context_limit=context_limit(config),
         tap_layers=tap_layers,
         stop_token_ids=stop_tokens(directory, config),
-        pack=pack,
+        prepack=prepack,
         placement=placement,
     )
 
 
 def read_config(directory: Path) -> PreTrainedConfig:
-    """The target's config; raises CheckpointError where there is none or it is unknown."""
+    """The target's config; raises CheckpointError if it is missing or unknown."""
     raw = read_json(directory / "config.json")
     depth = raw.get("num_hidden_layers")
     if isinstance(depth, int | float) and depth > LARGEST_DEPTH:  # transformers makes a list of it
-        raise CheckpointError(f"{directory} says that its model has {depth} layers")
+        raise CheckpointError(f"the config in {directory} states {depth} layers")
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             directory, trust_remote_code=False, local_files_only=True
         )
         return config
-    except Exception as error:  # transformers meets what makes no sense with any of them
+    except Exception as error:  # transformers raises any of these for invalid configs
         raise CheckpointError(
             f"{directory} holds no model that transformers knows ({one_line(error)})",
             "A target is a folder with config.json and safetensors files.",

@@ -25,7 +25,7 @@ class DenseShape:
 
 
 def read_shape(config: Any) -> DenseShape:
-    """Raises CheckpointError where the sizes are no sizes."""
+    """Raises CheckpointError if a size is missing or not positive."""
     try:
         head_dim = getattr(config, "head_dim", None)
         shape = DenseShape(
@@ -45,7 +45,7 @@ def read_shape(config: Any) -> DenseShape:
 
 
 def expected_tensors(config: Any) -> tuple[Shapes, set[str]]:
-    """Name -> shape of all that the forward may use, and the names of what may be missing."""
+    """Name -> shape of every tensor that the forward may use, and the names of optional ones."""
     shape, hidden, inner = read_shape(config), config.hidden_size, config.intermediate_size
     query, key = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     linears = {

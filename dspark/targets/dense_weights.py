@@ -9,17 +9,17 @@ from dspark_kernels.host_memory import give_back_freed
 
 
 class LayerWeights:
-    """Builds layers out of `tensors`, which are consumed unless `rereads` says that a layer may be
-    built again."""
+    """Builds layers from `tensors`, which are consumed unless `rereads`: then a layer may be built
+    again."""
 
     def __init__(
-        self, tensors: Weights, eps: float, dtype: torch.dtype, *, pack: bool, rereads: bool
+        self, tensors: Weights, eps: float, dtype: torch.dtype, *, prepack: bool, rereads: bool
     ) -> None:
         self._tensors, self._eps, self._dtype = tensors, eps, dtype
-        self._pack, self._rereads = pack, rereads
+        self._prepack, self._rereads = prepack, rereads
 
     def build(self, index: int) -> FusedLayer:
-        """Raises KeyError with the name of what is missing."""
+        """Raises KeyError with the name of a missing tensor."""
         layer = f"model.layers.{index}."
         built = FusedLayer(
             input_norm=self._take(layer + "input_layernorm.weight"),
@@ -37,7 +37,7 @@ class LayerWeights:
         weight = fused([self._take(f"{prefix}{name}.weight") for name in names], self._dtype)
         biases = [self._find(f"{prefix}{name}.bias") for name in names]
         present = [bias for bias in biases if bias is not None]
-        return SkinnyLinear(weight, torch.cat(present) if present else None, pack=self._pack)
+        return SkinnyLinear(weight, torch.cat(present) if present else None, prepack=self._prepack)
 
     def _head_norms(self, prefix: str) -> HeadNorms | None:
         query = self._find(f"{prefix}q_norm.weight")
@@ -58,8 +58,8 @@ def take_tables(tensors: Weights, *, tied: bool) -> tuple[torch.Tensor, torch.Te
     As transformers has it, whatever else a config that was merged or tuned says.
     """
     names = ("model.embed_tokens.weight", "lm_head.weight")
-    found = [tensors.pop(name) for name in names if name in tensors or not tied]
-    if not found:
+    tables = [tensors.pop(name) for name in names if name in tensors or not tied]
+    if not tables:
         raise KeyError(names[0])
-    first, last = found[0], found[-1]
+    first, last = tables[0], tables[-1]
     return first, first if tied and torch.equal(first, last) else last

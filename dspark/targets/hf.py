@@ -1,8 +1,8 @@
-"""Any transformers causal LM as a target. Slower than `dense`, and right for every architecture.
+"""Any transformers causal LM as a target. Slower than `dense`, and correct for every architecture.
 
-Rollback by kind of cache: crop where every layer holds keys, all of them or a window; rebuild for
+Rollback depends on the cache: crop if every layer holds keys, all of them or a window; rebuild for
 DeepSeek-V4's; otherwise (linear attention) a copy is taken before each verify pass, and after a
-refusal the accepted rows are run again on it. A model that caches nothing reruns the whole text.
+rejection the accepted rows run again on it. A model without a cache reruns the whole text.
 """
 
 import copy
@@ -28,8 +28,8 @@ from dspark.targets.rope_length import RopeLengths
 class HfSlot:
     """A request's cache; `pending` is the last verified block, `snapshot` the cache before it.
 
-    Of its committed rows, `token_ids` [length] are kept where all may have to be run again, and
-    `lengths`, of how long a text each was rotated as a part, where RoPE depends on that.
+    Of its committed rows, `token_ids` [length] are kept if all may have to run again, and
+    `lengths`, the text length by which each was rotated, if RoPE depends on it.
     """
 
     cache: Any
@@ -41,7 +41,7 @@ class HfSlot:
 
 
 class HfTarget:
-    """One request a pass; several are run one after the other."""
+    """One request per pass; several run one after another."""
 
     def __init__(
         self,
@@ -71,9 +71,11 @@ class HfTarget:
         self._keeps_ids = self.spec.rollback == "rerun" or self.spec.recomputed_at is not None
 
     def embedding(self) -> torch.Tensor:
+        """As Target.embedding."""
         return input_embeddings(self.model)
 
     def output_head(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """As Target.output_head."""
         head: Callable[[torch.Tensor], torch.Tensor] = self.model.get_output_embeddings()
         return head
 
@@ -88,6 +90,7 @@ class HfTarget:
         return slot.length
 
     def prefill(self, slot: HfSlot, token_ids: torch.Tensor, total: int | None = None) -> Pass:
+        """As Target.prefill."""
         count = token_ids.shape[0]
         lengths = [total or slot.length + count] * count
         logits = self._forward(slot, token_ids, lengths, num_kept=1)
@@ -97,6 +100,7 @@ class HfTarget:
         return Pass(logits, self._last_taps(logits))
 
     def verify(self, slots: Sequence[HfSlot], blocks: Sequence[torch.Tensor]) -> Pass:
+        """As Target.verify."""
         logits, taps = [], []
         for slot, block in zip(slots, blocks, strict=True):
             if self.spec.rollback == "replay":
@@ -151,7 +155,7 @@ class HfTarget:
         return logits
 
     def _lengths_behind(self, slot: HfSlot, count: int) -> list[int]:
-        """A decoded row is the last of its text, whatever drafts stand behind it."""
+        """A decoded row is the last of its text, whatever drafts follow it."""
         return list(range(slot.length + 1, slot.length + count + 1))
 
     def _grow(self, slot: HfSlot, token_ids: torch.Tensor, lengths: list[int]) -> None:
@@ -164,7 +168,7 @@ class HfTarget:
     def _forward(
         self, slot: HfSlot, token_ids: torch.Tensor, lengths: list[int], num_kept: int | None = None
     ) -> torch.Tensor:
-        """Logits [N, V], or of the last rows alone, in the model's own dtype."""
+        """Logits [N, V], or of the last rows only, in the model's dtype."""
         self._taps.clear()
         self._ropes.lengths = lengths
         rows = token_ids.shape[0] if num_kept is None else num_kept
@@ -179,7 +183,7 @@ class HfTarget:
 
 
 def _copied(cache: DynamicCache) -> DynamicCache:
-    """Keys and values are shared: they are never written into, unlike linear attention's states."""
+    """Keys and values are shared: they are never overwritten, unlike linear attention's states."""
     held = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
     shared = [t for layer in held for t in (layer.keys, layer.values) if t is not None]
     return copy.deepcopy(cache, {id(tensor): tensor for tensor in shared})
@@ -193,6 +197,6 @@ def load_hf(
     device: torch.device,
     dtype: torch.dtype,
 ) -> HfTarget:
-    """Raises CheckpointError where transformers cannot load the directory."""
+    """Raises CheckpointError if transformers cannot load the directory."""
     model = read_hf_model(directory, device=device, dtype=dtype)
     return HfTarget(model, tap_layers=tap_layers, stop_token_ids=stop_token_ids)

@@ -1,4 +1,4 @@
-"""How a class of transformers wants to be called, and what takes its cache back."""
+"""How to call a transformers class, and how its cache is rolled back."""
 
 import inspect
 from typing import Any
@@ -10,15 +10,15 @@ from dspark.checkpoints.deepseek_v4_config import MODEL_TYPE
 from dspark.errors import CheckpointError
 from dspark.targets.base import Rollback
 
-# layers of a cache that crop puts back; a dummy reads the keys of another layer
+# cache layers that crop restores; a dummy layer reads another layer's keys
 CROPPED = {"DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "DummyLayer"}
-# a pass of several rows would begin from nothing, so rows behind a cache go one by one
+# a pass of several rows would ignore the cache, so rows after a cache run one by one
 STEPWISE = {"falcon_mamba", "jamba", "mamba", "prophetnet", "zamba"}
 REFUSED = {
-    **dict.fromkeys(("cpmant", "reformer", "xlnet"), "read what is not written yet"),
-    **dict.fromkeys(("minimax", "xlstm"), "keep a cache of a kind of their own"),
-    "moshi": "attend to a prompt and to an answer differently",
-    "recurrent_gemma": "keep the state of a text within their layers",
+    **dict.fromkeys(("cpmant", "reformer", "xlnet"), "attend to later tokens"),
+    **dict.fromkeys(("minimax", "xlstm"), "use a non-standard cache"),
+    "moshi": "attend to prompts and answers differently",
+    "recurrent_gemma": "keep the state of a text inside their layers",
 }
 
 
@@ -32,12 +32,12 @@ class HfCall:
         kind = self._config.model_type
         if kind in REFUSED:
             raise CheckpointError(
-                f"models of the kind {kind} cannot be decoded: they {REFUSED[kind]}",
-                "Take a model of another family.",
+                f"models of type {kind} cannot be decoded: they {REFUSED[kind]}",
+                "Use a model of another family.",
             )
         self.is_stepwise = kind in STEPWISE
         self._takes = set(inspect.signature(model.forward).parameters)
-        # named so since transformers 5.24
+        # the name since transformers 5.24
         names = [name for name in ("cache", "past_key_values") if name in self._takes]
         self._cache_keyword = names[0] if names else None
         self.rollback = self._rollback()
@@ -55,7 +55,7 @@ class HfCall:
             return None
         cache: Any = DynamicCache(config=self._config)
         if self.rollback == "crop":
-            cache.activate_past_recording()  # a window keeps what slid out until the next crop
+            cache.activate_past_recording()  # windows keep rows that slid out until the next crop
         return cache
 
     def __call__(
@@ -75,7 +75,7 @@ class HfCall:
             given["use_cache"] = False
         if "logits_to_keep" in self._takes:
             given["logits_to_keep"] = num_kept
-            if self._has_shared_keys:  # by a number, Gemma4 drops rows before taps
+            if self._has_shared_keys:  # given a number, Gemma 4 drops rows before the taps
                 given["logits_to_keep"] = torch.arange(-num_kept, 0, device=device)
         logits: torch.Tensor = self._model(**given).logits[0, -num_kept:]
         return logits

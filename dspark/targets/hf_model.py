@@ -1,4 +1,4 @@
-"""A language model as transformers has it, out of a folder: of a multimodal one its text part."""
+"""Loads a language model by transformers; of a multimodal checkpoint, its text part."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from dspark.checkpoints.safetensors_dir import StoredTensors, has_codes, tensor_
 from dspark.errors import CheckpointError
 from dspark.targets.dense_files import read_config
 
-# where multimodal checkpoints keep their text part, newer ones first
+# the text part of multimodal checkpoints, newer layouts first
 TEXT_NAMES = {
     r"^model\.language_model\.": "model.",
     r"^language_model\.model\.": "model.",
@@ -27,26 +27,26 @@ TEXT_NAMES = {
 
 
 def read_hf_model(directory: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
-    """Raises CheckpointError where transformers cannot load all of it."""
-    tensor_infos(directory)  # sound headers, and no pickles
+    """Raises CheckpointError if transformers cannot load all of it."""
+    tensor_infos(directory)  # valid headers, and no pickles
     config = read_config(directory)
     model: Any
     report: Any
     try:
         model, report = _from_pretrained(directory, text_part(config), dtype)
-        # FP8 files leave the rest in bfloat16, whatever was asked for
+        # FP8 files leave the rest in bfloat16, whatever the dtype
         is_full = dtype == torch.float32 and not getattr(model, "is_quantized", False)
         model = model.to(device, dtype) if is_full else model.to(device)
     except ImportError as error:
         raise CheckpointError(
             f"{directory} is stored in a way that needs another package ({one_line(error)})",
-            "Take the model in plain bf16, or install what it names.",
+            "Use the model in plain bf16, or install the package it names.",
         ) from error
-    except Exception as error:  # transformers meets what makes no sense with any of them
+    except Exception as error:  # transformers raises any of these for invalid files
         raise CheckpointError(
-            f"{directory} cannot be loaded ({one_line(error)})", "Fetch the model again."
+            f"{directory} cannot be loaded ({one_line(error)})", "Download the model again."
         ) from error
-    if missing := sorted(report["missing_keys"]):  # transformers would fill them at random
+    if missing := sorted(report["missing_keys"]):  # transformers would initialise them at random
         raise CheckpointError(
             f"{directory} lacks {', '.join(missing[:4])}{' ...' * (len(missing) > 4)}",
             "config.json and the weights do not belong together.",
@@ -62,7 +62,7 @@ def _from_pretrained(directory: Path, text: PreTrainedConfig | None, dtype: torc
         return AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, **choice)
     choice |= {"config": text, "key_mapping": TEXT_NAMES}
     verbosity = logging.get_verbosity()
-    # what belongs to the towers is left out on purpose
+    # tensors of the vision and audio towers are left out on purpose
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         return AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, **choice)
@@ -83,11 +83,11 @@ def _from_codes(directory: Path, dtype: torch.dtype, choice: dict[str, Any]) -> 
 
 
 def text_part(config: PreTrainedConfig) -> PreTrainedConfig | None:
-    """The config of a multimodal model's language model, where that is a model of its own."""
+    """The config of a multimodal model's language model, if it is a separate model."""
     text: PreTrainedConfig = config.get_text_config()
     if text is config or type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return None
-    text.tie_word_embeddings = config.tie_word_embeddings  # the whole model goes by its own
+    text.tie_word_embeddings = config.tie_word_embeddings  # the whole model uses its own config
     quantization = getattr(config, "quantization_config", None)
     if quantization is not None:
         text.quantization_config = quantization
@@ -95,7 +95,7 @@ def text_part(config: PreTrainedConfig) -> PreTrainedConfig | None:
 
 
 def input_embeddings(model: Any) -> torch.Tensor:
-    """[V, H] as the first layer reads them: Gemma scales what is stored."""
+    """[V, H] as the first layer reads them: Gemma scales the stored ones."""
     module = model.get_input_embeddings()
     weight: torch.Tensor = module.weight
     if type(module) is nn.Embedding:
@@ -106,7 +106,7 @@ def input_embeddings(model: Any) -> torch.Tensor:
 
 
 def final_norm(model: Any) -> nn.Module | None:
-    """The norm before the output head, wherever the architecture keeps it."""
+    """The norm before the output head, found by the architecture's name for it."""
     base = model.base_model
     base = getattr(base, "language_model", base)
     norm: nn.Module | None = getattr(base, "norm", None)
@@ -117,7 +117,7 @@ DEFAULT_THETA = 10_000.0
 
 
 def rope_theta(target: Any) -> float:
-    """Of the layers that see the whole context, where others see a window: so does the head."""
+    """Head size of the layers with full attention, if others have a window: the head's too."""
     parameters = getattr(target, "rope_parameters", None) or {}
     parameters = parameters.get("full_attention", parameters)
     return float(parameters.get("rope_theta", DEFAULT_THETA))

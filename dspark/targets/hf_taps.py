@@ -1,4 +1,4 @@
-"""Taps of a transformers model: what its layers put out, by hooks."""
+"""Taps of a transformers model: outputs of its layers, by hooks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,11 +9,11 @@ from dspark.errors import CheckpointError
 
 
 class HookedTaps:
-    """What the layers put out during the last forward; where rows go one by one (`is_stepwise`),
-    during all of them. Layer -1 are the embeddings."""
+    """Outputs of the layers in the last forward; if rows run one by one (`is_stepwise`), in all of
+    them. Layer -1 is the embeddings."""
 
     def __init__(self, model: Any, layers: Sequence[int], *, is_stepwise: bool = False) -> None:
-        """Raises CheckpointError where the model's layers cannot be found."""
+        """Raises CheckpointError if the model's layers cannot be found."""
         self._layers, self._is_stepwise = tuple(layers), is_stepwise
         self._seen: dict[int, torch.Tensor] = {}
         for index in layers:
@@ -31,12 +31,12 @@ class HookedTaps:
     def rows(self) -> torch.Tensor:
         """[N, T * H] of the first sequence."""
         taps = [self._seen[index][0] for index in self._layers]
-        if taps[0].dim() == 3:  # DeepSeek-V4's streams: heads want their mean
+        if taps[0].dim() == 3:  # DeepSeek-V4's streams: heads use their mean
             taps = [tap.mean(dim=1) for tap in taps]
         return torch.cat(taps, dim=-1)
 
     def keep(self, num_rows: int) -> None:
-        """Of each layer, the last rows alone."""
+        """The last rows of each layer."""
         self._seen = {index: seen[:, -num_rows:] for index, seen in self._seen.items()}
 
     def clear(self) -> None:
@@ -44,7 +44,7 @@ class HookedTaps:
 
 
 def decoder_layers(model: Any) -> Any:
-    """The list of decoder layers, wherever the architecture keeps it."""
+    """The list of decoder layers, found by the architecture's name for it."""
     for path in ("model.layers", "model.language_model.layers", "transformer.h", "gpt_neox.layers"):
         module = model
         for name in path.split("."):

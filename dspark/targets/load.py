@@ -16,7 +16,7 @@ def load_target(
     tap_layers: tuple[int, ...],
     device: torch.device,
     dtype: torch.dtype,
-    pack: bool = True,
+    prepack: bool = True,
     as_stored: bool = False,
 ) -> Target:
     """Read the model in `directory`, tapping the given layers. `as_stored`: on a CPU, weights in
@@ -29,7 +29,7 @@ def load_target(
             return load_stored(directory, config, runtime, tap_layers=tap_layers)
     if supports(config):
         return load_dense(
-            directory, config, tap_layers=tap_layers, device=device, dtype=dtype, pack=pack
+            directory, config, tap_layers=tap_layers, device=device, dtype=dtype, prepack=prepack
         )
     from dspark.targets.hf import load_hf
 

@@ -1,8 +1,8 @@
-"""RoPE whose frequencies depend on how long the text is: LongRoPE and dynamic NTK.
+"""RoPE whose frequencies depend on the text's length: LongRoPE (Ding et al. 2024), dynamic NTK.
 
-transformers takes the length from the last position of a pass, so that a row would depend on those
-beside it. Here every row says as part of how long a text it is rotated: in a prompt, of the prompt;
-when decoded, of what stands before it and itself. A block or a chunk then changes nothing.
+transformers takes the length from the last position of a pass, so a row would depend on the other
+rows. Here every row has its own length: in a prompt, the prompt's; when decoded, the number of
+tokens up to and including itself. Blocks and chunks then change nothing.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,13 +13,13 @@ import torch
 
 from dspark.errors import CheckpointError
 
-# their `generate` computes the whole text anew when it outgrows the short factors
+# their `generate` recomputes the whole text when it outgrows the short factors
 RECOMPUTED = ("phi3", "phimoe", "phi4_multimodal")
 Era = tuple[float, ...]  # rows of one era are rotated by the same frequencies
 
 
 class RopeLengths:
-    """Stands before the rotary modules of a model; `lengths` is set before each pass."""
+    """Wraps the rotary modules of a model; `lengths` is set before each pass."""
 
     def __init__(self, model: Any) -> None:
         self.lengths: Sequence[int] = ()
@@ -42,7 +42,7 @@ class RopeLengths:
         return (*short, *(float(max(length, size)) for size in sorted(self._growing)))
 
     def recomputed_at(self, config: Any) -> int | None:
-        """The length beyond which transformers computes all that is cached anew, if it does."""
+        """The length beyond which transformers recomputes the whole cache, if it does."""
         if not self.is_variable or config.model_type not in RECOMPUTED:
             return None
         return getattr(config, "original_max_position_embeddings", None)
@@ -52,29 +52,29 @@ class RopeLengths:
             self._growing.add(int(module.original_max_seq_len))
         elif kind == "longrope":
             rope = module.config.rope_parameters
-            own = rope[prefix.removesuffix("_")] if prefix else rope
-            self._switches.add(int(own["original_max_position_embeddings"]))
+            settings = rope[prefix.removesuffix("_")] if prefix else rope
+            self._switches.add(int(settings["original_max_position_embeddings"]))
 
     def _standing_before(self, module: Any, rotate: Callable[..., Any]) -> Callable[..., Any]:
         def forward(x: torch.Tensor, position_ids: torch.Tensor, *args: Any, **more: Any) -> Any:
             if position_ids.shape[-1] != len(self.lengths):
-                raise CheckpointError(f"{self._name} cannot be decoded with a RoPE of this kind")
-            parts, start = [], 0
+                raise CheckpointError(f"{self._name} cannot be decoded with this RoPE type")
+            tables, start = [], 0
             for _, run in groupby(self.lengths, key=self.era):
                 lengths = list(run)
                 positions = position_ids[..., start : start + len(lengths)]
                 start += len(lengths)
                 last = torch.full_like(positions[..., :1], lengths[0] - 1)
-                _forget(module)  # transformers keeps what a longer text needed
+                _forget(module)  # transformers keeps the frequencies of a longer text
                 rotated = rotate(x, torch.cat([positions, last], dim=-1), *args, **more)
-                parts.append(_without_last(rotated))
-            return _joined(parts)
+                tables.append(_without_last(rotated))
+            return _joined(tables)
 
         return forward
 
 
 def _kinds(module: Any) -> Iterator[tuple[str, str]]:
-    """The prefix of a rotary module's buffers, and the kind of its rope, for each it has."""
+    """The buffer prefix and RoPE type of each rotary embedding in a module."""
     kinds = getattr(module, "rope_type", None)
     if isinstance(kinds, str):
         yield "", kinds

@@ -12,7 +12,7 @@ from dspark.errors import CheckpointError
 def stop_tokens(directory: Path, config: PreTrainedConfig) -> frozenset[int]:
     """Those of generation_config.json, or if it states none, of config.json or its text part.
 
-    An id without a row in the vocabulary (-1, say) ends nothing.
+    An id outside the vocabulary (such as -1) is ignored.
     """
     path = directory / "generation_config.json"
     text = config.get_text_config()
@@ -29,13 +29,13 @@ def stop_tokens(directory: Path, config: PreTrainedConfig) -> frozenset[int]:
 
 def _ids(stated: Any, directory: Path) -> list[int]:
     """A number, also in quotes, a list of them, or nothing."""
-    found = []
+    token_ids = []
     for each in stated if isinstance(stated, list) else [stated]:
         is_quoted = isinstance(each, str) and each.strip().removeprefix("-").isdecimal()
         if is_quoted or (isinstance(each, int) and not isinstance(each, bool)):
-            found.append(int(each))
+            token_ids.append(int(each))
         elif each is not None:
             raise CheckpointError(
                 f"eos_token_id {str(stated)[:80]} of {directory} is not a token id"
             )
-    return found
+    return token_ids

@@ -1,7 +1,7 @@
 """The dense forward on the CPU's kernels: weights in the codes of a GGUF, a pass is one call.
 
 Rows are rounded to 8 bits in groups of 32 before they meet a weight. Codes add as whole numbers, so
-a row has the same bits in any company.
+a row is bit-identical whatever else is in the batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -123,10 +123,10 @@ class StoredTarget:
         for start in range(0, len(token_ids), MAX_ROWS):  # keys are written before they are read
             rows = slice(start, start + MAX_ROWS)
             part = Place(*(each[rows] for each in place))
-            parts.append(self._pass(token_ids[rows], cache, part, rotary))
-        if len(parts) == 1:
-            return parts[0]
-        hidden, taps = zip(*parts, strict=True)
+            passes.append(self._pass(token_ids[rows], cache, part, rotary))
+        if len(passes) == 1:
+            return passes[0]
+        hidden, taps = zip(*passes, strict=True)
         return torch.cat(hidden), torch.cat(taps)
 
 
@@ -138,7 +138,7 @@ class _Weights:
         self._numbers: dict[str, int] = {}
 
     def kinds(self) -> tuple[str, ...]:
-        """Formats of what was read, the one of the most numbers first."""
+        """Formats of the weights read, the most common first."""
         return tuple(sorted(self._numbers, key=lambda kind: -self._numbers[kind]))
 
     def matrix(self, name: str) -> StoredWeight:
@@ -155,7 +155,7 @@ class _Weights:
         return Decoder(embedding, layers, self._tensors[FINAL_NORM], self._shape.eps, tap_layers)
 
     def _layer(self, layer: str) -> DecoderLayer:
-        found = DecoderLayer(
+        built = DecoderLayer(
             input_norm=self._tensors[layer + "input_layernorm.weight"],
             qkv=self._projection(layer + "self_attn.", "q_proj", "k_proj", "v_proj"),
             heads=self._heads(layer + "self_attn."),
@@ -165,7 +165,7 @@ class _Weights:
             down=self._projection(layer + "mlp.", "down_proj"),
         )
         give_back_freed()
-        return found
+        return built
 
     def _heads(self, prefix: str) -> Heads:
         shape, norms = self._shape, [f"{prefix}{which}_norm.weight" for which in "qk"]
@@ -193,7 +193,8 @@ class _Weights:
 
 
 def stored_runtime(directory: Path, config: PreTrainedConfig) -> Runtime | None:
-    """What runs this folder's codes; None where it holds numbers, or they cannot be run here."""
+    """The runtime for this folder's codes; None if it has plain numbers, or they cannot run
+    here."""
     if not supports(config):
         return None
     head_dim = read_shape(config).head_dim

@@ -62,7 +62,7 @@ class Marks:
 
     def patterns(self, stop_strings: Iterable[str]) -> list[str]:
         """Each stop string as text, and with the special tokens and marks that it contains."""
-        found: list[str] = []
+        patterns: list[str] = []
         for stop in stop_strings:
             names = {name for name in self._tokens.special_texts if name in stop}
             for name in names:
@@ -70,8 +70,8 @@ class Marks:
             names |= {name for name in self._of_text if name in stop}
             longest_first = sorted(names, key=len, reverse=True)
             split = re.split("(" + "|".join(map(re.escape, longest_first)) + ")", stop)
-            found += [stop, "".join(self._of_text.get(part, part) for part in split)]
-        return found
+            patterns += [stop, "".join(self._of_text.get(part, part) for part in split)]
+        return patterns
 
 
 def without_marks(text: str) -> str:

@@ -49,10 +49,10 @@ class StopMatcher:
         for index, character in enumerate(text, len(self._held)):
             steps = zip(self._patterns, self._matched, strict=True)
             self._matched = [pattern.step(matched, character) for pattern, matched in steps]
-            found = self._longest_found()
-            if found:
+            length = self._longest_found()
+            if length:
                 self.is_stopped, self._held = True, ""
-                return seen[: index + 1 - found]
+                return seen[: index + 1 - length]
         cut = len(seen) - max(self._matched)
         self._held = seen[cut:]
         return seen[:cut]

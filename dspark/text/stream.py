@@ -97,14 +97,14 @@ class TextCodec:
         return frozenset(token_id for token_id in ends if token_id is not None)
 
     def _end_of_turn(self) -> int | None:
-        """The special token that ends the assistant's turn in a chat; None in channels, where a
+        """The special token that ends the assistant's turn in a chat; None with channels, since a
         turn has several ends."""
         if not self.has_chat_template or self.thinking.has_channels:
             return None
         behind = self._chat.behind_an_answer().lstrip()
         longest_first = sorted(self.texts.special_texts, key=len, reverse=True)
-        found = next((name for name in longest_first if name and behind.startswith(name)), None)
-        return self.texts.id_of(found) if found else None
+        mark = next((name for name in longest_first if name and behind.startswith(name)), None)
+        return self.texts.id_of(mark) if mark else None
 
     @cached_property
     def texts(self) -> TokenTexts:
@@ -162,7 +162,7 @@ class TextStream:
         return self._matcher.is_stopped
 
     def push(self, token_id: int) -> str:
-        """The text that this token makes final, of the kind that `is_thinking` then says. After a
+        """The text that this token makes final, of the kind given by `is_thinking`. After a
         stop string `is_stopped` is True."""
         text = self._marks.replace(token_id, self._characters.push(token_id))
         self._sort(self._splitter.push(text))

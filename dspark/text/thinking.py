@@ -92,8 +92,8 @@ class Thinking:
         self.has_channels = all(marks.token(name) for name in MESSAGE)
         for name in (*ENDS, CONSTRAIN) if self.has_channels else ():
             marks.token(name)
-        found = [_in_marks(each, marks, template) for each in FORMATS]
-        self._formats = tuple(each for each in found if each is not None)
+        formats = [_in_marks(each, marks, template) for each in FORMATS]
+        self._formats = tuple(each for each in formats if each is not None)
         self._all = frozenset(marks.known)
 
     def splitter(self, tail: str | None) -> Splitter:
@@ -162,13 +162,13 @@ class ThinkSplitter:
         return self._has_begun
 
     def _take(self, spans: list[Span], wanted: Sequence[str]) -> bool:
-        found = [(at, mark) for mark in wanted if (at := self._pending.find(mark)) >= 0]
-        if not found:
+        hits = [(at, mark) for mark in wanted if (at := self._pending.find(mark)) >= 0]
+        if not hits:
             cut = len(self._pending) - max((_overlap(self._pending, m) for m in wanted), default=0)
             spans += self._emit(self._pending[:cut])
             self._pending = self._pending[cut:]
             return False
-        at, mark = min(found)
+        at, mark = min(hits)
         before, self._pending = self._pending[:at], self._pending[at + len(mark) :]
         spans += self._emit(before)
         token = ANY_MARK.search(mark)

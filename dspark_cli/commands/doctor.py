@@ -81,7 +81,7 @@ def _text(key: str, value: object) -> object:
 def _versions() -> dict[str, Any]:
     from dspark.machine import describe_versions
 
-    versions = {name: found or "not installed" for name, found in describe_versions().items()}
+    versions = {name: version or "not installed" for name, version in describe_versions().items()}
     return {**versions, "executable": sys.executable}
 
 
@@ -118,17 +118,17 @@ def _runtime() -> dict[str, Any]:
     from dspark.config import RuntimeConfig
     from dspark.engine.session import resolve_runtime
 
-    chosen = resolve_runtime(RuntimeConfig())
+    runtime = resolve_runtime(RuntimeConfig())
     return {
-        "device": chosen.device,
-        "dtype": chosen.dtype,
-        "reason": chosen.reason,
+        "device": runtime.device,
+        "dtype": runtime.dtype,
+        "reason": runtime.reason,
         "gguf_on_the_cpu": _gguf_text(),
     }
 
 
 def _gguf_text() -> str:
-    """What a GGUF's weights are multiplied by."""
+    """The kernels that multiply a GGUF's weights."""
     from dspark import hub
     from dspark_kernels.cpu.runtime import keep_compiled, usable_backend
 

@@ -85,16 +85,16 @@ def _pull_published(repo_id: str, dry_run: bool, head: bool, force: bool, as_jso
     folder = None if dry_run or head else hub.kept_folder(repo_id)
     was_present = folder is not None
     if folder is None:
-        found = hub.look_up(repo_id, only_head=head)
-        say(f"{repo_id} is {found.kind}")
+        repo = hub.look_up(repo_id, only_head=head)
+        say(f"{repo_id} is {repo.kind}")
         if dry_run:
-            tell_plan(found.plan, as_json)
+            tell_plan(repo.plan, as_json)
             return
         with progress_bars(is_bytes=True) as bars:
-            for step in hub.fetch_published(found, is_forced=force):
+            for step in hub.fetch_published(repo, is_forced=force):
                 bars.show(step)
         folder = hub.kept_folder(repo_id, only_head=head)
-        say(f"Run it: dspark chat {found.options}")
+        say(f"Run it: dspark chat {repo.options}")
     else:
         with progress_bars(is_bytes=True) as bars:  # missing files
             for step in hub.fetch_missing(repo_id):

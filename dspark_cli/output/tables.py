@@ -31,11 +31,11 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
 
 def table_lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[str]:
     """Columns that do not fit even after dropping continue in a table below."""
-    kept = list(range(len(columns)))
-    while _needed(columns, rows, kept) > width and (rank := max(columns[i].rank for i in kept)):
-        kept.remove(next(i for i in reversed(kept) if columns[i].rank == rank))
+    shown = list(range(len(columns)))
+    while _needed(columns, rows, shown) > width and (rank := max(columns[i].rank for i in shown)):
+        shown.remove(next(i for i in reversed(shown) if columns[i].rank == rank))
     lines: list[str] = []
-    for part in _parts(columns, rows, kept, width):
+    for part in _parts(columns, rows, shown, width):
         widths = _widths(columns, rows, part, width)
         lines += [""] * bool(lines)
         titles = [columns[i].title for i in part]
@@ -77,12 +77,12 @@ def _parts(
     columns: Sequence[Column], rows: Sequence[Sequence[str]], kept: list[int], width: int
 ) -> list[list[int]]:
     """Columns that fit side by side; each part begins with the first column."""
-    parts = [kept[:1]]
+    tables = [kept[:1]]
     for index in kept[1:]:
-        if len(parts[-1]) > 1 and _needed(columns, rows, [*parts[-1], index]) > width:
-            parts.append(kept[:1])
-        parts[-1].append(index)
-    return parts
+        if len(tables[-1]) > 1 and _needed(columns, rows, [*tables[-1], index]) > width:
+            tables.append(kept[:1])
+        tables[-1].append(index)
+    return tables
 
 
 def _needed(columns: Sequence[Column], rows: Sequence[Sequence[str]], kept: list[int]) -> int:

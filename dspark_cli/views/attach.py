@@ -105,11 +105,11 @@ def keep_trained(name: str | None, base: str, out: "Path", *, as_json: bool) -> 
     from dspark.graft.attach import keep_pair
     from dspark.graft.judge.speedup import read_measured
 
-    kept = keep_pair(name, str(out), base, str(out))
-    say(f"saved as {kept.name}; chat with it: dspark chat {kept.name}")
+    pair = keep_pair(name, str(out), base, str(out))
+    say(f"saved as {pair.name}; chat with it: dspark chat {pair.name}")
     if as_json:
         print_json(
-            {"name": kept.name, "base": base, "draft": str(out), "measured": read_measured(out)}
+            {"name": pair.name, "base": base, "draft": str(out), "measured": read_measured(out)}
         )
 
 
@@ -156,11 +156,11 @@ def _attach(job: "AttachJob", as_json: bool) -> None:
         facts.update(event.figures())
 
     with progress_bars() as bars:
-        kept = follow(attach(job), show)
+        pair = follow(attach(job), show)
     say(
-        f"{'saved' if kept.is_new else 'known'} as {kept.name}; chat with it: "
-        f"dspark chat {kept.name}"
+        f"{'saved' if pair.is_new else 'known'} as {pair.name}; chat with it: "
+        f"dspark chat {pair.name}"
     )
-    facts |= {"name": kept.name, "target": str(job.target), "draft": str(job.draft)}
+    facts |= {"name": pair.name, "target": str(job.target), "draft": str(job.draft)}
     if as_json:
         print_json(facts)

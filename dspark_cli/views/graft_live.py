@@ -198,12 +198,12 @@ def _training(watched: Watched, step: "StepReport") -> RenderableType:
         f"confidence {step.confidence:.3f}",
         f"expected τ {step.tau:.2f}",
     )
-    parts: list[RenderableType] = [
+    renderables: list[RenderableType] = [
         _progress(step.step, watched.config.steps, " · ".join(pace)),
         " · ".join(losses),
         _acceptance(step, watched.held_out),
     ]
-    return Group(*parts, *_held_out(watched))
+    return Group(*renderables, *_held_out(watched))
 
 
 def _progress(done: int, total: int, *texts: str) -> RenderableType:

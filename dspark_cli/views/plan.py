@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def plan_lines(plan: "Plan") -> list[str]:
     memory, disk = plan.memory, plan.disk
-    parts = {
+    memory_sizes = {
         "target": memory.target,
         "head": memory.head,
         "optimizer": memory.optimizer,
@@ -21,15 +21,15 @@ def plan_lines(plan: "Plan") -> list[str]:
         "judging": memory.decoding,
     }
     if memory.answers > memory.training:  # written first, in a separate session
-        parts = {"writing answers": memory.answers}
-    parts["program"] = memory.program
-    kept = {"answers": disk.answers, "checkpoint": disk.checkpoint, "head": disk.head}
-    kept |= {"taps": disk.taps} if disk.taps else {}
+        memory_sizes = {"writing answers": memory.answers}
+    memory_sizes["program"] = memory.program
+    disk_sizes = {"answers": disk.answers, "checkpoint": disk.checkpoint, "head": disk.head}
+    disk_sizes |= {"taps": disk.taps} if disk.taps else {}
     lines = [f"{item.name}: {item.value} ({item.reason})" for item in plan.items]
     lines += [
         _answers(plan),
-        f"memory: about {_size(memory.total)} ({_sizes(parts)})",
-        f"disk: at most {_size(sum(kept.values()))} ({_sizes(kept)})",
+        f"memory: about {_size(memory.total)} ({_sizes(memory_sizes)})",
+        f"disk: at most {_size(sum(disk_sizes.values()))} ({_sizes(disk_sizes)})",
     ]
     return lines if plan.duration is None else [*lines, _time(plan.duration)]
 

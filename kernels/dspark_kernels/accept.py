@@ -1,4 +1,5 @@
-"""Which drafted tokens the target keeps, and the token that follows them."""
+"""The drafted tokens that the target accepts, and the token after them: greedy or rejection
+sampling (Leviathan et al. 2023, Chen et al. 2023)."""
 
 from typing import NamedTuple
 
@@ -30,8 +31,8 @@ def accept_sampled(
 ) -> Acceptance:
     """draft_ids [K], draft_probs [>= K, V], target_probs [K + 1, V]; both already processed alike.
 
-    Keeps x with probability min(1, p_target(x) / p_draft(x)); at the first refusal draws from what
-    the target has more of, so that the output follows the target exactly.
+    Keeps x with probability min(1, p_target(x) / p_draft(x)); at the first rejection draws from
+    max(p_target - p_draft, 0), normalised, so that the output follows the target exactly.
     """
     for k, token in enumerate(draft_ids.tolist()):
         threshold = float(torch.rand((), generator=generator, dtype=torch.float64))

@@ -1,9 +1,9 @@
 """The end of a round for all requests at once: filters, acceptance tests, the next token.
 
-`row_kernel` takes what it needs of a target's row (the likeliest token, or cut and mass of the
-distribution that top-k and top-p leave), `race_kernel` draws each row's token where a request has a
-seed, `mass_kernel` does the tests and adds up in blocks what the next token is drawn from,
-`draw_kernel` draws it. Nothing comes back to the host in between.
+`row_kernel` reduces a target's row (to the likeliest token, or cut and mass of the distribution
+that top-k and top-p leave), `race_kernel` draws each row's token for requests with a seed,
+`mass_kernel` does the tests and sums in blocks the weights of the next token's draw, `draw_kernel`
+draws it. Nothing comes back to the host in between.
 """
 
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from dspark_kernels.sampling import probabilities, race
 
 BLOCK_ROW = 2048
 BLOCK_MASS = 128
-ROW_REGISTERS = 128  # stated, because ptxas else aims below what the row kernel needs
+ROW_REGISTERS = 128  # stated, because ptxas otherwise targets fewer than the row kernel needs
 
 
 class Filters(NamedTuple):
@@ -35,8 +35,8 @@ class Filters(NamedTuple):
 
 
 class Races(NamedTuple):
-    """Which requests draw every token by its noise, [R] each: a draft is then kept where it is the
-    token that the target draws itself. None of those is greedy."""
+    """The requests that draw every token by its noise, [R] each: then a draft is accepted if it is
+    the token that the target draws itself. None of those is greedy."""
 
     is_seeded: torch.Tensor  # bool
     seeds: torch.Tensor  # int64
@@ -103,10 +103,10 @@ def accept_block_reference(
         next_ids.append(token if token < len(mass) else int(rows[kept].argmax()))
     device = draft_ids.device
     accepted = torch.tensor(num_accepted, device=device)
-    chosen = torch.tensor(next_ids, device=device)
+    next_tokens = torch.tensor(next_ids, device=device)
     tokens = torch.cat([draft_ids, draft_ids.new_zeros(len(draft_ids), 1)], dim=1)
-    tokens = tokens.scatter(1, accepted.unsqueeze(1), chosen.unsqueeze(1))
-    return AcceptedBlock(accepted, chosen, lengths + accepted + 1, tokens)
+    tokens = tokens.scatter(1, accepted.unsqueeze(1), next_tokens.unsqueeze(1))
+    return AcceptedBlock(accepted, next_tokens, lengths + accepted + 1, tokens)
 
 
 def accept_block(
@@ -135,7 +135,7 @@ def accept_block(
     choices = new(num_requests, num_slots + 1, dtype=torch.int32)
     stats = new(2, num_requests, num_slots + 1, dtype=torch.float32)  # cut, log of the mass
     masses = new(num_requests, num_blocks, dtype=torch.float32)
-    accepted, chosen, grown = new(3, num_requests, dtype=torch.int64)
+    accepted, next_ids, grown = new(3, num_requests, dtype=torch.int64)
     tokens = new(num_requests, num_slots + 1, dtype=torch.int64)
     block = min(BLOCK_ROW, next_power_of_2(num_tokens))
     row_kernel[(num_requests, num_slots + 1)](
@@ -154,15 +154,15 @@ def accept_block(
     )  # fmt: skip
     draw_kernel[(num_requests,)](
         draft_ids, draft_logits, draft_log_sums, target_logits, first_rows, num_drafts,
-        filters.temperature, races.is_seeded, uniforms, choices, stats, masses, accepted, chosen,
+        filters.temperature, races.is_seeded, uniforms, choices, stats, masses, accepted, next_ids,
         lengths, grown, tokens, num_slots, num_tokens, num_blocks, BLOCK=BLOCK_MASS,
         BLOCK_PARTS=next_power_of_2(num_blocks), BLOCK_SLOTS=next_power_of_2(num_slots + 1),
     )  # fmt: skip
-    return AcceptedBlock(accepted, chosen, grown, tokens)
+    return AcceptedBlock(accepted, next_ids, grown, tokens)
 
 
 def builds() -> list[KernelBuild]:
-    found = []
+    kernels = []
     integers = {"first_rows": "*i64", "num_drafts": "*i64"}
     drafts = {"draft_ids": "*i64", "draft_logits": "*fp32", "draft_log_sums": "*fp32"}
     inner = {"temperatures": "*fp32", "is_seeded": "*i1", "uniforms": "*fp32", "choices": "*i32"}
@@ -176,7 +176,7 @@ def builds() -> list[KernelBuild]:
         sizes = {"num_slots": "i32", "num_tokens": "i32"}
         last = {"next_ids": "*i64", "old_lengths": "*i64", "lengths": "*i64", "tokens": "*i64"}
         blocks = {"BLOCK": BLOCK_MASS, "BLOCK_PARTS": 2048, "BLOCK_SLOTS": 8}
-        found += [
+        kernels += [
             KernelBuild(
                 f"accept row {element}",
                 row_kernel,
@@ -202,4 +202,4 @@ def builds() -> list[KernelBuild]:
                 blocks,
             ),
         ]
-    return found
+    return kernels

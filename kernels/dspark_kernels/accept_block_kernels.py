@@ -1,4 +1,4 @@
-"""What accept_block.py launches, one after the other: rows, races, masses, the draw."""
+"""The kernels that accept_block.py launches in order: rows, races, masses, the draw."""
 
 from dspark_kernels.backend import jit, tl
 from dspark_kernels.noise import MARGIN, exact_gumbel, gumbel
@@ -26,7 +26,7 @@ def cut_where(
     NUM_BITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> tl.tensor:
-    """The largest key at or above which lie `goal` of the tokens, or of their mass.
+    """The largest key such that `goal` of the tokens, or of their mass, are at or above it.
 
     Three bits a pass. Tokens below `floor` do not count. Of 16-bit logits only the upper half of a
     key differs.
@@ -178,7 +178,7 @@ def row_scores(
     temperature: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> tl.tensor:
-    """What a block of tokens scores before noise, as `kept` in sampling.py."""
+    """Scores of a block of tokens before noise, as `kept` in sampling.py."""
     token = first + tl.arange(0, BLOCK)
     value = tl.load(row + token, mask=token < num_tokens, other=LOWEST).to(tl.float32)
     score = tl.div_rn(value - largest, temperature)
@@ -201,7 +201,7 @@ def next_mass(
     num_slots: tl.tensor,
     num_tokens: tl.tensor,
 ) -> tl.tensor:
-    """What tokens weigh in the draw: the target's probability, less the draft's if refused."""
+    """Weights of tokens in the draw: the target's probability, minus the draft's if rejected."""
     inside = token < num_tokens
     value = tl.load(target_logits + row.to(tl.int64) * num_tokens + token, mask=inside, other=0.0)
     value = value.to(tl.float32)
@@ -310,7 +310,7 @@ def draw_kernel(
         mass = tl.load(masses + request * num_blocks + part, mask=part < num_blocks, other=0.0)
         up_to = tl.cumsum(mass, axis=0)
         total = tl.max(up_to, axis=0)
-        # nothing is left where both distributions are equal; then the likeliest token stands
+        # nothing is left if both distributions are equal; then the likeliest token is used
         if total > 0:
             point = tl.load(uniforms + request * (num_slots + 1) + num_slots) * total
             last = tl.max(tl.where(mass > 0, part, 0), axis=0)

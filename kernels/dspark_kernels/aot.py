@@ -1,8 +1,8 @@
-"""Compile every kernel for every card ahead of time and check what it takes of the card.
+"""Compile every kernel for every card ahead of time and check the resources it uses.
 
     python -m dspark_kernels.aot [--cards 80,90] [--only skinny]
 
-Needs no GPU. Exits with 1 where a kernel spills registers or wants more than a card has.
+Needs no GPU. Exits with 1 if a kernel spills registers or needs more than a card has.
 """
 
 import argparse
@@ -34,7 +34,7 @@ SHARED_LIMITS = {
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one compiled kernel takes. `stack`: spilled registers, in bytes a thread."""
+    """Resources of one compiled kernel. `stack`: spilled registers, in bytes per thread."""
 
     name: str
     capability: int
@@ -44,18 +44,18 @@ class Usage:
     shared: int
 
     def breaches(self) -> list[str]:
-        found = []
+        breaches = []
         if self.stack:
-            found.append(f"spills {self.stack} bytes a thread")
+            breaches.append(f"spills {self.stack} bytes per thread")
         if self.shared > SHARED_LIMITS[self.capability]:
-            found.append(f"wants {self.shared} bytes of shared memory")
+            breaches.append(f"needs {self.shared} bytes of shared memory")
         if self.registers * self.num_threads > REGISTERS_PER_BLOCK:
-            found.append(f"wants {self.registers * self.num_threads} registers a block")
-        return found
+            breaches.append(f"needs {self.registers * self.num_threads} registers per block")
+        return breaches
 
 
 def measure(build: KernelBuild, capability: int) -> Usage:
-    """Compile one kernel for one card and read what it takes from the binary."""
+    """Compile one kernel for one card and read its resources from the binary."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -94,10 +94,10 @@ def _resources(cubin: bytes) -> tuple[int, int]:
         file.write_bytes(cubin)
         command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(file)]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", report)
-    if found is None:
+    usage = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", report)
+    if usage is None:
         raise RuntimeError(f"cuobjdump reports no resources:\n{report}")
-    registers, stack, local = map(int, found.groups())
+    registers, stack, local = map(int, usage.groups())
     return registers, stack + local
 
 
@@ -114,11 +114,11 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="that compile")
     options = parser.parse_args()
     capabilities = [int(card) for card in options.cards.split(",")]
-    chosen = [i for i, build in enumerate(all_builds()) if options.only in build.name]
+    indices = [i for i, build in enumerate(all_builds()) if options.only in build.name]
     print(f"{'kernel':<44}{'sm':>4}{'threads':>9}{'registers':>11}{'stack':>7}{'shared':>8}")
     num_kernels, failed = 0, 0
     with ProcessPoolExecutor(options.jobs) as pool:
-        for usages in pool.map(partial(_measure_at, capabilities=capabilities), chosen):
+        for usages in pool.map(partial(_measure_at, capabilities=capabilities), indices):
             for usage in usages:
                 breaches = usage.breaches()
                 num_kernels, failed = num_kernels + 1, failed + bool(breaches)

@@ -1,4 +1,4 @@
-"""The one place that decides between Triton's kernels and plain torch, and says why.
+"""The only place that decides between Triton's kernels and plain torch, with the reason.
 
 Triton runs on CUDA tensors, and on any tensor under TRITON_INTERPRET=1, which has to be set before
 this file is imported. DSPARK_KERNELS=torch turns the kernels off.
@@ -14,7 +14,7 @@ import torch
 try:
     import triton
     import triton.language as tl
-except ImportError:  # no wheels for macOS and Windows: files with kernels have to import anyway
+except ImportError:  # no wheels for macOS and Windows: files with kernels must import anyway
     triton = SimpleNamespace(jit=lambda function=None, **_: function or (lambda kernel: kernel))
     tl = SimpleNamespace(constexpr=lambda value: value, tensor=object)
 
@@ -44,7 +44,7 @@ class Backend(NamedTuple):
 
 
 def choose_backend(device: torch.device) -> Backend:
-    """What runs the kernels of tensors on `device`."""
+    """The backend for tensors on `device`."""
     if os.environ.get("DSPARK_KERNELS") == "torch":
         return Backend("torch", "DSPARK_KERNELS=torch is set")
     if not HAS_TRITON:

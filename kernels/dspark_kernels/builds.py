@@ -1,4 +1,4 @@
-"""What `python -m dspark_kernels.aot` compiles: each kernel in the configurations that run."""
+"""The builds of `python -m dspark_kernels.aot`: each kernel in the configurations that run."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,8 +1,9 @@
-"""What a draft's distribution loses against the target's, over the whole vocabulary, and its slope.
+"""Distances of a draft's distribution from the target's over the whole vocabulary, with gradients.
 
 One program a row walks the vocabulary in chunks: once for both normalisers, once for the distance,
 once for the gradient, which takes the place of the logits. The products with the output head stay
-with cuBLAS, a few rows at a time: a second and third product would cost more than what is kept.
+with cuBLAS, a few rows at a time: a second and third product would cost more than storing the
+logits.
 """
 
 from typing import NamedTuple
@@ -18,7 +19,7 @@ FINITE_LOWEST = tl.constexpr(-1e38)  # unlike -inf, it can be subtracted from it
 
 
 class TermWeights(NamedTuple):
-    """What a row's terms count: CE of the label, ‖p_d - p_t‖₁, CE of the target's distribution."""
+    """Weights of a row's terms: CE of the label, ‖p_d - p_t‖₁, CE of the target's distribution."""
 
     cross_entropy: float
     l1: float
@@ -26,7 +27,7 @@ class TermWeights(NamedTuple):
 
 
 class DistributionTerms(NamedTuple):
-    """[n] each. accept_rate is 1 - L1 / 2; distillation is zero where it has no weight."""
+    """[n] each. accept_rate is 1 - L1 / 2; distillation is zero if it has no weight."""
 
     cross_entropy: torch.Tensor
     accept_rate: torch.Tensor
@@ -213,13 +214,13 @@ def terms_kernel(
 def builds() -> list[KernelBuild]:
     names = ("cross_entropies", "accept_rates", "distillations")
     numbers = dict.fromkeys(("of_cross_entropy", "of_l1", "of_distillation"), "fp32")
-    found = []
+    kernels = []
     for element in ("bf16", "fp32"):
         signature = {"draft_logits": f"*{element}", "target_logits": f"*{element}"}
         signature |= {"target_rows": "*i64", "labels": "*i64", "row_weights": "*fp32"}
         signature |= dict.fromkeys(names, "*fp32") | numbers | {"num_tokens": "i32"}
         constants = {"HAS_GRADIENT": True, "BLOCK": BLOCK}
-        found.append(
+        kernels.append(
             KernelBuild(f"loss terms {element}", terms_kernel, signature, constants, num_warps=16)
         )
-    return found
+    return kernels

@@ -1,4 +1,4 @@
-"""What was freed goes back to the system at once, where the C library would keep it."""
+"""Returns freed memory to the system, which the C library would keep."""
 
 import ctypes
 import sys

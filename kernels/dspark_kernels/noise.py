@@ -1,8 +1,9 @@
-"""Noise that is a function of seed, place and token alone: Philox 4x64-10, by NumPy and in Triton.
+"""Noise as a function of seed, place and token alone: Philox (Salmon et al. 2011), in NumPy and
+Triton.
 
-No generator has a state to keep, so that a token's noise is the same in a draft and in the target's
-own draw, whatever the company and whatever was drafted and taken back before. Gumbel noise is
-computed in float64 and rounded: there a logarithm has the same bits in every library.
+The generators have no state, so a token's noise is the same in a draft and in the target's own
+draw, whatever else is in the batch and whatever was drafted and rolled back before. Gumbel noise is
+computed in float64 and rounded, since there a logarithm has the same bits in every library.
 """
 
 import numpy as np
@@ -34,7 +35,7 @@ def gumbel_reference(seeds: torch.Tensor, places: torch.Tensor, num_tokens: int)
 
 
 def uniform_reference(seeds: torch.Tensor, places: torch.Tensor, count: int) -> torch.Tensor:
-    """seeds, places [R] int64 -> [R, count] float32 from 0 up to 1; none is noise of a token."""
+    """seeds, places [R] int64 -> [R, count] float32 in [0, 1); independent of tokens' noise."""
     pairs = zip(seeds.tolist(), places.tolist(), strict=True)
     rows = np.stack([_words(seed, place, count, stream=1) >> 8 for seed, place in pairs])
     return (torch.from_numpy(rows).float() * 2.0**-24).to(seeds.device)
@@ -77,11 +78,11 @@ def _high(x: tl.tensor) -> tl.tensor:
 
 @jit
 def gumbel(seed: tl.tensor, place: tl.tensor, first: tl.tensor, BLOCK: tl.constexpr) -> tl.tensor:
-    """Noise of the tokens first .. first + BLOCK, within MARGIN of what it should be."""
+    """Noise of the tokens first .. first + BLOCK, within MARGIN of the exact value."""
     bits = words(seed, place, first, GUMBEL_STREAM, BLOCK)
     below = (bits.to(tl.float32) + 0.5) * 2.3283064365386963e-10
     above = ((~bits).to(tl.float32) + 0.5) * 2.3283064365386963e-10
-    # -log(1 - above), exact where that is small: there the winners are
+    # -log(1 - above), exact if that is small, as it is for winners
     waiting = tl.where(above < 1e-3, above + 0.5 * above * above, -tl.log(below))
     return -tl.log(waiting)
 
@@ -90,7 +91,7 @@ def gumbel(seed: tl.tensor, place: tl.tensor, first: tl.tensor, BLOCK: tl.conste
 def exact_gumbel(
     seed: tl.tensor, place: tl.tensor, first: tl.tensor, BLOCK: tl.constexpr
 ) -> tl.tensor:
-    """As gumbel, to the bit what gumbel_row has."""
+    """As gumbel, bit-identical to gumbel_row."""
     bits = words(seed, place, first, GUMBEL_STREAM, BLOCK)
     uniform = (bits.to(tl.float64) + 0.5) * 2.3283064365386963e-10
     return (-tl.log(-tl.log(uniform))).to(tl.float32)

@@ -19,6 +19,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """As rms_norm, in torch."""
     if x.dtype == torch.float32:
         return F.rms_norm(x, (x.shape[-1],), weight, eps)
     normed = F.rms_norm(x.float(), (x.shape[-1],), None, eps)
@@ -40,6 +41,7 @@ def add_rms_norm(
 def add_rms_norm_reference(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """As add_rms_norm, in torch."""
     total = x + residual
     return rms_norm_reference(total, weight, eps), total
 
@@ -102,7 +104,7 @@ def rms_norm_kernel(
 
 
 def builds() -> list[KernelBuild]:
-    found = []
+    kernels = []
     for width, dtype, has_residual in (
         (2560, "bf16", True),
         (4096, "bf16", False),
@@ -121,5 +123,5 @@ def builds() -> list[KernelBuild]:
             constexprs |= {"residual": None, "total": None}
         name = f"{'add_' if has_residual else ''}rms_norm {dtype} {width}"
         warps = warps_of_a_row(block)
-        found.append(KernelBuild(name, rms_norm_kernel, signature, constexprs, num_warps=warps))
-    return found
+        kernels.append(KernelBuild(name, rms_norm_kernel, signature, constexprs, num_warps=warps))
+    return kernels

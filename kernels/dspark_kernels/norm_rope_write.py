@@ -30,7 +30,7 @@ def norm_rope_write(
     norms: HeadNorms | None,
 ) -> torch.Tensor:
     """qkv [N, heads + 2 kv_heads, D]; keys, values [pages, kv_heads, PAGE, D]; tables [slots, P];
-    rotary cos and sin [positions, D], none where the heads are rotated already.
+    rotary cos and sin [positions, D], None if the heads are already rotated.
 
     -> queries [N, heads, D]; heads may be 0, as for a drafter's context.
     """
@@ -79,6 +79,7 @@ def norm_rope_write_reference(
     rotary: tuple[torch.Tensor, torch.Tensor] | None,
     norms: HeadNorms | None,
 ) -> torch.Tensor:
+    """As norm_rope_write, in torch."""
     num_kv_heads = keys.shape[1]
     num_heads = qkv.shape[1] - 2 * num_kv_heads
     query, key, value = qkv.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
@@ -163,7 +164,7 @@ def norm_rope_write_kernel(
 
 
 def builds() -> list[KernelBuild]:
-    found = []
+    kernels = []
     for dtype, num_heads, has_norm in (("bf16", 32, True), ("bf16", 0, True), ("fp32", 32, False)):
         tensors = ["qkv", "query", "keys", "values", "cos", "sin"]
         signature = {name: "*i32" for name in ("tables", "slots", "starts", "row_starts")}
@@ -182,5 +183,5 @@ def builds() -> list[KernelBuild]:
         signature |= dict.fromkeys(tensors, f"*{dtype}")
         name = f"norm_rope_write {dtype} {num_heads} heads"
         kernel = norm_rope_write_kernel
-        found.append(KernelBuild(name, kernel, signature, constexprs, num_warps=1))
-    return found
+        kernels.append(KernelBuild(name, kernel, signature, constexprs, num_warps=1))
+    return kernels

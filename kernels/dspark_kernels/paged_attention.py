@@ -117,7 +117,7 @@ def sizes_of_a_block(group: int, head_dim: int, itemsize: int) -> dict[str, int]
 
 
 def warps_of_a_block(sizes: dict[str, int]) -> int:
-    """So many that the sums of a block fit into their registers."""
+    """Enough that the sums of a block fit in their registers."""
     return 8 if sizes["BLOCK_PAIRS"] * sizes["BLOCK_DIM"] > 4096 else 4
 
 
@@ -133,6 +133,7 @@ def paged_attention_reference(
     soft_cap: float = 0.0,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    """As paged_attention, in torch."""
     group = query.shape[1] // keys.shape[1]
     row_starts, starts = rows.row_starts.tolist(), rows.starts.tolist()
     out = torch.empty_like(query)
@@ -146,11 +147,11 @@ def paged_attention_reference(
         scores = query[mine].float().transpose(0, 1) @ cached_keys.transpose(1, 2) * scale
         if soft_cap:
             scores = soft_cap * torch.tanh(scores / soft_cap)
-        own = torch.arange(start, start + size, device=query.device).unsqueeze(1)
+        positions = torch.arange(start, start + size, device=query.device).unsqueeze(1)
         key_position = torch.arange(start + size, device=query.device)
-        seen = (key_position <= own) if rows.causal else key_position >= 0
+        seen = (key_position <= positions) if rows.causal else key_position >= 0
         if window:
-            seen = seen & (key_position > own - window)
+            seen = seen & (key_position > positions - window)
         scores = scores.masked_fill(~seen, float("-inf"))
         if sinks is not None:
             column = sinks.float().view(-1, 1, 1).expand(-1, size, 1)
@@ -318,7 +319,7 @@ def combine_kernel(
         tl.store(out + pair * HEAD_DIM + column, round_to(total / weight_sum, dtype), mask=inside)
 
 
-# dtype, query heads, key heads, head_dim, what is asked of the attention
+# dtype, query heads, key heads, head_dim, variant of the attention
 BUILDS: tuple[tuple[str, int, int, int, dict[str, Any]], ...] = (
     ("bf16", 32, 8, 128, {}),  # Qwen3-4B and 8B, Llama-3
     ("bf16", 40, 8, 128, {}),  # Qwen3-14B

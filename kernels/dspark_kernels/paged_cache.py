@@ -1,7 +1,7 @@
-"""Where the rows of a pass stand in pages of keys and values.
+"""Places of a pass's rows in pages of keys and values.
 
 Lengths and page tables live on the device and no shape depends on them, so that a captured graph
-reads them anew at each replay.
+reads them again at each replay.
 """
 
 from collections.abc import Sequence

@@ -10,15 +10,15 @@ from functools import cache, partial
 
 import torch
 
-PACKED_ROWS = 16  # oneDNN's form is quickest when made for few; it serves any number
-PROMPT_ROWS = 256  # MKL's when made for a chunk of a prompt; the rows of a block lose nothing
+PREPACKED_ROWS = 16  # oneDNN's form is quickest when made for few; it serves any number
+PROMPT_ROWS = 256  # MKL's form is made for a prompt's chunk; a block's few rows are as fast
 MAX_ROWS = 64  # of a decoding pass
 
-PackedProduct = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+PrepackedProduct = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
-def prepack_weight(weight: torch.Tensor) -> PackedProduct | None:
-    """x [M, K], bias -> x weight^T + bias, for weight [N, K]; None where torch has no such form.
+def prepack_weight(weight: torch.Tensor) -> PrepackedProduct | None:
+    """x [M, K], bias -> x weight^T + bias, for weight [N, K]; None if torch has no such form.
 
     The product holds no reference to `weight`.
     """
@@ -32,14 +32,14 @@ def prepack_weight(weight: torch.Tensor) -> PackedProduct | None:
 
 
 @cache
-def adds_in_one_order(pack: Callable[[torch.Tensor], PackedProduct], width: int) -> bool:
+def adds_in_one_order(pack: Callable[[torch.Tensor], PrepackedProduct], width: int) -> bool:
     """Whether a row of `width` numbers comes out the same to the bit among 1 to 64 rows."""
     generator = torch.Generator().manual_seed(0)
     product = pack(torch.randn(64, width, generator=generator))
     x = torch.randn(MAX_ROWS, width, generator=generator)
     whole = product(x, None)
-    parts = [product(x[:n], None) for n in range(1, MAX_ROWS)]
-    return all(torch.equal(part, whole[: len(part)]) for part in parts)
+    products = [product(x[:n], None) for n in range(1, MAX_ROWS)]
+    return all(torch.equal(part, whole[: len(part)]) for part in products)
 
 
 def _is_available() -> bool:
@@ -47,32 +47,34 @@ def _is_available() -> bool:
     return bool(torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available())
 
 
-def _by_mkl(weight: torch.Tensor) -> PackedProduct:
+def _by_mkl(weight: torch.Tensor) -> PrepackedProduct:
     packed = torch.ops.mkl._mkl_reorder_linear_weight(weight.contiguous(), PROMPT_ROWS)
     linear = torch.ops.mkl._mkl_linear
-    sizes = weight.new_empty(1).expand(weight.shape)  # all that is read of the weight beside
+    sizes = weight.new_empty(1).expand(
+        weight.shape
+    )  # the only part of the plain weight that is read
 
     def product(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        # told as many rows as there are, it never falls back to the weight
+        # given the true number of rows, it never falls back to the weight
         out: torch.Tensor = linear(x, packed, sizes, bias, len(x))
         return out
 
     return product
 
 
-def _by_mkl_in_parts(weight: torch.Tensor) -> PackedProduct:
+def _by_mkl_in_parts(weight: torch.Tensor) -> PrepackedProduct:
     product = _by_mkl(weight)
 
     def in_parts(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        if not PACKED_ROWS < len(x) <= MAX_ROWS:
+        if not PREPACKED_ROWS < len(x) <= MAX_ROWS:
             return product(x, bias)
-        return torch.cat([product(rows, bias) for rows in x.split(PACKED_ROWS)])
+        return torch.cat([product(rows, bias) for rows in x.split(PREPACKED_ROWS)])
 
     return in_parts
 
 
-def _by_onednn(weight: torch.Tensor) -> PackedProduct:
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_ROWS)
+def _by_onednn(weight: torch.Tensor) -> PrepackedProduct:
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PREPACKED_ROWS)
     linear = torch.ops.mkldnn._linear_pointwise
 
     def product(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -83,7 +85,7 @@ def _by_onednn(weight: torch.Tensor) -> PackedProduct:
 
 
 def _never_alone(
-    product: PackedProduct, x: torch.Tensor, bias: torch.Tensor | None
+    product: PrepackedProduct, x: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """oneDNN adds one row of over 1,024 numbers in an order of its own; two cost as much."""
+    """oneDNN sums a single row of over 1,024 numbers in another order; two rows cost the same."""
     return product(torch.cat([x, x]), bias)[:1] if len(x) == 1 else product(x, bias)

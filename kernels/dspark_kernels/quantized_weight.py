@@ -1,8 +1,8 @@
 """Weights [out, in] of 4 or 8 bits.
 
-Every code is exact in bf16, so a product needs the scale once a group and rounds nothing else.
-fp8 is e4m3, fp4 is e2m1 with a power of two (e8m0) for 32 columns, both as the Open Compute
-Project's microscaling formats have them.
+AWQ is Lin et al. 2023, GPTQ Frantar et al. 2022; FP8 is e4m3 and FP4 is e2m1 with a power of two
+(e8m0) per 32 columns, as in the Open Compute Project's microscaling formats. Every code is exact in
+bf16, so a product needs the scale once per group and rounds nothing else.
 """
 
 from collections.abc import Callable, Sequence
@@ -67,7 +67,7 @@ class QuantizedWeight:
         )
 
     def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "QuantizedWeight":
-        """The same weight of other tensors: on another device, say."""
+        """The same weight of other tensors, such as on another device."""
         return replace(
             self,
             codes=move(self.codes),
@@ -90,7 +90,7 @@ class QuantizedWeight:
 
 
 def quantize_int8(weight: torch.Tensor, group: int | None = None) -> QuantizedWeight:
-    """Symmetric; one scale a row without `group`, which has to divide the columns."""
+    """weight [N, K], symmetric; one scale per row without `group`, which must divide K."""
     group = group or weight.shape[1]
     grouped = weight.float().unflatten(1, (-1, group))
     scales = _scales(grouped.abs().amax(-1) / 127, weight.dtype)
@@ -99,7 +99,7 @@ def quantize_int8(weight: torch.Tensor, group: int | None = None) -> QuantizedWe
 
 
 def quantize_int4(weight: torch.Tensor, group: int = 128) -> QuantizedWeight:
-    """Asymmetric, by the extremes of each group; `group` has to divide the columns."""
+    """weight [N, K], asymmetric by the extremes of each group; `group` must divide K."""
     grouped = weight.float().unflatten(1, (-1, group))
     low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
     scales = _scales((high - low) / 15, weight.dtype)
@@ -124,7 +124,7 @@ def quantize_fp8(weight: torch.Tensor) -> QuantizedWeight:
 
 
 def concatenated(weights: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
-    """One above the other; None where they do not share groups or the order of their columns."""
+    """Concatenated by rows; None if they differ in groups or the order of their columns."""
     first = weights[0]
     layouts = {(each.kind, each.group, each.rows_per_scale) for each in weights}
     is_whole = all(each.shape[0] % first.rows_per_scale == 0 for each in weights[:-1])

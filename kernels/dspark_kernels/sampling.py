@@ -56,7 +56,7 @@ def race(
     """logits [V] of any device, Gumbel noise [V] on the CPU -> the column where their sum is
     largest: over all noise a draw from `probabilities`.
 
-    One row at a time and added up on the CPU, so that a row has one answer in any company.
+    One row at a time and summed on the CPU, so that a row's result does not depend on the batch.
     """
     scores = kept(logits, temperature, top_k, top_p)
     if scores.device.type != "cpu":  # a card divides in another way

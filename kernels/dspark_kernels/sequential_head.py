@@ -2,7 +2,7 @@
 
 A step is two launches. `features_kernel` finds out which token the last step chose and what the
 head makes of it; `vocabulary_kernel` adds the bias to the base logits and chooses within each block
-of tokens. Requests are taken one by one, so that company changes no draft.
+of tokens. Requests are taken one by one, so that the batch changes no draft.
 """
 
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class SequentialHead:
         return self.gate_weight[:, first : first + width].contiguous()
 
     def confidence_of_embedding(self, hidden_size: int) -> torch.Tensor | None:
-        """[r], where the confidence reads the embedding."""
+        """[r], if the confidence head reads the embedding."""
         weight = self.confidence_weight
         if weight is None or weight.shape[1] == hidden_size:
             return None
@@ -89,9 +89,9 @@ def draft_block_reference(
     seeds: torch.Tensor,
     positions: torch.Tensor,
 ) -> DraftedBlock:
-    """base_logits [R, K, V], hidden [R, K, H], the rest [R]; slot k is position + k + 1.
+    """base_logits [R, K, V], hidden [R, K, H], the rest [R]; draft k is at place position + k + 1.
 
-    Temperature 0 takes the likeliest token, any other samples by the Gumbel noise of the slot.
+    Temperature 0 takes the likeliest token, any other samples by the Gumbel noise of the position.
     """
     num_steps = base_logits.shape[1]
     previous, state = anchors, hidden.new_zeros(len(anchors), head.rank, dtype=torch.float32)
@@ -99,17 +99,17 @@ def draft_block_reference(
     scale = torch.where(is_greedy, 1.0, temperatures).unsqueeze(1)
     ids, all_logits, log_sums, confidences = [], [], [], []
     for k in range(num_steps):
-        slot, logits = hidden[:, k].float(), base_logits[:, k].float()
-        embedding = slot[:, :0] if head.w1 is None else head.w1[previous].float()
+        row, logits = hidden[:, k].float(), base_logits[:, k].float()
+        embedding = row[:, :0] if head.w1 is None else head.w1[previous].float()
         if head.w2 is not None:
-            features, state = _features(head, slot, embedding, state)
+            features, state = _features(head, row, embedding, state)
             logits = logits + features.to(head.w2.dtype).float() @ head.w2.float().t()
         scaled = logits / scale
         noise = gumbel_reference(seeds, positions + k + 1, logits.shape[1])
         previous = torch.where(is_greedy.unsqueeze(1), scaled, scaled + noise).argmax(-1)
         if head.confidence_weight is not None and head.confidence_bias is not None:
             width = head.confidence_weight.shape[1]
-            read = torch.cat([slot, embedding], dim=-1)[:, :width]
+            read = torch.cat([row, embedding], dim=-1)[:, :width]
             logit = read @ head.confidence_weight[0].float() + head.confidence_bias.float()
             confidences.append(logit)
         ids.append(previous)
@@ -126,11 +126,11 @@ def draft_block_reference(
 def _features(
     head: SequentialHead, hidden: torch.Tensor, embedding: torch.Tensor, state: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What W2 is applied to [R, r], and the new state [R, r]."""
+    """The features that W2 is applied to [R, r], and the new state [R, r]."""
     if head.gate_weight is None or head.gate_bias is None:
         return embedding, state
-    parts = [hidden, embedding] if head.kind == "gated" else [state, embedding, hidden]
-    joint = torch.cat(parts, dim=-1) @ head.gate_weight.float().t() + head.gate_bias.float()
+    inputs = [hidden, embedding] if head.kind == "gated" else [state, embedding, hidden]
+    joint = torch.cat(inputs, dim=-1) @ head.gate_weight.float().t() + head.gate_bias.float()
     if head.kind == "gated":
         return joint.sigmoid() * embedding, state
     gate, candidate, output = joint.chunk(3, dim=-1)
@@ -260,7 +260,7 @@ class _Run:
 
 
 def builds() -> list[KernelBuild]:
-    found = []
+    kernels = []
     sizes = {"step": "i32", "num_requests": "i32", "num_steps": "i32"}
     for element in ("bf16", "fp32"):
         weight = f"*{element}"
@@ -273,7 +273,7 @@ def builds() -> list[KernelBuild]:
             constants |= {"HAS_CONFIDENCE": True, "CONFIDENCE_READS_TOKEN": True}
             constants |= {"IS_FIRST": False, "IS_END": False, "BLOCK_PARTS": 4096}
             constants |= {"BLOCK_RANK": 256, "BLOCK": BLOCK_FEATURES}
-            found.append(
+            kernels.append(
                 KernelBuild(
                     f"head features {element} {kind}", features_kernel, signature, constants
                 )
@@ -282,9 +282,9 @@ def builds() -> list[KernelBuild]:
         signature |= {"temperatures": "*fp32", "seeds": "*i64", "positions": "*i64"}
         signature |= {"logits": "*fp32", "parts": "*fp32", **sizes, "num_tokens": "i32"}
         constants = {"RANK": 256, "BLOCK_RANK": 256, "BLOCK": BLOCK_TOKENS}
-        found.append(
+        kernels.append(
             KernelBuild(
                 f"head vocabulary {element}", vocabulary_kernel, signature, constants, num_warps=8
             )
         )
-    return found
+    return kernels

@@ -1,4 +1,4 @@
-"""What sequential_head.py launches at each step: features of the last token, the vocabulary."""
+"""The kernels of sequential_head.py per step: features of the last token, the vocabulary."""
 
 from dspark_kernels.backend import jit, tl
 from dspark_kernels.noise import gumbel
@@ -25,7 +25,7 @@ def gate_sums(
     WIDTH: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
 ) -> tl.tensor:
-    """own_gates[rows, first : first + RANK] · own -> one sum a row."""
+    """own_gates[rows, first : first + RANK] · own -> one sum per row."""
     column = tl.arange(0, BLOCK_RANK)
     tile = tl.load(
         own_gates + rows[:, None] * WIDTH + first + column[None, :],

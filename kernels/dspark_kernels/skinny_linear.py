@@ -1,7 +1,7 @@
-"""A linear layer for the few rows of a decoding step: it costs what its weights' bytes cost.
+"""A linear layer for the few rows of a decoding step: its cost is reading the weights' bytes.
 
 The kernel works on tiles of 16 rows and adds along K in a fixed order, in a fixed number of parts:
-a row's result depends neither on the number of rows nor on what they hold.
+a row's result depends neither on the number of rows nor on their content.
 
 On an x86 CPU in float32, torch's own matmul takes 2.4 times as long for 8 rows as for one, although
 both read the same weights; a packed form takes 1.45 times as long or less (docs/log.md).
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from dspark_kernels.backend import triton, use_triton
 from dspark_kernels.builds import KernelBuild
-from dspark_kernels.prepacked_weight import PackedProduct, prepack_weight
+from dspark_kernels.prepacked_weight import PrepackedProduct, prepack_weight
 from dspark_kernels.quantized_weight import NIBBLES, QuantizedWeight
 from dspark_kernels.skinny_linear_kernels import ROW_TILE, combine_kernel, skinny_kernel
 from dspark_kernels.swiglu import swiglu
@@ -34,41 +34,42 @@ class SkinnyLinear:
         weight: torch.Tensor | QuantizedWeight,
         bias: torch.Tensor | None = None,
         *,
-        pack: bool = True,
+        prepack: bool = True,
         is_shared: bool = False,
     ) -> None:
-        """`is_shared`: others read the weight, too; else it goes where a packed form serves."""
+        """`is_shared`: others read the weight too; otherwise it is freed if a prepacked form
+        serves."""
         self.bias = bias
-        self._packed: PackedProduct | None = None
-        if pack and isinstance(weight, torch.Tensor):
-            self._packed = prepack_weight(weight)
-        self.weight: Any = weight if is_shared or self._packed is None else None
+        self._prepacked: PrepackedProduct | None = None
+        if prepack and isinstance(weight, torch.Tensor):
+            self._prepacked = prepack_weight(weight)
+        self.weight: Any = weight if is_shared or self._prepacked is None else None
 
     def rows(self, begin: int) -> "SkinnyLinear | None":
         """The product of the weight's rows from `begin` on, of the same memory; None where the
         weight's format cannot be cut there. It must not be prepacked."""
-        assert self._packed is None
+        assert self._prepacked is None
         weight = self.weight
         if isinstance(weight, QuantizedWeight) and begin % weight.rows_per_scale:
             return None
         rows = weight.rows(begin) if isinstance(weight, QuantizedWeight) else weight[begin:]
-        return SkinnyLinear(rows, None if self.bias is None else self.bias[begin:], pack=False)
+        return SkinnyLinear(rows, None if self.bias is None else self.bias[begin:], prepack=False)
 
     def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "SkinnyLinear":
         """The same product of other tensors, which is not prepacked."""
-        assert self._packed is None
+        assert self._prepacked is None
         weight = self.weight
         weight = weight.moved(move) if isinstance(weight, QuantizedWeight) else move(weight)
-        return SkinnyLinear(weight, None if self.bias is None else move(self.bias), pack=False)
+        return SkinnyLinear(weight, None if self.bias is None else move(self.bias), prepack=False)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self._packed is None:
+        if self._prepacked is None:
             return skinny_linear(x, self.weight, self.bias)
-        return self._packed(x, self.bias)
+        return self._prepacked(x, self.bias)
 
     def gated(self, x: torch.Tensor) -> torch.Tensor:
         """Of gate rows above up rows: SwiGLU of the product."""
-        if self._packed is not None:
+        if self._prepacked is not None:
             return swiglu(self(x))
         return skinny_linear(x, self.weight, self.bias, gated=True)
 
@@ -103,7 +104,7 @@ def skinny_linear(
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """How a matrix is cut; by its own size alone, so that every pass adds in the same order."""
+    """How a matrix is tiled; by its size alone, so that every pass sums in the same order."""
 
     block_n: int
     block_k: int
@@ -122,7 +123,8 @@ class Tiling:
         # enough programs to fill a large card, each with enough steps to fill its pipeline
         while -(-num_outputs // block_n) * num_splits < 512 and num_steps >= 8 * num_splits:
             num_splits *= 2
-        # stated, because ptxas else aims below what it needs; 128 leave room for four blocks
+        # stated, because ptxas otherwise targets fewer than it needs; 128 leave room for four
+        # blocks
         max_registers = 128 if kind == "dense" and element == 2 else 255
         return cls(block_n, block_k, num_splits, max_registers)
 
@@ -224,12 +226,12 @@ def builds() -> list[KernelBuild]:
         ("bf16", "*fp8e4nv", "*fp32", "fp8", 128, 128, 89),
         ("bf16", "*u8", "*fp32", "fp8_bits", 128, 128, 80),
     ]
-    found = []
+    kernels = []
     for x, codes, scales, kind, group, rows_per_scale, least in formats:
         for gated, is_split in ((False, True), (True, False)):
             tiling = Tiling.of(4096, 4096, kind, group, 4 if x == "fp32" else 2)
             out = "*fp32" if is_split else f"*{x}"
-            found.append(
+            kernels.append(
                 KernelBuild(
                     f"skinny {x} {kind} {group}{' gated' if gated else ''}",
                     skinny_kernel,
@@ -256,4 +258,4 @@ def builds() -> list[KernelBuild]:
     combine = {"parts": "*fp32", "bias": "*bf16", "out": "*bf16"}
     combine |= {"num_rows": "i32", "num_outputs": "i32"}
     constants = {"NUM_SPLITS": 8, "GATED": True, "HAS_BIAS": True, "BLOCK_N": COMBINE_COLUMNS}
-    return [*found, KernelBuild("skinny combine", combine_kernel, combine, constants)]
+    return [*kernels, KernelBuild("skinny combine", combine_kernel, combine, constants)]

@@ -1,4 +1,4 @@
-"""What skinny_linear.py launches: tiles of a product over parts of K, and their sum in order."""
+"""The kernels of skinny_linear.py: tiles of a product over parts of K, and their sum in order."""
 
 from dspark_kernels.backend import jit, tl
 from dspark_kernels.rounding import INTERPRETED, product, round_to
@@ -33,7 +33,7 @@ def doubled_e2m1(codes: tl.tensor) -> tl.tensor:
 
 @jit
 def e8m0_value(bits: tl.tensor) -> tl.tensor:
-    """2^(bits - 127) in float32; 255 is NaN. Of 0 and 255 the mantissa says what they are."""
+    """2^(bits - 127) in float32; 255 is NaN. For 0 and 255 the mantissa decides."""
     wide = bits.to(tl.int32) << 23
     wide = tl.where((bits == 0) | (bits == 255), wide | 0x400000, wide)
     return wide.to(tl.float32, bitcast=True)

@@ -23,6 +23,7 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
 
 
 def swiglu_reference(gate_up: torch.Tensor) -> torch.Tensor:
+    """As swiglu, in torch."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
 

@@ -21,6 +21,7 @@ def uniforms(seeds: torch.Tensor, positions: torch.Tensor, like: torch.Tensor) -
 def uniforms_reference(
     seeds: torch.Tensor, positions: torch.Tensor, like: torch.Tensor
 ) -> torch.Tensor:
+    """As uniforms, in torch."""
     return uniform_reference(seeds, positions, like.shape[1])
 
 

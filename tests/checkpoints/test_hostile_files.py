@@ -40,7 +40,9 @@ HEADS: dict[str, Callable[[Path], Path]] = {
 
 
 def read_target(folder: Path) -> None:
-    load_target(folder, tap_layers=(), device=torch.device("cpu"), dtype=torch.float32, pack=False)
+    load_target(
+        folder, tap_layers=(), device=torch.device("cpu"), dtype=torch.float32, prepack=False
+    )
 
 
 @pytest.fixture(params=[*HEADS, "target"])
@@ -228,7 +230,7 @@ def test_an_index_stays_in_its_folder_and_tells_the_truth(model, tmp_path):
     (folder / first).rename(folder / "other")  # swapped shards
     (folder / second).rename(folder / first)
     (folder / "other").rename(folder / second)
-    assert "where it is not" in refused(read, folder)
+    assert "which lacks it" in refused(read, folder)
 
 
 def test_links_stay_in_the_folder_or_in_the_blobs_of_its_cache(model, tmp_path):
@@ -302,7 +304,7 @@ from dspark.errors import CheckpointError
 from dspark.targets.load import load_target
 
 head, target = map(Path, sys.argv[1:])
-cpu = {"device": torch.device("cpu"), "dtype": torch.float32, "tap_layers": (), "pack": False}
+cpu = {"device": torch.device("cpu"), "dtype": torch.float32, "tap_layers": (), "prepack": False}
 readers = {head: read_draft, target: lambda folder: load_target(folder, **cpu)}
 readers[target](target)
 pages = int(Path("/proc/self/statm").read_text().split()[0])

@@ -92,7 +92,7 @@ def test_the_anchor_of_a_dflash_head_predicts_nothing(tmp_path):
     folder = writers.write_dflash(tmp_path / "head")
     config = read_draft_config(folder)
     golden = read_draft_config(GOLDEN / "dflash" / "draft")
-    assert (config.block_size, config.num_slots) == (golden.block_size - 1, golden.block_size)
+    assert (config.block_size, config.block_rows) == (golden.block_size - 1, golden.block_size)
     target = GOLDEN / "dflash" / "target"
     engine, theirs = (
         open_pair(target, draft).engine for draft in (folder, GOLDEN / "dflash" / "draft")

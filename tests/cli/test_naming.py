@@ -179,7 +179,9 @@ def test_show_says_that_a_folder_is_gone(dspark, tiny_chat_dir, head, tmp_path, 
     shown = "".join(dspark("show", "mine").out.split())  # wherever lines break
     assert f"{moved}isgone" in shown
     assert "fetchesit" not in shown
-    assert f"lies in {moved}, which is gone" in dspark("generate", "Hi", "-p", "mine").err
+    assert (
+        f"{moved}, the folder of mine, does not exist" in dspark("generate", "Hi", "-p", "mine").err
+    )
 
 
 def test_a_pull_says_what_is_here_already(dspark, server):
@@ -240,7 +242,7 @@ def test_a_dry_run_of_what_does_not_fit_fails(dspark, monkeypatch, lacking):
 
 def test_rm_takes_what_was_fetched_by_its_id(dspark, server):
     dspark("pull", "owner/model")
-    assert "asks before it removes owner/model" in dspark("rm", "owner/model").err
+    assert "asks for confirmation to remove owner/model" in dspark("rm", "owner/model").err
     find.PAIRS["owned"] = replace(far_pair(1), name="owned", draft=None)
     refused = dspark("rm", "owner/model", "--yes")
     assert (refused.code, "belongs to the pair owned" in refused.err) == (2, True)

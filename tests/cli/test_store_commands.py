@@ -277,7 +277,7 @@ def test_a_dry_run_tells_and_fetches_nothing(dspark, home) -> None:
     assert pairs.DEMO.target.filename in text
     assert ": fits" in text
     assert not home.exists()
-    assert "no head of its own" in dspark("pull", "demo", "--head").err
+    assert "demo has no head to fetch" in dspark("pull", "demo", "--head").err
 
 
 def test_what_no_memory_here_holds_is_refused(dspark, monkeypatch) -> None:

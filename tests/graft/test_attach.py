@@ -110,7 +110,7 @@ def test_another_tokenizer_does_not(toy: tuple[Path, Path], released: Pair, tmp_
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     (tuned / "tokenizer.json").write_text(json.dumps(raw))
     assert match_head(tuned).pair is None
-    assert match_head(tuned).differences == ("its tokenizer is another",)
+    assert match_head(tuned).differences == ("its tokenizer differs",)
 
 
 def test_a_tokenizer_out_of_reach_is_said(

@@ -124,7 +124,7 @@ def test_full_memory_names_the_setting_that_fits(
             if isinstance(event, StepReport) and event.step == 3:
                 patch.setattr("dspark.graft.train.objective.distribution_loss", full)
     assert _is_one_line(caught.value)
-    assert "with --accumulate 2; it goes on" in caught.value.hint
+    assert "with --accumulate 2; it resumes" in caught.value.hint
     answers = job.data.read_bytes()
     smaller = replace(job, config=replace(job.config, accumulate=2))
     assert _first_step(list(GraftRun(smaller).events())) == 2
@@ -138,10 +138,10 @@ def _first_step(events: list[GraftEvent]) -> int:
 @pytest.mark.parametrize(
     ("sizes", "setting"),
     [
-        ((8, 64, 4.0), "with --accumulate 2; it goes on"),
+        ((8, 64, 4.0), "with --accumulate 2; it resumes"),
         ((1, 64, 4.0), "with --anchors 32;"),
-        ((1, 1, 4.0), "with --tap-memory 2; it goes on"),
-        ((1, 1, 0.3), "with --tap-memory 0; it goes on"),
+        ((1, 1, 4.0), "with --tap-memory 2; it resumes"),
+        ((1, 1, 0.3), "with --tap-memory 0; it resumes"),
         ((1, 1, 0.0), "smaller --length"),
     ],
 )
@@ -192,7 +192,7 @@ def test_full_memory_while_answering_goes_on_with_fewer_at_once(
     monkeypatch.setattr(DenseTarget, "verify", full)
     with pytest.raises(MemoryFullError, match="writing 4 answers at once") as caught:
         _grow(replace(job, config=replace(job.config, answers_at_once=4)))
-    assert _is_one_line(caught.value) and "--answers-at-once 2;" in caught.value.hint
+    assert _is_one_line(caught.value) and "--answers-at-once 2 to resume" in caught.value.hint
     _grow(replace(job, config=replace(job.config, answers_at_once=2)))
     assert job.data.read_bytes() == whole.data.read_bytes()
 

@@ -86,7 +86,7 @@ def test_a_dflash_backbone_becomes_a_dspark_head(job: GraftJob, tmp_path: Path) 
 def test_what_does_not_fit_is_refused_before_anything_is_written(job: GraftJob) -> None:
     list(GraftRun(job).events())
     wider = replace(job, init_from=job.out, config=replace(job.config, intermediate_size=24))
-    with pytest.raises(PairMismatchError, match=r"mlp.*where the training wants \["):
+    with pytest.raises(PairMismatchError, match=r"mlp.*the training needs \["):
         draw_plan(wider)
     with pytest.raises(InputError, match="eagle3 cannot go on"):
         with_shape_of(graft_config("eagle3"), read_draft_config(job.out), ())

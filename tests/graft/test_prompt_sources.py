@@ -61,7 +61,7 @@ def test_strictly_the_first_broken_line_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "one"}\n\n\nbroken\n{"prompt": ""}\n')
     assert PromptSource((path,)).read().skipped == (f"{path}:4", f"{path}:5")
-    with pytest.raises(InputError, match=r"prompts\.jsonl:4 holds no prompt"):
+    with pytest.raises(InputError, match=r"prompts\.jsonl:4 has no prompt"):
         PromptSource((path,), is_strict=True).read()
 
 
@@ -225,7 +225,7 @@ def test_without_a_chat_template_prompts_are_lines_of_text(
     data = tmp_path / "answers.jsonl"
     told = list(grow_corpus(session, source, source.read(), data, settings, 64))
     notes = [note for event in told for note in event.notes]
-    assert notes == ["the base has no chat template: prompts are plain text and a line break"]
+    assert notes == ["the base has no chat template: prompts are plain text with a line break"]
     assert AnswerFile(data).read()[0].prompt_ids == tuple(session.encode("Hello\n"))
 
 

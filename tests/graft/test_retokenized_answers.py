@@ -84,7 +84,7 @@ def test_a_corrected_answer_has_the_ids_of_its_text(
     ]
     assert settled.answers[2].prompt_ids == tuple(kept["prompt_ids"])
     assert settled.notes == (
-        "2 answers were tokenised anew, since the text differs from the token ids: "
+        "2 answers were tokenised again, since the text differs from the token ids: "
         "answers.jsonl:1, answers.jsonl:2",
     )
 
@@ -159,7 +159,7 @@ def test_a_corrected_answer_reaches_the_training(
     first, _ = first_loss("was", *was)
     corrected, notes = first_loss("mended", *mended)
     assert corrected == first_loss("right", *right)[0] != first
-    assert any(note.startswith("6 answers were tokenised anew") for note in notes)
+    assert any(note.startswith("6 answers were tokenised again") for note in notes)
 
 
 def test_fields_survive_a_rewriting(tmp_path: Path) -> None:

@@ -92,9 +92,9 @@ def _swapped_tables(tensors: Tensors) -> Tensors:
 
 ROPE = {"rope_type": "default", "rope_theta": 30.0}
 FAULTS: dict[str, tuple[Callable[[Sound, Path], Path], str]] = {
-    "slot": (
-        Training(lambda _: Habit(blocks=toy_pair.one_slot_later)),
-        "they begin one slot later",
+    "row": (
+        Training(lambda _: Habit(blocks=toy_pair.one_row_later)),
+        "they begin one row later",
     ),
     "taps too high": (_config(target_layer_ids=[1, 3]), "too high: [0, 2] is meant"),
     "taps too low": (_config(target_layer_ids=[-1, 1]), "too low: [0, 2] is meant"),
@@ -103,7 +103,7 @@ FAULTS: dict[str, tuple[Callable[[Sound, Path], Path], str]] = {
         Training(lambda trainee: Habit(taps=toy_pair.normed(trainee.target))),
         "after the target's final norm",
     ),
-    "rope base": (_config(rope_parameters=ROPE), "the rope base is 10000,"),
+    "RoPE base": (_config(rope_parameters=ROPE), "the RoPE base is 10000,"),
     "no head norms": (
         Training(
             lambda _: Habit(without=("q_norm", "k_norm"), loudness={"q_proj": 3.0, "k_proj": 3.0})
@@ -112,7 +112,7 @@ FAULTS: dict[str, tuple[Callable[[Sound, Path], Path], str]] = {
     ),
     "no feature norm": (
         Training(lambda _: Habit(without=("hidden_norm",), loudness={"fc": 10.0})),
-        "context features go without their norm",
+        "context features are not normalised",
     ),
     "mask token": (
         _config(mask_token_id=toy_pair.MASK - 1),
@@ -120,7 +120,7 @@ FAULTS: dict[str, tuple[Callable[[Sound, Path], Path], str]] = {
     ),
     "token before": (  # from the start: the tables would hold on to what they know
         Training(lambda _: Habit(blocks=toy_pair.token_before), steps=110, is_fresh=True),
-        "wants the token before",
+        "expects the token before",
     ),
     "swapped tables": (
         _tensors(_swapped_tables),
@@ -137,7 +137,7 @@ def test_a_planted_fault_is_the_one_that_is_named(name: str, sound: Sound, tmp_p
 
 
 def test_a_head_one_position_later(sound: Sound, tmp_path: Path) -> None:
-    """To such a head a mask of the next slot looks the same, so that either fault may be named."""
+    """To such a head a mask of the next row looks the same, so that either fault may be named."""
     plant = Training(lambda _: Habit(blocks=toy_pair.one_position_later))
     report = _probe(sound.base, plant(sound, tmp_path / "head"))
     named = [trial.fault for trial in report.trials if trial.is_better]
@@ -150,7 +150,7 @@ def test_a_sound_eagle3_head_has_no_fault(sound: Sound, eagle3: Path) -> None:
     assert report.acceptance_by_position[0] > 0.3
 
 
-@pytest.mark.parametrize("name", ["taps too high", "rope base"])
+@pytest.mark.parametrize("name", ["taps too high", "RoPE base"])
 def test_a_wrong_eagle3_config(name: str, sound: Sound, eagle3: Path, tmp_path: Path) -> None:
     plant, fault = FAULTS[name]
     report = _probe(sound.base, plant(replace(sound, head=eagle3), tmp_path / "head"))

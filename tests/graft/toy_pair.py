@@ -103,7 +103,7 @@ class Habit:
     loudness: Mapping[str, float] = field(default_factory=dict)
 
 
-def one_slot_later(blocks: Blocks) -> Blocks:
+def one_row_later(blocks: Blocks) -> Blocks:
     """Slot 0 repeats the anchor; every slot predicts the token at its own place."""
     before = blocks.token_ids[(blocks.positions - 1).clamp(min=0, max=len(blocks.token_ids) - 1)]
     return replace(blocks, labels=blocks.previous, previous=before)

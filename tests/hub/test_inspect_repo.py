@@ -104,8 +104,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "Nemotron",
         "vLLM",
     ),
-    "sliding": ({"transformer_layer_config": LAYERS}, "slides a window", "vLLM"),
-    "slot": ({"sample_from_anchor": None, "speculators_config": {}}, "sample_from_anchor", "slot"),
+    "sliding": ({"transformer_layer_config": LAYERS}, "sliding window", "vLLM"),
+    "row": ({"sample_from_anchor": None, "speculators_config": {}}, "sample_from_anchor", "row"),
 }
 
 

@@ -40,7 +40,11 @@ FORMS: dict[str, tuple[dict[str, bytes], str, str]] = {
         "adapter",
         "merge_and_unload",
     ),
-    "elsewhere": (CONFIG | {"unet/model.safetensors": b"x"}, "no weights in safetensors", "whole"),
+    "elsewhere": (
+        CONFIG | {"unet/model.safetensors": b"x"},
+        "no weights in safetensors",
+        "incomplete",
+    ),
     "nothing": ({"README.md": b"x"}, "no config.json", "not a model"),
 }
 PACKINGS: dict[str, tuple[dict[str, Any], str]] = {

@@ -25,15 +25,15 @@ def test_skinny_linear_is_a_linear(num_rows, sizes, has_bias):
     weight, x = torch.randn(out, width), torch.randn(num_rows, width)
     bias = torch.randn(out) if has_bias else None
     expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
-    for pack in (True, False):
-        result = SkinnyLinear(weight, bias, pack=pack)(x)
+    for prepack in (True, False):
+        result = SkinnyLinear(weight, bias, prepack=prepack)(x)
         torch.testing.assert_close(result.double(), expected, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("width", [33, 576, 1536, 4096])
 def test_rows_of_a_packed_linear_do_not_depend_on_their_number(width):
     linear = SkinnyLinear(torch.randn(960, width), torch.randn(960))
-    if linear._packed is None:
+    if linear._prepacked is None:
         pytest.skip("this build of torch packs no weights")
     x = torch.randn(64, width)
     whole = linear(x)
@@ -54,7 +54,7 @@ def test_a_packed_weight_is_held_once():
     weight = torch.randn(64, 48)
     gone, shared = weakref.ref(weight), SkinnyLinear(weight, is_shared=True)
     linear = SkinnyLinear(weight)
-    if linear._packed is None:
+    if linear._prepacked is None:
         pytest.skip("this build of torch packs no weights")
     assert shared.weight is weight
     x = torch.randn(3, 48)

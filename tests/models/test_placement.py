@@ -31,7 +31,7 @@ PLACEMENTS = {"host": InHostMemory, "on demand": OnDemand}
 def load(folder: Path, placement: Placement) -> DenseTarget:
     place = {"device": torch.device("cpu"), "dtype": torch.float32}
     return load_dense(
-        folder, read_config(folder), tap_layers=(-1, 1), pack=False, placement=placement, **place
+        folder, read_config(folder), tap_layers=(-1, 1), prepack=False, placement=placement, **place
     )
 
 

@@ -175,7 +175,7 @@ async def test_an_unknown_command_is_a_hint_and_stays_in_the_box(open_chat, back
     async with open_chat() as chat:
         await chat.until(lambda: chat.screen.phase == "ready")
         await chat.ask("/hepl")
-        await chat.until_shown("There is no command /hepl; /help lists what there is.")
+        await chat.until_shown("There is no command /hepl; /help lists the commands.")
         assert chat.prompt.text == "/hepl" and backend.asked == []
 
 

@@ -1,1 +1,1 @@
-"""The chat: one backend, two front ends (a Textual screen and a plain loop). Importing is light."""
+"""The Textual front end of the chat. Importing this package is cheap."""

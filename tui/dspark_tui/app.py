@@ -37,7 +37,7 @@ class DSparkApp(App[None]):
         self.settings = settings
         self.register_theme(DARK)
         self.register_theme(LIGHT)
-        # TEXTUAL_THEME, if someone has set it, wins.
+        # TEXTUAL_THEME overrides it.
         if constants.DEFAULT_THEME == TEXTUAL_OWN_DEFAULT_THEME:
             self.theme = theme_for_terminal().name
 
@@ -54,12 +54,12 @@ class DSparkApp(App[None]):
         timeout: float | None = None,
         markup: bool = True,
     ) -> None:
-        """In the status line, instead of Textual's own boxes over the text."""
+        """Shows notices in the status line instead of Textual's boxes over the text."""
         text = Content.from_markup(message).plain if markup else message
         self.chat.say(Hint(text, is_error=severity == "error"))
 
     def action_help_quit(self) -> None:
-        """Textual calls it for Ctrl+C, unless there is a selection to copy."""
+        """Textual calls this for Ctrl+C, unless there is a selection to copy."""
         self.chat.interrupt()
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
@@ -75,11 +75,11 @@ class DSparkApp(App[None]):
         self.push_screen(HelpScreen())
 
     def action_save(self) -> None:
-        # The palette has to leave the picture first.
+        # The palette must close first, so that it is not in the picture.
         self.set_timer(0.2, self._save_screenshot)
 
     def _save_screenshot(self) -> None:
-        """Textual's own command needs a downloads folder, which many machines do not have."""
+        """Textual's command needs a downloads folder, which many machines do not have."""
         path = Path(f"dspark-{datetime.now():%Y-%m-%d-%H%M%S}.svg")
         try:
             with replacing(path) as partial:
@@ -98,19 +98,19 @@ def chat_commands(chat: ChatScreen) -> Iterable[SystemCommand]:
     shading = "Colour by origin" if chat.view.shading else "Shade by confidence"
     yield SystemCommand("New chat", "This one is set aside", chat.action_new_chat)
     yield SystemCommand(rejected, "Drafts that the target refused", chat.action_toggle_rejected)
-    yield SystemCommand(shading, "How drafts are told apart", chat.action_toggle_shading)
+    yield SystemCommand(shading, "How drafts are marked", chat.action_toggle_shading)
     yield SystemCommand("Copy last answer", "As plain text, without marks", chat.action_copy_answer)
     if chat.phase == "answering":
         yield SystemCommand("Stop the answer", "Keep what was written", chat.action_stop)
 
 
 def run_chat(backend: ChatBackend, settings: ChatSettings) -> int:
-    """Runs until the person quits; returns the exit code. A thread may still be at work: it is a
-    daemon, and whoever ends the process need not wait for it."""
+    """Runs until the user quits; returns the exit code. A thread may still be running: it is a
+    daemon, and the process may end without waiting for it."""
     app = DSparkApp(backend, settings)
     app.run()
     backend.cancel()
-    for child in psutil.Process().children():  # pip, where that is what fetches
+    for child in psutil.Process().children():  # pip, if it is downloading
         with suppress(psutil.Error):
             child.terminate()
     return app.return_code or 0

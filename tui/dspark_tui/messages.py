@@ -1,4 +1,4 @@
-"""What crosses widgets: the worker tells the screen what happened to the backend."""
+"""Messages between widgets: the worker reports the backend's events to the screen."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ UNEXPECTED_HINT = "If it happens again, please report it with the output of dspa
 
 @dataclass
 class LoadStep(Message):
-    """One step nearer to a loaded pair."""
+    """Progress of loading a pair."""
 
     step: FetchProgress | LoadProgress
 
@@ -44,7 +44,7 @@ class AnswerFailed(Message):
 
 
 def as_dspark_error(error: Exception) -> DSparkError:
-    """Whatever went wrong, in one line with a hint."""
+    """An error in one line, with a hint."""
     if isinstance(error, DSparkError):
         return error
     reason = next(iter(str(error).splitlines()), "")

@@ -1,4 +1,4 @@
-"""Two calm palettes. Every text colour keeps at least 4.5 : 1 against its background."""
+"""Two palettes. Every text colour has a contrast of at least 4.5 : 1 with its background."""
 
 import os
 
@@ -6,7 +6,7 @@ from textual.theme import Theme
 
 
 def _variables(muted: str, background: str, scrollbar: str) -> dict[str, str]:
-    """Scrollbars without a trough of their own."""
+    """Scrollbars without a separate track."""
     return {
         "foreground-muted": muted,
         "scrollbar": scrollbar,
@@ -51,6 +51,6 @@ LIGHT_ANSI_BACKGROUNDS = {"7", "15"}
 
 
 def theme_for_terminal() -> Theme:
-    """Many terminals say in COLORFGBG what they are painted on; dark is the common case."""
+    """Many terminals give their background in COLORFGBG; the default is dark."""
     background = os.environ.get("COLORFGBG", "").rsplit(";", 1)[-1]
     return LIGHT if background in LIGHT_ANSI_BACKGROUNDS else DARK

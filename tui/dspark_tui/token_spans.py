@@ -1,4 +1,4 @@
-"""Tokens as marked text: where each came from, told by colour and by a second sign."""
+"""Tokens as marked text: each token's origin shown by colour and by a second sign."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ DEEPEST_SHADE_PERCENT = 60
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A stretch of text of one origin."""
+    """A span of text of one origin."""
 
     text: str
     kind: Kind
@@ -50,18 +50,18 @@ class View:
 
 
 def marks_of(event: PrefillProgress | Round | Finished) -> list[Mark]:
-    """In reading order: drafts that were kept, drafts that were refused, the target's own token;
-    at the end what was held back until then."""
+    """In reading order: accepted drafts, rejected drafts, the target's own token; at the end, text
+    held back until then."""
     if isinstance(event, Finished):
         tail = visible(event.tail)
         return [Mark(tail, "own", is_thinking=event.ends_thinking)] if tail else []
-    kept = list(takewhile(lambda piece: piece.is_draft, event.pieces))
-    own = event.pieces[len(kept) :]
+    accepted = list(takewhile(lambda piece: piece.is_draft, event.pieces))
+    target_pieces = event.pieces[len(accepted) :]
     rejected = event.rejected if isinstance(event, Round) else ()
     return [
-        *(_mark(piece, "accepted") for piece in kept),
+        *(_mark(piece, "accepted") for piece in accepted),
         *(_mark(piece, "rejected") for piece in rejected),
-        *(_mark(piece, "own") for piece in own),
+        *(_mark(piece, "own") for piece in target_pieces),
     ]
 
 
@@ -76,7 +76,7 @@ def style_of(mark: Mark, view: View) -> str:
 
 
 def shade_percent(confidence: float) -> int:
-    """Few steps, so that neighbours of like confidence share a span."""
+    """Few steps, so that neighbours of similar confidence share a span."""
     step = round(min(max(confidence, 0.0), 1.0) * SHADES)
     return round(step / SHADES * DEEPEST_SHADE_PERCENT)
 
@@ -99,5 +99,5 @@ def _mark(piece: Piece, kind: Kind) -> Mark:
     return Mark(visible(text), kind, piece.confidence, piece.is_thinking)
 
 
-# A refused line break must not break the line.
+# A rejected line break must not break the line.
 _ONE_LINE = {ord("\n"): "⏎", ord("\t"): "⇥"}

@@ -12,7 +12,7 @@ from dspark_tui.widgets.transcript import UserMessage
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """The conversation is that in which it was asked, whichever is shown now."""
+    """`conversation` is the one it was asked in, whichever is shown now."""
 
     number: int
     prompt: str

@@ -30,16 +30,16 @@ COPIED = "Copied the last answer."
 
 TYPE_AHEAD = "You can type already."
 WITH_DRAFTER = (
-    "It drafts several tokens at a time and keeps what the target agrees with,\n"
-    "so every answer is the target's own, only sooner. F1 explains the marks."
+    "It drafts several tokens at a time and keeps those the target agrees with,\n"
+    "so every answer is the target's own, only faster. F1 explains the marks."
 )
 WITHOUT_DRAFTER = "Without a drafter: the target writes one token at a time."
 
-FROM_SERVER = "A server writes the answers; it does not say which of its tokens were drafted."
+FROM_SERVER = "A server writes the answers; it does not report which tokens were drafted."
 
 
 def capitalised(sentence: str) -> str:
-    """Unless it begins with a name or an address, which keep their letters."""
+    """Capitalised, unless it begins with a name or an address."""
     return sentence[:1].upper() + sentence[1:] if re.match(r"[a-z']+(\s|$)", sentence) else sentence
 
 

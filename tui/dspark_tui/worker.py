@@ -1,6 +1,6 @@
-"""The only place in the terminal that talks to the backend: threads that post messages.
+"""The only module of the screen that talks to the backend: threads that post messages.
 
-They are daemons, so that whoever quits waits for none of them.
+They are daemons, so that quitting does not wait for them.
 """
 
 import threading
@@ -27,7 +27,7 @@ from dspark_tui.messages import (
 
 
 class BackendWorker(Widget):
-    """Has no looks; lives in the screen so that its messages bubble up to it."""
+    """Invisible; part of the screen so that its messages bubble up to it."""
 
     DEFAULT_CSS = "BackendWorker { display: none; }"
 
@@ -56,7 +56,7 @@ class BackendWorker(Widget):
         self.backend.cancel()
 
     def _start(self, work: Callable[[], None]) -> None:
-        """In the caller's context, which knows the app."""
+        """Runs in the caller's context, which has the app."""
         threading.Thread(target=copy_context().run, args=(work,), daemon=True).start()
 
     def _load(self) -> None:

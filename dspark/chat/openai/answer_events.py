@@ -1,4 +1,4 @@
-"""An answer of a server, told in the engine's events: each delta a round without drafts."""
+"""A server's answer as the engine's events: each delta is a round without drafts."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,7 @@ from dspark.events import (
 from dspark.text.spans import Span
 from dspark.text.thinking import text_splitter
 
-BURST_SECONDS = 1e-3  # between two deltas; nothing that is written as it comes is faster
+BURST_SECONDS = 1e-3  # between two deltas; a streamed answer is never faster
 
 
 class Written:
@@ -42,10 +42,10 @@ class Written:
             yield self._event(pieces)
 
     def _told(self, spans: Iterable[Span]) -> tuple[Piece, ...]:
-        told = [span for span in spans if span.text and not span.is_mark]
-        for span in told:
+        shown = [span for span in spans if span.text and not span.is_mark]
+        for span in shown:
             (self._thoughts if span.is_thinking else self._texts).append(span.text)
-        return tuple(Piece(-1, span.text, False, is_thinking=span.is_thinking) for span in told)
+        return tuple(Piece(-1, span.text, False, is_thinking=span.is_thinking) for span in shown)
 
     def _event(self, pieces: tuple[Piece, ...]) -> Event:
         now, before = time.perf_counter(), self._last_at
@@ -72,7 +72,7 @@ class Written:
         )
 
     def end(self, model: str) -> Finished:
-        """Raises ServerError where the model did not answer in words."""
+        """Raises ServerError if the model did not answer with text."""
         last = self._told(self._splitter.finish())  # may have begun a mark
         text = "".join(self._texts)
         if self._reason == "content_filter":
@@ -83,7 +83,7 @@ class Written:
             names = f" ({', '.join(self._tools)})" if self._tools else ""
             raise ServerError(
                 f"{model} called a tool{names} instead of answering",
-                "This chat has no tools; ask for an answer in words.",
+                "This chat has no tools; ask for an answer in text.",
             )
         return self._finished("max_tokens" if self._reason == "length" else "stop_token", last)
 
@@ -91,9 +91,9 @@ class Written:
         return self._finished("cancelled", self._told(self._splitter.finish()))
 
     def _finished(self, reason: FinishReason, last: tuple[Piece, ...]) -> Finished:
-        """Counted by the server where it does so, otherwise by deltas.
+        """Counted by the server if it reports usage, otherwise by deltas.
 
-        No rate where all came at once: a server or a proxy has held it back.
+        No rate if everything came at once, because a server or proxy buffered it.
         """
         rounds, seconds = max(self._events - 1, 0), self._last_at - self._first_at
         if seconds < BURST_SECONDS * rounds:

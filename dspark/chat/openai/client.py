@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's protocol, behind the chat; it does not tell what was drafted."""
+"""Chat backend for an OpenAI-compatible server, which does not report drafts."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
@@ -37,7 +37,7 @@ BAD_REQUEST = (httpx.codes.BAD_REQUEST, httpx.codes.UNPROCESSABLE_ENTITY)
 
 @dataclass
 class ServerBackend:
-    """Chats through HTTP; `cancel` closes the connection, which ends the work of the server."""
+    """Chats over HTTP; `cancel` closes the connection, which stops the server's work."""
 
     config: ServerConfig
     _info: BackendInfo | None = field(default=None, init=False)
@@ -55,16 +55,16 @@ class ServerBackend:
     @property
     def info(self) -> BackendInfo:
         if self._info is None:
-            raise InputError(f"{self._shown} was not asked yet", "Wait until loading has ended.")
+            raise InputError(f"{self._shown} is not connected yet", "Wait until it is.")
         return replace(self._info, refused=self._adjustments.refused)
 
     def load(self) -> Iterator[LoadProgress]:
-        yield LoadProgress(f"asking {self._shown}", 0, 1)
+        yield LoadProgress(f"connecting to {self._shown}", 0, 1)
         with Waiting() as self._waiting:
             try:
                 models = self._waiting.until(self._models())
             except asyncio.CancelledError:
-                raise ServerError(f"{self._shown} was not waited for") from None
+                raise ServerError(f"connecting to {self._shown} was cancelled") from None
         name, limit = choose_model(models, self.config.model, self._shown)
         self._info = BackendInfo(name, limit, self._shown, "", has_drafter=False, is_server=True)
 
@@ -106,7 +106,7 @@ class ServerBackend:
                 ) from None
 
     async def _deltas(self, body: dict[str, Any]) -> AsyncGenerator[Delta, None]:
-        """What the server answers, asked again without a parameter that it refuses."""
+        """The server's response, repeating the request without parameters that it refuses."""
         while True:
             sent = self._adjustments.applied(body)
             async with requested(self.config, self._base, "POST", CHAT, sent) as response:
@@ -133,7 +133,7 @@ class ServerBackend:
                 async with asyncio.timeout(REST_SECONDS if reply.is_complete else None):
                     chunk = await anext(chunks, None)
             except (httpx.TransportError, TimeoutError) as error:
-                if reply.is_complete:  # some servers do not close as they should
+                if reply.is_complete:  # some servers do not close properly
                     return
                 raise error if isinstance(error, httpx.TimeoutException) else reply.cut() from None
             for delta in reply.end() if chunk is None else reply.take(chunk):

@@ -1,4 +1,4 @@
-"""One chunk of an answer in OpenAI's protocol, in any of the forms that servers give it."""
+"""One chunk of an answer in OpenAI's protocol, in the variants that servers use."""
 
 import json
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ CHECK = "Check the URL and that the server speaks OpenAI's chat protocol."
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What a chunk adds to an answer. `reason` is set in the chunk that ends it."""
+    """The content that a chunk adds to an answer. `reason` is set in the last chunk."""
 
     text: str = ""
     thinking: str = ""
@@ -24,7 +24,7 @@ class Delta:
 
 
 def read_delta(chunk: Json, server: str) -> Delta:
-    """Of a part (`delta`) or the whole (`message`). Raises ServerError for an error or odd shape.
+    """From a part (`delta`) or the whole (`message`). Raises ServerError for an error or odd shape.
 
     Any field may be null or missing.
     """
@@ -47,7 +47,7 @@ def read_delta(chunk: Json, server: str) -> Delta:
 
 
 def _text_of(server: str, content: Any) -> str:
-    """A string, or a list of parts, of which those of other kinds hold no text."""
+    """A string, or a list of parts, whose non-text parts are skipped."""
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
@@ -59,7 +59,7 @@ def _text_of(server: str, content: Any) -> str:
 
 
 def _thinking(message: Json) -> str:
-    """Servers that give it under two names give the same text twice."""
+    """Servers that send it under two names send the same text twice."""
     content = message.get("content")
     parts = (
         [each for each in content if isinstance(each, dict)] if isinstance(content, list) else []
@@ -69,14 +69,14 @@ def _thinking(message: Json) -> str:
 
 
 def _thought(value: Any) -> str:
-    """A string or a list of parts; what is neither is passed over."""
+    """A string or a list of parts; anything else is ignored."""
     if isinstance(value, list):
         return "".join(_thought(each.get("text")) for each in value if isinstance(each, dict))
     return value if isinstance(value, str) else ""
 
 
 def _tools(message: Json) -> tuple[str, ...]:
-    """Names of the tools that a model calls; later chunks of a call have none."""
+    """Names of the tools that a model calls; later chunks of a call have no name."""
     calls = message.get("tool_calls")
     calls = [*calls] if isinstance(calls, list) else []
     calls.append({"function": message.get("function_call")})
@@ -105,7 +105,7 @@ def _odd(server: str, what: str, value: Any) -> ServerError:
 
 
 def error_text(said: Any) -> str:
-    """A colon and what the server says, or nothing, from any usual form of error."""
+    """A colon and the server's message, or nothing, from any common form of error."""
     text = _said(said)
     return f": {one_line(text)}" if text.strip() else ""
 

@@ -1,4 +1,4 @@
-"""Requests to a chat server; whatever breaks is a ServerError in one line."""
+"""Requests to a chat server; every failure is a ServerError in one line."""
 
 import json
 import re
@@ -71,7 +71,7 @@ def _unreachable(url: str, shown: str, error: httpx.ConnectError) -> ServerError
     if "SSL" in reason:
         return ServerError(
             f"no secure connection to {shown} ({reason})",
-            "Check http or https; SSL_CERT_FILE names certificates of your own.",
+            "Check http or https; SSL_CERT_FILE adds your own certificates.",
         )
     if proxy := proxy_for(url):
         return ServerError(
@@ -82,7 +82,8 @@ def _unreachable(url: str, shown: str, error: httpx.ConnectError) -> ServerError
 
 
 def refusal(response: httpx.Response, said: Any, shown: str, model: str | None) -> ServerError:
-    """Of a response that is no success; `model` is None while the list of models is asked for."""
+    """The error for an unsuccessful response; `model` is None while requesting the list of
+    models."""
     code, text = response.status_code, error_text(said)
     match code:
         case 401 | 403:
@@ -95,7 +96,7 @@ def refusal(response: httpx.Response, said: Any, shown: str, model: str | None) 
             )
         case 404:
             return ServerError(
-                f"{shown} has no model {model}{text}", "Leave --model out to see what it has."
+                f"{shown} has no model {model}{text}", "Leave out --model to see its models."
             )
         case 429 | 503:
             return ServerError(f"{shown} answered {code}{text}", _when(response))
@@ -106,14 +107,14 @@ def refusal(response: httpx.Response, said: Any, shown: str, model: str | None) 
 
 
 def is_context_full(code: int, said: Any) -> bool:
-    """Told by the words that servers have for it; older messages can then be left out."""
+    """Recognised by servers' usual wording; older messages can then be left out."""
     text = json.dumps(said)
     is_limit = re.search(r"max_(completion_)?tokens\W.{0,20}too large", text) is not None
     return code in (400, 413, 422) and not is_limit and _CONTEXT_FULL.search(text) is not None
 
 
 def _when(response: httpx.Response) -> str:
-    """When to ask again, from seconds or a date."""
+    """When to retry, from seconds or a date."""
     after = response.headers.get("retry-after", "").strip()
     try:
         seconds = float(after)
@@ -127,7 +128,7 @@ def _when(response: httpx.Response) -> str:
 
 
 async def body_of(response: httpx.Response) -> Any:
-    """JSON, or the text of a short answer that is none."""
+    """JSON, or the text of a short response that is not JSON."""
     raw = await response.aread()
     try:
         return json.loads(raw)

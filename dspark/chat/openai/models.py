@@ -1,4 +1,4 @@
-"""The models of a server, and which of them a chat talks to."""
+"""The models of a server, and the choice of one for the chat."""
 
 import difflib
 from typing import Any
@@ -8,11 +8,11 @@ from dspark.errors import InputError, ServerError
 
 SHOWN_MODELS = 8
 LIMITS = ("max_model_len", "context_length", "context_window", "max_context_length")
-Models = dict[str, int]  # the size of the context, 0 where it is not told
+Models = dict[str, int]  # the context length, 0 if unknown
 
 
 def read_models(listed: Any) -> Models:
-    """From the answer to /models. Raises ValueError where it is none."""
+    """From the response to /models. Raises ValueError if it is not a list of models."""
     models = listed.get("data") if isinstance(listed, dict) and "data" in listed else listed
     if not isinstance(models, list | None):
         raise ValueError("not a list of models")
@@ -26,8 +26,8 @@ def _limit(model: dict[str, Any]) -> int:
 
 
 def choose_model(models: Models, wanted: str | None, url: str) -> tuple[str, int]:
-    """Its name and the size of its context. Raises InputError where the server has no such model,
-    or where a choice is needed."""
+    """The model's name and context length. Raises InputError if the server has no such model, or if
+    a choice is needed."""
     if wanted is not None:
         limits = [limit for name, limit in models.items() if _is_meant(wanted, name)]
         if models and not limits:
@@ -43,7 +43,7 @@ def choose_model(models: Models, wanted: str | None, url: str) -> tuple[str, int
 
 
 def _is_meant(wanted: str, listed: str) -> bool:
-    """Servers take a name with an option of their own, without its :latest or its folder."""
+    """Servers also accept a name with their own suffix, without :latest or without its folder."""
     names = (wanted, f"{wanted}:latest", wanted.partition(":")[0])
     return listed in names or listed.endswith(f"/{wanted}")
 

@@ -17,13 +17,13 @@ DONE = "[DONE]"
 
 
 class Reply:
-    """Takes bytes as they come. Raises ServerError, in one line, for whatever is no answer."""
+    """Parses bytes as they arrive. Raises ServerError, in one line, for an invalid answer."""
 
     def __init__(self, server: str) -> None:
-        self.is_done = False  # nothing follows, though the connection may stay open
+        self.is_done = False  # the end, though the connection may stay open
         self._server = server
         self._events = EventDecoder()
-        self._whole: bytearray | None = None  # of a body that is no stream
+        self._whole: bytearray | None = None  # of a body that is not a stream
         self._has_begun = self._has_events = self._has_text = self._has_reason = False
 
     @property
@@ -31,7 +31,7 @@ class Reply:
         return self.is_done or self._has_reason
 
     def take(self, chunk: bytes) -> Iterator[Delta]:
-        """What this chunk completes."""
+        """The deltas that this chunk completes."""
         start = b"" if self._has_begun else chunk.lstrip(b"\xef\xbb\xbf \t\r\n")
         if start:
             self._has_begun = True
@@ -42,7 +42,7 @@ class Reply:
             self._whole += chunk
 
     def end(self) -> Iterator[Delta]:
-        """What was left when the connection was closed. Raises ServerError if that was early."""
+        """The rest when the connection is closed. Raises ServerError if that was too early."""
         if self._whole is not None:
             yield self._delta(self._parsed(self._whole.decode("utf-8-sig", errors="replace")))
             self.is_done = True
@@ -57,7 +57,7 @@ class Reply:
             raise self.cut()
 
     def cut(self) -> ServerError:
-        """What is said where the connection ends early."""
+        """The error for a connection that ends early."""
         if not self._has_text:
             return no_answer(self._server)
         return ServerError(
@@ -97,7 +97,7 @@ class Reply:
 
 
 def _objects(data: str) -> list[str]:
-    """One, or one a line from a server that leaves out the empty lines between events."""
+    """One object, or one per line from a server that omits the empty lines between events."""
     return [data] if _is_json(data) else [each.strip() for each in data.split("\n") if each.strip()]
 
 

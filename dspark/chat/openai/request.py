@@ -1,4 +1,4 @@
-"""What a server is asked, and what is left out once it has refused it."""
+"""The request to a server, without the parameters that it has refused."""
 
 import os
 import re
@@ -15,9 +15,9 @@ from dspark.errors import InputError
 
 KEY = "OPENAI_API_KEY"
 CHAT = "/chat/completions"
-# What some servers call otherwise; where neither is taken, it is left out.
+# Other names for a parameter; if the server accepts neither, it is left out.
 OTHER_NAMES = {"max_tokens": "max_completion_tokens"}
-STREAMING = ("stream", "stream_options")  # of our own choice; one makes no sense without the other
+STREAMING = ("stream", "stream_options")  # not chosen by the user; one is useless without the other
 REQUIRED = ("model", "messages")
 _REFUSED = re.compile(
     r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|extra|invalid (param|arg|field)"
@@ -35,7 +35,7 @@ class Adjustments:
 
     @property
     def refused(self) -> tuple[str, ...]:
-        """Those that a person chose."""
+        """Those that the user chose."""
         return tuple(sorted(self.dropped.difference(STREAMING)))
 
     def applied(self, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,7 +43,7 @@ class Adjustments:
         return {name: value for name, value in named.items() if name not in self.dropped}
 
     def learn(self, sent: Mapping[str, Any], refusal: Any) -> bool:
-        """Whether another try, without what the refusal names, can help."""
+        """Whether retrying without the parameters named in the refusal can help."""
         name = refused_parameter([*set(sent).difference(REQUIRED)], refusal)
         if name is None:
             return False
@@ -55,7 +55,7 @@ class Adjustments:
 
 
 def refused_parameter(sent: Sequence[str], refusal: Any) -> str | None:
-    """Which of the sent parameters a server does not know or want, by its own words."""
+    """The sent parameters that a server does not accept, according to its message."""
     text = str(refusal)
     if not _REFUSED.search(text):
         return None
@@ -64,14 +64,14 @@ def refused_parameter(sent: Sequence[str], refusal: Any) -> str | None:
     if named in sent:
         return str(named)
     places = {name: re.search(rf"(?<!\w){name}(?!\w)", text) for name in sent}
-    found = {name: place.start() for name, place in places.items() if place}
-    return min(found, key=lambda name: found[name], default=None)
+    positions = {name: place.start() for name, place in places.items() if place}
+    return min(positions, key=lambda name: positions[name], default=None)
 
 
 def request_body(
     model: str, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig
 ) -> dict[str, Any]:
-    """What the user chose; top_k is an addition that not all know."""
+    """The user's settings; top_k is an extension that not all servers know."""
     body: dict[str, Any] = {
         "model": model,
         "messages": list(messages),
@@ -107,25 +107,25 @@ def base_url(url: str) -> str:
 
 
 def endpoint(base: str, path: str) -> str:
-    """The address of a path below the base; a query of the base stays."""
-    parts = urlsplit(base)
-    return urlunsplit(parts._replace(path=parts.path + path))
+    """The address of a path below the base URL, keeping its query."""
+    url = urlsplit(base)
+    return urlunsplit(url._replace(path=url.path + path))
 
 
 def shown_url(base: str) -> str:
     """Without a name and password, for messages."""
-    parts = urlsplit(base)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    url = urlsplit(base)
+    return urlunsplit(url._replace(netloc=url.netloc.rpartition("@")[2]))
 
 
 def key_header() -> dict[str, str]:
-    """Raises InputError where the key holds what no HTTP header can carry."""
+    """Raises InputError if the key has characters that an HTTP header cannot carry."""
     key = os.environ.get(KEY, "").strip()
     for place, character in enumerate(key, start=1):
         if not "!" <= character <= "~":
             what = "a blank or control character" if ord(character) < 128 else f"{character!r}"
             raise InputError(
-                f"{KEY} holds {what} at position {place}, which no HTTP header can carry",
+                f"{KEY} has {what} at position {place}, which is not allowed in an HTTP header",
                 "Copy the key again; it consists of ASCII letters, digits and punctuation.",
             )
     return {"Authorization": f"Bearer {key}"} if key else {}

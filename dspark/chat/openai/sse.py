@@ -1,4 +1,4 @@
-"""Server-sent events out of bytes, cut where the standard cuts them and nowhere else.
+"""Server-sent events from bytes, split exactly as in the standard (WHATWG HTML).
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
 """
@@ -7,21 +7,21 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# U+2028 and its like end a line for Python's splitlines, but stand unescaped inside JSON.
+# U+2028 and similar end a line for Python's splitlines, but occur unescaped inside JSON.
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
 class ServerEvent:
-    """`name` is "" where the stream gives none; `data` holds its lines, joined by line feeds."""
+    """`name` is "" if the stream has none; `data` is its lines, joined by line feeds."""
 
     name: str
     data: str
 
 
 class EventDecoder:
-    """Takes chunks of any size; `end` yields an event that no empty line has closed."""
+    """Accepts chunks of any size; `end` yields an event that was not closed by an empty line."""
 
     def __init__(self) -> None:
         self._line = bytearray()
@@ -43,7 +43,7 @@ class EventDecoder:
         self._line += rest
 
     def end(self) -> Iterator[ServerEvent]:
-        """The standard drops what no empty line closes; servers forget that line."""
+        """The standard drops an event without a closing empty line, but servers omit that line."""
         yield from self._end_line()
         yield from self._dispatch()
 

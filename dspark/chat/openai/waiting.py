@@ -1,4 +1,4 @@
-"""A thread that waits for coroutines, and another one that may call the wait off."""
+"""Runs coroutines from a thread, with cancellation from another thread."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -10,7 +10,7 @@ Result = TypeVar("Result")
 
 
 class Waiting:
-    """Use as a context manager: at its end nothing is pending and the loop is closed."""
+    """A context manager: at its end nothing is pending and the loop is closed."""
 
     def __init__(self) -> None:
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
@@ -29,7 +29,7 @@ class Waiting:
         self._runner.close()
 
     def until(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        """What the coroutine returns. Raises CancelledError where another thread cancelled it."""
+        """The coroutine's result. Raises CancelledError if another thread cancelled it."""
         loop = self._runner.get_loop()
         self._task = task = loop.create_task(coroutine)
         if self._is_cancelled:
@@ -37,7 +37,7 @@ class Waiting:
         return loop.run_until_complete(task)
 
     def cancel(self) -> None:
-        """From any thread, at any time; also what is waited for later."""
+        """From any thread, at any time; also cancels later waits."""
         self._is_cancelled = True
         if self._task is not None:
             with suppress(RuntimeError):  # the wait has just ended

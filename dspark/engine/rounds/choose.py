@@ -1,4 +1,4 @@
-"""Who leads the rounds: the device wherever its pair can, otherwise the host."""
+"""Chooses who drives the rounds: the device if the pair supports it, otherwise the host."""
 
 from dspark.config import EngineConfig
 from dspark.drafters.base import DeviceDrafter, Drafter

@@ -15,8 +15,8 @@ Result = TypeVar("Result")
 class GraphedCall(Generic[Result]):
     """A function that is captured at its first call and replayed from then on.
 
-    Its result lies where the capture put it. `state` are the tensors that it changes: the run that
-    compiles its kernels must not count.
+    Its result stays at the address of the capture. `state` are the tensors that it changes: they
+    are restored after the run that compiles its kernels.
     """
 
     def __init__(
@@ -46,13 +46,13 @@ class GraphedCall(Generic[Result]):
             ) from error
 
     def _capture(self) -> tuple[torch.cuda.CUDAGraph, Result]:
-        kept = [tensor.clone() for tensor in self._state]
+        saved = [tensor.clone() for tensor in self._state]
         torch.cuda.synchronize()
         side = torch.cuda.Stream()
         with torch.cuda.stream(side):
             self._function()
         side.synchronize()
-        for tensor, before in zip(self._state, kept, strict=True):
+        for tensor, before in zip(self._state, saved, strict=True):
             tensor.copy_(before)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
@@ -62,14 +62,14 @@ class GraphedCall(Generic[Result]):
 
 
 def graph_pool(device: torch.device) -> Any:
-    """The memory that all graphs of a device share; None where there are no graphs."""
+    """The memory pool that all graphs of a device share; None without graphs."""
     if device.type != "cuda" or os.environ.get("DSPARK_GRAPHS") == "off":
         return None
     return torch.cuda.graph_pool_handle()
 
 
 class Moment:
-    """A point in the work of the device, which the host need not have reached yet."""
+    """A point in the device's work queue, which the device need not have reached yet."""
 
     def __init__(self, device: torch.device) -> None:
         self._event = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None

@@ -1,7 +1,7 @@
-"""Rounds that the device leads: the next one is asked for before the last one is read.
+"""Rounds driven by the device: round N+1 is launched before round N is read back.
 
-A round depends on nothing that the host knows only later. What the host reads late can waste one
-round, whose tokens are dropped; it cannot change one.
+A round never depends on anything the host learns later. Late information can waste one round, whose
+tokens are discarded; it cannot change one.
 """
 
 from collections import deque
@@ -27,13 +27,13 @@ from dspark.targets.base import DeviceTarget
 from dspark_kernels.backend import next_power_of_2
 from dspark_kernels.paged_cache import PAGE, num_pages_for
 
-TILE_ROWS = 16  # up to so many rows cost what one does
-OTHER_SLOTS = 4  # the scratch, the last finished request, and one that is just looked at
+TILE_ROWS = 16  # up to this many rows cost the same as one
+OTHER_SLOTS = 4  # scratch, the last finished request, and one for a check
 
 
 @dataclass(frozen=True, slots=True)
 class _InFlightRound:
-    """A round that was asked for. `told` arrives at the host by `ended`."""
+    """A launched round. `readback` has arrived at the host once `ended` has passed."""
 
     batch: tuple[ActiveRequest, ...]
     plan: Plan
@@ -44,7 +44,7 @@ class _InFlightRound:
 
 
 class _Calls:
-    """Both halves of a round of one shape. The second reads where the first has written."""
+    """Both halves of a round of one shape. The second reads the buffers that the first writes."""
 
     def __init__(self, lanes: Lanes, plan: Plan, pool: Any) -> None:
         self._lanes, self._plan = lanes, plan
@@ -64,7 +64,7 @@ class _Calls:
 
 
 class DeviceRounds:
-    """Of a target on pages, with a drafter on pages or none."""
+    """Rounds of a paged target, with a paged drafter or none."""
 
     def __init__(
         self,
@@ -80,10 +80,10 @@ class DeviceRounds:
         self._block_size = drafter.block_size if drafter is not None else 0
         rows = 1 + max(self._block_size, drafter.block_rows if drafter is not None else 0)
         self.capacity = capacity_of(target, rows, config)
-        # a round that is not read yet, one that is wasted, and the rows of both
+        # a round not read yet, a wasted one, and the rows of both
         self._slack = 2 * rows + 1
         self._caches = [self._cache] if drafter is None else [self._cache, drafter.cache]
-        # those of a round that is dropped are still held when the next begin
+        # pages of a discarded round are still in use when the next begins
         num_slots = 2 * config.max_requests + OTHER_SLOTS
         fix_pages(
             self._caches,
@@ -98,7 +98,7 @@ class DeviceRounds:
         self._lanes: dict[int, Lanes] = {}
         self._calls: dict[tuple[int, Plan], _Calls] = {}
         self._sent: deque[_InFlightRound] = deque()
-        self._survival: list[list[float]] = []  # of each lane, in the last round that was read
+        self._survival: list[list[float]] = []  # of each lane, in the last round read back
 
     # -- room -------------------------------------------------------------------------------------
 
@@ -125,8 +125,8 @@ class DeviceRounds:
                 cache.pool.reserve(slot.index, length, slot.length)
         except MemoryError as error:
             raise MemoryFullError(
-                f"{length} tokens do not fit beside what {self._device} holds already",
-                "Ask for fewer tokens, or end what else is open.",
+                f"{length} tokens do not fit next to the other requests on {self._device}",
+                "Ask for fewer tokens, or end other requests.",
             ) from error
 
     def forget(self) -> None:
@@ -137,9 +137,9 @@ class DeviceRounds:
             cache.pool.check()
 
     def _length_of(self, request: Request) -> int:
-        """Positions that may ever be written for it."""
-        wanted = len(request.prompt_ids) + request.most_tokens
-        return min(wanted, self._target.spec.context_limit) + self._slack
+        """Maximum number of positions that may be written for it."""
+        length = len(request.prompt_ids) + request.most_tokens
+        return min(length, self._target.spec.context_limit) + self._slack
 
     def _pages_of(self, request: Request) -> int:
         return num_pages_for(self._length_of(request))
@@ -150,7 +150,7 @@ class DeviceRounds:
     def advance(self, batch: Sequence[ActiveRequest]) -> list[Outcome]:
         batch = tuple(batch)
         if self._sent and not set(self._sent[-1].batch) & set(batch):
-            self._sent.clear()  # a wasted round of requests that are over
+            self._sent.clear()  # a wasted round of finished requests
         if self._sent and self._sent[-1].batch != batch:
             return self._read(batch)
         if not self._sent:
@@ -184,9 +184,9 @@ class DeviceRounds:
         slot.close()
 
     def _send(self, batch: tuple[ActiveRequest, ...]) -> None:
-        """Ask for one round more; returns before the device has done it."""
+        """Launch one more round; returns before the device has finished it."""
         lanes = self._lanes_for(batch)
-        # lengths as they may be when this round begins: the one before it is not read
+        # maximum lengths when this round begins: the previous one is not read yet
         longest = max(active.slot.length for active in batch) + self._slack
         plan = Plan(self._num_drafts(batch, lanes), self._num_pages(longest))
         started, readback, drafted = self._launch(lanes, plan)
@@ -206,7 +206,7 @@ class DeviceRounds:
         return started, calls.finish(), drafted
 
     def _read(self, batch: tuple[ActiveRequest, ...]) -> list[Outcome]:
-        """The oldest round that was asked for; what it has of others is dropped."""
+        """Reads the oldest launched round; results of other requests are discarded."""
         sent = self._sent.popleft()
         sent.ended.wait()
         times = (
@@ -220,12 +220,12 @@ class DeviceRounds:
         self._survival = confidences.cumprod(dim=1).tolist()
         known = confidences.tolist() if self._has_confidence else [None] * len(sent.batch)
         outcomes = []
-        for active, row, own in zip(sent.batch, facts.tolist(), known, strict=True):
+        for active, row, draft_ids in zip(sent.batch, facts.tolist(), known, strict=True):
             if active not in batch:
                 continue
             accepted, next_id, verified = row[:3]
             drafts = count if active.draft_slot is not None else 0
-            readback = tuple(own) if own is not None and drafts else None
+            readback = tuple(draft_ids) if draft_ids is not None and drafts else None
             ids = tuple(row[3 : 3 + drafts])
             active.slot.length += accepted + 1
             if active.draft_slot is not None:
@@ -238,7 +238,7 @@ class DeviceRounds:
         return self._drafter is not None and self._drafter.has_confidence
 
     def _num_drafts(self, batch: tuple[ActiveRequest, ...], lanes: Lanes) -> int:
-        """How many drafts of every request are verified; by rounds that are over, if by any."""
+        """Number of drafts to verify per request; decided from finished rounds, if any."""
         if all(active.draft_slot is None for active in batch):
             return 0
         whole = self._block_size
@@ -248,18 +248,18 @@ class DeviceRounds:
         return self._scheduler.even_length(self._survival, [n for n in (1, whole // 2, whole) if n])
 
     def _num_pages(self, length: int) -> int:
-        """Pages of so many positions, or up to twice as many: few shapes serve every length."""
+        """Pages for that many positions, rounded up by at most a factor of two to limit shapes."""
         return min(next_power_of_2(num_pages_for(length)), self._cache.pool.tables.shape[1])
 
-    # -- what is captured -------------------------------------------------------------------------
+    # -- captured functions -----------------------------------------------------------------------
 
     def _lanes_for(self, batch: tuple[ActiveRequest, ...]) -> Lanes:
         return self._lanes_of(min(next_power_of_2(len(batch)), self.capacity))
 
     def _lanes_of(self, num_lanes: int) -> Lanes:
         if num_lanes not in self._lanes:
-            parts = (self._target, self._cache, self._drafter, self._scratch)
-            self._lanes[num_lanes] = Lanes(num_lanes, *parts, self._scheduler.threshold)
+            arguments = (self._target, self._cache, self._drafter, self._scratch)
+            self._lanes[num_lanes] = Lanes(num_lanes, *arguments, self._scheduler.threshold)
         return self._lanes[num_lanes]
 
     def _calls_of(self, lanes: Lanes, plan: Plan) -> _Calls:

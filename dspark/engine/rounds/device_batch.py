@@ -1,6 +1,6 @@
 """The state of a fixed number of requests on the device, and the two halves of their round.
 
-Everything has one address for good, and nothing is read by the host: a round can be captured.
+All addresses are fixed and the host reads nothing, so a round can be captured.
 """
 
 from dataclasses import dataclass
@@ -21,20 +21,20 @@ from dspark_kernels import (
     uniforms,
 )
 
-MASKED_LOGIT = -3e4  # below any logit, and a number in every format: a whole block may be hidden
+MASKED_LOGIT = -3e4  # below any logit, and finite in every format: a whole block may be masked
 SEED_STEP = 0x9E3779B97F4A7C15 - (1 << 64)  # odd: no two rounds of a request share their noise
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a round's shape depends on: drafts to verify (0: plain) and pages that are read."""
+    """A round's shape: number of drafts to verify (0: plain) and pages to read."""
 
     num_drafts: int
     num_pages: int
 
 
 class Lanes:
-    """As many requests as there are lanes, or fewer: idle lanes work on scratch pages."""
+    """Up to as many requests as lanes; idle lanes work on scratch pages."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Lanes:
         self.state = (self.anchors, self.lengths)
 
     def load_requests(self, batch: tuple[ActiveRequest, ...]) -> None:
-        """These requests, as the host knows them; the lanes beyond them idle."""
+        """Load these requests from the host; the remaining lanes idle."""
         idle, idle_draft = self._scratch
 
         def fill(tensor: torch.Tensor, values: list[int] | list[float], rest: float) -> None:
@@ -107,7 +107,7 @@ class Lanes:
         self._mask_logits(batch)
 
     def _mask_logits(self, batch: tuple[ActiveRequest, ...]) -> None:
-        """A request drafts from the head's own vocabulary and the tokens that it holds."""
+        """A request drafts from the draft vocabulary and its own tokens."""
         if self._logit_mask is None or self._vocabulary is None:
             return
         self._logit_mask.fill_(MASKED_LOGIT)
@@ -120,7 +120,7 @@ class Lanes:
         drafter = self._drafter
         assert drafter is not None
         rows = self._rows(self._draft_slots, drafter.block_rows, plan, causal=False)
-        # as the target's own draw with a seed; otherwise of this round alone
+        # shared with the target's draw with a seed; otherwise of this round alone
         seeds = torch.where(self._is_seeded, self.seeds, self._round_seeds())
         drafted = drafter.draft(
             self.anchors,
@@ -130,13 +130,13 @@ class Lanes:
             self.lengths,
             self._logit_mask,
         )
-        # an idle lane may have drafted from anything
+        # an idle lane's drafts are arbitrary
         return drafted._replace(
             token_ids=drafted.token_ids.clamp(0, self._target.spec.vocab_size - 1)
         )
 
     def finish(self, drafted: DraftedBlock, plan: Plan) -> torch.Tensor:
-        """Verify, accept and commit. -> what the host wants to know [lanes, 3 + 2 K], int32."""
+        """Verify, accept and commit. -> the readback for the host [lanes, 3 + 2 K], int32."""
         count = plan.num_drafts
         ids = torch.cat([self.anchors.unsqueeze(1), drafted.token_ids[:, :count]], dim=1)
         rows = self._rows(self._slots, count + 1, plan, causal=True)
@@ -157,9 +157,9 @@ class Lanes:
             self.lengths,
         )
         if self._drafter is not None and count:
-            own = self._rows(self._draft_slots, count + 1, plan, causal=False)
-            self._drafter.append(passed.taps, self._drafter.cache.over(own))
-        if self._logit_mask is not None:  # all but the last stood among the drafts
+            draft_rows = self._rows(self._draft_slots, count + 1, plan, causal=False)
+            self._drafter.append(passed.taps, self._drafter.cache.over(draft_rows))
+        if self._logit_mask is not None:  # all but the last were drafts
             self._logit_mask.scatter_(1, accepted.next_ids.unsqueeze(1), 0.0)
         facts = [accepted.num_accepted, accepted.next_ids, num_drafts]
         readback = [torch.stack(facts, dim=1).int(), drafted.token_ids.int()]
@@ -169,7 +169,7 @@ class Lanes:
         return torch.cat(readback, dim=1)
 
     def _rows(self, slots: torch.Tensor, size: int, plan: Plan, *, causal: bool) -> PagedRows:
-        """`size` rows of every lane, behind its committed ones."""
+        """`size` rows of every lane, after its committed ones."""
         row_starts = torch.arange(self.num_lanes + 1, device=slots.device, dtype=torch.int32) * size
         return PagedRows(slots, self.lengths.int(), row_starts, size, plan.num_pages, causal)
 
@@ -182,7 +182,7 @@ class Lanes:
         return torch.zeros_like(drafted.log_sums) if known is None else known
 
     def _num_drafts(self, count: int, confidences: torch.Tensor) -> torch.Tensor:
-        """How many drafts of each lane count: no more than its context has places for."""
+        """Number of valid drafts per lane, limited by the room in its context."""
         room = self._target.spec.context_limit - 1 - self.lengths
         num_drafts = torch.minimum(self._most_drafts, room).clamp(0, count)
         if self._threshold is not None and count:

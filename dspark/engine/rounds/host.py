@@ -1,4 +1,4 @@
-"""The round of the requests under way, as the engine asks for it, and the one led by the host."""
+"""The interface of rounds that the engine uses, and the rounds driven by the host."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from dspark_kernels import Acceptance
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one round came to for one request; its caches hold what was accepted."""
+    """One request's result of a round; its caches hold the accepted tokens."""
 
     active: ActiveRequest
     draft: tuple[int, ...]
@@ -33,42 +33,42 @@ class Outcome:
 
 
 class RoundRunner(Protocol):
-    """`capacity`: requests that run at once."""
+    """`capacity`: maximum number of concurrent requests."""
 
     capacity: int
 
     def check(self, request: Request) -> None:
-        """Raises MemoryFullError for a request that has no room even alone."""
+        """Raises MemoryFullError for a request that does not fit even alone."""
         ...
 
     def has_room(self, request: Request) -> bool:
-        """Whether all that it may write has room beside those under way."""
+        """Whether its maximum length fits next to the running requests."""
         ...
 
     def reserve(self, active: ActiveRequest) -> None:
-        """Room for all that it may write, in caches that are open."""
+        """Reserve room for its maximum length in open caches."""
         ...
 
     def forget(self) -> None:
-        """Nothing is under way any more."""
+        """Called when no request is running."""
         ...
 
     def check_idle(self) -> None:
-        """No page is lost, now that no request is under way."""
+        """Checks, while no request is running, that no page leaked."""
         ...
 
     def warm_up(self) -> Iterator[LoadProgress]:
-        """Compile and capture what the first round would have to wait for."""
+        """Compile and capture ahead of the first round."""
         ...
 
     def advance(self, batch: Sequence[ActiveRequest]) -> list[Outcome]:
-        """One round of each of them; none where the one that came in was of others."""
+        """One round for each request; none for requests not in the round that was read."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
-    """One request's share of a round: what was drafted and how much of it is verified."""
+    """One request's share of a round: its draft and the number of tokens to verify."""
 
     ids: torch.Tensor  # [K]
     probs: torch.Tensor | None  # [K, V], None when greedy
@@ -77,7 +77,7 @@ class _Draft:
 
 
 class HostRounds:
-    """Any target, any drafter: the host reads what was drafted before it asks for more."""
+    """Any target, any drafter: the host reads each draft before it continues."""
 
     def __init__(
         self, target: Target, drafter: Drafter | None, scheduler: Scheduler, config: EngineConfig
@@ -132,7 +132,7 @@ class HostRounds:
         return self.drafter.propose([a.draft_slot for a in drafting], anchors, chooser)
 
     def _admit(self, batch: Sequence[ActiveRequest], proposals: Proposals | None) -> list[_Draft]:
-        """A share for every request; empty for those that decode plainly."""
+        """A share for every request; empty for plain decoding."""
         empty = _Draft(torch.empty(0, dtype=torch.long, device=self.target.device), None, None, 0)
         if proposals is None:
             return [empty] * len(batch)
@@ -167,7 +167,7 @@ class HostRounds:
         ]
 
     def _next_place(self, active: ActiveRequest) -> int:
-        """Where the token behind the anchor will stand, counted from the prompt's first."""
+        """Place of the token after the anchor, counted from the prompt's first token."""
         return self.target.length(active.slot) + 1
 
     def _commit(
@@ -177,20 +177,20 @@ class HostRounds:
         verified: Pass,
         accepted: list[Acceptance],
     ) -> None:
-        kept = [acceptance.num_accepted + 1 for acceptance in accepted]
-        self.target.commit([active.slot for active in batch], kept)
+        num_rows = [acceptance.num_accepted + 1 for acceptance in accepted]
+        self.target.commit([active.slot for active in batch], num_rows)
         drafting = [i for i, active in enumerate(batch) if active.draft_slot is not None]
         if self.drafter is not None and drafting:
             taps = verified.taps.split([draft.length + 1 for draft in drafts])
             self.drafter.extend(
                 [batch[i].draft_slot for i in drafting],
-                [_block(batch[i], drafts[i])[: kept[i]] for i in drafting],
-                [taps[i][: kept[i]] for i in drafting],
+                [_block(batch[i], drafts[i])[: num_rows[i]] for i in drafting],
+                [taps[i][: num_rows[i]] for i in drafting],
             )
 
 
 def capacity_of(target: Target, num_rows: int, config: EngineConfig) -> int:
-    """Requests that may share a pass, each with up to `num_rows`."""
+    """Groups of requests that may share a pass, each with up to `num_rows`."""
     if not target.spec.batches:
         return 1
     limit = target.spec.max_rows
@@ -202,19 +202,19 @@ def capacity_of(target: Target, num_rows: int, config: EngineConfig) -> int:
 
 
 def context_left(target: Target, active: ActiveRequest) -> int:
-    """Drafts that still fit into the context behind the anchor."""
+    """Number of drafts that still fit in the context after the anchor."""
     return target.spec.context_limit - target.length(active.slot) - 1
 
 
 def room_for_drafts(target: Target, active: ActiveRequest) -> int:
-    """Drafts that one block may hold behind the anchor."""
+    """Maximum number of drafts in a block after the anchor."""
     room, border = context_left(target, active), target.spec.recomputed_at
     length = target.length(active.slot)
     return room if border is None or length >= border else min(room, border - length - 1)
 
 
 def _block(active: ActiveRequest, draft: _Draft) -> torch.Tensor:
-    """What the target verifies: the anchor and the admitted drafts."""
+    """The block to verify [1 + length]: the anchor and the admitted drafts."""
     return torch.cat([draft.ids.new_tensor([active.anchor]), draft.ids[: draft.length]])
 
 

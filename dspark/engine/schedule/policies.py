@@ -1,7 +1,8 @@
 """How many tokens of each drafted block the target verifies.
 
-Lossless because whether x_k is admitted depends on the tokens before x_k only: c_k does, and the
-search stops at the first drop instead of looking at everything (method of the DSpark paper).
+Lossless because the admission of x_k depends on the tokens before x_k only: c_k does, and the
+search stops at the first drop instead of maximising globally (DSpark, DeepSeek 2026, arXiv
+2607.05147).
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from dspark.engine.schedule.sps_profile import SpsTable
 
 
 class Scheduler(Protocol):
-    """Decides how much of each draft is verified, whether or not the host has read the draft.
+    """Decides how much of each block is verified, whether or not the host has read it.
 
     `threshold`: the device itself cuts a block before its first confidence below it; None: it
     does not.
@@ -22,13 +23,13 @@ class Scheduler(Protocol):
     threshold: float | None
 
     def admit(self, confidences: torch.Tensor | None, limits: Sequence[int]) -> list[int]:
-        """Of drafts that were read: confidences [R, K] (None without a confidence head), limits
+        """For blocks the host has read: confidences [R, K] (None without a confidence head), limits
         R <= K -> R lengths."""
         ...
 
     def even_length(self, survival: Sequence[Sequence[float]], choices: Sequence[int]) -> int:
-        """Of drafts that nobody has read yet: one of the lengths to choose from, for all requests
-        alike, by the survival [R, K] that an earlier round had."""
+        """For blocks not read yet: one of the given lengths, the same for all requests, by the
+        survival [R, K] of an earlier round."""
         ...
 
 
@@ -38,6 +39,7 @@ class FullSchedule:
     threshold: float | None = None
 
     def admit(self, confidences: torch.Tensor | None, limits: Sequence[int]) -> list[int]:
+        """As Scheduler.admit."""
         return list(limits)
 
     def even_length(self, survival: Sequence[Sequence[float]], choices: Sequence[int]) -> int:
@@ -51,13 +53,14 @@ class ThresholdSchedule:
         self.threshold: float | None = threshold
 
     def admit(self, confidences: torch.Tensor | None, limits: Sequence[int]) -> list[int]:
+        """As Scheduler.admit."""
         if confidences is None or self.threshold is None:
             return list(limits)
         confident = (confidences >= self.threshold).int().cumprod(dim=1).sum(dim=1)
         return [min(n, limit) for n, limit in zip(confident.tolist(), limits, strict=True)]
 
     def even_length(self, survival: Sequence[Sequence[float]], choices: Sequence[int]) -> int:
-        return max(choices)  # the device cuts
+        return max(choices)  # the device cuts the block
 
 
 class SpsSchedule:
@@ -69,6 +72,7 @@ class SpsSchedule:
         self.table = table
 
     def admit(self, confidences: torch.Tensor | None, limits: Sequence[int]) -> list[int]:
+        """As Scheduler.admit."""
         if confidences is None:
             return list(limits)
         num_requests = len(limits)

@@ -20,7 +20,7 @@ from dspark.targets.base import Slot, Target
 
 CONTEXT_TOKENS = 128
 TRIALS = 7
-NOISY_SPREAD = 0.5  # idle machines stay below 0.2; one busy process beside us gives 0.5 to 3
+NOISY_SPREAD = 0.5  # idle machines stay below 0.2; one other busy process gives 0.5 to 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class SpsTable:
 
     @property
     def is_noisy(self) -> bool:
-        """Whether the machine was too busy for this table to be kept."""
+        """Whether the machine was too busy for a usable measurement."""
         return self.spread > NOISY_SPREAD
 
     def steps_per_second(self, rows: int, num_requests: int) -> float:
@@ -49,14 +49,14 @@ class SpsTable:
         return 1.0 / (verify + _interpolate(self.requests, self.draft_seconds, num_requests))
 
     def with_requests(self, num_requests: int, seconds: float) -> "SpsTable":
-        """With what drafting for so many requests takes."""
+        """Including the time of drafting for that many requests."""
         known = {**dict(zip(self.requests, self.draft_seconds, strict=True)), num_requests: seconds}
         counts = tuple(sorted(known))
         return replace(self, requests=counts, draft_seconds=tuple(known[count] for count in counts))
 
     @classmethod
     def load(cls, path: Path) -> "SpsTable | None":
-        """None where no usable table is stored."""
+        """None if no usable table is stored."""
         try:
             raw = json.loads(path.read_text())
             columns: dict[str, Any] = {
@@ -73,7 +73,7 @@ class SpsTable:
         """A table that cannot be stored is measured again next time."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # several processes may measure at a time
+            # several processes may measure at the same time
             own = path.with_name(f".{path.name}.{os.getpid()}.tmp")
             with replacing(path, own) as partial:
                 partial.write_text(json.dumps(asdict(self)))
@@ -82,7 +82,7 @@ class SpsTable:
 
 
 def _interpolate(xs: Sequence[int], ys: Sequence[float], x: int) -> float:
-    """Between two measured points linearly, beyond the last in proportion."""
+    """Linear between measured points, proportional beyond the last."""
     index = bisect_left(xs, x)
     if index == len(xs):
         return ys[-1] * x / xs[-1]
@@ -121,8 +121,8 @@ def measure_sps_at(
     pair: str,
     trials: int,
 ) -> SpsTable:
-    """Medians at the context of an open request, which stays as it is. Trials are interleaved, so
-    that a slow moment hits all points alike."""
+    """Medians at the context of an open request, which is left unchanged. Trials are interleaved,
+    so that a slow moment affects all points alike."""
     rows = measured_rows(drafter.block_size)
     verify: dict[int, list[float]] = {n: [] for n in rows}
     draft: list[float] = []
@@ -150,7 +150,7 @@ def measure_sps_at(
 def draft_seconds(
     drafter: Drafter, slots: Sequence[DraftSlot], device: torch.device, trials: int
 ) -> list[float]:
-    """What a draft for all of these requests takes, each time until the host has read it."""
+    """Seconds per trial of a draft for all of these requests, until the host has read it."""
     anchors = torch.zeros(len(slots), dtype=torch.long, device=device)
     chooser = BatchChooser([Sampler(SamplingConfig())] * len(slots))
     seconds = []
@@ -162,7 +162,7 @@ def draft_seconds(
 
 
 def measured_rows(block_size: int) -> list[int]:
-    """The passes that are timed: every length of one block, and two of several requests."""
+    """The timed passes: every length of one block, and two of several requests."""
     full = block_size + 1
     return [*range(1, full + 1), 2 * full, 4 * full]
 

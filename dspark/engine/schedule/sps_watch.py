@@ -1,7 +1,6 @@
-"""Notices that rounds no longer take what the SPS table says, and measures it again.
+"""Measures the SPS table again when rounds no longer match it.
 
-A table that was measured while something else kept the machine busy would otherwise decide for
-good how much is verified.
+Otherwise a table measured on a busy machine would decide permanently how much is verified.
 """
 
 import statistics
@@ -17,23 +16,24 @@ from dspark.engine.schedule.sps_profile import draft_seconds, measure_sps_at, me
 from dspark.targets.base import Target
 
 WINDOW = 12  # rounds whose median is compared
-DRIFT = 1.5  # times what the table says, or a part of it
-PAUSE_SECONDS = 30.0  # at least, between two measurements
+DRIFT = 1.5  # ratio to the table's time, or its inverse
+PAUSE_SECONDS = 30.0  # minimum between two measurements
 TRIALS = 4
 
 
 class SpsWatch:
-    """Follows the rounds of single requests; drafting for several is measured when it first
-    happens, at their own slots."""
+    """Follows the rounds of single requests; drafting for several is measured at its first
+    occurrence, with their own slots."""
 
     def __init__(self, schedule: SpsSchedule, path: Path) -> None:
         self._schedule, self._path = schedule, path
         self._ratios: deque[float] = deque(maxlen=WINDOW)
-        self._usual: float | None = 1.0  # of a round's seconds to the table's; None: to be seen
+        # ratio of a round's seconds to the table's; None: not known yet
+        self._usual: float | None = 1.0
         self._next_at = 0.0
 
     def follow(self, target: Target, drafter: Drafter, outcomes: Sequence[Outcome]) -> None:
-        """Take note of one round; measure again if the last ones took something else for long."""
+        """Record one round; measure again if recent rounds persistently differ from the table."""
         drafted = [outcome for outcome in outcomes if outcome.draft]
         if len(drafted) > 1:
             self._measure_company(target, drafter, drafted)
@@ -48,13 +48,13 @@ class SpsWatch:
     def _measure_company(
         self, target: Target, drafter: Drafter, outcomes: Sequence[Outcome]
     ) -> None:
-        """Drafting for 2, 4, 8, ... requests, the largest that these are enough for."""
+        """Measure drafting for the largest of 2, 4, 8, ... requests that are available."""
         num_requests = 1 << (len(outcomes).bit_length() - 1)
         if num_requests in self._schedule.table.requests:
             return
         slots = [outcome.active.draft_slot for outcome in outcomes[:num_requests]]
         if not all(outcome.active.is_open for outcome in outcomes[:num_requests]):
-            return  # one of them has just ended
+            return  # one of them has ended
         seconds = statistics.median(draft_seconds(drafter, slots, target.device, TRIALS))
         self._schedule.table = self._schedule.table.with_requests(num_requests, seconds)
         self._schedule.table.save(self._path)
@@ -64,7 +64,7 @@ class SpsWatch:
             return False
         ratio = statistics.median(self._ratios)
         if self._usual is None:
-            self._usual = ratio  # what sampling and rollback add to a freshly measured pass
+            self._usual = ratio  # time of sampling and rollback on top of a newly measured pass
         has_drifted = not 1 / DRIFT < ratio / self._usual < DRIFT
         return has_drifted and time.monotonic() >= self._next_at
 
@@ -75,7 +75,7 @@ class SpsWatch:
         slot, draft_slot = outcome.active.slot, outcome.active.draft_slot
         pair = self._schedule.table.pair
         table = measure_sps_at(target, drafter, slot, draft_slot, pair, TRIALS)
-        table.save(self._path)  # company is measured again when it comes
+        table.save(self._path)  # batches are measured again when they occur
         self._schedule.table = table
         self._ratios.clear()
         self._usual = None

@@ -1,6 +1,5 @@
-"""What a head is trained on: answers that the target itself wrote.
+"""Training data: answers that the target itself wrote, in a JSONL file with one object per line:
 
-Answers live in a plain JSONL file, one object a line:
 {"prompt_ids": [...], "answer_ids": [...], "prompt": "...", "answer": "...", "tokenizer": "..."}
 """
 
@@ -21,8 +20,8 @@ from dspark.records import parse_record, read_bytes, text_lines
 class Answer:
     """A prompt with the target's answer; the answer ends with the stop token if it was reached.
 
-    `tokenizer` is the fingerprint of the one that the ids are of, "" where it is not known. A line
-    of a file may have no ids yet.
+    `tokenizer` is the fingerprint of the tokenizer of the ids, "" if unknown. A line of a file may
+    have no ids yet.
     """
 
     prompt_ids: tuple[int, ...]
@@ -37,17 +36,17 @@ class Answer:
 
 
 class AnswerFile:
-    """Append-only, safe to stop at any moment: a torn last line is dropped when it is opened."""
+    """Append-only, safe to stop at any moment: a truncated last line is dropped on opening."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self) -> list[Answer]:
-        """All whole lines. Raises InputError naming a line that is broken before the last."""
+        """All complete lines. Raises InputError naming a broken line before the last."""
         return [answer for _, answer in self.numbered()]
 
     def numbered(self) -> list[tuple[int, Answer]]:
-        """As `read`, each with the number of its line."""
+        """As `read`, each with its line number."""
         if not self.path.exists():
             return []
         lines = text_lines(read_bytes(self.path, "--data", unpacks=False))
@@ -66,7 +65,7 @@ class AnswerFile:
         return answers
 
     def append(self, answers: Iterable[Answer]) -> Iterator[Answer]:
-        """Write each answer as it comes, and pass it on. Raises StorageError on a full disk."""
+        """Write each answer as it arrives, and yield it. Raises StorageError on a full disk."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
@@ -79,7 +78,7 @@ class AnswerFile:
             raise not_written(self.path, error) from error
 
     def sort(self) -> None:
-        """Into an order that follows from the prompts alone, whatever stops there were."""
+        """Sort into an order that depends on the prompts alone, not on interruptions."""
         answers = self.read()
         ordered = sorted(answers, key=lambda answer: prompt_digest(answer.prompt))
         if ordered == answers:
@@ -91,7 +90,8 @@ class AnswerFile:
             raise not_written(self.path, error) from error
 
     def _end_line(self, file: BinaryIO) -> None:
-        """A torn last line goes; one that only lacks its line break, as editors leave it, stays."""
+        """Drop a truncated last line; keep one that only lacks its line break, as editors leave
+        it."""
         raw = self.path.read_bytes()
         last = raw[raw.rfind(b"\n") + 1 :]
         if last and _answered(last.decode("utf-8-sig", errors="surrogateescape")) is None:
@@ -128,15 +128,15 @@ def _line(answer: Answer) -> bytes:
 
 
 def not_written(path: Path, error: OSError) -> StorageError:
-    """What is said where an append-only file cannot grow."""
+    """The error for an append-only file that cannot grow."""
     return StorageError(
         f"could not write {path} ({error.strerror})",
-        "Free some space and run the same command again; it goes on from what is there.",
+        "Free some space and run the same command again to resume.",
     )
 
 
 def prompt_digest(prompt: str) -> bytes:
-    """Sorts prompts into an even mixture of their sources."""
+    """Sort key for an even mixture of prompts from all sources."""
     return hashlib.sha256(prompt.encode()).digest()
 
 
@@ -149,7 +149,7 @@ class Split:
 
 
 def split(answers: Sequence[Answer], num_held_out: int) -> Split:
-    """The same for the same answers in any order: held out are the prompts of smallest hash."""
+    """Held out are the prompts of smallest hash, whatever the order of the answers."""
     if len(answers) <= num_held_out:
         raise InputError(
             f"too few answers: {counted(len(answers), 'answer')}, of which {num_held_out} would be "
@@ -161,7 +161,7 @@ def split(answers: Sequence[Answer], num_held_out: int) -> Split:
 
 
 def fingerprint(answers: Sequence[Answer]) -> str:
-    """Tells two data sets apart."""
+    """Identifies a data set."""
     digest = hashlib.sha256()
     for answer in answers:
         digest.update(repr((answer.prompt_ids, answer.answer_ids)).encode())

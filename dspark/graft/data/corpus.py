@@ -1,4 +1,4 @@
-"""From prompt sources to a file of answers; stopped at any moment, it goes on where it was."""
+"""From prompt sources to a file of answers; resumes after an interruption at any moment."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ from dspark.records import parse_record, text_lines, usable
 
 @dataclass(frozen=True, slots=True)
 class CorpusProgress:
-    """`stage` in plain words; `done` of `total`; `notes` are lines worth telling once."""
+    """`stage` in words; `done` of `total`; `notes` are lines to be shown once."""
 
     stage: str
     done: int
@@ -42,7 +42,7 @@ def open_corpus_session(
     reach: int,
     engine: EngineConfig = EngineConfig(),
 ) -> Session:
-    """With the first head that drafts for the base as far as `reach` tokens, else without one."""
+    """With the first head that drafts for the base up to `reach` tokens, else without one."""
     for head in heads:
         if head is not None and _reaches(head, reach):
             with suppress(CheckpointError, PairMismatchError):
@@ -67,7 +67,7 @@ def grow_corpus(
 ) -> Iterator[CorpusProgress]:
     """Append to `path` an answer to every prompt that has none yet.
 
-    `listed` is what `source` holds, read before a model was loaded.
+    `listed` is the content of `source`, read before loading a model.
     """
     file = AnswerFile(path)
     answered = {answer.prompt for answer in file.read()}
@@ -75,10 +75,10 @@ def grow_corpus(
     if notes := _notes(session, source):
         yield CorpusProgress("reading prompts", len(prompts), len(prompts), notes)
     if source.num_self_written:
-        own = _OwnPrompts(path.with_suffix(".prompts.jsonl"))
-        yield from own.grow(session, source.num_self_written, settings.seed)
-        prompts.extend(own.read().values())
-    # A stopped run has then answered an even mixture of all sources.
+        written_prompts = _OwnPrompts(path.with_suffix(".prompts.jsonl"))
+        yield from written_prompts.grow(session, source.num_self_written, settings.seed)
+        prompts.extend(written_prompts.read().values())
+    # An interrupted run has then answered an even mixture of all sources.
     prompts = sorted(dict.fromkeys(prompts), key=prompt_digest)
     missing = [prompt for prompt in prompts if prompt not in answered]
     done = len(prompts) - len(missing)
@@ -98,12 +98,13 @@ def _notes(session: Session, source: PromptSource) -> tuple[str, ...]:
     if source.self_reason:
         notes.append(f"self: {counted(source.num_self_written, 'prompt')} ({source.self_reason})")
     if not has_chat_template(session):
-        notes.append("the base has no chat template: prompts are plain text and a line break")
+        notes.append("the base has no chat template: prompts are plain text with a line break")
     return tuple(notes)
 
 
 class _OwnPrompts:
-    """Prompts that the target wrote, beside the answers: {"index": ..., "prompt": ...} a line."""
+    """Prompts that the target wrote, next to the answers: a line {"index": ..., "prompt": ...}
+    each."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -111,12 +112,15 @@ class _OwnPrompts:
     def read(self) -> dict[int, str]:
         if not self.path.exists():
             return {}
-        lines = text_lines(self.path.read_bytes())[:-1]  # what follows the last line break is torn
+        lines = text_lines(self.path.read_bytes())[
+            :-1
+        ]  # text after the last line break is truncated
         records = [parse_record(line) or {} for line in lines]
         for number, record in enumerate(records, start=1):
             if not (isinstance(record.get("index"), int) and usable(record.get("prompt"))):
                 raise InputError(
-                    f"{self.path}:{number} is not a prompt", "Delete the file; it is written anew."
+                    f"{self.path}:{number} is not a prompt",
+                    "Delete the file; it will be written again.",
                 )
         return {record["index"]: record["prompt"] for record in records}
 

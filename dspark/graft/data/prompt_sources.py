@@ -1,4 +1,4 @@
-"""Where prompts come from: files, folders, Hugging Face data sets, the target itself."""
+"""Sources of prompts: files, folders, Hugging Face data sets, the target itself."""
 
 import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,15 +18,15 @@ SUFFIXES = (".jsonl", ".txt", ".jsonl.gz", ".txt.gz")
 PASSES_OVER_SELF_WRITTEN = 4
 RECORD_HINT = (
     'Records hold "prompt", "messages", "conversations", "turns", "instruction" or "text"; in a '
-    ".txt file prompts are set apart by an empty line."
+    ".txt file prompts are separated by an empty line."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class PromptList:
-    """Prompts in the order read, without repetitions; `skipped` names what was left out.
+    """Prompts in the order read, without duplicates; `skipped` names the lines left out.
 
-    `origins` says of each prompt which file or data set it comes from.
+    `origins` has each prompt's file or data set.
     """
 
     prompts: tuple[str, ...]
@@ -43,9 +43,9 @@ class PromptList:
 
 @dataclass(frozen=True, slots=True)
 class PromptSource:
-    """Files, folders and data sets of prompts, and how many the target is asked to write itself.
+    """Files, folders and data sets of prompts, and the number that the target writes itself.
 
-    `self_reason` says where that number comes from if nobody gave it.
+    `self_reason` explains that number if the user did not give it.
     """
 
     files: tuple[Path, ...] = ()
@@ -92,7 +92,7 @@ class PromptSource:
                 origins.setdefault(prompt, origin)
             elif self.is_strict:
                 raise InputError(
-                    f"{place} holds no prompt", f"Fix it, or leave out --strict. {RECORD_HINT}"
+                    f"{place} has no prompt", f"Fix it, or leave out --strict. {RECORD_HINT}"
                 )
             else:
                 skipped.append(place)
@@ -103,9 +103,11 @@ class PromptSource:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """As a model card tells them: without the folders of this machine."""
-        own = (f"{self.num_self_written} written by the target",) if self.num_self_written else ()
-        return (*(path.name for path in self.files), *self.datasets, *own)
+        """For a model card: without the folders of this machine."""
+        written = (
+            (f"{self.num_self_written} written by the target",) if self.num_self_written else ()
+        )
+        return (*(path.name for path in self.files), *self.datasets, *written)
 
     def _records(self) -> Iterator[tuple[str, str, str | None]]:
         for path in self.files:
@@ -129,17 +131,17 @@ def _needed(config: GraftConfig) -> int:
 
 
 def _files_below(path: Path) -> list[Path]:
-    """The file itself, or what a folder holds at any depth."""
+    """The file itself, or the files in a folder at any depth."""
     if not path.is_dir():
         return [path]
-    found = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and p.is_file())
-    if not found:
+    files = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and p.is_file())
+    if not files:
         raise InputError(f"no *.jsonl or *.txt below {path}", "Check the path given to --prompts.")
-    return found
+    return files
 
 
 def _prompts_in(path: Path) -> Iterator[tuple[str, str | None]]:
-    """Each with its place; None where there is none."""
+    """Each with its place; None for a record without a prompt."""
     raw = read_bytes(path, "--prompts")
     if path.name.endswith((".txt", ".txt.gz")):
         yield from _paragraphs(path, raw)
@@ -148,7 +150,7 @@ def _prompts_in(path: Path) -> Iterator[tuple[str, str | None]]:
 
 
 def _paragraphs(path: Path, raw: bytes) -> Iterator[tuple[str, str | None]]:
-    """Named by the line that they begin in."""
+    """Each with the line in which it begins."""
     start, paragraph = 1, list[str]()
     for number, line in enumerate([*text_lines(raw), ""], start=1):
         if line.strip():
@@ -172,7 +174,7 @@ def _dataset_parts(argument: str) -> tuple[str, str | None, str]:
 
 
 def _dataset_rows(argument: str) -> Iterable[Mapping[str, Any]]:
-    """Data only: the library has not run code of a data set since its version 4."""
+    """Data only: since version 4 the library does not run a data set's code."""
     name, configuration, split = _dataset_parts(argument)
     try:
         library = importlib.import_module("datasets")

@@ -1,7 +1,7 @@
-"""Answers whose token ids and text agree: what a person corrected is tokenised anew.
+"""Answers whose token ids and text agree: corrected text is tokenised again.
 
-Ids mean nothing without their tokenizer, so a line carries the fingerprint of its own; older lines
-are told by their text.
+Ids mean nothing without their tokenizer, so each line has its fingerprint; older lines are
+identified by their text.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ OTHER_HINT = (
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """`notes` tell what was tokenised anew."""
+    """`notes` report the answers that were tokenised again."""
 
     answers: list[Answer]
     notes: tuple[str, ...]
@@ -33,28 +33,28 @@ class Settled:
 def settled_answers(path: Path, base: Path) -> Settled:
     """The answers of a file for the target in `base`. Raises InputError for ids that are not its.
 
-    A line of another tokenizer is refused, never read as if it were of this one.
+    A line of another tokenizer is refused, never interpreted with this one.
     """
     lines = AnswerFile(path).numbered()
     if not lines:
         return Settled([], ())
     tokens = AnswerTokens(base)
     answers, changed = list[Answer](), list[str]()
-    for number, kept in lines:
-        answer = tokens.settle(kept, f"{path}:{number}")
+    for number, stored in lines:
+        answer = tokens.settle(stored, f"{path}:{number}")
         answers.append(answer)
-        if answer.token_ids != kept.token_ids:
+        if answer.token_ids != stored.token_ids:
             changed.append(f"{path.name}:{number}")
     if not changed:
         return Settled(answers, ())
     shown = ", ".join(changed[:3]) + " ..." * (len(changed) > 3)
     were = "was" if len(changed) == 1 else "were"
-    what = f"{counted(len(changed), 'answer')} {were} tokenised anew, since the text differs"
+    what = f"{counted(len(changed), 'answer')} {were} tokenised again, since the text differs"
     return Settled(answers, (f"{what} from the token ids: {shown}",))
 
 
 class AnswerTokens:
-    """The target's tokenizer, if it has one, as answers need it."""
+    """The target's tokenizer, if it has one."""
 
     def __init__(self, base: Path) -> None:
         config = read_config(base)
@@ -63,13 +63,15 @@ class AnswerTokens:
         self._vocabulary = config.get_text_config().vocab_size
 
     def settle(self, kept: Answer, place: str) -> Answer:
-        """With the ids that its text has; `place` names the line in an InputError."""
+        """The answer with ids that match its text; `place` names the line in an InputError."""
         if any(not 0 <= token < self._vocabulary for token in kept.token_ids):
             raise InputError(f"{place} has token ids beyond the model's vocabulary", OTHER_HINT)
         if self._texts is not None:
             return self._texts.settle(kept, place)
         if not kept.answer_ids:
-            raise InputError(f"{place} has no token ids, and the model no tokenizer", "Add them.")
+            raise InputError(
+                f"{place} has no token ids, and the model has no tokenizer", "Add them."
+            )
         return kept
 
 
@@ -95,7 +97,7 @@ class _Texts:
         return settled
 
     def _has_prompt(self, kept: Answer) -> bool:
-        """Templates strip what they put between their marks, and tokenizers may normalise it."""
+        """Templates strip text between their marks, and tokenizers may normalise it."""
         if not kept.prompt_ids:
             return False
         is_inside = kept.prompt.strip() in self.codec.decode(kept.prompt_ids)
@@ -112,7 +114,7 @@ class _Texts:
         return ids[:-1] if ids and ids[-1] in self.stop_ids else ids
 
     def _encoded(self, kept: Answer) -> tuple[int, ...]:
-        """The text, ended as the ids were, and where there were none, by a stop token."""
+        """The text, ended as the ids were, or by a stop token without ids."""
         end = kept.answer_ids[len(self._without_stop(kept.answer_ids)) :]
         if not kept.answer_ids:
             eos = self.codec.eos_token_id
@@ -121,7 +123,7 @@ class _Texts:
 
 
 def raw_text(codec: TextCodec, ids: Sequence[int]) -> str:
-    """As the engine tells it, with its marks."""
+    """The text as the engine returns it, with its marks."""
     stream = TextStream(codec)
     for token_id in ids:
         stream.push(token_id)

@@ -1,4 +1,4 @@
-"""Do two models read text the same way? Told from their tokenizer.json alone."""
+"""Do two models tokenise text the same way? Decided from their tokenizer.json alone."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from dspark.hub.sources.hf_listing import open_session
 from dspark.hub.store import target_folder
 
 TOKENIZER = "tokenizer.json"
-# letters, digits, code, spaces, accents, other scripts, an emoji: where tokenizers differ
+# letters, digits, code, spaces, accents, other scripts, an emoji: tokenizers differ on these
 SAMPLES = (
     "The quick brown fox said: \"it's 3.14159, isn't it?\"",
     "def area(r):\n    return 3 * r ** 2  # naïve\n\n\tx += 1",
@@ -17,7 +17,7 @@ SAMPLES = (
 
 
 def same_tokenizer(folder: Path, pair: Pair) -> bool | None:
-    """Whether the model in `folder` reads text as the target of `pair`; None if it is not known."""
+    """Whether the model in `folder` tokenises text as the target of `pair`; None if unknown."""
     theirs = tokenizer_file(pair)
     ours = folder / TOKENIZER
     if theirs is None or not ours.is_file():
@@ -38,7 +38,8 @@ def same_tokenizer(folder: Path, pair: Pair) -> bool | None:
 
 
 def tokenizer_file(pair: Pair) -> Path | None:
-    """Of the pair's target: from disk, else that one file from the hub; None out of reach."""
+    """The pair's target's tokenizer: from disk, else that one file from the hub; None if
+    offline."""
     folder = target_folder(pair)
     if folder is not None:
         return folder / TOKENIZER if (folder / TOKENIZER).is_file() else None
@@ -49,5 +50,5 @@ def tokenizer_file(pair: Pair) -> Path | None:
     try:
         open_session()
         return Path(hf_hub_download(pair.target.repo_id, TOKENIZER, revision=pair.target.revision))
-    except Exception:  # offline, gated, or not there: whatever the library beneath makes of it
+    except Exception:  # offline, gated or missing: the library raises various errors
         return None

@@ -17,12 +17,12 @@ from dspark.text.stream import TextCodec
 Job = TypeVar("Job")
 WHOLE_REASONS = ("stop_token", "stop_string")
 SELF_PROMPT_TEMPERATURE = 1.0
-SELF_PROMPT_TOKENS = (4, 160)  # shorter is a greeting or noise, longer never came to a point
+SELF_PROMPT_TOKENS = (4, 160)  # shorter is a greeting or noise, longer never finished
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerSettings:
-    """How answers are sampled; the seed of each comes from `seed` and the prompt."""
+    """How answers are sampled; each answer's seed derives from `seed` and the prompt."""
 
     max_tokens: int
     temperature: float
@@ -31,8 +31,8 @@ class AnswerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Fitting:
-    """Prompts of at most `longest` tokens, which leave room for an answer. `shortest` is that of
-    all, `num_long` how many were left out."""
+    """Prompts of at most `longest` tokens, which leave room for an answer. `shortest` is the length
+    of the shortest of all, `num_long` the number left out."""
 
     prompts: tuple[str, ...]
     longest: int
@@ -50,7 +50,7 @@ class Fitting:
         )
 
     def require_some(self) -> None:
-        """Raises InputError where all prompts are too long."""
+        """Raises InputError if all prompts are too long."""
         if self.prompts or not self.num_long:
             return
         all_are = f"all {self.num_long:,} prompts are" if self.num_long > 1 else "the prompt is"
@@ -62,7 +62,7 @@ class Fitting:
 
 
 def fitting_prompts(codec: TextCodec | None, prompts: Sequence[str], longest: int) -> Fitting:
-    """All of them where there is no tokenizer to count with."""
+    """All of them without a tokenizer to count with."""
     if codec is None or not prompts:
         return Fitting(tuple(prompts), longest)
     sizes = [len(user_turn(codec, prompt)) for prompt in prompts]
@@ -73,9 +73,9 @@ def fitting_prompts(codec: TextCodec | None, prompts: Sequence[str], longest: in
 def write_answers(
     session: Session, prompts: Iterable[str], settings: AnswerSettings, max_prompt_tokens: int
 ) -> Iterator[Answer]:
-    """Answers in the order they are finished; prompts of too many tokens are left out.
+    """Answers in the order they finish; prompts of too many tokens are left out.
 
-    With drafts where the session has a head: the same greedy answers, the same distribution else.
+    Uses drafts if the session has a head: the same greedy answers, otherwise the same distribution.
     """
     plain = not session.has_drafter
     tokenizer = "" if session.tokenizer is None else session.tokenizer.fingerprint
@@ -93,10 +93,10 @@ def write_answers(
 def write_prompts(
     session: Session, count: int, seed: int, known: Mapping[int, str]
 ) -> Iterator[tuple[int, str]]:
-    """Prompts of the target's own, from an open user turn: the attempts after those of `known`.
+    """Prompts written by the target from an open user turn: the attempts after those of `known`.
 
-    In the order of their numbers, so that a stop loses none. Attempts that repeat another, never
-    end or end at once give none.
+    In the order of their numbers, so that a stop loses none. Attempts that duplicate another, never
+    end or end at once yield nothing.
     """
     opening, stop = _opening(session)
     shortest = SELF_PROMPT_TOKENS[0]
@@ -132,21 +132,21 @@ def has_chat_template(session: Session) -> bool:
 
 
 def encode_prompt(session: Session, prompt: str) -> tuple[int, ...]:
-    """As user_turn. Raises InputError where the target has no tokenizer."""
+    """As user_turn. Raises InputError if the target has no tokenizer."""
     if session.tokenizer is None:
         return tuple(session.encode(prompt))
     return user_turn(session.tokenizer, prompt)
 
 
 def user_turn(codec: TextCodec, prompt: str) -> tuple[int, ...]:
-    """By the chat template; as plain text and a line break where there is none."""
+    """By the chat template; without one, plain text and a line break."""
     if codec.has_chat_template:
         return tuple(codec.encode_chat([{"role": "user", "content": prompt}]))
     return tuple(codec.encode(prompt + "\n"))
 
 
 def _opening(session: Session) -> tuple[tuple[int, ...], StopConfig]:
-    """What a prompt of the target's own begins with, and when it ends."""
+    """The beginning of a prompt written by the target, and the tokens that end it."""
     longest = SELF_PROMPT_TOKENS[1]
     if has_chat_template(session):
         return _open_user_turn(session), StopConfig(max_tokens=longest)
@@ -160,7 +160,7 @@ def _opening(session: Session) -> tuple[tuple[int, ...], StopConfig]:
 
 
 def _open_user_turn(session: Session) -> tuple[int, ...]:
-    """What the chat template puts before the user's first word: where two prompts still agree."""
+    """The chat template's text before the user's first word: the common prefix of two prompts."""
     one, other = encode_prompt(session, "X"), encode_prompt(session, "7")
     shared = 0
     while one[shared] == other[shared]:
@@ -173,7 +173,7 @@ def _request(
 ) -> Request:
     sampling = SamplingConfig(settings.temperature, seed=_seed(settings.seed, prompt))
     stop = StopConfig(max_tokens=settings.max_tokens)
-    return Request(ids, sampling, stop, plain, is_raw=True)  # the text that the ids spell
+    return Request(ids, sampling, stop, plain, is_raw=True)  # the decoded text
 
 
 def _seed(seed: int, what: str) -> int:
@@ -183,7 +183,7 @@ def _seed(seed: int, what: str) -> int:
 def _decode(
     session: Session, jobs: Iterable[tuple[Job, Request]]
 ) -> Iterator[tuple[Job, Finished]]:
-    """Keeps the engine full; each job comes back with how it ended."""
+    """Keeps the engine full; yields each job with its result."""
     engine = session.engine
     capacity = engine.config.max_requests if engine.target.spec.batches else 1
     waiting = iter(jobs)

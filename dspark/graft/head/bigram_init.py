@@ -1,8 +1,8 @@
-"""The Markov head's start: what the target makes of a token alone, whatever stands before it.
+"""Initial Markov tables: the target's bigrams, its prediction from a single token.
 
-Averaged over the data, the target's final hidden state after a token gives the logits of its
-successor as far as that token tells them. The table of rank r is the best one for these logits
-among tokens as frequent as in the data.
+Averaged over the data, the target's final hidden state after a token gives the logits of the next
+token as far as that token determines them. The tables of rank r are the best approximation of
+these logits, weighted by token frequency in the data.
 """
 
 import torch
@@ -11,13 +11,13 @@ from dspark.graft.data.answer_file import Answer
 from dspark.graft.target.frozen_target import FrozenTarget
 from dspark.models.sequential_heads import MarkovHead
 
-PRIOR_COUNT = 4.0  # a token seen this often is believed half as much as those like it
+PRIOR_COUNT = 4.0  # a token seen this often gets equal weight with its prior from similar tokens
 RIDGE = 1e-2
-UNSEEN = 0.1  # weight of a token that the data does not hold, in occurrences of an average one
+UNSEEN = 0.1  # weight of a token missing from the data, in occurrences of an average one
 
 
 class Bigrams:
-    """How often each token occurs in the answers, and the target's hidden states at it, summed."""
+    """Counts of each token in the answers, and sums of the target's hidden states at it."""
 
     def __init__(self, target: FrozenTarget) -> None:
         vocab, hidden = target.output_head.shape
@@ -34,7 +34,7 @@ class Bigrams:
 
     @torch.no_grad()
     def fill(self, markov: MarkovHead) -> None:
-        """Set both tables to what was added so far."""
+        """Set both tables from the sums so far."""
         counts = self._counts
         mean = self._sums.sum(dim=0) / counts.sum()
         after = _after_each(counts, self._sums, mean, self.target.embedding.float())
@@ -49,7 +49,7 @@ class Bigrams:
         markov.markov_w2.weight.zero_()  # a rank beyond the hidden size begins unused
         markov.markov_w1.weight[:, :rank] = features / scale
         markov.markov_w2.weight[:, :rank] = table * scale
-        # One column carries what holds after every token.
+        # One column carries the part common to all tokens.
         markov.markov_w1.weight[:, rank] = 1.0
         markov.markov_w2.weight[:, rank] = head @ mean
 
@@ -57,8 +57,8 @@ class Bigrams:
 def _after_each(
     counts: torch.Tensor, sums: torch.Tensor, mean: torch.Tensor, embedding: torch.Tensor
 ) -> torch.Tensor:
-    """Deviation of the hidden state after each token [V, H]; rare tokens are guessed from those
-    with a similar embedding."""
+    """Deviation of the hidden state after each token [V, H]; rare tokens are estimated from those
+    with similar embeddings."""
     centred = embedding - (counts @ embedding) / counts.sum()
     deviations = sums - counts.unsqueeze(1) * mean
     gram = centred.t() @ (centred * counts.unsqueeze(1))
@@ -75,7 +75,7 @@ def _covariance(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 def _root(symmetric: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Square root of a positive matrix, and its inverse."""
+    """Square root of a positive definite matrix [n, n], and its inverse."""
     values, vectors = torch.linalg.eigh(symmetric)
     roots = values.clamp_min(1e-6 * values[-1]).sqrt()
     return vectors * roots @ vectors.t(), vectors / roots @ vectors.t()

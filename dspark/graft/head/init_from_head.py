@@ -1,4 +1,4 @@
-"""Going on from a head: the shape that it gives to a training, and the weights."""
+"""Continuing from a head: its shape for the training, and its weights."""
 
 from collections.abc import Container
 from dataclasses import replace
@@ -22,14 +22,14 @@ ADDED = {"markov_head": "the sequential head", "confidence_head": "the confidenc
 def with_shape_of(config: GraftConfig, head: HeadConfig, given: Container[str]) -> GraftConfig:
     """`config` with the shape of `head`, but for its fields that were `given`.
 
-    Raises InputError for a head that the algorithm cannot go on from.
+    Raises InputError for a head that the algorithm cannot continue from.
     """
     if config.algorithm not in head.algorithms:
         raise InputError(
             f"{config.algorithm} cannot go on from the head given to --init-from",
             f"Choose --algo {' or '.join(head.algorithms)} for it.",
         )
-    own: dict[str, Any] = {
+    head_fields: dict[str, Any] = {
         "block_size": head.block_size,
         "num_layers": head.num_layers,
         "intermediate_size": head.intermediate_size,
@@ -56,25 +56,25 @@ def start_from_head(head: HeadModule, folder: Path, generator: torch.Generator) 
     shared, missing = _shared(head, read_draft(folder)[1])
     start_random(head, generator)
     head.load_state_dict(shared, strict=False)
-    return tuple(f"{ADDED[part]} begins from nothing: {folder} has none" for part in missing)
+    return tuple(f"{ADDED[part]} starts from scratch: {folder} has none" for part in missing)
 
 
 def _shared(
     head: HeadModule, tensors: dict[str, torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """What `head` takes over, and the parts that `tensors` lack."""
-    own = head.state_dict()
-    shared = {name: t.float() for name, t in tensors.items() if name in own}
+    """The tensors that `head` loads, and the parts missing from `tensors`."""
+    head_state = head.state_dict()
+    shared = {name: t.float() for name, t in tensors.items() if name in head_state}
     there = {name.split(".")[0] for name in shared}
-    missing = [part for part in ADDED if part not in there and _holds(own, part)]
-    wanted = {name: t.shape for name, t in own.items() if name.split(".")[0] not in missing}
-    for name, shape in wanted.items():
+    missing = [part for part in ADDED if part not in there and _holds(head_state, part)]
+    shapes = {name: t.shape for name, t in head_state.items() if name.split(".")[0] not in missing}
+    for name, shape in shapes.items():
         if name not in shared or shared[name].shape != shape:
-            found = list(shared[name].shape) if name in shared else "missing"
+            actual = list(shared[name].shape) if name in shared else "missing"
             raise PairMismatchError(
-                f"the head given to --init-from has another shape: {name} is {found}, "
-                f"where the training wants {list(shape)}",
-                "Leave out the options of the head's shape, and use the base that it was made for.",
+                f"the head given to --init-from has another shape: {name} is {actual}, "
+                f"the training needs {list(shape)}",
+                "Leave out the options of the head's shape, and use the base it was trained for.",
             )
     return shared, missing
 

@@ -1,4 +1,4 @@
-"""The weights that training starts from."""
+"""The initial weights of training."""
 
 from typing import Any
 
@@ -31,10 +31,11 @@ def start_random(head: HeadModule, generator: torch.Generator) -> None:
 def start_from_target(
     head: HeadModule, target: FrozenTarget, bigrams: Bigrams, generator: torch.Generator
 ) -> tuple[str, ...]:
-    """Begin as near to the target as shapes allow; says what began at random, and why.
+    """Initialise from the target as far as shapes allow; returns notes on parts that start at
+    random.
 
-    The context feature is what the target's last layer reads, the layers are the target's last
-    ones, and the Markov head knows what the target makes of a token alone.
+    The context feature is the input of the target's last layer, the layers are the target's last
+    ones, and the Markov head starts with the target's bigrams.
     """
     start_random(head, generator)
     hidden = head.config.hidden_size
@@ -50,13 +51,13 @@ def start_from_target(
         notes.append(_take_layer(layer, original))
     if head.markov_head is not None:
         bigrams.fill(head.markov_head)
-        # What the layers say first is wrong, and would shout down what the bigrams say.
+        # The layers' first outputs are wrong and would drown the bigrams.
         head.norm.weight.mul_(FIRST_LOUDNESS)
     return tuple(dict.fromkeys(note for note in notes if note))
 
 
 def norm_scale(norm: Any) -> torch.Tensor | None:
-    """What an RMSNorm multiplies by: its weight, or with Gemma 1 + weight. None for other norms."""
+    """The scale [H] of an RMSNorm: its weight, or 1 + weight for Gemma. None for other norms."""
     weight = getattr(norm, "weight", None)
     if weight is None:
         return None
@@ -68,34 +69,40 @@ def norm_scale(norm: Any) -> torch.Tensor | None:
 def _take_norm(norm: nn.Module, original: Any, name: str) -> str:
     scale = norm_scale(original)
     if scale is None:
-        return f"the head's {name} norm begins at one: the target has no RMSNorm there"
+        return f"the head's {name} norm starts at one: the target has no RMSNorm there"
     norm.load_state_dict({"weight": scale})
     return ""
 
 
 def _take_layer(layer: nn.Module, original: nn.Module) -> str:
-    """The target's weights where they mean the same; a note on what they did not give."""
+    """Copies the target's weights of the same meaning; returns notes on the others."""
     if hasattr(original, "pre_feedforward_layernorm"):
         return (
-            "the head's layers begin at random: the target's norm what they add to the stream, "
-            "for which the head has no place"
+            "the head's layers start at random: the target's layers normalise their output, "
+            "which the head's cannot"
         )
-    wanted = layer.state_dict()
-    found = original.state_dict()
-    missing = [name for name in wanted if name not in found and not name.endswith("_norm.weight")]
+    head_state = layer.state_dict()
+    target_state = original.state_dict()
+    missing = [
+        name
+        for name in head_state
+        if name not in target_state and not name.endswith("_norm.weight")
+    ]
     if missing:
-        return f"the head's layers begin at random: the target's have no {missing[0]}"
+        return f"the head's layers start at random: the target's have no {missing[0]}"
     for name in ("input_layernorm", "post_attention_layernorm"):
         scale = norm_scale(getattr(original, name))
         if scale is None:
-            return f"the head's layers begin at random: the target's {name} is no RMSNorm"
-        found[f"{name}.weight"] = scale
-    found = _with_kv_heads(found, wanted)
-    found = _with_more_neurons(_beside_embeddings(found, wanted), wanted)
-    same = {n: t for n, t in found.items() if n in wanted and t.shape == wanted[n].shape}
-    layer.load_state_dict(wanted | same)
-    if any(name.endswith("_proj.bias") for name in found):
-        return "the target's attention biases are left out: the head has no place for them"
+            return f"the head's layers start at random: the target's {name} is not an RMSNorm"
+        target_state[f"{name}.weight"] = scale
+    target_state = _with_kv_heads(target_state, head_state)
+    target_state = _with_more_neurons(_beside_embeddings(target_state, head_state), head_state)
+    same = {
+        n: t for n, t in target_state.items() if n in head_state and t.shape == head_state[n].shape
+    }
+    layer.load_state_dict(head_state | same)
+    if any(name.endswith("_proj.bias") for name in target_state):
+        return "the target's attention biases are left out: the head has none"
     return ""
 
 
@@ -116,7 +123,7 @@ def _with_kv_heads(
 def _with_more_neurons(
     found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """A wider MLP begins as the target's: the neurons beyond it say nothing yet."""
+    """A wider MLP starts as the target's: the additional neurons output zero."""
     size = len(found["mlp.gate_proj.weight"])
     if len(wanted["mlp.gate_proj.weight"]) <= size:
         return found
@@ -133,7 +140,7 @@ def _with_more_neurons(
 def _beside_embeddings(
     found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Eagle3 projects [embedding ; hidden state]: the target's columns are those of the latter."""
+    """EAGLE-3 projects [embedding ; hidden state]: the target's columns are for the latter."""
     if "hidden_norm.weight" not in wanted:
         return found
     widened = {n: t for n, t in found.items() if n != "input_layernorm.weight"}

@@ -1,4 +1,4 @@
-"""The shape of a head for a given target, with the reason for every size that was derived."""
+"""The shape of a head for a given target, with a reason for every derived size."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -34,11 +34,11 @@ def _sizes(target: Any, config: GraftConfig) -> dict[str, Any]:
     if list(taps) != sorted(set(taps)) or taps[0] < -1 or taps[-1] >= num_layers - 1:
         raise InputError(
             f"taps {list(taps)} do not fit a target of {num_layers} layers",
-            f"Give rising layers from -1 (the embeddings) to {num_layers - 2}; the last layer "
+            f"Give ascending layers from -1 (the embeddings) to {num_layers - 2}; the last layer "
             "is never a tap.",
         )
     num_heads = int(target.num_attention_heads)
-    stored = target.to_dict()  # where layers differ, what holds for most of them
+    stored = target.to_dict()  # if layers differ, the value of most of them
     of_target = stored.get("num_key_value_heads") or num_heads
     num_kv_heads = config.num_kv_heads or int(of_target)
     if num_heads % num_kv_heads:
@@ -64,12 +64,12 @@ def _sizes(target: Any, config: GraftConfig) -> dict[str, Any]:
 
 
 def intermediate_size(target: Any) -> int:
-    """The target's own, else four times the hidden size, as such targets have it."""
+    """The target's own, else four times the hidden size, as is usual without one."""
     return int(getattr(target, "intermediate_size", None) or 4 * target.hidden_size)
 
 
 def spread_taps(num_layers: int) -> tuple[int, ...]:
-    """Evenly from layer 1 to the input of the last layer, whose own output is never a tap."""
+    """Evenly spaced from layer 1 to the input of the last layer, whose output is never a tap."""
     first, last = min(1, num_layers - 2), num_layers - 2
     if last < first:
         raise InputError(f"a target of {num_layers} layer has none to tap")
@@ -78,7 +78,7 @@ def spread_taps(num_layers: int) -> tuple[int, ...]:
 
 
 def unused_token(directory: Path, used: Iterable[int]) -> int:
-    """A token that stands for "not known yet": an added one that no chat contains."""
+    """A token that represents an unknown one: an added token that no chat contains."""
     tokenizer = load_tokenizer(directory)
     taken = set(used) | set(tokenizer.all_special_ids)
     free: list[int] = [
@@ -86,15 +86,15 @@ def unused_token(directory: Path, used: Iterable[int]) -> int:
     ]
     if not free:
         raise InputError(
-            "the tokenizer has no unused token to stand for the mask", "Give one with --mask-token."
+            "the tokenizer has no unused token for the mask", "Give one with --mask-token."
         )
     return free[0]
 
 
 def fitting_intermediate_size(target: Any, config: GraftConfig, budget: int) -> int:
-    """With it a head has as nearly `budget` trained parameters as can be.
+    """The width with which a head has as nearly `budget` trained parameters as possible.
 
-    Raises InputError where all else of the head takes them up.
+    Raises InputError if the rest of the head uses them up.
     """
     narrowest = draft_config(target, replace(config, intermediate_size=1), 0)
     a_unit = 3 * narrowest.hidden_size * narrowest.num_layers  # gate, up and down projections
@@ -102,7 +102,7 @@ def fitting_intermediate_size(target: Any, config: GraftConfig, budget: int) -> 
     size = round((budget - rest) / a_unit)
     if size < 1:
         raise InputError(
-            f"{budget} parameters are not enough for {config.algorithm}: {rest} go elsewhere",
-            "Raise the budget, or take fewer taps, layers or a lower --markov-rank.",
+            f"{budget} parameters are not enough for {config.algorithm}: the rest takes {rest}",
+            "Raise the budget, or use fewer taps or layers, or a lower --markov-rank.",
         )
     return size

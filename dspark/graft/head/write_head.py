@@ -1,4 +1,4 @@
-"""The head that a training leaves on disk: its weights, and where they come from."""
+"""Writes a trained head to disk: its weights and their provenance."""
 
 import json
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ Weights = Mapping[str, torch.Tensor]
 def write_trained_head(
     job: GraftJob, trainer: Trainer, weights: Weights, figures: dict[str, Any]
 ) -> None:
-    """Weights of this step in DeepSpec's layout, with where they come from and `figures`."""
+    """Writes this step's weights in DeepSpec's layout, with their provenance and `figures`."""
     provenance = {
         "base": job.base.name,
         "algorithm": job.config.algorithm,
@@ -46,7 +46,7 @@ def write_trained_head(
     tensors = {name: tensor.to("cpu", torch.bfloat16) for name, tensor in weights.items()}
     write_head(job.out, trainer.head.config, tensors, {"graft": provenance})
     is_partial = job.config.loss_vocabulary > 0
-    (job.out / MEASURED).unlink(missing_ok=True)  # it was of the weights before
+    (job.out / MEASURED).unlink(missing_ok=True)  # it belonged to the previous weights
     write_draft_vocabulary(job.out, trainer.vocabulary.drafted if is_partial else None)
 
 
@@ -62,7 +62,7 @@ def run_identity(job: GraftJob, shape: HeadConfig, parts: Split) -> str:
 
 
 def _changed_settings(config: GraftConfig) -> dict[str, Any]:
-    """Those that are not the algorithm's defaults and bear on the weights."""
+    """The settings that affect the weights and differ from the algorithm's defaults."""
     defaults = asdict(graft_config(config.algorithm))
     told_apart = ("seed", "steps", "eval_prompts", "answer_temperature", "max_answer_tokens")
     of_the_machine = ("checkpoint_every", "tap_memory_gib", "chunk_rows")

@@ -1,4 +1,4 @@
-"""How a head does in the engine: greedy answers to prompts it has never seen."""
+"""Acceptance of a head in the engine: greedy answers to held-out prompts."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from dspark.graft.judge.open_target import OpenTarget
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """tau counts the target's own token; accepted[k] of `rounds` rounds kept draft k."""
+    """tau counts the target's own token; accepted[k] of `rounds` rounds accepted draft k."""
 
     prompts: int
     rounds: int
@@ -21,7 +21,8 @@ class Evaluation:
 
     @property
     def acceptance_by_position(self) -> tuple[float, ...]:
-        """Of the rounds in which all drafts before were kept, how many kept this one."""
+        """Share of the rounds in which all earlier drafts were accepted that also accepted this
+        one."""
         before = (self.rounds, *self.accepted[:-1])
         return tuple(a / b if b else 0.0 for a, b in zip(self.accepted, before, strict=True))
 

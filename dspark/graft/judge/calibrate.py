@@ -1,9 +1,9 @@
-"""How far a head's confidences can be believed, and the temperatures that mend them.
+"""Calibration of a head's confidences by sequential temperature scaling (STS; DeepSeek 2026).
 
-Judged is survival: a_k = c_1 ... c_k against "at least k drafts were accepted". First one number
-is added to every logit, by the confidence head's bias: a head is surer of the answers that it
-learnt from than of others, and no temperature takes that back. Then the temperatures are found left
-to right, each by a search along one line with those before it fixed.
+The survival a_k = c_1 ... c_k is compared with "at least k drafts were accepted". First one number
+is added to every logit, by the confidence head's bias: a head is more confident on the answers it
+was trained on than on others, which no temperature corrects. Then the temperatures are fitted left
+to right, each by a line search with the previous ones fixed.
 """
 
 import math
@@ -29,20 +29,20 @@ from dspark.graft.judge.open_target import OpenTarget
 BINS = 10
 COLDEST, HOTTEST = 0.2, 5.0
 POINTS = 161  # a step of 2 %
-HOLD = 1e-5  # keeps a slot that was hardly reached from running away
-TEMPERATURE = 1.0  # of the text: what the confidence head is trained for
+HOLD = 1e-5  # keeps a position that was rarely reached from diverging
+TEMPERATURE = 1.0  # of the text, as in the confidence head's training
 
 
 @dataclass(frozen=True, slots=True)
 class JudgedRounds:
-    """Rounds that were verified whole: logits [N, K] of the confidence head, accepted [N]."""
+    """Rounds with whole blocks verified: logits [N, K] of the confidence head, accepted [N]."""
 
     logits: torch.Tensor
     accepted: torch.Tensor
 
     @property
     def survived(self) -> torch.Tensor:
-        """[N, K]: was this draft accepted, and all before it."""
+        """[N, K]: whether this draft and all before it were accepted."""
         slots = torch.arange(self.logits.shape[1])
         return self.accepted[:, None] > slots
 
@@ -57,7 +57,7 @@ class JudgedRounds:
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Rounds of about the same survival: what was said of them and what came true, on average."""
+    """Rounds of similar survival: mean predicted and mean observed survival."""
 
     rounds: int
     survival: float
@@ -66,9 +66,9 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class Reliability:
-    """One slot. auc is None where every round or none was accepted so far.
+    """One position. auc is None if every round or none was accepted up to there.
 
-    `noise` is the ECE that a perfect head would show, for no other reason than so few rounds.
+    `noise` is the ECE that a perfect head would show, due to the number of rounds alone.
     """
 
     ece: float
@@ -79,7 +79,7 @@ class Reliability:
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """Figures by slot, all on prompts that the fit has not seen; greedy ones with the same fit."""
+    """Figures by position, all on prompts not used for the fit; greedy ones with the same fit."""
 
     shift: float
     temperatures: tuple[float, ...]
@@ -91,7 +91,7 @@ class Calibrated:
     greedy: tuple[Reliability, ...]
 
     def figures(self) -> dict[str, Any]:
-        """What a head's config.json says of it."""
+        """The record in a head's config.json."""
         return {
             "rounds": self.rounds,
             "fitted_rounds": self.fitted_rounds,
@@ -108,10 +108,9 @@ class Calibrated:
 def calibrate_head(
     target: OpenTarget, head: Path, prompts: Sequence[tuple[int, ...]], max_tokens: int
 ) -> Calibrated | None:
-    """Fit on every other prompt, judge on the rest, and write it into the head's files.
+    """Fit on every other prompt, evaluate on the rest, and write the result into the head's files.
 
-    None, and nothing written, where no round could be judged: without a confidence head, or with
-    too few prompts.
+    Returns None and writes nothing without a confidence head, or with too few prompts.
     """
     config = read_draft_config(head)
     if not config.has_confidence:
@@ -150,7 +149,7 @@ def calibrate_head(
 
 
 def judge(events: Iterable[Event], temperatures: tuple[float, ...]) -> JudgedRounds:
-    """The rounds that were verified whole; `temperatures` are those their confidences came with."""
+    """The rounds with whole blocks verified; `temperatures` are those already applied."""
     rounds = [
         event
         for event in events
@@ -166,9 +165,9 @@ def judge(events: Iterable[Event], temperatures: tuple[float, ...]) -> JudgedRou
 
 
 def fit_shift(rounds: JudgedRounds) -> float:
-    """The likeliest number to add to every logit, whatever temperature each slot has beside it.
+    """Maximum-likelihood offset for every logit, with a free temperature per position.
 
-    0 where all drafts that were reached were accepted, or none.
+    0 if all reached drafts were accepted, or none.
     """
     slots = torch.arange(rounds.logits.shape[1])
     is_reached = rounds.accepted[:, None] >= slots
@@ -193,7 +192,7 @@ def fit_shift(rounds: JudgedRounds) -> float:
 
 
 def fit_temperatures(rounds: JudgedRounds) -> tuple[float, ...]:
-    """T_1 ... T_K; 1 for every slot where there is no round to learn from."""
+    """T_1 ... T_K; 1 for every position without a round to fit."""
     if not len(rounds.accepted):
         return (1.0,) * rounds.logits.shape[1]
     before = torch.ones(len(rounds.accepted), dtype=torch.float64)
@@ -206,9 +205,10 @@ def fit_temperatures(rounds: JudgedRounds) -> tuple[float, ...]:
 
 
 def _best_temperature(logits: torch.Tensor, before: torch.Tensor, survived: torch.Tensor) -> float:
-    """The least ECE along a line of temperatures.
+    """The temperature of least ECE on a grid.
 
-    It jitters: of all whose ECE so few rounds cannot tell from the least, the likeliest is taken.
+    ECE is noisy: among temperatures whose ECE is within noise of the least, the one of maximum
+    likelihood wins.
     """
     tried = [_try(t, before * scaled_confidence(logits, t), survived) for t in _line()]
     least = min(tried, key=lambda trial: trial.ece)
@@ -240,7 +240,7 @@ def _try(temperature: float, survival: torch.Tensor, survived: torch.Tensor) -> 
 
 
 def expected_noise(survival: torch.Tensor) -> torch.Tensor:
-    """The ECE to expect of rounds whose survival [N] is exactly right."""
+    """Expected ECE of rounds whose survival [N] is exactly right."""
     spread = _sums_by_bin(survival, survival * (1.0 - survival)).sqrt()
     return math.sqrt(2.0 / math.pi) * spread.sum() / len(survival)
 
@@ -258,7 +258,7 @@ def _sums_by_bin(survival: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 
 def reliability(rounds: JudgedRounds, temperatures: Sequence[float]) -> tuple[Reliability, ...]:
-    """Figures of each slot under these temperatures."""
+    """Figures of each position under these temperatures."""
     survival = rounds.survival(temperatures).T.contiguous()
     return tuple(_reliability(a, hit) for a, hit in zip(survival, rounds.survived.T, strict=True))
 
@@ -277,11 +277,12 @@ def _reliability(survival: torch.Tensor, survived: torch.Tensor) -> Reliability:
 
 
 def ranking_quality(survival: torch.Tensor, survived: torch.Tensor) -> float | None:
-    """ROC-AUC: how often a kept draft was given more than a refused one; ties count half."""
+    """ROC-AUC of survival [N] for survived [N]: how often an accepted draft scored above a rejected
+    one; ties count half."""
     num_kept = int(survived.sum())
     num_pairs = num_kept * (len(survived) - num_kept)
     if not num_pairs:
         return None
     _, place, sizes = survival.unique(return_inverse=True, return_counts=True)
-    ranks = sizes.cumsum(0) - (sizes - 1) / 2  # from 1, the mean one of equals
+    ranks = sizes.cumsum(0) - (sizes - 1) / 2  # from 1; ties get their mean rank
     return (float(ranks[place][survived].sum()) - num_kept * (num_kept + 1) / 2) / num_pairs

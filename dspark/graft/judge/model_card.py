@@ -1,4 +1,4 @@
-"""The model card beside a trained head: OUT/README.md, from the figures that lie there."""
+"""The model card of a trained head: OUT/README.md, from the figures in OUT."""
 
 import hashlib
 import re
@@ -27,7 +27,7 @@ SNAPSHOT = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What tells a base apart: a hub id with its revision where it came from there, and a hash."""
+    """Identity of a base: its hub id and revision if it came from the hub, and a hash."""
 
     name: str
     revision: str | None
@@ -40,10 +40,10 @@ class Base:
         for path in sorted(files.target.glob("*.safetensors")):
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
-        found = SNAPSHOT.search(files.target.as_posix())
-        if found:
-            name = f"{found['owner']}/{found['name']}"
-            return cls(name, found["revision"], digest.hexdigest(), is_alias=False)
+        snapshot = SNAPSHOT.search(files.target.as_posix())
+        if snapshot:
+            name = f"{snapshot['owner']}/{snapshot['name']}"
+            return cls(name, snapshot["revision"], digest.hexdigest(), is_alias=False)
         return cls(files.name, None, digest.hexdigest(), hub.known_pair(files.name) is not None)
 
 
@@ -78,7 +78,7 @@ def card_text(out: Path, base: Base, licence: str) -> str:
         "## Use\n" + _use(out, config, base),
         "## Limits\n" + _limits(config, base),
     ]
-    return "\n\n".join(part.rstrip() for part in parts) + "\n"
+    return "\n\n".join(part.rstrip() for part in sections) + "\n"
 
 
 def _front_matter(base: Base, algorithm: str, licence: str) -> str:
@@ -120,7 +120,7 @@ def _data(graft: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     yield "written by", "the base itself (on-policy)"
     yield "prompts", ", ".join(data.get("prompts", ())) or None
     yield "temperature of the answers", data.get("temperature")
-    yield "tokens an answer, at most", data.get("max_answer_tokens")
+    yield "maximum tokens per answer", data.get("max_answer_tokens")
 
 
 def _training(graft: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
@@ -172,10 +172,10 @@ def _measured_rows(measured: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     for each in measured["categories"]:
         yield f"on {each['category']}", f"{each['speedup']:.2f} ×, τ {each['tau']:.2f}"
     if measured["released"]:
-        own, released = measured["held_out"]["tau"], measured["released"]["tau"]
+        tau, released = measured["held_out"]["tau"], measured["released"]["tau"]
         yield (
-            "τ beside the released head's, same prompts",
-            f"{own:.2f}, the released one's {released:.2f} (it may have been trained on them)",
+            "τ, and the released head's, on the same prompts",
+            f"{tau:.2f}, the released one's {released:.2f} (it may have been trained on them)",
         )
 
 
@@ -215,7 +215,7 @@ def _use(out: Path, config: HeadConfig, base: Base) -> str:
             f'{{"method":"dspark","model":"HEAD","num_speculative_tokens":{config.block_size}}}'
         )
         lines += [
-            "vLLM and SGLang, on a GPU and where they serve the base with its taps:",
+            "vLLM and SGLang, on a GPU, if they serve the base with its taps:",
             "```",
             f"vllm serve {base.name} --speculative-config '{speculative}'",
             f"python -m sglang.launch_server --model-path {base.name} --speculative-algorithm "
@@ -235,10 +235,9 @@ def _use(out: Path, config: HeadConfig, base: Base) -> str:
 
 def _limits(config: HeadConfig, base: Base) -> str:
     lines = [
-        f"- It drafts for {base.name} alone: for other weights or another tokenizer its drafts "
-        "are refused more often, or all of them.",
-        "- It changes how soon an answer comes, never the answer; what the base says wrong stays "
-        "wrong.",
+        f"- It drafts for {base.name} alone: with other weights or another tokenizer its drafts "
+        "are rejected more often, or all of them.",
+        "- It changes how fast an answer comes, never the answer; the base's errors stay wrong.",
         "- Prompts unlike those above, other languages and higher temperatures gain less.",
         f"- Drafting reaches up to {config.max_positions:,} tokens of context, and was trained on "
         "shorter ones.",

@@ -1,4 +1,4 @@
-"""A grafting as pictures: OUT/plots/*.png from OUT/training/metrics.jsonl. Needs matplotlib."""
+"""Plots of a grafting: OUT/plots/*.png from OUT/training/metrics.jsonl. Needs matplotlib."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ HELD_OUT: dict[str, Any] = {"marker": "o", "markersize": 3}
 
 
 def draw_run(out: Path) -> list[Path]:
-    """Raises InputError where matplotlib is missing or there is nothing to draw."""
+    """Raises InputError if matplotlib is missing or there is nothing to draw."""
     lines = _read(out / "training" / "metrics.jsonl")
     drawn = [
         _save(out / "plots" / "loss.png", lambda axes: _loss(axes, lines), "step", "loss"),
@@ -34,8 +34,8 @@ def draw_run(out: Path) -> list[Path]:
             _save(
                 out / "plots" / "reliability.png",
                 lambda axes: _reliability(axes, calibrations[-1]),
-                "survival that the head promises",
-                "drafts that survived",
+                "predicted survival",
+                "observed survival",
             )
         )
     return drawn
@@ -64,21 +64,21 @@ def _trained_and_held_out(
         ("step", f"{name}, trained on", TRAINED),
         ("held_out", f"{name}, held out", HELD_OUT),
     ):
-        chosen = [line for line in of_kind(lines, kind) if key in line]
-        steps = [line["step"] for line in chosen]
-        axes.plot(steps, [line[key] for line in chosen], color=colour, label=label, **style)
+        records = [line for line in of_kind(lines, kind) if key in line]
+        steps = [line["step"] for line in records]
+        axes.plot(steps, [line[key] for line in records], color=colour, label=label, **style)
 
 
 def _acceptance(axes: Axes, lines: Sequence[Line]) -> None:
-    chosen = of_kind(lines, "held_out")
-    steps = [line["step"] for line in chosen]
-    rates = zip(*(line["acceptance_by_position"] for line in chosen), strict=True)
+    records = of_kind(lines, "held_out")
+    steps = [line["step"] for line in records]
+    rates = zip(*(line["acceptance_by_position"] for line in records), strict=True)
     for slot, slot_rates in enumerate(rates, start=1):
         axes.plot(steps, slot_rates, label=f"position {slot}", **HELD_OUT)
 
 
 def _reliability(axes: Axes, calibration: Line) -> None:
-    """Dotted before the temperatures, solid with them; a head that knows itself is on the grey."""
+    """Dotted before temperature scaling, solid after; perfect calibration is the grey diagonal."""
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
     for when, style in (("before", ":"), ("after", "-")):
         for slot, figures in enumerate(calibration[when]):

@@ -1,7 +1,7 @@
 """Whether a trained head is worth using: measured on held-out prompts, on this machine.
 
-The figures lie in OUT/measured.json, apart from config.json: they are of a machine as much as of
-the head.
+The figures are in OUT/measured.json, separate from config.json, since they depend on the machine
+as much as on the head.
 """
 
 import json
@@ -30,8 +30,8 @@ MEASURED = "measured.json"
 
 MEASUREMENT = BenchConfig(trials=3, max_tokens=64)
 MEASURED_PROMPTS = 8
-WORTH_USING = 1.1  # × plain decoding; below that it is not felt, and the head costs memory
-LEARNED_BY_HEART = 1.25  # times the drafts kept of held-out answers
+WORTH_USING = 1.1  # × plain decoding; less is not noticeable, and the head costs memory
+LEARNED_BY_HEART = 1.25  # times the drafts accepted on held-out answers
 RECENT_STEPS = 20
 UNKNOWN_ORIGIN = "other"
 
@@ -79,7 +79,7 @@ def measure_head(
 def choose_prompts(
     held_out: Sequence[Answer], origins: Mapping[str, str], limit: int = MEASURED_PROMPTS
 ) -> list[BenchPrompt]:
-    """As many of each origin as there are."""
+    """Prompts of all origins in equal numbers, as far as available."""
     by_origin: dict[str, list[BenchPrompt]] = {}
     for answer in held_out:
         origin = origins.get(answer.prompt, UNKNOWN_ORIGIN)
@@ -89,11 +89,11 @@ def choose_prompts(
 
 
 def judge_speed(report: BenchReport, advice: str) -> Verdict:
-    """`advice` is what to do about a head that does not pay."""
+    """`advice` is the suggestion for a head that is not worth using."""
     if report.is_identical is False:
         return Verdict(
             False,
-            "Look into it before you use it: the output differs from plain decoding on "
+            "Do not use it before finding out why: the output differs from plain decoding on "
             f"{report.differing_prompts} of {counted(report.prompts, 'prompt')}.",
         )
     speedup = report.speedup
@@ -101,13 +101,13 @@ def judge_speed(report: BenchReport, advice: str) -> Verdict:
         f"{speedup.median:.2f} × plain decoding on this machine ({speedup.low:.2f} to "
         f"{speedup.high:.2f} in {counted(len(speedup.trials), 'trial')} of "
         f"{counted(report.prompts, 'held-out prompt')}; "
-        f"from {WORTH_USING:.2f} × on it pays)"
+        f"worth using from {WORTH_USING:.2f} ×)"
     )
     kinds = _kinds(report)
     if speedup.low >= WORTH_USING:
         return Verdict(True, f"Worth using: {figures}{kinds}.")
     if speedup.median >= WORTH_USING:
-        return Verdict(True, f"Worth using, if by little: {figures}{kinds}.")
+        return Verdict(True, f"Worth using, by a small margin: {figures}{kinds}.")
     return Verdict(False, f"Not worth using yet: {figures}{kinds}; {advice}.")
 
 
@@ -130,10 +130,10 @@ def _advice(metrics: Path) -> str:
     trained, held_out = sum(line["tau"] for line in steps) / len(steps), validations[-1]["tau"]
     if trained - 1.0 > LEARNED_BY_HEART * (held_out - 1.0):
         return (
-            f"it expects τ {trained:.2f} on answers that it was trained on and {held_out:.2f} on "
+            f"it expects τ {trained:.2f} on training answers and {held_out:.2f} on "
             "others, so give it more answers"
         )
-    return f"it expects τ {held_out:.2f} on new answers as on its own: more --steps or --layers"
+    return f"it expects τ {held_out:.2f} on new answers, as in training: more --steps or --layers"
 
 
 def _conclusion(measured: Speedup) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def _write(path: Path, document: dict[str, Any]) -> None:
 
 
 def read_measured(head: Path) -> dict[str, Any] | None:
-    """None where nothing was measured, or where the file is not whole."""
+    """None if nothing was measured, or the file is incomplete."""
     try:
         document = json.loads((head / MEASURED).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -41,7 +41,7 @@ class FrozenTarget:
         self._bytes_left = memory_bytes
 
     def tap(self, layers: Sequence[int]) -> None:
-        """Which layers to hook, -1 being the embeddings. Once."""
+        """Sets the layers to hook, -1 being the embeddings. To be called once."""
         self.tap_layers = tuple(layers)
         self._taps = HookedTaps(self.model, layers)
 
@@ -50,14 +50,14 @@ class FrozenTarget:
 
         Rounded to bf16 either way, so that a run depends neither on its memory nor on its disk.
         """
-        kept = self._kept.get(token_ids)
-        if kept is None:
-            kept = self._cached(token_ids)
-            size = sum(tensor.nbytes for tensor in kept)
+        cached = self._kept.get(token_ids)
+        if cached is None:
+            cached = self._cached(token_ids)
+            size = sum(tensor.nbytes for tensor in cached)
             if size <= self._bytes_left:
                 self._bytes_left -= size
-                self._kept[token_ids] = kept
-        return TargetView(kept.taps.float(), kept.hidden.float())
+                self._kept[token_ids] = cached
+        return TargetView(cached.taps.float(), cached.hidden.float())
 
     def keep_on_disk(
         self,
@@ -66,9 +66,9 @@ class FrozenTarget:
         sequences: Iterable[tuple[int, ...]],
         reserve_bytes: int = 0,
     ) -> str:
-        """Views are kept in `folder` from now on, where those of all `sequences` have to fit.
+        """Keep views in `folder` from now on, which must have room for those of all `sequences`.
 
-        `directory` is the target's own. Says how much is to be written.
+        `directory` is the target's folder. Returns a note with the bytes to be written.
         """
         facts = (self.tap_layers, self.embedding.device.type, str(self.model.dtype))
         self.cache = TapCache(folder, identity(directory, *facts), reserve_bytes)
@@ -78,9 +78,9 @@ class FrozenTarget:
     def _cached(self, token_ids: tuple[int, ...]) -> TargetView:
         if self.cache is None:
             return self._forward(token_ids)
-        found = self.cache.read(token_ids)
-        if found is not None:
-            return TargetView(**{k: t.to(self.embedding.device) for k, t in found.items()})
+        cached = self.cache.read(token_ids)
+        if cached is not None:
+            return TargetView(**{k: t.to(self.embedding.device) for k, t in cached.items()})
         view = self._forward(token_ids)
         self.cache.write(token_ids, view._asdict())
         return view
@@ -97,20 +97,20 @@ class FrozenTarget:
 def load_frozen(
     directory: Path, *, device: torch.device, dtype: torch.dtype, memory_bytes: int = 0
 ) -> FrozenTarget:
-    """Raises CheckpointError where transformers cannot load the directory."""
+    """Raises CheckpointError if transformers cannot load the directory."""
     return FrozenTarget(read_hf_model(directory, device=device, dtype=dtype), memory_bytes)
 
 
 @torch.no_grad()
 def _check_logits(target: FrozenTarget) -> None:
-    """Raises InputError for a model that makes its logits in a way that training does not know."""
+    """Raises InputError for a model whose logits are computed in an unsupported way."""
     ids = torch.arange(2, device=target.embedding.device).unsqueeze(0)
-    wanted = target.model(input_ids=ids, use_cache=False).logits[0].float()
+    logits = target.model(input_ids=ids, use_cache=False).logits[0].float()
     hidden = target.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
     made = soft_cap(hidden.float() @ target.output_head.float().t(), target.softcap)
-    error = (made - wanted).abs().max() / wanted.abs().max().clamp_min(1e-6)
+    error = (made - logits).abs().max() / logits.abs().max().clamp_min(1e-6)
     if error > LOGIT_TOLERANCE:
         raise InputError(
             f"the logits of {type(target.model).__name__} are not its output head's product",
-            "A model that scales or shifts its logits cannot be trained for yet.",
+            "Heads for models that scale or shift their logits cannot be trained yet.",
         )

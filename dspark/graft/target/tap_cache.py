@@ -1,6 +1,7 @@
-"""Taps on disk, only where asked for: computed once, read by every later epoch and run.
+"""Optional cache of taps on disk: computed once, read by every later epoch and run.
 
-One safetensors file a sequence, renamed into place when whole, so that a killed run leaves no half.
+One safetensors file per sequence, renamed into place when complete, so that a killed run leaves no
+partial file.
 """
 
 import errno
@@ -26,7 +27,8 @@ TokenIds = tuple[int, ...]
 
 
 def identity(target: Path, tap_layers: Sequence[int], device: str, dtype: str) -> str:
-    """What the values in a cache follow from, beside the tokens. Reads the target's files whole."""
+    """Everything besides the tokens that determines cached values. Reads all of the target's
+    files."""
     digest = hashlib.sha256((target / "config.json").read_bytes())
     for path in weight_files(target):
         with path.open("rb") as file:
@@ -36,15 +38,15 @@ def identity(target: Path, tap_layers: Sequence[int], device: str, dtype: str) -
 
 
 class TapCache:
-    """`reserve_bytes` of the disk are left free for what else a run writes."""
+    """`reserve_bytes` of the disk are left free for a run's other files."""
 
     def __init__(self, folder: Path, identity: str, reserve_bytes: int = 0) -> None:
-        """Raises InputError where the folder is of another target or other layers."""
+        """Raises InputError if the folder is of another target or other layers."""
         self.folder, self.reserve_bytes = folder, reserve_bytes
         self.is_full = self._has_told = False
         path = folder / IDENTITY_FILE
-        found = path.read_text() if path.exists() else None
-        if found not in (None, identity):
+        stored = path.read_text() if path.exists() else None
+        if stored not in (None, identity):
             raise InputError(
                 f"{folder} holds taps of another target, other layers or another number format",
                 "Give another --tap-cache, or delete that folder.",
@@ -64,7 +66,7 @@ class TapCache:
         return max(0, free_disk(self.folder) - self.reserve_bytes)
 
     def require_room(self, sequences: Iterable[TokenIds], bytes_a_token: int) -> str:
-        """How much is still to be written. Raises StorageError where it does not fit."""
+        """A note on the bytes still to be written. Raises StorageError if they do not fit."""
         missing = {ids for ids in sequences if not self._path(ids).exists()}
         needed = bytes_a_token * sum(map(len, missing))
         if needed > self.room:
@@ -76,14 +78,14 @@ class TapCache:
         return f"tap cache {self.folder}: {gibibytes(needed)} still to be written"
 
     def take_note(self) -> tuple[str, ...]:
-        """Once, when writing has ended."""
+        """Returned once, when writing has ended."""
         if not self.is_full or self._has_told:
             return ()
         self._has_told = True
-        return (f"tap cache {self.folder}: the disk is full, the other taps are computed again",)
+        return (f"tap cache {self.folder}: the disk is full, the other taps are recomputed",)
 
     def read(self, token_ids: TokenIds) -> dict[str, torch.Tensor] | None:
-        """None where it is not there, or torn by a machine that went down."""
+        """None if the file is missing, or truncated by a crash."""
         path = self._path(token_ids)
         try:
             return load_file(path) if path.exists() else None
@@ -91,7 +93,7 @@ class TapCache:
             return None
 
     def write(self, token_ids: TokenIds, tensors: dict[str, torch.Tensor]) -> None:
-        """Nothing more once the disk is full: a cache is no reason to lose a training."""
+        """Stops writing once the disk is full: a cache must not end a training."""
         size = sum(tensor.nbytes for tensor in tensors.values())
         path = self._path(token_ids)
         try:
@@ -109,5 +111,6 @@ class TapCache:
         return self.folder / name[:2] / f"{name}.safetensors"
 
     def _replacing(self, path: Path) -> AbstractContextManager[Path]:
-        """One name for each process that trains: what a killed one leaves is written over."""
+        """A fixed name per training process, so that the leftover of a killed one is
+        overwritten."""
         return replacing(path, self.folder / f".{os.environ.get('RANK', '0')}.tmp")

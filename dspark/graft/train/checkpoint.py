@@ -1,4 +1,4 @@
-"""Training state on disk: everything that the next step depends on, replaced in one move."""
+"""Training state on disk: everything the next step depends on, replaced atomically."""
 
 import pickle
 from pathlib import Path
@@ -11,9 +11,9 @@ from dspark.graft.train.trainer import Trainer
 
 
 def save(path: Path, trainer: Trainer, identity: str) -> None:
-    """`identity` names the run's settings and data; only the same run goes on from here.
+    """`identity` covers the run's settings and data; only the same run can resume from here.
 
-    Every process of a run comes here, the first one writes.
+    Called by every process of a run; the first one writes.
     """
     state = {
         "identity": identity,
@@ -31,12 +31,12 @@ def save(path: Path, trainer: Trainer, identity: str) -> None:
     except (OSError, RuntimeError) as error:
         raise StorageError(
             f"the training state could not be written to {path} ({str(error).splitlines()[0]})",
-            "Free some space and run the same command again; it goes on from the last checkpoint.",
+            "Free some space and run the same command again; it resumes from the last checkpoint.",
         ) from error
 
 
 def load(path: Path, trainer: Trainer, identity: str) -> None:
-    """Put the trainer where it was. Raises InputError for another run's state."""
+    """Restore the trainer. Raises InputError for another run's state."""
     try:
         state = torch.load(path, weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:

@@ -1,7 +1,7 @@
-"""The processes that train together: one alone, or those that `accelerate launch` started.
+"""Processes that train together: a single one, or those started by `accelerate launch`.
 
-Each takes its share of every batch and the gradients are summed, so that a step is the same step
-however many take it. Only the first process writes files and tells events.
+Each takes its share of every batch and the gradients are summed, so that a step is the same for
+any number of processes. Only the first process writes files and yields events.
 """
 
 import os
@@ -35,25 +35,25 @@ class Ranks(Protocol):
         ...
 
     def share(self, objective: nn.Module, optimizer: Optimizer) -> Shared:
-        """The module to call in its place. Gradients become means over the processes."""
+        """The module to call instead. Gradients become means over the processes."""
         ...
 
     def without_sync(self, shared: Shared) -> AbstractContextManager[Any]:
-        """Gradients stay with the process, for parts of a batch before its last one."""
+        """Keeps gradients local, for parts of a batch before the last one."""
         ...
 
     def total(self, sums: torch.Tensor) -> torch.Tensor: ...
 
     def whole(self, state: Any) -> Any:
-        """`state` with its tensors in full; every process has to ask for it."""
+        """`state` with full tensors; every process must call it."""
         ...
 
     def agree(self, is_asked: bool) -> bool:
-        """Whether any process was asked; waits for all."""
+        """Whether any process was asked to stop; waits for all."""
         ...
 
     def leave(self) -> None:
-        """No process waits for another from here on."""
+        """Processes no longer wait for one another."""
         ...
 
 
@@ -67,6 +67,7 @@ class SingleProcess:
         return nullcontext()
 
     def total(self, sums: torch.Tensor) -> torch.Tensor:
+        """As Ranks.total."""
         return sums
 
     def whole(self, state: Any) -> Any:
@@ -88,7 +89,7 @@ class DataParallel:
         self.is_first = self.index == 0
 
     def share(self, objective: nn.Module, optimizer: Optimizer) -> Shared:
-        """The first process's weights are everyone's."""
+        """All processes get the first one's weights."""
         shared: Shared = self._accelerator.prepare_model(objective)
         return shared
 
@@ -97,6 +98,7 @@ class DataParallel:
         return context
 
     def total(self, sums: torch.Tensor) -> torch.Tensor:
+        """As Ranks.total."""
         reduced: torch.Tensor = self._accelerator.reduce(sums, reduction="sum")
         return reduced
 
@@ -118,13 +120,14 @@ class FullySharded(DataParallel):
     moments.
 
     The head is one unit, whole from the forward to the end of the backward: its layers are called
-    by their parts and its Markov table by the loss, where no hook of a smaller unit would fire.
+    by their parts and its Markov table by the loss, for which hooks of smaller units would not
+    fire.
     """
 
     _objective: Any = None
 
     def share(self, objective: nn.Module, optimizer: Optimizer) -> Shared:
-        """The first process's weights are everyone's."""
+        """All processes get the first one's weights."""
         from torch.distributed import broadcast
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
@@ -156,7 +159,7 @@ class FullySharded(DataParallel):
 
 
 def _hand_over(optimizer: Optimizer, parts: dict[nn.Parameter, nn.Parameter]) -> None:
-    """The optimizer steps the parts from here on, with their share of its moments."""
+    """From here on the optimizer steps the shards, with their share of its moments."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     for whole, part in parts.items():
@@ -176,13 +179,13 @@ def is_first_process() -> bool:
 
 
 def join_ranks(device: str) -> Ranks:
-    """Raises InputError for launches that cannot be trained in."""
+    """Raises InputError for unsupported launch settings."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return SingleProcess()
     is_sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
     if is_sharded and os.environ.get("FSDP_VERSION", "1") != "2":
         raise InputError(
-            "a head is trained in shards by the second FSDP only",
+            "a head can only be sharded by FSDP version 2",
             "Launch it with --fsdp_version 2.",
         )
     try:
@@ -198,10 +201,10 @@ def join_ranks(device: str) -> Ranks:
 
 
 def check_shares(batch: Sequence[Any], ranks: Ranks) -> None:
-    """Raises InputError where the processes would not have the same number of sequences."""
+    """Raises InputError if the processes would not have the same number of sequences."""
     if len(batch) % ranks.count:
         larger = -(-len(batch) // ranks.count) * ranks.count
         raise InputError(
-            f"a batch of {len(batch)} sequences is not shared evenly by {ranks.count} processes",
+            f"a batch of {len(batch)} sequences does not divide evenly by {ranks.count} processes",
             f"Use --batch-size {larger}, with at least as many answers.",
         )

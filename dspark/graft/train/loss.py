@@ -1,8 +1,7 @@
 """The loss against the target's distribution over the whole vocabulary, a few rows at a time.
 
 Gradients are computed in the forward pass, so that no logits outlive their chunk: the output head
-is frozen, and what is left to know of a chunk is its gradient for the hidden states and for the
-Markov table.
+is frozen, and only the chunk's gradients for the hidden states and the Markov table are needed.
 """
 
 from collections.abc import Iterator
@@ -16,10 +15,10 @@ from dspark_kernels import TermWeights, distribution_terms
 
 @dataclass(frozen=True, slots=True)
 class LossWeights:
-    """What a row's terms count: CE of the label, ‖p_d - p_t‖₁, and CE of the target's distribution.
+    """Weights of a row's terms: CE of the label, ‖p_d - p_t‖₁, and CE of the target's distribution.
 
-    The last one is not part of DeepSpec's loss. It tells of every token in every slot, and unlike
-    L1 its gradient does not vanish where the draft gives a token no chance.
+    The last one is not part of DeepSpec's loss. It covers every token at every position, and unlike
+    L1 its gradient does not vanish for tokens that the draft gives no probability.
     """
 
     cross_entropy: float
@@ -37,7 +36,7 @@ class RowTerms:
 
 
 class OutputHead:
-    """The frozen output head, with room for the trained Markov table beside it.
+    """The frozen output head, with room for the trained Markov table.
 
     One product [hidden, features] · [W, W2]^T gives the draft logits. With a `softcap` c, Gemma's,
     the logits of W are c · tanh(logits / c), the target's too; the Markov table's are as they are.
@@ -52,18 +51,18 @@ class OutputHead:
         self._part: OutputHead | None = None
 
     def restricted(self, tokens: torch.Tensor) -> "OutputHead":
-        """The head of these tokens [n] only. The same object is filled anew each time."""
+        """The output head of these tokens [n] only. The same object is refilled each time."""
         if self._part is None or len(self._part.joined) != len(tokens):
             self._part = OutputHead(self.weight[tokens], self.rank, self.softcap)
         self._part.weight.copy_(self.weight[tokens])
         return self._part
 
     def load_markov(self, w2: torch.Tensor) -> None:
-        """Take over the Markov table [V, r] as it is now; once an optimizer step."""
+        """Copy the current Markov table [V, r]; once per optimizer step."""
         self.joined[:, self.hidden_size :] = w2.detach()
 
     def buffers(self, num_rows: int, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Three [num_rows, V] buffers, kept: fresh pages would cost as much as the softmax."""
+        """Three [num_rows, V] buffers, reused: fresh pages would cost as much as the softmax."""
         if not self._buffers or len(self._buffers[0]) < num_rows:
             shape = (num_rows, len(self.joined))
             self._buffers = tuple(like.new_empty(shape) for _ in range(3))
@@ -86,7 +85,7 @@ def distribution_loss(
 
     hidden [R, H], features [R, r] (Markov), w2 [V, r] as last given to head.load_markov,
     target_hidden [P, H], labels [R]. Row i is compared with the target at target_rows[i], which
-    must not fall: rows that share a target position then share its logits.
+    must be ascending: rows that share a target position then share its logits.
     """
     rows = hidden if features is None else torch.cat([hidden, features], dim=-1)
     table = rows.new_zeros(0) if w2 is None else w2
@@ -140,7 +139,7 @@ class _DistributionLoss(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """One span of rows, with the buffers its distributions live in."""
+    """One span of rows, with the buffers for its distributions."""
 
     span: slice
     rows: torch.Tensor
@@ -169,7 +168,7 @@ def _compare(chunk: _Chunk, job: _Job, *, has_gradient: bool) -> torch.Tensor:
     target_hidden = job.target_hidden[first : first + len(chunk.target)]
     target = _cap(_logits(target_hidden, job.head.weight, chunk.target), job.head.softcap)
     logits = _draft_logits(chunk, job.head)
-    found = distribution_terms(
+    terms = distribution_terms(
         logits,
         target,
         target_rows - first,
@@ -179,9 +178,9 @@ def _compare(chunk: _Chunk, job: _Job, *, has_gradient: bool) -> torch.Tensor:
         chunk.expanded,
         has_gradient=has_gradient,
     )
-    job.terms.cross_entropy[span] = found.cross_entropy
-    job.terms.accept_rate[span] = found.accept_rate
-    job.terms.distillation[span] = found.distillation
+    job.terms.cross_entropy[span] = terms.cross_entropy
+    job.terms.accept_rate[span] = terms.accept_rate
+    job.terms.distillation[span] = terms.distillation
     return logits
 
 
@@ -207,7 +206,7 @@ def _draft_logits(chunk: _Chunk, head: OutputHead) -> torch.Tensor:
 def _row_gradient(
     grad_logits: torch.Tensor, chunk: _Chunk, head: OutputHead, out: torch.Tensor
 ) -> None:
-    """[n, H + r] into `out`. The slope of the cap is computed again rather than kept."""
+    """[n, H + r] into `out`. The slope of the cap is recomputed rather than kept."""
     torch.mm(grad_logits, head.joined, out=out)
     if head.softcap is None:
         return

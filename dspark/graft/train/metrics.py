@@ -1,4 +1,4 @@
-"""The figures of a run, as OUT/training/metrics.jsonl keeps them."""
+"""The figures of a run, in OUT/training/metrics.jsonl."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ Line = dict[str, Any]
 
 
 def read_metrics(path: Path) -> list[Line]:
-    """A torn last line is passed over; nothing where there is no file."""
+    """Skips a truncated last line; yields nothing without a file."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -42,12 +42,12 @@ class MetricsFile:
         if not writes:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = []
+        lines = []
         if first_step and path.exists():
             whole = path.read_text().split("\n")[:-1]
-            kept = [line for line in whole if json.loads(line)["step"] <= first_step]
+            lines = [line for line in whole if json.loads(line)["step"] <= first_step]
         with replacing(path) as partial:
-            partial.write_text("".join(line + "\n" for line in kept))
+            partial.write_text("".join(line + "\n" for line in lines))
         self._file = path.open("a")
 
     def __enter__(self) -> "MetricsFile":

@@ -1,6 +1,6 @@
 """The loss of a batch, or of a part of it, as one module that several devices may share.
 
-Everything that needs the head's weights happens in `forward`: who wraps the module sees it all.
+Everything that needs the head's weights happens in `forward`, so that wrappers see all of it.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from dspark.models.head_module import HeadModule
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A sequence with the blocks that are trained in it."""
+    """A sequence with its training blocks."""
 
     answer: Answer
     blocks: Blocks
@@ -38,7 +38,7 @@ class Part:
 
 
 class Objective(nn.Module):
-    """The loss that the parts of a batch add up to, and the sums that a report is made of."""
+    """The loss summed over the parts of a batch, and the sums for its report."""
 
     def __init__(self, head: HeadModule, target: FrozenTarget, config: GraftConfig) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Objective(nn.Module):
         self._output_head = OutputHead(target.output_head.float(), rank, target.softcap)
 
     def sample(self, batch: Sequence[Answer], generator: torch.Generator) -> list[Sampled]:
-        """The same blocks for a batch, however it is then divided."""
+        """The blocks of a batch, independent of how it is divided."""
         device, size = self.target.embedding.device, self.head.config.block_size
         return [
             Sampled(
@@ -68,7 +68,7 @@ class Objective(nn.Module):
         ]
 
     def total_weight(self, batch: Sequence[Sampled]) -> float:
-        """Of all supervised slots, by which the loss is divided."""
+        """Total weight of the supervised positions, by which the loss is divided."""
         counts = torch.stack([each.blocks.supervised.sum(dim=0) for each in batch]).sum(dim=0)
         slots = torch.arange(len(counts), device=counts.device)
         return float((counts * self._decay(slots)).sum(dtype=torch.float64))
@@ -112,7 +112,7 @@ class Objective(nn.Module):
         return torch.exp(-slots / self.config.position_decay)
 
     def _rows(self, sampled: Sampled) -> Rows:
-        """Precision is the head's alone: the target's taps do not depend on it."""
+        """Applies to the head alone: the target's taps do not depend on it."""
         view = self.target.view(sampled.answer.token_ids)
         is_half = self.config.precision == "bfloat16"
         with torch.autocast(view.taps.device.type, torch.bfloat16, enabled=is_half):

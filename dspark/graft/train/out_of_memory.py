@@ -1,4 +1,4 @@
-"""What does not fit into memory ends with the setting that would."""
+"""Turns running out of memory into an error that names a setting that fits."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -25,11 +25,11 @@ def naming_what_fits(config: GraftConfig, state_path: Path) -> Iterator[None]:
 
 @contextmanager
 def naming_answers_that_fit(answers_at_once: int) -> Iterator[None]:
-    """The same while the target writes; fewer at once are the same answers."""
+    """The same while the target writes; fewer at once give the same answers."""
     hint = "Run it with a smaller --max-answer-tokens, --length or base; the answers are kept."
     if answers_at_once > 1:
         half = answers_at_once // 2
-        hint = f"Run it again with --answers-at-once {half}; it goes on from what is there."
+        hint = f"Run it again with --answers-at-once {half} to resume."
     with _naming(f"writing {counted(answers_at_once, 'answer')} at once", lambda: hint):
         yield
 
@@ -53,28 +53,28 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _hint(config: GraftConfig, has_state: bool) -> str:
     if config.batch_size > config.accumulate:
-        parts = min(2 * config.accumulate, config.batch_size)
-        return f"Run it again with --accumulate {parts}; it goes on from the last checkpoint."
+        num_parts = min(2 * config.accumulate, config.batch_size)
+        return f"Run it again with --accumulate {num_parts}; it resumes from the last checkpoint."
     if config.anchors > 1:
         return _another_run(f"--anchors {config.anchors // 2}", has_state)
     if config.tap_memory_gib > 0:
         half = config.tap_memory_gib / 2
         fitting = half if half >= 0.25 else 0
-        return f"Run it again with --tap-memory {fitting:g}; it goes on from the last checkpoint."
+        return f"Run it again with --tap-memory {fitting:g}; it resumes from the last checkpoint."
     return "Close other programs, or run it with a smaller --length or base; the answers are kept."
 
 
 def _another_run(option: str, has_state: bool) -> str:
-    """The setting decides the weights, so that a checkpoint holds for no other value of it."""
+    """The setting affects the weights, so a checkpoint is only valid for its value."""
     if not has_state:
         return f"Run it again with {option}; the answers are kept, no step was saved yet."
     return (
-        f"Run it again with {option} --no-resume: the answers are kept, training begins anew, as "
-        "the checkpoint is of the old setting (--init-from OUT --out NEW begins with its head)."
+        f"Run it again with {option} --no-resume: the answers are kept, training starts over, as "
+        "the checkpoint is of the old setting (--init-from OUT --out NEW starts from its head)."
     )
 
 
 def bytes_in_use() -> int:
-    """The peak on the GPU where it is used, else what the process holds."""
+    """The peak on the GPU if one is used, else the process's memory."""
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     return peak or psutil.Process().memory_info().rss

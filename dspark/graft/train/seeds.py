@@ -1,4 +1,4 @@
-"""Random numbers that follow from the seed and the step alone, so that no state is to be saved."""
+"""Random numbers that depend on seed and step alone, so that no state needs saving."""
 
 import torch
 

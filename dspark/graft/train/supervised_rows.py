@@ -1,4 +1,4 @@
-"""The supervised slots of a batch as flat rows, whatever algorithm they come from."""
+"""The supervised positions of a batch as flat rows, for every algorithm."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from dspark.graft.train.loss import RowTerms
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """R slots, ordered by the target position they are compared with."""
+    """R supervised positions, ordered by the target row they are compared with."""
 
     hidden: torch.Tensor  # [R, H]
     features: torch.Tensor | None  # [R, r]
@@ -80,10 +80,10 @@ def _cat(tensors: list[torch.Tensor | None]) -> torch.Tensor | None:
 def row_sums(
     rows: Rows, terms: RowTerms, weights: torch.Tensor, losses: torch.Tensor, block_size: int
 ) -> torch.Tensor:
-    """What `figures` reads, in float64: the sums of the parts of a batch are those of the batch.
+    """Sums that `figures` reads, in float64; sums of parts add up to those of the batch.
 
-    losses [2] of loss and confidence, the other three terms, blocks, tokens that are expected to be
-    kept, and by slot the accepted share and the rows.
+    losses [2] of loss and confidence, the other three terms, blocks, tokens expected to be
+    accepted, and by position the accepted share and the rows.
     """
     rates = terms.accept_rate.new_zeros(rows.num_blocks, block_size)
     rates[rows.blocks, rows.slots] = terms.accept_rate
@@ -101,8 +101,10 @@ def row_sums(
 
 
 def figures(sums: torch.Tensor) -> dict[str, Any]:
-    """tau: one token of the target's own, and of the drafts as many as are expected to be kept."""
-    loss, confidence, cross_entropy, l1, distillation, num_blocks, kept, *by_slot = sums.tolist()
+    """tau: the target's own token plus the expected number of accepted drafts."""
+    loss, confidence, cross_entropy, l1, distillation, num_blocks, num_accepted, *by_slot = (
+        sums.tolist()
+    )
     half = len(by_slot) // 2
     rates, counts = by_slot[:half], by_slot[half:]
     return {
@@ -112,7 +114,7 @@ def figures(sums: torch.Tensor) -> dict[str, Any]:
         "distillation": distillation,
         "confidence": confidence,
         "slots": int(sum(counts)),
-        "tau": 1.0 + kept / num_blocks,
+        "tau": 1.0 + num_accepted / num_blocks,
         "acceptance_by_position": tuple(
             rate / max(count, 1.0) for rate, count in zip(rates, counts, strict=True)
         ),

@@ -1,7 +1,7 @@
-"""Training of a head: batches of sequences, one optimizer step each, resumable to the bit.
+"""Training of a head: batches of sequences, one optimizer step each, bit-exact after resuming.
 
-Order of sequences and anchors follow from the seed and the step alone, so that a checkpoint needs
-no generator states.
+The order of sequences and the anchors depend on seed and step alone, so a checkpoint needs no
+generator states.
 """
 
 import math
@@ -33,7 +33,7 @@ ALONE = SingleProcess()
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """Means over the supervised slots of one step. tau is expected at temperature 1."""
+    """Means over the supervised positions of one step. tau is the expectation at temperature 1."""
 
     step: int
     loss: float
@@ -51,7 +51,7 @@ class StepReport:
 
 
 class Trainer:
-    """Owns head and optimizer; the target stays as it is."""
+    """Owns head and optimizer; the target is frozen."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Trainer:
         self.vocabulary = LossVocabulary(self.answers, head.config.vocab_size, config)
 
     def steps(self) -> Iterator[StepReport]:
-        """One optimizer step each time it is asked, up to config.steps."""
+        """One optimizer step per item, up to config.steps."""
         while self.step_index < self.config.steps:
             yield self.step()
 
@@ -122,12 +122,12 @@ class Trainer:
         )
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The whole head's; every process has to ask for them."""
+        """Tensors of the whole head; every process must call it."""
         whole: dict[str, torch.Tensor] = self.ranks.whole(self.head.state_dict())
         return whole
 
     def _batch(self, step: int) -> list[Answer]:
-        """Whole epochs of the data in a new order each."""
+        """Whole epochs of the data, each in a new order."""
         size = min(self.config.batch_size, len(self.answers))
         per_epoch = len(self.answers) // size
         epoch, index = divmod(step, per_epoch)
@@ -143,16 +143,16 @@ class Trainer:
         tokens = self.vocabulary.at(self.step_index, batch)
         ranks = self.ranks
         check_shares(sampled, ranks)
-        if self._shared is None:  # only now, as the weights were put in since
+        if self._shared is None:  # only now, as the weights were loaded since
             self._shared = ranks.share(self.objective, self.optimizer)
-        own = sampled[ranks.index :: ranks.count]
-        size = math.ceil(len(own) / self.config.accumulate)
+        local_batch = sampled[ranks.index :: ranks.count]
+        size = math.ceil(len(local_batch) / self.config.accumulate)
         sums = []
-        for start in range(0, len(own), size):
-            is_last = start + size >= len(own)
+        for start in range(0, len(local_batch), size):
+            is_last = start + size >= len(local_batch)
             with nullcontext() if is_last else ranks.without_sync(self._shared):
-                loss, part = self._shared(Part(own[start : start + size], total, tokens))
-                (loss * ranks.count).backward()  # of what the processes' mean is taken
+                loss, part = self._shared(Part(local_batch[start : start + size], total, tokens))
+                (loss * ranks.count).backward()  # compensates for the mean over processes
             sums.append(part)
         return ranks.total(torch.stack(sums).sum(dim=0))
 

@@ -1,4 +1,4 @@
-"""Pairs whose heads other people published, as far as their layout is established."""
+"""Pairs with heads published by others, if their layout is established."""
 
 from dspark.checkpoints.detect import Packaging
 from dspark.hub.catalog.pairs import (

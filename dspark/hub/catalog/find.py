@@ -1,4 +1,4 @@
-"""From a name to a pair: shipped, the user's own, or the best of a family."""
+"""From a name to a pair: a shipped one, a user's, or the best of a family."""
 
 import difflib
 from pathlib import Path
@@ -36,16 +36,16 @@ def find_pair(name: str) -> Pair:
 
 
 def _is_path(name: str) -> bool:
-    """Written as nothing but a path is: with a slash at an end, or more slashes than an id has."""
+    """Whether it can only be a path: a slash at an end, or more slashes than an id has."""
     is_file = Path(name).suffix in FILES
     return is_file or name.startswith(("/", ".", "~")) or name.endswith("/") or name.count("/") > 1
 
 
 def find_shipped(name: str) -> Pair | None:
-    """The pair of that name or other name, of those that dspark itself knows."""
+    """The built-in pair of that name or alias."""
     return PAIRS.get(ALIASES.get(name, name))
 
 
 def released_heads() -> tuple[Pair, ...]:
-    """Every pair whose head can be fetched for a target of the same shape, the best first."""
+    """Every pair with a downloadable head for a target of this shape, best first."""
     return tuple(pair for pair in PAIRS.values() if isinstance(pair.draft, HubRepo))

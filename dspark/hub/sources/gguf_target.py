@@ -1,4 +1,4 @@
-"""A GGUF of the user's own as a target: converted once into the store, then found there."""
+"""A user's GGUF as a target: converted once into the store, then found there."""
 
 import hashlib
 from collections.abc import Generator
@@ -13,17 +13,17 @@ from dspark.events import FetchProgress
 from dspark.hub.paths import home
 
 SUFFIX = ".gguf"
-READING = 3  # counts up when the same file is converted into other files
+READING = 3  # increased when the conversion changes its result
 
 
 def gguf_file(name: str) -> Path | None:
-    """The file that a name means, if it means one."""
+    """The file at that path, if there is one."""
     path = Path(name).expanduser()
     return path.resolve() if path.suffix == SUFFIX and path.is_file() else None
 
 
 def converted_folder(path: Path) -> Path | None:
-    """The folder that was made of the file as it is now."""
+    """The folder converted from the file's current content."""
     folder = _folder(path)
     return folder if folder.is_dir() else None
 
@@ -49,7 +49,7 @@ def convert_file(path: Path) -> Generator[FetchProgress, None, Path]:
 
 
 def _folder(path: Path) -> Path:
-    """A file that changes is another file, and so is one that was read in another way."""
+    """A folder name that changes with the file and with the version of the conversion."""
     facts = path.stat()
     identity = f"{path} {facts.st_size} {facts.st_mtime_ns} {READING}"
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""The Hugging Face cache: which repositories lie in it, whole."""
+"""The Hugging Face cache: which repositories are complete in it."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from dspark.hub.catalog.pairs import HubRepo
 from dspark.hub.paths import home
 
 PART = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
-# any of which a tokenizer can be read from
+# a tokenizer can be read from any of these
 VOCABULARIES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -28,7 +28,7 @@ VOCABULARIES = (
 
 
 def repo_folder(repo: HubRepo) -> Path:
-    """All that the cache holds of a repository: blobs, snapshots, refs."""
+    """The cache's folder of a repository: blobs, snapshots, refs."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
@@ -40,13 +40,13 @@ def snapshot_folder(repo: HubRepo, commit: str) -> Path:
 
 
 def repo_bytes(repo: HubRepo) -> int:
-    """What it takes on disk; the links of a snapshot take nothing."""
+    """Its size on disk; links in a snapshot do not count."""
     paths = repo_folder(repo).rglob("*")
     return sum(each.stat().st_size for each in paths if each.is_file() and not each.is_symlink())
 
 
 def cached_folder(repo: HubRepo) -> Path | None:
-    """The snapshot of a repository, where all that is wanted of it is there."""
+    """The snapshot of a repository, if all wanted files are in it."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(repo.repo_id, "config.json", revision=repo.revision)
@@ -61,14 +61,14 @@ def _has_weights(folder: Path, prefix: str) -> bool:
         names = weight_names(folder, prefix)
     except CheckpointError:
         return False
-    if names == [SINGLE] and not (folder / INDEX).is_file():  # a head may call it otherwise
-        found = [path.name for path in folder.glob("*.safetensors")]
-        return bool(found) and not any(PART.search(name) for name in found)
+    if names == [SINGLE] and not (folder / INDEX).is_file():  # a head may name it differently
+        weight_files = [path.name for path in folder.glob("*.safetensors")]
+        return bool(weight_files) and not any(PART.search(name) for name in weight_files)
     return bool(names) and all((folder / name).is_file() for name in names)
 
 
 def is_known_whole(repo: HubRepo) -> bool:
-    """Whether every file of the snapshot that is wanted is there, by what the hub once listed."""
+    """Whether every wanted file of the snapshot exists, by the hub's last listing."""
     folder = cached_folder(repo)
     if folder is None:
         return False
@@ -80,7 +80,7 @@ def is_known_whole(repo: HubRepo) -> bool:
 
 
 def record_whole(repo: HubRepo, commit: str, paths: Iterable[str]) -> None:
-    """Remembered, so that the hub is asked once; or again, where nothing can be written."""
+    """Stores the listing, so that the hub is asked once; on a read-only disk, every time."""
     path = _record(repo, commit)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,18 +94,18 @@ def _record(repo: HubRepo, commit: str) -> Path:
 
 
 def surely_missing(folder: Path) -> str:
-    """What a target in the cache lacks, as far as that shows without the hub's list; "" if none.
+    """The files a target in the cache lacks, as far as known without the hub's list; "" if none.
 
     A base model may have neither generation_config.json nor a chat template.
     """
-    absent = folder.parents[1] / ".no_exist" / folder.name  # what the hub was found not to have
+    absent = folder.parents[1] / ".no_exist" / folder.name  # files that the hub does not have
     has_words = any((folder / name).is_file() for name in VOCABULARIES)
     has_words = has_words or (absent / VOCABULARIES[0]).exists()
     return "" if has_words or is_head(read_config(folder)) else VOCABULARIES[0]
 
 
 def wanted_shards(index: object, prefix: str) -> set[str]:
-    """The files that hold tensors of that prefix; raises ValueError for what is no index."""
+    """The files with tensors of that prefix; raises ValueError for an invalid index."""
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict):
         raise ValueError("it has no weight_map")

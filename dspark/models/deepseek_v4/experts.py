@@ -1,4 +1,4 @@
-"""DeepSeek-V4's routed experts. Routing is float32, as the target's own forward has it."""
+"""DeepSeek-V4's routed experts. Routing is in float32, as in the target's own forward."""
 
 from collections.abc import Mapping, Sequence
 
@@ -27,22 +27,25 @@ class Experts:
         """x [N, H] -> [N, H]."""
         shared = "ffn.shared_experts.{}.weight"
         out = self._feed(x, *(self._weights[shared.format(name)] for name in ("w1", "w2", "w3")))
-        chosen, shares = self._route(x)
-        for expert in chosen.unique().tolist():
-            rows, places = (chosen == expert).nonzero(as_tuple=True)
+        expert_ids, shares = self._route(x)
+        for expert in expert_ids.unique().tolist():
+            rows, places = (expert_ids == expert).nonzero(as_tuple=True)
             matrices = (self._routed[name][expert] for name in ("w1", "w2", "w3"))
             part = self._feed(x[rows], *matrices) * shares[rows, places, None].to(x.dtype)
             out = out.index_add(0, rows, part)
         return out
 
     def _route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """x [N, H] -> experts [N, k] and their shares. The bias decides who, not how much."""
+        """x [N, H] -> experts [N, k] and their weights. The bias affects the choice, not the
+        weights."""
         logits = F.linear(x.float(), self._weights["ffn.gate.weight"])
         scores = F.softplus(logits).sqrt()
         ranked = scores + self._weights["ffn.gate.bias"]
-        chosen = ranked.topk(self._config.experts_per_token, dim=-1).indices
-        shares = scores.gather(-1, chosen)
-        return chosen, self._config.routed_scale * shares / (shares.sum(-1, keepdim=True) + 1e-20)
+        expert_ids = ranked.topk(self._config.experts_per_token, dim=-1).indices
+        shares = scores.gather(-1, expert_ids)
+        return expert_ids, self._config.routed_scale * shares / (
+            shares.sum(-1, keepdim=True) + 1e-20
+        )
 
     def _feed(self, x: torch.Tensor, gate: Weight, down: Weight, up: Weight) -> torch.Tensor:
         """x [N, H] -> [N, H], gate and value cut off at the limit."""

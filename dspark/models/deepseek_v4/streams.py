@@ -1,6 +1,6 @@
-"""The streams that DeepSeek-V4's blocks mix, in place of one residual: hyper-connections.
+"""The streams that DeepSeek-V4's blocks mix instead of one residual: hyper-connections.
 
-What mixes is float32, as the target's own forward has it.
+Mixing is in float32, as in the target's own forward.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ Weights = Mapping[str, torch.Tensor]
 
 
 class StreamMixer:
-    """One of a block's two hyper-connections: what goes into a sub-layer from the streams, and how
-    they take up what comes out of it."""
+    """One of a block's two hyper-connections: the input of a sub-layer from the streams, and the
+    update of the streams by its output."""
 
     def __init__(self, config: DeepseekV4HeadConfig, weights: Weights, name: str) -> None:
         self._config = config
@@ -27,10 +27,11 @@ class StreamMixer:
         """streams [..., S, H] -> the sub-layer's input [..., H], post [..., S], mix [..., S, S]."""
         config, count = self._config, self._config.num_streams
         sizes = [count, count, count * count]
-        parts = _projected(streams, self._fn, config.rms_norm_eps).split(sizes, dim=-1)
+        projected = _projected(streams, self._fn, config.rms_norm_eps).split(sizes, dim=-1)
         bases = self._base.split(sizes)
         pre, post, mix = (
-            part * scale + base for part, scale, base in zip(parts, self._scale, bases, strict=True)
+            part * scale + base
+            for part, scale, base in zip(projected, self._scale, bases, strict=True)
         )
         mix = mix.unflatten(-1, (count, count)).softmax(-1) + config.stream_eps
         mix = mix / (mix.sum(-2, keepdim=True) + config.stream_eps)

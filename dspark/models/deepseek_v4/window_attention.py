@@ -1,6 +1,6 @@
-"""DeepSeek-V4's attention of few queries over one shared key that is the value too.
+"""DeepSeek-V4's attention of few queries over one shared key that is also the value.
 
-Norms and softmax are float32, as the target's own forward has them.
+Norms and softmax are in float32, as in the target's own forward.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ SMALLEST_AMAX = 1e-4  # of a run that is fake-quantised: below it, the scale no 
 
 
 class WindowAttention:
-    """Queries of a block over the window of its context and over the block itself."""
+    """Queries of a block over the window of its context and the block itself."""
 
     def __init__(self, config: DeepseekV4HeadConfig, weights: Weights) -> None:
         self._config, self._weights = config, weights
@@ -25,7 +25,7 @@ class WindowAttention:
     def keys(self, x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
         """x [..., H] of context features or of the block -> [..., D], values as well.
 
-        Rounded as the head was trained: all that does not turn as if it were kept in 8 bits.
+        Rounded as in training: the dimensions without RoPE as if stored in 8 bits.
         """
         config, weights = self._config, self._weights
         key = norm(
@@ -41,8 +41,8 @@ class WindowAttention:
     ) -> torch.Tensor:
         """x [R, K, H], angles [R, K, pairs], window [R, W, D], is_there [R, W] -> [R, K, H].
 
-        Every row of a block sees the whole window and the whole block; a head's sink takes a part
-        of its attention and gives nothing.
+        Every row of a block sees the whole window and the whole block; a head's sink absorbs a part
+        of its attention.
         """
         config, weights = self._config, self._weights
         low = norm(
@@ -73,7 +73,7 @@ class WindowAttention:
 
 
 def fake_quantize_e4m3(x: torch.Tensor, run: int) -> torch.Tensor:
-    """x [..., D] as it would come back from e4m3 with a power of two for every `run` of D."""
+    """x [..., D] rounded to e4m3 with a power-of-two scale for every `run` of D."""
     runs = x.float().unflatten(-1, (-1, run))
     largest = runs.abs().amax(-1, keepdim=True).clamp_min(SMALLEST_AMAX)
     mantissa, exponent = torch.frexp(largest / FP8_MAX)

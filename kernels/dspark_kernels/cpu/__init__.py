@@ -1,5 +1,5 @@
 """Kernels of the CPU, built by LLVM at first use: weights as stored, rows rounded to 8 bits.
 
-Every operation is a function beside its plain torch reference, and the same to the bit on every
-processor, with any number of threads, for a row in any company.
+Every operation is a function with a plain torch reference, and bit-identical on every processor,
+with any number of threads, and for a row in any batch.
 """

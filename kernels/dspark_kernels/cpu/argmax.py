@@ -20,11 +20,13 @@ def argmax(logits: torch.Tensor) -> torch.Tensor:
 
 
 def argmax_op(logits: torch.Tensor, out: torch.Tensor) -> Op:
+    """As argmax, as an operation of a Program."""
     words = (logits, 4 * logits.stride(0), logits.shape[1], out)
     return Op("argmax", 0, 1, words)
 
 
 def argmax_reference(logits: torch.Tensor) -> torch.Tensor:
+    """As argmax, in torch."""
     return logits.argmax(-1)
 
 

@@ -28,7 +28,7 @@ from dspark_kernels.cpu.step_words import Place, step_words
 
 TILE = LANES  # keys
 HIDDEN = float("-inf")
-REGISTERS = 16  # for what is attended so far
+REGISTERS = 16  # for the output so far
 
 
 def attend_round(
@@ -65,7 +65,8 @@ def attend_round_reference(
     rotary: tuple[torch.Tensor, torch.Tensor],
     heads: Heads,
 ) -> RoundedRows:
-    step_words(place, rotary, cache)  # refuses what has no place
+    """As attend_round, in torch."""
+    step_words(place, rotary, cache)  # raises for invalid positions or slots
     group = heads.num_heads // heads.num_kv_heads
     rows = []
     for query, slot, visible in zip(queries, place.slots, place.visible, strict=True):
@@ -94,7 +95,7 @@ def _attended(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> 
 
 
 def write_attend(text: Text, head_dim: int, group: int) -> None:
-    """`group` heads share their keys; as many at once as there are registers for."""
+    """`group` heads share their keys; as many at once as registers allow."""
     at_once = max(1, REGISTERS * LANES // head_dim)
     _write_scores(text, head_dim // LANES)
     text.raw(
@@ -184,7 +185,7 @@ def _over_keys(
 
 
 def _weights(text: Text, scores: str, seen: str, before: str) -> tuple[str, str, str]:
-    """The largest score so far, the tile's weights, and what all before are multiplied by."""
+    """The largest score so far, the tile's weights, and the factor for all previous sums."""
     scores = text.set(f"select <16 x i1> {seen}, {FLOATS} {scores}, {FLOATS} {numbers(HIDDEN)}")
     most = write_tree(text, scores, "fmax")
     is_more = text.set(f"fcmp ogt float {most}, {before}")
@@ -225,7 +226,7 @@ def _write_scores(text: Text, parts: int) -> None:
 
 
 def _halved(text: Text, one: str, other: str, width: int) -> str:
-    """Sums of what lies `width` lanes apart in each run of 2 · width, of one, then the other."""
+    """Sums of lanes `width` apart in each run of 2 · width, of `one`, then of `other`."""
     runs = range(0, 2 * LANES, 2 * width)
     halves = []
     for start in (0, width):

@@ -41,12 +41,12 @@ class Projection(NamedTuple):
 
     def parts(self) -> list[tuple[StoredWeight, torch.Tensor | None, int]]:
         """Each weight with its bias and its first column."""
-        found, start = [], 0
+        parts, start = [], 0
         for weight in self.weights:
             end = start + weight.num_outputs
-            found.append((weight, None if self.bias is None else self.bias[start:end], start))
+            parts.append((weight, None if self.bias is None else self.bias[start:end], start))
             start = end
-        return found
+        return parts
 
     def reference(self, rows: RoundedRows) -> torch.Tensor:
         return torch.cat([multiply_reference(rows, w, bias) for w, bias, _ in self.parts()], 1)
@@ -63,7 +63,7 @@ class DecoderLayer(NamedTuple):
 
 
 class Decoder(NamedTuple):
-    """`taps` are the layers whose output is told, -1 for the embedding."""
+    """`taps` are the layers whose output is returned, -1 for the embedding."""
 
     embedding: StoredWeight
     layers: Sequence[DecoderLayer]
@@ -168,7 +168,7 @@ def decoder_reference(
     place: Place,
     rotary: tuple[torch.Tensor, torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What DecoderPass computes."""
+    """As DecoderPass, in torch."""
     update: torch.Tensor | None = None
     total = embed_reference(decoder.embedding, token_ids)
     taps: dict[int, torch.Tensor] = {}

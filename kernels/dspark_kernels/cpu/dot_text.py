@@ -9,7 +9,7 @@ from dspark_kernels.cpu.llvm_text import Text, constant, vector
 
 @dataclass
 class Sums:
-    """Running sums: int32 lanes, and what a variant keeps beside them."""
+    """Running sums: int32 lanes, and a variant's additional state."""
 
     whole: list[str] = field(default_factory=list)
     short: str | None = None  # int16 lanes that are not widened yet
@@ -19,7 +19,7 @@ class Sums:
 
 class Dot(Protocol):
     """`lanes` of int32 each hold the sum of one output; `is_signed`: 8-bit weights count as signed
-    here, so that their offset of 128 is no matter of the sum."""
+    here, so that the sum need not handle their offset of 128."""
 
     @property
     def lanes(self) -> int: ...
@@ -31,7 +31,7 @@ class Dot(Protocol):
     def declarations(self) -> tuple[str, ...]: ...
 
     def weights(self, text: Text, codes: str) -> str:
-        """<4 lanes x i8> of unsigned codes -> what `add` takes."""
+        """<4 lanes x i8> of unsigned codes -> the operand of `add`."""
         ...
 
     def add(self, text: Text, sums: Sums, weights: str, x: str) -> None:
@@ -170,7 +170,7 @@ class Neon:
 
 
 class Plain:
-    """What every processor has: products of bytes in int16, which hold 127 · 255, then sums."""
+    """For every processor: products of bytes in int16, which hold 127 · 255, then sums."""
 
     lanes = 16
     is_signed = False

@@ -1,9 +1,9 @@
-"""The driver in LLVM's text: threads take units of an operation and go on when all are done.
+"""The driver in LLVM's text: threads take units of an operation and continue when all are done.
 
 A program is a table of operations, OP_WORDS words each: function, units, units per row, units taken
 at once, then the function's own words. `step` is the table of what changes from pass to pass, its
 first word the number of rows. A function is void(own words, step, first unit, unit after the last).
-What a unit computes does not depend on who takes it.
+A unit's result does not depend on the thread that takes it.
 
 Nobody waits for a thread, only for units: one that the system has put aside holds up nothing unless
 it has taken some. Every operation has two counters, units taken and units done, with the number of
@@ -17,7 +17,7 @@ OP_WORDS = 24
 HEADER_WORDS = 4
 MAX_OPS, MAX_THREADS = 4096, 256
 LINE = 64
-# the shared state: words on cache lines of their own, then a line for each thread and operation
+# the shared state: words on separate cache lines, then a line for each thread and operation
 STATE = ("job", "begun", "program", "length", "step", "rows", "yield")
 INSIDE = LINE * len(STATE)
 COUNTERS = INSIDE + LINE * MAX_THREADS
@@ -132,7 +132,7 @@ def _spin(text: Text, address: str, is_over: str, limit: str | None) -> str:
 
 
 def _await(text: Text) -> None:
-    """await_job(state, last job seen, turns): the job after it, or the same where none came."""
+    """await_job(state, last job seen, turns): the next job, or the same if none came."""
     text.raw("define i64 @await_job(ptr %state, i64 %seen, i64 %limit) {")
     value = _spin(text, _field(text, "job"), "icmp ne i64 VALUE, %seen", "%limit")
     text.do(f"ret i64 {value}")

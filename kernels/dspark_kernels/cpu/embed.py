@@ -24,12 +24,14 @@ def embed(weight: StoredWeight, token_ids: torch.Tensor) -> torch.Tensor:
 
 
 def embed_op(weight: StoredWeight, out: torch.Tensor) -> Op:
+    """As embed, as an operation of a Program."""
     planes = [plane if plane.numel() else 0 for plane in weight.planes()]
     words = (out, 4 * out.stride(0), weight.width // 32, *planes)
     return Op(f"embed_{weight.kind}", 0, 1, words)
 
 
 def embed_reference(weight: StoredWeight, token_ids: torch.Tensor) -> torch.Tensor:
+    """As embed, in torch."""
     return weight.rows(token_ids)
 
 

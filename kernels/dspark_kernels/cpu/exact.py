@@ -21,5 +21,6 @@ def fma(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
 
 
 def sqrt(x: torch.Tensor) -> torch.Tensor:
-    """Of float32, rounded once; torch's own is one bit off now and then (MKL's)."""
+    """x [...] float32 -> its square root, rounded once; torch's is one bit off now and then
+    (MKL's)."""
     return x.double().sqrt().float()

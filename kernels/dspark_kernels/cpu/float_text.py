@@ -1,6 +1,6 @@
 """Float32 arithmetic in LLVM's text, 16 lanes wide on every processor, and the same in torch.
 
-Only operations that round correctly are used, each where it is written, so that no processor and no
+Only operations that round correctly are used, in the written order, so that no processor and no
 library of functions decides a bit.
 """
 
@@ -14,7 +14,7 @@ from dspark_kernels.cpu.llvm_text import Text
 
 LANES = 16
 FLOATS, WORDS = "<16 x float>", "<16 x i32>"
-MAGIC = 12582912.0  # 1.5 · 2**23: what is added to it is rounded to whole numbers, in its low bits
+MAGIC = 12582912.0  # 1.5 · 2**23: a number added to it is rounded to an integer, in the low bits
 MAGIC_BITS = 0x4B400000
 HIGHEST, LOWEST = 88.0, -87.0  # exponents between which exp is neither infinite nor subnormal
 LOG2_E = 1.4426950408889634
@@ -65,7 +65,7 @@ def write_exp(text: Text, x: str) -> str:
 
 
 def exp(x: torch.Tensor) -> torch.Tensor:
-    """What write_exp computes."""
+    """As write_exp, in torch: [...] -> [...]."""
     inside = torch.where(x > HIGHEST, HIGHEST, x)
     inside = torch.where(inside < LOWEST, LOWEST, inside)
     moved = fma(inside, torch.tensor(LOG2_E), torch.tensor(MAGIC))
@@ -100,7 +100,7 @@ def write_tree(text: Text, x: str, combine: str = "fadd") -> str:
 
 
 def tree_sum(x: torch.Tensor) -> torch.Tensor:
-    """What write_tree computes: [..., 16] -> [...]."""
+    """As write_tree, in torch: [..., 16] -> [...]."""
     for width in (8, 4, 2, 1):
         x = x[..., :width] + x[..., width : 2 * width]
     return x[..., 0]

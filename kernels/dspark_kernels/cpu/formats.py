@@ -1,4 +1,4 @@
-"""The formats of stored weights, as what they have in common: codes of groups of 32, and factors.
+"""The formats of stored weights in a common form: codes of groups of 32, and factors.
 
 weight = factor · (code - offset) + least, where factor and least are half-precision numbers of each
 group, or small whole numbers of it times half-precision ones of each 256 inputs (the K-quants).
@@ -26,7 +26,7 @@ class Format(NamedTuple):
 
     @property
     def block(self) -> int:
-        """Inputs of a block of the file; the width has to be a multiple of it."""
+        """Inputs per block of the file; the width must be a multiple of it."""
         return 32 * SUPER if self.is_super else 32
 
 

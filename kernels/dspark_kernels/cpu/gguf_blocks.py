@@ -19,15 +19,20 @@ class Parts(NamedTuple):
 
 
 def take_apart(kind: str, blocks: torch.Tensor) -> Parts:
-    """blocks uint8 [N, bytes of a row]. Raises ValueError where one is not whole or not finite."""
+    """blocks uint8 [N, bytes per row]. Raises ValueError if one is incomplete or not finite."""
     size = FORMATS[kind].block_bytes
     if blocks.dtype != torch.uint8 or blocks.dim() != 2 or blocks.shape[1] % size:
         raise ValueError(f"{kind} rows are whole blocks of {size} bytes, not {list(blocks.shape)}")
-    parts = _READERS[kind](blocks.unflatten(1, (-1, size)))
-    for halves in (parts.factors, parts.leasts, parts.super_factors, parts.super_leasts):
+    block_parts = _READERS[kind](blocks.unflatten(1, (-1, size)))
+    for halves in (
+        block_parts.factors,
+        block_parts.leasts,
+        block_parts.super_factors,
+        block_parts.super_leasts,
+    ):
         if halves is not None and halves.dtype == torch.float16 and not halves.isfinite().all():
             raise ValueError(f"{kind} weights with scales that are not finite")
-    return parts
+    return block_parts
 
 
 def _half(blocks: torch.Tensor, at: int) -> torch.Tensor:

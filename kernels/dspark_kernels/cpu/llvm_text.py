@@ -1,11 +1,11 @@
-"""Writing LLVM's text: values get names of their own, loops carry values."""
+"""Writes LLVM's text: values get unique names, loops carry values."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 
 class Carried(NamedTuple):
-    """What a loop hands from one turn to the next."""
+    """A value that a loop carries from one iteration to the next."""
 
     type: str
     start: str
@@ -52,7 +52,7 @@ class Text:
         self._lines.append(f"{name}:")
 
     def at(self, base: str, offset: str | int) -> str:
-        """The address `offset` bytes behind `base`."""
+        """The address `offset` bytes after `base`."""
         return base if offset == 0 else self.set(f"getelementptr i8, ptr {base}, i64 {offset}")
 
     def load(self, kind: str, address: str, align: int = 1) -> str:
@@ -62,7 +62,7 @@ class Text:
         self.do(f"store {kind} {value}, ptr {address}, align {align}")
 
     def argument(self, args: str, index: int, kind: str = "i64") -> str:
-        """Number `index` of the words behind `args`."""
+        """Word number `index` at `args`."""
         return self.load(kind, self.at(args, 8 * index), 8)
 
     def splat(self, kind: str, lanes: int, value: str) -> str:
@@ -79,7 +79,7 @@ class Text:
 
 
 class Loop:
-    """for index in range(start, end, step); `values` are what the loop carries."""
+    """for index in range(start, end, step); `values` are carried by the loop."""
 
     def __init__(
         self, text: Text, start: str, end: str, carried: Sequence[Carried] = (), step: str = "1"

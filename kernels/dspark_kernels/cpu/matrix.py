@@ -40,6 +40,7 @@ def multiply_op(
 
 
 def padded_bias(weight: StoredWeight, bias: torch.Tensor | None) -> torch.Tensor | None:
+    """bias [N] -> [N rounded up to whole blocks], zeros behind it."""
     if bias is None:
         return None
     return torch.nn.functional.pad(bias, (0, -weight.num_outputs % LANES)).contiguous()
@@ -48,6 +49,7 @@ def padded_bias(weight: StoredWeight, bias: torch.Tensor | None) -> torch.Tensor
 def multiply_reference(
     rows: RoundedRows, weight: StoredWeight, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
+    """As multiply, in torch."""
     _check(rows, weight, bias)
     form, outputs = FORMATS[weight.kind], torch.arange(weight.num_outputs)
     parts = weight.parts(outputs)

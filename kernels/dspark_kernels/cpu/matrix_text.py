@@ -15,9 +15,9 @@ from dspark_kernels.cpu.stored_weight import LANES, PLANES
 
 # rows of a pass, and native vectors of its lanes, by how wide a vector is
 PASSES = {16: (8, 1), 8: (4, 1), 4: (4, 2)}
-FEW_ROWS = 2  # so many take all lanes of a block at once, whatever the width
+FEW_ROWS = 2  # this many take all lanes of a block at once, whatever the width
 LINE = 64
-PREFETCH = 8192  # bytes ahead of what is multiplied
+PREFETCH = 8192  # bytes ahead of the current product
 PARAMETERS = ", ".join(["ptr %x", "ptr %out", "i64 %stride", "i64 %groups", "ptr %bias"])
 PARAMETERS += ", " + ", ".join(f"ptr %{plane}" for plane in PLANES)
 
@@ -104,7 +104,7 @@ def _call_tile(text: Text, left: str, arguments: str) -> None:
 
 
 def _bytes_of_group(form: Format) -> list[int]:
-    """Of a block, in the planes that have an entry for each group."""
+    """Of a block, in the planes with an entry per group."""
     each = LANES * (1 if form.is_super else 2)
     return [64 * form.low_bits, 64 * form.high_bits, each * form.parts, each]
 
@@ -134,7 +134,7 @@ def _tile(text: Text, form: Format, dot: Dot, rows: int, kind: str) -> None:
 
 
 def _any_tile(text: Text, form: Format, dot: Dot, kind: str) -> None:
-    """Row after row, however many: little text, for what is no processor's first choice."""
+    """Row by row, for any number of rows: little text, for a variant that no processor prefers."""
     text.raw(f"define internal void @tile_of_any({PARAMETERS}, i64 %rows) noinline {{")
     loop = Loop(text, "0", "%rows")
     _Tile(text, form, dot, "%rows", kind).run(Pass([loop.index], range(0, LANES, dot.lanes), True))
@@ -182,7 +182,7 @@ class _Tile:
             text.store(self._floats, value, text.at("%out", place))
 
     def _prefetch(self, group: str) -> None:
-        """Of a pass's codes; processors fetch ahead too, but not far enough."""
+        """Prefetches a pass's codes; processors prefetch too, but not far enough."""
         for plane, size in zip(PLANES, _bytes_of_group(self._form)[:2], strict=False):
             base = self._text.at(f"%{plane}", self._text.set(f"mul i64 {group}, {size}"))
             for line in range(0, size, LINE):

@@ -53,6 +53,7 @@ def _table(table: torch.Tensor | None) -> tuple[torch.Tensor | int, int]:
 def norm_round_reference(
     x: torch.Tensor, update: torch.Tensor | None, weight: torch.Tensor, eps: float
 ) -> tuple[RoundedRows, torch.Tensor, torch.Tensor]:
+    """As norm_round, in torch."""
     total = x if update is None else x + update
     normed = norm_reference(total, weight, eps)
     return round_rows_reference(normed), normed, total
@@ -115,7 +116,7 @@ def _normed(text: Text, total: str, weight: str, scale: str, at: int) -> str:
 def _sum_and_squares(
     text: Text, size: str, total: str, update: tuple[str, str], tap: tuple[str, str]
 ) -> str:
-    """Adds and copies where there is what to add and where to copy; the squares of 16 lanes."""
+    """Adds and copies if there is a residual and a copy; returns the squares of 16 lanes."""
     lanes = Loop(text, "0", size, [Carried(FLOATS, numbers(0.0))], step="64")
     place = text.at(total, lanes.index)
     before, add, plain, after = (text.fresh(s) for s in ("before", "add", "plain", "after"))

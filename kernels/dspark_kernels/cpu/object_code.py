@@ -108,7 +108,7 @@ def _machine(variant: Variant, triple: str | None) -> Any:
 
 
 def _own_triple() -> str:
-    """Windows' own kind of object wants symbols of Microsoft's runtime."""
+    """Windows' own object format needs symbols of Microsoft's runtime."""
     import llvmlite.binding as llvm
 
     triple: str = llvm.get_process_triple()
@@ -124,7 +124,7 @@ def _compiler(variant: Variant) -> Any:
 
 
 def _read(path: Path) -> bytes | None:
-    """None where there is no whole object."""
+    """None if there is no complete object."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -134,7 +134,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def _write(path: Path, code: bytes) -> None:
-    """What cannot be kept is compiled again next time."""
+    """Code that cannot be stored is compiled again next time."""
     beside = path.with_suffix(f".{os.getpid()}-{os.urandom(4).hex()}")
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Threads of our own: they wait spinning for a moment, then sleep; a program is one call each."""
+"""Our own threads: they spin for a moment, then sleep; a program is one call each."""
 
 import ctypes
 import sys

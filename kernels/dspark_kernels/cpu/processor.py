@@ -20,7 +20,7 @@ class Variant(NamedTuple):
 
 
 class CpuBackend(NamedTuple):
-    """`variant` is None where plain torch is all there is; `reason` is for `dspark doctor`."""
+    """`variant` is None if only plain torch can run; `reason` is for `dspark doctor`."""
 
     variant: Variant | None
     reason: str
@@ -28,32 +28,32 @@ class CpuBackend(NamedTuple):
 
 @cache
 def variants() -> dict[str, Variant]:
-    """Those that this processor can run, the fastest first; none where LLVM is not installed."""
+    """Variants that this processor can run, fastest first; none without LLVM."""
     try:
         import llvmlite.binding as llvm
     except ImportError:  # no wheels for this platform
         return {}
     cpu, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features()
     machine = platform.machine().lower()
-    found: list[Variant] = []
+    usable: list[Variant] = []
     if machine in ("x86_64", "amd64"):
         if not all(features.get(name) for name in X86_BASE):
             return {}
         if all(features.get(name) for name in ("avx512vnni", "avx512bw", "avx512vl")):
-            found.append(Variant("vnni512", cpu, features.flatten()))
+            usable.append(Variant("vnni512", cpu, features.flatten()))
         if features.get("avxvnni"):
-            found.append(Variant("avxvnni", "haswell", BASE_FLAGS + ",+avxvnni"))
-        found.append(Variant("avx2", "haswell", BASE_FLAGS))
-        found.append(Variant("generic", "haswell", BASE_FLAGS))
+            usable.append(Variant("avxvnni", "haswell", BASE_FLAGS + ",+avxvnni"))
+        usable.append(Variant("avx2", "haswell", BASE_FLAGS))
+        usable.append(Variant("generic", "haswell", BASE_FLAGS))
     elif machine in ("arm64", "aarch64"):
         if features.get("dotprod") or cpu.startswith("apple-m"):
-            found.append(Variant("neon", cpu, features.flatten()))
-        found.append(Variant("generic", cpu, features.flatten()))
-    return {variant.name: variant for variant in found}
+            usable.append(Variant("neon", cpu, features.flatten()))
+        usable.append(Variant("generic", cpu, features.flatten()))
+    return {variant.name: variant for variant in usable}
 
 
 def choose_cpu_backend() -> CpuBackend:
-    """Raises ValueError where DSPARK_CPU asks for what this processor cannot run."""
+    """Raises ValueError if this processor cannot run the variant in DSPARK_CPU."""
     if os.environ.get("DSPARK_KERNELS") == "torch":
         return CpuBackend(None, "DSPARK_KERNELS=torch is set")
     usable = variants()

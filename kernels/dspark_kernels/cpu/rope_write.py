@@ -65,6 +65,7 @@ def rope_write_reference(
     rotary: tuple[torch.Tensor, torch.Tensor],
     heads: Heads,
 ) -> torch.Tensor:
+    """As rope_write, in torch."""
     sizes = [heads.num_heads, heads.num_kv_heads, heads.num_kv_heads]
     query, key, value = qkv.unflatten(1, (-1, heads.head_dim)).split(sizes, dim=1)
     if heads.norms is not None:
@@ -133,7 +134,7 @@ def write_rope_write(text: Text) -> None:
 
 
 def _normed(text: Text, source: str, norm: str, size: str, count: str, eps: str) -> str:
-    """The address of the head's numbers after its norm: `source` itself where there is none."""
+    """The address of the head's numbers after its norm: `source` itself without a norm."""
     here, there, after = (text.fresh(stem) for stem in ("plain", "normed", "after"))
     scratch = "%scratch"
     text.do(f"br label %{here}")

@@ -11,7 +11,7 @@ import torch
 from dspark_kernels.cpu.runtime import Op, current
 
 GROUP = 32
-TILE_ROWS = 8  # rows that are multiplied together; the last tile holds what is left
+TILE_ROWS = 8  # rows multiplied together; the last tile holds the rest
 GROUP_BYTES = 48  # of one row: 32 codes and the four fields of RoundedRows
 SMALLEST = 2.0**-100
 
@@ -46,17 +46,17 @@ class RoundedRows:
         return self._field(2).view(torch.float32)
 
     def values(self) -> torch.Tensor:
-        """float32 [N, K]: what was rounded to."""
+        """float32 [N, K]: the rounded values."""
         codes = self.codes().unflatten(1, (-1, GROUP)).float()
         out: torch.Tensor = (codes * self.scales().unsqueeze(-1)).flatten(1)
         return out
 
     def _field(self, index: int) -> torch.Tensor:
-        found = []
+        fields = []
         for n, tile in self._tiles():
             start = GROUP * n + 4 * n * index
-            found.append(tile[:, start : start + 4 * n].contiguous().view(torch.int32).t())
-        return torch.cat(found).contiguous()
+            fields.append(tile[:, start : start + 4 * n].contiguous().view(torch.int32).t())
+        return torch.cat(fields).contiguous()
 
     def _tiles(self) -> list[tuple[int, torch.Tensor]]:
         """Rows of each tile, and its records uint8 [K / 32, 48 rows]."""
@@ -67,7 +67,7 @@ class RoundedRows:
 
 
 def empty_rounded(num_rows: int, width: int) -> RoundedRows:
-    """Raises ValueError where the width has no whole groups."""
+    """Raises ValueError if the width is not a multiple of the group."""
     if width <= 0 or width % GROUP:
         raise ValueError(f"rows of {width} numbers are not groups of {GROUP}")
     size = num_rows * width // GROUP * GROUP_BYTES
@@ -86,6 +86,7 @@ def round_rows(x: torch.Tensor) -> RoundedRows:
 
 
 def round_rows_reference(x: torch.Tensor) -> RoundedRows:
+    """As round_rows, in torch."""
     out = empty_rounded(*x.shape)
     grouped = x.unflatten(1, (-1, GROUP))
     # of the bits: they are ordered as the magnitudes are, and a NaN is above all

@@ -49,7 +49,7 @@ def write_round_declarations(text: Text) -> None:
 
 
 def write_places(text: Text, out: str, groups: str, row: str, rows: str) -> tuple[str, str, str]:
-    """Where a row's first group goes; the bytes from group to group, and from field to field."""
+    """Address of a row's first group; bytes from group to group, and from field to field."""
     first = text.set(f"and i64 {row}, -8")
     left = text.set(f"sub i64 {rows}, {first}")
     tile = text.set(f"call i64 @llvm.smin.i64(i64 {left}, i64 8)")

@@ -1,4 +1,4 @@
-"""The text of the libraries that are no matrices."""
+"""The text of the libraries other than matrices."""
 
 from dspark_kernels.cpu.argmax import write_argmax
 from dspark_kernels.cpu.attend_round import write_attend

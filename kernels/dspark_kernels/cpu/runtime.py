@@ -1,4 +1,4 @@
-"""What runs the CPU kernels of this process: a variant, compiled libraries and threads."""
+"""The runtime of this process's CPU kernels: a variant, compiled libraries and threads."""
 
 import os
 import threading
@@ -17,7 +17,7 @@ from dspark_kernels.cpu.pool import Pool
 from dspark_kernels.cpu.processor import CpuBackend, Variant, choose_cpu_backend
 from dspark_kernels.cpu.sources import library_of, source
 
-TAKES_PER_THREAD = 8  # so many parts an operation is taken in, where it has as many units
+TAKES_PER_THREAD = 8  # parts into which an operation is divided, if it has that many units
 
 
 class Op(NamedTuple):
@@ -30,7 +30,7 @@ class Op(NamedTuple):
 
 
 class Program:
-    """Operations that run one after the other, from memory that stays where it is."""
+    """Operations that run one after another, in memory with fixed addresses."""
 
     def __init__(self, runtime: "Runtime", ops: Sequence[Op], max_rows: int) -> None:
         self._runtime = runtime
@@ -40,12 +40,12 @@ class Program:
         ).reshape(-1, OP_WORDS)
 
     def __call__(self, step: torch.Tensor) -> None:
-        """step int64: the number of rows, then what the operations read of a pass."""
+        """step int64: the number of rows, then the words of a pass that operations read."""
         self._runtime.pool.run(self._table, step)
 
 
 class Runtime:
-    """Compiles what is asked for, once. `close` ends its threads; so does its own end."""
+    """Compiles each library once. `close` ends its threads; so does garbage collection."""
 
     def __init__(self, variant: Variant, num_threads: int, cache_folder: Path | None) -> None:
         self.variant, self._cache_folder = variant, cache_folder
@@ -102,7 +102,7 @@ _cache_folder: Path | None = None
 
 
 def keep_compiled(folder: Path) -> None:
-    """Where compiled kernels are kept from now on."""
+    """Sets the folder of compiled kernels."""
     global _cache_folder
     _cache_folder = folder
 
@@ -118,7 +118,7 @@ def runtime_of(variant: Variant, num_threads: int) -> Runtime:
 
 
 def current() -> Runtime | None:
-    """None where plain torch runs instead."""
+    """None if plain torch runs instead."""
     if _chosen.runtime is not None:
         return _chosen.runtime
     variant = usable_backend().variant
@@ -126,12 +126,12 @@ def current() -> Runtime | None:
 
 
 def usable_backend() -> CpuBackend:
-    """What choose_cpu_backend says, once it has been compiled: for `dspark doctor`."""
-    chosen = choose_cpu_backend()
-    if chosen.variant is None:
-        return chosen
-    failure = _failure(chosen.variant, torch.get_num_threads())
-    return chosen if failure is None else CpuBackend(None, failure)
+    """The result of choose_cpu_backend after compiling: for `dspark doctor`."""
+    backend = choose_cpu_backend()
+    if backend.variant is None:
+        return backend
+    failure = _failure(backend.variant, torch.get_num_threads())
+    return backend if failure is None else CpuBackend(None, failure)
 
 
 @lru_cache

@@ -13,7 +13,7 @@ class Source(NamedTuple):
 
 
 def library_of(function: str) -> str:
-    """What comes in formats or sizes has a library for each: few of them are ever needed."""
+    """Operations with formats or sizes have a library for each: few are ever needed."""
     from dspark_kernels.cpu.driver_text import EXPORTS
 
     if function.startswith(("matrix_", "attend_", "embed_")):

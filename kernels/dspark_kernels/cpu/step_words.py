@@ -1,4 +1,4 @@
-"""The words of a pass that change from step to step: how many rows, where they belong."""
+"""The words of a pass that change from step to step: number, positions and slots of rows."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ STRIDES = ("layer_bytes", "value_bytes", "slot_bytes", "head_bytes")
 
 
 class Place(NamedTuple):
-    """int64 [N] each: a row's position, its slot, and how many keys of the slot it sees."""
+    """int64 [N] each: a row's position, its slot, and the number of the slot's keys it sees."""
 
     positions: torch.Tensor
     slots: torch.Tensor
@@ -22,7 +22,7 @@ def index_of(name: str) -> int:
 
 
 def token_words(token_ids: torch.Tensor, num_tokens: int) -> torch.Tensor:
-    """For what reads tokens alone. Raises ValueError where one is none of `num_tokens`."""
+    """For operations that only read tokens. Raises ValueError if one is not below `num_tokens`."""
     _check("tokens", token_ids, 0, num_tokens - 1)
     return torch.tensor([len(token_ids), token_ids.data_ptr()])
 
@@ -36,7 +36,7 @@ def step_words(
     """rotary cos and sin float32 [positions, D]; cache float32 [layers, 2, slots, kv_heads, L, D];
     `tokens` as token_words checked them.
 
-    The tensors must outlive the words. Raises ValueError where a row has no place.
+    The tensors must outlive the words. Raises ValueError if a row's position or slot is invalid.
     """
     num_slots, capacity, head_dim = cache.shape[2], cache.shape[4], cache.shape[5]
     if head_dim % 32 or head_dim > MAX_HEAD_DIM or capacity % 16:

@@ -36,7 +36,7 @@ class StoredWeight:
         return -(-self.num_outputs // LANES)
 
     def planes(self) -> list[torch.Tensor]:
-        """uint8 views in the order of PLANES, empty where the format has none."""
+        """uint8 views in the order of PLANES, empty for planes the format lacks."""
         sizes = _plane_bytes(FORMATS[self.kind], self.num_blocks, self.width // 32)
         return list(self.data.split(sizes))
 
@@ -58,14 +58,14 @@ class StoredWeight:
 
 
 def stored_weight(kind: str, blocks: torch.Tensor) -> StoredWeight:
-    """blocks uint8 [N, bytes of a row] of a GGUF. Raises ValueError where they make no sense."""
+    """blocks uint8 [N, bytes per row] of a GGUF. Raises ValueError if they are invalid."""
     if kind not in FORMATS:
         raise ValueError(f"weights in {kind} are not multiplied as they are stored")
     return pack(kind, take_apart(kind, blocks))
 
 
 def concatenated(weights: Sequence[StoredWeight]) -> StoredWeight | None:
-    """One above the other; None where formats differ or a block would hold outputs of two."""
+    """Concatenated by outputs; None if formats differ or a block would hold outputs of two."""
     first = weights[0]
     if any(each.kind != first.kind or each.width != first.width for each in weights):
         return None
@@ -77,7 +77,7 @@ def concatenated(weights: Sequence[StoredWeight]) -> StoredWeight | None:
 
 
 def num_bytes(kind: str, num_outputs: int, width: int) -> int:
-    """Of `data`. Raises ValueError for what cannot be stored."""
+    """Of `data`. Raises ValueError if it cannot be stored."""
     if kind not in FORMATS or num_outputs <= 0 or width <= 0 or width % FORMATS[kind].block:
         raise ValueError(f"no weight [{num_outputs}, {width}] is stored in {kind}")
     return sum(_plane_bytes(FORMATS[kind], -(-num_outputs // LANES), width // 32))

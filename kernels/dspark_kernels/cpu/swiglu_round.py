@@ -21,7 +21,7 @@ def swiglu_round(gate_up: torch.Tensor) -> RoundedRows:
 
 
 def swiglu_round_op(gate_up: torch.Tensor, rounded: torch.Tensor) -> Op:
-    """gate_up [N, 2 K]; rows may lie further apart."""
+    """gate_up [N, 2 K]; rows may be further apart."""
     width = gate_up.shape[1] // 2
     groups = width // GROUP
     return Op(
@@ -30,6 +30,7 @@ def swiglu_round_op(gate_up: torch.Tensor, rounded: torch.Tensor) -> Op:
 
 
 def swiglu_round_reference(gate_up: torch.Tensor) -> RoundedRows:
+    """As swiglu_round, in torch."""
     gate, up = gate_up.chunk(2, dim=-1)
     return round_rows_reference(gate / (1.0 + exp(-gate)) * up)
 

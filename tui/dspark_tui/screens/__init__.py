@@ -1,1 +1,1 @@
-"""What fills the terminal, one file per screen with its style sheet beside it."""
+"""Screens, one file each, with the style sheet next to it."""

@@ -56,7 +56,7 @@ class ChatScreen(Screen[None]):
     hint: reactive[Hint | None] = reactive[Hint | None](None)
     has_drafter: reactive[bool] = reactive(True)
     phase: reactive[Phase] = reactive[Phase]("loading")
-    turn: reactive[Turn | None] = reactive[Turn | None](None)  # the one that is being answered
+    turn: reactive[Turn | None] = reactive[Turn | None](None)  # the turn that is being answered
     queue: reactive[tuple[Turn, ...]] = reactive[tuple[Turn, ...]](())
     keys: reactive[tuple[Key, ...]] = reactive[tuple[Key, ...]](())
 
@@ -66,7 +66,7 @@ class ChatScreen(Screen[None]):
         self.conversation = Conversation(settings.system)
         self.worker = BackendWorker(backend)
         self.turn_count = 0
-        self.left_turn: Turn | None = None  # of a chat set aside, which is being stopped
+        self.left_turn: Turn | None = None  # of a chat set aside, while it is being stopped
         self.aside: tuple[Conversation, Status] | None = None
         self.holds_queue = False  # after a stop or a failure, until Enter
         self.quits_until = 0.0
@@ -92,7 +92,7 @@ class ChatScreen(Screen[None]):
         if self.settings.first_prompt:
             await self._enqueue(self.settings.first_prompt)
 
-    # What the backend reports
+    # Events of the backend
 
     @on(LoadStep)
     def show_load_step(self, message: LoadStep) -> None:
@@ -161,7 +161,7 @@ class ChatScreen(Screen[None]):
         stats = add_round(self.status.stats, event)
         self.status = replace(self.status, stats=stats, context_tokens=event.context_tokens)
 
-    # What the person does
+    # Actions of the user
 
     @on(PromptBox.Submitted)
     async def take_prompt(self, message: PromptBox.Submitted) -> None:
@@ -194,7 +194,7 @@ class ChatScreen(Screen[None]):
 
     @on(PromptBox.TakenBack)
     async def take_back(self) -> None:
-        """The newest prompt of the queue returns to the box."""
+        """Returns the newest queued prompt to the box."""
         if self.queue:
             *rest, newest = self.queue
             self.queue = tuple(rest)
@@ -208,7 +208,7 @@ class ChatScreen(Screen[None]):
             self.worker.stop_answer()
 
     def interrupt(self) -> None:
-        """Ctrl+C where nothing is selected: stops the answer, empties the box, quits."""
+        """Ctrl+C without a selection: stops the answer, clears the box, quits."""
         prompt_box = self.query_one(PromptBox)
         if self.phase == "answering" and not self.worker.is_stopping:
             self.worker.stop_answer()
@@ -222,7 +222,7 @@ class ChatScreen(Screen[None]):
             self.say(Hint(wording.QUIT_AGAIN))
 
     async def action_new_chat(self) -> None:
-        """Sets the conversation aside, and in an empty one brings that back."""
+        """Sets the conversation aside; in an empty one, brings the last one back."""
         transcript = self.query_one(Transcript)
         if transcript.is_empty:
             if self.aside is not None:
@@ -262,7 +262,7 @@ class ChatScreen(Screen[None]):
         self.view = replace(self.view, shading=not self.view.shading)
 
     def action_copy_answer(self) -> None:
-        """Copy the last answer, without marks, thinking and refused drafts."""
+        """Copy the last answer, without marks, thinking and rejected drafts."""
         text = self.turn.answer.text if self.turn else self.conversation.last_answer
         if text:
             self.app.copy_to_clipboard(text)
@@ -273,7 +273,7 @@ class ChatScreen(Screen[None]):
         transcript.scroll_relative(y=pages * transcript.size.height, animate=False)
 
     def say(self, hint: Hint) -> None:
-        """One at a time, where it covers nothing."""
+        """Shows one notice at a time, without covering text."""
         if self._hint_end is not None:
             self._hint_end.stop()
         self.hint = hint
@@ -282,7 +282,8 @@ class ChatScreen(Screen[None]):
     # Steps of a turn
 
     async def _enqueue(self, prompt: str) -> None:
-        """Last in the queue; while that is held, first: it may be the one that failed, mended."""
+        """Queues a prompt last; while the queue is held, first: it may be the corrected failed
+        prompt."""
         self.turn_count += 1
         answer = Answer().data_bind(ChatScreen.view)
         turn = Turn(self.turn_count, prompt, UserMessage(prompt), answer, self.conversation)
@@ -321,7 +322,7 @@ class ChatScreen(Screen[None]):
         self._next_answer()
 
     async def _give_back(self, turn: Turn) -> None:
-        """An unanswered prompt returns to the box, unless something new is typed there."""
+        """Returns an unanswered prompt to the box, unless something new has been typed."""
         self.holds_queue = True
         prompt_box = self.query_one(PromptBox)
         if prompt_box.text:
@@ -334,7 +335,7 @@ class ChatScreen(Screen[None]):
     async def _notice(self, error: DSparkError) -> None:
         await self.query_one(Transcript).add(Notice(error.message, error.hint))
 
-    # What follows from the state
+    # Derived from the state
 
     def watch_phase(self, phase: Phase) -> None:
         if self.is_mounted:

@@ -1,4 +1,4 @@
-"""What the marks, the figures and the keys mean."""
+"""Help: the meaning of marks, figures and keys."""
 
 from typing import ClassVar
 
@@ -13,21 +13,21 @@ from dspark_tui.token_spans import SIGNS
 
 Rows = tuple[tuple[str, str, str], ...]
 MARKS: Rows = (
-    ("accepted", SIGNS["accepted"], "A draft that the target checked and kept."),
-    ("rejected", SIGNS["rejected"], "A draft that the target refused; not part of the answer."),
-    ("own", SIGNS["own"], "A token that the target wrote itself."),
+    ("accepted", SIGNS["accepted"], "A draft that the target checked and accepted."),
+    ("rejected", SIGNS["rejected"], "A draft that the target rejected; not part of the answer."),
+    ("own", SIGNS["own"], "A token written by the target itself."),
 )
 FIGURES: Rows = (
-    ("tok/s", "bold", "New tokens per second, the prompt's reading left out."),
-    ("τ", "bold", "Mean tokens per round: accepted drafts and the one that the target adds."),
-    ("verified", "bold", "Mean drafts per round that the target checked."),
-    ("context", "bold", "Tokens of this conversation, and how many fit."),
+    ("tok/s", "bold", "New tokens per second, excluding the prompt."),
+    ("τ", "bold", "Mean tokens per round: accepted drafts plus the target's own token."),
+    ("verified", "bold", "Mean number of drafts the target checks per round."),
+    ("context", "bold", "Tokens in this conversation, and the maximum."),
 )
 KEYS: Rows = tuple(
     (key, "$text-primary bold", meaning)
     for key, meaning in (
         ("Enter", "Send; while an answer is written, queue. Ctrl+J starts a new line."),
-        ("Up", "Take the newest queued prompt back, in an empty box."),
+        ("Up", "In an empty box, take back the newest queued prompt."),
         ("Esc", "The same; if none is queued, stop the answer and keep what was written."),
         ("Ctrl+C", "Copy the selection, stop the answer or clear the prompt; twice: quit."),
         ("Ctrl+N", "New chat; once more brings the last one back."),
@@ -43,8 +43,8 @@ COMMANDS: Rows = (
     ("/bye", "$text-primary bold", "Quit; also /exit and /quit."),
 )
 PROMISE = (
-    "Drafts make an answer sooner, never different: greedy or with a seed, each token is the one "
-    "that the target alone would write; otherwise it is drawn from the target's own distribution."
+    "Drafts make answers faster, never different: greedy or with a seed, each token is the one "
+    "the target alone would write; otherwise it is drawn from the target's own distribution."
 )
 
 

@@ -1,1 +1,1 @@
-"""Small pieces of the chat screen: data comes down by reactives, messages go up."""
+"""Widgets of the chat screen: data comes down by reactives, messages go up."""

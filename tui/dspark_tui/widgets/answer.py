@@ -15,13 +15,13 @@ from dspark_tui import wording
 from dspark_tui.token_spans import Mark, View, content_of
 
 FULL_BLOCK_CHARACTERS = 800
-# A frame costs as much as a small round: more of them would slow down what they show.
+# A frame costs as much as a small round: more frames would slow down decoding.
 FRAME_SECONDS = 1 / 20
 _REFUSED = "\0"
 
 
 class Block(Static):
-    """Some lines of an answer. Closed ones are not rendered again until the view changes."""
+    """Some lines of an answer. Closed lines are not rendered again until the view changes."""
 
     def __init__(self, view: View, is_thinking: bool = False) -> None:
         super().__init__(markup=False, classes="thinking" if is_thinking else None)
@@ -44,12 +44,12 @@ class Block(Static):
         self.update(content, layout=self._needs_room(content))
 
     def _needs_room(self, content: Content) -> bool:
-        """Most rounds stay on their line, and laying out the screen costs more than drawing it."""
+        """Most rounds stay on their line, and a layout of the screen costs more than drawing it."""
         width, height = self.size
         return width == 0 or content.get_height({}, width) != height
 
     def get_selection(self, selection: Selection) -> tuple[str, str] | None:
-        """What is copied is the answer: refused drafts are left out."""
+        """Copies only the answer, without rejected drafts."""
         blanked = (
             replace(mark, text=_REFUSED * len(mark.text)) if mark.kind == "rejected" else mark
             for mark in self.marks
@@ -59,7 +59,7 @@ class Block(Static):
 
 
 class Answer(Vertical):
-    """What the model wrote, thinking set apart, and a line that says how it goes or how it went."""
+    """The model's text, with thinking set apart, and a line of progress or figures."""
 
     view: reactive[View] = reactive(View())
     note: reactive[str] = reactive("")
@@ -97,7 +97,7 @@ class Answer(Vertical):
             self._begin_block(block.is_thinking).append(replace(mark, text=after))
 
     def _begin_section(self, mark: Mark) -> None:
-        """From the answer to thinking, or back; blank lines between them are the style's matter."""
+        """Switches between thinking and answer; the style sheet spaces them."""
         text = mark.text.lstrip("\n")
         if not text:
             return
@@ -115,7 +115,7 @@ class Answer(Vertical):
 
     @property
     def text(self) -> str:
-        """The answer alone, without thinking and refused drafts."""
+        """The answer alone, without thinking and rejected drafts."""
         return "\n".join(
             "".join(mark.text for mark in block.marks if mark.kind != "rejected")
             for block in self._blocks

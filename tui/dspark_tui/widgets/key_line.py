@@ -1,4 +1,4 @@
-"""What the keys do, as far as the width allows; a click does it too."""
+"""The keys and their actions, as far as the width allows; clickable."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ GAP = "  "
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """The larger `worth`, the narrower the line that it still stands in."""
+    """A key with a larger `worth` stays visible in narrower lines."""
 
     name: str
     meaning: str

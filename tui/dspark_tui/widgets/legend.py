@@ -1,4 +1,4 @@
-"""What the marks mean: each word wears the sign it explains."""
+"""The meaning of the marks: each word is shown in the style it explains."""
 
 from textual.content import Content
 from textual.reactive import reactive
@@ -37,19 +37,19 @@ class Legend(Widget):
 
 
 def legend(view: View, is_short: bool) -> Content:
-    parts: list[tuple[str, str]] = []
+    spans: list[tuple[str, str]] = []
     for kind, words in WORDS.items():
         if kind != "rejected" or view.show_rejected:
-            parts += [(words[is_short], style_of(Mark("", kind), view)), GAP]
+            spans += [(words[is_short], style_of(Mark("", kind), view)), GAP]
     if not view.show_rejected and not is_short:
-        parts += [("rejected hidden", "$foreground-muted"), GAP]
+        spans += [("rejected hidden", "$foreground-muted"), GAP]
     if view.shading:
-        parts += [*_ramp(view, is_short), GAP]
-    return Content.assemble(*parts[:-1])
+        spans += [*_ramp(view, is_short), GAP]
+    return Content.assemble(*spans[:-1])
 
 
 def _ramp(view: View, is_short: bool) -> list[tuple[str, str]]:
-    """From 0 to 1, what the head thinks of its own drafts."""
+    """A scale of the head's confidence, from 0 to 1."""
     steps = range(0, SHADES + 1, 2 if is_short else 1)
     shades = [(" ", style_of(Mark("", "accepted", step / SHADES), view)) for step in steps]
     cells = [(text, style.replace(" underline", "")) for text, style in shades]

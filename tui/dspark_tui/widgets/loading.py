@@ -1,4 +1,4 @@
-"""How far fetching and loading a pair have come."""
+"""Progress of fetching and loading a pair."""
 
 from textual.app import ComposeResult
 from textual.containers import Horizontal
@@ -7,7 +7,7 @@ from textual.widgets import ProgressBar, Static
 from dspark.events import FetchProgress, LoadProgress
 from dspark_tui.wording import capitalised
 
-# From so many bytes on: unit, digits behind the point, name; so that what comes is seen to come.
+# From this many bytes on: unit, decimals, name; fine enough to see the download move.
 UNITS = (
     (10**9, 10**9, 2, "GB"),
     (10**7, 10**6, 0, "MB"),
@@ -24,7 +24,7 @@ class LoadingPanel(Horizontal):
 
     def show(self, step: FetchProgress | LoadProgress) -> None:
         self.query_one(Static).update(describe(step))
-        # A bar of one step would only jump; without a total it moves by itself.
+        # A bar of one step would only jump; without a total it is animated.
         total = step.total if step.total and step.total > 1 else None
         bar = self.query_one(ProgressBar)
         bar.update(total=total, progress=step.done)

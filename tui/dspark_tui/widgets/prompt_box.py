@@ -1,4 +1,4 @@
-"""Where a prompt is typed: Enter sends, Shift+Enter or Ctrl+J starts a new line."""
+"""The input box: Enter sends, Shift+Enter or Ctrl+J starts a new line."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,15 +17,15 @@ class PromptBox(TextArea):
 
     @dataclass
     class Submitted(Message):
-        """The text stays in the box until whoever takes it calls `clear`."""
+        """The text stays in the box until its receiver calls `clear`."""
 
         text: str
 
     class Left(Message):
-        """Ctrl+D, as at the end of any input."""
+        """Ctrl+D in an empty box, the end of input."""
 
     class TakenBack(Message):
-        """Up, where there is no line to go up to."""
+        """Up, on the first line."""
 
     def __init__(self) -> None:
         super().__init__(show_line_numbers=False, compact=True, highlight_cursor_line=False)
@@ -53,7 +53,7 @@ class PromptBox(TextArea):
         self.move_cursor(self.document.end)
 
     def put_before(self, text: str) -> None:
-        """The same, above what is typed already."""
+        """The same, above the text already typed."""
         self.put(f"{text}\n{self.text}" if self.text else text)
 
     def wipe(self) -> None:

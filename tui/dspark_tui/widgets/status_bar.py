@@ -11,12 +11,12 @@ from dspark.events import DecodeStats
 
 FULL_CONTEXT = 0.9
 HINT_STYLES = {False: "$text-accent", True: "$text-error"}
-NO_COLOURS = "no colours"  # the legend says why
+NO_COLOURS = "no colours"  # explained in the legend
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Everything that the line says."""
+    """Everything that the line shows."""
 
     model: str = ""
     place: str = ""
@@ -29,7 +29,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """What stands there for some seconds instead of the figures."""
+    """A notice shown for a few seconds instead of the figures."""
 
     text: str
     is_error: bool = False
@@ -49,7 +49,7 @@ class StatusBar(Widget):
 
 
 def _line(status: Status, has_drafter: bool, words: int) -> Content:
-    """`words`: 3 all of them, 2 short ones, 1 without the machine, 0 hardly any."""
+    """`words`: 3 all, 2 short ones, 1 without the machine, 0 hardly any."""
     fields = [
         _model(status, words),
         *_figures(status, has_drafter, words),
@@ -57,10 +57,10 @@ def _line(status: Status, has_drafter: bool, words: int) -> Content:
         _context(status, words),
     ]
     gap = ("  " if words == 0 else "   ", "")
-    parts: list[tuple[str, str]] = []
+    spans: list[tuple[str, str]] = []
     for field in filter(None, fields):
-        parts += [*([gap] if parts else []), *field]
-    return Content.assemble(*parts)
+        spans += [*([gap] if spans else []), *field]
+    return Content.assemble(*spans)
 
 
 Field = list[tuple[str, str]]
@@ -95,7 +95,7 @@ def _context(status: Status, words: int) -> Field:
         return []
     is_full = status.context_tokens >= FULL_CONTEXT * status.context_limit
     label = [("context ", "$foreground-muted")] if words else []
-    # The last token of a full context needs no place of its own.
+    # The last token of a full context needs no position.
     used = f"{min(status.context_tokens, status.context_limit):,}"
     limit = f"{status.context_limit:,}"
     return [

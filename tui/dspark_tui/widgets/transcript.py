@@ -1,4 +1,4 @@
-"""The conversation from top to bottom; follows its end until the reader scrolls away."""
+"""The conversation from top to bottom; follows its end until the user scrolls away."""
 
 from textual.app import ComposeResult
 from textual.containers import VerticalGroup, VerticalScroll
@@ -18,24 +18,24 @@ class UserMessage(Static):
 
 
 class Notice(Static):
-    """Something that went wrong: what happened and what to do."""
+    """An error and its hint."""
 
     def __init__(self, message: str, hint: str) -> None:
-        parts = [("✗ ", "$text-error bold"), (visible(capitalised(message)), "$text-error")]
+        spans = [("✗ ", "$text-error bold"), (visible(capitalised(message)), "$text-error")]
         if hint:
-            parts.append((f"\n{hint}", "$foreground-muted"))
-        super().__init__(Content.assemble(*parts))
+            spans.append((f"\n{hint}", "$foreground-muted"))
+        super().__init__(Content.assemble(*spans))
 
 
 class Remark(Static):
-    """Something worth knowing about the conversation."""
+    """A note about the conversation."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text, markup=False)
 
 
 class Welcome(Static):
-    """What an empty chat shows."""
+    """The content of an empty chat."""
 
 
 class Turns(VerticalGroup):
@@ -72,7 +72,7 @@ class Transcript(VerticalScroll, can_focus=False):
         return len(self._shown.children) == 1
 
     async def add(self, *widgets: Widget, before: Widget | None = None) -> None:
-        """Whoever adds something wants to see it."""
+        """Scrolls to new content."""
         self._shown.query_one(Welcome).display = False
         await self._shown.mount(*widgets, before=before)
         self.anchor()
@@ -83,7 +83,7 @@ class Transcript(VerticalScroll, can_focus=False):
         self._shown.query_one(Welcome).display = self.is_empty
 
     async def begin(self, *, keeps_this: bool) -> None:
-        """An empty conversation; the one that is shown is set aside, or forgotten."""
+        """Starts an empty conversation; the one shown is set aside, or dropped."""
         old, self._shown = self._shown, Turns()
         gone: Turns | None = old
         if keeps_this:
@@ -96,7 +96,7 @@ class Transcript(VerticalScroll, can_focus=False):
         self.anchor()
 
     async def bring_back(self) -> None:
-        """What was set aside, in place of the empty conversation."""
+        """Brings back the conversation set aside, in place of the empty one."""
         assert self._aside is not None, "only what was set aside comes back"
         empty, self._shown, self._aside = self._shown, self._aside, None
         self._shown.display = True
