@@ -172,8 +172,8 @@ def in_float64(x: torch.Tensor, weight: Weight) -> torch.Tensor:
             values = weight.rows(begin, end).dequantized(torch.float64)
         else:
             values = weight[begin:end].double()
-        parts.append(x.double() @ values.t())
-    return torch.cat(parts, dim=1)
+        outputs.append(x.double() @ values.t())
+    return torch.cat(outputs, dim=1)
 
 
 def check_norm(setting: Setting, shape: ModelShape, dtype: torch.dtype) -> Record:

@@ -22,7 +22,7 @@ CHAIN = (
 DRAFT_KINDS: tuple[DraftWeights, ...] = (
     "int8",
     "fp8",
-)  # copies of the draft's weights: what a lighter draft would bring
+)  # copies of the head's weights: the gain of a lighter head
 PROFILED_KERNELS = 14
 
 

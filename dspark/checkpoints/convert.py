@@ -84,7 +84,7 @@ def _borrowed(
     }
     if "embed_tokens.weight" not in tables:
         raise CheckpointError(f"{target} has no model.embed_tokens.weight to copy")
-    found.setdefault("lm_head.weight", found["embed_tokens.weight"].clone())
+    tables.setdefault("lm_head.weight", tables["embed_tokens.weight"].clone())
     if config.draft_vocab_size:
         d2t = tensors["d2t"].long()
         tables["lm_head.weight"] = tables["lm_head.weight"][d2t + torch.arange(len(d2t))]

@@ -83,7 +83,7 @@ def open_draft(directory: Path) -> tuple[HeadConfig, MutableMapping[str, torch.T
     stored: MutableMapping[str, torch.Tensor] = StoredTensors(
         head.folder, names=head.names, renamed=head.names
     )
-    interleaved = found.raw.get("rope_is_neox_style") is False
+    interleaved = head.raw.get("rope_is_neox_style") is False
     if interleaved:  # some are read in another form than stored
         stored = dict(stored)
     return head.config, ours(stored, head.config, interleaved=interleaved)

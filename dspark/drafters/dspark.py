@@ -44,7 +44,7 @@ class DSparkDrafter(HeadDrafter):
     ) -> None:
         self.config = config
         parts = (config, tensors, embedding, output_head)
-        super().__init__(*parts, draft_vocabulary=draft_vocabulary, pack=pack)
+        super().__init__(*parts, draft_vocabulary=draft_vocabulary, prepack=prepack)
         self._mask_embedding = self._embedding[config.mask_token_id]
 
     def _count_weights(self, num_columns: int) -> int:

@@ -82,7 +82,7 @@ class Eagle3Drafter(HeadDrafter):
     ) -> None:
         self.config = config
         parts = (config, tensors, embedding, output_head)
-        super().__init__(*parts, draft_vocabulary=draft_vocabulary, pack=pack)
+        super().__init__(*parts, draft_vocabulary=draft_vocabulary, prepack=prepack)
 
     def _count_weights(self, num_columns: int) -> int:
         num_layer_weights = sum(p.numel() for p in self._head.layers.parameters())

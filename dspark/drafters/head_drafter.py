@@ -107,8 +107,8 @@ class HeadDrafter:
         head_tensors = {name: tensors.pop(name).to(self.device, self.dtype) for name in [*tensors]}
         with torch.device("meta"):
             self._head = self.module(config)
-        self._head.load_state_dict(own, strict=True, assign=True)
-        own.clear()
+        self._head.load_state_dict(head_tensors, strict=True, assign=True)
+        head_tensors.clear()
         self._head.requires_grad_(False).eval()
         markov, softcap = self._head.markov_head, config.final_logit_softcapping
         self._vocabulary: DraftVocabulary = (

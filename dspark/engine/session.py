@@ -253,7 +253,7 @@ def open_session(
 
 
 def load_drafter(directory: Path, target: Target, weights: DraftWeights = "auto") -> Drafter:
-    """Read the head and join it to its target. Raises PairMismatchError, CheckpointError."""
+    """Load the head for its target. Raises PairMismatchError, CheckpointError."""
     spec = target.spec
     config = read_any_config(directory)
     config.check_target(

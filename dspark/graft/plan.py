@@ -147,7 +147,7 @@ def _items(job: GraftJob, shape: HeadConfig) -> tuple[PlanItem, ...]:
             f"{shape.num_target_layers} layers of the target, frozen",
         ),
         PlanItem("algorithm", config.algorithm, ALGORITHMS[config.algorithm].summary),
-        PlanItem("layers", str(shape.num_layers), f"{own}; {_start_of(job, begun)}"),
+        PlanItem("layers", str(shape.num_layers), f"{width_reason}; {_start_of(job, begun)}"),
         PlanItem("taps", ", ".join(map(str, shape.target_layer_ids)), taps),
         PlanItem("block", str(shape.block_size), "tokens drafted per round"),
         PlanItem(
@@ -164,7 +164,7 @@ def _items(job: GraftJob, shape: HeadConfig) -> tuple[PlanItem, ...]:
 
 
 def _view_bytes(shape: HeadConfig) -> int:
-    """Of a token's taps and final hidden state, in bf16."""
+    """Bytes of a token's taps and final hidden state, in bf16."""
     return (shape.tap_width + shape.hidden_size) * HALF
 
 

@@ -131,13 +131,14 @@ class Gemma4Layer(DraftLayer):
 
 
 def draft_layer(config: HeadConfig, input_width: int | None = None) -> DraftLayer:
-    """Of the config's family. `input_width` of what attention projects: the hidden size if None."""
+    """The layer of the config's family. `input_width` of attention: the hidden size if None."""
     layer = Gemma4Layer if config.family == "gemma4" else DraftLayer
     return layer(config, input_width)
 
 
 def full_rotary(config: HeadConfig, like: torch.Tensor) -> RotaryTable:
-    """Every dimension of a head turns, or the first part; on the device, in the type of `like`."""
+    """Rotates every dimension of a head, or the first part; on the device and in the dtype of
+    `like`."""
     if config.yarn is not None:
         return _yarn_rotary(config, config.yarn, like)
     exponent = torch.arange(0, config.head_dim, 2, device=like.device).float()

@@ -41,12 +41,12 @@ class Convention:
 def neighbours(
     config: HeadConfig, *, num_layers: int, thetas: Iterable[float], masks: Iterable[int]
 ) -> list[Convention]:
-    """All that can be tried on this head. `thetas` and `masks` are what the files might mean."""
-    found = [*_of_taps(config, num_layers), *_of_rope(config, thetas)]
+    """All alternatives for this head. `thetas` and `masks` are candidate values."""
+    conventions = [*_of_taps(config, num_layers), *_of_rope(config, thetas)]
     if not config.has_mask:
-        return [*found, *_of_rows()]
-    found += _of_blocks(config.block_size)
-    found += [
+        return [*conventions, *_of_rows()]
+    conventions += _of_blocks(config.block_size)
+    conventions += [
         Convention(
             f"the mask token is {mask}, not {config.mask_token_id}",
             changes={"mask_token_id": mask},
@@ -62,7 +62,7 @@ def neighbours(
             )
         )
         if config.draft_vocab_size is None:
-            found.append(
+            conventions.append(
                 Convention("the two tables of the sequential head are swapped", swaps_markov=True)
             )
     return conventions
@@ -87,7 +87,7 @@ def _of_taps(config: HeadConfig, num_layers: int) -> Iterator[Convention]:
 
 
 def _of_rope(config: HeadConfig, thetas: Iterable[float]) -> Iterator[Convention]:
-    yield Convention("the head knows no rotary positions", has_rope=False)
+    yield Convention("the head does not use rotary positions", has_rope=False)
     for theta in dict.fromkeys((*thetas, *COMMON_THETAS)):
         if theta != config.rope_theta:
             yield Convention(

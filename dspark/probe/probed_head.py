@@ -134,7 +134,7 @@ class ProbedHead:
             self._target.embedding(),
             self._target.output_head(),
             draft_vocabulary=self._draft_vocabulary,
-            pack=False,
+            prepack=False,
         )
         _leave_out(drafter._head, convention.without)
         table = drafter._rotary

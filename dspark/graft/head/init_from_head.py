@@ -15,7 +15,7 @@ from dspark.errors import InputError, PairMismatchError
 from dspark.graft.head.init_from_target import start_random
 from dspark.models.head_module import HeadModule
 
-# what a head may lack and a training adds: a DFlash head has neither
+# parts that a head may lack and training adds: a DFlash head has neither
 ADDED = {"markov_head": "the sequential head", "confidence_head": "the confidence head"}
 
 
@@ -26,7 +26,7 @@ def with_shape_of(config: GraftConfig, head: HeadConfig, given: Container[str]) 
     """
     if config.algorithm not in head.algorithms:
         raise InputError(
-            f"{config.algorithm} cannot go on from the head given to --init-from",
+            f"{config.algorithm} cannot continue from the head given to --init-from",
             f"Choose --algo {' or '.join(head.algorithms)} for it.",
         )
     head_fields: dict[str, Any] = {
@@ -37,14 +37,14 @@ def with_shape_of(config: GraftConfig, head: HeadConfig, given: Container[str]) 
         "taps": head.target_layer_ids,
     }
     if head.has_mask:
-        own["mask_token_id"] = head.mask_token_id
+        head_fields["mask_token_id"] = head.mask_token_id
     if "none" not in (head.markov_type, config.markov_type):
-        own |= {"markov_type": head.markov_type, "markov_rank": head.markov_rank}
-    return replace(config, **{name: own[name] for name in own if name not in given})
+        head_fields |= {"markov_type": head.markov_type, "markov_rank": head.markov_rank}
+    return replace(config, **{name: head_fields[name] for name in head_fields if name not in given})
 
 
 def check_start(shape: HeadConfig, folder: Path) -> None:
-    """Raises PairMismatchError for a head in `folder` that cannot be gone on from."""
+    """Raises PairMismatchError if training cannot continue from the head in `folder`."""
     with torch.device("meta"):
         head = build_head(shape)
     _shared(head, read_draft(folder)[1])
@@ -52,7 +52,7 @@ def check_start(shape: HeadConfig, folder: Path) -> None:
 
 @torch.no_grad()
 def start_from_head(head: HeadModule, folder: Path, generator: torch.Generator) -> tuple[str, ...]:
-    """Begin with the weights of the head in `folder`; says which parts it lacks."""
+    """Load the weights of the head in `folder`; returns notes on the parts it lacks."""
     shared, missing = _shared(head, read_draft(folder)[1])
     start_random(head, generator)
     head.load_state_dict(shared, strict=False)

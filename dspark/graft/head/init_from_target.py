@@ -16,7 +16,7 @@ FIRST_LOUDNESS = 0.25
 
 @torch.no_grad()
 def start_random(head: HeadModule, generator: torch.Generator) -> None:
-    """Normal weights of the usual deviation; norms at one, biases and the Markov table at zero."""
+    """Normal weights of the usual deviation; norms are one, biases and the Markov table zero."""
     for module in head.modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
             module.weight.normal_(0.0, NOISE, generator=generator)

@@ -51,7 +51,7 @@ def write_trained_head(
 
 
 def run_identity(job: GraftJob, shape: HeadConfig, parts: Split) -> str:
-    """Everything that changes the weights a run ends with."""
+    """Everything that affects the final weights of a run."""
     settings = asdict(job.config)
     for name in ("checkpoint_every", "tap_memory_gib", "max_answer_tokens", "answer_temperature"):
         del settings[name]

@@ -65,7 +65,7 @@ def card_text(out: Path, base: Base, licence: str) -> str:
     measured = read_measured(out) or {}
     title = ALGORITHMS[config.algorithm].title
     verdict = f"\n**{measured['verdict']}**\n" if "verdict" in measured else ""
-    parts = [
+    sections = [
         f"---\n{_front_matter(base, config.algorithm, licence)}\n---",
         f"# {'An' if title[0] in 'EM' else 'A'} {title} head for {base.name}\n"
         f"Drafts up to {counted(config.block_size, 'token')} at once for {base.name}, which checks "

@@ -158,7 +158,7 @@ class Trainer:
 
 
 def _parameter_groups(head: HeadModule, config: GraftConfig) -> list[dict[str, Any]]:
-    """The Markov tables apart: one row a token, they learn by heart what is seen a few times."""
+    """Separates the Markov tables: with a row per token, they memorise rare examples."""
     markov = head.markov_head
     tables = [] if markov is None else [markov.markov_w1.weight, markov.markov_w2.weight]
     others = [p for p in head.parameters() if all(p is not table for table in tables)]
