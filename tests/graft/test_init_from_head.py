@@ -73,7 +73,7 @@ def test_a_dflash_backbone_becomes_a_dspark_head(job: GraftJob, tmp_path: Path) 
     onward = replace(job, out=tmp_path / "onward", init_from=dflash.out, config=config)
     events = list(GraftRun(onward).events())
     notes = [note for e in events if isinstance(e, CorpusProgress) for note in e.notes]
-    assert [note.split(" begins")[0] for note in notes] == [
+    assert [note.split(" starts")[0] for note in notes] == [
         "the sequential head",
         "the confidence head",
     ]
@@ -88,5 +88,5 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(job: GraftJob) 
     wider = replace(job, init_from=job.out, config=replace(job.config, intermediate_size=24))
     with pytest.raises(PairMismatchError, match=r"mlp.*the training needs \["):
         draw_plan(wider)
-    with pytest.raises(InputError, match="eagle3 cannot go on"):
+    with pytest.raises(InputError, match="eagle3 cannot continue"):
         with_shape_of(graft_config("eagle3"), read_draft_config(job.out), ())

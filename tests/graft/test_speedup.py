@@ -228,7 +228,7 @@ def _report(trials: tuple[float, ...], *, is_identical: bool = True) -> BenchRep
     ("trials", "is_worth_using", "begins"),
     [
         ((1.2, 1.3, 1.4), True, "Worth using: 1.30 ×"),
-        ((1.05, 1.3, 1.4), True, "Worth using, if by little: 1.30 ×"),
+        ((1.05, 1.3, 1.4), True, "Worth using, by a small margin: 1.30 ×"),
         ((0.9, 1.0, 1.4), False, "Not worth using yet: 1.00 ×"),
     ],
 )

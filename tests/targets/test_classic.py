@@ -32,7 +32,7 @@ def test_it_is_right_without_a_head(kind: str, tmp_path: Path) -> None:
 def test_what_cannot_be_taken_back_is_refused_by_name(kind: str, tmp_path: Path) -> None:
     became, why = outcome(kind, tmp_path)
     assert became == "refused"
-    assert f"the kind {kind} cannot be decoded" in why
+    assert f"of type {kind} cannot be decoded" in why
 
 
 def test_a_head_is_refused_where_layers_cannot_be_tapped(tmp_path: Path) -> None:
