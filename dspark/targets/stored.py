@@ -123,10 +123,10 @@ class StoredTarget:
         for start in range(0, len(token_ids), MAX_ROWS):  # keys are written before they are read
             rows = slice(start, start + MAX_ROWS)
             part = Place(*(each[rows] for each in place))
-            passes.append(self._pass(token_ids[rows], cache, part, rotary))
-        if len(passes) == 1:
-            return passes[0]
-        hidden, taps = zip(*passes, strict=True)
+            parts.append(self._pass(token_ids[rows], cache, part, rotary))
+        if len(parts) == 1:
+            return parts[0]
+        hidden, taps = zip(*parts, strict=True)
         return torch.cat(hidden), torch.cat(taps)
 
 
