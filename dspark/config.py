@@ -10,6 +10,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DraftWeights = Literal["auto", "bf16", "int8", "fp8"]
 Acceptance = Literal["greedy", "rejection", "coupling"]
 Algorithm = Literal["dspark", "dflash", "eagle3", "mtp"]
+Headless = Literal["lookup"]
 DEFAULT_PAIR = "demo"
 MAX_TOKENS = 512  # new ones in an answer
 LEAST_TEMPERATURE = 1e-20  # below it sampling is greedy: logits divided by less would overflow
@@ -100,7 +101,6 @@ class EngineConfig:
     max_requests: int = 64
     schedule: ScheduleConfig = ScheduleConfig()
     entropy: int | None = None
-    isolates_failures: bool = True  # False: a round that fails for several requests raises
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +202,15 @@ ALGORITHMS: Mapping[Algorithm, AlgorithmFacts] = {
     "eagle3": AlgorithmFacts("Eagle3", "token after token, one layer", _UNROLLED),
     "mtp": AlgorithmFacts("MTP-1", "one token a round, one layer", {**_UNROLLED, "block_size": 1}),
 }
+
+
+# Drafters that need no head, and what people call them; --draft and --drafters take their names.
+HEADLESS: Mapping[Headless, str] = {"lookup": "n-gram"}
+
+
+def as_headless(draft: str | None) -> Headless | None:
+    """The drafter without a head that goes by this name."""
+    return next((name for name in HEADLESS if name == draft), None)
 
 
 def graft_config(algorithm: Algorithm, **settings: Any) -> GraftConfig:

@@ -84,6 +84,16 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True)
+class TextDelta:
+    """More text of an answer from somebody who says nothing of rounds, a server; `seconds` after
+    the delta before, 0 for the first."""
+
+    request_id: int
+    pieces: tuple[Piece, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class DecodeStats:
     """Sums over one request. Rates are tokens per second; tau counts the bonus token."""
 

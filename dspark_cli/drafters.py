@@ -4,10 +4,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dspark.bench.report import ARMS
-from dspark.config import EngineConfig, PairChoice, RuntimeConfig
+from dspark.config import EngineConfig, Headless, PairChoice, RuntimeConfig, as_headless
 from dspark.errors import InputError
 from dspark.progress import follow
 from dspark_cli.loading import find_files, progress_bars
@@ -56,22 +57,28 @@ def open_drafters(
     choice: PairChoice, heads: Mapping[str, str], runtime: RuntimeConfig, engine: EngineConfig
 ) -> Iterator["OpenHeads"]:
     """The target of the choice and every head, closed at the end."""
-    from dspark.hub import resolve_draft
-    from dspark.hub.resolve import LOOKUP_DRAFT, NO_DRAFT
+    from dspark.hub.resolve import NO_DRAFT
 
     if NO_DRAFT in heads.values():
         raise InputError("--drafters compares heads, and none is not a head")
     files = find_files(replace(choice, draft=NO_DRAFT), runtime)
-    folders = {
-        name: None if head == LOOKUP_DRAFT else resolve_draft(head) for name, head in heads.items()
-    }
+    sources = {name: _source(head) for name, head in heads.items()}
     with progress_bars() as bars:
         bars.update("loading", 0, None, "starting")
         from dspark.bench.heads import NamedHead, open_heads  # takes seconds
 
-        named = [NamedHead(name, folder) for name, folder in folders.items()]
+        named = [NamedHead(name, source) for name, source in sources.items()]
         opened = follow(open_heads(files, named, runtime, engine), bars.show)
     try:
         yield opened
     finally:
         opened.close()
+
+
+def _source(head: str) -> Path | Headless:
+    from dspark.hub import resolve_draft
+
+    source = as_headless(head) or resolve_draft(head)
+    if source is None:
+        raise InputError(f"{head} has no head", "Give a head, or leave it out of --drafters.")
+    return source

@@ -11,6 +11,7 @@ import typer
 
 from dspark.config import (
     DEFAULT_PAIR,
+    HEADLESS,
     DraftWeights,
     Dtype,
     EngineConfig,
@@ -44,7 +45,7 @@ def complete_pair(incomplete: str) -> list[str]:
 
 
 def _complete_draft(incomplete: str) -> list[str]:
-    words = [word for word in ("lookup", "none") if word.startswith(incomplete)]
+    words = [word for word in (*HEADLESS, "none") if word.startswith(incomplete)]
     return [*words, *complete_pair(incomplete)]
 
 

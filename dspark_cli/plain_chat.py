@@ -2,17 +2,17 @@
 
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from itertools import groupby
 from types import FrameType
 from typing import BinaryIO
 
+from dspark.chat.ask import LeftOut, PendingAnswer
 from dspark.chat.backend import ChatBackend, ChatSettings
 from dspark.chat.commands import parse_command, unknown_command
 from dspark.chat.control_characters import visible
-from dspark.chat.conversation import Conversation, LeftOut, ask
+from dspark.chat.conversation import Conversation, Turn
 from dspark.chat.shared_wording import ending_words, sampling_words
 from dspark.errors import InputError, NetworkSetupError, ServerError
 from dspark.events import FetchProgress, Finished
@@ -45,7 +45,6 @@ def run_plain_chat(backend: ChatBackend, settings: ChatSettings, prompts: Binary
                     raise
                 report(error, is_debug=False)
                 continue
-            conversation.keep(prompt, finished.text)
             say(_summary(backend, finished))
 
 
@@ -138,13 +137,14 @@ def _utf8() -> Iterator[None]:
 def _answer(
     backend: ChatBackend, settings: ChatSettings, conversation: Conversation, prompt: str
 ) -> Finished:
-    messages = conversation.with_prompt(prompt)
+    turn = Turn(prompt)
+    pending = PendingAnswer(backend, conversation.with_prompt(prompt), settings)
     thinking = ThinkingLine(sys.stderr)
-    with _interrupt_stops(backend) as is_stopped:
+    with _interrupt_stops(pending):
         try:
-            for event in ask(backend, messages, settings):
+            for event in pending:
+                conversation.take(turn, event)
                 if isinstance(event, LeftOut):
-                    conversation.leave_out(event.num_messages)
                     say(str(event))
                     continue
                 if isinstance(event, Finished):
@@ -153,9 +153,6 @@ def _answer(
                 for piece in event.pieces:
                     _write(thinking, piece.text, piece.is_thinking)
                 sys.stdout.flush()
-                # Repeated here: Ctrl+C may come before the backend has begun to listen.
-                if is_stopped.is_set():
-                    backend.cancel()
         finally:
             thinking.end()
             print(flush=True)
@@ -172,19 +169,16 @@ def _write(thinking: ThinkingLine, text: str, is_thinking: bool) -> None:
 
 
 @contextmanager
-def _interrupt_stops(backend: ChatBackend) -> Iterator[threading.Event]:
+def _interrupt_stops(pending: PendingAnswer) -> Iterator[None]:
     """Ctrl+C ends the answer at its next round; a second one ends the program at once."""
-
-    is_stopped = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, previous)
-        is_stopped.set()
-        backend.cancel()
+        pending.cancel()
 
     previous = signal.signal(signal.SIGINT, stop)
     try:
-        yield is_stopped
+        yield
     finally:
         signal.signal(signal.SIGINT, previous)
 

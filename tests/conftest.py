@@ -168,3 +168,11 @@ def make_tiny_head(
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory):
+    """A trained toy pair that drafts as its files say; never written to."""
+    from tests.graft.toy_pair import train_sound
+
+    return train_sound(tmp_path_factory.mktemp("base"), tmp_path_factory.mktemp("head"))

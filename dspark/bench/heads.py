@@ -4,10 +4,11 @@ import json
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dspark.checkpoints.deepspec import read_draft_config
-from dspark.config import Algorithm, EngineConfig, RuntimeConfig
+from dspark.checkpoints.head_config import HeadConfig
+from dspark.config import Algorithm, EngineConfig, Headless, RuntimeConfig
 from dspark.drafters.kinds import trained_parameters
 from dspark.engine.session import Session, open_session
 from dspark.events import LoadProgress
@@ -16,22 +17,22 @@ from dspark.hub.catalog.pairs import PairFiles
 
 @dataclass(frozen=True, slots=True)
 class NamedHead:
-    """A head on disk, or lookup, with its name in reports."""
+    """A head on disk, or a drafter that needs none, with its name in reports."""
 
     name: str
-    folder: Path | None
+    source: Path | Headless
 
 
 @dataclass(frozen=True, slots=True)
 class OpenHead:
-    """A loaded head, or lookup; `parameters` excludes the target's tables.
+    """A loaded head, or a drafter without one; `parameters` excludes the target's tables.
 
     `training` is the record of dspark graft in the head's config.json; empty for other heads.
     """
 
     name: str
     folder: Path | None
-    algorithm: Algorithm | Literal["lookup"]
+    algorithm: Algorithm | Headless
     parameters: int
     training: dict[str, Any]
     session: Session
@@ -53,7 +54,7 @@ def open_heads(
     target: PairFiles, heads: Sequence[NamedHead], runtime: RuntimeConfig, config: EngineConfig
 ) -> Generator[LoadProgress, None, OpenHeads]:
     """Yields progress. The head of `target` is left out."""
-    shapes = [read_draft_config(head.folder) if head.folder else None for head in heads]
+    shapes = [_shape(head.source) for head in heads]
     tapped = {layer for shape in shapes if shape for layer in shape.target_layer_ids}
     tap_layers = tuple(sorted(tapped))
     alone = PairFiles(target.name, target.target, None)
@@ -61,21 +62,23 @@ def open_heads(
     opened = []
     for index, (head, shape) in enumerate(zip(heads, shapes, strict=True)):
         yield LoadProgress(f"reading {head.name}", index, len(heads))
-        opened.append(
-            OpenHead(
-                name=head.name,
-                folder=head.folder,
-                algorithm=shape.algorithm if shape else "lookup",
-                parameters=trained_parameters(shape) if shape else 0,
-                training=_training(head.folder),
-                session=plain.with_head(head.name, head.folder, tap_layers),
-            )
-        )
+        session = plain.with_head(head.name, head.source, tap_layers)
+        opened.append(_open_head(head, shape, session))
     return OpenHeads(plain, tuple(opened))
 
 
-def _training(folder: Path | None) -> dict[str, Any]:
-    if folder is None:
-        return {}
+def _shape(source: Path | Headless) -> HeadConfig | None:
+    return read_draft_config(source) if isinstance(source, Path) else None
+
+
+def _open_head(head: NamedHead, shape: HeadConfig | None, session: Session) -> OpenHead:
+    if not isinstance(head.source, Path):
+        return OpenHead(head.name, None, head.source, 0, {}, session)
+    assert shape is not None, "every head has a config"
+    parameters, training = trained_parameters(shape), _training(head.source)
+    return OpenHead(head.name, head.source, shape.algorithm, parameters, training, session)
+
+
+def _training(folder: Path) -> dict[str, Any]:
     noted: dict[str, Any] = json.loads((folder / "config.json").read_text()).get("graft", {})
     return noted

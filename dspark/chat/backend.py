@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from dspark.config import EngineConfig, RuntimeConfig, SamplingChoice, SamplingConfig, StopConfig
 from dspark.errors import InputError
-from dspark.events import Event, FetchProgress, LoadProgress
+from dspark.events import Event, FetchProgress, LoadProgress, TextDelta
 
 if TYPE_CHECKING:
     from dspark.engine.session import Session
     from dspark.hub import PairFiles
 
 ChatMessages = Sequence[Mapping[str, str]]
+ChatEvent = Event | TextDelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,8 @@ class ChatSettings:
 
 
 class ChatBackend(Protocol):
-    """Loads once, then answers one at a time. Only `cancel` may come from another thread."""
+    """Loads once, then answers one at a time. Only `cancel` may come from another thread: it ends
+    the last answer that was asked for, begun or not."""
 
     @property
     def name(self) -> str: ...
@@ -65,8 +67,8 @@ class ChatBackend(Protocol):
 
     def answer(
         self, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig
-    ) -> Iterator[Event]:
-        """Raises ContextFullError if the conversation leaves no room for an answer."""
+    ) -> Iterator[ChatEvent]:
+        """Raises ContextFullError where the conversation leaves no room for an answer."""
         ...
 
     def cancel(self) -> None: ...

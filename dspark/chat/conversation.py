@@ -1,73 +1,86 @@
-"""The conversation so far. Only answered prompts are kept, as far as the model reads them."""
+"""What has been said so far: turns with all their events, of which the model reads the texts."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from dspark.chat.backend import ChatBackend, ChatSettings, ContextFullError
-from dspark.events import Event
+from dspark.chat.ask import LeftOut, Message
+from dspark.chat.backend import ChatEvent
+from dspark.chat.running_stats import NOTHING_YET, add_event
+from dspark.events import DecodeStats, Finished, Round, TextDelta
 
-Message = dict[str, str]
-EXCHANGE = 2  # messages: a prompt and its answer
+
+@dataclass
+class Turn:
+    """A prompt and what has come of it so far. Whatever is shown or counted is a view of `events`;
+    `stats` are their sums."""
+
+    prompt: str
+    events: list[ChatEvent] = field(default_factory=list)
+    stats: DecodeStats = NOTHING_YET
+
+    def add(self, event: ChatEvent) -> None:
+        self.events.append(event)
+        self.stats = add_event(self.stats, event)
+
+    @property
+    def finished(self) -> Finished | None:
+        last = self.events[-1] if self.events else None
+        return last if isinstance(last, Finished) else None
+
+    @property
+    def text(self) -> str:
+        """The answer alone, without thinking, as far as it has come."""
+        if self.finished is not None:
+            return self.finished.text
+        pieces = (
+            p for event in self.events if not isinstance(event, Finished) for p in event.pieces
+        )
+        return "".join(piece.text for piece in pieces if not piece.is_thinking)
+
+    @property
+    def context_tokens(self) -> int | None:
+        """How much of the context is used; a server's deltas are counted. None until it is told."""
+        match self.events:
+            case [*_, Round() as last]:
+                return last.context_tokens
+            case [*_, TextDelta()]:
+                return len(self.events)
+            case [*_, Finished() as last] if last.stats.new_tokens:
+                return last.stats.prompt_tokens + last.stats.new_tokens
+        return None
+
+    @property
+    def messages(self) -> list[Message]:
+        return [
+            {"role": "user", "content": self.prompt},
+            {"role": "assistant", "content": self.text},
+        ]
 
 
 @dataclass
 class Conversation:
-    """The model no longer reads the `num_left_out` oldest messages."""
+    """Only answered prompts are kept. `num_left_out` of the turns, the oldest, are no longer read
+    by the model."""
 
     system: str = ""
-    turns: list[Message] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
     num_left_out: int = 0
 
     def with_prompt(self, prompt: str) -> list[Message]:
         """The messages to answer if this prompt comes next."""
         opening = [{"role": "system", "content": self.system}] if self.system else []
-        read = self.turns[self.num_left_out :]
+        read = [each for turn in self.turns[self.num_left_out :] for each in turn.messages]
         return [*opening, *read, {"role": "user", "content": prompt}]
 
-    def keep(self, prompt: str, answer: str) -> None:
-        """A prompt without an answer is not kept: an empty turn has no use for a model."""
-        if answer.strip():
-            self.turns += [
-                {"role": "user", "content": prompt},
-                {"role": "assistant", "content": answer},
-            ]
-
-    def leave_out(self, num_messages: int) -> None:
-        self.num_left_out += num_messages
+    def take(self, turn: Turn, event: LeftOut | ChatEvent) -> None:
+        """What came of a turn asked here. An answer without text is not kept: it says nothing to
+        a model."""
+        if isinstance(event, LeftOut):
+            self.num_left_out += event.num_turns
+            return
+        turn.add(event)
+        if isinstance(event, Finished) and event.text.strip():
+            self.turns.append(turn)
 
     @property
     def last_answer(self) -> str:
-        return self.turns[-1]["content"] if self.turns else ""
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """Leaves out that many more of the oldest messages, which did not fit in the context."""
-
-    num_messages: int
-
-    def __str__(self) -> str:
-        count = self.num_messages // EXCHANGE
-        oldest = (
-            "the oldest prompt and its" if count == 1 else f"the {count} oldest prompts and their"
-        )
-        return f"The context is full: the model no longer sees {oldest} answer{'s' * (count > 1)}."
-
-
-def ask(
-    backend: ChatBackend, messages: list[Message], settings: ChatSettings
-) -> Iterator[LeftOut | Event]:
-    """Events of one answer. While the context is too small, the older half of the conversation is
-    left out: large steps, because the model must read again everything after a gap."""
-    while True:
-        try:
-            yield from backend.answer(messages, settings.sampling, settings.stop)
-            return
-        except ContextFullError:
-            opening = int(messages[0]["role"] == "system")
-            exchanges = (len(messages) - opening) // EXCHANGE
-            if not exchanges:
-                raise
-            leaving = EXCHANGE * ((exchanges + 1) // 2)
-            messages = [*messages[:opening], *messages[opening + leaving :]]
-            yield LeftOut(leaving)
+        return self.turns[-1].text if self.turns else ""

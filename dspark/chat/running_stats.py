@@ -1,12 +1,13 @@
-"""Running figures of one answer, in the same terms as its final `DecodeStats`."""
+"""Figures of an answer under way, in the same terms as its final `DecodeStats`."""
 
 from dataclasses import replace
 
-from dspark.events import DecodeStats, Round
+from dspark.chat.backend import ChatEvent
+from dspark.events import DecodeStats, Finished, Round, TextDelta
 
 NOTHING_YET = DecodeStats(
     prompt_tokens=0,
-    new_tokens=1,
+    new_tokens=0,
     rounds=0,
     drafted=0,
     verified=0,
@@ -16,13 +17,19 @@ NOTHING_YET = DecodeStats(
 )
 
 
-def add_round(stats: DecodeStats, round_: Round) -> DecodeStats:
+def add_event(stats: DecodeStats, event: ChatEvent) -> DecodeStats:
+    if isinstance(event, Finished):
+        return event.stats
+    stats = replace(stats, new_tokens=stats.new_tokens + len(event.pieces))
+    if isinstance(event, TextDelta):
+        return replace(stats, decode_seconds=stats.decode_seconds + event.seconds)
+    if not isinstance(event, Round):
+        return stats
     return replace(
         stats,
-        new_tokens=stats.new_tokens + len(round_.pieces),
         rounds=stats.rounds + 1,
-        drafted=stats.drafted + len(round_.draft),
-        verified=stats.verified + round_.verified,
-        accepted=stats.accepted + round_.accepted,
-        decode_seconds=stats.decode_seconds + round_.seconds,
+        drafted=stats.drafted + len(event.draft),
+        verified=stats.verified + event.verified,
+        accepted=stats.accepted + event.accepted,
+        decode_seconds=stats.decode_seconds + event.seconds,
     )

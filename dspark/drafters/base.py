@@ -16,9 +16,10 @@ DraftSlot = Any  # a drafter's state of one request; opaque to others
 class Proposals:
     """Blocks for R requests. confidences are c_k, each given that all drafts before were accepted.
 
-    token_ids [R, K]; probs R tensors [K, V] (None unless drafts are accepted by rejection, and if
-    nothing was drawn); confidences [R, K] float32 or None without a confidence head; lengths
-    R numbers of drafts if blocks may be shorter than K.
+    token_ids [R, K]; probs R tensors [K, V] (None unless drafts are kept by rejection's rule, and
+    where nothing was drawn: a draft that the chooser did not choose is certain); confidences [R, K]
+    float32 or None without a confidence head; lengths R numbers of drafts where blocks may be
+    shorter than K.
     """
 
     token_ids: torch.Tensor

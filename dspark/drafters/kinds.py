@@ -1,6 +1,7 @@
-"""The kinds of heads, one entry each: what config it has, what runs it, what is trained of it."""
+"""The kinds of heads, one entry each: what config it has, what runs it, what is trained of it; and
+the drafters that need no head."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -11,13 +12,14 @@ from dspark.checkpoints.deepseek_v4_config import DeepseekV4HeadConfig
 from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.eagle3_config import Eagle3Config
 from dspark.checkpoints.head_config import AnyHeadConfig, HeadConfig
-from dspark.config import DraftWeights
+from dspark.config import DraftWeights, Headless
 from dspark.drafters.base import Drafter
 from dspark.drafters.deepseek_v4 import DeepseekV4Drafter
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.drafters.eagle3 import Eagle3Drafter, Eagle3Head
 from dspark.drafters.eagle3_training_blocks import unrolled_hidden
 from dspark.drafters.head_drafter import HeadDrafter, TargetTables
+from dspark.drafters.lookup import LookupDrafter
 from dspark.drafters.paged import PagedDSparkDrafter
 from dspark.drafters.training_blocks import TrainingHidden, block_hidden
 from dspark.errors import InputError
@@ -76,6 +78,9 @@ KINDS = (
     ),
     HeadKind(DeepseekV4HeadConfig, DeepseekV4Drafter),
 )
+
+
+HEADLESS_DRAFTERS: Mapping[Headless, Callable[[], Drafter]] = {"lookup": LookupDrafter}
 
 
 def kind_of(config: AnyHeadConfig) -> HeadKind:

@@ -15,6 +15,7 @@ import torch
 
 from dspark.config import EngineConfig
 from dspark.drafters.base import Drafter
+from dspark.engine.machine_errors import is_of_the_machine
 from dspark.engine.request import ActiveRequest, Request, State, activate
 from dspark.engine.request_caches import RequestCaches
 from dspark.engine.rounds.choose import choose_rounds
@@ -55,6 +56,7 @@ class Engine:
         self._submitted: deque[ActiveRequest] = deque()
         self._cancelled: deque[int] = deque()
         self._ids = itertools.count()
+        self._untold: list[EngineEvent] = []  # of a step under way, or of one that raised
 
     # -- from any thread --------------------------------------------------------------------------
 
@@ -111,15 +113,20 @@ class Engine:
             self.discard(request_ids)
 
     def step(self) -> list[EngineEvent]:
-        """At most one chunk of prompts, then one round of everything that was running."""
+        """At most one chunk of prompts, then one round of everything that was running.
+
+        An error of the machine is raised, since it is no request's own; the requests stay under
+        way, and what the step has to tell comes with the next one.
+        """
         self._take_in()
-        events: list[EngineEvent] = list(self._drop_cancelled())
+        self._untold += self._drop_cancelled()
         running = self._in("running")
-        events += self._prefill_some()
+        self._untold.extend(self._prefill_some())
         if running:
-            events += self._advance(running)
+            self._untold.extend(self._advance(running))
         if not self._requests:
             self._caches.check_idle()
+        events, self._untold = self._untold, []
         return events
 
     def discard(self, request_ids: Iterable[int]) -> None:
@@ -207,20 +214,23 @@ class Engine:
 
     # -- prompts ----------------------------------------------------------------------------------
 
-    def _prefill_some(self) -> list[EngineEvent]:
-        """Chunks of prompts, at most `prefill_chunk` tokens in all, which bounds the delay of
-        others. Chunk boundaries do not depend on the batch, so neither does any bit of a cache."""
-        budget, events = self.config.prefill_chunk, list[EngineEvent]()
+    def _prefill_some(self) -> Iterator[EngineEvent]:
+        """Chunks of prompts, `prefill_chunk` tokens at most together: what others wait for. Where
+        chunks begin does not depend on company, so that no bit of a cache does."""
+        budget = self.config.prefill_chunk
         for active in self._admitted():
             size = min(self.config.prefill_chunk, active.num_to_prefill)
             if size > budget:
-                break
+                return
             budget -= size
             try:
-                events += self._prefill_chunk(active)
-            except Exception as error:  # if one prompt fails, the others continue
-                events += self._fail(active, error)
-        return events
+                events = self._prefill_chunk(active)
+            except Exception as error:  # whatever one prompt does, the others go on
+                if is_of_the_machine(error):
+                    self._begin_anew(active)
+                    raise
+                events = self._fail(active, error)
+            yield from events
 
     def _admitted(self) -> Iterator[ActiveRequest]:
         """Prompts being prefilled, the longest waiting first, then waiting ones that have room."""
@@ -231,6 +241,11 @@ class Engine:
                 return
             active.state = "prefilling"
             yield active
+
+    def _begin_anew(self, active: ActiveRequest) -> None:
+        """Nobody knows how much of a chunk that failed is in the caches."""
+        self._caches.close(active)
+        active.num_cached, active.state = 0, "waiting"
 
     @torch.inference_mode()
     def _prefill_chunk(self, active: ActiveRequest) -> list[EngineEvent]:
@@ -258,24 +273,34 @@ class Engine:
 
     # -- rounds -----------------------------------------------------------------------------------
 
-    def _advance(self, running: Sequence[ActiveRequest]) -> list[EngineEvent]:
-        """One round; if it fails, one per request, so that only a request that fails alone ends."""
+    def _advance(self, running: Sequence[ActiveRequest]) -> Iterator[EngineEvent]:
+        """One round; if it fails, one of each request alone, so that only what fails alone ends."""
         try:
             outcomes = self._rounds.advance(running)
         except Exception as error:
             self._rounds.forget()
-            if not self.config.isolates_failures:
+            is_shared = len(running) > 1 or is_of_the_machine(error)
+            again = []
+            for active in running:
+                if is_shared and self._is_between_rounds(active):
+                    again.append(active)
+                else:
+                    yield from self._fail(active, error)
+            if is_of_the_machine(error):
                 raise
-            if len(running) == 1:
-                return self._fail(running[0], error)
-            return [event for active in running for event in self._advance([active])]
-        events: list[EngineEvent] = []
+            for active in again:
+                yield from self._advance([active])
+            return
         for outcome in outcomes:
-            events.append(self._round_event(outcome))
-            events += self._finish_if_over(outcome.active)
+            yield self._round_event(outcome)
+            yield from self._finish_if_over(outcome.active)
         if self._sps_watch is not None and self.drafter is not None and self._in("running"):
             self._sps_watch.follow(self.target, self.drafter, outcomes)
-        return events
+
+    def _is_between_rounds(self, active: ActiveRequest) -> bool:
+        """Whether its cache ends before the anchor; if not, the round cannot be repeated."""
+        known = len(active.request.prompt_ids) + len(active.token_ids)
+        return self.target.length(active.slot) == known - 1
 
     def _round_event(self, outcome: Outcome) -> Round:
         active, ids, num_accepted = outcome.active, outcome.draft, outcome.accepted

@@ -14,6 +14,7 @@ from dspark.checkpoints.heads import read_any_config
 from dspark.config import (
     DraftWeights,
     EngineConfig,
+    Headless,
     RuntimeConfig,
     SamplingConfig,
     ScheduleConfig,
@@ -21,8 +22,7 @@ from dspark.config import (
 )
 from dspark.drafters.base import Drafter
 from dspark.drafters.head_drafter import TargetTables
-from dspark.drafters.kinds import load_head
-from dspark.drafters.lookup import LookupDrafter
+from dspark.drafters.kinds import HEADLESS_DRAFTERS, load_head
 from dspark.drafters.select_taps import with_own_taps
 from dspark.engine.loop import Engine
 from dspark.engine.request import Request
@@ -178,17 +178,18 @@ class Session:
     def with_head(
         self,
         name: str,
-        directory: Path | None,
+        source: Path | Headless,
         tap_layers: Sequence[int],
         config: EngineConfig | None = None,
     ) -> "Session":
-        """The same target, which taps `tap_layers`, with another head, or lookup without one; its
-        weights are shared."""
+        """The same target, which taps `tap_layers`, with another head, or a drafter without one;
+        its weights are shared."""
         old = self.engine
-        drafter: Drafter = LookupDrafter()
-        if directory is not None:
+        if isinstance(source, Path):
             weights = self.runtime.draft_weights
-            drafter = with_own_taps(load_drafter(directory, old.target, weights), tap_layers)
+            drafter = with_own_taps(load_drafter(source, old.target, weights), tap_layers)
+        else:
+            drafter = HEADLESS_DRAFTERS[source]()
         config = config or old.config
         engine = _engine(name, old.target, drafter, self.tokenizer, config, self.runtime)
         return Session(name, engine, self.tokenizer, self.runtime, self.sampling_defaults)
@@ -242,7 +243,7 @@ def open_session(
         resolved = replace(resolved, dtype=target.kinds[0], reason=reason)
     codec = TextCodec.from_directory(files.target)
     yield LoadProgress(STAGES[1], 1, len(STAGES) - 1)
-    drafter: Drafter | None = LookupDrafter() if files.has_lookup else None
+    drafter = HEADLESS_DRAFTERS[files.headless]() if files.headless else None
     if files.draft:
         drafter = load_drafter(files.draft, target, runtime.draft_weights)
     yield LoadProgress(STAGES[2], 2, len(STAGES) - 1)

@@ -165,8 +165,7 @@ class GraftRun:
         longest = config.length // 2
         reach = longest + config.max_answer_tokens
         heads = (job.init_from, job.out)
-        # too many answers for the memory are reported, not silently written one by one
-        engine = EngineConfig(max_requests=config.answers_at_once, isolates_failures=False)
+        engine = EngineConfig(max_requests=config.answers_at_once)
         session = open_corpus_session(job.base, job.runtime, heads, reach, engine)
         settings = AnswerSettings(config.max_answer_tokens, config.answer_temperature, config.seed)
         grown = grow_corpus(session, job.source, listed, job.data, settings, longest)

@@ -4,12 +4,12 @@ from collections.abc import Generator
 from dataclasses import replace
 
 from dspark import hub
-from dspark.config import PairChoice, RuntimeConfig
+from dspark.config import PairChoice, RuntimeConfig, as_headless
 from dspark.errors import StorageError
 from dspark.events import FetchProgress
 from dspark.hub.catalog.pairs import PairFiles
 from dspark.hub.paths import shown_name
-from dspark.hub.resolve import LOOKUP_DRAFT, NO_DRAFT
+from dspark.hub.resolve import NO_DRAFT
 
 
 def find_files(
@@ -17,9 +17,9 @@ def find_files(
 ) -> Generator[FetchProgress, None, PairFiles]:
     """The files of a choice that is settled (hub/settle.py). Missing ones are fetched first, if
     the pair fits on `runtime`."""
-    if choice.draft == LOOKUP_DRAFT:
+    if (headless := as_headless(choice.draft)) is not None:
         files = yield from find_files(replace(choice, draft=NO_DRAFT), runtime)
-        return replace(files, has_lookup=True)
+        return replace(files, headless=headless)
     yield from hub.fetch_missing(choice.target or "", runtime=runtime)
     yield from hub.fetch_missing(choice.draft or "", is_head=True, runtime=runtime)
     if choice.target is not None:

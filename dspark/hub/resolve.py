@@ -18,7 +18,6 @@ from dspark.hub.sources.hf_download import mend_repo
 from dspark.progress import follow
 
 NO_DRAFT = "none"
-LOOKUP_DRAFT = "lookup"
 
 
 def resolve_target(path_or_id: str) -> Path:

@@ -30,11 +30,18 @@ def read_hf_model(directory: Path, *, device: torch.device, dtype: torch.dtype) 
     """Raises CheckpointError if transformers cannot load all of it."""
     tensor_infos(directory)  # valid headers, and no pickles
     config = read_config(directory)
+    text = text_part(config)
+    if text is None and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise CheckpointError(
+            f"{directory} is of the kind {config.model_type}, which transformers does not load as "
+            "a text model",
+            "Only text models are decoded, and the text part of most multimodal ones.",
+        )
     model: Any
     report: Any
     try:
-        model, report = _from_pretrained(directory, text_part(config), dtype)
-        # FP8 files leave the rest in bfloat16, whatever the dtype
+        model, report = _from_pretrained(directory, text, dtype)
+        # FP8 files leave the rest in bfloat16, whatever was asked for
         is_full = dtype == torch.float32 and not getattr(model, "is_quantized", False)
         model = model.to(device, dtype) if is_full else model.to(device)
     except ImportError as error:

@@ -43,7 +43,7 @@ def settings_object(
     engine: EngineConfig,
 ) -> dict[str, Any]:
     """The settings that reproduce the answer, with the seed if it was sampled."""
-    head = "lookup" if files.has_lookup else files.draft and str(files.draft)
+    head = files.headless or (files.draft and str(files.draft))
     return {
         "pair": files.name,
         "target": str(files.target),

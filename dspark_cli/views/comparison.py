@@ -2,15 +2,16 @@
 
 from typing import TYPE_CHECKING
 
-from dspark.config import ALGORITHMS
+from dspark.config import ALGORITHMS, HEADLESS
 from dspark_cli.output.tables import Column, print_table, wrapped
 from dspark_cli.views.bench import verdict
 
 if TYPE_CHECKING:
     from dspark.bench.comparison import Comparison, HeadFigures
 
+TITLES: dict[str, str] = {name: facts.title for name, facts in ALGORITHMS.items()}
+TITLES |= HEADLESS.items()
 WELL_KNOWN = {"gsm8k_test": "GSM8K", "humaneval": "HumanEval", "mt_bench": "MT-Bench"}
-LOOKUP_TITLE = "n-gram"
 
 
 def print_comparison(comparison: "Comparison") -> None:
@@ -28,9 +29,7 @@ def _print_accepted_lengths(comparison: "Comparison", categories: list[str]) -> 
     heads = [
         [
             each.head.name,
-            LOOKUP_TITLE
-            if each.head.algorithm == "lookup"
-            else ALGORITHMS[each.head.algorithm].title,
+            TITLES[each.head.algorithm],
             f"{each.head.parameters / 1e6:.2f} M",
             *(f"{tau:.2f}" for tau in (*each.category_taus, each.mean_tau)),
         ]

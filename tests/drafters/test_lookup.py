@@ -2,12 +2,11 @@
 
 import json
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 import torch
 
-from dspark.config import EngineConfig, ScheduleConfig
+from dspark.config import EngineConfig
 from dspark.drafters.lookup import BLOCK_SIZE, LookupDrafter
 from dspark.engine.session import Session, open_session
 from dspark.events import Round
@@ -56,20 +55,10 @@ def test_a_truncated_request_is_a_fresh_one():
 
 
 def open_lookup(**config: object) -> Session:
-    files = PairFiles("test", GOLDEN / "vanilla" / "target", None, has_lookup=True)
+    files = PairFiles("test", GOLDEN / "vanilla" / "target", None, headless="lookup")
     session = follow(open_session(files, config=EngineConfig(**config)))  # type: ignore[arg-type]
     assert isinstance(session, Session) and session.has_drafter
     return session
-
-
-def test_greedy_output_is_plain_decodings():
-    session = open_lookup(prefill_chunk=7)
-    asks = [request(p, 40) for p in PROMPTS]
-    plain = [decode(session.engine, [replace(ask, plain=True)])[0] for ask in asks]
-    assert [decode(session.engine, [ask])[0] for ask in asks] == plain
-    assert decode(session.engine, asks) == plain
-    threshold = session.with_schedule(ScheduleConfig("threshold", 0.9))
-    assert decode(threshold.engine, asks) == plain
 
 
 def test_drafts_are_accepted_and_a_round_without_one_verifies_a_single_row():

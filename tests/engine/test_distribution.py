@@ -139,7 +139,7 @@ def twelve_tokens(tmp_path_factory) -> Path:
 
 
 def with_lookup(folder: Path) -> Session:
-    files = PairFiles("test", folder, None, has_lookup=True)
+    files = PairFiles("test", folder, None, headless="lookup")
     config = EngineConfig(entropy=0)
     session = follow(open_session(files, RuntimeConfig("cpu", "float32"), config))
     return many_at_once(cast(Session, session))

@@ -79,6 +79,66 @@ def test_a_round_that_raises_ends_only_what_raises_alone(monkeypatch):
     assert texts(events) == {ids[0]: alone(asks[0]), ids[2]: alone(asks[2])}
 
 
+def test_a_round_that_fails_behind_the_commit_is_not_repeated(monkeypatch):
+    """The caches hold its tokens already: repeated, it would write others."""
+    engine = golden("vanilla").engine
+    asks = [request(PROMPT[k:], 20) for k in range(2)]
+    ids = [engine.submit(ask) for ask in asks]
+    extend, calls = engine.drafter.extend, []
+
+    def failing(slots, *rest):
+        calls.append(len(slots))
+        if len(calls) == 4:  # two prompts, a round, and then
+            raise BrokenPromptError("planted")
+        extend(slots, *rest)
+
+    monkeypatch.setattr(engine.drafter, "extend", failing)
+    events = drain(engine)
+    assert calls == [1, 1, 2, 2]
+    assert {e.request_id for e in events if isinstance(e, Failed)} == set(ids)
+    for request_id, ask in zip(ids, asks, strict=True):
+        pieces = [p.token_id for e in events if isinstance(e, PrefillProgress | Round)
+                  and e.request_id == request_id for p in e.pieces]  # fmt: skip
+        assert pieces and tuple(pieces) == alone(ask)[: len(pieces)]
+
+
+MACHINE_ERRORS = (
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory."),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+    RuntimeError("CUDA error: an illegal memory access was encountered"),
+)
+
+
+@pytest.mark.parametrize("error", MACHINE_ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("where", ["prefill", "verify"])
+def test_an_error_of_the_machine_reaches_the_caller_and_ends_nobody(where, error, monkeypatch):
+    """Whoever calls may go on with the same requests, once there is room: not a token is lost."""
+    engine = golden("vanilla").engine
+    asks = [request(PROMPT[k:], 20) for k in range(3)]
+    ids = [engine.submit(ask) for ask in asks]
+    whole, calls = getattr(engine.target, where), []
+
+    def full(*given):
+        calls.append(given)
+        if len(calls) == 2:
+            raise error
+        return whole(*given)
+
+    monkeypatch.setattr(engine.target, where, full)
+    events, raised = [], []
+    while engine.num_requests and len(raised) < 2:
+        try:
+            events += engine.step()
+        except Exception as caught:
+            raised.append(caught)
+    assert raised == [error] and not any(isinstance(e, Failed) for e in events)
+    assert texts(events) == {k: alone(ask) for k, ask in zip(ids, asks, strict=True)}
+    for request_id, ask in zip(ids, asks, strict=True):
+        told = [e for e in events if e.request_id == request_id and not isinstance(e, Finished)]
+        assert tuple(p.token_id for e in told for p in e.pieces) == alone(ask)
+
+
 def test_a_failure_is_raised_where_one_answer_is_asked_for(monkeypatch):
     session = golden("vanilla")
     break_prompt(session.engine, monkeypatch)

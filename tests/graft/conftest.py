@@ -20,7 +20,6 @@ from dspark.graft.target.frozen_target import FrozenTarget, load_frozen
 from dspark.graft.train.trainer import Trainer
 from dspark.hub.catalog.pairs import PairFiles
 from dspark.progress import follow
-from tests.graft.toy_pair import Sound, train_sound
 
 MASK = 95
 SMALL = GraftConfig(
@@ -89,9 +88,3 @@ def make_trainer(target: FrozenTarget, answers: list[Answer]) -> MakeTrainer:
         return Trainer(head, target, answers[:num_answers], config)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Sound:
-    """A trained toy pair that drafts as its files say; never written to."""
-    return train_sound(tmp_path_factory.mktemp("base"), tmp_path_factory.mktemp("head"))

@@ -8,6 +8,7 @@ import torch
 
 from dspark.checkpoints import safetensors_dir
 from dspark.checkpoints.safetensors_dir import StoredTensors, iterate_tensors
+from dspark.errors import CheckpointError
 from dspark.targets.load import load_target
 
 TABLES = 2  # embedding and output head at most
@@ -78,3 +79,17 @@ def test_every_kind_of_number_comes_as_the_library_reads_it(
         assert tensor.dtype == dtype and tensor.shape == drawn[name].shape
         assert tensor.tolist() == drawn[name].tolist()
     assert {n: i.shape for n, i in safetensors_dir.tensor_infos(tmp_path).items()} == shapes
+
+
+@pytest.mark.parametrize("model_type", ["emu3_text_model", "mllama_text_model", "vit"])
+def test_what_is_no_text_model_is_refused_by_its_kind(model_type: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+    from transformers import AutoConfig
+
+    AutoConfig.for_model(model_type).save_pretrained(tmp_path)
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        load_target(tmp_path, tap_layers=(), device=torch.device("cpu"), dtype=torch.float32)
+    assert caught.value.message == (
+        f"{tmp_path} is of the kind {model_type}, which transformers does not load as a text model"
+    )

@@ -70,9 +70,9 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return save_model(CONFIGS[request.param](), tmp_path_factory.mktemp("turns"))
 
 
-@pytest.mark.parametrize("has_lookup", [False, True])
-def test_every_turn_is_a_fresh_forwards(folder: Path, has_lookup: bool) -> None:
-    files = PairFiles("test", folder, None, has_lookup)
+@pytest.mark.parametrize("headless", [None, "lookup"])
+def test_every_turn_is_a_fresh_forwards(folder: Path, headless: str | None) -> None:
+    files = PairFiles("test", folder, None, headless)
     place = RuntimeConfig("cpu", "float32")
     session = follow(open_session(files, place, EngineConfig(prefill_chunk=16)))
     draw, stop = random.Random(0), StopConfig(max_tokens=12, ignore_stop_tokens=True)

@@ -81,6 +81,7 @@ class ScriptedBackend:
     def __post_init__(self) -> None:
         self._gate = threading.Semaphore(0)
         self.is_cancelled = False
+        self.num_cancels = 0
         self._running = 0
 
     @property
@@ -100,6 +101,7 @@ class ScriptedBackend:
 
     def cancel(self) -> None:
         self.is_cancelled = True
+        self.num_cancels += 1
 
     def close(self) -> None:
         self.is_closed = True
@@ -115,11 +117,14 @@ class ScriptedBackend:
     def answer(
         self, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig
     ) -> Iterator[Event]:
+        self.is_cancelled = False
         if self.most_messages is not None and len(messages) > self.most_messages:
             raise ContextFullError("the prompt is too long", "Shorten it.")
         self.asked.append(messages)
         self.sampling.append(sampling)
-        self.is_cancelled = False
+        return self._answer()
+
+    def _answer(self) -> Iterator[Event]:
         self._running += 1
         assert self._running == 1, "two answers at once"
         try:

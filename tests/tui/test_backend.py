@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from dspark.chat.backend import ChatSettings, ContextFullError, EngineBackend
+from dspark.chat.token_spans import marks_of
 from dspark.config import EngineConfig, RuntimeConfig, SamplingChoice, ScheduleConfig, StopConfig
 from dspark.errors import InputError
 from dspark.events import FetchProgress, Finished, LoadProgress, Piece, PrefillProgress, Round
 from dspark.hub import PairFiles
 from dspark_tui.app import DSparkApp
-from dspark_tui.token_spans import marks_of
 from tests.work import done
 
 HELLO = [{"role": "user", "content": "Hello"}]

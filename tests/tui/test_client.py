@@ -20,7 +20,7 @@ from dspark.chat.openai.delta import Delta
 from dspark.chat.openai.request import base_url
 from dspark.config import SamplingChoice, ServerConfig, StopConfig
 from dspark.errors import DSparkError, InputError, ServerError
-from dspark.events import Finished
+from dspark.events import Finished, TextDelta
 from dspark.http_client import proxy_for
 from dspark_cli.main import run
 from dspark_cli.plain_chat import run_plain_chat
@@ -138,7 +138,9 @@ def test_an_answer_comes_as_events_and_with_the_servers_own_counts(server):
     info = backend.info
     assert (info.name, info.context_limit, info.is_server) == ("tiny", 512, True)
     *events, finished = ask(backend, temperature=0.5, top_k=3)
+    assert [type(event) for event in events] == [TextDelta, TextDelta]
     assert [piece.text for event in events for piece in event.pieces] == ["Grüß", " dich"]
+    assert finished.stats.rounds == 0
     assert finished.text == "Grüß dich" and finished.reason == "stop_token"
     assert (finished.stats.prompt_tokens, finished.stats.new_tokens) == (7, 5)
     asked = server.bodies[0]
@@ -166,6 +168,15 @@ def test_cancel_ends_it_at_once_while_the_server_is_silent(server, lines):
     assert not server.hold.is_set() and server.bodies
     assert finished.reason == "cancelled" and finished.text == ("One two" if lines else "")
     server.lines, server.hold = ANSWER, None
+    assert [*ask(backend)][-1].text == "Grüß dich"
+
+
+def test_cancel_before_the_first_event_asks_the_server_for_nothing(server):
+    backend = loaded(server)
+    answer = ask(backend)
+    backend.cancel()
+    (finished,) = answer
+    assert finished.reason == "cancelled" and server.bodies == []
     assert [*ask(backend)][-1].text == "Grüß dich"
 
 

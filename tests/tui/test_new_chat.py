@@ -69,7 +69,7 @@ async def test_a_running_answer_is_stopped_and_belongs_to_its_own_chat(open_chat
         assert "Bonjour" not in chat.shown and "Paris" not in chat.shown
         assert contents(backend.asked[1]) == ["New"]
         last = chat.screen.aside[0]
-        assert contents(last.turns) == ["Go", "The capital Paris"]
+        assert [contents(turn.messages) for turn in last.turns] == [["Go", "The capital Paris"]]
 
 
 async def test_back_in_the_stopped_chat_its_part_of_an_answer_counts(open_chat, backend, script):

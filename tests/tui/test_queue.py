@@ -65,6 +65,7 @@ async def test_escape_stops_the_answer_once_nothing_is_queued(busy, backend):
         await chat.pilot.press("escape")
         backend.release(1)
         await chat.until_shown("stopped")
+        assert backend.num_cancels == 1
         assert chat.prompt.text == "Second"
 
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from dspark.chat.token_spans import marks_of
 from dspark.events import Finished, Piece, Round
-from dspark_tui.token_spans import marks_of
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ async def test_a_refused_draft_stays_in_its_section(open_chat, backend, script):
 
 
 async def test_thinking_comes_and_goes(open_chat, script):
-    from dspark_tui.token_spans import Mark
+    from dspark.chat.token_spans import Mark
 
     async with open_chat(script("Start")) as chat:
         await chat.asked_and_answered("Go")

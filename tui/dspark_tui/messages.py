@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from textual.message import Message
 
-from dspark.chat.backend import BackendInfo
-from dspark.chat.conversation import LeftOut
+from dspark.chat.ask import LeftOut
+from dspark.chat.backend import BackendInfo, ChatEvent
 from dspark.errors import DSparkError
-from dspark.events import Event, FetchProgress, LoadProgress
+from dspark.events import FetchProgress, LoadProgress
 
 UNEXPECTED_HINT = "If it happens again, please report it with the output of dspark doctor."
 
@@ -34,7 +34,7 @@ class AnswerEvent(Message):
     """An event of the answer to turn number `turn`."""
 
     turn: int
-    event: LeftOut | Event
+    event: LeftOut | ChatEvent
 
 
 @dataclass

@@ -1,26 +1,30 @@
-"""One prompt on its way to an answer."""
+"""A turn on the screen."""
 
 from dataclasses import dataclass
 
-from dspark.chat.conversation import Conversation
-from dspark.events import Finished, PrefillProgress, Round
+from dspark.chat.conversation import Conversation, Turn
+from dspark.chat.token_spans import marks_of
+from dspark.events import Finished, PrefillProgress, Round, TextDelta
 from dspark_tui import wording
-from dspark_tui.token_spans import marks_of
 from dspark_tui.widgets.answer import Answer
 from dspark_tui.widgets.transcript import UserMessage
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """`conversation` is the one it was asked in, whichever is shown now."""
+class ShownTurn:
+    """The conversation is that in which it was asked, whichever is shown now."""
 
     number: int
-    prompt: str
+    turn: Turn
     question: UserMessage
     answer: Answer
     conversation: Conversation
 
-    def write(self, event: PrefillProgress | Round) -> None:
+    @property
+    def prompt(self) -> str:
+        return self.turn.prompt
+
+    def write(self, event: PrefillProgress | Round | TextDelta) -> None:
         if isinstance(event, PrefillProgress):
             done, total = f"{event.done:,}", f"{event.total:,}"
             self.answer.note = f"reading the prompt, {done} of {total} tokens"
@@ -31,4 +35,3 @@ class Turn:
     def end(self, event: Finished, has_drafter: bool, refused: str) -> None:
         self.answer.add(marks_of(event))
         self.answer.note = wording.end_note(event, has_drafter, refused)
-        self.conversation.keep(self.prompt, event.text)

@@ -51,7 +51,7 @@ def still_queued(count: int) -> str:
 def end_note(event: Finished, has_drafter: bool, refused: str = "") -> str:
     stats = event.stats
     words = [counted(stats.new_tokens, "token")]
-    if stats.rounds:
+    if stats.decode_seconds:
         words.append(f"{stats.decode_tokens_per_second:.1f} tok/s")
         words += [f"τ {stats.tau:.2f}"] if has_drafter else []
     return " · ".join([*words, *ending_words(event, refused)])

@@ -11,11 +11,8 @@ from contextvars import copy_context
 from textual.message import Message
 from textual.widget import Widget
 
-from dspark.chat.backend import ChatBackend, ChatSettings
-from dspark.chat.conversation import Message as ChatMessage
-from dspark.chat.conversation import ask
-from dspark.chat.running_stats import NOTHING_YET
-from dspark.events import Finished
+from dspark.chat.ask import PendingAnswer
+from dspark.chat.backend import ChatBackend
 from dspark_tui.messages import (
     AnswerEvent,
     AnswerFailed,
@@ -35,22 +32,22 @@ class BackendWorker(Widget):
         super().__init__()
         self.backend = backend
         self._one_at_a_time = threading.Lock()
-        self._stop = threading.Event()
+        self._pending: PendingAnswer | None = None
 
     def load(self) -> None:
         self._start(self._load)
 
-    def answer(self, turn: int, messages: list[ChatMessage], settings: ChatSettings) -> None:
-        self._stop = stop = threading.Event()
-        self._start(lambda: self._answer(turn, messages, settings, stop))
+    def answer(self, turn: int, pending: PendingAnswer) -> None:
+        self._pending = pending
+        self._start(lambda: self._answer(turn, pending))
 
     def stop_answer(self) -> None:
-        self._stop.set()
-        self.backend.cancel()
+        if self._pending is not None:
+            self._pending.cancel()
 
     @property
     def is_stopping(self) -> bool:
-        return self._stop.is_set()
+        return self._pending is not None and self._pending.is_cancelled
 
     def on_unmount(self) -> None:
         self.backend.cancel()
@@ -67,25 +64,12 @@ class BackendWorker(Widget):
         except Exception as error:
             self._tell(LoadFailed(as_dspark_error(error)))
 
-    def _answer(
-        self,
-        turn: int,
-        messages: list[ChatMessage],
-        settings: ChatSettings,
-        stop: threading.Event,
-    ) -> None:
+    def _answer(self, turn: int, pending: PendingAnswer) -> None:
         try:
             # A stopped answer runs to the end of its round before the next one may start.
             with self._one_at_a_time:
-                if stop.is_set():
-                    nothing = Finished(0, "cancelled", (), "", NOTHING_YET)
-                    self._tell(AnswerEvent(turn, nothing))
-                    return
-                for event in ask(self.backend, messages, settings):
+                for event in pending:
                     self._tell(AnswerEvent(turn, event))
-                    # Repeated here: a stop may come before the backend has begun to listen.
-                    if stop.is_set() and not isinstance(event, Finished):
-                        self.backend.cancel()
         except Exception as error:
             self._tell(AnswerFailed(turn, as_dspark_error(error)))
 

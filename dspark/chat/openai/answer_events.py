@@ -1,4 +1,4 @@
-"""A server's answer as the engine's events: each delta is a round without drafts."""
+"""An answer of a server as events: text that comes, and the sums at its end."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -7,12 +7,10 @@ from dspark.chat.openai.delta import Delta
 from dspark.errors import ServerError
 from dspark.events import (
     DecodeStats,
-    Event,
     Finished,
     FinishReason,
     Piece,
-    PrefillProgress,
-    Round,
+    TextDelta,
 )
 from dspark.text.spans import Span
 from dspark.text.thinking import text_splitter
@@ -30,10 +28,10 @@ class Written:
         self._tools: list[str] = []
         self._splitter = text_splitter()
         self._usage: dict[str, object] = {}
-        self._events = 0
+        self._deltas = 0
         self._asked_at = self._first_at = self._last_at = time.perf_counter()
 
-    def take(self, delta: Delta) -> Iterator[Event]:
+    def take(self, delta: Delta) -> Iterator[TextDelta]:
         self._usage = delta.usage or self._usage
         self._reason = delta.reason or self._reason
         self._tools += delta.tools
@@ -47,29 +45,13 @@ class Written:
             (self._thoughts if span.is_thinking else self._texts).append(span.text)
         return tuple(Piece(-1, span.text, False, is_thinking=span.is_thinking) for span in shown)
 
-    def _event(self, pieces: tuple[Piece, ...]) -> Event:
+    def _event(self, pieces: tuple[Piece, ...]) -> TextDelta:
         now, before = time.perf_counter(), self._last_at
         self._last_at = now
-        self._events += 1
-        if self._events == 1:
-            self._first_at = now
-            return PrefillProgress(0, 0, 0, pieces)
-        return Round(
-            request_id=0,
-            index=self._events - 2,
-            anchor=-1,
-            draft=(),
-            confidence=None,
-            verified=0,
-            accepted=0,
-            next=-1,
-            pieces=pieces,
-            rejected=(),
-            context_tokens=self._events,
-            draft_seconds=0.0,
-            verify_seconds=0.0,
-            seconds=now - before,
-        )
+        self._deltas += 1
+        if self._deltas == 1:
+            self._first_at = before = now
+        return TextDelta(0, pieces, now - before)
 
     def end(self, model: str) -> Finished:
         """Raises ServerError if the model did not answer with text."""
@@ -95,13 +77,13 @@ class Written:
 
         No rate if everything came at once, because a server or proxy buffered it.
         """
-        rounds, seconds = max(self._events - 1, 0), self._last_at - self._first_at
-        if seconds < BURST_SECONDS * rounds:
-            rounds, seconds = 0, 0.0
+        seconds = self._last_at - self._first_at
+        if seconds < BURST_SECONDS * (self._deltas - 1):
+            seconds = 0.0
         stats = DecodeStats(
             prompt_tokens=self._counted("prompt_tokens"),
-            new_tokens=self._counted("completion_tokens") or self._events,
-            rounds=rounds,
+            new_tokens=self._counted("completion_tokens") or self._deltas,
+            rounds=0,
             drafted=0,
             verified=0,
             accepted=0,

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from dspark.chat.backend import BackendInfo, ChatMessages, ContextFullError
+from dspark.chat.backend import BackendInfo, ChatEvent, ChatMessages, ContextFullError
 from dspark.chat.openai.answer_events import Written
 from dspark.chat.openai.delta import Delta, error_text
 from dspark.chat.openai.http import (
@@ -28,7 +28,7 @@ from dspark.chat.openai.request import (
 from dspark.chat.openai.waiting import Waiting
 from dspark.config import SamplingChoice, ServerConfig, StopConfig
 from dspark.errors import InputError, ServerError
-from dspark.events import Event, LoadProgress
+from dspark.events import LoadProgress
 
 NO_LIST = (httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED, httpx.codes.NOT_IMPLEMENTED)
 REST_SECONDS = 5.0  # for the counts that may follow the end of an answer
@@ -70,13 +70,16 @@ class ServerBackend:
 
     def answer(
         self, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig
-    ) -> Iterator[Event]:
-        body = request_body(self.info.name, messages, sampling, stop)
+    ) -> Iterator[ChatEvent]:
+        self._waiting = Waiting()  # from here on there is something to cancel
+        return self._events(self._waiting, request_body(self.info.name, messages, sampling, stop))
+
+    def _events(self, waiting: Waiting, body: dict[str, Any]) -> Iterator[ChatEvent]:
         written = Written()
-        with Waiting() as self._waiting:
+        with waiting:
             deltas = self._deltas(body)
             try:
-                while (delta := self._waiting.until(_next(deltas))) is not None:
+                while (delta := waiting.until(_next(deltas))) is not None:
                     yield from written.take(delta)
             except asyncio.CancelledError:
                 yield written.cancelled()

@@ -9,10 +9,9 @@ import psutil
 import torch
 
 from dspark.config import GraftConfig
+from dspark.engine.machine_errors import is_out_of_memory
 from dspark.errors import MemoryFullError
 from dspark.plural import counted
-
-CPU_WORDS = ("can't allocate memory", "DefaultCPUAllocator")
 
 
 @contextmanager
@@ -43,12 +42,6 @@ def _naming(what: str, hint: Callable[[], str]) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise MemoryFullError(f"out of memory in {what}", hint()) from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in CPU_WORDS)
 
 
 def _hint(config: GraftConfig, has_state: bool) -> str:

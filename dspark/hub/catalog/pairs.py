@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from dspark.checkpoints.detect import Packaging
-from dspark.config import Algorithm
+from dspark.config import Algorithm, Headless
 
 # never code, never pickles: no *.py, *.bin, *.pt
 DATA_FILES = (
@@ -21,12 +21,12 @@ DATA_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class PairFiles:
-    """A pair on disk: the folders of target and head; lookup has no head."""
+    """A pair on disk: the folders of target and head. `headless` drafts without a head."""
 
     name: str
     target: Path
     draft: Path | None
-    has_lookup: bool = False
+    headless: Headless | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,18 +13,18 @@ from textual.screen import Screen
 from textual.timer import Timer
 from textual.widgets import Static
 
+from dspark.chat.ask import LeftOut, PendingAnswer
 from dspark.chat.backend import ChatBackend, ChatSettings
 from dspark.chat.commands import parse_command, unknown_command
 from dspark.chat.control_characters import visible
-from dspark.chat.conversation import Conversation, LeftOut
-from dspark.chat.running_stats import NOTHING_YET, add_round
+from dspark.chat.conversation import Conversation, Turn
 from dspark.chat.shared_wording import sampling_words
 from dspark.errors import DSparkError
-from dspark.events import Finished, PrefillProgress, Round
+from dspark.events import Finished
 from dspark_tui import wording
 from dspark_tui.messages import AnswerEvent, AnswerFailed, BackendReady, LoadFailed, LoadStep
-from dspark_tui.token_spans import View
-from dspark_tui.turn import Turn
+from dspark_tui.token_styles import View
+from dspark_tui.turn import ShownTurn
 from dspark_tui.widgets import key_line
 from dspark_tui.widgets.answer import Answer
 from dspark_tui.widgets.key_line import Key, KeyLine
@@ -56,8 +56,10 @@ class ChatScreen(Screen[None]):
     hint: reactive[Hint | None] = reactive[Hint | None](None)
     has_drafter: reactive[bool] = reactive(True)
     phase: reactive[Phase] = reactive[Phase]("loading")
-    turn: reactive[Turn | None] = reactive[Turn | None](None)  # the turn that is being answered
-    queue: reactive[tuple[Turn, ...]] = reactive[tuple[Turn, ...]](())
+    turn: reactive[ShownTurn | None] = reactive[ShownTurn | None](
+        None
+    )  # the one that is being answered
+    queue: reactive[tuple[ShownTurn, ...]] = reactive[tuple[ShownTurn, ...]](())
     keys: reactive[tuple[Key, ...]] = reactive[tuple[Key, ...]](())
 
     def __init__(self, backend: ChatBackend, settings: ChatSettings) -> None:
@@ -66,7 +68,7 @@ class ChatScreen(Screen[None]):
         self.conversation = Conversation(settings.system)
         self.worker = BackendWorker(backend)
         self.turn_count = 0
-        self.left_turn: Turn | None = None  # of a chat set aside, while it is being stopped
+        self.left_turn: ShownTurn | None = None  # of a chat set aside, which is being stopped
         self.aside: tuple[Conversation, Status] | None = None
         self.holds_queue = False  # after a stop or a failure, until Enter
         self.quits_until = 0.0
@@ -124,18 +126,18 @@ class ChatScreen(Screen[None]):
 
     @on(AnswerEvent)
     async def show_answer_event(self, message: AnswerEvent) -> None:
-        match self._turn_numbered(message.turn), message.event:
-            case Turn() as turn, LeftOut() as left_out:
-                turn.conversation.leave_out(left_out.num_messages)
-                if turn is self.turn:
-                    remark = Remark(str(left_out))
-                    await self.query_one(Transcript).add(remark, before=turn.question)
-            case Turn() as turn, Finished() as event:
-                await self._end_answer(turn, event)
-            case Turn() as turn, (PrefillProgress() | Round()) as event:
-                turn.write(event)
-                if turn is self.turn:
-                    self._count(event)
+        turn, event = self._turn_numbered(message.turn), message.event
+        if turn is None:
+            return
+        turn.conversation.take(turn.turn, event)
+        if isinstance(event, Finished):
+            await self._end_answer(turn, event)
+        elif not isinstance(event, LeftOut):
+            turn.write(event)
+            if turn is self.turn:
+                self._count(turn.turn)
+        elif turn is self.turn:
+            await self.query_one(Transcript).add(Remark(str(event)), before=turn.question)
 
     @on(AnswerFailed)
     async def show_answer_failure(self, message: AnswerFailed) -> None:
@@ -150,16 +152,14 @@ class ChatScreen(Screen[None]):
         await self._give_back(turn)
         await self._notice(message.error)
 
-    def _turn_numbered(self, number: int) -> Turn | None:
+    def _turn_numbered(self, number: int) -> ShownTurn | None:
         turns = (each for each in (self.turn, self.left_turn) if each is not None)
         return next((turn for turn in turns if turn.number == number), None)
 
-    def _count(self, event: PrefillProgress | Round) -> None:
-        if isinstance(event, PrefillProgress):
-            self.status = replace(self.status, stats=NOTHING_YET)
-            return
-        stats = add_round(self.status.stats, event)
-        self.status = replace(self.status, stats=stats, context_tokens=event.context_tokens)
+    def _count(self, turn: Turn) -> None:
+        tokens = turn.context_tokens
+        used = self.status.context_tokens if tokens is None else tokens
+        self.status = replace(self.status, stats=turn.stats, context_tokens=used)
 
     # Actions of the user
 
@@ -286,7 +286,8 @@ class ChatScreen(Screen[None]):
         prompt."""
         self.turn_count += 1
         answer = Answer().data_bind(ChatScreen.view)
-        turn = Turn(self.turn_count, prompt, UserMessage(prompt), answer, self.conversation)
+        question = UserMessage(prompt)
+        turn = ShownTurn(self.turn_count, Turn(prompt), question, answer, self.conversation)
         is_loading = self.phase == "loading"
         answer.note = wording.WAITS_FOR_MODEL if is_loading else wording.WAITS_FOR_ANSWER
         before = self.queue[0].question if self.holds_queue and self.queue else None
@@ -304,9 +305,10 @@ class ChatScreen(Screen[None]):
         self.phase = "answering"
         self.turn.answer.note = "reading the prompt"
         messages = self.turn.conversation.with_prompt(self.turn.prompt)
-        self.worker.answer(self.turn.number, messages, self.settings)
+        pending = PendingAnswer(self.worker.backend, messages, self.settings)
+        self.worker.answer(self.turn.number, pending)
 
-    async def _end_answer(self, turn: Turn, event: Finished) -> None:
+    async def _end_answer(self, turn: ShownTurn, event: Finished) -> None:
         turn.end(event, self.has_drafter, self.worker.backend.info.refused_note)
         if turn is self.left_turn:
             self.left_turn = None
@@ -317,12 +319,11 @@ class ChatScreen(Screen[None]):
             if not event.text:
                 await self._give_back(turn)
         if event.stats.new_tokens:
-            used = event.stats.prompt_tokens + event.stats.new_tokens
-            self.status = replace(self.status, stats=event.stats, context_tokens=used)
+            self._count(turn.turn)
         self._next_answer()
 
-    async def _give_back(self, turn: Turn) -> None:
-        """Returns an unanswered prompt to the box, unless something new has been typed."""
+    async def _give_back(self, turn: ShownTurn) -> None:
+        """An unanswered prompt returns to the box, unless something new is typed there."""
         self.holds_queue = True
         prompt_box = self.query_one(PromptBox)
         if prompt_box.text:

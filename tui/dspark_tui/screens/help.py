@@ -9,7 +9,7 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from dspark_tui.token_spans import SIGNS
+from dspark_tui.token_styles import SIGNS
 
 Rows = tuple[tuple[str, str, str], ...]
 MARKS: Rows = (

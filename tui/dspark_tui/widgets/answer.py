@@ -11,8 +11,9 @@ from textual.selection import Selection
 from textual.timer import Timer
 from textual.widgets import Static
 
+from dspark.chat.token_spans import Mark
 from dspark_tui import wording
-from dspark_tui.token_spans import Mark, View, content_of
+from dspark_tui.token_styles import View, content_of
 
 FULL_BLOCK_CHARACTERS = 800
 # A frame costs as much as a small round: more frames would slow down decoding.

@@ -4,13 +4,8 @@ from textual.content import Content
 from textual.reactive import reactive
 from textual.widget import Widget
 
-from dspark_tui.token_spans import (
-    SHADES,
-    Kind,
-    Mark,
-    View,
-    style_of,
-)
+from dspark.chat.token_spans import Kind, Mark
+from dspark_tui.token_styles import SHADES, View, style_of
 from dspark_tui.widgets.status_bar import Status
 
 WORDS: dict[Kind, tuple[str, str]] = {

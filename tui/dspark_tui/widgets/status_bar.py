@@ -75,7 +75,7 @@ def _model(status: Status, words: int) -> Field:
 
 def _figures(status: Status, has_drafter: bool, words: int) -> list[Field]:
     stats = status.stats
-    measured = stats.rounds > 0
+    measured = stats.decode_seconds > 0
     rate = f"{stats.decode_tokens_per_second:.1f}" if measured else "–"
     figures = [[(rate, "bold"), (" tok/s", "$foreground-muted")]]
     if status.is_server:

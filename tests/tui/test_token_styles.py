@@ -2,15 +2,9 @@
 
 import pytest
 
+from dspark.chat.token_spans import Mark, marks_of
 from dspark.events import DecodeStats, Finished, Piece, PrefillProgress, Round
-from dspark_tui.token_spans import (
-    Mark,
-    View,
-    content_of,
-    marks_of,
-    shade_percent,
-    style_of,
-)
+from dspark_tui.token_styles import View, content_of, shade_percent, style_of
 
 
 def round_of(pieces: list[Piece], rejected: list[Piece]) -> Round:

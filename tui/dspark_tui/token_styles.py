@@ -1,16 +1,12 @@
-"""Tokens as marked text: each token's origin shown by colour and by a second sign."""
+"""How marks look: where a token came from, told by colour and by a second sign."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import groupby, takewhile
-from typing import Literal
+from itertools import groupby
 
 from textual.content import Content, Span
 
-from dspark.chat.control_characters import visible
-from dspark.events import Finished, Piece, PrefillProgress, Round
-
-Kind = Literal["accepted", "own", "rejected"]
+from dspark.chat.token_spans import Kind, Mark
 
 SIGNS: dict[Kind, str] = {
     "accepted": "$text-success underline",
@@ -32,37 +28,11 @@ DEEPEST_SHADE_PERCENT = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """A span of text of one origin."""
-
-    text: str
-    kind: Kind
-    confidence: float | None = None
-    is_thinking: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class View:
     """How marks are shown."""
 
     show_rejected: bool = True
     shading: bool = False
-
-
-def marks_of(event: PrefillProgress | Round | Finished) -> list[Mark]:
-    """In reading order: accepted drafts, rejected drafts, the target's own token; at the end, text
-    held back until then."""
-    if isinstance(event, Finished):
-        tail = visible(event.tail)
-        return [Mark(tail, "own", is_thinking=event.ends_thinking)] if tail else []
-    accepted = list(takewhile(lambda piece: piece.is_draft, event.pieces))
-    target_pieces = event.pieces[len(accepted) :]
-    rejected = event.rejected if isinstance(event, Round) else ()
-    return [
-        *(_mark(piece, "accepted") for piece in accepted),
-        *(_mark(piece, "rejected") for piece in rejected),
-        *(_mark(piece, "own") for piece in target_pieces),
-    ]
 
 
 def style_of(mark: Mark, view: View) -> str:
@@ -92,12 +62,3 @@ def content_of(marks: Iterable[Mark], view: View) -> Content:
         text += "".join(mark.text for mark in group)
         spans.append(Span(start, len(text), style))
     return Content(text, spans)
-
-
-def _mark(piece: Piece, kind: Kind) -> Mark:
-    text = piece.text.translate(_ONE_LINE) if kind == "rejected" else piece.text
-    return Mark(visible(text), kind, piece.confidence, piece.is_thinking)
-
-
-# A rejected line break must not break the line.
-_ONE_LINE = {ord("\n"): "⏎", ord("\t"): "⇥"}
