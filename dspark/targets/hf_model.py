@@ -30,17 +30,11 @@ def read_hf_model(directory: Path, *, device: torch.device, dtype: torch.dtype) 
     """Raises CheckpointError if transformers cannot load all of it."""
     tensor_infos(directory)  # valid headers, and no pickles
     config = read_config(directory)
-    text = text_part(config)
-    if text is None and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise CheckpointError(
-            f"{directory} is of the kind {config.model_type}, which transformers does not load as "
-            "a text model",
-            "Only text models are decoded, and the text part of most multimodal ones.",
-        )
+    check_text_model(directory, config)
     model: Any
     report: Any
     try:
-        model, report = _from_pretrained(directory, text, dtype)
+        model, report = _from_pretrained(directory, text_part(config), dtype)
         # FP8 files leave the rest in bfloat16, whatever was asked for
         is_full = dtype == torch.float32 and not getattr(model, "is_quantized", False)
         model = model.to(device, dtype) if is_full else model.to(device)
@@ -59,6 +53,16 @@ def read_hf_model(directory: Path, *, device: torch.device, dtype: torch.dtype) 
             "config.json and the weights do not belong together.",
         )
     return model
+
+
+def check_text_model(directory: Path, config: PreTrainedConfig) -> None:
+    """Raises CheckpointError for a model that transformers does not load as a language model."""
+    if text_part(config) is None and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise CheckpointError(
+            f"{directory} is of the kind {config.model_type}, which transformers does not load as "
+            "a text model",
+            "Only text models are decoded, and the text part of most multimodal ones.",
+        )
 
 
 def _from_pretrained(directory: Path, text: PreTrainedConfig | None, dtype: torch.dtype) -> Any:

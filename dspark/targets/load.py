@@ -32,7 +32,9 @@ def load_target(
             directory, config, tap_layers=tap_layers, device=device, dtype=dtype, prepack=prepack
         )
     from dspark.targets.hf import load_hf
+    from dspark.targets.hf_model import check_text_model
 
+    check_text_model(directory, config)
     return load_hf(
         directory,
         tap_layers=tap_layers,
