@@ -43,17 +43,27 @@ class FoundHead:
     names: Mapping[str, str]  # name in the files -> DeepSpec's
 
 
-def read_any_config(directory: Path) -> AnyHeadConfig:
-    """As read_draft_config, and of a DeepSeek-V4 target's own head too."""
-    if is_own_head(directory):
+def read_any_config(directory: Path, raw: Mapping[str, Any] | None = None) -> AnyHeadConfig:
+    """As read_draft_config, and of a DeepSeek-V4 target's own head too; `raw` is its config.json,
+    if that was read already."""
+    if is_own_head(directory) if raw is None else holds_own_head(raw):
         return read_own_config(directory)
-    return read_draft_config(directory)
+    return find_head(directory, check=False, raw=raw).config
 
 
 def is_own_head(directory: Path) -> bool:
     """Whether the head is in a DeepSeek-V4 target's own files; then read_own_head reads it."""
     path = directory / "config.json"
     return path.is_file() and holds_own_head(read_json(path))
+
+
+def read_head_json(directory: Path) -> dict[str, Any]:
+    """The config.json of a head, wherever in the folder it is, without judging it."""
+    refuse_gguf(directory)
+    folder = head_folder(directory)
+    if folder != directory and is_own_head(directory):
+        folder = directory
+    return read_json(folder / "config.json")
 
 
 def count_head_parameters(directory: Path) -> int:
@@ -89,11 +99,14 @@ def open_draft(directory: Path) -> tuple[HeadConfig, MutableMapping[str, torch.T
     return head.config, ours(stored, head.config, interleaved=interleaved)
 
 
-def find_head(directory: Path, *, check: bool = True) -> FoundHead:
-    """Packaging and sizes; `check` compares every tensor with them."""
+def find_head(
+    directory: Path, *, check: bool = True, raw: Mapping[str, Any] | None = None
+) -> FoundHead:
+    """Packaging and sizes; `check` compares every tensor with them. `raw` is the head's
+    config.json, if that was read already."""
     refuse_gguf(directory)
     folder = head_folder(directory)
-    raw = read_json(folder / "config.json")
+    raw = read_json(folder / "config.json") if raw is None else raw
     if holds_own_head(raw):  # before the headers of a target's many shards are read
         raise _inside_target(folder)
     is_ours = is_deepspec(raw)

@@ -10,7 +10,9 @@ from typing import Self, Unpack
 
 import torch
 
-from dspark.checkpoints.heads import read_any_config
+from dspark.checkpoints.files import read_json
+from dspark.checkpoints.head_config import AnyHeadConfig
+from dspark.checkpoints.heads import read_any_config, read_head_json
 from dspark.config import (
     DraftWeights,
     EngineConfig,
@@ -40,7 +42,8 @@ from dspark.engine.text_request import (
 from dspark.errors import InputError
 from dspark.events import Event, Failed, LoadProgress
 from dspark.hub import PairFiles, home
-from dspark.hub.memory_fit import check_files
+from dspark.hub.memory_fit import check_loadable
+from dspark.hub.memory_needed import of_folders
 from dspark.targets.base import DeviceTarget, Target
 from dspark.targets.load import load_target
 from dspark.targets.stored import StoredTarget, build_kernels
@@ -223,20 +226,29 @@ def open_session(
     """
     resolved = resolve_runtime(runtime)
     device, dtype = torch.device(resolved.device), getattr(torch, resolved.dtype)
-    check_files(files.name, files.target, files.draft, runtime)
+    raw = read_json(files.target / "config.json")
+    head_raw = None if files.draft is None else read_head_json(files.draft)
+    check_loadable(files.name, of_folders(files.target, files.draft, raw, head_raw), runtime)
     if (
         device.type == "cuda" and device.index is not None
     ):  # kernels and graphs use the current device
         torch.cuda.set_device(device)
     yield LoadProgress(STAGES[0], 0, len(STAGES) - 1)
-    if files.draft:
-        tap_layers = read_any_config(files.draft).target_layer_ids
+    head_config = None
+    if files.draft is not None:
+        head_config = read_any_config(files.draft, head_raw)
+        tap_layers = head_config.target_layer_ids
     as_stored = runtime.dtype == "auto" and device.type == "cpu"
     if as_stored:
         keep_compiled(home() / "kernels")
-        yield from build_kernels(files.target)
+        yield from build_kernels(files.target, raw)
     target = load_target(
-        files.target, tap_layers=tap_layers, device=device, dtype=dtype, as_stored=as_stored
+        files.target,
+        tap_layers=tap_layers,
+        device=device,
+        dtype=dtype,
+        as_stored=as_stored,
+        raw=raw,
     )
     if isinstance(target, StoredTarget):
         reason = "weights as the file stores them"
@@ -245,7 +257,7 @@ def open_session(
     yield LoadProgress(STAGES[1], 1, len(STAGES) - 1)
     drafter = HEADLESS_DRAFTERS[files.headless]() if files.headless else None
     if files.draft:
-        drafter = load_drafter(files.draft, target, runtime.draft_weights)
+        drafter = load_drafter(files.draft, target, runtime.draft_weights, head_config)
     yield LoadProgress(STAGES[2], 2, len(STAGES) - 1)
     engine = _engine(files.name, target, drafter, codec, config, resolved)
     yield from engine.warm_up()
@@ -253,10 +265,15 @@ def open_session(
     return Session(files.name, engine, codec, resolved, sampling_defaults(files.target))
 
 
-def load_drafter(directory: Path, target: Target, weights: DraftWeights = "auto") -> Drafter:
+def load_drafter(
+    directory: Path,
+    target: Target,
+    weights: DraftWeights = "auto",
+    config: AnyHeadConfig | None = None,
+) -> Drafter:
     """Load the head for its target. Raises PairMismatchError, CheckpointError."""
     spec = target.spec
-    config = read_any_config(directory)
+    config = config or read_any_config(directory)
     config.check_target(
         vocab_size=spec.vocab_size, hidden_size=spec.hidden_size, num_layers=spec.num_layers
     )

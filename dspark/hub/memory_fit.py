@@ -122,10 +122,9 @@ def check_room(of: Footprint, name: str, runtime: RuntimeConfig | None, other_wa
     )
 
 
-def check_files(name: str, target: Path, draft: Path | None, runtime: RuntimeConfig) -> None:
-    """Raises MemoryFullError if files on disk need more than all memory of their device."""
-    of, devices = of_folders(target, draft), rooms()
-    room = room_for(runtime, devices)
+def check_loadable(name: str, of: Footprint, runtime: RuntimeConfig) -> None:
+    """Raises MemoryFullError if a pair on disk needs more than all memory of its device."""
+    room = room_for(runtime, rooms())
     if memory_needed(of, room) > room.total:
         check_room(of, name, runtime, "use a smaller model, or fewer bits.")
 

@@ -5,6 +5,7 @@ benchmarks/memory_fit.py compares it with the measured memory of processes.
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -130,9 +131,14 @@ def program_bytes(room: Room) -> int:
     return PROGRAM_BYTES if room.device == "cpu" else GPU_BYTES
 
 
-def of_folders(target: Path, draft: Path | None) -> Footprint:
-    """Exact, from configs and headers."""
-    config = read_config(target)
+def of_folders(
+    target: Path,
+    draft: Path | None,
+    target_config: Mapping[str, Any] | None = None,
+    head_config: Mapping[str, Any] | None = None,
+) -> Footprint:
+    """Exact, from the headers and the configs, which are read unless they are given."""
+    config = read_config(target) if target_config is None else target_config
     skipped = TOWERS.search if "text_config" in config else lambda name: None
     shapes = read_shapes(target).items()
     footprint = _of_target(
@@ -142,13 +148,15 @@ def of_folders(target: Path, draft: Path | None) -> Footprint:
     footprint = replace(footprint, coded_values=coded_values, coded_bytes=coded_bytes)
     if draft is None or draft == target:  # includes a head in the target's own shards
         return footprint
-    return footprint.plus_head(*_head_values(draft, footprint))
+    return footprint.plus_head(*_head_values(draft, footprint, head_config))
 
 
-def _head_values(draft: Path, target: Footprint) -> tuple[int, int]:
+def _head_values(
+    draft: Path, target: Footprint, config: Mapping[str, Any] | None = None
+) -> tuple[int, int]:
     """Numbers of a head's weights, and of its cache per token."""
     folder = draft if (draft / "config.json").is_file() else draft / "dspark"
-    config, shapes = read_config(folder), read_shapes(folder)
+    config, shapes = read_config(folder) if config is None else config, read_shapes(folder)
     table = (target.vocab_size, target.hidden_size)
     values = sum(
         math.prod(shape)
@@ -227,7 +235,7 @@ def brings_own_head(pair: Pair) -> bool:
     return isinstance(pair.draft, HubRepo) and pair.draft.tensor_prefix is not None
 
 
-def _of_target(config: dict[str, Any], values: int) -> Footprint:
+def _of_target(config: Mapping[str, Any], values: int) -> Footprint:
     text = config.get("text_config", config)
 
     def size(*names: str) -> int:
@@ -244,14 +252,14 @@ def _of_target(config: dict[str, Any], values: int) -> Footprint:
     )
 
 
-def is_dense(config: dict[str, Any]) -> bool:
+def is_dense(config: Mapping[str, Any]) -> bool:
     """Whether our own forward runs it, judging by the family."""
     window = config.get("model_type") == "mistral" and config.get("sliding_window") is not None
     slides = "sliding_attention" in (config.get("layer_types") or ())
     return config.get("model_type") in DENSE and not window and not slides
 
 
-def cache_values(config: dict[str, Any]) -> int:
+def cache_values(config: Mapping[str, Any]) -> int:
     """Numbers per token in the cache; 0 for a config without the usual keys."""
     config = config.get("text_config", config)
     try:

@@ -1,5 +1,6 @@
 """Reads a transformers directory for the dense forward: Llama, SmolLM, Mistral, Qwen2 and Qwen3."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -90,9 +91,12 @@ def load_dense(
     )
 
 
-def read_config(directory: Path) -> PreTrainedConfig:
-    """The target's config; raises CheckpointError if it is missing or unknown."""
-    raw = read_json(directory / "config.json")
+def read_config(directory: Path, raw: Mapping[str, Any] | None = None) -> PreTrainedConfig:
+    """The target's config; `raw` is its config.json, if that was read already.
+
+    Raises CheckpointError if it is missing or unknown.
+    """
+    raw = read_json(directory / "config.json") if raw is None else raw
     depth = raw.get("num_hidden_layers")
     if isinstance(depth, int | float) and depth > LARGEST_DEPTH:  # transformers makes a list of it
         raise CheckpointError(f"the config in {directory} states {depth} layers")

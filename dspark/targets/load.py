@@ -1,7 +1,9 @@
 """Chooses the implementation of a target: `stored` for the codes of a GGUF on a CPU, `dense` where
 it is exact, otherwise transformers."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,10 +20,12 @@ def load_target(
     dtype: torch.dtype,
     prepack: bool = True,
     as_stored: bool = False,
+    raw: Mapping[str, Any] | None = None,
 ) -> Target:
     """Read the model in `directory`, tapping the given layers. `as_stored`: on a CPU, weights in
-    the codes of a GGUF are multiplied with as they are, and `dtype` is that of rows."""
-    config = read_config(directory)
+    the codes of a GGUF are multiplied with as they are, and `dtype` is that of rows. `raw` is its
+    config.json, if that was read already."""
+    config = read_config(directory, raw)
     if as_stored and device.type == "cpu":
         from dspark.targets.stored import load_stored, stored_runtime
 

@@ -4,8 +4,9 @@ Rows are rounded to 8 bits in groups of 32 before they meet a weight. Codes add 
 a row is bit-identical whatever else is in the batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
@@ -210,9 +211,9 @@ def stored_runtime(directory: Path, config: PreTrainedConfig) -> Runtime | None:
         raise InputError(str(error), "Leave the variable out, or name one that can.") from error
 
 
-def build_kernels(directory: Path) -> Iterator[LoadProgress]:
+def build_kernels(directory: Path, raw: Mapping[str, Any] | None = None) -> Iterator[LoadProgress]:
     """Compiles what this folder's codes need and is not compiled yet, telling how far it is."""
-    config = read_config(directory)
+    config = read_config(directory, raw)
     runtime = stored_runtime(directory, config)
     if runtime is None:
         return
