@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from dspark.checkpoints.dspark_config import DSparkConfig
-from dspark.checkpoints.dspark_config import expected_tensors as head_tensors
 from dspark.config import DraftWeights
 from dspark.drafters.head_drafter import EMBEDDING, OUTPUT_HEAD
 from dspark.drafters.paged import PagedDSparkDrafter
@@ -104,7 +103,7 @@ def random_drafter(
         has_confidence=True,
         confidence_with_markov=True,
     )
-    own = {n: s for n, s in head_tensors(config).items() if n not in (EMBEDDING, OUTPUT_HEAD)}
+    own = {n: s for n, s in config.expected_tensors().items() if n not in (EMBEDDING, OUTPUT_HEAD)}
     tables = (target.embedding(), target.output_head())
     return PagedDSparkDrafter(config, RandomTensors(own, setting), *tables, weights=weights)
 
