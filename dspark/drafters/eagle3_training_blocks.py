@@ -7,8 +7,8 @@ sees such rows for the tokens before an anchor; after it, its own hidden states 
 
 import torch
 
-from dspark.drafters.eagle3 import Eagle3Head
 from dspark.drafters.training_blocks import Blocks, attend_blocks
+from dspark.models.eagle3_head import Eagle3Head
 from dspark_kernels import RotaryTable
 
 

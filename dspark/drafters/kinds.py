@@ -16,7 +16,7 @@ from dspark.config import DraftWeights, Headless
 from dspark.drafters.base import Drafter
 from dspark.drafters.deepseek_v4 import DeepseekV4Drafter
 from dspark.drafters.dspark import DSparkDrafter
-from dspark.drafters.eagle3 import Eagle3Drafter, Eagle3Head
+from dspark.drafters.eagle3 import Eagle3Drafter
 from dspark.drafters.eagle3_training_blocks import unrolled_hidden
 from dspark.drafters.head_drafter import HeadDrafter, TargetTables
 from dspark.drafters.lookup import LookupDrafter
@@ -24,6 +24,7 @@ from dspark.drafters.paged import PagedDSparkDrafter
 from dspark.drafters.training_blocks import TrainingHidden, block_hidden
 from dspark.errors import InputError
 from dspark.models.dspark_head import DSparkHead
+from dspark.models.eagle3_head import Eagle3Head
 from dspark.models.head_module import HeadModule
 
 

@@ -7,6 +7,7 @@ from dspark_kernels.distribution_terms import (
     TermWeights,
     distribution_terms,
 )
+from dspark_kernels.linear import SkinnyLinear
 from dspark_kernels.noise import gumbel_row
 from dspark_kernels.norm import add_rms_norm, rms_norm
 from dspark_kernels.norm_rope_write import HeadNorms
@@ -15,7 +16,7 @@ from dspark_kernels.quantized_weight import QuantizedWeight
 from dspark_kernels.rope import RotaryTable, apply_rope
 from dspark_kernels.sampling import draw, probabilities, race
 from dspark_kernels.sequential_head import DraftedBlock, SequentialHead, draft_block
-from dspark_kernels.skinny_linear import SkinnyLinear, skinny_linear
+from dspark_kernels.skinny_linear import skinny_linear
 from dspark_kernels.swiglu import swiglu
 from dspark_kernels.uniforms import uniforms
 

@@ -23,6 +23,18 @@ def fp8_value(bits: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
 
 
 @jit
+def byte_value(codes: tl.tensor, KIND: tl.constexpr, dtype: tl.constexpr) -> tl.tensor:
+    """What codes of a byte each mean, before their scale."""
+    if KIND == "int8":
+        value = exact(codes, dtype)
+    elif KIND == "fp8_bits":
+        value = fp8_value(codes, dtype)
+    else:
+        value = codes.to(dtype)
+    return value
+
+
+@jit
 def doubled_e2m1(codes: tl.tensor) -> tl.tensor:
     """Twice the value of each 4-bit code (sign, two of exponent, one of mantissa): a whole
     number."""
@@ -88,15 +100,9 @@ def tile_product(
                 x_row + k[None, :], mask=is_row & (k < num_columns)[None, :], other=0.0
             )
             code = tl.load(code_row + k[:, None], mask=(k < num_columns)[:, None], other=0.0)
-        if KIND == "int8":
-            code = exact(code, dtype)
-        elif KIND == "fp8_bits":
-            code = fp8_value(code, dtype)
-        elif KIND == "fp8":
-            code = code.to(dtype)
         if KIND == "dense":
             return product(values, code, total)
-        part = product(values, code, tl.zeros_like(total))
+        part = product(values, byte_value(code, KIND, dtype), tl.zeros_like(total))
     scale = tl.load(scales + columns // ROWS_PER_SCALE * scale_stride + group_index)
     if KIND == "fp4":
         scale = e8m0_value(scale) * 0.5

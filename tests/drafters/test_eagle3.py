@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 from dspark.checkpoints.deepspec import read_draft, read_draft_config, read_head, write_head
 from dspark.checkpoints.eagle3_config import Eagle3Config
 from dspark.config import SamplingConfig
-from dspark.drafters.eagle3 import Eagle3Drafter, Eagle3Head
+from dspark.drafters.eagle3 import Eagle3Drafter
 from dspark.engine.sampling import BatchChooser, Sampler
 from dspark.engine.session import load_drafter
 from dspark.errors import CheckpointError, PairMismatchError, StorageError
 from dspark.events import Round
+from dspark.models.eagle3_head import Eagle3Head
 from dspark.targets.base import Target
 from dspark.targets.load import load_target
 from tests.engine.pairs import GOLDEN, PROMPT, decode, golden, open_pair, request

@@ -12,7 +12,7 @@ from dspark.checkpoints.deepspec import read_draft
 from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.eagle3_config import Eagle3Config
 from dspark.config import ALGORITHMS, Algorithm, GraftConfig, graft_config
-from dspark.drafters.eagle3 import Eagle3Drafter, Eagle3Head
+from dspark.drafters.eagle3 import Eagle3Drafter
 from dspark.drafters.eagle3_training_blocks import unrolled_hidden
 from dspark.drafters.training_blocks import sample_blocks
 from dspark.engine.session import open_session
@@ -28,6 +28,7 @@ from dspark.graft.run import GraftRun
 from dspark.graft.target.frozen_target import FrozenTarget
 from dspark.graft.train.trainer import Trainer
 from dspark.hub.catalog.pairs import PairFiles
+from dspark.models.eagle3_head import Eagle3Head
 from dspark.progress import follow
 
 MASK = 95
