@@ -7,19 +7,20 @@ from dspark.bench.prompts import own_prompts
 from dspark.config import EngineConfig, RuntimeConfig, ScheduleConfig
 from dspark.engine.session import Session, open_session
 from dspark.progress import follow
-from tests.engine.pairs import decode, request
+from tests.engine.pairs import decode
+from tests.engine.pairs import request as ask
 
 MAX_TOKENS = 128
 
 
-@pytest.fixture(scope="module")
-def session() -> Session:
+@pytest.fixture(scope="module", params=["auto", "float32"])  # in its codes, and unpacked
+def session(request) -> Session:
     for _ in hub.fetch("demo"):
         pass
     files = hub.locate("demo")
     assert files is not None and files.draft is not None
     config = EngineConfig(schedule=ScheduleConfig("full"))
-    session = follow(open_session(files, RuntimeConfig("cpu", "float32"), config))
+    session = follow(open_session(files, RuntimeConfig("cpu", request.param), config))
     return session
 
 
@@ -32,24 +33,24 @@ def prompts(session) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def plain(session, prompts) -> list[tuple[int, ...]]:
-    return [decode(session.engine, [request(p, MAX_TOKENS, plain=True)])[0] for p in prompts]
+    return [decode(session.engine, [ask(p, MAX_TOKENS, plain=True)])[0] for p in prompts]
 
 
 @pytest.mark.demo
 @pytest.mark.parametrize("mode", ["auto", "full", "threshold"])
 def test_greedy_identity_on_every_prompt(session, prompts, plain, mode):
     engine = session.with_schedule(ScheduleConfig(mode, 0.5)).engine
-    assert [decode(engine, [request(p, MAX_TOKENS)])[0] for p in prompts] == plain
+    assert [decode(engine, [ask(p, MAX_TOKENS)])[0] for p in prompts] == plain
 
 
 @pytest.mark.demo
 def test_greedy_identity_in_company(session, prompts, plain):
-    assert decode(session.engine, [request(p, MAX_TOKENS) for p in prompts]) == plain
+    assert decode(session.engine, [ask(p, MAX_TOKENS) for p in prompts]) == plain
 
 
 @pytest.mark.demo
 def test_drafts_are_worth_it(session, prompts):
     """No figure, which the bench gives: a head of another target gets one draft in fifty right."""
-    events = [e for p in prompts[:4] for e in session.generate(p, request(p, 64).sampling)]
+    events = [e for p in prompts[:4] for e in session.generate(p, ask(p, 64).sampling)]
     rounds = [event for event in events if hasattr(event, "accepted")]
     assert sum(r.accepted for r in rounds) / len(rounds) > 0.2
