@@ -35,7 +35,7 @@ from dspark.hub.memory_needed import (
 
 LIMIT = 0.10  # how far the figure may be off
 NEW_TOKENS, SHORT = 32, 36
-CPU = Room("cpu", 0, 4)
+CPU = Room("cpu", 0, 4, keeps_codes=True)
 COMMAND = [sys.executable, "-m", "dspark_cli"]
 GRAFT = (
     *("--train", "--prompts", "self:24", "--max-answer-tokens", "40", "--length", "128"),

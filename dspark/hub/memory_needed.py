@@ -25,6 +25,7 @@ from dspark.hub.catalog.pairs import (
 USABLE = 0.9  # usable share of a memory; the system and other programs need the rest
 CACHE_TOKENS = 4096  # a long chat; the cache grows with the context
 PROGRAM_BYTES = 480_000_000  # the interpreter, torch, transformers and a tokenizer; measured
+KERNEL_BYTES = 80_000_000  # LLVM, which builds the kernels of codes; measured
 GPU_BYTES = 1_500_000_000  # on a GPU: its context, passes and captured graphs
 MIN_CAPACITY = 256  # initial capacity of a cache in tokens; it doubles
 MAX_ROWS = 64  # of a pass that verifies
@@ -107,7 +108,8 @@ def weight_bytes(of: Footprint, room: Room) -> int:
         stored = of.stored_bytes if room.keeps_quantized else of.values * 2
         return stored + of.fixed_bytes
     if room.keeps_codes and of.coded_values:
-        return (of.values - of.coded_values) * room.value_bytes + of.coded_bytes + of.fixed_bytes
+        numbers = (of.values - of.coded_values) * room.value_bytes
+        return numbers + of.coded_bytes + of.fixed_bytes + KERNEL_BYTES
     packs = of.is_dense and room.device == "cpu" and room.value_bytes == FLOAT
     copy = of.vocab_size * of.hidden_size if packs else 0
     return (of.values + copy) * room.value_bytes + of.fixed_bytes
