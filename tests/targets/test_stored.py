@@ -106,7 +106,8 @@ def test_drafts_schedules_and_company_write_what_plain_decoding_writes(
 ) -> None:
     folder = converted(tmp_path, "llama", Kind.Q8_0)
     is_lookup = drafts == "lookup"
-    files = hub.PairFiles("toy", folder, None if is_lookup else make_tiny_head(folder), is_lookup)
+    head = None if is_lookup else make_tiny_head(folder)
+    files = hub.PairFiles("toy", folder, head, "lookup" if is_lookup else None)
     schedule = ScheduleConfig("full")
     session = follow(open_session(files, RuntimeConfig("cpu"), EngineConfig(schedule=schedule)))
     assert session.runtime.dtype == "q8_0"
