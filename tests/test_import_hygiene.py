@@ -9,12 +9,14 @@ import pytest
 from dspark_cli.app import app
 
 HEAVY = ("torch", "transformers", "textual", "numpy", "huggingface_hub", "httpx")
+MARK = "loaded:"
 COMMANDS = [command.name for command in app.registered_commands]
 
 
-def heavy_modules_after(code: str) -> str:
+def heavy_modules_after(code: str, heavy: tuple[str, ...] = HEAVY) -> str:
     """Names of heavy modules that a fresh interpreter has loaded after running this."""
-    report = f"print(*[name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    found = f"[name for name in {heavy!r} if name in sys.modules]"
+    report = f"print({MARK!r}, *{found}, file=sys.stderr)"
     result = subprocess.run(
         [sys.executable, "-c", f"import sys\n{code}\n{report}"],
         stdout=subprocess.DEVNULL,
@@ -23,7 +25,7 @@ def heavy_modules_after(code: str) -> str:
         timeout=60,
         check=True,
     )
-    return result.stderr.strip()
+    return result.stderr.rpartition(MARK)[2].strip()
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], []], ids=str)
@@ -54,6 +56,21 @@ def test_the_contracts_import_nothing_heavy(module):
 def test_the_library_knows_no_terminal(module):
     code = f"import {module}\nassert not {{'typer', 'textual'}} & set(sys.modules)"
     heavy_modules_after(code)
+
+
+COMPILERS = ("torch._dynamo", "torch._inductor", "sympy")
+MODEL_CODE = ("transformers.models", "transformers.modeling_utils", "transformers.generation")
+
+
+@pytest.mark.parametrize("draft", ["head", "none", "lookup"])
+def test_an_answer_of_a_dense_pair_needs_no_model_code(draft, tiny_chat_dir, make_tiny_head):
+    """Nor a compiler: they take longer to import than the answer takes."""
+    chosen = str(make_tiny_head(tiny_chat_dir)) if draft == "head" else draft
+    pair = ["--target", str(tiny_chat_dir), "--draft", chosen, "--device", "cpu"]
+    arguments = ["generate", "Hi", *pair, "--max-tokens", "4"]
+    code = f"from dspark_cli.main import run\nassert run({arguments!r}) == 0"
+    slow = (*COMPILERS, *MODEL_CODE)
+    assert heavy_modules_after(code, slow) == ""
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="processor time of a child is not to be had")

@@ -8,6 +8,7 @@ import torch
 
 from dspark.checkpoints.safetensors_dir import shown
 from dspark.errors import CheckpointError
+from dspark_kernels.rope_frequencies import rope_frequencies
 
 LLAMA3_ROPE = {  # all released ones'
     "rope_type": "llama3",
@@ -48,19 +49,11 @@ def rope_parameters(fields: Mapping[str, Any]) -> dict[str, Any]:
 def with_divisors(config: dict[str, Any], divisors: torch.Tensor) -> dict[str, Any]:
     """The scaling that yields the file's divisors of each frequency; raises CheckpointError if no
     released one does."""
-    from transformers import LlamaConfig
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
     rope: dict[str, Any] = config["rope_parameters"]
     if torch.all(divisors == 1):
         return rope
     scaled = {**LLAMA3_ROPE, "rope_theta": rope["rope_theta"], "factor": float(divisors.max())}
-    frequencies = [
-        LlamaRotaryEmbedding(
-            LlamaConfig(head_dim=config["head_dim"], rope_parameters=each)
-        ).inv_freq
-        for each in (rope, scaled)
-    ]
+    frequencies = [rope_frequencies(each, config["head_dim"])[0] for each in (rope, scaled)]
     made = frequencies[0] / frequencies[1]
     is_known = made.shape == divisors.shape and torch.allclose(made, divisors, rtol=1e-3)
     if not is_known or rope["rope_type"] != "default" or config["model_type"] != "llama":

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from dspark.checkpoints.deepspec import read_draft_vocabulary
 from dspark.checkpoints.head_config import AnyHeadConfig, HeadConfig
@@ -105,7 +106,7 @@ class HeadDrafter:
             output_head = cast(OutputHead, own_head)  # of a tensor, so its weight is one
         del head_weight
         head_tensors = {name: tensors.pop(name).to(self.device, self.dtype) for name in [*tensors]}
-        with torch.device("meta"):
+        with torch.device("meta"), WithoutInit():
             self._head = self.module(config)
         self._head.load_state_dict(head_tensors, strict=True, assign=True)
         head_tensors.clear()
@@ -169,6 +170,21 @@ def stack_present(step_probs: tuple[torch.Tensor | None, ...]) -> torch.Tensor |
     """Distributions [V] of K steps -> [K, V]; None for a greedy request."""
     present = [p for p in step_probs if p is not None]
     return torch.stack(present) if present else None
+
+
+class WithoutInit(TorchFunctionMode):
+    """Modules made inside get no first numbers: on the meta device those take PyTorch's compiler,
+    seconds of imports."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> torch.Tensor:
+        kwargs = kwargs or {}
+        if func.__module__ == nn.init.__name__:
+            tensor: torch.Tensor = args[0] if args else kwargs["tensor"]
+            return tensor
+        out: torch.Tensor = func(*args, **kwargs)
+        return out
 
 
 class _PackedLinear(nn.Module):

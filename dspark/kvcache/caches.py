@@ -9,7 +9,6 @@ from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention.bias import causal_lower_right
 
 from dspark.kvcache.page_pool import PagedPool, page_rows
 from dspark.kvcache.pooled_attention import PooledAttention
@@ -187,6 +186,8 @@ class PagedPass:
         self, plan: RowPlan, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> torch.Tensor:
         """PyTorch's attention over one request's gathered pages."""
+        from torch.nn.attention.bias import causal_lower_right  # brings PyTorch's compiler
+
         table = self._pool.tables[plan.slots[0]]
         all_keys, all_values = (
             gather_request(cached, table, plan.end) for cached in (keys, values)

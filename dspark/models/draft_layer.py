@@ -8,6 +8,7 @@ from torch import nn
 
 from dspark.checkpoints.head_config import HeadConfig, Yarn
 from dspark_kernels import RotaryTable, apply_rope, rms_norm
+from dspark_kernels.rope_frequencies import rope_frequencies
 
 
 class Norm(nn.Module):
@@ -148,15 +149,6 @@ def full_rotary(config: HeadConfig, like: torch.Tensor) -> RotaryTable:
 
 
 def _yarn_rotary(config: HeadConfig, yarn: Yarn, like: torch.Tensor) -> RotaryTable:
-    from transformers import Qwen3Config
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    model = Qwen3Config(
-        hidden_size=config.hidden_size,
-        num_attention_heads=config.num_heads,
-        head_dim=config.head_dim,
-        max_position_embeddings=config.max_positions,
-        rope_parameters=yarn.to_json() | {"rope_theta": config.rope_theta},
-    )
-    inv_freq, scaling = ROPE_INIT_FUNCTIONS["yarn"](model, like.device)
-    return RotaryTable(inv_freq, scaling, like.dtype)
+    rope = yarn.to_json() | {"rope_theta": config.rope_theta}
+    inv_freq, scaling = rope_frequencies(rope, config.head_dim)
+    return RotaryTable(inv_freq.to(like.device), scaling, like.dtype)

@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from dspark.checkpoints.files import one_line, read_json
 from dspark.checkpoints.quantized_targets import (
@@ -21,43 +19,53 @@ from dspark.errors import CheckpointError
 from dspark.models.placement import ON_DEVICE, Placement
 from dspark.targets.context import context_limit
 from dspark.targets.dense import DenseTarget
+from dspark.targets.dense_config import MOST_LAYERS, DenseConfig
 from dspark.targets.dense_shape import expected_tensors, read_shape
 from dspark.targets.stop_tokens import stop_tokens
 from dspark_kernels import RotaryTable
 from dspark_kernels.backend import choose_backend
+from dspark_kernels.rope_frequencies import FIXED_ROPES, rope_frequencies
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 INV_FREQ = "rotary_emb.inv_freq"  # computed, though some files store it
-LARGEST_DEPTH = 4096
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those whose frequencies are fixed
 
 
-def supports(config: PreTrainedConfig) -> bool:
+def supports(config: "PreTrainedConfig | DenseConfig") -> bool:
     """Whether the dense forward computes this model exactly."""
+    if isinstance(config, DenseConfig):
+        return True
     rope = getattr(config, "rope_parameters", None) or {}
     return (
         config.model_type in DENSE
         and getattr(config, "hidden_act", "silu") == "silu"
-        and rope.get("rope_type", "default") in ROPE_TYPES
+        and rope.get("rope_type", "default") in FIXED_ROPES
+        and rope.get("partial_rotary_factor", 1.0) == 1.0
+        and rope.get("factor", 1.0) is not None
         and not _slides(config)
     )
 
 
-def _slides(config: PreTrainedConfig) -> bool:
+def _slides(config: "PreTrainedConfig") -> bool:
     if config.model_type == "mistral":
         return getattr(config, "sliding_window", None) is not None
     return "sliding_attention" in (getattr(config, "layer_types", None) or ())
 
 
-def rotary_embedding(config: PreTrainedConfig) -> LlamaRotaryEmbedding:
+def rotary_table(config: Any, device: torch.device, dtype: torch.dtype) -> RotaryTable:
+    """Raises CheckpointError where the rope makes no sense."""
+    head_dim = read_shape(config).head_dim
     try:
-        return LlamaRotaryEmbedding(cast(Any, config))
-    except Exception as error:  # transformers meets a rope that makes no sense with any of them
+        frequencies, scaling = rope_frequencies(config.rope_parameters, head_dim)
+        return RotaryTable(frequencies.to(device), scaling, dtype)
+    except (TypeError, ValueError, KeyError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(f"the target's rope makes no sense ({one_line(error)})") from error
 
 
 def load_dense(
     directory: Path,
-    config: PreTrainedConfig,
+    config: "PreTrainedConfig | DenseConfig",
     *,
     tap_layers: tuple[int, ...],
     device: torch.device,
@@ -77,11 +85,10 @@ def load_dense(
         stored = StoredTensors(directory, names=infos, device=device)
         keep_quantized = choose_backend(device).name == "triton"
         tensors = QuantizedTensors(stored, infos, how, keep_quantized=keep_quantized, dtype=dtype)
-    rope = rotary_embedding(config)
     return DenseTarget(
         read_shape(config),
         tensors,
-        RotaryTable(rope.inv_freq.to(device), rope.attention_scaling, dtype),
+        rotary_table(config, device, dtype),
         is_tied=config.tie_word_embeddings,
         context_limit=context_limit(config),
         tap_layers=tap_layers,
@@ -91,14 +98,16 @@ def load_dense(
     )
 
 
-def read_config(directory: Path, raw: Mapping[str, Any] | None = None) -> PreTrainedConfig:
+def read_config(directory: Path, raw: Mapping[str, Any] | None = None) -> "PreTrainedConfig":
     """The target's config; `raw` is its config.json, if that was read already.
 
     Raises CheckpointError if it is missing or unknown.
     """
+    from transformers import AutoConfig
+
     raw = read_json(directory / "config.json") if raw is None else raw
     depth = raw.get("num_hidden_layers")
-    if isinstance(depth, int | float) and depth > LARGEST_DEPTH:  # transformers makes a list of it
+    if isinstance(depth, int | float) and depth > MOST_LAYERS:  # transformers makes a list of it
         raise CheckpointError(f"the config in {directory} states {depth} layers")
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(

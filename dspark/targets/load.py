@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dspark.targets.base import Target
+from dspark.targets.dense_config import DenseConfig, read_dense_config
 from dspark.targets.dense_files import load_dense, read_config, supports
 from dspark.targets.stop_tokens import stop_tokens
 
@@ -25,13 +26,13 @@ def load_target(
     """Read the model in `directory`, tapping the given layers. `as_stored`: on a CPU, weights in
     the codes of a GGUF are multiplied with as they are, and `dtype` is that of rows. `raw` is its
     config.json, if that was read already."""
-    config = read_config(directory, raw)
+    config = read_dense_config(directory, raw) or read_config(directory, raw)
     if as_stored and device.type == "cpu":
         from dspark.targets.stored import load_stored, stored_runtime
 
         if (runtime := stored_runtime(directory, config)) is not None:
             return load_stored(directory, config, runtime, tap_layers=tap_layers)
-    if supports(config):
+    if isinstance(config, DenseConfig) or supports(config):
         return load_dense(
             directory, config, tap_layers=tap_layers, device=device, dtype=dtype, prepack=prepack
         )

@@ -3,13 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig
-
 from dspark.checkpoints.files import read_json
 from dspark.errors import CheckpointError
 
 
-def stop_tokens(directory: Path, config: PreTrainedConfig) -> frozenset[int]:
+def stop_tokens(directory: Path, config: Any) -> frozenset[int]:
     """Those of generation_config.json, or if it states none, of config.json or its text part.
 
     An id outside the vocabulary (such as -1) is ignored.

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
 
 from dspark.checkpoints.safetensors_dir import StoredTensors, check_tensors, tensor_infos
 from dspark.errors import CheckpointError, InputError
@@ -17,10 +16,10 @@ from dspark.events import LoadProgress
 from dspark.kvcache.row_pool import KVSlot, RowPlan, StackedPool
 from dspark.targets.base import Pass, TargetSpec
 from dspark.targets.context import context_limit
-from dspark.targets.dense_files import read_config, rotary_embedding, supports
+from dspark.targets.dense_config import read_dense_config
+from dspark.targets.dense_files import read_config, rotary_table, supports
 from dspark.targets.dense_shape import DenseShape, expected_tensors, read_shape
 from dspark.targets.stop_tokens import stop_tokens
-from dspark_kernels import RotaryTable
 from dspark_kernels.cpu.decoder_pass import (
     MAX_ROWS,
     Decoder,
@@ -45,7 +44,7 @@ class StoredTarget:
 
     def __init__(
         self,
-        config: PreTrainedConfig,
+        config: Any,
         tensors: StoredTensors,
         runtime: Runtime,
         *,
@@ -62,8 +61,7 @@ class StoredTarget:
         head = decoder.embedding if is_tied else weights.matrix(HEAD)
         self._head = StoredOutputHead(runtime, head)
         self._pass = DecoderPass(runtime, decoder)
-        rotary = rotary_embedding(config)
-        self.rotary = RotaryTable(rotary.inv_freq, rotary.attention_scaling, torch.float32)
+        self.rotary = rotary_table(config, self.device, self.dtype)
         self.pool = StackedPool(shape.num_layers, shape.num_kv_heads, shape.head_dim)
         self.spec = TargetSpec(
             vocab_size=decoder.embedding.num_outputs,
@@ -193,7 +191,7 @@ class _Weights:
         return Projection(tuple(weights), bias)
 
 
-def stored_runtime(directory: Path, config: PreTrainedConfig) -> Runtime | None:
+def stored_runtime(directory: Path, config: Any) -> Runtime | None:
     """The runtime for this folder's codes; None if it has plain numbers, or they cannot run
     here."""
     if not supports(config):
@@ -213,7 +211,7 @@ def stored_runtime(directory: Path, config: PreTrainedConfig) -> Runtime | None:
 
 def build_kernels(directory: Path, raw: Mapping[str, Any] | None = None) -> Iterator[LoadProgress]:
     """Compiles what this folder's codes need and is not compiled yet, telling how far it is."""
-    config = read_config(directory, raw)
+    config = read_dense_config(directory, raw) or read_config(directory, raw)
     runtime = stored_runtime(directory, config)
     if runtime is None:
         return
@@ -223,7 +221,7 @@ def build_kernels(directory: Path, raw: Mapping[str, Any] | None = None) -> Iter
         runtime.address(function)
 
 
-def _functions(directory: Path, config: PreTrainedConfig) -> list[str]:
+def _functions(directory: Path, config: Any) -> list[str]:
     """One of each library."""
     tensors, shape = StoredTensors(directory), read_shape(config)
     kinds = {kind for name in tensors if (kind := tensors.kind(name))}
@@ -234,7 +232,7 @@ def _functions(directory: Path, config: PreTrainedConfig) -> list[str]:
 
 def load_stored(
     directory: Path,
-    config: PreTrainedConfig,
+    config: Any,
     runtime: Runtime,
     *,
     tap_layers: tuple[int, ...],

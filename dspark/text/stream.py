@@ -10,8 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from dspark.checkpoints.files import one_line
 from dspark.errors import CheckpointError, DSparkError, InputError
 from dspark.text.characters import Characters, TokenTexts
@@ -21,6 +19,7 @@ from dspark.text.marks import Marks, without_marks
 from dspark.text.spans import Span
 from dspark.text.stops import StopMatcher
 from dspark.text.thinking import Thinking
+from dspark.text.tokenizer_class import tokenizer_class
 
 NEWER = "A newer library may know it: pip install -U transformers tokenizers."
 TOKENIZER_FILES = (
@@ -34,7 +33,7 @@ def load_tokenizer(directory: Path) -> Any:
     """Loads a tokenizer without ever running code that comes with it. Raises CheckpointError if it
     cannot be read."""
     with _told(f"the tokenizer in {directory} cannot be read", CheckpointError, NEWER):
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        tokenizer = tokenizer_class(directory).from_pretrained(directory, trust_remote_code=False)
         return with_own_prompt(tokenizer, directory)
 
 
