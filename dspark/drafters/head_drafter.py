@@ -180,7 +180,7 @@ class WithoutInit(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> torch.Tensor:
         kwargs = kwargs or {}
-        if func.__module__ == nn.init.__name__:
+        if getattr(func, "__module__", None) == nn.init.__name__:
             tensor: torch.Tensor = args[0] if args else kwargs["tensor"]
             return tensor
         out: torch.Tensor = func(*args, **kwargs)
