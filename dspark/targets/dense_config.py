@@ -13,8 +13,10 @@ from dspark.checkpoints.files import read_json
 from dspark.checkpoints.target_architectures import DENSE
 from dspark_kernels.rope_frequencies import FIXED_ROPES
 
-SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
-SIZES += ("num_attention_heads", "max_position_embeddings")
+SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "max_position_embeddings"),
+)
 MOST_LAYERS = 4096
 STOPS = {"llama": 2, "mistral": 2}  # eos where config.json states none
 THETA = 10_000.0
@@ -59,7 +61,8 @@ def read_dense_config(directory: Path, raw: Mapping[str, Any] | None = None) -> 
     if not _is_plain(raw) or not all(_is_size(size) for size in sizes.values()):
         return None
     assert isinstance(heads, int) and isinstance(hidden, int)
-    head_dim, kv_heads = raw.get("head_dim"), raw.get("num_key_value_heads")
+    head_dim: Any = raw.get("head_dim")
+    kv_heads: Any = raw.get("num_key_value_heads")
     if head_dim is None and raw["model_type"] != "qwen3":
         head_dim = hidden // heads
     if kv_heads is None and raw["model_type"] == "llama":

@@ -39,7 +39,8 @@ def _llama3(frequencies: torch.Tensor, rope: Mapping[str, Any]) -> torch.Tensor:
     share = (original / waves - low) / (high - low)
     blended = (1 - share) * stretched / factor + share * stretched
     is_between = (waves >= original / high) & (waves <= original / low)
-    return torch.where(is_between, blended, stretched)
+    out: torch.Tensor = torch.where(is_between, blended, stretched)
+    return out
 
 
 def _yarn(rope: Mapping[str, Any], head_dim: int) -> torch.Tensor:
