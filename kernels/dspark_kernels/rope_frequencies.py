@@ -39,8 +39,7 @@ def _llama3(frequencies: torch.Tensor, rope: Mapping[str, Any]) -> torch.Tensor:
     share = (original / waves - low) / (high - low)
     blended = (1 - share) * stretched / factor + share * stretched
     is_between = (waves >= original / high) & (waves <= original / low)
-    out: torch.Tensor = torch.where(is_between, blended, stretched)
-    return out
+    return torch.where(is_between, blended, stretched)
 
 
 def _yarn(rope: Mapping[str, Any], head_dim: int) -> torch.Tensor:
@@ -52,7 +51,8 @@ def _yarn(rope: Mapping[str, Any], head_dim: int) -> torch.Tensor:
     span = high - low if high != low else 0.001
     ramp = ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / span).clamp(0, 1)
     kept = 1 - ramp
-    return 1.0 / (factor * powers) * (1 - kept) + 1.0 / powers * kept
+    out: torch.Tensor = 1.0 / (factor * powers) * (1 - kept) + 1.0 / powers * kept
+    return out
 
 
 def _yarn_range(rope: Mapping[str, Any], head_dim: int, theta: float) -> tuple[float, float]:
