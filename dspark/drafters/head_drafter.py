@@ -121,13 +121,17 @@ class HeadDrafter:
         )
         columns = ids if draft_vocabulary is None else draft_vocabulary
         self.num_weights = self._count_weights(len(embedding) if columns is None else len(columns))
-        if prepack:  # with a draft vocabulary, its rows are already prepacked
-            pack_linears(self._head, leave=() if draft_vocabulary is None else ("markov_w2",))
+        if prepack:
+            self._prepack_head(is_reduced=draft_vocabulary is not None)
         give_back_freed()
         self._rotary = self._head.rotary_table()
         self._pool = KVPool(
             config.num_layers, config.num_kv_heads, config.head_dim, self.device, self.dtype
         )
+
+    def _prepack_head(self, *, is_reduced: bool) -> None:
+        """With a draft vocabulary, its rows are already prepacked."""
+        pack_linears(self._head, leave=("markov_w2",) if is_reduced else ())
 
     def _count_weights(self, num_columns: int) -> int:
         """Weights read per drafted block, for a vocabulary of that size."""

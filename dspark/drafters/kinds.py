@@ -21,6 +21,7 @@ from dspark.drafters.eagle3_training_blocks import unrolled_hidden
 from dspark.drafters.head_drafter import HeadDrafter, TargetTables
 from dspark.drafters.lookup import LookupDrafter
 from dspark.drafters.paged import PagedDSparkDrafter
+from dspark.drafters.stored import StoredDSparkDrafter
 from dspark.drafters.training_blocks import TrainingHidden, block_hidden
 from dspark.errors import InputError
 from dspark.models.dspark_head import DSparkHead
@@ -67,7 +68,7 @@ KINDS = (
     HeadKind(
         DSparkConfig,
         DSparkDrafter,
-        fast=(PagedDSparkDrafter,),
+        fast=(PagedDSparkDrafter, StoredDSparkDrafter),
         joined=DSparkDrafter,
         training=Training(DSparkHead, block_hidden),
     ),

@@ -4,13 +4,14 @@ Most misses of a reduced vocabulary are copies: names and numbers already in the
 With a request's own tokens added, a small fixed part loses next to nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 
 from dspark.models.sequential_heads import MarkovHead
 from dspark_kernels import SkinnyLinear
+from dspark_kernels.cpu.output_head import StoredOutputHead
 from dspark_kernels.cpu.weight_table import Table
 
 OWN_TOKENS = 256  # per request; always this many columns, so that the batch never changes a shape
@@ -165,6 +166,15 @@ class OwnTokens:
         return column
 
 
+def _rows_of(
+    output_head: OutputHead, ids: torch.Tensor, *, prepack: bool
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The output head of these tokens [N] alone; of a stored one in its codes."""
+    if isinstance(output_head, StoredOutputHead):
+        return output_head.of(ids)
+    return SkinnyLinear(output_head.weight[ids], prepack=prepack)
+
+
 class ReducedVocabulary:
     """A fixed part for all requests, plus each request's own tokens."""
 
@@ -182,7 +192,7 @@ class ReducedVocabulary:
         self._is_fixed = set(fixed_ids.tolist())
         self._weight = output_head.weight
         self._table = None if markov is None else markov.markov_w2.weight.detach()
-        self._fixed_head = SkinnyLinear(self._weight[fixed_ids], prepack=prepack)
+        self._fixed_head = _rows_of(output_head, fixed_ids, prepack=prepack)
         self._fixed_bias = (
             None if self._table is None else SkinnyLinear(self._table[fixed_ids], prepack=prepack)
         )

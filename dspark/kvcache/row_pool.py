@@ -11,6 +11,7 @@ import torch
 from dspark_kernels.host_memory import give_back_freed
 
 MIN_CAPACITY = 256
+STORED_TILE = 16  # keys that attention on the CPU's kernels takes at once
 
 
 class KVSlot:
@@ -82,6 +83,10 @@ class StackedPool(KVPool):
     def __init__(self, num_layers: int, num_kv_heads: int, head_dim: int) -> None:
         super().__init__(num_layers, num_kv_heads, head_dim, torch.device("cpu"), torch.float32)
         self._hold(torch.stack(self._buffers))
+
+    def reserve(self, length: int) -> None:
+        """Whole tiles."""
+        super().reserve(-(-length // STORED_TILE) * STORED_TILE)
 
     def _hold(self, stacked: torch.Tensor) -> None:
         self.stacked, self._buffers = stacked, list(stacked.unbind(0))

@@ -36,7 +36,6 @@ from dspark_kernels.cpu.weight_table import WeightTable
 from dspark_kernels.host_memory import give_back_freed
 
 EMBEDDING, HEAD, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
-KEY_TILE = 16  # keys that attention takes at once; the cache holds whole tiles
 
 
 class StoredTarget:
@@ -114,7 +113,7 @@ class StoredTarget:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states [N, H] after the final norm, taps [N, T * H]."""
         plan = RowPlan(slots, sizes, causal=True)
-        self.pool.reserve(-(-plan.end // KEY_TILE) * KEY_TILE)
+        self.pool.reserve(plan.end)
         of_rows = [slot for slot, size in zip(plan.slots, sizes, strict=True) for _ in range(size)]
         place = Place(plan.positions, torch.tensor(of_rows), plan.positions + 1)
         rotary = self.rotary.upto(plan.end - 1)

@@ -5,7 +5,7 @@ import torch
 from dspark_kernels.cpu.matrix import multiply_op
 from dspark_kernels.cpu.rounded import GROUP, empty_rounded
 from dspark_kernels.cpu.runtime import Op, Program, Runtime
-from dspark_kernels.cpu.stored_weight import LANES, StoredWeight
+from dspark_kernels.cpu.stored_weight import LANES, StoredWeight, pack
 from dspark_kernels.cpu.weight_table import WeightTable
 
 MAX_ROWS = 64
@@ -15,7 +15,7 @@ class StoredOutputHead:
     """hidden [N, H] -> logits [N, V], of any number of rows; `weight` is its table [V, H]."""
 
     def __init__(self, runtime: Runtime, weight: StoredWeight) -> None:
-        self.weight = WeightTable(weight)
+        self.weight, self._runtime = WeightTable(weight), runtime
         self._hidden = torch.zeros(MAX_ROWS, weight.width)
         rounded = empty_rounded(MAX_ROWS, weight.width).data
         self._logits = torch.empty(MAX_ROWS, weight.num_blocks * LANES)
@@ -24,6 +24,11 @@ class StoredOutputHead:
             multiply_op(weight, None, rounded, self._logits),
         ]
         self._program = Program(runtime, ops, MAX_ROWS)
+
+    def of(self, outputs: torch.Tensor) -> "StoredOutputHead":
+        """Of these outputs [N] alone, in the codes that they have."""
+        stored = self.weight.stored
+        return StoredOutputHead(self._runtime, pack(stored.kind, stored.parts(outputs)))
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         parts = [self._few(rows) for rows in hidden.split(MAX_ROWS)]

@@ -1,0 +1,177 @@
+"""DSpark beside a target in stored codes: int8 copies of the head on the CPU's kernels.
+
+The block's layers are one call, and so is what newly committed tokens add to the context. Markov
+and confidence heads are small and stay as they are.
+"""
+
+from collections.abc import MutableMapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from dspark.checkpoints.dspark_config import DSparkConfig
+from dspark.config import DraftWeights
+from dspark.drafters.dspark import DSparkDrafter, DSparkSlot
+from dspark.drafters.head_drafter import TargetTables
+from dspark.drafters.vocabulary import OutputHead
+from dspark.errors import InputError
+from dspark.kvcache.row_pool import RowPlan, StackedPool
+from dspark.models.draft_layer import DraftAttention, DraftLayer
+from dspark_kernels.cpu.context_pass import Context, ContextLayer, ContextPass
+from dspark_kernels.cpu.decoder_pass import (
+    MAX_ROWS,
+    Decoder,
+    DecoderLayer,
+    DecoderPass,
+    Projection,
+)
+from dspark_kernels.cpu.quantize import quantize_q8_0
+from dspark_kernels.cpu.rope_write import Heads
+from dspark_kernels.cpu.rounded import GROUP
+from dspark_kernels.cpu.runtime import current
+from dspark_kernels.cpu.step_words import MAX_HEAD_DIM, Place
+from dspark_kernels.cpu.weight_table import Table, WeightTable
+
+
+class StoredDSparkDrafter(DSparkDrafter):
+    """A row has the same bits in any company, as the target's have."""
+
+    takes_small_weights: ClassVar[bool] = True
+
+    @classmethod
+    def supports(cls, config: DSparkConfig, tables: TargetTables) -> bool:  # type: ignore[override]
+        widths = (config.hidden_size, config.intermediate_size, config.head_dim)
+        return (
+            isinstance(tables.embedding, WeightTable)
+            and config.family == "qwen3"
+            and not config.attention_bias
+            and all(width % GROUP == 0 for width in widths)
+            and config.head_dim <= MAX_HEAD_DIM
+            and config.block_rows <= MAX_ROWS
+            and current() is not None
+        )
+
+    @classmethod
+    def load(  # type: ignore[override]  # where the head stays in numbers, the plain drafter
+        cls, directory: Path, tables: TargetTables, weights: DraftWeights
+    ) -> DSparkDrafter:
+        if weights == "fp8":
+            raise InputError("draft weights of fp8 need a GPU", "Leave the draft weights at auto.")
+        if weights == "bf16":
+            return DSparkDrafter.load(directory, tables, weights)
+        return super().load(directory, tables, weights)
+
+    def __init__(
+        self,
+        config: DSparkConfig,
+        tensors: MutableMapping[str, torch.Tensor],
+        embedding: Table,
+        output_head: OutputHead,
+        *,
+        draft_vocabulary: torch.Tensor | None = None,
+    ) -> None:
+        parts = (config, tensors, embedding, output_head)
+        super().__init__(*parts, draft_vocabulary=draft_vocabulary)
+        self._pool = StackedPool(config.num_layers, config.num_kv_heads, config.head_dim)
+
+    def _prepack_head(self, *, is_reduced: bool) -> None:
+        runtime = current()
+        assert runtime is not None, "supports() asked for it"
+        assert isinstance(self._embedding, WeightTable), "a head of the target's own vocabulary"
+        layers = self._layers()
+        norm = self._head.norm
+        decoder = Decoder(
+            self._embedding.stored, [_layer(each) for each in layers], norm.weight, norm.eps
+        )
+        context = Context(
+            quantize_q8_0(self._head.fc.weight),
+            self._head.hidden_norm.weight,
+            self._head.hidden_norm.eps,
+            [_context_layer(each.self_attn) for each in layers],
+        )
+        self._block_pass = DecoderPass(runtime, decoder)
+        self._context_pass = ContextPass(runtime, context)
+        del self._head.layers, self._head.fc  # the copies are multiplied with
+        super()._prepack_head(is_reduced=is_reduced)
+
+    def extend(
+        self,
+        slots: Sequence[DSparkSlot],
+        token_ids: Sequence[torch.Tensor],
+        taps: Sequence[torch.Tensor],
+    ) -> None:
+        sizes = [len(tap) for tap in taps]
+        rows = torch.cat(list(taps))
+        plan = RowPlan([slot.context for slot in slots], sizes, causal=True)
+        place, rotary = self._place(plan), self._rotary.upto(plan.end - 1)
+        for start in range(0, len(rows), MAX_ROWS):
+            part = slice(start, start + MAX_ROWS)
+            own = Place(*(each[part] for each in place))
+            self._context_pass(rows[part], self._stacked(), own, rotary)
+        for slot, ids, size in zip(slots, token_ids, sizes, strict=True):
+            slot.context.length += size
+            self._vocabulary.extend(slot.own, ids)
+
+    def _backbone(self, slots: Sequence[DSparkSlot], anchors: torch.Tensor) -> torch.Tensor:
+        """Whole blocks, as many as a pass has rows for."""
+        at_once = MAX_ROWS // self.config.block_rows
+        parts = [
+            self._blocks(slots[start : start + at_once], anchors[start : start + at_once])
+            for start in range(0, len(slots), at_once)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _blocks(self, slots: Sequence[DSparkSlot], anchors: torch.Tensor) -> torch.Tensor:
+        block_rows = self.config.block_rows
+        ids = torch.full((len(slots), block_rows), self.config.mask_token_id)
+        ids[:, 0] = anchors
+        plan = RowPlan([slot.context for slot in slots], [block_rows] * len(slots), causal=False)
+        place, rotary = self._place(plan), self._rotary.upto(plan.end - 1)
+        hidden, _ = self._block_pass(ids.flatten(), self._stacked(), place, rotary)
+        return hidden
+
+    def _place(self, plan: RowPlan) -> Place:
+        """The rows of a block see all of it, those of a context need not see any."""
+        self._pool.reserve(plan.end)
+        spans = list(zip(plan.slots, plan.starts, plan.sizes, strict=True))
+        slots = [slot for slot, _, size in spans for _ in range(size)]
+        ends = [start + size for _, start, size in spans for _ in range(size)]
+        return Place(plan.positions, torch.tensor(slots), torch.tensor(ends))
+
+    def _stacked(self) -> torch.Tensor:
+        assert isinstance(self._pool, StackedPool)
+        return self._pool.stacked
+
+
+def _small(*weights: torch.Tensor) -> Projection:
+    """An int8 copy of weights of one input, side by side."""
+    return Projection((quantize_q8_0(torch.cat(weights)),))
+
+
+def _heads(attention: DraftAttention, num_heads: int) -> Heads:
+    return Heads(
+        num_heads,
+        attention.num_kv_heads,
+        attention.head_dim,
+        attention.scale,
+        (attention.q_norm.weight, attention.k_norm.weight, attention.k_norm.eps),
+    )
+
+
+def _layer(layer: DraftLayer) -> DecoderLayer:
+    attention, mlp = layer.self_attn, layer.mlp
+    return DecoderLayer(
+        input_norm=layer.input_layernorm.weight,
+        qkv=_small(attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight),
+        heads=_heads(attention, attention.num_heads),
+        output=_small(attention.o_proj.weight),
+        mlp_norm=layer.post_attention_layernorm.weight,
+        gate_up=_small(mlp.gate_proj.weight, mlp.up_proj.weight),
+        down=_small(mlp.down_proj.weight),
+    )
+
+
+def _context_layer(attention: DraftAttention) -> ContextLayer:
+    both = _small(attention.k_proj.weight, attention.v_proj.weight)
+    return ContextLayer(both, _heads(attention, 0))

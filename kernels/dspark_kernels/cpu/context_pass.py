@@ -1,0 +1,82 @@
+"""Taps of a target to the keys and values of a drafter's layers, a pass of rows as one call.
+
+A context feature is RMSNorm(W_c · taps); each layer projects it with weights of its own.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from dspark_kernels.cpu.decoder_pass import MAX_ROWS, Projection
+from dspark_kernels.cpu.matrix import multiply_op
+from dspark_kernels.cpu.norm_round import norm_round_op, norm_round_reference
+from dspark_kernels.cpu.rope_write import Heads, rope_write_op, rope_write_reference
+from dspark_kernels.cpu.rounded import GROUP, empty_rounded, round_rows_reference
+from dspark_kernels.cpu.runtime import Op, Program, Runtime
+from dspark_kernels.cpu.step_words import Place, step_words
+from dspark_kernels.cpu.stored_weight import StoredWeight
+
+
+class ContextLayer(NamedTuple):
+    """`heads` without queries."""
+
+    keys_values: Projection
+    heads: Heads
+
+
+class Context(NamedTuple):
+    """`joined` [H, T · H] of all taps, `norm` [H]."""
+
+    joined: StoredWeight
+    norm: torch.Tensor
+    eps: float
+    layers: Sequence[ContextLayer]
+
+
+class ContextPass:
+    """Buffers and the program of a pass of up to 64 rows."""
+
+    def __init__(self, runtime: Runtime, context: Context) -> None:
+        width, hidden = context.joined.width, context.joined.num_outputs
+        widest = max(layer.keys_values.num_columns for layer in context.layers)
+        self._taps, self._joined = torch.zeros(MAX_ROWS, width), torch.zeros(MAX_ROWS, hidden)
+        rounded = empty_rounded(MAX_ROWS, width).data
+        features, both = empty_rounded(MAX_ROWS, hidden).data, torch.zeros(MAX_ROWS, widest)
+        no_queries = torch.zeros(1)
+        ops = [
+            Op("round_rows", 0, 1, (self._taps, rounded, width // GROUP)),
+            multiply_op(context.joined, None, rounded, self._joined),
+            norm_round_op(self._joined, None, context.norm, context.eps, features),
+        ]
+        for index, layer in enumerate(context.layers):
+            for weight, _, start in layer.keys_values.parts():
+                ops += [multiply_op(weight, None, features, both[:, start:])]
+            ops += [rope_write_op(both, no_queries, index, layer.heads)]
+        self._program = Program(runtime, ops, MAX_ROWS)
+
+    def __call__(
+        self,
+        taps: torch.Tensor,
+        cache: torch.Tensor,
+        place: Place,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+    ) -> None:
+        """taps float32 [N, T · H], N at most 64; writes into `cache`, the rest as in step_words."""
+        self._taps[: len(taps)] = taps
+        self._program(step_words(place, rotary, cache))
+
+
+def context_reference(
+    context: Context,
+    taps: torch.Tensor,
+    cache: torch.Tensor,
+    place: Place,
+    rotary: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    """What ContextPass writes."""
+    joined = Projection((context.joined,)).reference(round_rows_reference(taps))
+    features, _, _ = norm_round_reference(joined, None, context.norm, context.eps)
+    for index, layer in enumerate(context.layers):
+        both = layer.keys_values.reference(features)
+        rope_write_reference(both, cache, index, place, rotary, layer.heads)

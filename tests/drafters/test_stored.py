@@ -1,0 +1,126 @@
+"""A head in int8 copies on the CPU's kernels, beside a target in stored codes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Kind
+
+from dspark import hub
+from dspark.checkpoints.deepspec import write_head
+from dspark.checkpoints.dspark_config import DSparkConfig
+from dspark.config import EngineConfig, RuntimeConfig, ScheduleConfig
+from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.stored import StoredDSparkDrafter
+from dspark.engine.sampling import BatchChooser, Sampler
+from dspark.engine.session import Session, load_drafter, open_session
+from dspark.errors import InputError
+from dspark.progress import follow
+from dspark_kernels.cpu import runtime
+from dspark_kernels.cpu.processor import variants
+from tests.engine.pairs import decode, request
+from tests.targets.test_gguf import TOKENS, write
+
+pytestmark = pytest.mark.skipif(not variants(), reason="no kernels for this processor")
+CLOSE = 0.05  # of the hidden states' size: what 8 bits of rows and weights may add up to
+
+
+@pytest.fixture(autouse=True)
+def kept_kernels(tmp_path_factory, monkeypatch) -> None:
+    """Compiled once for all tests."""
+    monkeypatch.setattr(runtime, "_cache_folder", tmp_path_factory.getbasetemp() / "kernels")
+
+
+def write_random_head(folder: Path, target: Path) -> Path:
+    raw = json.loads((target / "config.json").read_text())
+    config = DSparkConfig(
+        **{name: raw[name] for name in ("vocab_size", "hidden_size", "intermediate_size")},
+        **{"num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 32},
+        **{"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "block_size": 4, "mask_token_id": 3},
+        **{"target_layer_ids": (-1, 0), "num_target_layers": raw["num_hidden_layers"]},
+        **{"markov_type": "vanilla", "markov_rank": 8, "has_confidence": True},
+        confidence_with_markov=True,
+    )
+    generator = torch.Generator().manual_seed(5)
+    tensors = {
+        name: torch.randn(shape, generator=generator) * 0.1
+        for name, shape in config.expected_tensors().items()
+        if name not in ("embed_tokens.weight", "lm_head.weight")
+    }
+    folder.mkdir()
+    write_head(folder, config, tensors, {})
+    return folder
+
+
+@pytest.fixture
+def session(tmp_path) -> Session:
+    write(tmp_path / "model.gguf", "llama", Kind.Q8_0)
+    target = hub.resolve_target(str(tmp_path / "model.gguf"))
+    files = hub.PairFiles("toy", target, write_random_head(tmp_path / "head", target))
+    config = EngineConfig(schedule=ScheduleConfig("full"))
+    return follow(open_session(files, RuntimeConfig("cpu"), config))
+
+
+def filled(drafter: DSparkDrafter, lengths: list[int], width: int) -> list:
+    """Slots with a context of random tokens and taps, the same for every drafter."""
+    slots = [drafter.open() for _ in lengths]
+    for index, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
+        generator = torch.Generator().manual_seed(index)
+        taps = torch.randn(length, width, generator=generator)
+        ids = torch.randint(0, len(TOKENS), (length,), generator=generator)
+        drafter.extend([slot], [ids], [taps])
+    return slots
+
+
+def chooser(session: Session, count: int) -> BatchChooser:
+    sampler = Sampler(request().sampling, 0)
+    return BatchChooser([sampler] * count, [1] * count, session.engine.target.spec.vocab_size)
+
+
+@torch.inference_mode()
+def test_a_block_is_that_of_the_head_in_numbers_but_for_rounding(session, tmp_path) -> None:
+    own = session.engine.drafter
+    plain = load_drafter(tmp_path / "head", session.engine.target, "bf16")
+    assert type(own) is StoredDSparkDrafter
+    assert type(plain) is DSparkDrafter
+    anchors = torch.tensor([7, 9])
+    found, wanted = (
+        each._backbone(filled(each, [40, 100], own.config.tap_width), anchors)
+        for each in (own, plain)
+    )
+    assert (found - wanted).norm() < CLOSE * wanted.norm()
+
+
+@torch.inference_mode()
+def test_a_draft_is_the_same_in_any_company_and_however_its_context_came(session) -> None:
+    drafter, width = session.engine.drafter, session.engine.drafter.config.tap_width
+    lengths = [3, 40, 15, 16, 100, 300, *range(20, 40)]
+    slots, anchors = filled(drafter, lengths, width), torch.arange(len(lengths)) + 2
+    together = drafter.propose(slots, anchors, chooser(session, len(slots)))
+    hidden = drafter._backbone(slots, anchors).view(len(slots), drafter.config.block_rows, -1)
+    for row in (0, 4, 5, 25):
+        alone = drafter.propose([slots[row]], anchors[row : row + 1], chooser(session, 1))
+        assert torch.equal(alone.token_ids[0], together.token_ids[row])
+        assert torch.equal(drafter._backbone([slots[row]], anchors[row : row + 1]), hidden[row])
+    generator, slot = torch.Generator().manual_seed(4), drafter.open()
+    taps = torch.randn(100, width, generator=generator)
+    ids = torch.randint(0, len(TOKENS), (100,), generator=generator)
+    for start in range(0, 100, 7):
+        drafter.extend([slot], [ids[start : start + 7]], [taps[start : start + 7]])
+    drafter.extend([slot], [ids[:9]], [taps[:9]])
+    drafter.truncate(slot, 100)
+    assert torch.equal(drafter._backbone([slot], anchors[4:5]), hidden[4])
+
+
+def test_drafts_write_what_plain_decoding_writes(session) -> None:
+    prompts = [[2 + (7 * i + j) % 250 for j in range(5 + 11 * i)] for i in range(5)]
+    plain = [decode(session.engine, [request(p, 24, plain=True)])[0] for p in prompts]
+    drafted = [request(p, 24) for p in prompts]
+    assert decode(session.engine, drafted) == plain
+    assert decode(session.engine, drafted[:1]) == plain[:1]
+
+
+def test_fp8_is_for_a_gpu(session, tmp_path) -> None:
+    with pytest.raises(InputError, match="GPU"):
+        load_drafter(tmp_path / "head", session.engine.target, "fp8")
