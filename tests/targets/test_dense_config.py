@@ -22,7 +22,7 @@ WRITERS = {
 }
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-GONE = object()
+GONE = "gone"
 PLAIN: list[dict[str, Any]] = [
     {},
     {"rope_theta": 5e5, "rope_parameters": GONE},
@@ -56,7 +56,7 @@ LEFT: list[dict[str, Any]] = [  # to transformers
 
 def write(folder: Path, family: str, changes: dict[str, Any]) -> Path:
     raw = json.loads(WRITERS[family]().to_json_string(use_diff=False)) | changes
-    kept = {key: value for key, value in raw.items() if value is not GONE}
+    kept = {key: value for key, value in raw.items() if value != GONE}
     (folder / "config.json").write_text(json.dumps(kept))
     return folder
 
