@@ -27,7 +27,7 @@ def test_without_one_a_file_gives_its_name(tmp_path):
     "raw",
     [
         b'\xef\xbb\xbf{"prompt": "Hi"}\r\n{"prompt": "Ho"}',
-        gzip.compress(b'{"prompt": "Hi"}\n{"prompt": "Ho", "category": null}\n'),
+        gzip.compress(b'{"prompt": "Hi"}\n{"prompt": "Ho", "category": null}\n', mtime=0),
         b'[{"instruction": "Hi", "output": "x"}, {"turns": ["Ho", "more"]}]',
         b'{"text": "Hi"}\n{"messages": [{"role": "user", "content": [{"text": "Ho"}]}]}\n',
     ],

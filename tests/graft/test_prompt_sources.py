@@ -112,7 +112,7 @@ RECORDS = '{"prompt": "one\u2028Ä"}\n\n{"prompt": "two"}'
         RECORDS.encode(),
         RECORDS.encode("utf-8-sig"),
         RECORDS.replace("\n", "\r\n").encode() + b"\r\n",
-        gzip.compress(RECORDS.encode()),
+        gzip.compress(RECORDS.encode(), mtime=0),
         b'[\n {"prompt": "one\\u2028\\u00c4"},\n "two"\n]\n',
     ],
 )
