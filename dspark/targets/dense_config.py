@@ -90,8 +90,10 @@ def _is_size(value: Any) -> bool:
 def _is_plain(raw: Mapping[str, Any]) -> bool:
     """One of our families, with a gate and an attention that the dense forward has."""
     kind, eps = raw.get("model_type"), raw.get("rms_norm_eps")
+    layer_types = raw.get("layer_types") or []
     return (
-        kind in DENSE
+        isinstance(kind, str)
+        and kind in DENSE
         and type(eps) is float
         and 0.0 < eps < 1.0
         and raw.get("hidden_act", "silu") == "silu"
@@ -99,7 +101,8 @@ def _is_plain(raw: Mapping[str, Any]) -> bool:
         and not (kind == "mistral" and raw.get("sliding_window", 0) is not None)
         and not (kind == "mistral" and "layer_types" in raw)  # another class
         and raw.get("use_sliding_window", False) is False
-        and all(each == "full_attention" for each in raw.get("layer_types") or ())
+        and isinstance(layer_types, list)
+        and all(each == "full_attention" for each in layer_types)
         and type(raw.get("num_hidden_layers")) is int
         and raw["num_hidden_layers"] <= MOST_LAYERS
         and isinstance(raw.get("eos_token_id"), int | list | None)
@@ -115,7 +118,12 @@ def _rope(raw: Mapping[str, Any]) -> dict[str, Any] | None:
     rope = {"rope_theta": raw.get("rope_theta", THETA)} | stated
     kind = rope["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
     is_partial = "partial_rotary_factor" in rope or "partial_rotary_factor" in raw
-    if kind not in FIXED_ROPES or is_partial or "original_max_position_embeddings" in raw:
+    if (
+        not isinstance(kind, str)
+        or kind not in FIXED_ROPES
+        or is_partial
+        or "original_max_position_embeddings" in raw
+    ):
         return None
     if kind in ("llama3", "yarn"):
         rope.setdefault("original_max_position_embeddings", raw["max_position_embeddings"])

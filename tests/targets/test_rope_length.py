@@ -105,7 +105,7 @@ def folder(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def looked_up(folder: Path, chunk: int) -> Session:
-    files = PairFiles("test", folder, None, True)
+    files = PairFiles("test", folder, None, "lookup")
     config = EngineConfig(prefill_chunk=chunk)
     session = follow(open_session(files, RuntimeConfig("cpu", "float32"), config))
     return session
