@@ -176,3 +176,17 @@ def sound(tmp_path_factory):
     from tests.graft.toy_pair import train_sound
 
     return train_sound(tmp_path_factory.mktemp("base"), tmp_path_factory.mktemp("head"))
+
+
+@pytest.fixture(scope="session")
+def demo_files(tmp_path_factory):
+    """The demo pair as this version stores it; a store of an earlier one may hold it otherwise."""
+    from dspark import hub
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DSPARK_HOME", str(tmp_path_factory.mktemp("store")))
+        for step in hub.fetch("demo"):
+            assert 0 <= step.done <= (step.total or step.done)
+        files = hub.locate("demo")
+    assert files is not None
+    return files

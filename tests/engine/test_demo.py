@@ -2,7 +2,6 @@
 
 import pytest
 
-from dspark import hub
 from dspark.bench.prompts import own_prompts
 from dspark.config import EngineConfig, RuntimeConfig, ScheduleConfig
 from dspark.engine.session import Session, open_session
@@ -10,18 +9,24 @@ from dspark.progress import follow
 from tests.engine.pairs import decode
 from tests.engine.pairs import request as ask
 
-MAX_TOKENS = 128
+MAX_TOKENS = {"auto": 128, "float32": 40}  # in its codes, and unpacked, which is slow
 
 
-@pytest.fixture(scope="module", params=["auto", "float32"])  # in its codes, and unpacked
-def session(request) -> Session:
-    for _ in hub.fetch("demo"):
-        pass
-    files = hub.locate("demo")
-    assert files is not None and files.draft is not None
+@pytest.fixture(scope="module", params=MAX_TOKENS)
+def dtype(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def max_tokens(dtype) -> int:
+    return MAX_TOKENS[dtype]
+
+
+@pytest.fixture(scope="module")
+def session(dtype, demo_files) -> Session:
+    assert demo_files.draft is not None
     config = EngineConfig(schedule=ScheduleConfig("full"))
-    session = follow(open_session(files, RuntimeConfig("cpu", request.param), config))
-    return session
+    return follow(open_session(demo_files, RuntimeConfig("cpu", dtype), config))
 
 
 @pytest.fixture(scope="module")
@@ -32,20 +37,20 @@ def prompts(session) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def plain(session, prompts) -> list[tuple[int, ...]]:
-    return [decode(session.engine, [ask(p, MAX_TOKENS, plain=True)])[0] for p in prompts]
+def plain(session, prompts, max_tokens) -> list[tuple[int, ...]]:
+    return [decode(session.engine, [ask(p, max_tokens, plain=True)])[0] for p in prompts]
 
 
 @pytest.mark.demo
 @pytest.mark.parametrize("mode", ["auto", "full", "threshold"])
-def test_greedy_identity_on_every_prompt(session, prompts, plain, mode):
+def test_greedy_identity_on_every_prompt(session, prompts, plain, max_tokens, mode):
     engine = session.with_schedule(ScheduleConfig(mode, 0.5)).engine
-    assert [decode(engine, [ask(p, MAX_TOKENS)])[0] for p in prompts] == plain
+    assert [decode(engine, [ask(p, max_tokens)])[0] for p in prompts] == plain
 
 
 @pytest.mark.demo
-def test_greedy_identity_in_company(session, prompts, plain):
-    assert decode(session.engine, [ask(p, MAX_TOKENS) for p in prompts]) == plain
+def test_greedy_identity_in_company(session, prompts, plain, max_tokens):
+    assert decode(session.engine, [ask(p, max_tokens) for p in prompts]) == plain
 
 
 @pytest.mark.demo

@@ -7,15 +7,12 @@ from dspark import hub
 
 
 @pytest.mark.demo
-def test_the_demo_target_knows_the_capital_of_france() -> None:
+def test_the_demo_target_knows_the_capital_of_france(demo_files: hub.PairFiles) -> None:
     from transformers import AutoTokenizer
 
     from dspark.targets.hf_model import read_hf_model
 
-    for step in hub.fetch("demo"):
-        assert 0 <= step.done <= (step.total or step.done)
-    files = hub.locate("demo")
-    assert files is not None
+    files = demo_files
     assert hub.folder_bytes(files.target) == hub.PAIRS["demo"].target_num_bytes
     tokenizer = AutoTokenizer.from_pretrained(files.target)
     model = read_hf_model(files.target, device=torch.device("cpu"), dtype=torch.float32)
