@@ -29,7 +29,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "shipped": {},
     "libgomp's own": {"GOMP_SPINCOUNT": "300000"},
     "spin 5000": {"GOMP_SPINCOUNT": "5000"},
-    "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "spin 1000": {"GOMP_SPINCOUNT": "1000"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
 COMPANY = ("alone", "busy process", "second dspark")

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 # and then unload torch, which takes seconds. Nothing is lost: complete files are renamed into
 # place, and partial downloads resume.
 ENDED_AT_ONCE = ("chat", "generate")
-SPINS = "1000"  # about 50 µs: longer than threads usually wait, shorter than a time slice
 
 
 def main() -> None:
@@ -45,13 +44,13 @@ def run(arguments: Sequence[str], was_interrupted: Callable[[], bool] = lambda: 
 
 
 def _yield_busy_cores() -> None:
-    """Let OpenMP's threads sleep after a short wait, unless the user chose otherwise. torch's
-    libgomp spins for seconds, so next to a busy process every wait lasts that process's time slice.
-    The variable is read when torch loads."""
+    """Let OpenMP's threads sleep while they wait, unless the user chose otherwise. torch's libgomp
+    spins for seconds, so next to a busy process every wait lasts that process's time slice. The
+    variable is read when torch loads."""
     import os
 
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = SPINS
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def _quiet_libraries() -> None:

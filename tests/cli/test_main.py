@@ -255,19 +255,19 @@ def test_the_shell_completes_commands_and_options():
 
 
 @pytest.mark.parametrize(
-    ("chosen", "spins"),
-    [({}, "1000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")],
+    ("chosen", "policy"),
+    [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ({"GOMP_SPINCOUNT": "7"}, None)],
     ids=["default", "policy of the user's", "count of the user's"],
 )
-def test_waiting_threads_yield_unless_the_user_has_chosen(chosen, spins):
+def test_waiting_threads_yield_unless_the_user_has_chosen(chosen, policy):
     """Read by OpenMP when torch loads, so it must be set before, and by the entry point itself."""
     code = (
         "import os, sys, dspark_cli.main as m; m.run = lambda *a: 0\n"
         "try: m.main()\n"
-        "except SystemExit: print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+        "except SystemExit: print(os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules)"
     )
     unset = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     done = subprocess.run(
         [sys.executable, "-c", code], env={**unset, **chosen}, capture_output=True, text=True
     )
-    assert done.stdout.split() == [str(spins), "False"]
+    assert done.stdout.split() == [str(policy), "False"]
