@@ -5,7 +5,9 @@ python recipes/chat_picture.py [PROMPT]
 
 import asyncio
 import sys
+from collections.abc import Generator
 from pathlib import Path
+from typing import Never
 
 from dspark import hub
 from dspark.chat.backend import ChatSettings, EngineBackend
@@ -17,10 +19,16 @@ PROMPT = "Tom reads 15 pages a day. How many pages does he read in 10 days?"
 SIZE = (88, 22)
 
 
+def _at_once(files: hub.PairFiles) -> Generator[Never, None, hub.PairFiles]:
+    """As a download, without any."""
+    yield from ()
+    return files
+
+
 async def draw(prompt: str) -> None:
     files = hub.locate("demo")
     assert files is not None, "dspark pull demo fetches it"
-    backend = EngineBackend("demo", lambda: iter([files]))
+    backend = EngineBackend("demo", lambda: _at_once(files))
     app = DSparkApp(backend, ChatSettings(first_prompt=prompt))
     async with app.run_test(size=SIZE) as pilot:
         app.theme = DARK.name
