@@ -14,11 +14,12 @@ from dspark.models.placement import ON_DEVICE, Placement
 from dspark.targets.base import Pass, TargetSpec
 from dspark.targets.dense_shape import DenseShape
 from dspark.targets.dense_weights import LayerWeights, take_tables
+from dspark.targets.pool_slots import PoolSlots
 from dspark_kernels import RotaryTable, SkinnyLinear
 from dspark_kernels.skinny_linear import MAX_SKINNY_ROWS
 
 
-class DenseTarget:
+class DenseTarget(PoolSlots):
     """A target whose requests share one pool; rollback is leaving rows uncommitted."""
 
     def __init__(
@@ -88,12 +89,6 @@ class DenseTarget:
     def open(self) -> KVSlot:
         return self.cache.open()
 
-    def close(self, slot: KVSlot) -> None:
-        slot.close()
-
-    def length(self, slot: KVSlot) -> int:
-        return slot.length
-
     def prefill(self, slot: KVSlot, token_ids: torch.Tensor, total: int | None = None) -> Pass:
         """As Target.prefill."""
         rows = self.cache.at([slot], [token_ids.shape[0]], causal=True)
@@ -113,14 +108,6 @@ class DenseTarget:
         """As DeviceTarget.run."""
         hidden, taps = self.decoder.run(self._embedding[token_ids], rows, self.tap_layers)
         return Pass(self._head(hidden), taps)
-
-    def commit(self, slots: Sequence[KVSlot], num_kept: Sequence[int]) -> None:
-        for slot, kept in zip(slots, num_kept, strict=True):
-            slot.length += kept
-
-    def truncate(self, slot: KVSlot, length: int, total: int | None = None) -> bool:
-        slot.length = min(slot.length, length)
-        return True
 
     def final_norm(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [N, H] -> [N, H]."""

@@ -19,6 +19,7 @@ from dspark.targets.context import context_limit
 from dspark.targets.dense_config import read_dense_config
 from dspark.targets.dense_files import read_config, rotary_table, supports
 from dspark.targets.dense_shape import DenseShape, expected_tensors, read_shape
+from dspark.targets.pool_slots import PoolSlots
 from dspark.targets.stop_tokens import stop_tokens
 from dspark_kernels.cpu.decoder_pass import (
     MAX_ROWS,
@@ -38,7 +39,7 @@ from dspark_kernels.host_memory import give_back_freed
 EMBEDDING, HEAD, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 
 
-class StoredTarget:
+class StoredTarget(PoolSlots):
     """A target whose requests share one pool; rollback is leaving rows uncommitted."""
 
     def __init__(
@@ -81,12 +82,6 @@ class StoredTarget:
     def open(self) -> KVSlot:
         return self.pool.open()
 
-    def close(self, slot: KVSlot) -> None:
-        slot.close()
-
-    def length(self, slot: KVSlot) -> int:
-        return slot.length
-
     def prefill(self, slot: KVSlot, token_ids: torch.Tensor, total: int | None = None) -> Pass:
         hidden, taps = self._run(token_ids, [slot], [len(token_ids)])
         slot.length += len(token_ids)
@@ -95,14 +90,6 @@ class StoredTarget:
     def verify(self, slots: Sequence[KVSlot], blocks: Sequence[torch.Tensor]) -> Pass:
         hidden, taps = self._run(torch.cat(list(blocks)), slots, [len(block) for block in blocks])
         return Pass(self._head(hidden), taps)
-
-    def commit(self, slots: Sequence[KVSlot], num_kept: Sequence[int]) -> None:
-        for slot, kept in zip(slots, num_kept, strict=True):
-            slot.length += kept
-
-    def truncate(self, slot: KVSlot, length: int, total: int | None = None) -> bool:
-        slot.length = min(slot.length, length)
-        return True
 
     def ops(self) -> list[Op]:
         """Of a pass, for measuring them one by one."""

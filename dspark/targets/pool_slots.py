@@ -1,0 +1,23 @@
+"""Slots of a pool whose rollback is leaving rows uncommitted, as targets hand them out."""
+
+from collections.abc import Sequence
+
+from dspark.kvcache.row_pool import KVSlot
+
+
+class PoolSlots:
+    """The part of the Target protocol that only moves a slot's length."""
+
+    def close(self, slot: KVSlot) -> None:
+        slot.close()
+
+    def length(self, slot: KVSlot) -> int:
+        return slot.length
+
+    def commit(self, slots: Sequence[KVSlot], num_kept: Sequence[int]) -> None:
+        for slot, kept in zip(slots, num_kept, strict=True):
+            slot.length += kept
+
+    def truncate(self, slot: KVSlot, length: int, total: int | None = None) -> bool:
+        slot.length = min(slot.length, length)
+        return True
