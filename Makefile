@@ -22,7 +22,7 @@ test:
 
 # every Triton kernel for every card, against what the card has; needs no GPU
 kernels:
-	$(PYTHON) -m dspark_kernels.aot
+	DSPARK_KERNELS=triton $(PYTHON) -m dspark_kernels.aot
 
 demo:
 	$(PYTHON) -m pytest -m demo

@@ -16,10 +16,11 @@ from dspark.text.characters import Characters, TokenTexts
 from dspark.text.chat_template import ChatTemplate, Messages
 from dspark.text.deepseek_v4_template import with_own_prompt
 from dspark.text.marks import Marks, without_marks
+from dspark.text.plain_tokenizer import plain_tokenizer
 from dspark.text.spans import Span
 from dspark.text.stops import StopMatcher
 from dspark.text.thinking import Thinking
-from dspark.text.tokenizer_class import tokenizer_class
+from dspark.text.tokenizer_class import is_plain, tokenizer_class
 
 NEWER = "A newer library may know it: pip install -U transformers tokenizers."
 TOKENIZER_FILES = (
@@ -33,6 +34,9 @@ def load_tokenizer(directory: Path) -> Any:
     """Loads a tokenizer without ever running code that comes with it. Raises CheckpointError if it
     cannot be read."""
     with _told(f"the tokenizer in {directory} cannot be read", CheckpointError, NEWER):
+        plain = plain_tokenizer(directory) if is_plain(directory) else None
+        if plain is not None:
+            return plain
         tokenizer = tokenizer_class(directory).from_pretrained(directory, trust_remote_code=False)
         return with_own_prompt(tokenizer, directory)
 

@@ -12,7 +12,7 @@ TRUSTED = ("llama", "qwen3")
 
 def tokenizer_class(directory: Path) -> Any:
     """What AutoTokenizer would choose; it and the configs that it asks take long to import."""
-    if _is_plain(directory):
+    if is_plain(directory):
         from transformers import PreTrainedTokenizerFast
 
         return PreTrainedTokenizerFast
@@ -21,7 +21,8 @@ def tokenizer_class(directory: Path) -> Any:
     return AutoTokenizer
 
 
-def _is_plain(directory: Path) -> bool:
+def is_plain(directory: Path) -> bool:
+    """Whether tokenizer.json is all there is to it, whatever the model."""
     needed = [directory / name for name in ("tokenizer.json", "tokenizer_config.json")]
     config = directory / "config.json"
     if not all(path.is_file() for path in (*needed, config)):

@@ -1,6 +1,6 @@
 """Compile every kernel for every card ahead of time and check the resources it uses.
 
-    python -m dspark_kernels.aot [--cards 80,90] [--only skinny]
+    DSPARK_KERNELS=triton python -m dspark_kernels.aot [--cards 80,90] [--only skinny]
 
 Needs no GPU. Exits with 1 if a kernel spills registers or needs more than a card has.
 """
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from dspark_kernels.backend import HAS_TRITON
 from dspark_kernels.builds import KernelBuild, all_builds
 
 WARP_SIZE = 32
@@ -113,6 +114,8 @@ def main() -> int:
     parser.add_argument("--only", default="", help="a part of the kernels' names")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="that compile")
     options = parser.parse_args()
+    if not HAS_TRITON:
+        parser.error("Triton is only imported where there is a GPU: set DSPARK_KERNELS=triton")
     capabilities = [int(card) for card in options.cards.split(",")]
     indices = [i for i, build in enumerate(all_builds()) if options.only in build.name]
     print(f"{'kernel':<44}{'sm':>4}{'threads':>9}{'registers':>11}{'stack':>7}{'shared':>8}")

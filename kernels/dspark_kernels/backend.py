@@ -1,22 +1,17 @@
 """The only place that decides between Triton's kernels and plain torch, with the reason.
 
 Triton runs on CUDA tensors, and on any tensor under TRITON_INTERPRET=1, which has to be set before
-this file is imported. DSPARK_KERNELS=torch turns the kernels off.
+this file is imported. DSPARK_KERNELS=torch turns the kernels off. Without a GPU Triton is not even
+imported, unless it was before or DSPARK_KERNELS=triton asks for it, to compile for other machines.
 """
 
 import os
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # no wheels for macOS and Windows: files with kernels must import anyway
-    triton = SimpleNamespace(jit=lambda function=None, **_: function or (lambda kernel: kernel))
-    tl = SimpleNamespace(constexpr=lambda value: value, tensor=object)
 
 __all__ = [
     "Backend",
@@ -29,6 +24,23 @@ __all__ = [
     "use_triton",
 ]
 
+
+def _may_run_triton() -> bool:
+    """Importing it takes a sixth of a second and 70 MB."""
+    is_asked = os.environ.get("DSPARK_KERNELS") == "triton" or "triton" in sys.modules
+    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return is_asked or is_interpreted or torch.cuda.is_available()
+
+
+IS_WANTED = _may_run_triton()
+try:
+    if not IS_WANTED:
+        raise ImportError
+    import triton
+    import triton.language as tl
+except ImportError:  # nor are there wheels for macOS and Windows: files with kernels import anyway
+    triton = SimpleNamespace(jit=lambda function=None, **_: function or (lambda kernel: kernel))
+    tl = SimpleNamespace(constexpr=lambda value: value, tensor=object)
 jit: Callable[[Callable[..., Any]], Any] = triton.jit
 HAS_TRITON = not isinstance(triton, SimpleNamespace)
 IS_INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
@@ -47,7 +59,7 @@ def choose_backend(device: torch.device) -> Backend:
     """The backend for tensors on `device`."""
     if os.environ.get("DSPARK_KERNELS") == "torch":
         return Backend("torch", "DSPARK_KERNELS=torch is set")
-    if not HAS_TRITON:
+    if IS_WANTED and not HAS_TRITON:
         return Backend("torch", "Triton is not installed")
     if IS_INTERPRETED:
         return Backend("triton", "interpreted: TRITON_INTERPRET=1 is set")
