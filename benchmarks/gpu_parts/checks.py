@@ -55,14 +55,13 @@ FILTERS = [(0.0, 0, 1.0), (1.0, 0, 1.0), (0.7, 50, 1.0), (1.3, 0, 0.8), (0.9, 40
 
 
 def check_kernels(setting: Setting) -> Iterator[Record]:
-    for index, (facts, run) in enumerate(cases(setting)):
-        if setting.mine(index):
-            torch.manual_seed(index)
-            with poisoned():
-                record = attempt(facts, run)
-            yield record
-            if setting.device.type == "cuda":
-                torch.cuda.empty_cache()
+    for facts, run in setting.cases(cases(setting)):
+        torch.manual_seed(setting.progress.case)
+        with poisoned():
+            record = attempt(facts, run)
+        yield record
+        if setting.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 @contextmanager

@@ -28,7 +28,7 @@ PROFILED_KERNELS = 14
 
 def time_rounds(setting: Setting) -> Iterator[Record]:
     stopwatch = Stopwatch(setting)
-    for shape in setting.shapes:
+    for shape in setting.cases(setting.shapes):
         targets: list[DenseTarget] = []
         found = attempt({"shape": shape.name}, lambda s=shape: made_room(s, setting))
         if found.get("skipped") or found.get("error"):

@@ -2,10 +2,10 @@
 
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,6 +16,7 @@ from dspark_kernels.quantized_weight import FP8_BLOCK, QuantizedWeight
 from dspark_kernels.repacked_weight import FP4_GROUP, from_fp4, from_fp8
 from gpu_parts.shapes import SHAPES, TINY, ModelShape
 
+Item = TypeVar("Item")
 Record = dict[str, Any]
 Weight = torch.Tensor | QuantizedWeight
 
@@ -26,13 +27,22 @@ INT4_GROUP = 128
 BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 4e-3}
 # the exponential of a number near -20 in float32 is off by 20 · 2**-24, and sums add to it
 EXPONENTIAL_BOUND = 5e-6
+HEAD, TAIL = 200, 900  # characters of an error: compilers give the reason last
+
+
+@dataclass(slots=True)
+class Progress:
+    """Which of a section's cases is under way."""
+
+    case: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
     """bandwidth in bytes a second, 0 while unknown; share: which of how many parts of the cases.
 
-    deadline: when this section's time is up, as time.time has it. deepspec: a checkout of it.
+    deadline: when this section's time is up, as time.time has it. first_case: those before it are
+    done. deepspec: a checkout of it.
     """
 
     device: torch.device
@@ -41,6 +51,8 @@ class Setting:
     bandwidth: float = 0.0
     share: tuple[int, int] = (0, 1)
     deepspec: Path | None = None
+    first_case: int = 0
+    progress: Progress = field(default_factory=Progress)
 
     @property
     def shapes(self) -> tuple[ModelShape, ...]:
@@ -54,8 +66,13 @@ class Setting:
     def seconds_left(self) -> float:
         return self.deadline - time.time()
 
-    def mine(self, index: int) -> bool:
-        return index % self.share[1] == self.share[0]
+    def cases(self, every: Iterable[Item]) -> Iterator[Item]:
+        """Those that this process has to do."""
+        part, of = self.share
+        for index, item in enumerate(every):
+            if index % of == part and index >= self.first_case:
+                self.progress.case = index
+                yield item
 
     def floor_us(self, num_bytes: int) -> float | None:
         return num_bytes / self.bandwidth * 1e6 if self.bandwidth else None
@@ -69,8 +86,15 @@ def attempt(facts: Record, run: Callable[[], Record]) -> Record:
         return facts | {"skipped": f"{error.name} is not installed"}
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        message = f"{type(error).__name__}: {error}"[:600]
-        return facts | {"ok": False, "error": f"{message} ({where.name}:{where.lineno})"}
+        return facts | {"ok": False, "error": f"{told(error)} ({where.name}:{where.lineno})"}
+
+
+def told(error: BaseException) -> str:
+    """Its message, without the middle of a long one."""
+    message = f"{type(error).__name__}: {error}"
+    if len(message) <= HEAD + TAIL:
+        return message
+    return f"{message[:HEAD]} … {message[-TAIL:]}"
 
 
 def relative_error(result: torch.Tensor, expected: torch.Tensor) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gpu_parts.setting import Record, Setting
+from gpu_parts.setting import Record, Setting, told
 
 FLUSH_BYTES = 1 << 30  # many times any L2, and long enough to hide the next launch
 ROTATED_BYTES = 512 << 20  # of weights that take turns within a graph, so that all come from memory
@@ -43,7 +43,7 @@ class Stopwatch:
                 if not self._is_cuda:
                     arm.run()
             except Exception as error:
-                results[name] = {"error": f"{type(error).__name__}: {error}"[:600]}
+                results[name] = {"error": told(error)}
         if not self._is_cuda:
             return results | {name: {"us": None} for name in replays if name not in results}
         samples = self._samples(replays)

@@ -12,6 +12,11 @@ def print_tables(document: dict[str, Any]) -> None:
     bandwidth = document["settings"].get("bandwidth") or 0.0
     print(f"copy bandwidth {bandwidth / 1e12:.2f} TB/s; shares and floors are of that")
     for name, show in (
+        ("gaps", show_gaps),
+        ("golden", show_golden),
+        ("golden-uncaptured", show_golden),
+        ("golden-torch", show_golden),
+        ("engine", show_engine),
         ("checks", show_checks),
         ("skinny", show_skinny),
         ("attention", show_times),
@@ -27,10 +32,36 @@ def print_tables(document: dict[str, Any]) -> None:
     errors = [r for s in sections.values() for r in s["records"] if "error" in r or "stopped" in r]
     for record in errors:
         facts = ", ".join(str(record[k]) for k in NAMES if k in record)
-        print(f"! {facts}: {record.get('error') or record.get('stopped')}"[:300])
+        print(f"! {facts}: {(record.get('error') or record.get('stopped'))[-400:]}")
 
 
 NAMES = ("kernel", "program", "shape", "kind", "dtype", "context", "rows", "pair", "arm")
+
+
+def show_gaps(records: list[Section]) -> None:
+    for record in records:
+        if record.get("us"):
+            print(f"{record['node']:40}{record['us']:9.2f} µs a node")
+
+
+def show_golden(records: list[Section]) -> None:
+    for record in records:
+        if "rounds" not in record:
+            continue
+        unequal = [name for name, value in record.items() if value is False and name != "ok"]
+        verdict = "ok" if record["ok"] else "WRONG"
+        name = f"{record['pair']} {record['dtype']} {record['rounds']}"
+        print(f"{name:40}{verdict:8}{', '.join(unequal)}")
+
+
+def show_engine(records: list[Section]) -> None:
+    for record in records:
+        if "wall_ms" in record:
+            name = f"{record['shape']} at {record['context']}, {record['way']}"
+            name += f", head {record['draft_weights']}"
+            over = f"{record['over_floor']:6.2f} x floor" if "over_floor" in record else ""
+            wall, device = record["wall_ms"], record["device_ms"]
+            print(f"{name:56}{wall:8.2f} ms, on the device {device:8.2f} ms{over}")
 
 
 def show_checks(records: list[Section]) -> None:

@@ -41,17 +41,21 @@ CUBLAS = "torch F.linear"
 def time_skinny(setting: Setting) -> Iterator[Record]:
     """bf16 beside torch's own product, then the other formats."""
     stopwatch = Stopwatch(setting)
-    for kind in KINDS:
-        for shape in setting.shapes:
-            for name, size in shape.matrices().items():
-                facts = {"kernel": "skinny linear", "shape": f"{shape.name} {name}", "kind": kind}
-                attempted = attempt(
-                    {}, lambda k=kind, s=size, n=name: skinny_arms(setting, stopwatch, k, s, n)
-                )
-                if "error" in attempted:
-                    yield facts | attempted
-                for (program, rows), timing in attempted.get("arms", {}).items():
-                    yield facts | {"program": program, "rows": rows} | timing
+    every = [
+        (kind, shape, name, size)
+        for kind in KINDS
+        for shape in setting.shapes
+        for name, size in shape.matrices().items()
+    ]
+    for kind, shape, name, size in setting.cases(every):
+        facts = {"kernel": "skinny linear", "shape": f"{shape.name} {name}", "kind": kind}
+        attempted = attempt(
+            {}, lambda k=kind, s=size, n=name: skinny_arms(setting, stopwatch, k, s, n)
+        )
+        if "error" in attempted:
+            yield facts | attempted
+        for (program, rows), timing in attempted.get("arms", {}).items():
+            yield facts | {"program": program, "rows": rows} | timing
 
 
 def skinny_arms(
@@ -85,16 +89,16 @@ def time_attention(setting: Setting) -> Iterator[Record]:
     """One row and a verification, over the caches of as many layers as memory traffic needs."""
     stopwatch = Stopwatch(setting)
     shapes = setting.shapes[::2]  # 8B attends as 4B does
-    for context in (300,) if setting.is_tiny else (512, 8192, 32768):
-        for shape in shapes:
-            num_bytes = shape.cache_bytes(context, 1)
-            facts = {"kernel": "attention", "shape": shape.name, "context": context}
-            given = (setting, stopwatch, shape, context, num_bytes)
-            attempted = attempt({}, lambda g=given: attention_arms(*g))
-            if "error" in attempted:
-                yield facts | attempted
-            for name, timing in attempted.get("arms", {}).items():
-                yield facts | {"program": name[0], "rows": name[1]} | timing
+    contexts = (300,) if setting.is_tiny else (512, 8192, 32768)
+    for context, shape in setting.cases((c, s) for c in contexts for s in shapes):
+        num_bytes = shape.cache_bytes(context, 1)
+        facts = {"kernel": "attention", "shape": shape.name, "context": context}
+        given = (setting, stopwatch, shape, context, num_bytes)
+        attempted = attempt({}, lambda g=given: attention_arms(*g))
+        if "error" in attempted:
+            yield facts | attempted
+        for name, timing in attempted.get("arms", {}).items():
+            yield facts | {"program": name[0], "rows": name[1]} | timing
 
 
 def attention_arms(

@@ -5,16 +5,16 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import SECTIONS, fair_share
+from benchmarks.gpu import ROOT  # which also makes gpu_parts known
+from benchmarks.gpu_parts.sections import TOTAL_SECONDS, UNASKED, fair_share
 from dspark.engine.session import open_session
 from dspark.hub import PairFiles
 from dspark.progress import follow
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
+SCRIPT = ROOT / "benchmarks" / "gpu.py"
 
 
 def run(*arguments: str, path: str = "") -> subprocess.CompletedProcess[str]:
@@ -41,15 +41,28 @@ def test_a_slice_in_the_interpreter(tmp_path):
 
 
 def test_sections_share_the_time_and_what_one_leaves():
-    names, left = list(SECTIONS), 455.0
+    names, left = UNASKED, float(TOTAL_SECONDS)
     shares = []
     for name in names:
         shares.append(fair_share(name, names, left))
         left -= shares[-1]
-    assert min(shares) > 20 and left == pytest.approx(0.0, abs=1e-9)
+    assert min(shares) > 10 and left == pytest.approx(0.0, abs=1e-9)
     # a first section that ends at once leaves all of its time
-    assert fair_share(names[1], names, 455.0) > shares[1]
+    assert fair_share(names[1], names, float(TOTAL_SECONDS)) > shares[1]
     assert fair_share("peers", ["peers"], 455.0) == 455.0
+
+
+def test_golden_pairs_and_the_engine_and_each_record_as_it_is_made(tmp_path):
+    pytest.importorskip("triton")
+    path = tmp_path / "gpu.json"
+    done = run(
+        "--interpret", "--only", "golden-torch,gaps", "--processes", "1", "--json", str(path)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
+    (golden,) = [line for line in lines if line["section"] == "golden-torch"]
+    assert golden["DSPARK_KERNELS"] == "torch" and golden["as_reference"] and golden["accepted"]
+    assert [line["node"] for line in lines if line["section"] == "gaps"]
 
 
 def test_without_triton_and_transformers(tmp_path):

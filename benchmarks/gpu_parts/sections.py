@@ -1,0 +1,61 @@
+"""What benchmarks/gpu.py runs, the most valuable first, and what each section may take."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # which imports torch and triton
+    from gpu_parts.setting import Setting
+
+MOST_PROCESSES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """`function` of a module in gpu_parts. seconds: its share of what is left when it begins.
+
+    `is_shared` among several processes, which compile at once.
+    """
+
+    module: str
+    function: str
+    seconds: int
+    environment: Mapping[str, str] = field(default_factory=dict)
+    is_shared: bool = False
+
+    def records(self, setting: "Setting") -> Iterator[dict[str, Any]]:
+        module = import_module(f"gpu_parts.{self.module}")
+        run: Callable[[Setting], Iterator[dict[str, Any]]] = getattr(module, self.function)
+        return run(setting)
+
+
+SECTIONS: Mapping[str, Section] = {
+    "card": Section("card", "describe_card", 15),
+    "gaps": Section("gaps", "time_gaps", 15),
+    "golden": Section("golden", "check_golden", 60, is_shared=True),
+    "golden-uncaptured": Section(
+        "golden", "check_golden", 25, {"DSPARK_GRAPHS": "off"}, is_shared=True
+    ),
+    "golden-torch": Section(
+        "golden", "check_golden", 20, {"DSPARK_KERNELS": "torch"}, is_shared=True
+    ),
+    "engine": Section("engine", "time_engine", 75),
+    "checks": Section("checks", "check_kernels", 110, is_shared=True),
+    "rounds": Section("rounds", "time_rounds", 70),
+    "skinny": Section("timings", "time_skinny", 50),
+    "attention": Section("timings", "time_attention", 25),
+    "others": Section("timings", "time_others", 25),
+    "identity": Section("identity", "check_identity", 50),
+    "peers": Section("peers", "beside_peers", 100),
+}
+TOTAL_SECONDS = 540
+UNASKED = tuple(name for name in SECTIONS if name != "peers")  # compiles for minutes
+FIRST_MINUTE = ("card", "gaps", "golden")
+FIRST_CONTACT = (*FIRST_MINUTE, "golden-uncaptured", "golden-torch", "engine")
+
+
+def fair_share(name: str, names: Sequence[str], left: float) -> float:
+    """Seconds for one of the remaining sections; unused time goes to the others."""
+    following = names[names.index(name) :]
+    return left * SECTIONS[name].seconds / sum(SECTIONS[each].seconds for each in following)
