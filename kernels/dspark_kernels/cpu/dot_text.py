@@ -14,7 +14,6 @@ class Sums:
     whole: list[str] = field(default_factory=list)
     short: str | None = None  # int16 lanes that are not widened yet
     num_short: int = 0
-    turn: int = 0
 
 
 class Dot(Protocol):
@@ -74,14 +73,11 @@ class Vnni:
         return text.set(f"bitcast {vector('i8', 4 * self.lanes)} {codes} to {self._kind}")
 
     def add(self, text: Text, sums: Sums, weights: str, x: str) -> None:
-        kind = self._kind
-        if len(sums.whole) < 2:  # two chains hide the latency
-            sums.whole.append(constant("i32", self.lanes, 0))
-        each = sums.turn % len(sums.whole)
-        sums.turn += 1
-        sums.whole[each] = text.set(
-            f"call {kind} {self._name}({kind} {sums.whole[each]}, {kind} {weights}, {kind} {x})"
-        )
+        kind, before = self._kind, _sum(text, self.lanes, sums.whole)
+        # one chain a row: the next group begins before this one ends, which hides the latency
+        sums.whole = [
+            text.set(f"call {kind} {self._name}({kind} {before}, {kind} {weights}, {kind} {x})")
+        ]
 
     def total(self, text: Text, sums: Sums) -> str:
         return _sum(text, self.lanes, sums.whole)
