@@ -53,6 +53,9 @@ def parse_arguments() -> argparse.Namespace:
         "--processes", type=int, help="that share a section; 0: all in this one (with --interpret)"
     )
     parser.add_argument("--deepspec", type=Path, help="a checkout of DeepSpec, for peers")
+    parser.add_argument(
+        "--stand-ins", nargs="*", default=[], help="modules of kernels to replace by plain torch"
+    )
     parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)  # see work
     arguments = parser.parse_args()
     names, seconds = UNASKED, TOTAL_SECONDS
@@ -72,6 +75,7 @@ def run_sections(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str,
     """Each section with its records; the bandwidth that one measures scales the others."""
     from gpu_parts.processes import in_processes, make_records, make_setting
     from gpu_parts.sections import SECTIONS, fair_share
+    from gpu_parts.stand_ins import failed_modules
 
     end = time.time() + arguments.seconds
     for name in arguments.names:
@@ -90,6 +94,8 @@ def run_sections(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str,
             records = in_processes(name, count, started + seconds, arguments, __file__)
         for record in records:
             arguments.bandwidth = record.get("bytes_per_second") or arguments.bandwidth
+        if name == "kernels":
+            arguments.stand_ins = sorted({*arguments.stand_ins, *failed_modules(records)})
         yield name, {"seconds": round(time.time() - started, 1), "records": records}
 
 
@@ -128,7 +134,7 @@ def run_all(arguments: argparse.Namespace) -> int:
     }
     for name, section in run_sections(arguments):
         results[name] = section
-        document["settings"]["bandwidth"] = arguments.bandwidth
+        document["settings"] |= {"bandwidth": arguments.bandwidth, "stand_ins": arguments.stand_ins}
         if arguments.json:
             write_document(arguments.json, document)
     print_tables(document)

@@ -17,9 +17,8 @@ from dspark.targets.dense import DenseTarget
 from dspark.targets.dense_shape import expected_tensors, read_shape
 from dspark_kernels import RotaryTable
 from dspark_kernels.paged_cache import num_pages_for
-from gpu_parts.checks import EPS
 from gpu_parts.setting import Setting, random_weight
-from gpu_parts.shapes import BLOCK_SIZE, MARKOV_RANK, ModelShape
+from gpu_parts.shapes import BLOCK_SIZE, EPS, MARKOV_RANK, ModelShape
 
 AnyCache = PagedCache | PooledCache
 ROPE_THETA = 1e6  # Qwen3's

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gpu_parts.sections import SECTIONS
 from gpu_parts.setting import Record, Setting
+from gpu_parts.stand_ins import use_stand_ins
 
 BROKEN = 75  # an exit code
 GRACE_SECONDS = 10  # for a process to finish its current work; the next section has less for it
@@ -49,11 +50,13 @@ def work(options: argparse.Namespace) -> int:
     """A process that a section was given to: a line of JSON per record. BROKEN: the device failed,
     and what is left of the section needs another process."""
     name, index, count, first_case, file = options.worker
+    use_stand_ins(options.stand_ins)
     setting = make_setting(options, (int(index), int(count)), options.seconds, int(first_case))
     with Path(file).open("a", encoding="utf-8") as lines:
         # a process is told the time itself: what it takes to start is the section's
         for record in make_records(name, setting):
             facts = {"section": name, "process": int(index), "case": setting.progress.case}
+            facts |= {"stand_ins": options.stand_ins} if options.stand_ins else {}
             lines.write(json.dumps(facts | record) + "\n")
             lines.flush()
             if "error" in record and is_broken(setting):
@@ -137,4 +140,5 @@ def lines_from(file: Path, begin: int) -> list[Record]:
 def passed_on(options: argparse.Namespace) -> Sequence[str]:
     arguments = ["--bandwidth", str(options.bandwidth)]
     arguments += ["--interpret"] if options.interpret else []
+    arguments += ["--stand-ins", *options.stand_ins] if options.stand_ins else []
     return [*arguments, "--deepspec", str(options.deepspec)] if options.deepspec else arguments

@@ -33,26 +33,39 @@ class Section:
 SECTIONS: Mapping[str, Section] = {
     "card": Section("card", "describe_card", 15),
     "gaps": Section("gaps", "time_gaps", 15),
-    "golden": Section("golden", "check_golden", 60, is_shared=True),
+    "kernels": Section("checks", "check_each_once", 35, is_shared=True),
+    "golden": Section("golden", "check_golden", 50, is_shared=True),
     "golden-uncaptured": Section(
-        "golden", "check_golden", 25, {"DSPARK_GRAPHS": "off"}, is_shared=True
+        "golden", "check_golden", 20, {"DSPARK_GRAPHS": "off"}, is_shared=True
     ),
     "golden-torch": Section(
-        "golden", "check_golden", 20, {"DSPARK_KERNELS": "torch"}, is_shared=True
+        "golden", "check_golden", 15, {"DSPARK_KERNELS": "torch"}, is_shared=True
     ),
-    "engine": Section("engine", "time_engine", 75),
-    "checks": Section("checks", "check_kernels", 110, is_shared=True),
-    "rounds": Section("rounds", "time_rounds", 70),
-    "skinny": Section("timings", "time_skinny", 50),
-    "attention": Section("timings", "time_attention", 25),
-    "others": Section("timings", "time_others", 25),
-    "identity": Section("identity", "check_identity", 50),
+    "engine": Section("engine", "time_engine", 70),
+    "tests": Section("native_tests", "run_tests", 35),
+    "checks": Section("checks", "check_kernels", 75, is_shared=True),
+    "rounds": Section("rounds", "time_rounds", 55),
+    "sweep": Section("sweep", "sweep_tilings", 45),
+    "profilers": Section("profilers", "profile_kernels", 40),
+    "identity": Section("identity", "check_identity", 40),
+    "skinny": Section("timings", "time_skinny", 30),
+    "attention": Section("timings", "time_attention", 15),
+    "others": Section("timings", "time_others", 15),
     "peers": Section("peers", "beside_peers", 100),
 }
 TOTAL_SECONDS = 540
 UNASKED = tuple(name for name in SECTIONS if name != "peers")  # compiles for minutes
 FIRST_MINUTE = ("card", "gaps", "golden")
-FIRST_CONTACT = (*FIRST_MINUTE, "golden-uncaptured", "golden-torch", "engine")
+FIRST_CONTACT = (
+    "card",
+    "gaps",
+    "kernels",
+    "golden",
+    "golden-uncaptured",
+    "golden-torch",
+    "engine",
+    "tests",
+)
 
 
 def fair_share(name: str, names: Sequence[str], left: float) -> float:

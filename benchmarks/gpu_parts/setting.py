@@ -2,7 +2,7 @@
 
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ INT4_GROUP = 128
 BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 4e-3}
 # the exponential of a number near -20 in float32 is off by 20 · 2**-24, and sums add to it
 EXPONENTIAL_BOUND = 5e-6
+WANTED_TOKENS = 100_000  # of each kind of decoding, to be compared
 HEAD, TAIL = 200, 900  # characters of an error: compilers give the reason last
 
 
@@ -97,6 +98,10 @@ def told(error: BaseException) -> str:
     return f"{message[:HEAD]} … {message[-TAIL:]}"
 
 
+def row_counts(setting: Setting) -> tuple[int, ...]:
+    return (1, 2, 4) if setting.is_tiny else tuple(range(1, 17))
+
+
 def relative_error(result: torch.Tensor, expected: torch.Tensor) -> float:
     """RMS of the difference over RMS of what was expected; NaN where the result holds one."""
     difference = torch.linalg.vector_norm(result.double() - expected.double())
@@ -118,6 +123,18 @@ def near(result: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]:
     if result.shape != expected.shape:
         raise ValueError(f"{list(result.shape)} instead of {list(expected.shape)}")
     return relative_error(result, expected), BOUNDS[result.dtype]
+
+
+def summed(records: Sequence[Record]) -> Record:
+    """`ok`: nothing differed; `reached`: the wanted number was compared."""
+    total = sum(record.get("tokens", 0) for record in records)
+    return {
+        "arm": "all",
+        "tokens": total,
+        "wanted_tokens": WANTED_TOKENS,
+        "reached": total >= WANTED_TOKENS,
+        "ok": total > 0 and all(record.get("ok", True) for record in records),
+    }
 
 
 def random_weight(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 ELEMENT = 2  # bytes of a bf16 number
 BLOCK_SIZE = 7  # tokens drafted per round
 MARKOV_RANK = 256
+EPS = 1e-6  # of Qwen3's norms
 
 
 @dataclass(frozen=True, slots=True)

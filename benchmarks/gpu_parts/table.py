@@ -13,11 +13,15 @@ def print_tables(document: dict[str, Any]) -> None:
     print(f"copy bandwidth {bandwidth / 1e12:.2f} TB/s; shares and floors are of that")
     for name, show in (
         ("gaps", show_gaps),
+        ("kernels", show_checks),
         ("golden", show_golden),
         ("golden-uncaptured", show_golden),
         ("golden-torch", show_golden),
         ("engine", show_engine),
+        ("tests", show_tests),
         ("checks", show_checks),
+        ("sweep", show_sweep),
+        ("profilers", show_profiles),
         ("skinny", show_skinny),
         ("attention", show_times),
         ("others", show_times),
@@ -79,6 +83,34 @@ def show_checks(records: list[Section]) -> None:
             {bit for r in group for bit, same in r.get("bit_equal", {}).items() if not same}
         )
         print(f"{kernel:44}{good:4}/{len(group):<4}{worst} {' '.join(unequal)}")
+
+
+def show_tests(records: list[Section]) -> None:
+    for record in records:
+        if "tests" in record:
+            print(f"{record['tests']}: {record.get('passed', 0)} passed")
+            for failure in record.get("failures", []):
+                print(f"  {failure}")
+
+
+def show_sweep(records: list[Section]) -> None:
+    """The three quickest of each, and what is in use."""
+    for record in records:
+        timed = [each for each in record.get("tilings", []) if each.get("us")]
+        used = [each for each in timed if each["tiling"] == record.get("in_use")]
+        for each in (*timed[:3], *used):
+            mark = "  in use" if each in used else ""
+            name = f"{record['kernel']} {record['shape']} {record.get('context', '')}"
+            print(f"{name:44}{each['tiling']:36}{each['us']:9.1f} µs{mark}")
+
+
+def show_profiles(records: list[Section]) -> None:
+    for record in records:
+        if "profiled" in record:
+            facts = ", ".join(f"{name} {value}" for name, value in list(record.items())[2:])
+            print(f"{record['profiled'][:40]}: {facts}")
+        elif record.get("ok"):
+            print(f"{record['program']}: nothing found")
 
 
 def show_skinny(records: list[Section]) -> None:

@@ -19,7 +19,7 @@ from dspark_kernels.norm import add_rms_norm
 from dspark_kernels.norm_rope_write import HeadNorms, norm_rope_write
 from dspark_kernels.paged_attention import paged_attention
 from dspark_kernels.paged_cache import PAGE, PagedRows
-from gpu_parts.checks import EPS, random_head
+from gpu_parts.check_head import random_head
 from gpu_parts.setting import (
     KINDS,
     Record,
@@ -31,7 +31,7 @@ from gpu_parts.setting import (
     rows_at,
     weight_bytes,
 )
-from gpu_parts.shapes import BLOCK_SIZE, MARKOV_RANK, ModelShape
+from gpu_parts.shapes import BLOCK_SIZE, EPS, MARKOV_RANK, ModelShape
 from gpu_parts.stopwatch import Arm, Stopwatch, against_floor, copies_for
 
 SMALL_CALLS = 32  # of a kernel that moves next to nothing, in one graph

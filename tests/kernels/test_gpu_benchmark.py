@@ -32,12 +32,15 @@ def test_floors_need_no_gpu():
 def test_a_slice_in_the_interpreter(tmp_path):
     pytest.importorskip("triton")
     path = tmp_path / "gpu.json"
-    done = run("--interpret", "--only", "card,attention", "--json", str(path))
+    sections = "card,gaps,attention,sweep,profilers"
+    done = run("--interpret", "--only", sections, "--json", str(path))
     assert done.returncode == 0, done.stdout + done.stderr
     document = json.loads(path.read_text("utf-8"))
     records = document["sections"]["attention"]["records"]
     assert document["interpreted"] and {record["rows"] for record in records} == {1, 8}
     assert not any("error" in record or record["us"] for record in records)
+    tilings = [tried for r in document["sections"]["sweep"]["records"] for tried in r["tilings"]]
+    assert len(tilings) > 10 and not any("error" in tried for tried in tilings)
 
 
 def test_sections_share_the_time_and_what_one_leaves():
@@ -96,9 +99,10 @@ def test_blocks_write_what_plain_decoding_writes(tmp_path):
 
 
 def test_the_engine_in_every_arm(tiny_chat_dir, make_tiny_head, monkeypatch):
-    from gpu_parts.identity import engine_arms, summed
+    from gpu_parts.identity_demo import engine_arms
+    from gpu_parts.setting import summed
 
-    monkeypatch.setattr("gpu_parts.identity.DEMO_TOKENS", 20)
+    monkeypatch.setattr("gpu_parts.identity_demo.DEMO_TOKENS", 20)
     session = follow(open_session(PairFiles("tiny", tiny_chat_dir, make_tiny_head(tiny_chat_dir))))
     prompts = [session.encode(text) for text in ("a b", "Hello", "12 + 12")]
     records = list(engine_arms(session, prompts, time.time() + 60))
