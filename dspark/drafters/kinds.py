@@ -1,7 +1,7 @@
 """The kinds of heads, one entry each: what config it has, what runs it, what is trained of it; and
 the drafters that need no head."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -21,7 +21,7 @@ from dspark.drafters.eagle3_training_blocks import unrolled_hidden
 from dspark.drafters.head_drafter import HeadDrafter, TargetTables
 from dspark.drafters.lookup import LookupDrafter
 from dspark.drafters.paged import PagedDSparkDrafter
-from dspark.drafters.stored import StoredDSparkDrafter
+from dspark.drafters.stored import StoredDSparkDrafter, stored_kernels
 from dspark.drafters.training_blocks import TrainingHidden, block_hidden
 from dspark.errors import InputError
 from dspark.models.dspark_head import DSparkHead
@@ -52,13 +52,15 @@ class Training:
 @dataclass(frozen=True, slots=True)
 class HeadKind:
     """`fast` runs some heads on some targets only, the first that does is taken; `drafter` runs
-    all. `joined` is a drafter made from tensors, which a probe changes; None: cannot be probed."""
+    all. `joined` is a drafter made from tensors, which a probe changes; None: cannot be probed.
+    `cpu_kernels` names the functions to compile beside a target in codes."""
 
     config: type[AnyHeadConfig]
     drafter: type[HeadRunner]
     fast: tuple[type[HeadRunner], ...] = ()
     joined: type[HeadDrafter] | None = None
     training: Training | None = None
+    cpu_kernels: Callable[[Any], Sequence[str]] = lambda config: ()
 
     def runner(self, config: AnyHeadConfig, tables: TargetTables) -> type[HeadRunner]:
         return next((each for each in self.fast if each.supports(config, tables)), self.drafter)
@@ -71,6 +73,7 @@ KINDS = (
         fast=(PagedDSparkDrafter, StoredDSparkDrafter),
         joined=DSparkDrafter,
         training=Training(DSparkHead, block_hidden),
+        cpu_kernels=stored_kernels,
     ),
     HeadKind(
         Eagle3Config,

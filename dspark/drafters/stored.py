@@ -32,6 +32,7 @@ from dspark_kernels.cpu.rounded import GROUP
 from dspark_kernels.cpu.runtime import current
 from dspark_kernels.cpu.step_words import MAX_HEAD_DIM, Place
 from dspark_kernels.cpu.weight_table import Table, WeightTable
+from dspark_kernels.host_memory import give_back_freed
 
 
 class StoredDSparkDrafter(DSparkDrafter):
@@ -41,16 +42,7 @@ class StoredDSparkDrafter(DSparkDrafter):
 
     @classmethod
     def supports(cls, config: DSparkConfig, tables: TargetTables) -> bool:  # type: ignore[override]
-        widths = (config.hidden_size, config.intermediate_size, config.head_dim)
-        return (
-            isinstance(tables.embedding, WeightTable)
-            and config.family == "qwen3"
-            and not config.attention_bias
-            and all(width % GROUP == 0 for width in widths)
-            and config.head_dim <= MAX_HEAD_DIM
-            and config.block_rows <= MAX_ROWS
-            and current() is not None
-        )
+        return isinstance(tables.embedding, WeightTable) and _fits(config) and current() is not None
 
     @classmethod
     def load(  # type: ignore[override]  # where the head stays in numbers, the plain drafter
@@ -79,20 +71,20 @@ class StoredDSparkDrafter(DSparkDrafter):
         runtime = current()
         assert runtime is not None, "supports() asked for it"
         assert isinstance(self._embedding, WeightTable), "a head of the target's own vocabulary"
-        layers = self._layers()
-        norm = self._head.norm
-        decoder = Decoder(
-            self._embedding.stored, [_layer(each) for each in layers], norm.weight, norm.eps
-        )
-        context = Context(
-            quantize_q8_0(self._head.fc.weight),
-            self._head.hidden_norm.weight,
-            self._head.hidden_norm.eps,
-            [_context_layer(each.self_attn) for each in layers],
-        )
+        norm, context_norm = self._head.norm, self._head.hidden_norm
+        joined = quantize_q8_0(self._head.fc.weight)
+        del self._head.fc  # the copies are multiplied with
+        layers, contexts = [], []
+        while len(self._head.layers):  # each is freed before the next is copied
+            layer = self._head.layers.pop(0)
+            layers.append(_layer(layer))
+            contexts.append(_context_layer(layer.self_attn))
+            del layer
+            give_back_freed()
+        decoder = Decoder(self._embedding.stored, layers, norm.weight, norm.eps)
+        context = Context(joined, context_norm.weight, context_norm.eps, contexts)
         self._block_pass = DecoderPass(runtime, decoder)
         self._context_pass = ContextPass(runtime, context)
-        del self._head.layers, self._head.fc  # the copies are multiplied with
         super()._prepack_head(is_reduced=is_reduced)
 
     def extend(
@@ -142,6 +134,27 @@ class StoredDSparkDrafter(DSparkDrafter):
     def _stacked(self) -> torch.Tensor:
         assert isinstance(self._pool, StackedPool)
         return self._pool.stacked
+
+
+def stored_kernels(config: DSparkConfig) -> list[str]:
+    """Functions that the head needs beside a target in codes, one of each library; none if it runs
+    in numbers there."""
+    if not _fits(config):
+        return []
+    attend = f"attend_{config.head_dim}_{config.num_heads // config.num_kv_heads}"
+    return ["rope_write", attend, "matrix_q8_0"]
+
+
+def _fits(config: DSparkConfig) -> bool:
+    """Whether the kernels can run a head of these sizes."""
+    widths = (config.hidden_size, config.intermediate_size, config.head_dim)
+    return (
+        config.family == "qwen3"
+        and not config.attention_bias
+        and all(width % GROUP == 0 for width in widths)
+        and config.head_dim <= MAX_HEAD_DIM
+        and config.block_rows <= MAX_ROWS
+    )
 
 
 def _small(*weights: torch.Tensor) -> Projection:

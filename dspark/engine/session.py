@@ -24,7 +24,7 @@ from dspark.config import (
 )
 from dspark.drafters.base import Drafter
 from dspark.drafters.head_drafter import TargetTables
-from dspark.drafters.kinds import HEADLESS_DRAFTERS, load_head
+from dspark.drafters.kinds import HEADLESS_DRAFTERS, kind_of, load_head
 from dspark.drafters.select_taps import with_own_taps
 from dspark.engine.loop import Engine
 from dspark.engine.request import Request
@@ -241,7 +241,9 @@ def open_session(
     as_stored = runtime.dtype == "auto" and device.type == "cpu"
     if as_stored:
         keep_compiled(home() / "kernels")
-        yield from build_kernels(files.target, raw)
+        has_copies = head_config is not None and runtime.draft_weights != "bf16"
+        of_head = kind_of(head_config).cpu_kernels(head_config) if has_copies else ()
+        yield from build_kernels(files.target, raw, of_head)
     target = load_target(
         files.target,
         tap_layers=tap_layers,

@@ -195,13 +195,16 @@ def stored_runtime(directory: Path, config: Any) -> Runtime | None:
         raise InputError(str(error), "Leave the variable out, or name one that can.") from error
 
 
-def build_kernels(directory: Path, raw: Mapping[str, Any] | None = None) -> Iterator[LoadProgress]:
-    """Compiles what this folder's codes need and is not compiled yet, telling how far it is."""
+def build_kernels(
+    directory: Path, raw: Mapping[str, Any] | None = None, also: Sequence[str] = ()
+) -> Iterator[LoadProgress]:
+    """Compiles what this folder's codes need and is not compiled yet, telling how far it is; if
+    anything, `also` these functions, of a head."""
     config = read_dense_config(directory, raw) or read_config(directory, raw)
     runtime = stored_runtime(directory, config)
     if runtime is None:
         return
-    missing = runtime.missing(_functions(directory, config))
+    missing = runtime.missing([*_functions(directory, config), *also])
     for index, function in enumerate(missing):
         yield LoadProgress("building kernels for this processor, once", index, len(missing))
         runtime.address(function)

@@ -16,6 +16,7 @@ from dspark.drafters.stored import StoredDSparkDrafter
 from dspark.engine.sampling import BatchChooser, Sampler
 from dspark.engine.session import Session, load_drafter, open_session
 from dspark.errors import InputError
+from dspark.events import LoadProgress
 from dspark.progress import follow
 from dspark_kernels.cpu import runtime
 from dspark_kernels.cpu.processor import variants
@@ -124,3 +125,26 @@ def test_drafts_write_what_plain_decoding_writes(session) -> None:
 def test_fp8_is_for_a_gpu(session, tmp_path) -> None:
     with pytest.raises(InputError, match="GPU"):
         load_drafter(tmp_path / "head", session.engine.target, "fp8")
+
+
+def test_all_kernels_of_a_pair_are_built_before_its_weights_are_read(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("DSPARK_HOME", str(tmp_path / "home"))
+    runtime._made.cache_clear()
+    write(tmp_path / "model.gguf", "llama", Kind.Q6_K)
+    target = hub.resolve_target(str(tmp_path / "model.gguf"))
+    files = hub.PairFiles("toy", target, write_random_head(tmp_path / "head", target))
+    built, shown = {}, []
+
+    def look(step: LoadProgress) -> None:
+        built[step.stage] = {path.name for path in (tmp_path / "home").rglob("*.o")}
+        shown.append(step)
+
+    config = EngineConfig(schedule=ScheduleConfig("full"))
+    session = follow(open_session(files, RuntimeConfig("cpu"), config), look)
+    decode(session.engine, [request([5, 6, 7], 12)])
+    steps = [step for step in shown if step.stage.startswith("building kernels")]
+    assert [step.done for step in steps] == list(range(len(steps)))
+    assert {step.total for step in steps} == {len(steps)}
+    look(LoadProgress("answered", 0, None))
+    assert any(name.startswith("matrix_q8_0") for name in built["answered"])
+    assert built["answered"] == built["reading the head"]
