@@ -17,7 +17,7 @@ from gguf.quants import dequantize
 from safetensors.torch import save_file
 
 from dspark.atomic import share
-from dspark.checkpoints.gguf_codes import Codes, codes_metadata
+from dspark.checkpoints.gguf_codes import CONVERSION, STATED, Codes, codes_metadata
 from dspark.checkpoints.gguf_keys import check_keys
 from dspark.checkpoints.gguf_rope import rope_parameters, with_divisors
 from dspark.checkpoints.gguf_stops import special_id, stop_ids
@@ -103,7 +103,7 @@ def _write_weights(
             weights[name] = values.to(torch.float32 if keeps_codes else torch.bfloat16).contiguous()
         done += _written_bytes(tensor, keeps_codes)
         yield FetchProgress(WEIGHTS_NAME, min(done, total - 1), total)
-    metadata = {"format": "pt", **codes_metadata(codes)}
+    metadata = {"format": "pt", STATED: str(CONVERSION), **codes_metadata(codes)}
     save_file(weights, directory / WEIGHTS_NAME, metadata=metadata)
     yield FetchProgress(WEIGHTS_NAME, total, total)
 

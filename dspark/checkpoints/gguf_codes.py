@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 METADATA = "gguf_codes"
+CONVERSION = 3  # increased when the conversion of a GGUF changes its result
+STATED, CONVERSION_OF_FIRST_CODES = "gguf_conversion", 3  # metadata, which the first codes lack
 
 
 class Codes(NamedTuple):
@@ -22,6 +24,13 @@ def codes_metadata(codes: Mapping[str, Codes]) -> dict[str, str]:
     """Name -> codes, as safetensors' metadata."""
     stated = {name: [each.kind, *each.shape] for name, each in codes.items()}
     return {METADATA: json.dumps(stated)} if stated else {}
+
+
+def conversion_of_header(header: Mapping[str, Any]) -> int:
+    """The conversion that wrote a file; 0 of one from before codes."""
+    metadata = header.get("__metadata__", {})
+    stated = metadata.get(STATED, CONVERSION_OF_FIRST_CODES if METADATA in metadata else 0)
+    return int(stated)
 
 
 def codes_of_header(header: Mapping[str, Any]) -> dict[str, Codes]:

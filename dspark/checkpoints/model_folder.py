@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from dspark.checkpoints.gguf_codes import codes_of_header
+from dspark.checkpoints.gguf_codes import codes_of_header, conversion_of_header
 from dspark.checkpoints.weight_set import weight_names
 from dspark.errors import CheckpointError
 
@@ -68,6 +68,14 @@ def coded_sizes(folder: Path) -> tuple[int, int]:
             values += sum(math.prod(each.shape) for each in codes.values())
             num_bytes += sum(math.prod(header[name]["shape"]) for name in codes)
     return values, num_bytes
+
+
+def conversion_of(folder: Path) -> int:
+    """The conversion of a GGUF that wrote the folder; 0 of one from before codes."""
+    with _header_errors(folder):
+        return max(
+            conversion_of_header(_header(folder / Path(f).name)) for f in weight_names(folder)
+        )
 
 
 @contextmanager

@@ -19,7 +19,9 @@ from dspark.hub.pull import (
     disk_needed,
     download_bytes,
     fetch,
+    is_outdated,
     may_lack,
+    needs_download,
 )
 from dspark.hub.pull_plan import PullPlan, plan_pull
 from dspark.hub.resolve import fetch_missing, resolve_draft, resolve_target
@@ -52,6 +54,7 @@ __all__ = [
     "folder_bytes",
     "home",
     "is_head_folder",
+    "is_outdated",
     "is_repo_id",
     "kept_folder",
     "known_pair",
@@ -59,6 +62,7 @@ __all__ = [
     "locate",
     "look_up",
     "may_lack",
+    "needs_download",
     "pair_of_target",
     "plan_pull",
     "register",

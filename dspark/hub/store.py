@@ -7,8 +7,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dspark.checkpoints.model_folder import check_model_folder
-from dspark.errors import InputError, StorageError
+from dspark.checkpoints.gguf_codes import CONVERSION
+from dspark.checkpoints.model_folder import check_model_folder, conversion_of
+from dspark.errors import CheckpointError, InputError, StorageError
 from dspark.hub.catalog.find import find_pair, known_pair, known_pairs
 from dspark.hub.catalog.pairs import (
     AssetFolder,
@@ -69,6 +70,17 @@ def target_folder(pair: Pair) -> Path | None:
         folder = pair_folder(pair) / "target"
         return folder if is_complete(folder) else None
     return _folder_of(pair.target, is_head=False)
+
+
+def is_outdated(pair: Pair) -> bool:
+    """Whether an earlier version of dspark converted the pair's own target, which decodes several
+    times slower than it does once converted again."""
+    if not isinstance(pair.target, WheelMember) or (folder := target_folder(pair)) is None:
+        return False
+    try:
+        return conversion_of(folder) < CONVERSION
+    except CheckpointError:  # a broken file, which loading will report
+        return False
 
 
 def draft_folder(pair: Pair) -> Path | None:

@@ -1,6 +1,6 @@
 """`dspark pull`: fetches a pair into the local store and prints where it is."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -8,6 +8,9 @@ from dspark_cli import options
 from dspark_cli.output.answer import say
 from dspark_cli.output.facts import print_json, size_text
 from dspark_cli.views.pull_plan import tell_plan
+
+if TYPE_CHECKING:
+    from dspark.hub import Pair
 
 EXAMPLES = (
     "dspark pull demo",
@@ -51,12 +54,12 @@ def pull(
     if dry_run:
         tell_plan(hub.plan_pull(known.name, only_head=head), as_json)
         return
-    was_present = hub.locate(known.name) is not None
+    is_outdated = not head and hub.is_outdated(known)
+    was_present = hub.locate(known.name) is not None and not is_outdated
     if not was_present:
         if not (head or force):
             hub.check_memory(known)  # before the download is announced
-        size = None if head else hub.download_bytes(known)
-        say(f"fetching {known.name}" + (f" ({size_text(size)})" if size else ""))
+        say(_announcement(known, is_outdated, None if head else hub.download_bytes(known)))
     if not was_present or hub.may_lack(known.name):
         with progress_bars(is_bytes=True) as bars:
             for step in hub.fetch(known.name, only_head=head, is_forced=force):
@@ -76,6 +79,16 @@ def pull(
         )
     else:
         print(draft if head else target)
+
+
+def _announcement(pair: "Pair", is_outdated: bool, num_bytes: int | None) -> str:
+    from dspark import hub
+
+    size = f" ({size_text(num_bytes)})" if num_bytes else ""
+    if not is_outdated:
+        return f"fetching {pair.name}{size}"
+    again = f"fetching it again{size}" if hub.needs_download(pair) else "converting it again"
+    return f"{pair.name} was stored by an earlier version of dspark: {again}"
 
 
 def _pull_published(repo_id: str, dry_run: bool, head: bool, force: bool, as_json: bool) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 
 from dspark import hub
+from dspark.checkpoints.gguf_codes import CONVERSION, STATED
 from dspark.errors import DownloadError
 from dspark.events import FetchProgress
 from dspark.hub.catalog import find, pairs
@@ -35,8 +37,9 @@ def put_demo(home, tiny_llama_dir, monkeypatch):
     def put() -> Path:
         target = home / "pairs" / "demo" / "target"
         target.mkdir(parents=True)
-        for name in ("config.json", "model.safetensors"):
-            (target / name).write_bytes((tiny_llama_dir / name).read_bytes())
+        (target / "config.json").write_bytes((tiny_llama_dir / "config.json").read_bytes())
+        weights = load_file(tiny_llama_dir / "model.safetensors")
+        save_file(weights, target / "model.safetensors", metadata={STATED: str(CONVERSION)})
         return target
 
     def fetch(name: str, **options: bool) -> Iterator[FetchProgress]:
@@ -73,6 +76,22 @@ def test_pull_fetches_once_and_answers_with_the_folder(dspark, home, put_demo) -
         "was_present": True,
     }
     assert second.err == ""
+
+
+def test_pull_brings_what_an_earlier_version_stored_up_to_date(
+    dspark, put_demo, monkeypatch
+) -> None:
+    weights = put_demo() / "model.safetensors"
+    save_file(load_file(weights), weights, metadata={"format": "pt"})
+    plan = json.loads(dspark("pull", "--dry-run", "--json").out)
+    assert plan["download_bytes"] == pairs.DEMO.target.num_bytes
+    fetched = []
+    monkeypatch.setattr(hub, "fetch", lambda name, **options: fetched.append(name) or [])
+    told = dspark("pull").err
+    assert told == (
+        "demo was stored by an earlier version of dspark: fetching it again (92.9 MB)\n"
+    )
+    assert fetched == ["demo"]
 
 
 def test_a_failed_pull_is_one_line(dspark, monkeypatch) -> None:

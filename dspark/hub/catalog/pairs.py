@@ -148,7 +148,7 @@ DEMO = Pair(
     num_parameters=134_515_008,
     facts=TargetFacts("llama", 576, 30, 49_152, 192),
     head=HeadFacts("dspark", Packaging.DEEPSPEC, 4, (1, 8, 15, 21, 28), 5),
-    target_num_bytes=100_143_556,
+    target_num_bytes=100_143_580,
     origins={
         "licence": "metadata of the wheel and general.license of the GGUF",
         "target": "the package index's listing; sha256 of the member measured",

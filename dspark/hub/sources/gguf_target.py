@@ -8,12 +8,12 @@ from filelock import FileLock
 from safetensors import SafetensorError
 
 from dspark.atomic import new_folder
+from dspark.checkpoints.gguf_codes import CONVERSION
 from dspark.errors import StorageError
 from dspark.events import FetchProgress
 from dspark.hub.paths import home
 
 SUFFIX = ".gguf"
-READING = 3  # increased when the conversion changes its result
 
 
 def gguf_file(name: str) -> Path | None:
@@ -51,6 +51,6 @@ def convert_file(path: Path) -> Generator[FetchProgress, None, Path]:
 def _folder(path: Path) -> Path:
     """A folder name that changes with the file and with the version of the conversion."""
     facts = path.stat()
-    identity = f"{path} {facts.st_size} {facts.st_mtime_ns} {READING}"
+    identity = f"{path} {facts.st_size} {facts.st_mtime_ns} {CONVERSION}"
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
     return home() / "gguf" / f"{path.stem.replace('.', '_')}-{digest}"

