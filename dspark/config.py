@@ -114,6 +114,19 @@ class ServerConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """Where dspark serves, and its limits. max_queue counts running and waiting requests;
+    max_seconds ends an answer."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    max_body_bytes: int = 16 * 2**20
+    max_queue: int = 256
+    max_seconds: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
 class GraftConfig:
     """Training of a head. None means: derived from the target.
 

@@ -189,5 +189,5 @@ def _summary(backend: ChatBackend, finished: Finished) -> str:
     limit = f"/{info.context_limit:,}" if info.context_limit else ""
     used = f"{stats.prompt_tokens + stats.new_tokens:,}{limit}"
     note = "".join(f" · {words}" for words in ending_words(finished, info.refused_note))
-    note = f"{note} · no token colours from a server" if info.is_server else note
+    note = note if info.tells_rounds else f"{note} · no token colours from this server"
     return f"{visible(info.name)}: {stats_line(stats)} · context {used}{note}"

@@ -25,7 +25,8 @@ ChatEvent = Event | TextDelta
 class BackendInfo:
     """Facts known once a pair is loaded; `sampling` is the model's own, None if unknown.
 
-    `refused` names settings of the user that the server does not accept.
+    `tells_rounds` is False for a server that says nothing of drafts; `refused` names settings of
+    the user that it does not accept.
     """
 
     name: str
@@ -33,7 +34,7 @@ class BackendInfo:
     device: str
     dtype: str
     has_drafter: bool
-    is_server: bool = False
+    tells_rounds: bool = True
     sampling: SamplingConfig | None = None
     refused: tuple[str, ...] = ()
 

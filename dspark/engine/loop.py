@@ -62,7 +62,7 @@ class Engine:
 
     def submit(self, request: Request) -> int:
         """Queue a request; returns its id. Raises InputError if it cannot be decoded."""
-        self._check(request)
+        self.check(request)
         active = activate(
             next(self._ids),
             request,
@@ -74,6 +74,24 @@ class Engine:
         )
         self._submitted.append(active)
         return active.request_id
+
+    def check(self, request: Request) -> None:
+        """Raises InputError if it cannot be decoded. From any thread."""
+        limit, size = self.target.spec.context_limit, len(request.prompt_ids)
+        if size == 0:
+            raise InputError("the prompt is empty", "Give a prompt that is not empty.")
+        if size >= limit:
+            raise InputError(
+                f"the prompt has {counted(size, 'token')}, the context holds {limit:,}",
+                "Shorten it.",
+            )
+        if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= self.target.spec.vocab_size:
+            raise InputError(
+                f"a token id is outside the vocabulary of {self.target.spec.vocab_size} tokens"
+            )
+        if request.most_tokens < 1:
+            raise InputError("max-tokens must be at least 1")
+        self._rounds.check(request)
 
     def cancel(self, request_id: int) -> None:
         """End a request at the next step, keeping its output so far."""
@@ -194,23 +212,6 @@ class Engine:
         """Stop tokens from the model's config and its tokenizer."""
         stated = self.target.spec.stop_token_ids
         return stated if self._codec is None else stated | self._codec.stop_token_ids
-
-    def _check(self, request: Request) -> None:
-        limit, size = self.target.spec.context_limit, len(request.prompt_ids)
-        if size == 0:
-            raise InputError("the prompt is empty", "Give a prompt that is not empty.")
-        if size >= limit:
-            raise InputError(
-                f"the prompt has {counted(size, 'token')}, the context holds {limit:,}",
-                "Shorten it.",
-            )
-        if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= self.target.spec.vocab_size:
-            raise InputError(
-                f"a token id is outside the vocabulary of {self.target.spec.vocab_size} tokens"
-            )
-        if request.most_tokens < 1:
-            raise InputError("max-tokens must be at least 1")
-        self._rounds.check(request)
 
     # -- prompts ----------------------------------------------------------------------------------
 

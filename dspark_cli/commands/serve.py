@@ -1,4 +1,4 @@
-"""`dspark serve`: hands a pair over to an engine built for many GPUs."""
+"""`dspark serve`: a pair at an address of this machine, or handed over to another engine."""
 
 import os
 import shlex
@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from dspark.config import PairChoice, RuntimeConfig, ServeConfig
 from dspark.errors import InputError
 from dspark_cli import options
 from dspark_cli.naming import chosen_name
@@ -14,36 +15,136 @@ from dspark_cli.output.answer import say
 from dspark_cli.output.facts import print_json
 
 EXAMPLES = (
+    "dspark serve",
+    "dspark serve qwen3-8b --port 8080 --api-key secret",
+    "dspark serve ./my-model --draft lookup",
     "dspark serve deepseek-v4-flash --engine vllm --gpus 4 --print",
-    "dspark serve qwen3-8b --engine sglang",
 )
+SERVER, OTHER = "Server", "Other engines"
+SERVE = ServeConfig()
+# options of our own engine, and of the others
+OWN_OPTIONS = (
+    *("target", "draft", "device", "dtype", "draft_weights", "confidence_threshold", "schedule"),
+    *("host", "port", "api_key", "max_queue", "max_seconds"),
+)
+OTHER_OPTIONS = ("gpus", "only_print", "trust_remote_code", "as_json")
 
 EngineOption = Annotated[
-    Literal["vllm", "sglang"], typer.Option("--engine", help="The engine that serves the pair.")
+    Literal["dspark", "vllm", "sglang"],
+    typer.Option(
+        "--engine", help="dspark's own engine, or one for many GPUs.", rich_help_panel=OTHER
+    ),
 ]
-Gpus = Annotated[int, typer.Option("--gpus", min=1, help="Number of GPUs to spread the pair over.")]
-Print = Annotated[bool, typer.Option("--print", help="Print the command instead of running it.")]
+Gpus = Annotated[
+    int,
+    typer.Option(
+        "--gpus", min=1, help="Number of GPUs to spread the pair over.", rich_help_panel=OTHER
+    ),
+]
+Print = Annotated[
+    bool,
+    typer.Option("--print", help="Print the command instead of running it.", rich_help_panel=OTHER),
+]
 Trust = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Let the engine run code from the repository.")
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Let the engine run code from the repository.",
+        rich_help_panel=OTHER,
+    ),
+]
+Host = Annotated[
+    str,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Address to listen at; 0.0.0.0 lets other machines in.",
+        rich_help_panel=SERVER,
+    ),
+]
+Port = Annotated[
+    int,
+    typer.Option(min=0, max=65535, help="Port; 0 takes a free one.", rich_help_panel=SERVER),
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY",
+        envvar="DSPARK_API_KEY",
+        help="Key that clients must send; default: none.",
+        rich_help_panel=SERVER,
+    ),
+]
+MaxQueue = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Requests running and waiting before others are refused.",
+        rich_help_panel=SERVER,
+    ),
+]
+MaxSeconds = Annotated[
+    float,
+    typer.Option(min=0.001, help="Longest time for one answer.", rich_help_panel=SERVER),
 ]
 
 
 def serve(
-    engine: EngineOption,
-    pair: options.RequiredPair = None,
+    context: typer.Context,
+    pair: options.PairArgument = None,
     pair_option: options.PairOption = None,
+    target: options.Target = None,
+    draft: options.Draft = None,
+    device: options.Device = options.RUNTIME.device,
+    dtype: options.DtypeOption = options.RUNTIME.dtype,
+    draft_weights: options.DraftWeightsOption = options.RUNTIME.draft_weights,
+    confidence_threshold: options.Threshold = None,
+    schedule: options.ScheduleOption = None,
+    host: Host = SERVE.host,
+    port: Port = SERVE.port,
+    api_key: ApiKey = SERVE.api_key,
+    max_queue: MaxQueue = SERVE.max_queue,
+    max_seconds: MaxSeconds = SERVE.max_seconds,
+    engine: EngineOption = "dspark",
     gpus: Gpus = 1,
     only_print: Print = False,
     trust_remote_code: Trust = False,
     as_json: options.Json = False,
 ) -> None:
-    """Serve a pair with vLLM or SGLang, using the exact command for that pair."""
+    """Serve a pair under OpenAI's protocol, here or with vLLM or SGLang."""
+    if engine != "dspark":
+        _check_options(context, OWN_OPTIONS, f"--engine {engine} has no")
+        name = options.needed_pair(pair, pair_option, "serve")
+        _hand_over(name, engine, gpus, only_print, trust_remote_code, as_json)
+        return
+    _check_options(context, OTHER_OPTIONS, "only --engine vllm and sglang have")
+    from dspark_cli.serving import serve_here
+
+    serve_here(
+        PairChoice(options.one_pair(pair, pair_option, target), target, draft),
+        RuntimeConfig(device, dtype, draft_weights),
+        options.engine_config(confidence_threshold, schedule),
+        ServeConfig(host, port, api_key, max_queue=max_queue, max_seconds=max_seconds),
+    )
+
+
+def _check_options(context: typer.Context, names: tuple[str, ...], what: str) -> None:
+    if given := options.given(context, names):
+        raise InputError(f"{what} {', '.join(given)}", "Leave it out, or change --engine.")
+
+
+def _hand_over(
+    name: str,
+    engine: Literal["vllm", "sglang"],
+    gpus: int,
+    only_print: bool,
+    trust_remote_code: bool,
+    as_json: bool,
+) -> None:
     if as_json and not only_print:
         raise InputError("--json needs --print", "Add --print, or leave --json out.")
     from dspark import hub
     from dspark.serve.handover import ENGINES, check_installed, serve_command
 
-    name = options.needed_pair(pair, pair_option, "serve")
     if hub.is_repo_id(name) and hub.pair_of_target(name) is None:
         raise InputError(
             f"no head that {engine} runs is known for {name}", "See dspark list for known pairs."

@@ -136,7 +136,7 @@ def ask(backend: ServerBackend, **sampling: object) -> Iterator[object]:
 def test_an_answer_comes_as_events_and_with_the_servers_own_counts(server):
     backend = loaded(server)
     info = backend.info
-    assert (info.name, info.context_limit, info.is_server) == ("tiny", 512, True)
+    assert (info.name, info.context_limit, info.tells_rounds) == ("tiny", 512, False)
     *events, finished = ask(backend, temperature=0.5, top_k=3)
     assert [type(event) for event in events] == [TextDelta, TextDelta]
     assert [piece.text for event in events for piece in event.pieces] == ["Grüß", " dich"]

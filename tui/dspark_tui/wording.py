@@ -62,7 +62,7 @@ def welcome(status: "Status", has_drafter: bool) -> Content:
     if not status.place:
         return Content.assemble((f"Loading {status.model}", "bold"), (f"\n{TYPE_AHEAD}", muted))
     what = WITH_DRAFTER if has_drafter else WITHOUT_DRAFTER
-    what = FROM_SERVER if status.is_server else what
+    what = what if status.tells_rounds else FROM_SERVER
     ready = (f"{status.model} is ready", "bold")
     place = (f" on {status.place}", "")
     sampling = (f"\nSampling: {status.sampling}", muted) if status.sampling else ("", "")

@@ -10,6 +10,8 @@ from dspark.events import (
     Finished,
     FinishReason,
     Piece,
+    PrefillProgress,
+    Round,
     TextDelta,
 )
 from dspark.text.spans import Span
@@ -28,13 +30,17 @@ class Written:
         self._tools: list[str] = []
         self._splitter = text_splitter()
         self._usage: dict[str, object] = {}
+        self._rounds: list[Round] = []
         self._deltas = 0
         self._asked_at = self._first_at = self._last_at = time.perf_counter()
 
-    def take(self, delta: Delta) -> Iterator[TextDelta]:
+    def take(self, delta: Delta) -> Iterator[TextDelta | PrefillProgress | Round]:
         self._usage = delta.usage or self._usage
         self._reason = delta.reason or self._reason
         self._tools += delta.tools
+        if delta.round is not None:
+            yield self._told_round(delta.round)
+            return
         thought = [Span(delta.thinking, is_thinking=True)] if delta.thinking else []
         if pieces := self._told([*thought, *self._splitter.push(delta.text)]):
             yield self._event(pieces)
@@ -45,13 +51,27 @@ class Written:
             (self._thoughts if span.is_thinking else self._texts).append(span.text)
         return tuple(Piece(-1, span.text, False, is_thinking=span.is_thinking) for span in shown)
 
+    def _told_round(self, event: PrefillProgress | Round) -> PrefillProgress | Round:
+        """Its pieces say which text is thinking, so nothing is left to find out."""
+        for piece in event.pieces:
+            (self._thoughts if piece.is_thinking else self._texts).append(piece.text)
+        self._note_time(len(event.pieces))
+        if isinstance(event, Round):
+            self._rounds.append(event)
+        return event
+
     def _event(self, pieces: tuple[Piece, ...]) -> TextDelta:
+        return TextDelta(0, pieces, self._note_time(1))
+
+    def _note_time(self, num_deltas: int) -> float:
+        """Seconds since the text before; 0 for the first."""
         now, before = time.perf_counter(), self._last_at
-        self._last_at = now
-        self._deltas += 1
-        if self._deltas == 1:
+        is_first, self._deltas = not self._deltas, self._deltas + num_deltas
+        if num_deltas:
+            self._last_at = now
+        if is_first:
             self._first_at = before = now
-        return TextDelta(0, pieces, now - before)
+        return now - before
 
     def end(self, model: str) -> Finished:
         """Raises ServerError if the model did not answer with text."""
@@ -83,10 +103,10 @@ class Written:
         stats = DecodeStats(
             prompt_tokens=self._counted("prompt_tokens"),
             new_tokens=self._counted("completion_tokens") or self._deltas,
-            rounds=0,
-            drafted=0,
-            verified=0,
-            accepted=0,
+            rounds=len(self._rounds),
+            drafted=sum(len(each.draft) for each in self._rounds),
+            verified=sum(each.verified for each in self._rounds),
+            accepted=sum(each.accepted for each in self._rounds),
             prefill_seconds=self._last_at - self._asked_at - seconds,
             decode_seconds=seconds,
         )

@@ -1,4 +1,4 @@
-"""Chat backend for an OpenAI-compatible server, which does not report drafts."""
+"""Chat backend for an OpenAI-compatible server; dspark's own also tells its rounds."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
@@ -65,14 +65,24 @@ class ServerBackend:
                 models = self._waiting.until(self._models())
             except asyncio.CancelledError:
                 raise ServerError(f"connecting to {self._shown} was cancelled") from None
-        name, limit = choose_model(models, self.config.model, self._shown)
-        self._info = BackendInfo(name, limit, self._shown, "", has_drafter=False, is_server=True)
+        name, model = choose_model(models, self.config.model, self._shown)
+        self._info = BackendInfo(
+            name,
+            model.context_limit,
+            self._shown,
+            "",
+            has_drafter=bool(model.has_drafter),
+            tells_rounds=model.has_drafter is not None,
+        )
 
     def answer(
         self, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig
     ) -> Iterator[ChatEvent]:
         self._waiting = Waiting()  # from here on there is something to cancel
-        return self._events(self._waiting, request_body(self.info.name, messages, sampling, stop))
+        body = request_body(
+            self.info.name, messages, sampling, stop, asks_rounds=self.info.tells_rounds
+        )
+        return self._events(self._waiting, body)
 
     def _events(self, waiting: Waiting, body: dict[str, Any]) -> Iterator[ChatEvent]:
         written = Written()

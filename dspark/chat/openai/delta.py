@@ -6,6 +6,8 @@ from typing import Any
 
 from dspark.chat.control_characters import one_line
 from dspark.errors import ServerError
+from dspark.events import PrefillProgress, Round
+from dspark.round_records import read_round
 
 Json = dict[str, Any]
 THINKING_FIELDS = ("reasoning_content", "reasoning", "reasoning_text", "thinking")
@@ -14,13 +16,15 @@ CHECK = "Check the URL and that the server speaks OpenAI's chat protocol."
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """The content that a chunk adds to an answer. `reason` is set in the last chunk."""
+    """The content that a chunk adds to an answer. `reason` is set in the last chunk, `round` by a
+    server that tells how its tokens came about."""
 
     text: str = ""
     thinking: str = ""
     reason: str | None = None
     tools: tuple[str, ...] = ()
     usage: Json = field(default_factory=dict)
+    round: PrefillProgress | Round | None = None
 
 
 def read_delta(chunk: Json, server: str) -> Delta:
@@ -43,7 +47,19 @@ def read_delta(chunk: Json, server: str) -> Delta:
         reason=reason if isinstance(reason, str) else None,
         tools=_tools(message),
         usage=usage if isinstance(usage, dict) else {},
+        round=_round(server, chunk.get("dspark")),
     )
+
+
+def _round(server: str, record: Any) -> PrefillProgress | Round | None:
+    if not isinstance(record, dict) or record.get("type") not in ("prompt", "round"):
+        return None
+    try:
+        return read_round(record, request_id=0)
+    except (KeyError, TypeError, ValueError):
+        raise ServerError(
+            f"{server} tells its rounds in another format", "Update dspark, here or there."
+        ) from None
 
 
 def _text_of(server: str, content: Any) -> str:

@@ -1,14 +1,27 @@
 """The models of a server, and the choice of one for the chat."""
 
 import difflib
+from dataclasses import dataclass
 from typing import Any
 
 from dspark.chat.control_characters import one_line
 from dspark.errors import InputError, ServerError
+from dspark.round_records import VERSION
 
 SHOWN_MODELS = 8
 LIMITS = ("max_model_len", "context_length", "context_window", "max_context_length")
-Models = dict[str, int]  # the context length, 0 if unknown
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """`context_limit` is 0 if unknown. `has_drafter` is stated by a server that tells its rounds
+    (docs/rounds.md), and None for any other."""
+
+    context_limit: int = 0
+    has_drafter: bool | None = None
+
+
+Models = dict[str, ServedModel]
 
 
 def read_models(listed: Any) -> Models:
@@ -17,7 +30,7 @@ def read_models(listed: Any) -> Models:
     if not isinstance(models, list | None):
         raise ValueError("not a list of models")
     named = [each for each in models or [] if isinstance(each, dict) and each.get("id")]
-    return {str(each["id"]): _limit(each) for each in named}
+    return {str(each["id"]): ServedModel(_limit(each), _has_drafter(each)) for each in named}
 
 
 def _limit(model: dict[str, Any]) -> int:
@@ -25,16 +38,23 @@ def _limit(model: dict[str, Any]) -> int:
     return next((size for size in sizes if isinstance(size, int) and size > 0), 0)
 
 
-def choose_model(models: Models, wanted: str | None, url: str) -> tuple[str, int]:
-    """The model's name and context length. Raises InputError if the server has no such model, or if
-    a choice is needed."""
+def _has_drafter(model: dict[str, Any]) -> bool | None:
+    own = model.get("dspark")
+    if not isinstance(own, dict) or own.get("rounds") != VERSION:
+        return None
+    return own.get("has_drafter") is True
+
+
+def choose_model(models: Models, wanted: str | None, url: str) -> tuple[str, ServedModel]:
+    """The model by its name. Raises InputError if the server has no such model, or if a choice is
+    needed."""
     if wanted is not None:
-        limits = [limit for name, limit in models.items() if _is_meant(wanted, name)]
-        if models and not limits:
+        meant = [model for name, model in models.items() if _is_meant(wanted, name)]
+        if models and not meant:
             near = difflib.get_close_matches(wanted, models, n=1, cutoff=0.5)
             hint = f"Did you mean {one_line(near[0])}? " if near else ""
             raise InputError(f"{url} has no model {wanted}", f"{hint}It has {_listed(models)}.")
-        return wanted, limits[0] if limits else 0
+        return wanted, meant[0] if meant else ServedModel()
     if not models:
         raise ServerError(f"{url} has no models", "Load one there first.")
     if len(models) > 1:

@@ -69,9 +69,15 @@ def refused_parameter(sent: Sequence[str], refusal: Any) -> str | None:
 
 
 def request_body(
-    model: str, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig
+    model: str,
+    messages: ChatMessages,
+    sampling: SamplingChoice,
+    stop: StopConfig,
+    *,
+    asks_rounds: bool = False,
 ) -> dict[str, Any]:
-    """The user's settings; top_k is an extension that not all servers know."""
+    """The user's settings; top_k is an extension that not all servers know, and the rounds are
+    told by dspark's alone."""
     body: dict[str, Any] = {
         "model": model,
         "messages": list(messages),
@@ -83,6 +89,7 @@ def request_body(
         "top_k": sampling.top_k,
         "seed": sampling.seed,
         "stop": list(stop.strings) or None,
+        "dspark": {"rounds": True} if asks_rounds else None,
     }
     return {name: value for name, value in body.items() if value is not None}
 

@@ -109,7 +109,7 @@ class ChatScreen(Screen[None]):
             model=visible(info.name),
             place=f"{info.device} {info.dtype}".strip(),
             context_limit=info.context_limit,
-            is_server=info.is_server,
+            tells_rounds=info.tells_rounds,
             sampling=sampling_words(self.settings.sampling, info.sampling),
         )
         self.phase = "ready"

@@ -22,7 +22,7 @@ class Legend(Widget):
     status: reactive[Status] = reactive(Status())
 
     def render(self) -> Content:
-        if self.status.is_server:
+        if not self.status.tells_rounds:
             return Content.styled("server: no draft information", "$foreground-muted")
         if not self.has_drafter:
             return Content.styled("plain decoding, no drafts", "$foreground-muted")

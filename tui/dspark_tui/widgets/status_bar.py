@@ -23,7 +23,7 @@ class Status:
     stats: DecodeStats = NOTHING_YET
     context_tokens: int = 0
     context_limit: int = 0
-    is_server: bool = False
+    tells_rounds: bool = True
     sampling: str = ""
 
 
@@ -78,7 +78,7 @@ def _figures(status: Status, has_drafter: bool, words: int) -> list[Field]:
     measured = stats.decode_seconds > 0
     rate = f"{stats.decode_tokens_per_second:.1f}" if measured else "–"
     figures = [[(rate, "bold"), (" tok/s", "$foreground-muted")]]
-    if status.is_server:
+    if not status.tells_rounds:
         return [*figures, [(NO_COLOURS, "$foreground-muted")]]
     if not has_drafter:
         return [*figures, [("plain", "$foreground-muted")]]

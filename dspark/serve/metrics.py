@@ -1,0 +1,60 @@
+"""What a server counts, in Prometheus' text format."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from dspark.events import EngineEvent, Failed, Finished, Round
+
+SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+RATES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+class Metrics:
+    """`observe` takes the engine's events; `text` is what /metrics answers."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = self._counter("requests", "Requests that ended.", "reason")
+        self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.")
+        self._new_tokens = self._counter("generated_tokens", "Tokens written.")
+        self._rounds = self._counter("rounds", "Rounds of draft and verification.")
+        self._drafted = self._counter("drafted_tokens", "Tokens drafted.")
+        self._verified = self._counter("verified_tokens", "Drafted tokens that were verified.")
+        self._accepted = self._counter("accepted_tokens", "Drafted tokens that were accepted.")
+        self._by_position = self._counter(
+            "accepted_at_position", "Accepted drafts by their position.", "position"
+        )
+        self._held = Gauge(
+            "dspark_requests_held", "Requests running or queued.", registry=self._registry
+        )
+        self._first_token = self._histogram(
+            "time_to_first_token_seconds", "From a request to its first token.", SECONDS
+        )
+        self._rate = self._histogram("tokens_per_second", "Decoding rate of a request.", RATES)
+
+    def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
+        return Counter(f"dspark_{name}", help_text, labels, registry=self._registry)
+
+    def _histogram(self, name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"dspark_{name}", help_text, registry=self._registry, buckets=buckets)
+
+    def observe(self, event: EngineEvent) -> None:
+        if isinstance(event, Round):
+            self._rounds.inc()
+            self._drafted.inc(len(event.draft))
+            self._verified.inc(event.verified)
+            self._accepted.inc(event.accepted)
+            for position in range(1, event.accepted + 1):
+                self._by_position.labels(position).inc()
+        elif isinstance(event, Finished):
+            self._requests.labels(event.reason).inc()
+            self._prompt_tokens.inc(event.stats.prompt_tokens)
+            self._new_tokens.inc(event.stats.new_tokens)
+            self._first_token.observe(event.stats.prefill_seconds)
+            if event.stats.decode_seconds > 0:
+                self._rate.observe(event.stats.decode_tokens_per_second)
+        elif isinstance(event, Failed):
+            self._requests.labels("failed").inc()
+
+    def text(self, num_requests: int) -> bytes:
+        self._held.set(num_requests)
+        return generate_latest(self._registry)

@@ -1,0 +1,110 @@
+"""Decodes the requests of one HTTP call, and sends the answer whole or as a stream."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import HTTPException
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.requests import Request as HttpRequest
+
+from dspark.engine.request import Request
+from dspark.events import Event, Finished
+from dspark.serve.openai.errors import error_object
+from dspark.serve.openai.requests import DecodingBody
+from dspark.serve.openai.shapes import Shape, new_text, usage_of
+from dspark.serve.round_stream import record_of, server_sent
+from dspark.serve.serving import Serving
+
+DONE = "[DONE]"
+TOO_MANY, CLIENT_LEFT = 429, 499
+
+
+async def respond(
+    serving: Serving,
+    http: HttpRequest,
+    body: DecodingBody,
+    requests: Sequence[Request],
+    shape: Shape,
+) -> Response:
+    """Raises InputError for a request that cannot be decoded, and HTTPException if too many
+    wait."""
+    for request in requests:
+        serving.session.engine.check(request)
+    _check_queue(serving, len(requests))
+    if body.stream:
+        chunks = _stream(serving, body, requests, shape)
+        return StreamingResponse(chunks, media_type="text/event-stream")
+    answer = asyncio.ensure_future(_whole(serving, body, requests, shape))
+    leaving = asyncio.ensure_future(_client_left(http))
+    await asyncio.wait((answer, leaving), return_when=asyncio.FIRST_COMPLETED)
+    leaving.cancel()
+    if not answer.done():
+        answer.cancel()
+        return Response(status_code=CLIENT_LEFT)
+    return JSONResponse(answer.result())
+
+
+def _check_queue(serving: Serving, num_more: int) -> None:
+    if serving.decoding.num_requests + num_more > serving.config.max_queue:
+        raise HTTPException(
+            TOO_MANY,
+            f"{serving.config.max_queue} requests are running or waiting; ask again later",
+            {"Retry-After": "1"},
+        )
+
+
+async def _whole(
+    serving: Serving, body: DecodingBody, requests: Sequence[Request], shape: Shape
+) -> dict[str, Any]:
+    finished: dict[int, Finished] = {}
+    records: list[dict[str, Any]] = []
+    async for index, event in serving.decoding.answers(requests, serving.config.max_seconds):
+        if body.tells_rounds:
+            records.append({"choice": index, **record_of(event)})
+        if isinstance(event, Finished):
+            finished[index] = event
+    choices = [finished[index] for index in range(len(requests))]
+    whole = shape.whole(choices, usage_of(choices, body.num_choices))
+    return {**whole, "dspark": {"rounds": records}} if body.tells_rounds else whole
+
+
+async def _stream(
+    serving: Serving, body: DecodingBody, requests: Sequence[Request], shape: Shape
+) -> AsyncIterator[str]:
+    begun: set[int] = set()
+    finished: dict[int, Finished] = {}
+    answers = serving.decoding.answers(requests, serving.config.max_seconds)
+    try:
+        async for index, event in answers:
+            if chunk := _chunk(body, shape, index, event, is_first=index not in begun):
+                begun.add(index)
+                yield server_sent(chunk)
+            if isinstance(event, Finished):
+                finished[index] = event
+                yield server_sent(shape.last_chunk(index, event.reason))
+        if body.includes_usage:
+            choices = [finished[index] for index in range(len(requests))]
+            yield server_sent(shape.usage_chunk(usage_of(choices, body.num_choices)))
+        yield server_sent(DONE)
+    except Exception as error:  # the status is sent already
+        yield server_sent(error_object(error))
+    finally:
+        await answers.aclose()
+
+
+def _chunk(
+    body: DecodingBody, shape: Shape, index: int, event: Event, *, is_first: bool
+) -> dict[str, Any]:
+    """Empty for an event that adds nothing a client would see."""
+    new = new_text(event)
+    if not body.tells_rounds:
+        is_seen = new.text or new.thinking or is_first
+        return shape.chunk(index, new, is_first=is_first) if is_seen else {}
+    return {**shape.chunk(index, new, is_first=is_first), "dspark": record_of(event)}
+
+
+async def _client_left(http: HttpRequest) -> None:
+    """Returns when the connection is closed; the body has been read before."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass

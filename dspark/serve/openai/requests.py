@@ -1,0 +1,176 @@
+"""Bodies of OpenAI's requests: the fields that are heeded, and how any other is refused."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from dspark.config import SamplingChoice, SamplingConfig, StopConfig
+from dspark.errors import InputError
+
+MOST_CHOICES = 16
+MOST_STOPS = 16
+# accepted, since they change no token
+IGNORED = frozenset(
+    {
+        *("user", "metadata", "store", "service_tier", "safety_identifier"),
+        *("prompt_cache_key", "prompt_cache_retention", "cache_prompt"),
+    }
+)
+# accepted with the value that means "not used"
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0, None),
+    "presence_penalty": (0, None),
+    "repetition_penalty": (1, None),
+    "min_p": (0, None),
+    "logprobs": (False, None),
+    "top_logprobs": (0, None),
+    "logit_bias": ({}, None),
+    "response_format": ({"type": "text"}, None),
+    "tools": ([], None),
+    "tool_choice": ("none", "auto", None),
+    "parallel_tool_calls": (True, False, None),
+    "functions": ([], None),
+    "function_call": ("none", "auto", None),
+    "modalities": (["text"], None),
+    "audio": (None,),
+    "prediction": (None,),
+    "reasoning_effort": (None,),
+    "verbosity": (None,),
+    "web_search_options": (None,),
+    "best_of": (1, None),
+    "echo": (False, None),
+    "suffix": ("", None),
+}
+
+
+class UnsupportedParameterError(InputError):
+    """A parameter that this server does not heed; `parameter` names it."""
+
+    def __init__(self, parameter: str) -> None:
+        super().__init__(f"{parameter} is not supported", "Leave it out.")
+        self.parameter = parameter
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    include_usage: bool = False
+
+
+class DSparkOptions(BaseModel):
+    """dspark's own extension of a request."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    rounds: bool = Field(False, description="Send every round; see docs/rounds.md.")
+    plain: bool = Field(False, description="Decode without drafts.")
+
+
+class DecodingBody(BaseModel):
+    """What chats and completions have in common."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = Field(None, description="-1 and 0 keep all.")
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    dspark: DSparkOptions | None = None
+
+    @model_validator(mode="after")
+    def _refuse_unheeded(self) -> Self:
+        for name, value in (self.model_extra or {}).items():
+            if name not in IGNORED and not _is_neutral(name, value):
+                raise UnsupportedParameterError(name)
+        return self
+
+    @property
+    def num_choices(self) -> int:
+        return self.n or 1
+
+    @property
+    def tells_rounds(self) -> bool:
+        return self.dspark is not None and self.dspark.rounds
+
+    @property
+    def is_plain(self) -> bool:
+        return self.dspark is not None and self.dspark.plain
+
+    @property
+    def includes_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def sampling(self, defaults: SamplingConfig, choice: int) -> SamplingConfig:
+        """Of the choice with this index: with a seed, each has the next one."""
+        top_k = None if self.top_k is None else max(self.top_k, 0)
+        seed = None if self.seed is None else (self.seed + choice) % 2**64
+        return SamplingChoice(self.temperature, top_k, self.top_p, seed).over(defaults)
+
+    def stopping(self, default: int | None) -> StopConfig:
+        """Raises InputError for an empty stop string."""
+        given = self.max_completion_tokens or self.max_tokens or default
+        strings = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        if "" in strings:
+            raise InputError("a stop string needs a text", "Leave it out.")
+        return StopConfig(max_tokens=given, strings=strings)
+
+
+class ContentPart(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    type: str
+    text: str | None = None
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[ContentPart] | None = None
+
+    def plain(self) -> dict[str, str]:
+        """For the chat template. Raises InputError for anything but text."""
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": self._text()}
+
+    def _text(self) -> str:
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
+        for part in self.content:
+            if part.text is None:
+                raise InputError(f"content of type {part.type} is not supported", "Send text.")
+        return "".join(part.text or "" for part in self.content)
+
+
+class ChatBody(DecodingBody):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+
+
+class CompletionBody(DecodingBody):
+    """POST /v1/completions. A prompt is a text or token ids, or several of them."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+
+    def prompts(self) -> list[str | list[int]]:
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if all(isinstance(each, int) for each in self.prompt):
+            return [[each for each in self.prompt if isinstance(each, int)]]
+        return [each for each in self.prompt if not isinstance(each, int)]
+
+
+def _is_neutral(name: str, value: Any) -> bool:
+    neutral = NEUTRAL.get(name, ())
+    return any(
+        value == each and isinstance(value, bool) == isinstance(each, bool) for each in neutral
+    )

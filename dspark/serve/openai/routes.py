@@ -1,0 +1,78 @@
+"""OpenAI's endpoints."""
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+from starlette.requests import Request as HttpRequest
+
+from dspark.engine.request import Request
+from dspark.round_records import VERSION
+from dspark.serve.openai.answering import respond
+from dspark.serve.openai.requests import ChatBody, CompletionBody
+from dspark.serve.openai.shapes import ChatShape, CompletionShape, Json
+from dspark.serve.serving import Serving
+
+COMPLETION_TOKENS = 16  # OpenAI's default for a completion
+
+
+def openai_routes(serving: Serving) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["OpenAI"])
+    session = serving.session
+
+    @router.get("/models")
+    async def models() -> Json:
+        return {"object": "list", "data": [model_object(serving)]}
+
+    @router.get("/models/{model:path}")
+    async def model(model: str) -> Json:
+        serving.check_model(model)
+        return model_object(serving)
+
+    @router.post("/chat/completions", response_model=None)
+    async def chat_completions(http: HttpRequest, body: ChatBody) -> Response:
+        serving.check_model(body.model)
+        messages = [message.plain() for message in body.messages]
+        prompt_ids = tuple(await serving.beside(lambda: session.encode_chat(messages)))
+        requests = [
+            Request(
+                prompt_ids,
+                body.sampling(session.sampling_defaults, choice),
+                body.stopping(None),
+                body.is_plain,
+            )
+            for choice in range(body.num_choices)
+        ]
+        return await respond(serving, http, body, requests, ChatShape(serving.name))
+
+    @router.post("/completions", response_model=None)
+    async def completions(http: HttpRequest, body: CompletionBody) -> Response:
+        serving.check_model(body.model)
+        prompts = await serving.beside(lambda: [_ids(serving, each) for each in body.prompts()])
+        requests = [
+            Request(
+                prompt_ids,
+                body.sampling(session.sampling_defaults, choice),
+                body.stopping(COMPLETION_TOKENS),
+                body.is_plain,
+                is_raw=True,
+            )
+            for prompt_ids in prompts
+            for choice in range(body.num_choices)
+        ]
+        return await respond(serving, http, body, requests, CompletionShape(serving.name))
+
+    return router
+
+
+def _ids(serving: Serving, prompt: str | list[int]) -> tuple[int, ...]:
+    return tuple(prompt if isinstance(prompt, list) else serving.session.encode(prompt))
+
+
+def model_object(serving: Serving) -> Json:
+    return {
+        "id": serving.name,
+        "object": "model",
+        "created": serving.started_at,
+        "owned_by": "dspark",
+        "max_model_len": serving.session.context_limit,
+        "dspark": {"rounds": VERSION, "has_drafter": serving.session.has_drafter},
+    }

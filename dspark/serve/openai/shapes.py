@@ -1,0 +1,132 @@
+"""Answers in OpenAI's shapes: whole, and as the chunks of a stream."""
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from dspark.events import Event, Finished, FinishReason
+
+Json = dict[str, Any]
+_REASONS: dict[FinishReason, Literal["stop", "length"]] = {
+    "stop_token": "stop",
+    "stop_string": "stop",
+    "max_tokens": "length",
+    "context": "length",
+    "cancelled": "length",  # the server's limit of time
+}
+
+
+@dataclass(frozen=True, slots=True)
+class NewText:
+    """What one event adds to an answer."""
+
+    text: str
+    thinking: str
+
+
+def new_text(event: Event) -> NewText:
+    if isinstance(event, Finished):
+        return NewText("", event.tail) if event.ends_thinking else NewText(event.tail, "")
+    texts: dict[bool, list[str]] = {False: [], True: []}
+    for piece in event.pieces:
+        texts[piece.is_thinking].append(piece.text)
+    return NewText("".join(texts[False]), "".join(texts[True]))
+
+
+class Shape(Protocol):
+    """One answer's id and form."""
+
+    def chunk(self, index: int, new: NewText, *, is_first: bool) -> Json: ...
+
+    def last_chunk(self, index: int, reason: FinishReason) -> Json: ...
+
+    def usage_chunk(self, usage: Json) -> Json: ...
+
+    def whole(self, choices: Sequence[Finished], usage: Json) -> Json: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Envelope:
+    model: str
+    answer_id: str
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def around(self, kind: str, choices: Sequence[Json], **more: Any) -> Json:
+        head: Json = {"id": self.answer_id, "object": kind, "created": self.created}
+        return {**head, "model": self.model, "choices": [*choices], **more}
+
+
+class ChatShape:
+    """chat.completion and chat.completion.chunk. Thinking goes into `reasoning_content`."""
+
+    def __init__(self, model: str) -> None:
+        self._envelope = _Envelope(model, f"chatcmpl-{uuid.uuid4().hex}")
+
+    def chunk(self, index: int, new: NewText, *, is_first: bool) -> Json:
+        delta: Json = {"role": "assistant", "content": ""} if is_first else {}
+        if new.text:
+            delta["content"] = new.text
+        if new.thinking:
+            delta["reasoning_content"] = new.thinking
+        return self._chunk([{"index": index, "delta": delta, "finish_reason": None}])
+
+    def last_chunk(self, index: int, reason: FinishReason) -> Json:
+        return self._chunk([{"index": index, "delta": {}, "finish_reason": _REASONS[reason]}])
+
+    def usage_chunk(self, usage: Json) -> Json:
+        return self._chunk([], usage=usage)
+
+    def whole(self, choices: Sequence[Finished], usage: Json) -> Json:
+        shaped = [
+            {
+                "index": index,
+                "message": self._message(choice),
+                "logprobs": None,
+                "finish_reason": _REASONS[choice.reason],
+            }
+            for index, choice in enumerate(choices)
+        ]
+        return self._envelope.around("chat.completion", shaped, usage=usage)
+
+    def _message(self, choice: Finished) -> Json:
+        message: Json = {"role": "assistant", "content": choice.text, "refusal": None}
+        return {**message, "reasoning_content": choice.thinking} if choice.thinking else message
+
+    def _chunk(self, choices: Sequence[Json], **more: Any) -> Json:
+        return self._envelope.around("chat.completion.chunk", choices, **more)
+
+
+class CompletionShape:
+    """text_completion, whole and in parts."""
+
+    def __init__(self, model: str) -> None:
+        self._envelope = _Envelope(model, f"cmpl-{uuid.uuid4().hex}")
+
+    def chunk(self, index: int, new: NewText, *, is_first: bool) -> Json:
+        return self._of([self._choice(index, new.text, None)])
+
+    def last_chunk(self, index: int, reason: FinishReason) -> Json:
+        return self._of([self._choice(index, "", reason)])
+
+    def usage_chunk(self, usage: Json) -> Json:
+        return self._of([], usage=usage)
+
+    def whole(self, choices: Sequence[Finished], usage: Json) -> Json:
+        shaped = [self._choice(i, choice.text, choice.reason) for i, choice in enumerate(choices)]
+        return self._of(shaped, usage=usage)
+
+    def _choice(self, index: int, text: str, reason: FinishReason | None) -> Json:
+        named = None if reason is None else _REASONS[reason]
+        return {"index": index, "text": text, "logprobs": None, "finish_reason": named}
+
+    def _of(self, choices: Sequence[Json], **more: Any) -> Json:
+        return self._envelope.around("text_completion", choices, **more)
+
+
+def usage_of(choices: Sequence[Finished], num_per_prompt: int) -> Json:
+    """Sums; a prompt counts once for all of its choices."""
+    prompt = sum(choice.stats.prompt_tokens for choice in choices[::num_per_prompt])
+    new = sum(choice.stats.new_tokens for choice in choices)
+    return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
