@@ -241,8 +241,7 @@ def open_session(
     as_stored = runtime.dtype == "auto" and device.type == "cpu"
     if as_stored:
         keep_compiled(home() / "kernels")
-        has_copies = head_config is not None and runtime.draft_weights != "bf16"
-        of_head = kind_of(head_config).cpu_kernels(head_config) if has_copies else ()
+        of_head = _head_kernels(head_config, runtime.draft_weights)
         yield from build_kernels(files.target, raw, of_head)
     target = load_target(
         files.target,
@@ -265,6 +264,12 @@ def open_session(
     yield from engine.warm_up()
     yield LoadProgress(STAGES[3], 3, len(STAGES) - 1)
     return Session(files.name, engine, codec, resolved, sampling_defaults(files.target))
+
+
+def _head_kernels(config: AnyHeadConfig | None, weights: DraftWeights) -> Sequence[str]:
+    if config is None or weights == "bf16":
+        return ()
+    return kind_of(config).cpu_kernels(config)
 
 
 def load_drafter(
@@ -336,7 +341,8 @@ def sps_folder() -> Path:
 
 
 def _sps_file(name: str, target: Target, drafter: Drafter, runtime: ResolvedRuntime) -> str:
-    """One table per pair, machine, torch version and number of threads."""
+    """One table per pair, the kernels and number formats of target and drafter, machine, torch
+    version and number of threads."""
     device = torch.device(runtime.device)
     machine = (
         torch.cuda.get_device_name(device)
@@ -344,6 +350,8 @@ def _sps_file(name: str, target: Target, drafter: Drafter, runtime: ResolvedRunt
         else f"{platform.processor()} {os.cpu_count()} {torch.get_num_threads()}"
     )
     sizes = (drafter.block_size, drafter.num_weights)
-    facts = (name, target.spec, sizes, runtime.dtype, machine, torch.__version__)
+    runners = (type(target).__name__, type(drafter).__name__, os.environ.get("DSPARK_CPU", ""))
+    formats = (runtime.dtype, runtime.draft_weights)
+    facts = (name, target.spec, sizes, runners, formats, machine, torch.__version__)
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
     return f"{digest}.json"

@@ -14,7 +14,7 @@ from dspark.config import EngineConfig, RuntimeConfig, ScheduleConfig
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.drafters.stored import StoredDSparkDrafter
 from dspark.engine.sampling import BatchChooser, Sampler
-from dspark.engine.session import Session, load_drafter, open_session
+from dspark.engine.session import Session, load_drafter, open_session, sps_folder
 from dspark.errors import InputError
 from dspark.events import LoadProgress
 from dspark.progress import follow
@@ -125,6 +125,23 @@ def test_drafts_write_what_plain_decoding_writes(session) -> None:
 def test_fp8_is_for_a_gpu(session, tmp_path) -> None:
     with pytest.raises(InputError, match="GPU"):
         load_drafter(tmp_path / "head", session.engine.target, "fp8")
+
+
+def test_what_a_pass_costs_is_kept_apart_for_codes_copies_and_numbers(
+    tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("DSPARK_HOME", str(tmp_path / "home"))
+    write(tmp_path / "model.gguf", "llama", Kind.Q8_0)
+    target = hub.resolve_target(str(tmp_path / "model.gguf"))
+    files = hub.PairFiles("toy", target, write_random_head(tmp_path / "head", target))
+    ways = (
+        RuntimeConfig("cpu"),
+        RuntimeConfig("cpu", draft_weights="bf16"),
+        RuntimeConfig("cpu", "float32"),
+    )
+    for count, runtime_config in enumerate(ways, 1):
+        follow(open_session(files, runtime_config, EngineConfig()))
+        assert len(set(sps_folder().glob("*.json"))) == count
 
 
 def test_all_kernels_of_a_pair_are_built_before_its_weights_are_read(tmp_path, monkeypatch) -> None:
