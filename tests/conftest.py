@@ -3,6 +3,7 @@
 torch and transformers are imported inside fixtures, so that tests without them stay quick.
 """
 
+import gc
 import os
 import random
 import signal
@@ -15,6 +16,15 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from a second thread
 # a shell's background job ignores Ctrl+C, and what the tests start would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported stays; or every full collection walks through all of it
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # or Triton's bindings report leaks
+
 
 TINY_VOCABULARY = 96
 CHAT_TEMPLATE = (

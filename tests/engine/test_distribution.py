@@ -5,6 +5,7 @@ Counting tests with fixed numbers; with others a correct engine would fail one i
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -36,7 +37,7 @@ from dspark.engine.session import Session, open_session
 from dspark.events import Finished, Round
 from dspark.hub import PairFiles
 from dspark.progress import follow
-from dspark.targets.base import Target
+from dspark.targets.base import Pass, Target
 from dspark_kernels import Acceptance, accept_sampled, draw, gumbel_row, probabilities
 from dspark_kernels.noise import uniform_reference
 from tests.engine.pairs import GOLDEN, PROMPT, TABLE, decode, golden, request, with_scheduler
@@ -74,7 +75,32 @@ def asks_of(rule: str, prompt, num_tokens: int, count: int, **sampling) -> list[
 def many_at_once(session: Session) -> Session:
     target = cast(Any, session.engine.target)
     target.spec = replace(target.spec, max_rows=None)  # no bit is compared here
+    target.prefill = prefilling_once(target)
     return session
+
+
+def prefilling_once(target: Any) -> Callable[..., Pass]:
+    """A prompt that thousands of requests share is run for the first, its rows are copied for the
+    others: what is counted here is drawn after it."""
+    prefill, known = target.prefill, {}
+
+    def copied(slot, token_ids, total=None) -> Pass:
+        if slot.length:  # the rest of a warm one
+            return prefill(slot, token_ids, total)
+        ids, pool = tuple(token_ids.tolist()), target.cache._pool
+        layers = [pool.layer(index) for index in range(len(target.decoder.layers))]
+        rows = [part[slot.index, :, : len(ids)] for layer in layers for part in layer]
+        if ids in known:
+            result, kept = known[ids]
+            slot.length = len(ids)
+            for part, copy in zip(rows, kept, strict=True):
+                part.copy_(copy)
+            return result
+        result = prefill(slot, token_ids, total)
+        known[ids] = result, [part.clone() for part in rows]
+        return result
+
+    return copied
 
 
 VARIANTS = ("vanilla", "gated", "rnn", "dflash", "eagle3")
@@ -109,9 +135,9 @@ def test_pairs_of_tokens_follow_the_golden_distribution(variant, schedule):
 
 def test_the_counting_test_can_fail():
     golden_run = json.loads((GOLDEN / "vanilla" / "sampling.json").read_text())
-    asks = asks_of("rejection", golden_run["prompt"], 2, NUM_SAMPLES, temperature=0.8)
+    asks = asks_of("rejection", golden_run["prompt"], 1, NUM_SAMPLES, temperature=0.8, plain=True)
     written = decode(many_at_once(golden("vanilla", entropy=0)).engine, asks)
-    assert chi_square_p(Counter(first for first, _ in written), golden_run["first"]) < FALSE_ALARM
+    assert chi_square_p(Counter(first for (first,) in written), golden_run["first"]) < FALSE_ALARM
 
 
 # -- three tokens, filtered, against the law that transformers' own filters give ------------------

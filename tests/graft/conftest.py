@@ -1,6 +1,6 @@
 """A tiny target, and answers that it wrote itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,6 +39,14 @@ SMALL = GraftConfig(
     checkpoint_every=2,
     eval_prompts=3,
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def judged_by_short_texts() -> Iterator[None]:
+    """A random target never ends one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dspark.graft.judge.judge.EVALUATION_TOKENS", 24)
+        yield
 
 
 @pytest.fixture(scope="session")

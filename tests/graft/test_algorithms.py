@@ -11,7 +11,7 @@ import torch
 from dspark.checkpoints.deepspec import read_draft
 from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.eagle3_config import Eagle3Config
-from dspark.config import ALGORITHMS, Algorithm, GraftConfig, graft_config
+from dspark.config import ALGORITHMS, Algorithm, GraftConfig, StopConfig, graft_config
 from dspark.drafters.eagle3 import Eagle3Drafter
 from dspark.drafters.eagle3_training_blocks import unrolled_hidden
 from dspark.drafters.training_blocks import sample_blocks
@@ -149,12 +149,12 @@ def test_from_prompts_to_a_head_that_the_engine_decodes_with(
     assert config.block_size == (1 if algorithm == "mtp" else 4)
     assert not any(name.startswith(("markov", "confidence")) for name in tensors)
 
-    session = follow(open_session(PairFiles("tiny", tiny_chat_dir, job.out)))
+    session, stop = follow(open_session(PairFiles("tiny", tiny_chat_dir, job.out))), StopConfig(60)
     for answer in AnswerFile(job.data).read()[:3]:
         drafted, plain = (
             next(
                 e
-                for e in session.generate(answer.prompt_ids, plain=is_plain)
+                for e in session.generate(answer.prompt_ids, stop=stop, plain=is_plain)
                 if isinstance(e, Finished)
             )
             for is_plain in (False, True)

@@ -21,8 +21,8 @@ from dspark.graft.data.answer_file import Answer, AnswerFile, split
 from dspark.graft.data.corpus import CorpusProgress
 from dspark.graft.data.prompt_sources import PromptSource
 from dspark.graft.job import GraftEvent, GraftJob
+from dspark.graft.judge import judge
 from dspark.graft.judge.acceptance import evaluate
-from dspark.graft.judge.judge import EVALUATION_TOKENS
 from dspark.graft.judge.open_target import OpenTarget
 from dspark.graft.judge.speedup import (
     MEASURED,
@@ -120,7 +120,7 @@ def test_the_released_head_answers_the_same_prompts(
     prompts = [answer.prompt_ids for answer in split(AnswerFile(job.data).read(), 6).held_out]
     assert job.released is not None
     with OpenTarget(job.base, [job.released], job.runtime) as target:
-        alone = evaluate(target, job.released, prompts, EVALUATION_TOKENS)
+        alone = evaluate(target, job.released, prompts, judge.EVALUATION_TOKENS)
     assert _measured(events).released == alone
 
 
