@@ -10,10 +10,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from dspark.atomic import new_folder, share
-from dspark.checkpoints.deepspec import DRAFT_VOCABULARY, write_head
+from dspark.checkpoints.deepspec import write_head
 from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.head_config import HeadConfig
 from dspark.checkpoints.heads import SHARED_WITH_TARGET, find_head, read_draft
+from dspark.checkpoints.model_folder import DRAFT_VOCABULARY
 from dspark.checkpoints.safetensors_dir import iterate_tensors
 from dspark.config import ALGORITHMS
 from dspark.errors import CheckpointError, InputError, StorageError
@@ -49,13 +50,13 @@ def convert_head(
     if out.exists():
         raise InputError(f"{out} already exists", "Give a new folder, or delete this one.")
     source_head = find_head(source)
-    config, tensors = read_draft(source)
+    config, tensors = read_draft(source_head.folder)
     if target is not None:
         tensors = _borrowed(target, config, tensors) | tensors
     dropped = [
         f"{name} (the target's is used)" for name in SHARED_WITH_TARGET if name not in tensors
     ]
-    if (source_head.folder / DRAFT_VOCABULARY).exists():
+    if source_head.folder.has(DRAFT_VOCABULARY):
         dropped.append("the draft vocabulary (all tokens are drafted from)")
     if "graft" in source_head.raw:
         dropped.append("the record of its training")

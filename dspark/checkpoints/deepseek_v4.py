@@ -13,7 +13,7 @@ from dspark.checkpoints.deepseek_v4_config import (
     dense_shapes,
     expert_shapes,
 )
-from dspark.checkpoints.files import read_json
+from dspark.checkpoints.model_folder import Folder, ModelFolder
 from dspark.checkpoints.safetensors_dir import FLOATS, TensorInfo, iterate_tensors, tensor_infos
 from dspark.errors import CheckpointError
 from dspark_kernels.quantized_weight import QuantizedWeight
@@ -38,19 +38,21 @@ class DeepseekV4Weights:
     experts: tuple[Mapping[str, Sequence[QuantizedWeight]], ...]
 
 
-def read_own_config(folder: Path) -> DeepseekV4HeadConfig:
+def read_own_config(folder: Folder) -> DeepseekV4HeadConfig:
     """Raises CheckpointError if the target has no head, or one that cannot be read."""
+    folder = ModelFolder.of(folder)
     return _config(folder, tensor_infos(folder, PREFIX))
 
 
 def read_own_head(
-    folder: Path, *, device: torch.device, dtype: torch.dtype
+    folder: Folder, *, device: torch.device, dtype: torch.dtype
 ) -> tuple[DeepseekV4HeadConfig, DeepseekV4Weights]:
     """Every name, type and shape is checked before a tensor is read; besides the result, one tensor
     at a time is in memory."""
+    folder = ModelFolder.of(folder)
     infos = tensor_infos(folder, PREFIX)
     config = _config(folder, infos)
-    _check(infos, config, folder)
+    _check(infos, config, folder.path)
     dense: dict[str, torch.Tensor] = {}
     experts: dict[tuple[int, int, str], QuantizedWeight] = {}
     waiting: dict[str, torch.Tensor] = {}  # of two halves, the first one read
@@ -84,14 +86,14 @@ def _by_stage(
     )
 
 
-def _config(folder: Path, infos: Mapping[str, TensorInfo]) -> DeepseekV4HeadConfig:
+def _config(folder: ModelFolder, infos: Mapping[str, TensorInfo]) -> DeepseekV4HeadConfig:
     stages = {int(match[1]) for name in infos if (match := STAGE.match(name))}
     if not stages or stages != set(range(len(stages))):
         raise CheckpointError(
-            f"the config in {folder} describes a DSpark head, but its tensors are missing",
+            f"the config in {folder.path} describes a DSpark head, but its tensors are missing",
             "Fetch the shards that hold mtp.*, or use --draft none.",
         )
-    return DeepseekV4HeadConfig.from_json(read_json(folder / "config.json"), len(stages))
+    return DeepseekV4HeadConfig.from_json(folder.config, len(stages))
 
 
 def _typed(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -16,6 +16,7 @@ from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.files import read_json
 from dspark.checkpoints.head_config import HeadConfig
 from dspark.checkpoints.heads import check_head, open_draft, read_draft, read_draft_config
+from dspark.checkpoints.model_folder import DRAFT_VOCABULARY, Folder, ModelFolder
 from dspark.checkpoints.safetensors_dir import infos_of, read_file
 from dspark.errors import CheckpointError, StorageError
 
@@ -33,7 +34,6 @@ __all__ = [
 ]
 
 CONFIDENCE_BIAS = "confidence_head.proj.bias"
-DRAFT_VOCABULARY = "draft_vocabulary.safetensors"  # our addition; other programs ignore it
 
 
 def read_head_config(directory: Path) -> DSparkConfig:
@@ -50,13 +50,14 @@ def read_head(directory: Path) -> tuple[DSparkConfig, dict[str, torch.Tensor]]:
     return config, read_draft(directory)[1]
 
 
-def read_draft_vocabulary(directory: Path, vocab_size: int) -> torch.Tensor | None:
+def read_draft_vocabulary(folder: Folder, vocab_size: int) -> torch.Tensor | None:
     """Ascending ids [N] of the tokens that the head may propose; None if it may propose any."""
-    path = directory / DRAFT_VOCABULARY
+    folder = ModelFolder.of(folder)
+    path = folder.path / DRAFT_VOCABULARY
     if not path.exists():
         return None
     try:
-        ids = read_file(path)["token_ids"].long()
+        ids = read_file(folder, DRAFT_VOCABULARY)["token_ids"].long()
     except KeyError as error:
         raise CheckpointError(
             f"{path} is not a draft vocabulary", "Delete it to draft from all tokens."
@@ -101,7 +102,7 @@ def write_head(
 def shift_confidence(directory: Path, shift: float) -> float:
     """Add to the confidence head's bias; returns the actual change in the file's precision."""
     path = directory / "model.safetensors"
-    tensors = read_file(path)
+    tensors = read_file(directory, path.name)
     old = tensors[CONFIDENCE_BIAS]
     new = (old.double() + shift).to(old.dtype)
     tensors[CONFIDENCE_BIAS] = new

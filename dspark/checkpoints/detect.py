@@ -7,8 +7,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from dspark.checkpoints.files import read_json
 from dspark.checkpoints.head_configs import DEEPSPEC_ARCHITECTURES
+from dspark.checkpoints.model_folder import ModelFolder
 from dspark.errors import CheckpointError
 
 
@@ -56,13 +56,12 @@ MTP = Elsewhere(
 SUBFOLDER = "dspark"
 
 
-def head_folder(directory: Path) -> Path:
+def head_folder(directory: Path) -> ModelFolder:
     """The folder itself, or the subfolder of a target's repository that holds its head."""
-    sub = directory / SUBFOLDER
-    if not (sub / "config.json").is_file():
-        return directory
-    config_file = directory / "config.json"
-    return directory if config_file.is_file() and is_head(read_json(config_file)) else sub
+    folder, sub = ModelFolder(directory), ModelFolder(directory / SUBFOLDER)
+    if not sub.has("config.json"):
+        return folder
+    return folder if folder.has("config.json") and is_head(folder.config) else sub
 
 
 def is_head(raw: Mapping[str, Any]) -> bool:

@@ -65,3 +65,8 @@ def inside(directory: Path, name: str) -> Path:
     if path.is_symlink() and not any(real.is_relative_to(each) for each in homes):
         raise CheckpointError(f"{path} is a link to {real}, outside its own folder")
     return path
+
+
+def shown(name: str) -> str:
+    """A name from a file, escaped and shortened for one line."""
+    return " ".join(name.split())[:160]

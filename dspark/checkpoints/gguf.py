@@ -17,12 +17,12 @@ from gguf.quants import dequantize
 from safetensors.torch import save_file
 
 from dspark.atomic import share
+from dspark.checkpoints.files import shown
 from dspark.checkpoints.gguf_codes import CONVERSION, STATED, Codes, codes_metadata
 from dspark.checkpoints.gguf_keys import check_keys
 from dspark.checkpoints.gguf_rope import rope_parameters, with_divisors
 from dspark.checkpoints.gguf_stops import special_id, stop_ids
 from dspark.checkpoints.gguf_tokenizer import write_tokenizer
-from dspark.checkpoints.safetensors_dir import shown
 from dspark.errors import CheckpointError
 from dspark.events import FetchProgress
 from dspark_kernels.cpu.formats import FORMATS

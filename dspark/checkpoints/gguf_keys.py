@@ -7,7 +7,7 @@ Keys that describe a file (general., quantize. and other programs' own) are igno
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from dspark.checkpoints.safetensors_dir import shown
+from dspark.checkpoints.files import shown
 from dspark.errors import CheckpointError
 
 Fields = Mapping[str, Any]

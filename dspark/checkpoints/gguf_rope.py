@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dspark.checkpoints.safetensors_dir import shown
+from dspark.checkpoints.files import shown
 from dspark.errors import CheckpointError
 from dspark_kernels.rope_frequencies import rope_frequencies
 

@@ -14,8 +14,8 @@ from tokenizers.normalizers import Sequence as Normalizers
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
 from tokenizers.processors import TemplateProcessing
 
+from dspark.checkpoints.files import shown
 from dspark.checkpoints.gguf_stops import special_id, stop_ids
-from dspark.checkpoints.safetensors_dir import shown
 from dspark.errors import CheckpointError
 
 ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}

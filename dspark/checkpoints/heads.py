@@ -10,10 +10,10 @@ import torch
 from dspark.checkpoints.deepseek_v4 import read_own_config
 from dspark.checkpoints.deepseek_v4_config import count_own_parameters, holds_own_head
 from dspark.checkpoints.detect import Packaging, detect, head_folder, is_deepspec, refuse_gguf
-from dspark.checkpoints.files import one_line, read_json
+from dspark.checkpoints.files import one_line
 from dspark.checkpoints.head_config import AnyHeadConfig, HeadConfig
 from dspark.checkpoints.head_configs import parse_config
-from dspark.checkpoints.model_folder import count_parameters
+from dspark.checkpoints.model_folder import Folder, ModelFolder, count_parameters
 from dspark.checkpoints.other_layouts import (
     canonical_name,
     ours,
@@ -36,60 +36,65 @@ INTEGERS = ("I64", "I32")
 class FoundHead:
     """The content of a folder, from config.json and the headers alone."""
 
-    folder: Path
+    folder: ModelFolder
     packaging: Packaging
     raw: Mapping[str, Any]
     config: HeadConfig
     names: Mapping[str, str]  # name in the files -> DeepSpec's
 
 
-def read_any_config(directory: Path, raw: Mapping[str, Any] | None = None) -> AnyHeadConfig:
-    """As read_draft_config, and of a DeepSeek-V4 target's own head too; `raw` is its config.json,
-    if that was read already."""
-    if is_own_head(directory) if raw is None else holds_own_head(raw):
-        return read_own_config(directory)
-    return find_head(directory, check=False, raw=raw).config
-
-
-def is_own_head(directory: Path) -> bool:
-    """Whether the head is in a DeepSeek-V4 target's own files; then read_own_head reads it."""
-    path = directory / "config.json"
-    return path.is_file() and holds_own_head(read_json(path))
-
-
-def read_head_json(directory: Path) -> dict[str, Any]:
-    """The config.json of a head, wherever in the folder it is, without judging it."""
+def open_head(directory: Folder) -> ModelFolder:
+    """The folder that holds a head, without judging it: the one given, which may be a target with
+    a head of its own, or its subfolder. Raises CheckpointError if neither has a config.json."""
+    if isinstance(directory, ModelFolder):
+        return directory
     refuse_gguf(directory)
     folder = head_folder(directory)
-    if folder != directory and is_own_head(directory):
-        folder = directory
-    return read_json(folder / "config.json")
+    if folder.path != directory and is_own_head(target := ModelFolder(directory)):
+        folder = target
+    _ = folder.config
+    return folder
+
+
+def read_any_config(folder: Folder) -> AnyHeadConfig:
+    """As read_draft_config, and of a DeepSeek-V4 target's own head too."""
+    folder = open_head(folder)
+    if is_own_head(folder):
+        return read_own_config(folder)
+    return find_head(folder, check=False).config
+
+
+def is_own_head(folder: Folder) -> bool:
+    """Whether the head is in a DeepSeek-V4 target's own files; then read_own_head reads it."""
+    folder = ModelFolder.of(folder)
+    return folder.has("config.json") and holds_own_head(folder.config)
 
 
 def count_head_parameters(directory: Path) -> int:
     """Of a head in files of its own, or of the head inside a DeepSeek-V4 target."""
-    if is_own_head(directory):
-        return count_own_parameters(read_own_config(directory))
-    return count_parameters(directory)
+    folder = ModelFolder(directory)
+    if is_own_head(folder):
+        return count_own_parameters(read_own_config(folder))
+    return count_parameters(folder)
 
 
-def read_draft_config(directory: Path) -> HeadConfig:
+def read_draft_config(folder: Folder) -> HeadConfig:
     """Raises CheckpointError with the reason if the folder has no readable head."""
-    return find_head(directory, check=False).config
+    return find_head(folder, check=False).config
 
 
-def read_draft(directory: Path) -> tuple[HeadConfig, dict[str, torch.Tensor]]:
+def read_draft(folder: Folder) -> tuple[HeadConfig, dict[str, torch.Tensor]]:
     """Config and tensors, every name, type and shape checked before one is read.
 
     The embedding and the output head may be missing: then the target's are used.
     """
-    config, stored = open_draft(directory)
+    config, stored = open_draft(folder)
     return config, dict(stored)
 
 
-def open_draft(directory: Path) -> tuple[HeadConfig, MutableMapping[str, torch.Tensor]]:
+def open_draft(folder: Folder) -> tuple[HeadConfig, MutableMapping[str, torch.Tensor]]:
     """As read_draft, each tensor read when it is asked for."""
-    head = find_head(directory)
+    head = find_head(folder)
     stored: MutableMapping[str, torch.Tensor] = StoredTensors(
         head.folder, names=head.names, renamed=head.names
     )
@@ -99,26 +104,24 @@ def open_draft(directory: Path) -> tuple[HeadConfig, MutableMapping[str, torch.T
     return head.config, ours(stored, head.config, interleaved=interleaved)
 
 
-def find_head(
-    directory: Path, *, check: bool = True, raw: Mapping[str, Any] | None = None
-) -> FoundHead:
-    """Packaging and sizes; `check` compares every tensor with them. `raw` is the head's
-    config.json, if that was read already."""
-    refuse_gguf(directory)
-    folder = head_folder(directory)
-    raw = read_json(folder / "config.json") if raw is None else raw
+def find_head(folder: Folder, *, check: bool = True) -> FoundHead:
+    """Packaging and sizes; `check` compares every tensor with them."""
+    if isinstance(folder, Path):
+        refuse_gguf(folder)
+        folder = head_folder(folder)
+    raw, path = folder.config, folder.path
     if holds_own_head(raw):  # before the headers of a target's many shards are read
-        raise _inside_target(folder)
+        raise _inside_target(path)
     is_ours = is_deepspec(raw)
     infos = tensor_infos(folder) if check or not is_ours else {}
-    packaging = detect(folder, raw, infos)
+    packaging = detect(path, raw, infos)
     if packaging is Packaging.IN_TARGET:
-        raise _inside_target(folder)
-    names = _canonical(infos, folder) if not is_ours else {name: name for name in infos}
+        raise _inside_target(path)
+    names = _canonical(infos, path) if not is_ours else {name: name for name in infos}
     named = {names[name]: info for name, info in infos.items() if name in names}
     config = _config(raw, packaging, named)
     if check:
-        check_head(named, config, str(folder))
+        check_head(named, config, str(path))
     return FoundHead(folder, packaging, raw, config, names)
 
 

@@ -1,128 +1,135 @@
-"""Is this folder a model? Decided from the headers alone, without reading a tensor."""
+"""The folder of a model or a head. What is asked of it is decided from config.json and the headers
+of its weights alone, without torch."""
 
-import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from dspark.checkpoints.gguf_codes import codes_of_header, conversion_of_header
-from dspark.checkpoints.weight_set import weight_names
+from dspark.checkpoints.files import inside, read_json, shown
+from dspark.checkpoints.gguf_codes import conversion_of_header
+from dspark.checkpoints.safetensors_file import FETCH_AGAIN, METADATA, Entry, SafetensorsFile
+from dspark.checkpoints.weight_set import INDEX, is_left_over, read_weight_map, weight_names
 from dspark.errors import CheckpointError
 
-# by the end of a tensor's name, numbers per stored value: AWQ and GPTQ, MXFP4
-LARGEST_HEADER = 32 << 20  # bytes
-PACKED = {".qweight": 8, "_blocks": 2}
+GENERATION = "generation_config.json"
+DRAFT_VOCABULARY = "draft_vocabulary.safetensors"  # our addition; other programs ignore it
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
-def check_model_folder(folder: Path) -> Path:
-    """The folder itself; raises CheckpointError if a file is missing, truncated or not JSON."""
-    read_config(folder)
-    for _ in tensor_shapes(folder):
-        pass
-    return folder
+class ModelFolder:
+    """A folder whose files are each opened once, when they are first asked for. Whoever reads it
+    hands it on, so it must not change meanwhile; weight files stay open as long as it lives."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._json: dict[str, dict[str, Any]] = {}
+        self._files: dict[Path, SafetensorsFile] = {}
+
+    @classmethod
+    def of(cls, folder: "Folder") -> "ModelFolder":
+        return folder if isinstance(folder, ModelFolder) else cls(folder)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.json("config.json")
+
+    def has(self, name: str) -> bool:
+        return (self.path / name).is_file()
+
+    def json(self, name: str) -> dict[str, Any]:
+        """Raises CheckpointError if the file is missing or no JSON object."""
+        if name not in self._json:
+            self._json[name] = read_json(self.path / name)
+        return self._json[name]
+
+    def file(self, path: Path) -> SafetensorsFile:
+        """A weight file, its header checked. Raises CheckpointError if it is damaged."""
+        if path not in self._files:
+            self._files[path] = SafetensorsFile(path)
+        return self._files[path]
+
+    def files(self, prefix: str = "") -> list[SafetensorsFile]:
+        """The files of its weights; with a prefix, those in which the index places tensors of
+        that prefix."""
+        return [self.file(path) for path in weight_files(self, prefix)]
+
+    def entries(self, prefix: str = "") -> Iterator[tuple[SafetensorsFile, Entry]]:
+        """Every tensor of the prefix."""
+        for file in self.files(prefix):
+            for name, entry in file.entries.items():
+                if name.startswith(prefix):
+                    yield file, entry
+
+    def check_index(self, places: dict[str, str], prefix: str) -> None:
+        """Raises CheckpointError if the index places a tensor elsewhere than in `places`, from its
+        name to that of its file."""
+        weight_map = self.weight_map
+        if weight_map is None or is_left_over(weight_map, {*places.values()}):
+            return
+        for name, file in weight_map.items():
+            if name.startswith(prefix) and places.get(name) != file:
+                raise CheckpointError(
+                    f"{self.path / INDEX} places {shown(name)} in {file}, which lacks it",
+                    FETCH_AGAIN,
+                )
+
+    @cached_property
+    def weight_map(self) -> dict[str, str] | None:
+        """The index, if there is one."""
+        return read_weight_map(self.path)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+Folder = Path | ModelFolder
+
+
+def weight_files(folder: Folder, prefix: str = "") -> list[Path]:
+    """The safetensors files of a model; raises CheckpointError if one is missing.
+
+    With a prefix, those in which the index places tensors of that prefix.
+    """
+    folder = ModelFolder.of(folder)
+    names = weight_names(folder.path, prefix, folder.weight_map)
+    files = [inside(folder.path, name) for name in names]
+    missing = [path.name for path in files if not path.is_file() or path.suffix != ".safetensors"]
+    if missing:
+        pickles = [path.name for pattern in PICKLES for path in folder.path.glob(pattern)]
         raise CheckpointError(
-            f"{folder} has no config.json", "Give the folder that holds the model's files."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
-    return config
-
-
-def count_parameters(folder: Path) -> int:
-    return sum(math.prod(shape) for shape in tensor_shapes(folder))
-
-
-def read_shapes(folder: Path, *names: str) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor by name, in these files or in those the index names; of packed
-    tensors, unpacked. From the headers, without torch and without checks."""
-    names = names or tuple(weight_names(folder))
-    with _header_errors(folder):
-        return {
-            name: shape
-            for file in names
-            for name, shape in _header_shapes(folder / Path(file).name)
-        }
-
-
-def coded_sizes(folder: Path) -> tuple[int, int]:
-    """How many numbers are stored in the codes of a GGUF, and the bytes of those; from the headers,
-    as read_shapes."""
-    values = num_bytes = 0
-    for file in weight_names(folder):
-        with _header_errors(folder):
-            header = _header(folder / Path(file).name)
-            codes = codes_of_header(header)
-            values += sum(math.prod(each.shape) for each in codes.values())
-            num_bytes += sum(math.prod(header[name]["shape"]) for name in codes)
-    return values, num_bytes
-
-
-def conversion_of(folder: Path) -> int:
-    """The conversion of a GGUF that wrote the folder; 0 of one from before codes."""
-    with _header_errors(folder):
-        return max(
-            conversion_of_header(_header(folder / Path(f).name)) for f in weight_names(folder)
+            f"{folder.path} lacks {', '.join(missing[:3])}"
+            + (f" and holds {pickles[0]}, which could run code" if pickles else ""),
+            "Convert the weights to safetensors." if pickles else FETCH_AGAIN,
         )
+    return files
 
 
-@contextmanager
-def _header_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"the headers of {folder} cannot be read ({error})", "Download the model again."
-        ) from error
+def check_model_folder(path: Path) -> Path:
+    """The folder itself; raises CheckpointError if a file is missing, truncated or not JSON."""
+    folder = ModelFolder(path)
+    _ = folder.config, folder.files()
+    return path
 
 
-def _header(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > LARGEST_HEADER:
-            raise ValueError(f"a header of {length:,} bytes")
-        return dict(json.loads(file.read(length)))
+def read_config(path: Path) -> dict[str, Any]:
+    return ModelFolder(path).config
 
 
-def _header_shapes(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    header = _header(path)
-    codes = codes_of_header(header)
-    for name, entry in header.items():
-        if name in codes:
-            yield name, codes[name].shape
-        elif name != "__metadata__":
-            *sizes, last = [int(size) for size in entry["shape"]] or [1]
-            yield name, (*sizes, numbers_in(name) * last)
+def count_parameters(folder: Folder) -> int:
+    return sum(map(math.prod, read_shapes(folder).values()))
 
 
-def numbers_in(name: str) -> int:
-    """Numbers per stored value of that tensor."""
-    return next((n for end, n in PACKED.items() if name.endswith(end)), 1)
+def read_shapes(folder: Folder) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor by name; of packed tensors and of codes, unpacked."""
+    return {entry.name: entry.numbers_shape for _, entry in ModelFolder.of(folder).entries()}
 
 
-def tensor_shapes(folder: Path) -> Iterator[tuple[int, ...]]:
-    """The shape of every tensor in a folder's safetensors files; of packed tensors, unpacked."""
-    from dspark.checkpoints.safetensors_dir import weight_files  # brings torch
+def coded_sizes(folder: Folder) -> tuple[int, int]:
+    """How many numbers are stored in the codes of a GGUF, and the bytes of those."""
+    coded = [entry for _, entry in ModelFolder.of(folder).entries() if entry.codes]
+    return sum(math.prod(each.numbers_shape) for each in coded), sum(e.num_bytes for e in coded)
 
-    for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="np"):  # holds sizes and offsets against the file
-                pass
-            yield from (shape for _, shape in _header_shapes(path))
-        except (SafetensorError, OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(
-                f"{path} is truncated or not a safetensors file ({error})",
-                "Download the model again.",
-            ) from error
+
+def conversion_of(folder: Folder) -> int:
+    """The conversion of a GGUF that wrote the folder; 0 of one from before codes."""
+    files = ModelFolder.of(folder).files()
+    return max(conversion_of_header({METADATA: file.metadata}) for file in files)

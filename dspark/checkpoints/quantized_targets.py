@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from dspark.checkpoints.files import one_line
-from dspark.checkpoints.safetensors_dir import TensorInfo, shown
+from dspark.checkpoints.files import one_line, shown
+from dspark.checkpoints.safetensors_dir import TensorInfo
 from dspark.errors import CheckpointError
 from dspark_kernels.quantized_weight import QuantizedWeight, concatenated
 from dspark_kernels.repacked_weight import from_awq, from_fp8, from_gptq

@@ -1,24 +1,18 @@
 """Tensors of a folder of safetensors files, with all headers checked before any tensor is read."""
 
-import json
 from collections.abc import Collection, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from dspark.checkpoints.files import inside, one_line, without_duplicates
-from dspark.checkpoints.gguf_codes import Codes, codes_of_header
-from dspark.checkpoints.weight_set import INDEX, is_left_over, read_weight_map, weight_names
+from dspark.checkpoints.files import shown
+from dspark.checkpoints.model_folder import Folder, ModelFolder
+from dspark.checkpoints.safetensors_file import FETCH_AGAIN, Entry, SafetensorsFile
 from dspark.errors import CheckpointError
 from dspark_kernels.cpu.stored_weight import StoredWeight, num_bytes
 
 Shapes = dict[str, tuple[int, ...]]
-LARGEST_HEADER = 32 << 20  # bytes; enough for 200,000 tensors in one file
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 FLOATS = ("F64", "F32", "F16", "BF16")
 DTYPES = {
     torch.float64: "F64",
@@ -30,11 +24,20 @@ DTYPES = {
 }
 KINDS = {kind: dtype for dtype, kind in DTYPES.items()} | {
     "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
     "F8_E8M0": torch.float8_e8m0fnu,
+    "F4": torch.float4_e2m1fn_x2,
+    "BOOL": torch.bool,
     "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
     "I8": torch.int8,
+    "I16": torch.int16,
+    "C64": torch.complex64,
 }
-FETCH_AGAIN = "Download the model again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,83 +48,58 @@ class TensorInfo:
     shape: tuple[int, ...]
 
 
-def weight_files(directory: Path, prefix: str = "") -> list[Path]:
-    """The safetensors files of a model; raises CheckpointError if one is missing.
-
-    With a prefix, those in which the index places tensors of that prefix.
-    """
-    files = [inside(directory, name) for name in weight_names(directory, prefix)]
-    missing = [path.name for path in files if not path.is_file() or path.suffix != ".safetensors"]
-    if missing:
-        pickles = [path.name for pattern in PICKLES for path in directory.glob(pattern)]
-        raise CheckpointError(
-            f"{directory} lacks {', '.join(missing[:3])}"
-            + (f" and holds {pickles[0]}, which could run code" if pickles else ""),
-            "Convert the weights to safetensors." if pickles else FETCH_AGAIN,
-        )
-    return files
-
-
-def tensor_infos(directory: Path, prefix: str = "") -> dict[str, TensorInfo]:
+def tensor_infos(folder: Folder, prefix: str = "") -> dict[str, TensorInfo]:
     """Every tensor of the prefix by name, from the headers of the files that the index names."""
-    files_by_name: dict[str, Path] = {}
+    folder = ModelFolder.of(folder)
+    files: dict[str, str] = {}
     infos: dict[str, TensorInfo] = {}
-    for path in weight_files(directory, prefix):
-        for name, info in file_infos(path).items():
-            if not name.startswith(prefix):
-                continue
-            if name in files_by_name:
-                raise CheckpointError(
-                    f"{shown(name)} is in {files_by_name[name].name} and in {path.name}",
-                    FETCH_AGAIN,
-                )
-            files_by_name[name], infos[name] = path, info
-    files = {path.name for path in files_by_name.values()}
-    if (directory / INDEX).exists() and not is_left_over(directory, files):
-        for name, file in read_weight_map(directory / INDEX).items():
-            is_there = name in files_by_name and files_by_name[name].name == file
-            if name.startswith(prefix) and not is_there:
-                raise CheckpointError(
-                    f"{directory / INDEX} places {shown(name)} in {file}, which lacks it",
-                    FETCH_AGAIN,
-                )
+    for file, entry in _entries(folder, prefix):
+        if entry.name in files:
+            raise CheckpointError(
+                f"{shown(entry.name)} is in {files[entry.name]} and in {file.path.name}",
+                FETCH_AGAIN,
+            )
+        files[entry.name], infos[entry.name] = file.path.name, _info(entry)
+    folder.check_index(files, prefix)
     return infos
 
 
-def file_infos(path: Path) -> dict[str, TensorInfo]:
-    """Every tensor of one file by name, its sizes and offsets checked."""
-    return {
-        name: TensorInfo("F32", entry["codes"].shape)
-        if entry["codes"]
-        else TensorInfo(entry["dtype"], tuple(entry["shape"]))
-        for name, entry in _entries(path).items()
-    }
+def _info(entry: Entry) -> TensorInfo:
+    if entry.codes:
+        return TensorInfo("F32", entry.codes.shape)
+    return TensorInfo(entry.dtype, entry.shape)
 
 
-def _header(path: Path) -> dict[str, Any]:
-    """Parses the header again, because the library accepts duplicate names."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > LARGEST_HEADER:
-            raise CheckpointError(f"{path} has a header of {length:,} bytes, which is too large")
-        header = json.loads(file.read(length), object_pairs_hook=without_duplicates)
-    return dict(header)
+def _entries(folder: ModelFolder, prefix: str = "") -> Iterator[tuple[SafetensorsFile, Entry]]:
+    for file, entry in folder.entries(prefix):
+        _check_codes(file.path, entry)
+        yield file, entry
 
 
-def read_file(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of one file."""
-    file_infos(path)
-    return {name: _tensor(name, path, entry) for name, entry in _entries(path).items()}
+def _check_codes(path: Path, entry: Entry) -> None:
+    try:
+        size = num_bytes(entry.codes.kind, *entry.codes.shape) if entry.codes else None
+    except ValueError as error:
+        raise CheckpointError(f"{path} holds {shown(entry.name)}: {error}", FETCH_AGAIN) from error
+    if size is not None and (entry.dtype != "U8" or entry.shape != (size,)):
+        raise CheckpointError(f"{path} holds {shown(entry.name)} in codes of another size")
+
+
+def read_file(folder: Folder, name: str) -> dict[str, torch.Tensor]:
+    """All tensors of one file of the folder."""
+    folder = ModelFolder.of(folder)
+    file = folder.file(folder.path / name)
+    return {name: _tensor(file, entry) for name, entry in file.entries.items()}
 
 
 def iterate_tensors(
-    directory: Path, prefix: str = "", names: Collection[str] | None = None
+    folder: Folder, prefix: str = "", names: Collection[str] | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of the prefix with its name, or those of `names`, one at a time.
 
     Each in its own memory: files do not stay mapped, which would count as memory in use.
     """
-    stored = StoredTensors(directory, prefix, names)
+    stored = StoredTensors(folder, prefix, names)
     for name in [*stored]:
         yield name, stored[name]
 
@@ -131,7 +109,7 @@ class StoredTensors(MutableMapping[str, torch.Tensor]):
 
     def __init__(
         self,
-        directory: Path,
+        folder: Folder,
         prefix: str = "",
         names: Collection[str] | None = None,
         *,
@@ -142,26 +120,23 @@ class StoredTensors(MutableMapping[str, torch.Tensor]):
         """In that device and dtype, or as stored; under the names of `renamed`."""
         self._device, self._dtype = device, dtype
         renamed = renamed or {}
-        self._places: dict[str, tuple[Path, Mapping[str, Any]]] = {}
-        for path in weight_files(directory, prefix):
-            for name, entry in _entries(path).items():
-                if name.startswith(prefix) and (names is None or name in names):
-                    self._places[renamed.get(name, name)] = path, entry
+        self._places: dict[str, tuple[SafetensorsFile, Entry]] = {}
+        for file, entry in _entries(ModelFolder.of(folder), prefix):
+            if names is None or entry.name in names:
+                self._places[renamed.get(entry.name, entry.name)] = file, entry
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        path, entry = self._places[name]
-        tensor = _tensor(entry["name"], path, entry)
+        tensor = _tensor(*self._places[name])
         return tensor.to(device=self._device, dtype=self._dtype)
 
     def kind(self, name: str) -> str | None:
         """The format of its codes; None where it is stored as numbers."""
-        codes: Codes | None = self._places[name][1]["codes"]
+        codes = self._places[name][1].codes
         return codes and codes.kind
 
     def in_codes(self, name: str) -> StoredWeight | None:
         """As stored, for a tensor in codes."""
-        path, entry = self._places[name]
-        return _in_codes(entry["name"], path, entry) if entry["codes"] else None
+        return _in_codes(*self._places[name])
 
     def __setitem__(self, name: str, tensor: torch.Tensor) -> None:
         raise TypeError("files are only read")
@@ -179,83 +154,34 @@ class StoredTensors(MutableMapping[str, torch.Tensor]):
         return len(self._places)
 
 
-def has_codes(directory: Path) -> bool:
+def has_codes(folder: Folder) -> bool:
     """Whether weights of the folder are stored in the codes of a GGUF."""
-    files = weight_files(directory)
-    return any(entry["codes"] for path in files for entry in _entries(path).values())
+    return any(entry.codes for _, entry in ModelFolder.of(folder).entries())
 
 
-def _entries(path: Path) -> dict[str, dict[str, Any]]:
-    """Every tensor's entry in the header, with `data_offsets` from the beginning of the file, and
-    its `codes`, or None."""
-    with _opened(path) as file:
-        names = list(file.keys())
-        header = _header(path)
-        codes = codes_of_header(header)
-        for name, each in codes.items():
-            _check_codes(header[name], each)
-    with path.open("rb") as raw:
-        first = 8 + int.from_bytes(raw.read(8), "little")
-    return {
-        name: {
-            "name": name,
-            "dtype": header[name]["dtype"],
-            "shape": header[name]["shape"],
-            "data_offsets": [first + at for at in header[name]["data_offsets"]],
-            "codes": codes.get(name),
-        }
-        for name in names
-    }
+def _in_codes(file: SafetensorsFile, entry: Entry) -> StoredWeight | None:
+    if entry.codes is None:
+        return None
+    return StoredWeight(entry.codes.kind, *entry.codes.shape, _numbers(file, entry))
 
 
-def _check_codes(entry: Mapping[str, Any], codes: Codes) -> None:
-    size = num_bytes(codes.kind, *codes.shape)
-    if entry["dtype"] != "U8" or entry["shape"] != [size]:
-        raise ValueError(f"codes of {list(codes.shape)} in {codes.kind} are {size} bytes")
+def _tensor(file: SafetensorsFile, entry: Entry) -> torch.Tensor:
+    weight = _in_codes(file, entry)
+    return _numbers(file, entry) if weight is None else weight.dequantized()
 
 
-def _in_codes(name: str, path: Path, entry: Mapping[str, Any]) -> StoredWeight:
-    codes: Codes = entry["codes"]
-    return StoredWeight(codes.kind, *codes.shape, _numbers(name, path, entry))
-
-
-def _tensor(name: str, path: Path, entry: Mapping[str, Any]) -> torch.Tensor:
-    if entry["codes"]:
-        return _in_codes(name, path, entry).dequantized()
-    return _numbers(name, path, entry)
-
-
-def _numbers(name: str, path: Path, entry: Mapping[str, Any]) -> torch.Tensor:
-    dtype = KINDS.get(entry["dtype"])
-    if dtype is None:  # several numbers per byte, for example: left to the library
-        with _opened(path) as whole:
-            packed: torch.Tensor = whole.get_tensor(name)
-            return packed.clone()
-    tensor = torch.empty(entry["shape"], dtype=dtype)
-    rest = tensor.view(-1).view(torch.uint8).numpy().data
-    try:
-        with path.open("rb", buffering=0) as file:
-            file.seek(entry["data_offsets"][0])
-            while len(rest):
-                if not (num_read := file.readinto(rest)):
-                    raise CheckpointError(f"{path} is truncated at {shown(name)}", FETCH_AGAIN)
-                rest = rest[num_read:]
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({one_line(error)})", FETCH_AGAIN) from error
-    return tensor
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist", FETCH_AGAIN) from error
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+def _numbers(file: SafetensorsFile, entry: Entry) -> torch.Tensor:
+    dtype = KINDS.get(entry.dtype)
+    if dtype is None:
         raise CheckpointError(
-            f"{path} is truncated or not a safetensors file ({one_line(error)})", FETCH_AGAIN
-        ) from error
+            f"{file.path} holds {shown(entry.name)} in {entry.dtype}, which is not supported"
+        )
+    *sizes, last = entry.shape or (1,)
+    if dtype is torch.float4_e2m1fn_x2:  # two numbers per element
+        last //= 2
+    tensor = torch.empty([*sizes, last] if entry.shape else [], dtype=dtype)
+    file.read_into(entry, tensor.view(-1).view(torch.uint8).numpy().data)
+    return tensor
 
 
 def check_tensors(
@@ -287,8 +213,3 @@ def check_tensors(
 def infos_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorInfo]:
     """Header entries of tensors that are about to be written."""
     return {name: TensorInfo(DTYPES[t.dtype], tuple(t.shape)) for name, t in tensors.items()}
-
-
-def shown(name: str) -> str:
-    """A name from a file, escaped and shortened for one line."""
-    return " ".join(name.split())[:160]

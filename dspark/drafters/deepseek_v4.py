@@ -6,7 +6,6 @@ de-quantised; engines with FP8 kernels round the inputs as well.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 
 from dspark.checkpoints.deepseek_v4 import DeepseekV4Weights, read_own_head
 from dspark.checkpoints.deepseek_v4_config import DeepseekV4HeadConfig
+from dspark.checkpoints.model_folder import Folder
 from dspark.config import DraftWeights
 from dspark.drafters.base import Chooser, Proposals
 from dspark.drafters.head_drafter import TargetTables, stack_present
@@ -43,10 +43,10 @@ class DeepseekV4Drafter:
 
     @classmethod
     def load(
-        cls, directory: Path, tables: TargetTables, weights: DraftWeights
+        cls, folder: Folder, tables: TargetTables, weights: DraftWeights
     ) -> "DeepseekV4Drafter":
         """From the target's own files."""
-        head = read_own_head(directory, device=tables.device, dtype=tables.dtype)
+        head = read_own_head(folder, device=tables.device, dtype=tables.dtype)
         return cls(*head, tables.embedding, tables.output_head)
 
     def __init__(

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, MutableMapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -11,7 +10,8 @@ from torch.overrides import TorchFunctionMode
 
 from dspark.checkpoints.deepspec import read_draft_vocabulary
 from dspark.checkpoints.head_config import AnyHeadConfig, HeadConfig
-from dspark.checkpoints.heads import open_draft
+from dspark.checkpoints.heads import open_draft, open_head
+from dspark.checkpoints.model_folder import Folder
 from dspark.config import DraftWeights
 from dspark.drafters.vocabulary import (
     DraftVocabulary,
@@ -54,10 +54,11 @@ class HeadDrafter:
         return True
 
     @classmethod
-    def load(cls, directory: Path, tables: TargetTables, weights: DraftWeights) -> Self:
+    def load(cls, folder: Folder, tables: TargetTables, weights: DraftWeights) -> Self:
         """From the head's files. Raises CheckpointError, PairMismatchError."""
-        config, tensors = open_draft(directory)
-        vocabulary = read_draft_vocabulary(directory, config.vocab_size)
+        folder = open_head(folder)
+        config, tensors = open_draft(folder)
+        vocabulary = read_draft_vocabulary(folder, config.vocab_size)
         if vocabulary is not None:
             vocabulary = vocabulary.to(tables.device)
         parts = (config, tensors, tables.embedding, tables.output_head)

@@ -3,7 +3,6 @@ the drafters that need no head."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -12,6 +11,7 @@ from dspark.checkpoints.deepseek_v4_config import DeepseekV4HeadConfig
 from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.eagle3_config import Eagle3Config
 from dspark.checkpoints.head_config import AnyHeadConfig, HeadConfig
+from dspark.checkpoints.model_folder import Folder
 from dspark.config import DraftWeights, Headless
 from dspark.drafters.base import Drafter
 from dspark.drafters.deepseek_v4 import DeepseekV4Drafter
@@ -38,7 +38,7 @@ class HeadRunner(Protocol):
     def supports(cls, config: Any, tables: TargetTables) -> bool: ...
 
     @classmethod
-    def load(cls, directory: Path, tables: TargetTables, weights: DraftWeights) -> Drafter: ...
+    def load(cls, folder: Folder, tables: TargetTables, weights: DraftWeights) -> Drafter: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def kind_of(config: AnyHeadConfig) -> HeadKind:
 
 
 def load_head(
-    directory: Path, config: AnyHeadConfig, tables: TargetTables, weights: DraftWeights
+    folder: Folder, config: AnyHeadConfig, tables: TargetTables, weights: DraftWeights
 ) -> Drafter:
     """Read a head that belongs to this target, and join it to its tables."""
     runner = kind_of(config).runner(config, tables)
@@ -102,7 +102,7 @@ def load_head(
             f"draft weights of {weights} need a DSpark head and a dense target on a GPU",
             "Leave the draft weights at auto.",
         )
-    return runner.load(directory, tables, weights)
+    return runner.load(folder, tables, weights)
 
 
 def build_head(config: HeadConfig) -> HeadModule:

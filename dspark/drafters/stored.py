@@ -5,12 +5,12 @@ and confidence heads are small and stay as they are.
 """
 
 from collections.abc import MutableMapping, Sequence
-from pathlib import Path
 from typing import ClassVar
 
 import torch
 
 from dspark.checkpoints.dspark_config import DSparkConfig
+from dspark.checkpoints.model_folder import Folder
 from dspark.config import DraftWeights
 from dspark.drafters.dspark import DSparkDrafter, DSparkSlot
 from dspark.drafters.head_drafter import TargetTables
@@ -46,13 +46,13 @@ class StoredDSparkDrafter(DSparkDrafter):
 
     @classmethod
     def load(  # type: ignore[override]  # where the head stays in numbers, the plain drafter
-        cls, directory: Path, tables: TargetTables, weights: DraftWeights
+        cls, folder: Folder, tables: TargetTables, weights: DraftWeights
     ) -> DSparkDrafter:
         if weights == "fp8":
             raise InputError("draft weights of fp8 need a GPU", "Leave the draft weights at auto.")
         if weights == "bf16":
-            return DSparkDrafter.load(directory, tables, weights)
-        return super().load(directory, tables, weights)
+            return DSparkDrafter.load(folder, tables, weights)
+        return super().load(folder, tables, weights)
 
     def __init__(
         self,

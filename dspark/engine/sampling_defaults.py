@@ -1,17 +1,16 @@
 """A model's recommended sampling settings, from its generation_config.json."""
 
 import math
-from pathlib import Path
 from typing import Any
 
-from dspark.checkpoints.files import read_json
+from dspark.checkpoints.model_folder import GENERATION, Folder, ModelFolder
 from dspark.config import SamplingConfig
 
 
-def sampling_defaults(directory: Path) -> SamplingConfig:
+def sampling_defaults(folder: Folder) -> SamplingConfig:
     """Greedy unless do_sample is true; then the stated values, and all tokens by default."""
-    path = directory / "generation_config.json"
-    stated = read_json(path) if path.exists() else {}
+    folder = ModelFolder.of(folder)
+    stated = folder.json(GENERATION) if folder.has(GENERATION) else {}
     if stated.get("do_sample") is not True:
         return SamplingConfig()
     top_k = stated.get("top_k")

@@ -10,9 +10,9 @@ from typing import Self, Unpack
 
 import torch
 
-from dspark.checkpoints.files import read_json
 from dspark.checkpoints.head_config import AnyHeadConfig
-from dspark.checkpoints.heads import read_any_config, read_head_json
+from dspark.checkpoints.heads import open_head, read_any_config
+from dspark.checkpoints.model_folder import Folder, ModelFolder
 from dspark.config import (
     DraftWeights,
     EngineConfig,
@@ -226,44 +226,45 @@ def open_session(
     """
     resolved = resolve_runtime(runtime)
     device, dtype = torch.device(resolved.device), getattr(torch, resolved.dtype)
-    raw = read_json(files.target / "config.json")
-    head_raw = None if files.draft is None else read_head_json(files.draft)
-    check_loadable(files.name, of_folders(files.target, files.draft, raw, head_raw), runtime)
+    folder = ModelFolder(files.target)
+    head = None if files.draft is None else open_head(files.draft)
+    if head is not None and head.path == folder.path:
+        head = folder
+    check_loadable(files.name, of_folders(folder, head), runtime)
     if (
         device.type == "cuda" and device.index is not None
     ):  # kernels and graphs use the current device
         torch.cuda.set_device(device)
     yield LoadProgress(STAGES[0], 0, len(STAGES) - 1)
     head_config = None
-    if files.draft is not None:
-        head_config = read_any_config(files.draft, head_raw)
+    if head is not None:
+        head_config = read_any_config(head)
         tap_layers = head_config.target_layer_ids
     as_stored = runtime.dtype == "auto" and device.type == "cpu"
     if as_stored:
         keep_compiled(home() / "kernels")
         of_head = _head_kernels(head_config, runtime.draft_weights)
-        yield from build_kernels(files.target, raw, of_head)
+        yield from build_kernels(folder, of_head)
     target = load_target(
-        files.target,
+        folder,
         tap_layers=tap_layers,
         device=device,
         dtype=dtype,
         as_stored=as_stored,
-        raw=raw,
     )
     if isinstance(target, StoredTarget):
         reason = "weights as the file stores them"
         resolved = replace(resolved, dtype=target.kinds[0], reason=reason)
-    codec = TextCodec.from_directory(files.target)
+    codec = TextCodec.from_directory(folder)
     yield LoadProgress(STAGES[1], 1, len(STAGES) - 1)
     drafter = HEADLESS_DRAFTERS[files.headless]() if files.headless else None
-    if files.draft:
-        drafter = load_drafter(files.draft, target, runtime.draft_weights, head_config)
+    if head is not None:
+        drafter = load_drafter(head, target, runtime.draft_weights, head_config)
     yield LoadProgress(STAGES[2], 2, len(STAGES) - 1)
     engine = _engine(files.name, target, drafter, codec, config, resolved)
     yield from engine.warm_up()
     yield LoadProgress(STAGES[3], 3, len(STAGES) - 1)
-    return Session(files.name, engine, codec, resolved, sampling_defaults(files.target))
+    return Session(files.name, engine, codec, resolved, sampling_defaults(folder))
 
 
 def _head_kernels(config: AnyHeadConfig | None, weights: DraftWeights) -> Sequence[str]:
@@ -273,14 +274,14 @@ def _head_kernels(config: AnyHeadConfig | None, weights: DraftWeights) -> Sequen
 
 
 def load_drafter(
-    directory: Path,
+    folder: Folder,
     target: Target,
     weights: DraftWeights = "auto",
     config: AnyHeadConfig | None = None,
 ) -> Drafter:
     """Load the head for its target. Raises PairMismatchError, CheckpointError."""
-    spec = target.spec
-    config = config or read_any_config(directory)
+    spec, folder = target.spec, open_head(folder)
+    config = config or read_any_config(folder)
     config.check_target(
         vocab_size=spec.vocab_size, hidden_size=spec.hidden_size, num_layers=spec.num_layers
     )
@@ -291,7 +292,7 @@ def load_drafter(
         target.dtype,
         is_paged=isinstance(target, DeviceTarget) and target.paged_cache() is not None,
     )
-    return load_head(directory, config, tables, weights)
+    return load_head(folder, config, tables, weights)
 
 
 def resolve_runtime(runtime: RuntimeConfig) -> ResolvedRuntime:

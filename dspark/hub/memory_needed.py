@@ -7,11 +7,16 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from dspark.checkpoints.detect import Packaging
-from dspark.checkpoints.model_folder import coded_sizes, read_config, read_shapes
+from dspark.checkpoints.detect import SUBFOLDER, Packaging
+from dspark.checkpoints.model_folder import (
+    DRAFT_VOCABULARY,
+    Folder,
+    ModelFolder,
+    coded_sizes,
+    read_shapes,
+)
 from dspark.checkpoints.target_architectures import DENSE
 from dspark.config import EngineConfig
 from dspark.hub.catalog.pairs import (
@@ -133,14 +138,10 @@ def program_bytes(room: Room) -> int:
     return PROGRAM_BYTES if room.device == "cpu" else GPU_BYTES
 
 
-def of_folders(
-    target: Path,
-    draft: Path | None,
-    target_config: Mapping[str, Any] | None = None,
-    head_config: Mapping[str, Any] | None = None,
-) -> Footprint:
-    """Exact, from the headers and the configs, which are read unless they are given."""
-    config = read_config(target) if target_config is None else target_config
+def of_folders(target: Folder, draft: Folder | None) -> Footprint:
+    """Exact, from the headers and the configs."""
+    target = ModelFolder.of(target)
+    config = target.config
     skipped = TOWERS.search if "text_config" in config else lambda name: None
     shapes = read_shapes(target).items()
     footprint = _of_target(
@@ -148,27 +149,25 @@ def of_folders(
     )
     coded_values, coded_bytes = coded_sizes(target)
     footprint = replace(footprint, coded_values=coded_values, coded_bytes=coded_bytes)
-    if draft is None or draft == target:  # includes a head in the target's own shards
+    if draft is None or ModelFolder.of(draft).path == target.path:  # a head in its own shards, too
         return footprint
-    return footprint.plus_head(*_head_values(draft, footprint, head_config))
+    return footprint.plus_head(*_head_values(ModelFolder.of(draft), footprint))
 
 
-def _head_values(
-    draft: Path, target: Footprint, config: Mapping[str, Any] | None = None
-) -> tuple[int, int]:
+def _head_values(draft: ModelFolder, target: Footprint) -> tuple[int, int]:
     """Numbers of a head's weights, and of its cache per token."""
-    folder = draft if (draft / "config.json").is_file() else draft / "dspark"
-    config, shapes = read_config(folder) if config is None else config, read_shapes(folder)
+    folder = draft if draft.has("config.json") else ModelFolder(draft.path / SUBFOLDER)
+    config, shapes = folder.config, read_shapes(folder)
     table = (target.vocab_size, target.hidden_size)
     values = sum(
         math.prod(shape)
         for name, shape in shapes.items()
         if not (name.removeprefix("model.") in OWN_TABLES and shape == table)
     )
-    extra = folder / "draft_vocabulary.safetensors"
-    if extra.is_file():  # the rows of the draft vocabulary, once more, prepacked
+    if folder.has(DRAFT_VOCABULARY):  # the rows of the draft vocabulary, once more, prepacked
         rank = int(config.get("markov_rank") or 0)
-        fixed = sum(math.prod(shape) for shape in read_shapes(folder, extra.name).values())
+        extra = folder.file(folder.path / DRAFT_VOCABULARY)
+        fixed = sum(math.prod(entry.shape) for entry in extra.entries.values())
         values += fixed * (target.hidden_size + rank)
     return values, cache_values(config)
 
@@ -224,7 +223,7 @@ def _registered_head(pair: Pair, target: Footprint) -> tuple[int, int]:
     if pair.head is None:
         return 0, 0
     if isinstance(pair.draft, AssetFolder):
-        return _head_values(pair.draft.path, target)
+        return _head_values(ModelFolder(pair.draft.path), target)
     num_bytes = pair.draft.num_bytes if isinstance(pair.draft, HubRepo) else None
     values = pair.head.num_parameters or (num_bytes or 0) // 2
     tables = 2 * target.vocab_size * target.hidden_size

@@ -6,10 +6,9 @@ missing, odd or of another kind is left to it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from dspark.checkpoints.files import read_json
+from dspark.checkpoints.model_folder import Folder, ModelFolder
 from dspark.checkpoints.target_architectures import DENSE
 from dspark_kernels.rope_frequencies import FIXED_ROPES
 
@@ -52,10 +51,9 @@ class DenseConfig:
         return self
 
 
-def read_dense_config(directory: Path, raw: Mapping[str, Any] | None = None) -> DenseConfig | None:
-    """None for transformers to read; `raw` is its config.json, if that was read already. Raises
-    CheckpointError where there is no JSON object."""
-    raw = read_json(directory / "config.json") if raw is None else raw
+def read_dense_config(folder: Folder) -> DenseConfig | None:
+    """None for transformers to read. Raises CheckpointError where there is no JSON object."""
+    raw = ModelFolder.of(folder).config
     sizes = {name: raw.get(name) for name in SIZES}
     heads, hidden = sizes["num_attention_heads"], sizes["hidden_size"]
     if not _is_plain(raw) or not all(_is_size(size) for size in sizes.values()):

@@ -1,12 +1,11 @@
 """Reads a transformers directory for the dense forward: Llama, SmolLM, Mistral, Qwen2 and Qwen3."""
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dspark.checkpoints.files import one_line, read_json
+from dspark.checkpoints.files import one_line
+from dspark.checkpoints.model_folder import Folder, ModelFolder
 from dspark.checkpoints.quantized_targets import (
     QuantizedTensors,
     Weights,
@@ -64,7 +63,7 @@ def rotary_table(config: Any, device: torch.device, dtype: torch.dtype) -> Rotar
 
 
 def load_dense(
-    directory: Path,
+    directory: Folder,
     config: "PreTrainedConfig | DenseConfig",
     *,
     tap_layers: tuple[int, ...],
@@ -74,15 +73,16 @@ def load_dense(
     placement: Placement = ON_DEVICE,
 ) -> DenseTarget:
     """Read a model directory. Raises CheckpointError naming a missing or surplus tensor."""
-    infos = {n: info for n, info in tensor_infos(directory).items() if not n.endswith(INV_FREQ)}
+    folder = ModelFolder.of(directory)
+    infos = {n: info for n, info in tensor_infos(folder).items() if not n.endswith(INV_FREQ)}
     how = quantized_format(getattr(config, "quantization_config", None))
     plain = infos if how is None else plain_infos(infos, how)
-    check_tensors(plain, *expected_tensors(config), str(directory))
+    check_tensors(plain, *expected_tensors(config), str(folder.path))
     tensors: Weights  # read one after the other, as the layers are built
     if how is None:
-        tensors = StoredTensors(directory, names=infos, device=device, dtype=dtype)
+        tensors = StoredTensors(folder, names=infos, device=device, dtype=dtype)
     else:
-        stored = StoredTensors(directory, names=infos, device=device)
+        stored = StoredTensors(folder, names=infos, device=device)
         keep_quantized = choose_backend(device).name == "triton"
         tensors = QuantizedTensors(stored, infos, how, keep_quantized=keep_quantized, dtype=dtype)
     return DenseTarget(
@@ -92,21 +92,18 @@ def load_dense(
         is_tied=config.tie_word_embeddings,
         context_limit=context_limit(config),
         tap_layers=tap_layers,
-        stop_token_ids=stop_tokens(directory, config),
+        stop_token_ids=stop_tokens(folder, config),
         prepack=prepack,
         placement=placement,
     )
 
 
-def read_config(directory: Path, raw: Mapping[str, Any] | None = None) -> "PreTrainedConfig":
-    """The target's config; `raw` is its config.json, if that was read already.
-
-    Raises CheckpointError if it is missing or unknown.
-    """
+def read_config(folder: Folder) -> "PreTrainedConfig":
+    """The target's config. Raises CheckpointError if it is missing or unknown."""
     from transformers import AutoConfig
 
-    raw = read_json(directory / "config.json") if raw is None else raw
-    depth = raw.get("num_hidden_layers")
+    folder = ModelFolder.of(folder)
+    directory, depth = folder.path, folder.config.get("num_hidden_layers")
     if isinstance(depth, int | float) and depth > MOST_LAYERS:  # transformers makes a list of it
         raise CheckpointError(f"the config in {directory} states {depth} layers")
     try:

@@ -8,13 +8,13 @@ rejection the accepted rows run again on it. A model without a cache reruns the 
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from dspark.checkpoints.model_folder import Folder
 from dspark.targets.base import Pass, TargetSpec
 from dspark.targets.context import context_limit
 from dspark.targets.deepseek_v4 import RecordedPass
@@ -190,7 +190,7 @@ def _copied(cache: DynamicCache) -> DynamicCache:
 
 
 def load_hf(
-    directory: Path,
+    directory: Folder,
     *,
     tap_layers: tuple[int, ...],
     stop_token_ids: frozenset[int],

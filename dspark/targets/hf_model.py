@@ -14,6 +14,7 @@ from transformers import (
 from transformers.utils import logging
 
 from dspark.checkpoints.files import one_line
+from dspark.checkpoints.model_folder import Folder, ModelFolder
 from dspark.checkpoints.safetensors_dir import StoredTensors, has_codes, tensor_infos
 from dspark.errors import CheckpointError
 from dspark.targets.dense_files import read_config
@@ -26,15 +27,17 @@ TEXT_NAMES = {
 }
 
 
-def read_hf_model(directory: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
+def read_hf_model(directory: Folder, *, device: torch.device, dtype: torch.dtype) -> Any:
     """Raises CheckpointError if transformers cannot load all of it."""
-    tensor_infos(directory)  # valid headers, and no pickles
-    config = read_config(directory)
+    folder = ModelFolder.of(directory)
+    directory = folder.path
+    tensor_infos(folder)  # valid headers, and no pickles
+    config = read_config(folder)
     check_text_model(directory, config)
     model: Any
     report: Any
     try:
-        model, report = _from_pretrained(directory, text_part(config), dtype)
+        model, report = _from_pretrained(folder, config, dtype)
         # FP8 files leave the rest in bfloat16, whatever was asked for
         is_full = dtype == torch.float32 and not getattr(model, "is_quantized", False)
         model = model.to(device, dtype) if is_full else model.to(device)
@@ -65,31 +68,32 @@ def check_text_model(directory: Path, config: PreTrainedConfig) -> None:
         )
 
 
-def _from_pretrained(directory: Path, text: PreTrainedConfig | None, dtype: torch.dtype) -> Any:
+def _from_pretrained(folder: ModelFolder, config: PreTrainedConfig, dtype: torch.dtype) -> Any:
     choice: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
-    if has_codes(directory):
-        return _from_codes(directory, dtype, choice)
-    if text is None:
-        return AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, **choice)
+    if has_codes(folder):
+        return _from_codes(folder, config, dtype, choice)
+    if (text := text_part(config)) is None:
+        return AutoModelForCausalLM.from_pretrained(folder.path, output_loading_info=True, **choice)
     choice |= {"config": text, "key_mapping": TEXT_NAMES}
     verbosity = logging.get_verbosity()
     # tensors of the vision and audio towers are left out on purpose
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
-        return AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, **choice)
+        return AutoModelForCausalLM.from_pretrained(folder.path, output_loading_info=True, **choice)
     finally:
         logging.set_verbosity(verbosity)
 
 
-def _from_codes(directory: Path, dtype: torch.dtype, choice: dict[str, Any]) -> Any:
+def _from_codes(
+    folder: ModelFolder, config: PreTrainedConfig, dtype: torch.dtype, choice: dict[str, Any]
+) -> Any:
     """Of a GGUF's codes, which transformers does not know, the numbers."""
-    config = read_config(directory)
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    values = dict(StoredTensors(directory, dtype=dtype))
+    values = dict(StoredTensors(folder, dtype=dtype))
     model, report = kind.from_pretrained(
         None, config=config, state_dict=values, output_loading_info=True, **choice
     )
-    model.generation_config = GenerationConfig.from_pretrained(directory)
+    model.generation_config = GenerationConfig.from_pretrained(folder.path)
     return model, report
 
 

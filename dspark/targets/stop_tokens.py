@@ -3,24 +3,24 @@
 from pathlib import Path
 from typing import Any
 
-from dspark.checkpoints.files import read_json
+from dspark.checkpoints.model_folder import GENERATION, Folder, ModelFolder
 from dspark.errors import CheckpointError
 
 
-def stop_tokens(directory: Path, config: Any) -> frozenset[int]:
+def stop_tokens(folder: Folder, config: Any) -> frozenset[int]:
     """Those of generation_config.json, or if it states none, of config.json or its text part.
 
     An id outside the vocabulary (such as -1) is ignored.
     """
-    path = directory / "generation_config.json"
+    folder = ModelFolder.of(folder)
     text = config.get_text_config()
     stated = [
-        read_json(path).get("eos_token_id") if path.exists() else None,
+        folder.json(GENERATION).get("eos_token_id") if folder.has(GENERATION) else None,
         getattr(config, "eos_token_id", None),
         getattr(text, "eos_token_id", None),
     ]
     size = text.vocab_size
-    ids = (frozenset(_ids(each, directory)) for each in stated)
+    ids = (frozenset(_ids(each, folder.path)) for each in stated)
     inside = (frozenset(i for i in each if 0 <= i < size) for each in ids)
     return next((each for each in inside if each), frozenset())
 

@@ -4,12 +4,12 @@ Rows are rounded to 8 bits in groups of 32 before they meet a weight. Codes add 
 a row is bit-identical whatever else is in the batch.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
+from dspark.checkpoints.model_folder import Folder, ModelFolder
 from dspark.checkpoints.safetensors_dir import StoredTensors, check_tensors, tensor_infos
 from dspark.errors import CheckpointError, InputError
 from dspark.events import LoadProgress
@@ -177,7 +177,7 @@ class _Weights:
         return Projection(tuple(weights), bias)
 
 
-def stored_runtime(directory: Path, config: Any) -> Runtime | None:
+def stored_runtime(folder: Folder, config: Any) -> Runtime | None:
     """The runtime for this folder's codes; None if it has plain numbers, or they cannot run
     here."""
     if not supports(config):
@@ -185,7 +185,7 @@ def stored_runtime(directory: Path, config: Any) -> Runtime | None:
     head_dim = read_shape(config).head_dim
     if head_dim % 32 or head_dim > MAX_HEAD_DIM:
         return None
-    tensors = StoredTensors(directory)
+    tensors = StoredTensors(folder)
     linear = [name for name in tensors if name.endswith(("_proj.weight", EMBEDDING, HEAD))]
     if not linear or not all(tensors.kind(name) for name in linear):
         return None
@@ -195,24 +195,23 @@ def stored_runtime(directory: Path, config: Any) -> Runtime | None:
         raise InputError(str(error), "Leave the variable out, or name one that can.") from error
 
 
-def build_kernels(
-    directory: Path, raw: Mapping[str, Any] | None = None, also: Sequence[str] = ()
-) -> Iterator[LoadProgress]:
+def build_kernels(folder: Folder, also: Sequence[str] = ()) -> Iterator[LoadProgress]:
     """Compiles what this folder's codes need and is not compiled yet, telling how far it is; if
     anything, `also` these functions, of a head."""
-    config = read_dense_config(directory, raw) or read_config(directory, raw)
-    runtime = stored_runtime(directory, config)
+    folder = ModelFolder.of(folder)
+    config = read_dense_config(folder) or read_config(folder)
+    runtime = stored_runtime(folder, config)
     if runtime is None:
         return
-    missing = runtime.missing([*_functions(directory, config), *also])
+    missing = runtime.missing([*_functions(folder, config), *also])
     for index, function in enumerate(missing):
         yield LoadProgress("building kernels for this processor, once", index, len(missing))
         runtime.address(function)
 
 
-def _functions(directory: Path, config: Any) -> list[str]:
+def _functions(folder: ModelFolder, config: Any) -> list[str]:
     """One of each library."""
-    tensors, shape = StoredTensors(directory), read_shape(config)
+    tensors, shape = StoredTensors(folder), read_shape(config)
     kinds = {kind for name in tensors if (kind := tensors.kind(name))}
     attend = f"attend_{shape.head_dim}_{shape.num_heads // shape.num_kv_heads}"
     matrices = [f"matrix_{kind}" for kind in sorted(kinds)]
@@ -220,7 +219,7 @@ def _functions(directory: Path, config: Any) -> list[str]:
 
 
 def load_stored(
-    directory: Path,
+    directory: Folder,
     config: Any,
     runtime: Runtime,
     *,
@@ -228,14 +227,15 @@ def load_stored(
 ) -> StoredTarget:
     """Read a folder for which there is a `stored_runtime`. Raises CheckpointError naming a missing
     or surplus tensor."""
-    check_tensors(tensor_infos(directory), *expected_tensors(config), str(directory))
+    folder = ModelFolder.of(directory)
+    check_tensors(tensor_infos(folder), *expected_tensors(config), str(folder.path))
     try:
         return StoredTarget(
             config,
-            StoredTensors(directory, dtype=torch.float32),
+            StoredTensors(folder, dtype=torch.float32),
             runtime,
             tap_layers=tap_layers,
-            stop_token_ids=stop_tokens(directory, config),
+            stop_token_ids=stop_tokens(folder, config),
         )
     except KeyError as error:
         raise CheckpointError(f"the target lacks the tensor {error.args[0]}") from error

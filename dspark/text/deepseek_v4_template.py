@@ -4,11 +4,10 @@ is not run. This covers a chat without reasoning, tools or tasks.
 Established for Flash of 2026-07-31 from descriptions of that code; assumed for the others.
 """
 
-from pathlib import Path
 from typing import Any
 
 from dspark.checkpoints.deepseek_v4_config import MODEL_TYPE
-from dspark.checkpoints.files import read_json
+from dspark.checkpoints.model_folder import ModelFolder
 
 BEGIN, END = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 USER, ASSISTANT, ANSWER = "<｜User｜>", "<｜Assistant｜>", "</think>"
@@ -35,12 +34,11 @@ TEMPLATE = (
 )
 
 
-def with_own_prompt(tokenizer: Any, directory: Path) -> Any:
+def with_own_prompt(tokenizer: Any, folder: ModelFolder) -> Any:
     """The tokenizer, with V4's chat template if it has V4's marks and no template."""
-    config = directory / "config.json"
-    if tokenizer.chat_template is None and config.is_file():
+    if tokenizer.chat_template is None and folder.has("config.json"):
         marks = {BEGIN, END, USER, ASSISTANT, ANSWER}
-        is_v4 = read_json(config).get("model_type") == MODEL_TYPE
+        is_v4 = folder.config.get("model_type") == MODEL_TYPE
         if is_v4 and marks <= tokenizer.get_vocab().keys():
             tokenizer.chat_template = TEMPLATE
     return tokenizer

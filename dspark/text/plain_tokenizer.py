@@ -6,12 +6,11 @@ the two.
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from dspark.checkpoints.files import read_json
+from dspark.checkpoints.model_folder import Folder, ModelFolder
 from dspark.text.template_environment import render
 
 ROLES = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
@@ -113,10 +112,11 @@ class PlainTokenizer:
         return None if token is None else self.backend_tokenizer.token_to_id(token)
 
 
-def plain_tokenizer(directory: Path) -> PlainTokenizer | None:
+def plain_tokenizer(folder: Folder) -> PlainTokenizer | None:
     """Of a folder whose config names a plain tokenizer. Raises whatever tokenizers does for a
     damaged file."""
-    settings = read_json(directory / "tokenizer_config.json")
+    folder = ModelFolder.of(folder)
+    settings, directory = folder.json("tokenizer_config.json"), folder.path
     template = settings.get("chat_template")
     if template is not None and not isinstance(template, str):
         return None

@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from dspark.checkpoints.files import one_line
+from dspark.checkpoints.model_folder import Folder, ModelFolder
 from dspark.errors import CheckpointError, DSparkError, InputError
 from dspark.text.characters import Characters, TokenTexts
 from dspark.text.chat_template import ChatTemplate, Messages
@@ -30,15 +30,16 @@ TOKENIZER_FILES = (
 PROMPT_TAIL = 256  # tokens in which the marks of an open answer are looked for
 
 
-def load_tokenizer(directory: Path) -> Any:
+def load_tokenizer(directory: Folder) -> Any:
     """Loads a tokenizer without ever running code that comes with it. Raises CheckpointError if it
     cannot be read."""
-    with _told(f"the tokenizer in {directory} cannot be read", CheckpointError, NEWER):
-        plain = plain_tokenizer(directory) if is_plain(directory) else None
+    folder = ModelFolder.of(directory)
+    with _told(f"the tokenizer in {folder.path} cannot be read", CheckpointError, NEWER):
+        plain = plain_tokenizer(folder) if is_plain(folder) else None
         if plain is not None:
             return plain
-        tokenizer = tokenizer_class(directory).from_pretrained(directory, trust_remote_code=False)
-        return with_own_prompt(tokenizer, directory)
+        tokenizer = tokenizer_class(folder).from_pretrained(folder.path, trust_remote_code=False)
+        return with_own_prompt(tokenizer, folder)
 
 
 class TextCodec:
@@ -49,11 +50,12 @@ class TextCodec:
         self._chat = ChatTemplate(tokenizer)
 
     @classmethod
-    def from_directory(cls, directory: Path) -> "TextCodec | None":
+    def from_directory(cls, directory: Folder) -> "TextCodec | None":
         """None if the model ships no tokenizer."""
-        if not any((directory / name).exists() for name in TOKENIZER_FILES):
+        folder = ModelFolder.of(directory)
+        if not any((folder.path / name).exists() for name in TOKENIZER_FILES):
             return None
-        return cls(load_tokenizer(directory))
+        return cls(load_tokenizer(folder))
 
     @property
     def has_chat_template(self) -> bool:

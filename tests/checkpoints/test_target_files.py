@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dspark.checkpoints.safetensors_dir import iterate_tensors, weight_files
+from dspark.checkpoints.model_folder import weight_files
+from dspark.checkpoints.safetensors_dir import iterate_tensors
 from dspark.errors import CheckpointError
 from dspark.targets.load import load_target
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dspark.atomic import replacing
-from dspark.checkpoints.safetensors_dir import weight_files
+from dspark.checkpoints.model_folder import weight_files
 from dspark.errors import InputError, StorageError
 from dspark.machine import free_disk, gibibytes
 

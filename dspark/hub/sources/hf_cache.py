@@ -9,7 +9,7 @@ from pathlib import Path
 from dspark.atomic import replacing
 from dspark.checkpoints.detect import is_head
 from dspark.checkpoints.model_folder import read_config
-from dspark.checkpoints.weight_set import INDEX, SINGLE, weight_names
+from dspark.checkpoints.weight_set import INDEX, SINGLE, read_weight_map, weight_names
 from dspark.errors import CheckpointError
 from dspark.hub.catalog.pairs import HubRepo
 from dspark.hub.paths import home
@@ -58,7 +58,7 @@ def cached_folder(repo: HubRepo) -> Path | None:
 
 def _has_weights(folder: Path, prefix: str) -> bool:
     try:
-        names = weight_names(folder, prefix)
+        names = weight_names(folder, prefix, read_weight_map(folder))
     except CheckpointError:
         return False
     if names == [SINGLE] and not (folder / INDEX).is_file():  # a head may name it differently
