@@ -33,6 +33,10 @@ class ModelFolder:
 
     @property
     def config(self) -> dict[str, Any]:
+        if not (self.path / "config.json").exists():
+            raise CheckpointError(
+                f"{self.path} has no config.json", "Give the folder that holds the model's files."
+            )
         return self.json("config.json")
 
     def has(self, name: str) -> bool:
