@@ -5,14 +5,13 @@ from collections.abc import Iterator, Mapping
 from dspark.checkpoints.detect import EAGLE3, ELSEWHERE, GGUF, MTP, NEMOTRON, Packaging
 from dspark.checkpoints.target_architectures import targets_markdown
 from dspark.config import Algorithm
-from dspark.hub.catalog.find import PAIRS
+from dspark.hub.catalog.find import ALIASES, FAMILIES, PAIRS
 from dspark.hub.catalog.pairs import (
     AssetFolder,
     HubRepo,
     Pair,
     WheelMember,
 )
-from dspark.hub.catalog.released import ALIASES, FAMILIES
 from dspark.hub.memory_needed import (
     Footprint,
     Room,

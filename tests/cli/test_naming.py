@@ -20,7 +20,7 @@ SETTINGS = ("--max-tokens", "4", "--device", "cpu")
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch) -> None:
     """An empty store that knows one pair, whose files are not here."""
-    monkeypatch.setattr(find, "PAIRS", {"demo": replace(pairs.DEMO, draft=None)})
+    monkeypatch.setattr(find, "PAIRS", {"demo": replace(find.CATALOG.pairs["demo"], draft=None)})
     monkeypatch.setenv("DSPARK_HOME", str(tmp_path / "store"))
 
 
@@ -83,7 +83,7 @@ def test_an_id_of_the_hub_is_fetched_and_then_here(dspark, server, monkeypatch):
 
 def test_an_id_runs_with_the_head_released_for_it(dspark, server, monkeypatch):
     released = replace(
-        pairs.DEMO,
+        find.CATALOG.pairs["demo"],
         name="released",
         target=HubRepo("owner/model"),
         draft=HubRepo("owner/head"),
@@ -192,7 +192,7 @@ def test_a_pull_says_what_is_here_already(dspark, server):
 
 def far_pair(target_bytes: int | None) -> pairs.Pair:
     return replace(
-        pairs.DEMO,
+        find.CATALOG.pairs["demo"],
         name="far",
         target=HubRepo("owner/model", num_bytes=target_bytes),
         draft=HubRepo("owner/head", num_bytes=1_000_000),

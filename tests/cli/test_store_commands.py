@@ -24,7 +24,7 @@ from tests.hub.hub_server import point_to, serving
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch) -> Path:
     """An empty store that knows one pair, whose head is not shipped."""
-    demo = replace(pairs.DEMO, draft=None)
+    demo = replace(find.CATALOG.pairs["demo"], draft=None)
     monkeypatch.setattr(find, "PAIRS", {"demo": demo})
     monkeypatch.setenv("DSPARK_HOME", str(tmp_path / "store"))
     return tmp_path / "store"
@@ -55,7 +55,7 @@ def put_demo(home, tiny_llama_dir, monkeypatch):
 def shipped_head(tmp_path, tiny_llama_dir, make_tiny_head, monkeypatch) -> Path:
     head = make_tiny_head(tiny_llama_dir)
     monkeypatch.setattr(pairs.resources, "files", lambda package: head.parent)
-    pair = replace(pairs.DEMO, draft=pairs.AssetFolder(head.name))
+    pair = replace(find.CATALOG.pairs["demo"], draft=pairs.AssetFolder(head.name))
     find.PAIRS["demo"] = pair
     return head
 
@@ -120,7 +120,7 @@ def test_list_tells_what_is_on_disk(dspark, home, put_demo) -> None:
     assert (answer()["is_complete"], answer()["stored_bytes"]) == (False, 0)
     assert dspark("list").out.splitlines()[1].split()[:2] == ["demo", "no"]
     (home / "downloads").mkdir(parents=True)
-    part = home / "downloads" / f"{pairs.DEMO.target.filename}.part"
+    part = home / "downloads" / f"{find.CATALOG.pairs['demo'].target.filename}.part"
     part.write_bytes(bytes(2000))
     assert (answer()["is_complete"], answer()["stored_bytes"]) == (False, 2000)
     assert "2.0 kB, unfinished" in dspark("list").out
@@ -289,11 +289,11 @@ def test_a_pair_of_ones_own_is_a_name_like_others(dspark, tiny_llama_dir, make_t
 
 def test_a_dry_run_tells_and_fetches_nothing(dspark, home) -> None:
     plan = json.loads(dspark("pull", "demo", "--dry-run", "--json").out)
-    assert plan["download_bytes"] == pairs.DEMO.target.num_bytes
+    assert plan["download_bytes"] == find.CATALOG.pairs["demo"].target.num_bytes
     assert plan["disk_needed"] > plan["download_bytes"]
     assert (plan["fits_disk"], plan["fits_memory"]) == (True, True)
     text = dspark("pull", "demo", "--dry-run").out
-    assert pairs.DEMO.target.filename in text
+    assert find.CATALOG.pairs["demo"].target.filename in text
     assert ": fits" in text
     assert not home.exists()
     assert "demo has no head to fetch" in dspark("pull", "demo", "--head").err
@@ -302,7 +302,7 @@ def test_a_dry_run_tells_and_fetches_nothing(dspark, home) -> None:
 def test_what_no_memory_here_holds_is_refused(dspark, monkeypatch) -> None:
     from dspark.hub import memory_fit
 
-    huge = replace(pairs.DEMO, name="huge", num_parameters=10**13)
+    huge = replace(find.CATALOG.pairs["demo"], name="huge", num_parameters=10**13)
     monkeypatch.setitem(find.PAIRS, "huge", huge)
     monkeypatch.setattr(memory_fit, "rooms", lambda: [memory_fit.Room("cpu", 10**9, 4)])
     for command in (["pull", "huge"], ["chat", "huge"], ["generate", "Hi", "--pair", "huge"]):

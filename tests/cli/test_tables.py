@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from dspark import hub
-from dspark.hub.catalog import find, pairs
+from dspark.hub.catalog import find
 from dspark_cli.output.tables import Column, table_lines, wrapped
 from tests.bench.test_drafters import batched, opened  # noqa: F401  (fixtures)
 
@@ -51,7 +51,7 @@ def test_doctor_has_one_row_for_each_pair(dspark, monkeypatch):
 
 
 def test_list_begins_with_what_is_here(dspark, monkeypatch, tiny_llama_dir, make_tiny_head):
-    far = replace(pairs.DEMO, name="far", draft=None)
+    far = replace(find.CATALOG.pairs["demo"], name="far", draft=None)
     monkeypatch.setattr(find, "PAIRS", {"far": far})
     head = make_tiny_head(tiny_llama_dir)
     hub.register("mine", str(tiny_llama_dir), str(head))

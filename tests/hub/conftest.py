@@ -240,7 +240,7 @@ def tiny_pair(wheel_bytes: bytes, monkeypatch: pytest.MonkeyPatch) -> pairs.Pair
         member_sha256=hashlib.sha256(member).hexdigest(),
     )
     pair = dataclasses.replace(
-        pairs.DEMO, name="tiny", target=source, draft=None, target_num_bytes=400_000
+        find.CATALOG.pairs["demo"], name="tiny", target=source, draft=None, target_num_bytes=400_000
     )
     monkeypatch.setitem(find.PAIRS, "tiny", pair)
     return pair

