@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -77,10 +78,17 @@ def is_outdated(pair: Pair) -> bool:
     times slower than it does once converted again."""
     if not isinstance(pair.target, WheelMember) or (folder := target_folder(pair)) is None:
         return False
+    file = (folder / "model.safetensors").stat()
+    return _conversion(folder, (file.st_ino, file.st_mtime_ns)) < CONVERSION
+
+
+@cache
+def _conversion(folder: Path, file: tuple[int, int]) -> int:
+    """Asked several times for each command; a folder that is converted again has another file."""
     try:
-        return conversion_of(folder) < CONVERSION
+        return conversion_of(folder)
     except CheckpointError:  # a broken file, which loading will report
-        return False
+        return CONVERSION
 
 
 def draft_folder(pair: Pair) -> Path | None:

@@ -84,7 +84,7 @@ def test_pull_brings_what_an_earlier_version_stored_up_to_date(
     weights = put_demo() / "model.safetensors"
     save_file(load_file(weights), weights, metadata={"format": "pt"})
     plan = json.loads(dspark("pull", "--dry-run", "--json").out)
-    assert plan["download_bytes"] == pairs.DEMO.target.num_bytes
+    assert plan["download_bytes"] == find.CATALOG.pairs["demo"].target.num_bytes
     fetched = []
     monkeypatch.setattr(hub, "fetch", lambda name, **options: fetched.append(name) or [])
     told = dspark("pull").err
