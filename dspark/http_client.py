@@ -15,9 +15,8 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies_environment
 
-import httpx
-
 from dspark.errors import NetworkSetupError
+from dspark.lazy_httpx import httpx
 
 VARIABLE = re.compile(r"(http|https|all|no)_proxy", re.IGNORECASE)
 HOST = re.compile(
@@ -28,7 +27,7 @@ CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 _environment = threading.RLock()
 
 
-def make_client(*urls: str, **options: Any) -> httpx.Client:
+def make_client(*urls: str, **options: Any) -> "httpx.Client":
     """A client for requests to `urls`; `options` decide about redirects.
 
     Raises NetworkSetupError if a proxy that they need, the certificates or a header cannot be
@@ -38,7 +37,7 @@ def make_client(*urls: str, **options: Any) -> httpx.Client:
         return httpx.Client(**options)
 
 
-def make_async_client(*urls: str, **options: Any) -> httpx.AsyncClient:
+def make_async_client(*urls: str, **options: Any) -> "httpx.AsyncClient":
     """As make_client."""
     with usable_environment(*urls):
         return httpx.AsyncClient(**options)

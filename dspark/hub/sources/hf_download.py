@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
 from filelock import FileLock, Timeout
 
 from dspark.atomic import replacing
@@ -36,6 +35,7 @@ from dspark.hub.sources.hf_listing import (
     open_client,
 )
 from dspark.hub.sources.http_download import check_sha256, download, size_of
+from dspark.lazy_httpx import httpx
 
 PART = ".dspark.incomplete"
 LOCK_SECONDS = 0.5
@@ -144,7 +144,7 @@ def _wait_for(lock: FileLock, repo: HubRepo) -> Iterator[FetchProgress]:
 
 
 def _fetch_file(
-    client: httpx.Client, listing: Listing, file: RemoteFile
+    client: "httpx.Client", listing: Listing, file: RemoteFile
 ) -> Iterator[FetchProgress]:
     from huggingface_hub import hf_hub_download
 

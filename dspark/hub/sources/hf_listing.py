@@ -11,8 +11,6 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
-
 from dspark import __version__
 from dspark.checkpoints.detect import SUBFOLDER
 from dspark.checkpoints.weight_set import INDEX, SINGLE
@@ -23,6 +21,7 @@ from dspark.hub.paths import FULL
 from dspark.hub.readable_weights import check_files, check_packing
 from dspark.hub.sources.hf_cache import wanted_shards
 from dspark.hub.sources.http_download import HINT
+from dspark.lazy_httpx import httpx
 
 MAX_JSON_BYTES = 256 << 20
 BLOB_ID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -51,7 +50,7 @@ class Listing:
         return sum(file.num_bytes for file in self.files if file.path.endswith(".safetensors"))
 
 
-def open_client() -> httpx.Client:
+def open_client() -> "httpx.Client":
     """With the user's token and proxies; the hub redirects large files to another host."""
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # lazy there
 
@@ -75,7 +74,7 @@ def open_session() -> None:
         get_session()
 
 
-def list_repo(client: httpx.Client, repo: HubRepo) -> Listing:
+def list_repo(client: "httpx.Client", repo: HubRepo) -> Listing:
     """Reads the repository's list, config and index; no weights."""
     from huggingface_hub import HfApi
 
@@ -135,7 +134,7 @@ def file_url(repo: HubRepo, commit: str, path: str) -> str:
 
 
 def _read_json(
-    client: httpx.Client, repo: HubRepo, commit: str, file: RemoteFile
+    client: "httpx.Client", repo: HubRepo, commit: str, file: RemoteFile
 ) -> dict[str, Any]:
     if file.num_bytes > MAX_JSON_BYTES:
         raise DownloadError(f"{file.path} of {repo.repo_id} has {file.num_bytes:,} bytes")

@@ -6,10 +6,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
-
 from dspark.errors import DownloadError
 from dspark.events import FetchProgress
+from dspark.lazy_httpx import httpx
 
 MAX_IDLE_ATTEMPTS = 4  # consecutive attempts without a byte
 PAUSE_SECONDS = 0.5
@@ -18,7 +17,7 @@ TRANSIENT_CODES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 def download(
-    client: httpx.Client, url: str, part: Path, name: str, num_bytes: int
+    client: "httpx.Client", url: str, part: Path, name: str, num_bytes: int
 ) -> Iterator[FetchProgress]:
     """Complete `part` to `num_bytes`. Dropped connections are resumed as long as bytes arrive."""
     idle_attempts = 0
@@ -41,7 +40,7 @@ def download(
 
 
 def _continue(
-    client: httpx.Client, url: str, part: Path, name: str, num_bytes: int
+    client: "httpx.Client", url: str, part: Path, name: str, num_bytes: int
 ) -> Iterator[FetchProgress]:
     done = size_of(part)
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
@@ -68,7 +67,7 @@ def _continue(
                 yield FetchProgress(name, done, num_bytes)
 
 
-def _range_of(response: httpx.Response) -> tuple[int, int | None]:
+def _range_of(response: "httpx.Response") -> tuple[int, int | None]:
     """First byte and total size of the response; a server that ignores ranges starts at 0."""
     if response.status_code != httpx.codes.PARTIAL_CONTENT:
         length = response.headers.get("content-length", "")
@@ -85,7 +84,7 @@ def describe_http(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _is_final(error: httpx.HTTPError | httpx.InvalidURL) -> bool:
+def _is_final(error: "httpx.HTTPError | httpx.InvalidURL") -> bool:
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code not in TRANSIENT_CODES
     return not isinstance(error, httpx.TransportError | httpx.DecodingError)

