@@ -37,7 +37,7 @@ class Blocks:
 
 
 # (module, rotary table, embedding [V, H], taps [S, T * H], blocks) -> hidden states [A, K, H] of
-# every slot, after the head's final norm, each slot shown the tokens that truly came before it
+# every position, after the head's final norm, each shown the tokens that truly came before it
 TrainingHidden = Callable[[Any, RotaryTable, torch.Tensor, torch.Tensor, Blocks], torch.Tensor]
 
 

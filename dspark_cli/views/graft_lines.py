@@ -68,8 +68,8 @@ def _calibration_lines(event: "Calibrated") -> list[str]:
         f"{before.ece:.1%} -> {after.ece:.1%}"
         for before, after in zip(event.before, event.after, strict=True)
     )
-    ranking = " ".join("-" if slot.auc is None else f"{slot.auc:.2f}" for slot in event.after)
-    noise = max(slot.noise for slot in event.after)
+    ranking = " ".join("-" if each.auc is None else f"{each.auc:.2f}" for each in event.after)
+    noise = max(each.noise for each in event.after)
     return [
         f"confidences calibrated; calibration error by position, before -> after: {errors}",
         f"how well confidences rank drafts (AUC by position, 0.5 is chance): {ranking}, over "

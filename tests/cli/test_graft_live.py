@@ -29,7 +29,7 @@ def _report(step: int, tau: float = 1.5, **changes: Any) -> StepReport:
         "learning_rate": 1e-3,
         "grad_norm": 1.0,
         "tokens": 1000,
-        "slots": 10,
+        "positions": 10,
         "seconds": 2.0,
     }
     return StepReport(**{**figures, **changes})

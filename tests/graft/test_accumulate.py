@@ -53,7 +53,7 @@ def test_what_is_reported_is_of_the_whole_batch(
     config = replace(small_config, loss_vocabulary=8)
     whole = make_trainer(config).step()
     parts = make_trainer(replace(config, accumulate=3)).step()
-    assert (parts.slots, parts.tokens) == (whole.slots, whole.tokens)
+    assert (parts.positions, parts.tokens) == (whole.positions, whole.tokens)
     for name in ("loss", "cross_entropy", "l1", "confidence", "tau", "grad_norm"):
         assert getattr(parts, name) == pytest.approx(getattr(whole, name), rel=1e-5), name
     assert parts.acceptance_by_position == pytest.approx(whole.acceptance_by_position, rel=1e-5)

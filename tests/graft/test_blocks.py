@@ -104,7 +104,7 @@ def test_anchors_and_labels_stay_inside_the_answer() -> None:
         blocks = sample_blocks(ids, 8, 5, 4, torch.Generator().manual_seed(seed))
         seen.update(blocks.anchors.tolist())
         assert blocks.anchors.tolist() == sorted(set(blocks.anchors.tolist()))
-        # slot k of the block at p: previous token x_(p+k), label x_(p+k+1)
+        # position k of the block at p: previous token x_(p+k), label x_(p+k+1)
         assert torch.equal(blocks.labels[:, 0], ids[blocks.anchors + 1])
         assert torch.equal(blocks.previous[:, 0], ids[blocks.anchors])
         assert torch.equal(blocks.supervised, blocks.positions + 1 < 20)

@@ -42,13 +42,13 @@ def synthetic(num_rounds: int, bent_by: tuple[float, ...], seed: int) -> JudgedR
 
 
 @pytest.mark.parametrize("bent_by", [BENT, (1.0, 1.0, 1.0)])
-def test_the_bend_of_each_slot_is_found(bent_by: tuple[float, ...]) -> None:
+def test_the_bend_of_each_position_is_found(bent_by: tuple[float, ...]) -> None:
     fitted = fit_temperatures(synthetic(20_000, bent_by, seed=1))
     assert fitted == pytest.approx(bent_by, rel=0.05)
     fresh = synthetic(20_000, bent_by, seed=2)
-    assert max(slot.ece for slot in reliability(fresh, fitted)) < 0.02
+    assert max(each.ece for each in reliability(fresh, fitted)) < 0.02
     if bent_by == BENT:
-        before = [slot.ece for slot in reliability(fresh, (1.0,) * 3)]
+        before = [each.ece for each in reliability(fresh, (1.0,) * 3)]
         assert before[0] > 0.08 and min(before) > 0.02
 
 
@@ -69,9 +69,9 @@ def test_what_every_logit_is_off_by_is_found(flattery: float) -> None:
     assert shift == pytest.approx(-flattery, abs=0.06)
     temperatures = fit_temperatures(fitted.shifted(shift))
     assert temperatures == pytest.approx(BENT, rel=0.08)
-    assert max(slot.ece for slot in reliability(fresh.shifted(shift), temperatures)) < 0.02
+    assert max(each.ece for each in reliability(fresh.shifted(shift), temperatures)) < 0.02
     bare = reliability(fresh, fit_temperatures(fitted))
-    assert max(slot.ece for slot in bare) > 0.02
+    assert max(each.ece for each in bare) > 0.02
 
 
 @pytest.mark.parametrize("accepted", [0, 3])
@@ -80,9 +80,9 @@ def test_rounds_that_all_end_alike_shift_nothing(accepted: int) -> None:
 
 
 def test_the_error_of_a_true_head_is_the_expected_noise() -> None:
-    slots = [reliability(synthetic(800, (1.0,), seed), (1.0,))[0] for seed in range(40)]
-    mean_error = sum(slot.ece for slot in slots) / len(slots)
-    mean_noise = sum(slot.noise for slot in slots) / len(slots)
+    judged = [reliability(synthetic(800, (1.0,), seed), (1.0,))[0] for seed in range(40)]
+    mean_error = sum(each.ece for each in judged) / len(judged)
+    mean_noise = sum(each.noise for each in judged) / len(judged)
     assert mean_noise == pytest.approx(mean_error, rel=0.1)
 
 
@@ -107,10 +107,10 @@ def test_auc_equals_counting_every_pair() -> None:
 
 def test_the_table_adds_up_to_the_ece() -> None:
     rounds = synthetic(3_000, BENT, seed=6)
-    for slot in reliability(rounds, (1.0,) * 3):
-        assert sum(b.rounds for b in slot.bins) == 3_000
-        gaps = sum(b.rounds * abs(b.survival - b.accepted) for b in slot.bins)
-        assert gaps / 3_000 == pytest.approx(slot.ece)
+    for each in reliability(rounds, (1.0,) * 3):
+        assert sum(b.rounds for b in each.bins) == 3_000
+        gaps = sum(b.rounds * abs(b.survival - b.accepted) for b in each.bins)
+        assert gaps / 3_000 == pytest.approx(each.ece)
 
 
 def test_no_rounds_leave_every_temperature_at_one() -> None:

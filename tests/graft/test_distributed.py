@@ -125,7 +125,7 @@ def test_two_processes_train_the_head_of_one(
     steps = [_steps(folder) for folder in (alone, together)]
     assert [line["step"] for line in steps[1]] == list(range(1, STEPS + 1)), "one writer only"
     for one_line, two_line in zip(*steps, strict=True):
-        for name in ("loss", "l1", "tau", "slots", "grad_norm", "learning_rate"):
+        for name in ("loss", "l1", "tau", "positions", "grad_norm", "learning_rate"):
             assert two_line[name] == pytest.approx(one_line[name], rel=1e-4), name
     assert not [path.name for path in together.rglob("*.tmp")]
 

@@ -28,8 +28,8 @@ def _figures(kind: str, step: int) -> dict[str, Any]:
 
 def _calibration() -> dict[str, Any]:
     bins = [{"rounds": 9, "survival": 0.2, "accepted": 0.1}]
-    slots = [{"ece": 0.1, "noise": 0.01, "auc": None, "bins": bins}] * 2
-    return {"kind": "calibration", "step": 6, "before": slots, "after": slots}
+    positions = [{"ece": 0.1, "noise": 0.01, "auc": None, "bins": bins}] * 2
+    return {"kind": "calibration", "step": 6, "before": positions, "after": positions}
 
 
 def _write(out: Path, lines: list[dict[str, Any]]) -> None:

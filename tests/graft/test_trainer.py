@@ -126,7 +126,7 @@ def test_expected_tau_counts_only_supervised_slots(
 ) -> None:
     short = [replace(answers[0], answer_ids=answers[0].answer_ids[:2])]
     report = make_trainer(small_config).validate(short)
-    assert report.slots == 1
+    assert report.positions == 1
     assert report.tau == pytest.approx(1.0 + report.acceptance_by_position[0])
     assert report.acceptance_by_position[1:] == (0.0, 0.0, 0.0)
 

@@ -104,7 +104,7 @@ class Habit:
 
 
 def one_row_later(blocks: Blocks) -> Blocks:
-    """Slot 0 repeats the anchor; every slot predicts the token at its own place."""
+    """Position 0 repeats the anchor; every position predicts the token at its own place."""
     before = blocks.token_ids[(blocks.positions - 1).clamp(min=0, max=len(blocks.token_ids) - 1)]
     return replace(blocks, labels=blocks.previous, previous=before)
 

@@ -43,8 +43,7 @@ class JudgedRounds:
     @property
     def survived(self) -> torch.Tensor:
         """[N, K]: whether this draft and all before it were accepted."""
-        slots = torch.arange(self.logits.shape[1])
-        return self.accepted[:, None] > slots
+        return self.accepted[:, None] > torch.arange(self.logits.shape[1])
 
     def shifted(self, shift: float) -> "JudgedRounds":
         return JudgedRounds(self.logits + shift, self.accepted)
@@ -96,12 +95,12 @@ class Calibrated:
             "rounds": self.rounds,
             "fitted_rounds": self.fitted_rounds,
             "shift": round(self.shift, 4),
-            "ece_before": [round(slot.ece, 4) for slot in self.before],
-            "ece_after": [round(slot.ece, 4) for slot in self.after],
-            "ece_of_a_perfect_head": [round(slot.noise, 4) for slot in self.after],
-            "ece_greedy": [round(slot.ece, 4) for slot in self.greedy],
-            "auc_before": [slot.auc and round(slot.auc, 4) for slot in self.before],
-            "auc_after": [slot.auc and round(slot.auc, 4) for slot in self.after],
+            "ece_before": [round(each.ece, 4) for each in self.before],
+            "ece_after": [round(each.ece, 4) for each in self.after],
+            "ece_of_a_perfect_head": [round(each.noise, 4) for each in self.after],
+            "ece_greedy": [round(each.ece, 4) for each in self.greedy],
+            "auc_before": [each.auc and round(each.auc, 4) for each in self.before],
+            "auc_after": [each.auc and round(each.auc, 4) for each in self.after],
         }
 
 
@@ -169,13 +168,13 @@ def fit_shift(rounds: JudgedRounds) -> float:
 
     0 if all reached drafts were accepted, or none.
     """
-    slots = torch.arange(rounds.logits.shape[1])
-    is_reached = rounds.accepted[:, None] >= slots
+    positions = torch.arange(rounds.logits.shape[1])
+    is_reached = rounds.accepted[:, None] >= positions
     is_kept = rounds.survived[is_reached].double()
     if not 0.0 < is_kept.mean() < 1.0:
         return 0.0
     shift = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    log_temperatures = torch.zeros(len(slots), dtype=torch.float64, requires_grad=True)
+    log_temperatures = torch.zeros(len(positions), dtype=torch.float64, requires_grad=True)
     numbers = [shift, log_temperatures]
     optimizer = torch.optim.LBFGS(numbers, max_iter=100, line_search_fn="strong_wolfe")
 

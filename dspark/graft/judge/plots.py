@@ -73,20 +73,20 @@ def _acceptance(axes: Axes, lines: Sequence[Line]) -> None:
     records = of_kind(lines, "held_out")
     steps = [line["step"] for line in records]
     rates = zip(*(line["acceptance_by_position"] for line in records), strict=True)
-    for slot, slot_rates in enumerate(rates, start=1):
-        axes.plot(steps, slot_rates, label=f"position {slot}", **HELD_OUT)
+    for position, rates_there in enumerate(rates, start=1):
+        axes.plot(steps, rates_there, label=f"position {position}", **HELD_OUT)
 
 
 def _reliability(axes: Axes, calibration: Line) -> None:
     """Dotted before temperature scaling, solid after; perfect calibration is the grey diagonal."""
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
     for when, style in (("before", ":"), ("after", "-")):
-        for slot, figures in enumerate(calibration[when]):
+        for position, figures in enumerate(calibration[when]):
             bins = figures["bins"]
             promised = [b["survival"] for b in bins]
             survived = [b["accepted"] for b in bins]
-            label = f"position {slot + 1}, ECE {figures['ece']:.1%} {when}"
-            axes.plot(promised, survived, style, color=f"C{slot}", marker=".", label=label)
+            label = f"position {position + 1}, ECE {figures['ece']:.1%} {when}"
+            axes.plot(promised, survived, style, color=f"C{position}", marker=".", label=label)
 
 
 def _save(path: Path, draw: Callable[[Axes], None], across: str, upward: str) -> Path:

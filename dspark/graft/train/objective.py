@@ -70,13 +70,13 @@ class Objective(nn.Module):
     def total_weight(self, batch: Sequence[Sampled]) -> float:
         """Total weight of the supervised positions, by which the loss is divided."""
         counts = torch.stack([each.blocks.supervised.sum(dim=0) for each in batch]).sum(dim=0)
-        slots = torch.arange(len(counts), device=counts.device)
-        return float((counts * self._decay(slots)).sum(dtype=torch.float64))
+        positions = torch.arange(len(counts), device=counts.device)
+        return float((counts * self._decay(positions)).sum(dtype=torch.float64))
 
     def forward(self, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
         """The part's share of the batch's loss, and its sums (rows.row_sums)."""
         rows = join([self._rows(each) for each in part.sequences])
-        weights = self._decay(rows.slots) / part.total_weight
+        weights = self._decay(rows.positions) / part.total_weight
         tokens = None if part.tokens is None else part.tokens.to(rows.labels.device)
         markov = self.head.markov_head
         w2 = None if markov is None else markov.markov_w2.weight
@@ -108,8 +108,8 @@ class Objective(nn.Module):
         losses = torch.stack([loss.detach(), surprise.detach()])
         return loss, row_sums(rows, terms, weights, losses, self.head.config.block_size)
 
-    def _decay(self, slots: torch.Tensor) -> torch.Tensor:
-        return torch.exp(-slots / self.config.position_decay)
+    def _decay(self, positions: torch.Tensor) -> torch.Tensor:
+        return torch.exp(-positions / self.config.position_decay)
 
     def _rows(self, sampled: Sampled) -> Rows:
         """Applies to the head alone: the target's taps do not depend on it."""

@@ -20,7 +20,7 @@ class Rows:
     target_hidden: torch.Tensor  # [P, H]
     target_rows: torch.Tensor  # [R]
     labels: torch.Tensor  # [R]
-    slots: torch.Tensor  # [R], k of each row
+    positions: torch.Tensor  # [R], of each row in its block
     blocks: torch.Tensor  # [R], index of the row's block in the batch
     num_blocks: int
 
@@ -44,7 +44,7 @@ def supervised_rows(
         target_hidden=target_hidden[targets],
         target_rows=target_rows,
         labels=blocks.labels.flatten()[rows],
-        slots=rows % blocks.block_size,
+        positions=rows % blocks.block_size,
         blocks=rows // blocks.block_size,
         num_blocks=len(blocks.anchors),
     )
@@ -66,7 +66,7 @@ def join(parts: Sequence[Rows]) -> Rows:
         target_hidden=torch.cat([part.target_hidden for part in parts]),
         target_rows=torch.cat(target_rows),
         labels=torch.cat([part.labels for part in parts]),
-        slots=torch.cat([part.slots for part in parts]),
+        positions=torch.cat([part.positions for part in parts]),
         blocks=torch.cat(block_ids),
         num_blocks=blocks,
     )
@@ -86,7 +86,7 @@ def row_sums(
     accepted, and by position the accepted share and the rows.
     """
     rates = terms.accept_rate.new_zeros(rows.num_blocks, block_size)
-    rates[rows.blocks, rows.slots] = terms.accept_rate
+    rates[rows.blocks, rows.positions] = terms.accept_rate
     by_row = (terms.cross_entropy, 2.0 * (1.0 - terms.accept_rate), terms.distillation)
     return torch.cat(
         [
@@ -95,25 +95,25 @@ def row_sums(
             losses.new_tensor([rows.num_blocks]).double(),
             rates.cumprod(dim=1).sum(dtype=torch.float64).unsqueeze(0),
             rates.sum(dim=0, dtype=torch.float64),
-            torch.bincount(rows.slots, minlength=block_size).double(),
+            torch.bincount(rows.positions, minlength=block_size).double(),
         ]
     )
 
 
 def figures(sums: torch.Tensor) -> dict[str, Any]:
     """tau: the target's own token plus the expected number of accepted drafts."""
-    loss, confidence, cross_entropy, l1, distillation, num_blocks, num_accepted, *by_slot = (
+    loss, confidence, cross_entropy, l1, distillation, num_blocks, num_accepted, *by_position = (
         sums.tolist()
     )
-    half = len(by_slot) // 2
-    rates, counts = by_slot[:half], by_slot[half:]
+    half = len(by_position) // 2
+    rates, counts = by_position[:half], by_position[half:]
     return {
         "loss": loss,
         "cross_entropy": cross_entropy,
         "l1": l1,
         "distillation": distillation,
         "confidence": confidence,
-        "slots": int(sum(counts)),
+        "positions": int(sum(counts)),
         "tau": 1.0 + num_accepted / num_blocks,
         "acceptance_by_position": tuple(
             rate / max(count, 1.0) for rate, count in zip(rates, counts, strict=True)

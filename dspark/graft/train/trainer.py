@@ -45,7 +45,7 @@ class StepReport:
     learning_rate: float
     grad_norm: float
     tokens: int
-    slots: int
+    positions: int  # supervised ones
     seconds: float
     distillation: float = 0.0
 
