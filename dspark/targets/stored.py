@@ -1,7 +1,7 @@
 """The dense forward on the CPU's kernels: weights in the codes of a GGUF, a pass is one call.
 
-Rows are rounded to 8 bits in groups of 32 before they meet a weight. Codes add as whole numbers, so
-a row is bit-identical whatever else is in the batch.
+Rows are rounded to 16 bits in groups of 32 before they meet a weight. Codes add as whole numbers,
+so a row is bit-identical whatever else is in the batch.
 """
 
 from collections.abc import Iterator, Sequence

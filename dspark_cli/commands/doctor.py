@@ -137,7 +137,7 @@ def _gguf_text() -> str:
     if backend.variant is None:
         return f"unpacked to float32, in plain torch ({backend.reason})"
     return (
-        f"as stored, times rows rounded to 8 bits, by {backend.variant.name} kernels "
+        f"as stored, times rows rounded to 16 bits, by {backend.variant.name} kernels "
         f"({backend.reason}); --dtype float32 unpacks them"
     )
 

@@ -24,7 +24,7 @@ from tests.engine.pairs import decode, request
 from tests.targets.test_gguf import TOKENS, write
 
 pytestmark = pytest.mark.skipif(not variants(), reason="no kernels for this processor")
-CLOSE = 0.05  # of the hidden states' size: what 8 bits of rows and weights may add up to
+CLOSE = 0.05  # of the hidden states' size: what weights of 8 bits may add up to
 
 
 @pytest.fixture(autouse=True)

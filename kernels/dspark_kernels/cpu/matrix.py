@@ -1,7 +1,7 @@
 """Stored weights times rounded rows.
 
-Sums of products of codes are whole numbers, exact in any order. Then, group after group and for
-each part of a group: out = fma(scale of the row · sum, factor, out), and with leasts
+Sums of products of codes are whole numbers, exact in any order, and rounded once. Then, group after
+group and for each part of a group: out = fma(scale of the row · sum, factor, out), and with leasts
 out = fma(row's scale · sum of its codes, least, out). It begins with the bias, or zero.
 """
 
@@ -55,12 +55,12 @@ def multiply_reference(
     parts = weight.parts(outputs)
     factors, leasts = group_factors(form, parts)
     size, scales = GROUP // form.parts, rows.scales()
-    codes = (parts.codes.float() - form.offset).unflatten(1, (-1, size))  # [N, G parts, size]
-    x = rows.codes().float().unflatten(1, (-1, size))
+    codes = (parts.codes.double() - form.offset).unflatten(1, (-1, size))  # [N, G parts, size]
+    x = rows.codes().double().unflatten(1, (-1, size))
     out = torch.zeros(rows.num_rows, 1) if bias is None else bias.expand(rows.num_rows, -1)
     for index in range(codes.shape[1]):
         group = index // form.parts
-        sums = x[:, index] @ codes[:, index].t()  # whole numbers below 2**24
+        sums = (x[:, index] @ codes[:, index].t()).float()
         out = fma(sums * scales[:, group, None], factors[:, index], out)
         if leasts is not None and index % form.parts == form.parts - 1:
             out = fma(rows.scaled_sums()[:, group, None], leasts[:, group], out)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from dspark_kernels.cpu.dot_text import Dot, Sums, make_dot
 from dspark_kernels.cpu.formats import FORMATS, Format
 from dspark_kernels.cpu.llvm_text import Carried, Loop, Text, constant, vector
-from dspark_kernels.cpu.rounded import GROUP_BYTES, TILE_ROWS
+from dspark_kernels.cpu.rounded import BYTE, FIELDS_AT, GROUP, GROUP_BYTES, TILE_ROWS
 from dspark_kernels.cpu.stored_weight import LANES, PLANES
 
 # rows of a pass, and native vectors of its lanes, by how wide a vector is
@@ -171,7 +171,7 @@ class _Tile:
             for lane in this.lanes:
                 factor = self._factor(group, lane, part)
                 for row in this.rows:
-                    whole = self._dot.total(text, sums[row, lane])
+                    whole = self._whole(*sums[row, lane])
                     real = text.set(f"sitofp {self._words} {whole} to {self._floats}")
                     real = text.set(f"fmul {self._floats} {real}, {scales[row]}")
                     outs[row, lane] = text.fma(self._dot.lanes, real, factor, outs[row, lane])
@@ -189,20 +189,30 @@ class _Tile:
                 ahead = self._text.at(base, PREFETCH + line)
                 self._text.do(f"call void @llvm.prefetch.p0(ptr {ahead}, i32 0, i32 2, i32 1)")
 
-    def _sums(self, x: str, group: str, this: Pass, quads: range) -> dict[tuple[Row, int], Sums]:
+    def _sums(
+        self, x: str, group: str, this: Pass, quads: range
+    ) -> dict[tuple[Row, int], tuple[Sums, Sums]]:
+        """Of the first bytes of the codes, and of the second ones."""
         text, offset = self._text, self._form.offset
-        sums = {(row, lane): Sums() for row in this.rows for lane in this.lanes}
+        sums = {(row, lane): (Sums(), Sums()) for row in this.rows for lane in this.lanes}
         if offset and not self._dot.is_signed:
-            for (row, _), each in sums.items():
-                each.whole.append(self._offset_sum(x, row, quads, offset))
+            for (row, _), (_, second) in sums.items():
+                second.whole.append(self._offset_sum(x, row, quads, offset))
         for quad in quads:
             weights = {lane: self._weights(group, lane, quad) for lane in this.lanes}
             for row in this.rows:
-                word = text.load("i32", text.at(x, self._place(4 * quad, row)))
-                codes = text.splat("i32", self._dot.lanes, word)
-                for lane in this.lanes:
-                    self._dot.add(text, sums[row, lane], weights[lane], codes)
+                for byte in range(2):
+                    place = self._place(GROUP * byte + 4 * quad, row)
+                    codes = text.splat("i32", self._dot.lanes, text.load("i32", text.at(x, place)))
+                    for lane in this.lanes:
+                        self._dot.add(text, sums[row, lane][byte], weights[lane], codes)
         return sums
+
+    def _whole(self, first: Sums, second: Sums) -> str:
+        text, words, lanes = self._text, self._words, self._dot.lanes
+        total = self._dot.total(text, first)
+        total = text.set(f"shl {words} {total}, {constant('i32', lanes, BYTE)}")
+        return text.set(f"add {words} {total}, {self._dot.total(text, second)}")
 
     def _offset_sum(self, x: str, row: Row, quads: range, offset: int) -> str:
         """-offset times the sum of the row's codes in these quads."""
@@ -263,7 +273,7 @@ class _Tile:
         return self._text.set(f"add i64 {start}, {inside}")
 
     def _row_number(self, x: str, row: Row, index: int, kind: str) -> str:
-        number = self._text.load(kind, self._text.at(x, self._place(32 + 4 * index, row)))
+        number = self._text.load(kind, self._text.at(x, self._place(FIELDS_AT + 4 * index, row)))
         return self._text.splat(kind, self._dot.lanes, number)
 
     def _factor(self, group: str, lane: int, part: int) -> str:

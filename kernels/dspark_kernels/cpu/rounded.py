@@ -1,7 +1,9 @@
-"""Rows rounded to 8 bits in groups of 32, in the order in which the matrices read them.
+"""Rows rounded to 16 bits in groups of 32, in the order in which the matrices read them.
 
-scale = largest magnitude / 127; code = x · (127 / largest), to nearest even. A group whose largest
-is below 2**-100 is zero; one with a NaN or an infinity becomes NaN.
+A code is 256 · first + second, two signed bytes, so that matrices multiply bytes alone. The first
+is x · (127 / largest magnitude) to nearest even, the second what that leaves over in 256ths, at
+most 127, to nearest even; scale = largest / 127 / 256. A group whose largest is below 2**-100 is
+zero; one with a NaN or an infinity becomes NaN.
 """
 
 from dataclasses import dataclass
@@ -12,26 +14,29 @@ from dspark_kernels.cpu.runtime import Op, current
 
 GROUP = 32
 TILE_ROWS = 8  # rows multiplied together; the last tile holds the rest
-GROUP_BYTES = 48  # of one row: 32 codes and the four fields of RoundedRows
+BYTE = 8
+LARGEST = 127.0  # of either byte
+FIELDS_AT = 2 * GROUP  # bytes of one row: 32 codes, then the four fields of RoundedRows
+GROUP_BYTES = FIELDS_AT + 16
 SMALLEST = 2.0**-100
 
 
 @dataclass(frozen=True, slots=True)
 class RoundedRows:
     """`data` uint8: tiles of up to 8 rows, each [K / 32] records of
-    int8 [8, rows, 4], float32 [rows] scales, int32 [rows] -8 · sum of the codes, float32 [rows]
-    scale · sum, int32 [rows] -8 · sum of the first 16."""
+    int8 [2, 8, rows, 4] first bytes, then second ones, float32 [rows] scales, int32 [rows] -8 · sum
+    of the codes, float32 [rows] scale · sum, int32 [rows] -8 · sum of the first 16 codes."""
 
     data: torch.Tensor
     num_rows: int
     width: int
 
     def codes(self) -> torch.Tensor:
-        """int8 [N, K]."""
-        parts = [t[:, : 32 * n].reshape(-1, 8, n, 4) for n, t in self._tiles()]
-        return torch.cat([p.permute(2, 0, 1, 3).reshape(p.shape[2], -1) for p in parts]).view(
-            torch.int8
-        )
+        """int32 [N, K]."""
+        parts = [t[:, : FIELDS_AT * n].reshape(-1, 2, 8, n, 4) for n, t in self._tiles()]
+        by_row = [p.permute(1, 3, 0, 2, 4).reshape(2, p.shape[3], -1) for p in parts]
+        first, second = torch.cat(by_row, dim=1).view(torch.int8).int()
+        return (first << BYTE) + second
 
     def scales(self) -> torch.Tensor:
         """float32 [N, K / 32]."""
@@ -54,7 +59,7 @@ class RoundedRows:
     def _field(self, index: int) -> torch.Tensor:
         fields = []
         for n, tile in self._tiles():
-            start = GROUP * n + 4 * n * index
+            start = FIELDS_AT * n + 4 * n * index
             fields.append(tile[:, start : start + 4 * n].contiguous().view(torch.int32).t())
         return torch.cat(fields).contiguous()
 
@@ -93,21 +98,24 @@ def round_rows_reference(x: torch.Tensor) -> RoundedRows:
     bits = (grouped.contiguous().view(torch.int32) & 0x7FFFFFFF).amax(-1, keepdim=True)
     largest = bits.view(torch.float32)
     is_small = largest < SMALLEST
-    scales = torch.where(is_small, 0.0, largest / 127.0) + (largest - largest)
+    scales = torch.where(is_small, 0.0, largest / LARGEST) + (largest - largest)
     # a number over a tensor would be a reciprocal and a product, which is rounded twice
-    inverse = torch.where(is_small, 0.0, torch.full_like(largest, 127.0) / largest)
-    codes = (grouped * inverse).round().nan_to_num(0.0).to(torch.int8)
+    scaled = grouped * torch.where(is_small, 0.0, torch.full_like(largest, LARGEST) / largest)
+    first = scaled.round()
+    second = ((scaled - first) * 2.0**BYTE).clamp(-LARGEST, LARGEST).round()
+    both = torch.stack([first, second], dim=2).nan_to_num(0.0).to(torch.int8)  # [N, G, 2, 32]
+    codes = (both[:, :, 0].int() << BYTE) + both[:, :, 1]
     sums = codes.sum(-1, dtype=torch.int32)
-    first = codes[..., : GROUP // 2].sum(-1, dtype=torch.int32)
-    scales = scales.squeeze(-1)
-    scaled = (scales * sums.float()).view(torch.int32)
-    fields = (scales.view(torch.int32), -8 * sums, scaled, -8 * first)
+    half_sums = codes[..., : GROUP // 2].sum(-1, dtype=torch.int32)
+    scales = scales.squeeze(-1) * 2.0**-BYTE
+    scaled_sums = (scales * sums.float()).view(torch.int32)
+    fields = (scales.view(torch.int32), -8 * sums, scaled_sums, -8 * half_sums)
     for index, (n, tile) in enumerate(out._tiles()):
         rows = slice(index * TILE_ROWS, index * TILE_ROWS + n)
-        quads = codes[rows].unflatten(2, (8, 4)).permute(1, 2, 0, 3)  # [G, 8, n, 4]
-        tile[:, : GROUP * n] = quads.reshape(-1, GROUP * n).view(torch.uint8)
+        quads = both[rows].unflatten(3, (8, 4)).permute(1, 2, 3, 0, 4)  # [G, 2, 8, n, 4]
+        tile[:, : FIELDS_AT * n] = quads.reshape(-1, FIELDS_AT * n).view(torch.uint8)
         for field, words in enumerate(fields):
-            start = GROUP * n + 4 * n * field
+            start = FIELDS_AT * n + 4 * n * field
             by_group = words[rows].t().flatten().view(torch.uint8)
             tile[:, start : start + 4 * n] = by_group.view(-1, 4 * n)
     return out

@@ -1,8 +1,16 @@
 """Rounding of rows in LLVM's text; `round_row` serves every operation that ends with it."""
 
-from dspark_kernels.cpu.float_text import FLOATS, LANES, MAGIC, MAGIC_BITS, WORDS, numbers
+from dspark_kernels.cpu.float_text import (
+    FLOATS,
+    LANES,
+    MAGIC,
+    MAGIC_BITS,
+    WORDS,
+    number,
+    numbers,
+)
 from dspark_kernels.cpu.llvm_text import Loop, Text, constant
-from dspark_kernels.cpu.rounded import GROUP_BYTES
+from dspark_kernels.cpu.rounded import BYTE, FIELDS_AT, GROUP_BYTES, LARGEST
 
 TINIEST = 27 << 23  # bits of 2**-100
 
@@ -75,26 +83,52 @@ def round_group(text: Text, halves: list[str], target: str, quad: str) -> None:
     )
     nothing = text.set(f"fsub float {largest}, {largest}")  # or NaN
     scale = text.set(f"fadd float {scale}, {nothing}")
+    scale = text.set(f"fmul float {scale}, {number(2.0**-BYTE)}")
     codes = [_codes(text, half, text.splat("float", LANES, inverse)) for half in halves]
-    sums = [text.set(f"call i32 @llvm.vector.reduce.add.v16i32({WORDS} {each})") for each in codes]
+    for half, both in enumerate(codes):
+        for byte, each in enumerate(both):
+            _store_bytes(text, each, target, quad, 8 * byte + 4 * half)
+    sums = [_total(text, *both) for both in codes]
     total = text.set(f"add i32 {sums[0]}, {sums[1]}")
-    for half, each in enumerate(codes):
-        short = text.set(f"trunc {WORDS} {each} to <16 x i8>")
-        words = text.set(f"bitcast <16 x i8> {short} to <4 x i32>")
-        for index in range(4):
-            word = text.set(f"extractelement <4 x i32> {words}, i64 {index}")
-            place = text.set(f"mul i64 {quad}, {4 * half + index}")
-            text.store("i32", word, text.at(target, place))
     scaled = text.set(f"fmul float {scale}, {text.set(f'sitofp i32 {total} to float')}")
     sums = [text.set(f"mul i32 {each}, -8") for each in (total, sums[0])]
     fields = (("float", scale), ("i32", sums[0]), ("float", scaled), ("i32", sums[1]))
     for index, (kind, value) in enumerate(fields):
-        text.store(kind, value, text.at(target, text.set(f"mul i64 {quad}, {8 + index}")))
+        place = text.set(f"mul i64 {quad}, {FIELDS_AT // 4 + index}")
+        text.store(kind, value, text.at(target, place))
 
 
-def _codes(text: Text, half: str, inverse: str) -> str:
-    """<16 x i32>: rounded to nearest even."""
+def _store_bytes(text: Text, words: str, target: str, quad: str, first: int) -> None:
+    """16 codes as four quads, `first` quads behind the record's start."""
+    short = text.set(f"trunc {WORDS} {words} to <16 x i8>")
+    quads = text.set(f"bitcast <16 x i8> {short} to <4 x i32>")
+    for index in range(4):
+        word = text.set(f"extractelement <4 x i32> {quads}, i64 {index}")
+        text.store("i32", word, text.at(target, text.set(f"mul i64 {quad}, {first + index}")))
+
+
+def _total(text: Text, first: str, second: str) -> str:
+    """Of 16 codes, given as their bytes."""
+    moved = text.set(f"shl {WORDS} {first}, {constant('i32', LANES, BYTE)}")
+    codes = text.set(f"add {WORDS} {moved}, {second}")
+    return text.set(f"call i32 @llvm.vector.reduce.add.v16i32({WORDS} {codes})")
+
+
+def _codes(text: Text, half: str, inverse: str) -> tuple[str, str]:
+    """<16 x i32> each: rounded to nearest even, and what that leaves over in 256ths."""
     scaled = text.set(f"fmul {FLOATS} {half}, {inverse}")
-    moved = text.set(f"fadd {FLOATS} {scaled}, {numbers(MAGIC)}")
+    first, rounded = _nearest(text, scaled)
+    left = text.set(f"fsub {FLOATS} {scaled}, {rounded}")
+    left = text.set(f"fmul {FLOATS} {left}, {numbers(2.0**BYTE)}")
+    for order, end in (("ogt", LARGEST), ("olt", -LARGEST)):
+        beyond = text.set(f"fcmp {order} {FLOATS} {left}, {numbers(end)}")
+        left = text.set(f"select <16 x i1> {beyond}, {FLOATS} {numbers(end)}, {FLOATS} {left}")
+    return first, _nearest(text, left)[0]
+
+
+def _nearest(text: Text, x: str) -> tuple[str, str]:
+    """The nearest whole numbers, even ones of two, as integers and as floats."""
+    moved = text.set(f"fadd {FLOATS} {x}, {numbers(MAGIC)}")
     bits = text.set(f"bitcast {FLOATS} {moved} to {WORDS}")
-    return text.set(f"sub {WORDS} {bits}, {constant('i32', LANES, MAGIC_BITS)}")
+    whole = text.set(f"sub {WORDS} {bits}, {constant('i32', LANES, MAGIC_BITS)}")
+    return whole, text.set(f"fsub {FLOATS} {moved}, {numbers(MAGIC)}")

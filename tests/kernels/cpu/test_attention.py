@@ -79,7 +79,7 @@ def test_attention_is_a_softmax_over_what_is_visible(sizes):
         weights = (keys @ query[row].double().unsqueeze(-1)).softmax(1)
         exact = (weights * values).sum(1).flatten()
         error = (rounded.values()[row].double() - exact).abs().unflatten(0, (-1, 32)).amax(-1)
-        assert (error <= rounded.scales()[row].double() * 0.51).all()
+        assert (error <= rounded.scales()[row].double() * 1.1).all()
 
 
 @pytest.mark.parametrize("sizes", SHAPES)

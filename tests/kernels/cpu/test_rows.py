@@ -43,7 +43,7 @@ def test_swiglu_is_a_swiglu():
     gate, up = gate_up.double().chunk(2, dim=-1)
     rounded = swiglu_round_reference(gate_up)
     error = (rounded.values().double() - F.silu(gate) * up).abs().unflatten(1, (-1, 32)).amax(-1)
-    assert (error <= rounded.scales().double() * 0.501).all()
+    assert (error <= rounded.scales().double() * 1.01).all()  # a second byte of 128 becomes 127
 
 
 @pytest.mark.parametrize("num_rows", [1, 3, 8, 21])
