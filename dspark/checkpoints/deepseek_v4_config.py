@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from dspark.checkpoints.config_values import LARGEST_SIZE, positive
 from dspark.checkpoints.dspark_config import LARGEST_BLOCK
-from dspark.checkpoints.head_config import LARGEST_SIZE, MarkovType, positive
+from dspark.checkpoints.head_config import MarkovType
 from dspark.config import Algorithm
 from dspark.errors import CheckpointError, PairMismatchError
 

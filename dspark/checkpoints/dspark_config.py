@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from dspark.checkpoints.config_values import architecture_of
 from dspark.checkpoints.head_config import (
     Family,
     HeadConfig,
     MarkovType,
-    architecture_of,
     common_keys,
     layer_tensors,
 )

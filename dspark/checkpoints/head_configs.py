@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dspark.checkpoints.config_values import architecture_of
 from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.eagle3_config import Eagle3Config
-from dspark.checkpoints.head_config import HeadConfig, architecture_of
+from dspark.checkpoints.head_config import HeadConfig
 from dspark.config import Algorithm
 
 HEAD_CONFIGS: tuple[type[HeadConfig], ...] = (DSparkConfig, Eagle3Config)

@@ -13,7 +13,8 @@ import torch
 
 from dspark.checkpoints.detect import Packaging
 from dspark.checkpoints.dspark_config import DSparkConfig
-from dspark.checkpoints.head_config import HeadConfig, refuse_sliding
+from dspark.checkpoints.head_config import HeadConfig
+from dspark.checkpoints.qwen3_head_layers import refuse_sliding
 from dspark.checkpoints.safetensors_dir import TensorInfo
 from dspark.errors import CheckpointError
 

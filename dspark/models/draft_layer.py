@@ -6,7 +6,8 @@ Parameter names are those of DeepSpec's layout.
 import torch
 from torch import nn
 
-from dspark.checkpoints.head_config import HeadConfig, Yarn
+from dspark.checkpoints.head_config import HeadConfig
+from dspark.checkpoints.yarn import Yarn
 from dspark_kernels import RotaryTable, apply_rope, rms_norm
 from dspark_kernels.rope_frequencies import rope_frequencies
 

@@ -1,0 +1,22 @@
+"""Values of a config.json, checked as they are read."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+LARGEST_SIZE = 2**31  # of any dimension; a larger one means a damaged file
+
+
+def architecture_of(raw: Mapping[str, Any]) -> str:
+    return str((raw.get("architectures") or ["?"])[0])
+
+
+def positive(raw: Mapping[str, Any], key: str) -> float:
+    value = float(raw[key])
+    if not (math.isfinite(value) and value > 0.0):
+        raise ValueError(f"{key} {raw[key]!r} is not positive")
+    return value
+
+
+def positive_or_none(raw: Mapping[str, Any], key: str) -> float | None:
+    return None if raw.get(key) is None else positive(raw, key)
