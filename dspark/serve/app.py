@@ -14,10 +14,19 @@ from dspark.config import ServeConfig
 from dspark.engine.session import Session
 from dspark.errors import DSparkError
 from dspark.serve.guard import Guard
-from dspark.serve.openai.errors import answer_error, answer_http_error, answer_invalid_body
+from dspark.serve.openai.errors import (
+    answer_error,
+    answer_http_error,
+    answer_invalid_body,
+    described,
+)
 from dspark.serve.openai.routes import openai_routes
 from dspark.serve.round_stream import server_sent
 from dspark.serve.serving import Serving
+
+
+class EventStream(StreamingResponse):
+    media_type = "text/event-stream"
 
 
 def make_app(session: Session, config: ServeConfig = ServeConfig()) -> FastAPI:
@@ -42,20 +51,20 @@ def make_app(session: Session, config: ServeConfig = ServeConfig()) -> FastAPI:
 
 
 def _add_own_routes(app: FastAPI, serving: Serving) -> None:
-    @app.get("/health")
+    @app.get("/health", response_class=PlainTextResponse)
     async def health() -> Response:
         is_well = serving.decoding.is_alive
         return PlainTextResponse("ok" if is_well else "not decoding", 200 if is_well else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse, responses=described(401))
     async def metrics() -> Response:
         text = serving.metrics.text(serving.decoding.num_requests)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/v1/dspark/rounds")
-    async def rounds() -> Response:
+    @app.get("/v1/dspark/rounds", response_class=EventStream, responses=described(401))
+    async def rounds() -> StreamingResponse:
         """Every round of every request as server-sent events; see docs/rounds.md."""
-        return StreamingResponse(_rounds(serving), media_type="text/event-stream")
+        return EventStream(_rounds(serving))
 
 
 async def _rounds(serving: Serving) -> AsyncIterator[str]:

@@ -1,16 +1,47 @@
 """Errors in OpenAI's form."""
 
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from dspark.errors import DSparkError, InputError, MemoryFullError, ServerError, UnknownNameError
 from dspark.serve.openai.requests import UnsupportedParameterError
 
 BAD_REQUEST, NOT_FOUND, BUSY, FAILED = 400, 404, 503, 500
+OTHER_TYPE = 415
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """Every refusal has this form."""
+
+    error: ErrorDetail
+
+
+def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Refusals of an endpoint, for its OpenAPI description."""
+    return {
+        status: {"model": ErrorBody, "description": HTTPStatus(status).phrase}
+        for status in statuses
+    }
+
+
+def require_json(http: Request) -> None:
+    """A browser posts any other type to any address, unasked."""
+    kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise HTTPException(OTHER_TYPE, "the content type must be application/json")
 
 
 def status_of(error: Exception) -> int:

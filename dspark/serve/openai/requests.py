@@ -70,7 +70,10 @@ class DSparkOptions(BaseModel):
 class DecodingBody(BaseModel):
     """What chats and completions have in common."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    # others are told by name in `_refuse_unheeded`, so the description allows none
+    model_config = ConfigDict(
+        strict=True, extra="allow", json_schema_extra={"additionalProperties": False}
+    )
 
     model: str
     stream: bool | None = None
@@ -80,7 +83,7 @@ class DecodingBody(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = Field(None, description="-1 and 0 keep all.")
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+    seed: int | None = None  # modulo 2 ** 64
     stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     dspark: DSparkOptions | None = None

@@ -1,12 +1,13 @@
 """OpenAI's endpoints."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 from starlette.requests import Request as HttpRequest
 
 from dspark.engine.request import Request
 from dspark.round_records import VERSION
 from dspark.serve.openai.answering import respond
+from dspark.serve.openai.errors import described, require_json
 from dspark.serve.openai.requests import ChatBody, CompletionBody
 from dspark.serve.openai.shapes import ChatShape, CompletionShape, Json
 from dspark.serve.serving import Serving
@@ -15,8 +16,12 @@ COMPLETION_TOKENS = 16  # OpenAI's default for a completion
 
 
 def openai_routes(serving: Serving) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["OpenAI"])
+    router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=described(401, 404))
     session = serving.session
+    posted: Json = {
+        "dependencies": [Depends(require_json)],
+        "responses": described(400, 413, 415, 429, 500, 503),
+    }
 
     @router.get("/models")
     async def models() -> Json:
@@ -27,7 +32,7 @@ def openai_routes(serving: Serving) -> APIRouter:
         serving.check_model(model)
         return model_object(serving)
 
-    @router.post("/chat/completions", response_model=None)
+    @router.post("/chat/completions", response_model=None, **posted)
     async def chat_completions(http: HttpRequest, body: ChatBody) -> Response:
         serving.check_model(body.model)
         messages = [message.plain() for message in body.messages]
@@ -43,7 +48,7 @@ def openai_routes(serving: Serving) -> APIRouter:
         ]
         return await respond(serving, http, body, requests, ChatShape(serving.name))
 
-    @router.post("/completions", response_model=None)
+    @router.post("/completions", response_model=None, **posted)
     async def completions(http: HttpRequest, body: CompletionBody) -> Response:
         serving.check_model(body.model)
         prompts = await serving.beside(lambda: [_ids(serving, each) for each in body.prompts()])
