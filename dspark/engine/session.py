@@ -6,7 +6,7 @@ import platform
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 import torch
 
@@ -95,9 +95,11 @@ class Session:
         """Text through the chat template, if there is one and not `is_raw`; or chat messages."""
         return encode_prompt(self._codec(), prompt, is_raw=is_raw)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Prompt ids of a conversation, up to the assistant's turn."""
-        return self._codec().encode_chat(messages)
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[int]:
+        """Prompt ids of a conversation, up to the assistant's turn; `tools` as JSON schemas."""
+        return self._codec().encode_chat(messages, tools)
 
     def encode(self, text: str) -> list[int]:
         return self._codec().encode(text)

@@ -6,7 +6,8 @@ from typing import Any
 from dspark.checkpoints.files import one_line
 from dspark.errors import InputError
 
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
+Tools = Sequence[Mapping[str, Any]]
 PLACE = "dspark-answer"  # placeholder for a message when only the template's output matters
 RAW = "dspark generate --raw sends the text as it is, without the template."
 
@@ -20,16 +21,16 @@ class ChatTemplate:
         named = stated if isinstance(stated, dict) else {"default": stated}
         self.source: str = named.get("default") or next(iter(named.values()), None) or ""
 
-    def write(self, messages: Messages) -> str:
-        """The conversation up to the assistant's turn. A model without a system role gets the
-        instructions at the beginning of the first prompt.
+    def write(self, messages: Messages, tools: Tools = ()) -> str:
+        """The conversation up to the assistant's turn; `tools` are JSON schemas of functions. A
+        model without a system role gets the instructions at the beginning of the first prompt.
 
         Raises InputError if there is no template, or it fails or refuses the conversation.
         """
         if not self.source:
             raise InputError("this model has no chat template", RAW)
         try:
-            return self._write(messages)
+            return self._write(messages, tools)
         except Exception as error:  # a template is a program: it may refuse, and fail in any way
             raise InputError(
                 f"the chat template does not accept this conversation ({one_line(error)})", RAW
@@ -43,23 +44,24 @@ class ChatTemplate:
         except Exception:  # it does not accept such a chat
             return ""
 
-    def _write(self, messages: Messages) -> str:
+    def _write(self, messages: Messages, tools: Tools) -> str:
         folded = _without_system(messages)
         if folded is None:
-            return self._render(messages)
+            return self._render(messages, tools)
         try:
-            text = self._render(messages)
+            text = self._render(messages, tools)
         except Exception as error:
             try:
-                return self._render(folded)
+                return self._render(folded, tools)
             except Exception:  # so the system role was not the reason
                 raise error from None
-        return text if messages[0]["content"].strip() in text else self._render(folded)
+        return text if messages[0]["content"].strip() in text else self._render(folded, tools)
 
-    def _render(self, messages: Messages, *, is_asked: bool = True) -> str:
+    def _render(self, messages: Messages, tools: Tools = (), *, is_asked: bool = True) -> str:
         text: str = self._tokenizer.apply_chat_template(
             [dict(message) for message in messages],
             chat_template=self.source,
+            tools=[dict(tool) for tool in tools] or None,
             tokenize=False,
             add_generation_prompt=is_asked,
         )

@@ -93,16 +93,18 @@ class PlainTokenizer:
 
     def apply_chat_template(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         chat_template: str,
         tokenize: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool,
     ) -> str:
         assert not tokenize, "encode does that"
         return render(
             chat_template,
             messages=messages,
+            tools=tools,
             add_generation_prompt=add_generation_prompt,
             **self._roles,
         )

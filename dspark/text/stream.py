@@ -13,7 +13,7 @@ from dspark.checkpoints.files import one_line
 from dspark.checkpoints.model_folder import Folder, ModelFolder
 from dspark.errors import CheckpointError, DSparkError, InputError
 from dspark.text.characters import Characters, TokenTexts
-from dspark.text.chat_template import ChatTemplate, Messages
+from dspark.text.chat_template import ChatTemplate, Messages, Tools
 from dspark.text.deepseek_v4_template import with_own_prompt
 from dspark.text.marks import Marks, without_marks
 from dspark.text.plain_tokenizer import plain_tokenizer
@@ -21,6 +21,7 @@ from dspark.text.spans import Span
 from dspark.text.stops import StopMatcher
 from dspark.text.thinking import Thinking
 from dspark.text.tokenizer_class import is_plain, tokenizer_class
+from dspark.text.tool_calls import knows_tools
 
 NEWER = "A newer library may know it: pip install -U transformers tokenizers."
 TOKENIZER_FILES = (
@@ -84,9 +85,15 @@ class TextCodec:
         """Encodes a continuation, without special tokens around it."""
         return self._encode(text, add_special_tokens=False)
 
-    def encode_chat(self, messages: Messages) -> list[int]:
-        """The conversation up to the assistant's turn."""
-        return self._encode(self._chat.write(messages), add_special_tokens=False)
+    def encode_chat(self, messages: Messages, tools: Tools = ()) -> list[int]:
+        """The conversation up to the assistant's turn. Raises InputError for tools that the
+        template does not offer, or whose calls cannot be read."""
+        if tools and not knows_tools(self._chat.source):
+            raise InputError(
+                "this model's chat template has no tools that dspark can read",
+                "Leave tools out, or use a model of the Qwen or Hermes families.",
+            )
+        return self._encode(self._chat.write(messages, tools), add_special_tokens=False)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         with _told("the tokenizer cannot encode this text", InputError):

@@ -14,7 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 def render(template: str, **values: Any) -> str:
     """Raises whatever the template raises, which is a program."""
-    return _compiled(template).render(tools=None, documents=None, **values)
+    return _compiled(template).render({"tools": None, "documents": None, **values})
 
 
 @lru_cache(maxsize=8)

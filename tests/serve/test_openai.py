@@ -125,7 +125,6 @@ UNSUPPORTED = {
     "logprobs": True,
     "logit_bias": {"5": 10},
     "frequency_penalty": 0.5,
-    "tools": [{"type": "function", "function": {"name": "f"}}],
     "response_format": {"type": "json_object"},
     "a_misspelt_parameter": 1,
 }
@@ -141,7 +140,7 @@ def test_what_is_not_heeded_is_refused_by_its_name(served, name):
 
 
 def test_parameters_without_an_effect_are_accepted(served):
-    unused = {"frequency_penalty": 0, "logprobs": False, "logit_bias": None, "tools": []}
+    unused = {"frequency_penalty": 0, "logprobs": False, "logit_bias": None, "functions": []}
     expected = served.chat(max_tokens=4).json()["choices"]
     answer = served.chat(max_tokens=4, user="me", response_format={"type": "text"}, **unused)
     assert answer.json()["choices"] == expected

@@ -1,9 +1,10 @@
 """Bodies of OpenAI's requests: the fields that are heeded, and how any other is refused."""
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from dspark.config import SamplingChoice, SamplingConfig, StopConfig
 from dspark.errors import InputError
@@ -27,8 +28,6 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "top_logprobs": (0, None),
     "logit_bias": ({}, None),
     "response_format": ({"type": "text"}, None),
-    "tools": ([], None),
-    "tool_choice": ("none", "auto", None),
     "parallel_tool_calls": (True, False, None),
     "functions": ([], None),
     "function_call": ("none", "auto", None),
@@ -42,6 +41,12 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "echo": (False, None),
     "suffix": ("", None),
 }
+
+
+# JSON does not tell 1.0 from 1
+WholeNumber = Annotated[
+    int, BeforeValidator(lambda n: int(n) if isinstance(n, float) and n.is_integer() else n)
+]
 
 
 class UnsupportedParameterError(InputError):
@@ -78,14 +83,16 @@ class DecodingBody(BaseModel):
     model: str
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[WholeNumber, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[WholeNumber, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = Field(None, description="-1 and 0 keep all.")
-    seed: int | None = None  # modulo 2 ** 64
+    top_k: Annotated[WholeNumber, Field(ge=-1)] | None = Field(
+        None, description="-1 and 0 keep all."
+    )
+    seed: WholeNumber | None = None  # modulo 2 ** 64
     stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    n: Annotated[WholeNumber, Field(ge=1, le=MOST_CHOICES)] | None = None
     dspark: DSparkOptions | None = None
 
     @model_validator(mode="after")
@@ -133,16 +140,64 @@ class ContentPart(BaseModel):
     text: str | None = None
 
 
+class CalledFunction(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    name: str
+    arguments: str = "{}"
+
+
+class CalledTool(BaseModel):
+    """A call in an earlier answer."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+    def plain(self) -> dict[str, Any]:
+        """Templates take the arguments as an object."""
+        try:
+            arguments = json.loads(self.function.arguments)
+        except ValueError:
+            arguments = self.function.arguments
+        called = {"name": self.function.name, "arguments": arguments}
+        return {"id": self.id, "type": self.type, "function": called}
+
+
+class Function(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    name: Annotated[str, Field(min_length=1)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    type: Literal["function"]
+    function: Function
+
+
 class Message(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
+    tool_calls: list[CalledTool] | None = None
+    tool_call_id: str | None = None
 
-    def plain(self) -> dict[str, str]:
+    def plain(self) -> dict[str, Any]:
         """For the chat template. Raises InputError for anything but text."""
         role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": self._text()}
+        message: dict[str, Any] = {"role": role, "content": self._text()}
+        if self.tool_calls:
+            message["tool_calls"] = [call.plain() for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        return message
 
     def _text(self) -> str:
         if self.content is None or isinstance(self.content, str):
@@ -157,6 +212,14 @@ class ChatBody(DecodingBody):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+
+    def offered_tools(self) -> list[dict[str, Any]]:
+        """As the chat template takes them."""
+        if self.tool_choice == "none":
+            return []
+        return [tool.model_dump(exclude_none=True) for tool in self.tools or ()]
 
 
 class CompletionBody(DecodingBody):

@@ -35,8 +35,8 @@ def openai_routes(serving: Serving) -> APIRouter:
     @router.post("/chat/completions", response_model=None, **posted)
     async def chat_completions(http: HttpRequest, body: ChatBody) -> Response:
         serving.check_model(body.model)
-        messages = [message.plain() for message in body.messages]
-        prompt_ids = tuple(await serving.beside(lambda: session.encode_chat(messages)))
+        messages, tools = [message.plain() for message in body.messages], body.offered_tools()
+        prompt_ids = tuple(await serving.beside(lambda: session.encode_chat(messages, tools)))
         requests = [
             Request(
                 prompt_ids,
@@ -46,7 +46,8 @@ def openai_routes(serving: Serving) -> APIRouter:
             )
             for choice in range(body.num_choices)
         ]
-        return await respond(serving, http, body, requests, ChatShape(serving.name))
+        shape = ChatShape(serving.name, reads_tools=bool(tools))
+        return await respond(serving, http, body, requests, shape)
 
     @router.post("/completions", response_model=None, **posted)
     async def completions(http: HttpRequest, body: CompletionBody) -> Response:

@@ -2,11 +2,13 @@
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from dspark.events import Event, Finished, FinishReason
+from dspark.text.tool_calls import ToolCall, ToolCallReader
 
 Json = dict[str, Any]
 _REASONS: dict[FinishReason, Literal["stop", "length"]] = {
@@ -59,43 +61,82 @@ class _Envelope:
 
 
 class ChatShape:
-    """chat.completion and chat.completion.chunk. Thinking goes into `reasoning_content`."""
+    """chat.completion and chat.completion.chunk. Thinking goes into `reasoning_content`, and calls
+    of tools, if any are offered, into `tool_calls`."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, *, reads_tools: bool = False) -> None:
         self._envelope = _Envelope(model, f"chatcmpl-{uuid.uuid4().hex}")
+        self._reads_tools = reads_tools
+        self._readers: dict[int, ToolCallReader] = defaultdict(ToolCallReader)
+        self._num_calls: dict[int, int] = defaultdict(int)
 
     def chunk(self, index: int, new: NewText, *, is_first: bool) -> Json:
         delta: Json = {"role": "assistant", "content": ""} if is_first else {}
-        if new.text:
-            delta["content"] = new.text
         if new.thinking:
             delta["reasoning_content"] = new.thinking
+        if self._reads_tools:
+            self._add(delta, index, self._readers[index].push(new.text))
+        elif new.text:
+            delta["content"] = new.text
         return self._chunk([{"index": index, "delta": delta, "finish_reason": None}])
 
     def last_chunk(self, index: int, reason: FinishReason) -> Json:
-        return self._chunk([{"index": index, "delta": {}, "finish_reason": _REASONS[reason]}])
+        delta: Json = {}
+        if self._reads_tools:
+            self._add(delta, index, self._readers[index].finish())
+        named = _named(reason, has_called=self._num_calls[index] > 0)
+        return self._chunk([{"index": index, "delta": delta, "finish_reason": named}])
+
+    def _add(self, delta: Json, index: int, parts: Iterable[str | ToolCall]) -> None:
+        text, calls = _sorted(parts)
+        if text:
+            delta["content"] = text
+        if calls:
+            first = self._num_calls[index]
+            self._num_calls[index] += len(calls)
+            shaped = enumerate(calls, start=first)
+            delta["tool_calls"] = [{"index": at, **_call_object(call)} for at, call in shaped]
 
     def usage_chunk(self, usage: Json) -> Json:
         return self._chunk([], usage=usage)
 
     def whole(self, choices: Sequence[Finished], usage: Json) -> Json:
-        shaped = [
-            {
-                "index": index,
-                "message": self._message(choice),
-                "logprobs": None,
-                "finish_reason": _REASONS[choice.reason],
-            }
-            for index, choice in enumerate(choices)
-        ]
+        shaped = [self._choice(index, choice) for index, choice in enumerate(choices)]
         return self._envelope.around("chat.completion", shaped, usage=usage)
 
-    def _message(self, choice: Finished) -> Json:
+    def _choice(self, index: int, choice: Finished) -> Json:
         message: Json = {"role": "assistant", "content": choice.text, "refusal": None}
-        return {**message, "reasoning_content": choice.thinking} if choice.thinking else message
+        if choice.thinking:
+            message["reasoning_content"] = choice.thinking
+        calls: list[ToolCall] = []
+        if self._reads_tools:
+            reader = ToolCallReader()
+            text, calls = _sorted([*reader.push(choice.text), *reader.finish()])
+            message["content"] = text or None
+        if calls:
+            message["tool_calls"] = [_call_object(call) for call in calls]
+        reason = _named(choice.reason, has_called=bool(calls))
+        return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
 
     def _chunk(self, choices: Sequence[Json], **more: Any) -> Json:
         return self._envelope.around("chat.completion.chunk", choices, **more)
+
+
+def _named(reason: FinishReason, *, has_called: bool) -> str:
+    named = _REASONS[reason]
+    return "tool_calls" if has_called and named == "stop" else named
+
+
+def _sorted(parts: Iterable[str | ToolCall]) -> tuple[str, list[ToolCall]]:
+    texts, calls = list[str](), list[ToolCall]()
+    for part in parts:
+        texts.append(part) if isinstance(part, str) else calls.append(part)
+    return "".join(texts), calls
+
+
+def _call_object(call: ToolCall) -> Json:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
 
 
 class CompletionShape:
