@@ -1,7 +1,7 @@
 # `make check` is what a change has to pass. PYTHON picks another interpreter than .venv's.
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 
-.PHONY: check format-check lint types contracts test kernels format demo readme
+.PHONY: check format-check lint types contracts test kernels cards cards-of-each-triton format demo readme
 
 check: format-check lint types contracts test
 
@@ -23,6 +23,19 @@ test:
 # every Triton kernel for every card, against what the card has; needs no GPU
 kernels:
 	DSPARK_KERNELS=triton $(PYTHON) -m dspark_kernels.aot
+
+# the engine's rounds compiled for cards that are not there; CARDS='-k 90' takes one of them, TRITON=3.6.0
+# another version than the one that is installed
+CARDS ?=
+TRITON ?=
+cards: $(TRITON:%=build/triton-%)
+	PYTHONPATH=$(TRITON:%=build/triton-%) $(PYTHON) -m pytest -m cards tests/kernels/test_pretended_card.py $(CARDS)
+
+cards-of-each-triton:
+	for version in 3.5.1 3.6.0 3.7.1 ''; do $(MAKE) cards TRITON=$$version || exit 1; done
+
+build/triton-%:
+	$(PYTHON) -m pip install --quiet --no-deps --target $@ triton==$*
 
 demo:
 	$(PYTHON) -m pytest -m demo

@@ -17,7 +17,7 @@ from dspark.targets.dense import DenseTarget
 from dspark.targets.dense_shape import expected_tensors, read_shape
 from dspark_kernels import RotaryTable
 from dspark_kernels.paged_cache import num_pages_for
-from gpu_parts.setting import Setting, random_weight
+from gpu_parts.setting import Setting, Weight, random_weight
 from gpu_parts.shapes import BLOCK_SIZE, EPS, MARKOV_RANK, ModelShape
 
 AnyCache = PagedCache | PooledCache
@@ -27,20 +27,22 @@ TABLES = ("model.embed_tokens.weight", "markov_head.markov_w1.weight")  # rows t
 
 
 class RandomTensors(MutableMapping[str, Any]):
-    """In bf16, drawn when they are asked for, so that none is held twice."""
+    """Drawn when they are asked for, so that none is held twice; in bf16, the layers' matrices in
+    the format `kind`."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], setting: Setting) -> None:
-        self._shapes, self._setting = dict(shapes), setting
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], setting: Setting, kind: str = "bf16"
+    ) -> None:
+        self._shapes, self._setting, self._kind = dict(shapes), setting, kind
 
-    def __getitem__(self, name: str) -> torch.Tensor:
+    def __getitem__(self, name: str) -> Weight:
         shape, device = self._shapes[name], self._setting.device
         if len(shape) == 1:
             return (1 + 0.1 * torch.randn(shape, device=device)).to(torch.bfloat16)
         if name in TABLES:
             return torch.randn(shape, device=device, dtype=torch.bfloat16)
-        matrix = random_weight("bf16", (shape[0], shape[1]), device)
-        assert isinstance(matrix, torch.Tensor)
-        return matrix
+        kind = self._kind if ".layers." in name else "bf16"
+        return random_weight(kind, (shape[0], shape[1]), device)
 
     def __setitem__(self, name: str, tensor: Any) -> None:
         raise TypeError("weights are only drawn")
@@ -58,10 +60,10 @@ class RandomTensors(MutableMapping[str, Any]):
         return len(self._shapes)
 
 
-def random_target(shape: ModelShape, setting: Setting) -> DenseTarget:
+def random_target(shape: ModelShape, setting: Setting, kind: str = "bf16") -> DenseTarget:
     shapes, _ = expected_tensors(_config_of(shape))
     weights = {name: size for name, size in shapes.items() if not name.endswith(".bias")}
-    return target_of(RandomTensors(weights, setting), shape, setting)
+    return target_of(RandomTensors(weights, setting, kind), shape, setting)
 
 
 def target_of(

@@ -6,7 +6,7 @@ of tokens. Requests are taken one by one, so that the batch changes no draft.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -264,15 +264,22 @@ def builds() -> list[KernelBuild]:
     sizes = {"step": "i32", "num_requests": "i32", "num_steps": "i32"}
     for element in ("bf16", "fp32"):
         weight = f"*{element}"
-        for kind in ("vanilla", "gated", "rnn"):
+        for kind in ("none", "vanilla", "gated", "rnn"):
+            has_markov = kind != "none"
+            rank = 256 if has_markov else 0
             signature = {"anchors": "*i64", "parts": "*fp32", "w1": weight, "of_hidden": weight}
             signature |= {"own_gates": weight, "confidence_weight": weight, "old_state": "*fp32"}
             signature |= {"new_state": "*fp32", "features": weight, "token_ids": "*i64"}
             signature |= {"log_sums": "*fp32", "confidences": "*fp32", **sizes, "num_blocks": "i32"}
-            constants = {"KIND": kind, "RANK": 256, "NUM_OF_HIDDEN": 256 * NUM_GATES[kind] + 1}
-            constants |= {"HAS_CONFIDENCE": True, "CONFIDENCE_READS_TOKEN": True}
+            constants: dict[str, Any] = {"KIND": kind, "RANK": rank}
+            constants |= {"NUM_OF_HIDDEN": rank * NUM_GATES[kind] + has_markov}
+            constants |= {"HAS_CONFIDENCE": has_markov, "CONFIDENCE_READS_TOKEN": has_markov}
             constants |= {"IS_FIRST": False, "IS_END": False, "BLOCK_PARTS": 4096}
-            constants |= {"BLOCK_RANK": 256, "BLOCK": BLOCK_FEATURES}
+            constants |= {"BLOCK_RANK": max(rank, BLOCK_FEATURES), "BLOCK": BLOCK_FEATURES}
+            if not has_markov:  # DFlash
+                absent = ("w1", "of_hidden", "own_gates", "confidence_weight", "confidences")
+                signature = {k: v for k, v in signature.items() if k not in absent}
+                constants |= dict.fromkeys(absent)
             kernels.append(
                 KernelBuild(
                     f"head features {element} {kind}", features_kernel, signature, constants

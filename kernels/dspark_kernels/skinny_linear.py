@@ -148,11 +148,16 @@ def _codes(
         return codes, scales.view(torch.uint8), "fp4", group
     if weight.kind != "int4" and group >= weight.shape[1]:
         group = max(group, 128)
-    if weight.kind == "fp8" and x.is_cuda:
-        capability = torch.cuda.get_device_capability(x.device)
-        if capability < NATIVE_FP8_CAPABILITY:
-            return codes.view(torch.uint8), scales, "fp8_bits", group
+    if weight.kind == "fp8" and not _converts_fp8(x.device):
+        return codes.view(torch.uint8), scales, "fp8_bits", group
     return codes, scales, weight.kind, group
+
+
+def _converts_fp8(device: torch.device) -> bool:
+    """Whether its instructions do; the interpreter's do."""
+    if device.type != "cuda":
+        return True
+    return torch.cuda.get_device_capability(device) >= NATIVE_FP8_CAPABILITY
 
 
 def builds() -> list[KernelBuild]:
