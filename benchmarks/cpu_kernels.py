@@ -70,7 +70,7 @@ def layer_program(runtime: Runtime, weights: list[StoredWeight], rows: int) -> C
         rounded = empty_rounded(rows, weight.width).data
         ops.append(Op("round_rows", 0, 1, (x, rounded, weight.width // 32)))
         ops.append(multiply_op(weight, None, rounded, out))
-    program, step = Program(runtime, ops, rows), torch.tensor([rows])
+    program, step = Program(runtime, ops), torch.tensor([rows])
     return lambda: program(step)
 
 

@@ -107,7 +107,7 @@ def by_kernel(target: StoredTarget, rows: int, turns: int) -> dict[str, float]:
     ops: dict[str, list[Op]] = defaultdict(list)
     for op in target.ops():
         ops[op.function].append(op)
-    programs = {name: Program(runtime, found, 64) for name, found in ops.items()}
+    programs = {name: Program(runtime, found) for name, found in ops.items()}
     took = {name: quickest(lambda p=each: p(step), turns) for name, each in programs.items()}
     hidden = torch.zeros(rows, target.spec.hidden_size)
     took["output head"] = quickest(lambda: target.output_head()(hidden), turns)

@@ -53,7 +53,7 @@ class ContextPass:
             for weight, _, start in layer.keys_values.parts():
                 ops += [multiply_op(weight, None, features, both[:, start:])]
             ops += [rope_write_op(both, no_queries, index, layer.heads)]
-        self._program = Program(runtime, ops, MAX_ROWS)
+        self._program = Program(runtime, ops)
 
     def __call__(
         self,

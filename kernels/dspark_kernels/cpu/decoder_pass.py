@@ -9,7 +9,11 @@ from typing import NamedTuple
 
 import torch
 
-from dspark_kernels.cpu.attend_round import attend_round_op, attend_round_reference
+from dspark_kernels.cpu.attend_round import (
+    attend_round_op,
+    attend_round_reference,
+    attend_scratch,
+)
 from dspark_kernels.cpu.embed import embed_op, embed_reference
 from dspark_kernels.cpu.matrix import multiply_op, multiply_reference, padded_bias
 from dspark_kernels.cpu.norm_round import norm_round_op, norm_round_reference
@@ -90,12 +94,13 @@ class DecoderPass:
         self._update = torch.zeros(MAX_ROWS, first.output.num_columns)
         self._qkv = torch.zeros(MAX_ROWS, first.qkv.num_columns)
         self._queries = torch.zeros(MAX_ROWS, heads.num_heads, heads.head_dim)
+        self._scratch = attend_scratch(MAX_ROWS, heads)
         self._gate_up = torch.zeros(MAX_ROWS, widest)
         self._rounded = empty_rounded(MAX_ROWS, self._width).data
         self._attended = empty_rounded(MAX_ROWS, heads.num_heads * heads.head_dim).data
         self._gated = empty_rounded(MAX_ROWS, first.down.weights[0].width).data
         self.ops = self._ops()
-        self._program = Program(runtime, self.ops, MAX_ROWS)
+        self._program = Program(runtime, self.ops)
 
     def __call__(
         self,
@@ -131,7 +136,8 @@ class DecoderPass:
             ops += [self._norm(norms[index], before, self._tap(index - 1))]
             ops += _products(layer.qkv, self._rounded, self._qkv)
             ops += [rope_write_op(self._qkv, self._queries, index, layer.heads)]
-            ops += [attend_round_op(self._queries, self._attended, index, layer.heads)]
+            tables = (self._queries, self._attended)
+            ops += [attend_round_op(*tables, index, layer.heads, self._scratch)]
             ops += _products(layer.output, self._attended, self._update)
             ops += [self._norm(layer.mlp_norm, update, None)]
             ops += _products(layer.gate_up, self._rounded, self._gate_up)

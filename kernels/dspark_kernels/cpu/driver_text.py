@@ -1,8 +1,9 @@
 """The driver in LLVM's text: threads take units of an operation and continue when all are done.
 
-A program is a table of operations, OP_WORDS words each: function, units, units per row, units taken
-at once, then the function's own words. `step` is the table of what changes from pass to pass, its
-first word the number of rows. A function is void(own words, step, first unit, unit after the last).
+A program is a table of operations, OP_WORDS words each: function, units, units per row, the fewest
+of them taken at once, the parts in which an operation is taken, then the function's own words.
+`step` is the table of what changes from pass to pass, its first word the number of rows. A function
+is void(own words, step, first unit, unit after the last).
 A unit's result does not depend on the thread that takes it.
 
 Nobody waits for a thread, only for units: one that the system has put aside holds up nothing unless
@@ -14,7 +15,7 @@ thread may look at a job's table, its own word `inside` says so.
 from dspark_kernels.cpu.llvm_text import Loop, Text
 
 OP_WORDS = 24
-HEADER_WORDS = 4
+HEADER_WORDS = 5
 MAX_OPS, MAX_THREADS = 4096, 256
 LINE = 64
 # the shared state: words on separate cache lines, then a line for each thread and operation
@@ -34,6 +35,7 @@ def driver_text(is_x86: bool) -> str:
     pause = "@llvm.x86.sse2.pause()" if is_x86 else "@llvm.aarch64.hint(i32 1)"
     text.raw(f"declare void {pause.replace('i32 1', 'i32')}")
     text.raw("declare i64 @llvm.smin.i64(i64, i64)")
+    text.raw("declare i64 @llvm.smax.i64(i64, i64)")
     return str(text).replace("@PAUSE()", pause)
 
 
@@ -65,9 +67,10 @@ def _run_alone(text: Text) -> None:
 def _header(text: Text, op: str, rows: str) -> tuple[str, str, str, str]:
     """Function, own words, units, units taken at once."""
     function, own = text.argument(op, 0, "ptr"), text.at(op, 8 * HEADER_WORDS)
-    fixed, by_row, at_once = (text.argument(op, index) for index in (1, 2, 3))
+    fixed, by_row, fewest, parts = (text.argument(op, index) for index in (1, 2, 3, 4))
     units = text.set(f"add i64 {fixed}, {text.set(f'mul i64 {by_row}, {rows}')}")
-    return function, own, units, at_once
+    part = text.set(f"udiv i64 {units}, {parts}")
+    return function, own, units, text.set(f"call i64 @llvm.smax.i64(i64 {part}, i64 {fewest})")
 
 
 def _run_job(text: Text) -> None:

@@ -98,13 +98,13 @@ class Loop:
         text.do(f"br i1 {more}, label %{body}, label %{after}")
         text.label(body)
 
-    def close(self, values: Sequence[str] = ()) -> list[str]:
-        """`values` for the next turn -> those after the last one."""
+    def close(self, values: Sequence[str] = (), step: str | None = None) -> list[str]:
+        """`values` for the next turn -> those after the last one; `step` if the turn chose it."""
         text = self._text
         before, head, _, turn, after = self._names
         text.do(f"br label %{turn}")
         text.label(turn)
-        following = text.set(f"add nsw i64 {self.index}, {self._step}")
+        following = text.set(f"add nsw i64 {self.index}, {step or self._step}")
         text.do(f"br label %{head}")
         text.label(after)
         whole = [Carried("i64", self._start), *self._carried]

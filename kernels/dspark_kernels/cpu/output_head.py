@@ -23,7 +23,7 @@ class StoredOutputHead:
             Op("round_rows", 0, 1, (self._hidden, rounded, weight.width // GROUP)),
             multiply_op(weight, None, rounded, self._logits),
         ]
-        self._program = Program(runtime, ops, MAX_ROWS)
+        self._program = Program(runtime, ops)
 
     def of(self, outputs: torch.Tensor) -> "StoredOutputHead":
         """Of these outputs [N] alone, in the codes that they have."""

@@ -54,7 +54,7 @@ def rope_write_op(qkv: torch.Tensor, queries: torch.Tensor, layer: int, heads: H
     numbers_of = torch.tensor([eps, heads.scale]).view(torch.int32).tolist()
     sizes = (num_all, heads.num_heads, heads.num_kv_heads, 4 * heads.head_dim)
     tables = (qkv, 4 * qkv.stride(0), queries, query_norm, key_norm)
-    return Op("rope_write", 0, num_all, (*tables, *sizes, layer, *numbers_of))
+    return Op("rope_write", 0, num_all, (*tables, *sizes, layer, *numbers_of), num_all)
 
 
 def rope_write_reference(

@@ -51,6 +51,7 @@ def write_round_row(text: Text) -> None:
 
 def write_round_declarations(text: Text) -> None:
     text.raw("declare i64 @llvm.smin.i64(i64, i64)")
+    text.raw("declare i64 @llvm.smax.i64(i64, i64)")
     text.raw(f"declare {WORDS} @llvm.smax.v16i32({WORDS}, {WORDS})")
     text.raw(f"declare i32 @llvm.vector.reduce.smax.v16i32({WORDS})")
     text.raw(f"declare i32 @llvm.vector.reduce.add.v16i32({WORDS})")

@@ -1,7 +1,7 @@
 """The text of the libraries other than matrices."""
 
 from dspark_kernels.cpu.argmax import write_argmax
-from dspark_kernels.cpu.attend_round import write_attend
+from dspark_kernels.cpu.attend_text import write_attend
 from dspark_kernels.cpu.embed import write_embed
 from dspark_kernels.cpu.float_text import write_declarations
 from dspark_kernels.cpu.llvm_text import Text

@@ -21,23 +21,25 @@ TAKES_PER_THREAD = 8  # parts into which an operation is divided, if it has that
 
 
 class Op(NamedTuple):
-    """One operation of a program: `units` + `units_by_row` · rows units of work."""
+    """One operation of a program: `units` + `units_by_row` · rows units of work, of which a thread
+    takes `fewest` or more at once."""
 
     function: str
     units: int
     units_by_row: int
     words: Sequence["torch.Tensor | int"]
+    fewest: int = 1
 
 
 class Program:
     """Operations that run one after another, in memory with fixed addresses."""
 
-    def __init__(self, runtime: "Runtime", ops: Sequence[Op], max_rows: int) -> None:
+    def __init__(self, runtime: "Runtime", ops: Sequence[Op]) -> None:
         self._runtime = runtime
         self._kept = [word for op in ops for word in op.words if isinstance(word, torch.Tensor)]
-        self._table = torch.tensor(
-            [_row(runtime, op, max_rows) for op in ops], dtype=torch.int64
-        ).reshape(-1, OP_WORDS)
+        self._table = torch.tensor([_row(runtime, op) for op in ops], dtype=torch.int64).reshape(
+            -1, OP_WORDS
+        )
 
     def __call__(self, step: torch.Tensor) -> None:
         """step int64: the number of rows, then the words of a pass that operations read."""
@@ -82,14 +84,13 @@ class Runtime:
 
     def run(self, ops: Sequence[Op], num_rows: int, step: torch.Tensor | None = None) -> None:
         """Once; `step` as in step_words, or the number of rows alone."""
-        Program(self, ops, num_rows)(torch.tensor([num_rows]) if step is None else step)
+        Program(self, ops)(torch.tensor([num_rows]) if step is None else step)
 
 
-def _row(runtime: Runtime, op: Op, max_rows: int) -> list[int]:
-    most = op.units + op.units_by_row * max_rows
-    at_once = max(1, most // (TAKES_PER_THREAD * runtime.pool.num_threads))
+def _row(runtime: Runtime, op: Op) -> list[int]:
     words = [w.data_ptr() if isinstance(w, torch.Tensor) else w for w in op.words]
-    header = [runtime.address(op.function), op.units, op.units_by_row, at_once]
+    parts = TAKES_PER_THREAD * runtime.pool.num_threads
+    header = [runtime.address(op.function), op.units, op.units_by_row, op.fewest, parts]
     return header + words + [0] * (OP_WORDS - HEADER_WORDS - len(words))
 
 

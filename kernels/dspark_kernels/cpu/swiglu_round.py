@@ -24,9 +24,8 @@ def swiglu_round_op(gate_up: torch.Tensor, rounded: torch.Tensor) -> Op:
     """gate_up [N, 2 K]; rows may be further apart."""
     width = gate_up.shape[1] // 2
     groups = width // GROUP
-    return Op(
-        "swiglu_round", 0, groups, (gate_up, 4 * gate_up.stride(0), 4 * width, rounded, groups)
-    )
+    words = (gate_up, 4 * gate_up.stride(0), 4 * width, rounded, groups)
+    return Op("swiglu_round", 0, groups, words, fewest=groups)
 
 
 def swiglu_round_reference(gate_up: torch.Tensor) -> RoundedRows:

@@ -57,7 +57,7 @@ def test_operations_follow_one_another(runtime):
     for index, weight in enumerate(weights):
         ops.append(Op("round_rows", 0, 1, (values[index], rounded[index], 2)))
         ops.append(multiply_op(weight, None, rounded[index], values[index + 1]))
-    program, step = Program(runtime, ops, 48), torch.tensor([48])
+    program, step = Program(runtime, ops), torch.tensor([48])
     for _ in range(5):
         values[0].copy_(torch.randn(48, 64, generator=generator))
         expected = values[0].clone()
