@@ -44,6 +44,7 @@ SHAPES = [
     (8, 1, 128, True),
     (2, 1, 96, False),
     (7, 1, 64, False),
+    (18, 1, 32, False),
 ]
 
 
@@ -114,6 +115,28 @@ def test_every_variant_attends_alike_and_in_any_company(sizes, runtimes):
             for slot, results in found.items():
                 for result, right in zip(results, expected[slot], strict=True):
                     assert torch.equal(result.nan_to_num(7.0), right.nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("sizes", SHAPES)
+def test_a_chunk_of_a_prompt_shares_its_keys(sizes, runtimes):
+    """64 rows of one slot between two of others; a row does not notice what it must not see."""
+    heads, table = heads_of(*sizes), rotary(sizes[2])
+    place, cache = place_of((4, 20, 1), (2, 3, 64), (0, 5, 1)), new_cache(heads)
+    for slot, seen in ((4, 21), (2, 67), (0, 6)):
+        numbers = torch.randn(2, heads.num_kv_heads, seen, heads.head_dim)
+        cache[0, :, slot, :, :seen] = numbers
+    queries = torch.randn(66, heads.num_heads, heads.head_dim)
+    expected = attend_round_reference(queries, cache, 0, place, table, heads)
+    damaged = cache.clone()
+    damaged[0, :, 2, :, 40] = float("nan")  # seen by the rows from position 40 on
+    for runtime in runtimes:
+        with using(runtime):
+            result = attend_round(queries, cache, 0, place, table, heads)
+            other = attend_round(queries, damaged, 0, place, table, heads)
+        assert torch.equal(result.data, expected.data), runtime.variant.name
+        assert torch.equal(other.values()[:38], expected.values()[:38])
+        assert other.values()[38:65].isnan().all()
+        assert torch.equal(other.values()[65], expected.values()[65])
 
 
 def test_rows_of_a_draft_block_see_each_other(runtimes):
