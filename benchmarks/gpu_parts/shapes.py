@@ -57,14 +57,17 @@ class ModelShape:
         cache = self.cache_bytes(context, self.num_layers)
         return self.num_layers * self.layer_bytes() + self.head_bytes() + cache
 
+    def markov_bytes(self) -> int:
+        """W2, read once per draft."""
+        return ELEMENT * MARKOV_RANK * self.vocab_size
+
     def draft_bytes(self, context: int) -> int:
         """Draft layers, the projection of the taps, output head, W2 once per draft, the head's
         cache."""
         joined = ELEMENT * self.num_taps * self.hidden_size**2
-        markov = ELEMENT * BLOCK_SIZE * MARKOV_RANK * self.vocab_size
         cache = self.cache_bytes(context, self.num_draft_layers)
         layers = self.num_draft_layers * self.layer_bytes()
-        return layers + joined + self.head_bytes() + markov + cache
+        return layers + joined + self.head_bytes() + BLOCK_SIZE * self.markov_bytes() + cache
 
     def round_bytes(self, context: int) -> int:
         return self.step_bytes(context) + self.draft_bytes(context)

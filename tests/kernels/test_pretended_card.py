@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.gpu import ROOT  # which also makes gpu_parts known
+
 CARDS = (80, 86, 89, 90, 120)
 GOLDEN = tuple(
     f"golden:{variant}:{dtype}"
@@ -38,7 +40,7 @@ def run_rounds(card: int, *pairs: str, options: tuple[str, ...] = ()) -> dict[st
     environment.pop("TRITON_INTERPRET", None)
     done = subprocess.run(
         [*command, "--card", str(card), *options, *pairs],
-        env=environment, capture_output=True, text=True, timeout=900,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     found: dict[str, Any] = json.loads(done.stdout)
@@ -75,6 +77,16 @@ def test_a_pair_on_a_card():
     check(found)
     assert found["variants"] > 20
     assert is_within(nodes(found, pair), BUDGETS[pair]), nodes(found, pair)
+
+
+def test_the_model_of_time_has_the_nodes_that_run():
+    """14B has four layers more than 4B."""
+    from gpu_parts.shapes import SHAPES
+    from gpu_parts.time_model import layer_nodes
+
+    few, many = BUDGETS["4b:bf16"], BUDGETS["14b:bf16"]
+    for shape in SHAPES:
+        assert [b - a for a, b in zip(few, many, strict=True)] == [4 * layer_nodes(shape)] * 2
 
 
 def test_what_a_capture_forbids_is_found():
