@@ -54,7 +54,6 @@ ENGINES: Mapping[EngineName, OtherEngine] = {
         frozenset({"gemma4_unified"}),
     ),
 }
-V4_DRAFTS = 7  # vLLM's recipe asks for these, beyond the block of the checkpoint's config
 V4_OPTIONS = (
     *("--kv-cache-dtype", "fp8", "--block-size", "256", "--enable-expert-parallel"),
     *("--tokenizer-mode", "deepseek_v4", "--tool-call-parser", "deepseek_v4"),
@@ -88,7 +87,7 @@ def serve_command(
     assert pair.head is not None, "needed_version has seen to it"
     is_own = pair.head.packaging is Packaging.IN_TARGET
     target, draft = _place(pair, "target"), None if is_own else _place(pair, "draft")
-    block_size = V4_DRAFTS if is_own else pair.head.block_size
+    block_size = pair.head.block_size  # beyond it acceptance collapses (vLLM's issue 41834)
     if block_size is None:
         raise InputError(
             f"the block size of {pair.name} is not established", "See its head's config.json."

@@ -33,7 +33,7 @@ def test_vllm_gets_deepseek_v4_by_its_recipe(capsys):
     assert command[command.index("--tokenizer-mode") + 1] == "deepseek_v4"
     assert "--trust-remote-code" not in command
     settings = json.loads(command[-1])
-    assert "model" not in settings and settings["num_speculative_tokens"] == 7
+    assert "model" not in settings and settings["num_speculative_tokens"] == 5  # its block
 
 
 def test_sglang(capsys):
