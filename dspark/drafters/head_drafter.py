@@ -106,7 +106,7 @@ class HeadDrafter:
             own_head = SkinnyLinear(head_weight, prepack=prepack and draft_vocabulary is None)
             output_head = cast(OutputHead, own_head)  # of a tensor, so its weight is one
         del head_weight
-        head_tensors = {name: tensors.pop(name).to(self.device, self.dtype) for name in [*tensors]}
+        head_tensors = {name: self._placed(name, tensors.pop(name)) for name in [*tensors]}
         with torch.device("meta"), WithoutInit():
             self._head = self.module(config)
         self._head.load_state_dict(head_tensors, strict=True, assign=True)
@@ -129,6 +129,9 @@ class HeadDrafter:
         self._pool = KVPool(
             config.num_layers, config.num_kv_heads, config.head_dim, self.device, self.dtype
         )
+
+    def _placed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.device, self.dtype)
 
     def _prepack_head(self, *, is_reduced: bool) -> None:
         """With a draft vocabulary, its rows are already prepacked."""

@@ -67,6 +67,11 @@ class StoredDSparkDrafter(DSparkDrafter):
         super().__init__(*parts, draft_vocabulary=draft_vocabulary)
         self._pool = StackedPool(config.num_layers, config.num_kv_heads, config.head_dim)
 
+    def _placed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """What becomes an int8 copy stays as the file has it until then."""
+        is_copied = tensor.dim() == 2 and name.startswith(("layers.", "fc."))
+        return tensor if is_copied else super()._placed(name, tensor)
+
     def _prepack_head(self, *, is_reduced: bool) -> None:
         runtime = current()
         assert runtime is not None, "supports() asked for it"

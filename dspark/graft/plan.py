@@ -202,7 +202,7 @@ def _memory(job: GraftJob, shape: HeadConfig, num_answers: int, num_missing: int
         taps=min(taps, int(config.tap_memory_gib * 2**30)),
         loss=FLOAT * (joined + 3 * rows * shape.vocab_size),
         decoding=_session_bytes(with_head, room, config.eval_prompts, config.length),
-        program=program_bytes(room),
+        program=program_bytes(replace(of, coded_values=0), room),
         answers=_session_bytes(of, room, at_once, longest + config.max_answer_tokens),
     )
 

@@ -29,7 +29,8 @@ from dspark.hub.catalog.pairs import (
 
 USABLE = 0.9  # usable share of a memory; the system and other programs need the rest
 CACHE_TOKENS = 4096  # a long chat; the cache grows with the context
-PROGRAM_BYTES = 480_000_000  # the interpreter, torch, transformers and a tokenizer; measured
+PROGRAM_BYTES = 280_000_000  # the interpreter, torch and a tokenizer; measured
+TRANSFORMERS_BYTES = 110_000_000  # where its code reads the model or the tokenizer; measured
 KERNEL_BYTES = 80_000_000  # LLVM, which builds the kernels of codes; measured
 GPU_BYTES = 1_500_000_000  # on a GPU: its context, passes and captured graphs
 MIN_CAPACITY = 256  # initial capacity of a cache in tokens; it doubles
@@ -39,6 +40,8 @@ FLOAT = 4
 DOUBLES = 2  # rows of an MLP and attention alive at once
 OWN_TABLES = ("embed_tokens.weight", "lm_head.weight")  # of a head: mostly the target's again
 PACKED_BYTE = 17 / 32  # bytes of a 4-bit number with its scales
+COPIED = re.compile(r"(layers\.\d+\..+_proj|fc)\.weight$")  # of a head of DSpark's layout
+COPY_BYTE = 1.2  # bytes of an int8 copy with its scales; keys' and values' are there twice
 FP4_HEAD = 0.55  # bytes of a number of DeepSeek-V4's own head: experts in 4 bits, the rest not
 UNPACKED_GROWTH = 3.4  # from FP4 experts and FP8 layers to bfloat16, of DeepSeek-V4-Flash
 HEAD_LAYERS = 5  # of the released heads
@@ -73,8 +76,8 @@ class Footprint:
     """A pair's size in numbers, not bytes.
 
     `cache`: of one token, target and head. `stored_bytes`: of FP8 weights if they stay quantized.
-    `fixed_bytes`: the same in every format. `coded_values`: those that are stored in the codes of a
-    GGUF, which are `coded_bytes`.
+    `coded_values`: those that are stored in the codes of a GGUF, which are `coded_bytes`.
+    `copied_values`: those of a head that are int8 copies beside it.
     """
 
     values: int
@@ -84,23 +87,23 @@ class Footprint:
     cache: int = 0
     is_dense: bool = False
     stored_bytes: int | None = None
-    fixed_bytes: int = 0
     coded_values: int = 0
     coded_bytes: int = 0
+    copied_values: int = 0
 
-    def plus_head(self, values: int, cache: int, fixed_bytes: int = 0) -> "Footprint":
+    def plus_head(self, values: int, cache: int, copied_values: int = 0) -> "Footprint":
         return replace(
             self,
             values=self.values + values,
             cache=self.cache + cache,
-            fixed_bytes=self.fixed_bytes + fixed_bytes,
+            copied_values=self.copied_values + copied_values,
         )
 
 
 def memory_needed(of: Footprint, room: Room, tokens: int = CACHE_TOKENS) -> int:
     """Peak bytes with a context of `tokens`: weights, cache, a pass, the program."""
     held = weight_bytes(of, room) + cache_bytes(of, room, tokens)
-    return held + pass_bytes(of, room) + program_bytes(room)
+    return held + pass_bytes(of, room) + program_bytes(of, room)
 
 
 def weight_bytes(of: Footprint, room: Room) -> int:
@@ -111,13 +114,14 @@ def weight_bytes(of: Footprint, room: Room) -> int:
     """
     if of.stored_bytes is not None:  # bfloat16 unless kept quantized, whatever the dtype
         stored = of.stored_bytes if room.keeps_quantized else of.values * 2
-        return stored + of.fixed_bytes
+        return stored
     if room.keeps_codes and of.coded_values:
-        numbers = (of.values - of.coded_values) * room.value_bytes
-        return numbers + of.coded_bytes + of.fixed_bytes + KERNEL_BYTES
+        numbers = of.values - of.coded_values - of.copied_values
+        small = of.coded_bytes + int(of.copied_values * COPY_BYTE)
+        return numbers * room.value_bytes + small + KERNEL_BYTES
     packs = of.is_dense and room.device == "cpu" and room.value_bytes == FLOAT
     copy = of.vocab_size * of.hidden_size if packs else 0
-    return (of.values + copy) * room.value_bytes + of.fixed_bytes
+    return (of.values + copy) * room.value_bytes
 
 
 def cache_bytes(of: Footprint, room: Room, tokens: int = CACHE_TOKENS) -> int:
@@ -134,8 +138,11 @@ def pass_bytes(of: Footprint, room: Room) -> int:
     return rows * room.value_bytes + logits
 
 
-def program_bytes(room: Room) -> int:
-    return PROGRAM_BYTES if room.device == "cpu" else GPU_BYTES
+def program_bytes(of: Footprint, room: Room) -> int:
+    if room.device != "cpu":
+        return GPU_BYTES
+    is_converted = room.keeps_codes and of.coded_values  # so config and tokenizer are plain
+    return PROGRAM_BYTES + (0 if is_converted else TRANSFORMERS_BYTES)
 
 
 def of_folders(target: Folder, draft: Folder | None) -> Footprint:
@@ -154,8 +161,9 @@ def of_folders(target: Folder, draft: Folder | None) -> Footprint:
     return footprint.plus_head(*_head_values(ModelFolder.of(draft), footprint))
 
 
-def _head_values(draft: ModelFolder, target: Footprint) -> tuple[int, int]:
-    """Numbers of a head's weights, and of its cache per token."""
+def _head_values(draft: ModelFolder, target: Footprint) -> tuple[int, int, int]:
+    """Numbers of a head's weights, of its cache per token, and of weights that become int8 copies
+    beside codes."""
     folder = draft if draft.has("config.json") else ModelFolder(draft.path / SUBFOLDER)
     config, shapes = folder.config, read_shapes(folder)
     table = (target.vocab_size, target.hidden_size)
@@ -169,7 +177,8 @@ def _head_values(draft: ModelFolder, target: Footprint) -> tuple[int, int]:
         extra = folder.file(folder.path / DRAFT_VOCABULARY)
         fixed = sum(math.prod(entry.shape) for entry in extra.entries.values())
         values += fixed * (target.hidden_size + rank)
-    return values, cache_values(config)
+    copied = sum(math.prod(shape) for name, shape in shapes.items() if COPIED.match(name))
+    return values, cache_values(config), copied
 
 
 def of_listing(config: dict[str, Any], num_bytes: int, *, is_whole_v4: bool) -> Footprint:
@@ -219,9 +228,10 @@ def of_pair(pair: Pair) -> Footprint | None:
     return footprint.plus_head(*_registered_head(pair, footprint))
 
 
-def _registered_head(pair: Pair, target: Footprint) -> tuple[int, int]:
+def _registered_head(pair: Pair, target: Footprint) -> tuple[int, int, int]:
+    """As _head_values."""
     if pair.head is None:
-        return 0, 0
+        return 0, 0, 0
     if isinstance(pair.draft, AssetFolder):
         return _head_values(ModelFolder(pair.draft.path), target)
     num_bytes = pair.draft.num_bytes if isinstance(pair.draft, HubRepo) else None
@@ -229,7 +239,7 @@ def _registered_head(pair: Pair, target: Footprint) -> tuple[int, int]:
     tables = 2 * target.vocab_size * target.hidden_size
     repeats = pair.head.packaging is Packaging.DEEPSPEC and values > tables
     layers = (pair.facts.num_layers if pair.facts else 0) or 1
-    return values - tables * repeats, target.cache * HEAD_LAYERS // layers
+    return values - tables * repeats, target.cache * HEAD_LAYERS // layers, 0
 
 
 def brings_own_head(pair: Pair) -> bool:

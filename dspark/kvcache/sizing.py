@@ -37,7 +37,7 @@ def tokens_that_fit(target: Path, draft: Path | None, device: str) -> int:
     """Tokens of all requests that fit in memory next to the pair's weights."""
     of, free = of_folders(target, draft), free_memory(device)
     where = replace(room_for(RuntimeConfig(device), rooms()), total=free)
-    held = weight_bytes(of, where) + pass_bytes(of, where) + program_bytes(where)
+    held = weight_bytes(of, where) + pass_bytes(of, where) + program_bytes(of, where)
     room = SHARE * (free - held)
     return max(0, int(room / max(of.cache * where.value_bytes, 1)))
 

@@ -227,7 +227,7 @@ def test_a_dry_run_fetches_no_weights(server, repos, tmp_path) -> None:
     assert of is not None and cache_bytes(of, room) == cache
     held = 4 * sum(len(content) // 2 for content in stored)  # bfloat16 on disk
     held += 4 * of.vocab_size * of.hidden_size + cache
-    assert plan.memory_needed == held + pass_bytes(of, room) + program_bytes(room)
+    assert plan.memory_needed == held + pass_bytes(of, room) + program_bytes(of, room)
     assert plan.fits_disk and plan.fits_memory
     list(hub.fetch("far"))
     again = hub.plan_pull("far")

@@ -14,7 +14,7 @@ from dspark.errors import CheckpointError, DownloadError, InputError, MemoryFull
 from dspark.hub import memory_fit
 from dspark.hub.catalog import find
 from dspark.hub.catalog.pairs import HubRepo
-from dspark.hub.memory_needed import GPU_BYTES, PROGRAM_BYTES, Room
+from dspark.hub.memory_needed import GPU_BYTES, PROGRAM_BYTES, TRANSFORMERS_BYTES, Room
 from dspark.hub.sources.hf_cache import cached_folder
 from tests.checkpoints import writers
 
@@ -137,7 +137,7 @@ def test_a_head_that_cannot_be_run_is_refused_before_its_weights(
 def test_what_no_memory_holds_is_fetched_by_force_alone(
     server: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    set_room(monkeypatch, Room("cpu", PROGRAM_BYTES + 2_400_000, 4))
+    set_room(monkeypatch, Room("cpu", PROGRAM_BYTES + TRANSFORMERS_BYTES + 2_400_000, 4))
     found = hub.look_up(OWN)  # 800 kB packed, 2.7 MB where FP8 is de-quantised
     assert found.plan.memory_needed and not found.plan.fits_memory
     for attempt in (hub.fetch_published(found), hub.fetch_missing(OWN)):
@@ -152,7 +152,7 @@ def test_what_no_memory_holds_is_fetched_by_force_alone(
 def test_a_pair_of_ones_own_is_measured_before_its_weights(
     server: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    set_room(monkeypatch, Room("cpu", PROGRAM_BYTES + 600_000, 4))
+    set_room(monkeypatch, Room("cpu", PROGRAM_BYTES + TRANSFORMERS_BYTES + 600_000, 4))
     hub.register("mine", TARGET, HEAD)
     with pytest.raises(MemoryFullError, match="mine needs"):
         list(hub.fetch("mine"))
