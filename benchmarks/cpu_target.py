@@ -1,10 +1,11 @@
-"""The demo's target on its stored codes: its distance from float32, its speed, the time of a step.
+"""The demo's target on its stored codes: its distance from float32, its answers, its speed.
 
 python benchmarks/cpu_target.py --json benchmarks/results/cpu-target.json
 
 Needs the demo pair (dspark pull demo). The text is our own documentation. Distances are of the next
-token's distribution, in nats, float32 first; both targets see the same text. Speeds take turns, and
-a figure is the quickest of them: the machine may be busy with other things.
+token's distribution, in nats, float32 first; both targets see the same text. Answers are greedy, to
+everyday_prompts.txt. Speeds take turns, and a figure is the quickest of them: the machine may be
+busy with other things.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import shlex
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -38,6 +39,7 @@ STRETCH = 512  # tokens that are seen together
 BEFORE = 200  # positions in the cache of a step
 ROWS = (1, 5, 8, 32, 64)
 NEW_TOKENS = 48
+PROMPTS, ANSWER_TOKENS, START = "benchmarks/everyday_prompts.txt", 512, 40
 
 
 def load(folder: Path, *, as_stored: bool) -> Target:
@@ -118,20 +120,44 @@ def by_kernel(target: StoredTarget, rows: int, turns: int) -> dict[str, float]:
 
 def together(target: Target, num_requests: int) -> float:
     """Tokens per second of so many plain greedy answers at once."""
-    engine = Engine(target, None, FullSchedule(), config=EngineConfig())
     stop = StopConfig(max_tokens=NEW_TOKENS, ignore_stop_tokens=True)
-    asked = [
-        Request(tuple(range(10 + i, 26 + i)), SamplingConfig(), stop) for i in range(num_requests)
-    ]
-    ids = {engine.submit(request) for request in asked}
-    done, started = 0, 0.0
-    while ids:
+    prompts = [tuple(range(10 + i, 26 + i)) for i in range(num_requests)]
+    took, answers = greedy(target, prompts, stop)
+    return (sum(map(len, answers)) - num_requests) / took
+
+
+def greedy(
+    target: Target, prompts: Sequence[Sequence[int]], stop: StopConfig
+) -> tuple[float, list[tuple[int, ...]]]:
+    """Seconds from the end of the prompts on, and plain answers."""
+    engine = Engine(target, None, FullSchedule(), config=EngineConfig())
+    asked = [engine.submit(Request(tuple(p), SamplingConfig(), stop)) for p in prompts]
+    answers: dict[int, tuple[int, ...]] = {}
+    started = 0.0
+    while len(answers) < len(asked):
         for event in engine.step():
             if isinstance(event, Finished):
-                ids.discard(event.request_id)
-                done += len(event.token_ids)
+                answers[event.request_id] = event.token_ids
         started = started or time.perf_counter()  # prompts are over
-    return (done - num_requests) / (time.perf_counter() - started)
+    return time.perf_counter() - started, [answers[i] for i in asked]
+
+
+def answers(stored: Target, dense: Target, codec: TextCodec) -> dict[str, int]:
+    """How many end by themselves, and how many begin and are as in float32."""
+    lines = (ROOT / PROMPTS).read_text(encoding="utf-8").splitlines()
+    prompts = [codec.encode_chat([{"role": "user", "content": line}]) for line in lines]
+    stop = StopConfig(max_tokens=ANSWER_TOKENS)
+    ours, theirs = (greedy(target, prompts, stop)[1] for target in (stored, dense))
+    return {
+        "prompts": len(lines),
+        "tokens_float32": sum(map(len, theirs)),
+        "ended_stored": sum(len(each) < ANSWER_TOKENS for each in ours),
+        "ended_float32": sum(len(each) < ANSWER_TOKENS for each in theirs),
+        f"first_{START}_tokens_alike": sum(
+            a[:START] == b[:START] for a, b in zip(ours, theirs, strict=True)
+        ),
+        "alike": sum(a == b for a, b in zip(ours, theirs, strict=True)),
+    }
 
 
 def main() -> None:
@@ -158,8 +184,9 @@ def main() -> None:
         "prompt_tokens_per_second": _prompt_speed(stored, chosen.turns),
     }
     if not chosen.only_speed:
-        texts = list(stretches(codec, chosen.tokens))
-        found["distance"] = distance(stored, load(files.target, as_stored=False), texts)
+        dense = load(files.target, as_stored=False)
+        found["distance"] = distance(stored, dense, list(stretches(codec, chosen.tokens)))
+        found["answers"] = answers(stored, dense, codec)
     for name, value in found.items():
         print(name, value, flush=True)
     if chosen.json:
