@@ -1,0 +1,76 @@
+"""`dspark serve` as a process: its address, its end, and what it refuses before it loads."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from dspark_cli.main import run
+
+
+@contextmanager
+def started(target, *options: str) -> Iterator[tuple[subprocess.Popen, str]]:
+    command = [sys.executable, "-m", "dspark_cli", "serve", "--target", str(target)]
+    command += ["--draft", "none", "--device", "cpu", "--port", "0", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        lines = iter(process.stderr.readline, "")
+        url = next(found[0] for line in lines if (found := re.search(r"http://[\w.:]+", line)))
+        yield process, url
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def asked(url: str, target, **options) -> httpx.Response:
+    body = {"model": target.name, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+    return httpx.post(
+        f"{url}/v1/chat/completions", json=body, trust_env=False, timeout=60, **options
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+def test_it_answers_until_it_is_interrupted(tiny_chat_dir):
+    with started(tiny_chat_dir, "--api-key", "secret") as (process, url):
+        assert asked(url, tiny_chat_dir).status_code == 401
+        answer = asked(url, tiny_chat_dir, headers={"Authorization": "Bearer secret"})
+        assert answer.json()["usage"]["completion_tokens"] == 4
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) in (0, 130)
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_a_port_in_use_is_told_before_anything_is_loaded(tiny_chat_dir, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        assert run(["serve", "--target", str(tiny_chat_dir), "--port", port]) == 1
+    told = capsys.readouterr().err
+    assert f"port {port}" in told and "--port" in told
+
+
+def test_a_model_without_a_tokenizer_is_refused(tiny_llama_dir, capsys):
+    assert run(["serve", "--target", str(tiny_llama_dir), "--port", "0"]) == 2
+    assert "tokenizer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--gpus", "2"],
+        ["--print"],
+        ["--json"],
+        ["qwen3-4b", "--engine", "vllm", "--port", "9000"],
+        ["qwen3-4b", "--engine", "sglang", "--api-key", "secret"],
+    ],
+    ids=" ".join,
+)
+def test_options_of_the_other_engine_are_refused(arguments, capsys):
+    assert run(["serve", *arguments]) == 2
+    assert arguments[-2 if arguments[-1][0] != "-" else -1] in capsys.readouterr().err
