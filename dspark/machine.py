@@ -15,9 +15,7 @@ def total_memory(device: str) -> int:
         import torch
 
         return int(torch.cuda.mem_get_info(torch.device(device))[1])
-    import psutil
-
-    return int(psutil.virtual_memory().total)
+    return _host_memory()[0]
 
 
 def free_memory(device: str) -> int:
@@ -26,9 +24,18 @@ def free_memory(device: str) -> int:
         import torch
 
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
-    import psutil
+    return _host_memory()[1]
 
-    return int(psutil.virtual_memory().available)
+
+def _host_memory() -> tuple[int, int]:
+    """Total and free bytes; without psutil, as on a machine with PyTorch alone, what Linux says."""
+    try:
+        import psutil
+    except ModuleNotFoundError:
+        page = os.sysconf("SC_PAGE_SIZE")
+        return page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
+    memory = psutil.virtual_memory()
+    return int(memory.total), int(memory.available)
 
 
 def free_disk(folder: Path) -> int:

@@ -4,8 +4,6 @@ import errno
 import os
 from pathlib import Path
 
-import platformdirs
-
 from dspark.errors import StorageError
 from dspark.machine import free_disk, megabytes
 
@@ -17,6 +15,10 @@ def home() -> Path:
     """The store's folder: DSPARK_HOME, otherwise the platform's folder for user data."""
     if folder := os.environ.get(HOME_VARIABLE):
         return Path(folder).expanduser().absolute()
+    try:
+        import platformdirs
+    except ModuleNotFoundError:  # a machine with PyTorch alone, which runs the engine all the same
+        return Path.home() / ".local" / "share" / "dspark"
     return platformdirs.user_data_path("dspark", appauthor=False)
 
 
