@@ -8,7 +8,7 @@ from enum import IntEnum
 import typer
 
 from dspark.chat.control_characters import visible
-from dspark.errors import DSparkError, InputError, UnknownNameError
+from dspark.errors import DSparkError, InputError, UnknownNameError, gpu_failure
 
 REPORT_HINT = "This is a bug: run the command again with --debug and please report the output."
 
@@ -47,6 +47,8 @@ def _message_and_hint(error: BaseException) -> tuple[str, str]:
         return error.format_message(), _help_hint(error)
     if _is_out_of_memory(error):
         return "out of memory", "Close other programs, or use a smaller pair or --dtype bfloat16."
+    if (failure := gpu_failure(error)) is not None:
+        return failure.message, failure.hint
     if isinstance(error, OSError):
         return _describe_os_error(error)
     return f"{type(error).__name__}: {error}", REPORT_HINT

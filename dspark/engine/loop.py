@@ -20,6 +20,7 @@ from dspark.engine.request import ActiveRequest, Request, State, activate
 from dspark.engine.request_caches import RequestCaches
 from dspark.engine.rounds.choose import choose_rounds
 from dspark.engine.rounds.host import HostRounds, Outcome, context_left
+from dspark.engine.sampling import check_sound
 from dspark.engine.schedule.policies import Scheduler
 from dspark.engine.schedule.sps_watch import SpsWatch
 from dspark.errors import InputError
@@ -265,6 +266,7 @@ class Engine:
         active.num_cached, active.chunked_at = end, time.perf_counter()
         if end < len(prompt):
             return [PrefillProgress(active.request_id, end, len(prompt))]
+        check_sound(result.logits)
         active.anchor, _ = active.sampler.choose(result.logits[0], len(prompt))
         active.decoding_since = time.perf_counter()
         active.state = "running"

@@ -2,8 +2,9 @@
 
 import torch
 
+from dspark.errors import CaptureError, is_gpu_failure
+
 CPU_WORDS = ("can't allocate memory", "DefaultCPUAllocator")
-GPU_WORDS = ("CUDA error", "CUDNN_STATUS", "CUBLAS_STATUS")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -15,5 +16,4 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_of_the_machine(error: BaseException) -> bool:
     """Whether the same would meet whatever request runs next, fewer at once perhaps not."""
-    is_gpu = isinstance(error, RuntimeError) and any(words in str(error) for words in GPU_WORDS)
-    return is_gpu or is_out_of_memory(error)
+    return isinstance(error, CaptureError) or is_gpu_failure(error) or is_out_of_memory(error)

@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from dspark.config import SamplingConfig
-from dspark.errors import InputError
+from dspark.errors import BrokenLogitsError, InputError
 from dspark_kernels import (
     Acceptance,
     accept_greedy,
@@ -23,8 +23,15 @@ from dspark_kernels import (
     probabilities,
     race,
 )
+from dspark_kernels.accept_block import is_sound
 
 LARGEST_SEED = 2**64 - 1
+
+
+def check_sound(logits: torch.Tensor) -> None:
+    """Raises BrokenLogitsError if any row of logits [N, V] is no distribution."""
+    if not bool(is_sound(logits).all()):
+        raise BrokenLogitsError()
 
 
 class Sampler:

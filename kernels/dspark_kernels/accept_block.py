@@ -23,7 +23,7 @@ from dspark_kernels.sampling import probabilities, race
 
 BLOCK_ROW = 2048
 BLOCK_MASS = 128
-ROW_REGISTERS = 128  # stated, because ptxas otherwise targets fewer than the row kernel needs
+ROW_REGISTERS = 168  # stated, because ptxas otherwise targets fewer than the row kernel needs
 
 
 class Filters(NamedTuple):
@@ -42,9 +42,16 @@ class Races(NamedTuple):
     seeds: torch.Tensor  # int64
 
 
+def is_sound(logits: torch.Tensor) -> torch.Tensor:
+    """logits [N, V] -> [N] bool: whether a token can come from a row. NaN and infinity forbid it,
+    and a row that forbids every token."""
+    return logits.amax(dim=-1).isfinite()
+
+
 class AcceptedBlock(NamedTuple):
     """Per request: drafts kept, the token after them, the new number of committed tokens [R];
-    tokens [R, K + 1], of which the first num_accepted + 1 count."""
+    tokens [R, K + 1], of which the first num_accepted + 1 count. num_accepted is -1 where the row
+    that a token comes from is no distribution (`is_sound`); the rest then means nothing."""
 
     num_accepted: torch.Tensor
     next_ids: torch.Tensor
@@ -76,6 +83,7 @@ def accept_block_reference(
         rows = target_logits[first : first + count + 1].float()
         temperature, top_k, top_p = (f[r].item() for f in filters)
         ids = draft_ids[r, :count]
+        sound = is_sound(rows)
         if temperature == 0 or races.is_seeded[r]:
             seed, place = int(races.seeds[r]), int(lengths[r]) + 1
             choices = rows.argmax(-1)
@@ -85,17 +93,24 @@ def accept_block_reference(
                     for j, row in enumerate(rows)
                 ]
                 choices = choices.new_tensor(drawn)
+            choices = torch.where(sound, choices, -1)
             kept = int((choices[:-1] == ids).int().cumprod(0).sum())
-            num_accepted.append(kept)
-            next_ids.append(int(choices[kept]))
+            num_accepted.append(kept if sound[kept] else -1)
+            next_ids.append(max(0, int(choices[kept])))
             continue
         target = probabilities(rows, temperature, int(top_k), top_p)
         scaled = draft_logits[r, :count].float() / temperature
         draft = (scaled - draft_log_sums[r, :count, None]).exp()
         at = ids.unsqueeze(1)
-        refused = uniforms[r, :count] * draft.gather(1, at)[:, 0] >= target.gather(1, at)[:, 0]
-        kept = int((~refused).int().cumprod(0).sum())
-        mass = target[kept] if kept == count else (target[kept] - draft[kept]).clamp_(min=0.0)
+        passed = uniforms[r, :count] * draft.gather(1, at)[:, 0] < target.gather(1, at)[:, 0]
+        kept = int((passed & sound[:-1]).int().cumprod(0).sum())
+        if not sound[kept]:
+            num_accepted.append(-1)
+            next_ids.append(0)
+            continue
+        # a draft of a head whose logits are NaN was none: refused, and nothing is left out for it
+        drafted = torch.where(draft.isfinite(), draft, 0.0)
+        mass = target[kept] if kept == count else (target[kept] - drafted[kept]).clamp_(min=0.0)
         cumulative = mass.double().cumsum(0)
         point = uniforms[r, -1].double() * cumulative[-1]
         token = int(torch.searchsorted(cumulative, point, right=True))
@@ -105,7 +120,7 @@ def accept_block_reference(
     accepted = torch.tensor(num_accepted, device=device)
     next_tokens = torch.tensor(next_ids, device=device)
     tokens = torch.cat([draft_ids, draft_ids.new_zeros(len(draft_ids), 1)], dim=1)
-    tokens = tokens.scatter(1, accepted.unsqueeze(1), next_tokens.unsqueeze(1))
+    tokens = tokens.scatter(1, accepted.clamp(min=0).unsqueeze(1), next_tokens.unsqueeze(1))
     return AcceptedBlock(accepted, next_tokens, lengths + accepted + 1, tokens)
 
 

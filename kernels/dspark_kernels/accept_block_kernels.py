@@ -4,7 +4,7 @@ from dspark_kernels.backend import jit, tl
 from dspark_kernels.noise import MARGIN, exact_gumbel, gumbel
 
 LOWEST = tl.constexpr(float("-inf"))
-NUM_CUTS = tl.constexpr(8)  # thresholds tried in one pass over a row
+INFINITE = tl.constexpr(float("inf"))
 
 
 @jit
@@ -12,6 +12,17 @@ def order_key(x: tl.tensor) -> tl.tensor:
     """float32 -> int32 that sorts alike; both zeros are one."""
     bits = (x + 0.0).to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@jit
+def added(total: tl.tensor, weight: tl.tensor, key: tl.tensor, cut: tl.tensor) -> tl.tensor:
+    """The sums of a thread's own tokens, with those of this block that are at or above the cut."""
+    return total + tl.where(key >= cut, weight, 0.0)
+
+
+@jit
+def reaches(total: tl.tensor, goal: tl.tensor) -> tl.tensor:
+    return (tl.sum(total, axis=0) >= goal).to(tl.int32)
 
 
 @jit
@@ -28,15 +39,15 @@ def cut_where(
 ) -> tl.tensor:
     """The largest key such that `goal` of the tokens, or of their mass, are at or above it.
 
-    Three bits a pass. Tokens below `floor` do not count. Of 16-bit logits only the upper half of a
-    key differs.
+    Three bits a pass: seven cuts are tried, each with a sum of its own, which is added across
+    threads once a pass. Tokens below `floor` do not count. Of 16-bit logits only the upper half of
+    a key differs.
     """
     cut = floor * 0 - 2147483647 - 1
-    tried = tl.arange(0, NUM_CUTS)
     for digit in range(0, (NUM_BITS + 2) // 3):
         shift = tl.maximum(29 - 3 * digit, 32 - NUM_BITS)
-        candidates = cut + (tried << shift)
-        reached = tl.zeros((NUM_CUTS,), tl.float32)
+        none = tl.zeros((BLOCK,), tl.float32)
+        of_1, of_2, of_3, of_4, of_5, of_6, of_7 = none, none, none, none, none, none, none
         for first in range(0, num_tokens, BLOCK):
             token = first + tl.arange(0, BLOCK)
             value = tl.load(row + token, mask=token < num_tokens, other=LOWEST).to(tl.float32)
@@ -46,12 +57,18 @@ def cut_where(
                 weight = tl.where(counts, tl.exp((value - largest) / temperature), 0.0)
             else:
                 weight = counts.to(tl.float32)
-            above = key[:, None] >= candidates[None, :]
-            reached += tl.sum(tl.where(above, weight[:, None], 0.0), axis=0)
-        # how much is above falls with the candidate: the last that reaches the goal. Where the
-        # digit is of fewer than three bits, candidates beyond it are out of reach anyway
-        num_reaching = tl.sum((reached >= goal).to(tl.int32), axis=0)
-        cut += tl.maximum(num_reaching - 1, 0) << shift
+            of_1 = added(of_1, weight, key, cut + (1 << shift))
+            of_2 = added(of_2, weight, key, cut + (2 << shift))
+            of_3 = added(of_3, weight, key, cut + (3 << shift))
+            of_4 = added(of_4, weight, key, cut + (4 << shift))
+            of_5 = added(of_5, weight, key, cut + (5 << shift))
+            of_6 = added(of_6, weight, key, cut + (6 << shift))
+            of_7 = added(of_7, weight, key, cut + (7 << shift))
+        # how much is above falls with the cut: the last that reaches the goal. Where the digit is
+        # of fewer than three bits, cuts beyond it are out of reach anyway
+        num_reaching = reaches(of_1, goal) + reaches(of_2, goal) + reaches(of_3, goal)
+        num_reaching += reaches(of_4, goal) + reaches(of_5, goal) + reaches(of_6, goal)
+        cut += (num_reaching + reaches(of_7, goal)) << shift
     return cut
 
 
@@ -69,8 +86,8 @@ def row_kernel(
     NUM_BITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """One row of one request: its likeliest token; unless greedy, the lowest logit that is kept and
-    the logarithm of what all kept ones sum to."""
+    """One row of one request: its likeliest token, or -1 where the row is no distribution; unless
+    greedy, the lowest logit that is kept and the logarithm of what all kept ones sum to."""
     request, slot = tl.program_id(0), tl.program_id(1)
     at = request * tl.num_programs(1) + slot
     if slot <= tl.load(num_drafts + request):
@@ -78,15 +95,19 @@ def row_kernel(
         row = target_logits + row_index * num_tokens
         best = tl.full((BLOCK,), LOWEST, tl.float32)
         where = tl.zeros((BLOCK,), tl.int32)
+        unsound = tl.zeros((BLOCK,), tl.int32)
         for first in range(0, num_tokens, BLOCK):
             token = first + tl.arange(0, BLOCK)
             value = tl.load(row + token, mask=token < num_tokens, other=LOWEST).to(tl.float32)
             where = tl.where(value > best, token, where)
             best = tl.maximum(best, value)
+            unsound = tl.where(value < INFINITE, unsound, 1)  # NaN is below nothing
         largest = tl.max(best, axis=0)
-        tl.store(choices + at, tl.min(tl.where(best == largest, where, 0x7FFFFFFF), axis=0))
+        choice = tl.min(tl.where(best == largest, where, 0x7FFFFFFF), axis=0)
+        is_sound = (tl.max(unsound, axis=0) == 0) & (largest > LOWEST)
+        tl.store(choices + at, tl.where(is_sound, choice, -1))
         temperature = tl.load(temperatures + request)
-        if temperature > 0:
+        if (temperature > 0) & is_sound:
             top_k, top_p = tl.load(top_ks + request), tl.load(top_ps + request)
             floor = order_key(largest * 0 + LOWEST)
             if (top_k > 0) & (top_k < num_tokens):
@@ -143,8 +164,9 @@ def race_kernel(
     """One row of one request with a seed: in the place of its likeliest token the one whose score
     and noise are most. First by quick logarithms; then, of those near the top, by exact ones."""
     request, slot = tl.program_id(0), tl.program_id(1)
-    if tl.load(is_seeded + request) & (slot <= tl.load(num_drafts + request)):
-        at = request * tl.num_programs(1) + slot
+    at = request * tl.num_programs(1) + slot
+    is_run = tl.load(is_seeded + request) & (slot <= tl.load(num_drafts + request))
+    if is_run & (tl.load(choices + at) >= 0):
         row = target_logits + (tl.load(first_rows + request) + slot).to(tl.int64) * num_tokens
         largest = tl.load(row + tl.load(choices + at)).to(tl.float32)
         temperature, cut = tl.load(temperatures + request), tl.load(stats + at)
@@ -213,6 +235,7 @@ def next_mass(
         slot = (request * num_slots + kept).to(tl.int64)
         drafted = tl.load(draft_logits + slot * num_tokens + token, mask=inside, other=0.0)
         drafted = tl.exp(drafted / temperature - tl.load(draft_log_sums + slot))
+        drafted = tl.where(drafted < INFINITE, drafted, 0.0)  # NaN: no draft, so nothing to leave out
         mass = tl.where(inside, tl.maximum(mass - drafted, 0.0), 0.0)
     return mass
 
@@ -246,6 +269,7 @@ def mass_kernel(
     goes_on = count >= 0
     for slot in range(0, count):
         token = tl.load(draft_ids + request * num_slots + slot)
+        choice = tl.load(choices + request * (num_slots + 1) + slot)
         if is_tested:
             at = stats + request * (num_slots + 1) + slot
             row = (first_row + slot).to(tl.int64)
@@ -257,9 +281,9 @@ def mass_kernel(
             logit = tl.load(draft_logits + drafted_at.to(tl.int64) * num_tokens + token)
             drafted = tl.exp(logit / temperature - tl.load(draft_log_sums + drafted_at))
             uniform = tl.load(uniforms + request * (num_slots + 1) + slot)
-            is_good = uniform * drafted < target
+            is_good = (choice >= 0) & (uniform * drafted < target)
         else:
-            is_good = tl.load(choices + request * (num_slots + 1) + slot) == token
+            is_good = choice == token
         goes_on = goes_on & is_good
         kept += goes_on.to(kept.dtype)
     if block == 0:
@@ -299,13 +323,15 @@ def draw_kernel(
     BLOCK_PARTS: tl.constexpr,
     BLOCK_SLOTS: tl.constexpr,
 ) -> None:
-    """The block in which the point falls, then the token in it."""
+    """The block in which the point falls, then the token in it. Where the row is no distribution,
+    num_accepted becomes -1."""
     request = tl.program_id(0)
     temperature = tl.load(temperatures + request)
     is_tested = (temperature > 0) & (tl.load(is_seeded + request) == 0)
     kept = tl.load(num_accepted + request)
     chosen = tl.load(choices + request * (num_slots + 1) + kept).to(tl.int64)
-    if is_tested:
+    is_sound = chosen >= 0
+    if is_tested & is_sound:
         part = tl.arange(0, BLOCK_PARTS)
         mass = tl.load(masses + request * num_blocks + part, mask=part < num_blocks, other=0.0)
         up_to = tl.cumsum(mass, axis=0)
@@ -327,6 +353,9 @@ def draw_kernel(
             last = tl.max(tl.where(inner > 0, tl.arange(0, BLOCK), 0), axis=0)
             index = tl.minimum(tl.sum(passed.to(tl.int32), axis=0), last)
             chosen = (block * BLOCK + index).to(tl.int64)
+    chosen = tl.maximum(chosen, 0)
+    if not is_sound:
+        tl.store(num_accepted + request, kept * 0 - 1)
     tl.store(next_ids + request, chosen)
     tl.store(lengths + request, tl.load(old_lengths + request) + kept + 1)
     slot = tl.arange(0, BLOCK_SLOTS)

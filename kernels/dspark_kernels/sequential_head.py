@@ -203,7 +203,7 @@ class _Run:
 
     def features(self, step: int) -> None:
         """Settles the token of the last step, and prepares this one unless it is beyond the end."""
-        num_requests, num_steps, _ = self.base_logits.shape
+        num_requests, num_steps, num_tokens = self.base_logits.shape
         head, rank = self.head, self.head.rank
         is_end = step == num_steps
         num_programs = 1 if is_end or not rank else -(-rank // BLOCK_FEATURES)
@@ -224,6 +224,7 @@ class _Run:
             num_requests,
             num_steps,
             self.num_blocks,
+            num_tokens,
             KIND=head.kind,
             RANK=rank,
             NUM_OF_HIDDEN=NUM_GATES[head.kind] * rank + (self.confidences is not None),
@@ -271,6 +272,7 @@ def builds() -> list[KernelBuild]:
             signature |= {"own_gates": weight, "confidence_weight": weight, "old_state": "*fp32"}
             signature |= {"new_state": "*fp32", "features": weight, "token_ids": "*i64"}
             signature |= {"log_sums": "*fp32", "confidences": "*fp32", **sizes, "num_blocks": "i32"}
+            signature |= {"num_tokens": "i32"}
             constants: dict[str, Any] = {"KIND": kind, "RANK": rank}
             constants |= {"NUM_OF_HIDDEN": rank * NUM_GATES[kind] + has_markov}
             constants |= {"HAS_CONFIDENCE": has_markov, "CONFIDENCE_READS_TOKEN": has_markov}

@@ -53,6 +53,7 @@ def features_kernel(
     num_requests: tl.tensor,
     num_steps: tl.tensor,
     num_blocks: tl.tensor,
+    num_tokens: tl.tensor,
     KIND: tl.constexpr,
     RANK: tl.constexpr,
     NUM_OF_HIDDEN: tl.constexpr,
@@ -78,6 +79,7 @@ def features_kernel(
         tokens = tl.load(mine + stride, mask=inside, other=0.0).to(tl.int32, bitcast=True)
         best = tl.max(scores, axis=0)
         token = tl.min(tl.where(inside & (scores == best), tokens, 0x7FFFFFFF), axis=0).to(tl.int64)
+        token = tl.minimum(token, num_tokens - 1)  # no score equals the best if all are NaN
         if is_writer:
             largest = tl.load(mine + 2 * stride, mask=inside, other=float("-inf"))
             sums = tl.load(mine + 3 * stride, mask=inside, other=0.0)

@@ -6,7 +6,7 @@ from textual.message import Message
 
 from dspark.chat.ask import LeftOut
 from dspark.chat.backend import BackendInfo, ChatEvent
-from dspark.errors import DSparkError
+from dspark.errors import DSparkError, gpu_failure, reason_of
 from dspark.events import FetchProgress, LoadProgress
 
 UNEXPECTED_HINT = "If it happens again, please report it with the output of dspark doctor."
@@ -47,5 +47,7 @@ def as_dspark_error(error: Exception) -> DSparkError:
     """An error in one line, with a hint."""
     if isinstance(error, DSparkError):
         return error
-    reason = next(iter(str(error).splitlines()), "")
-    return DSparkError(f"{type(error).__name__}: {reason}".removesuffix(": "), UNEXPECTED_HINT)
+    if (failure := gpu_failure(error)) is not None:
+        return failure
+    name, reason = type(error).__name__, reason_of(error)
+    return DSparkError(name if reason == name else f"{name}: {reason}", UNEXPECTED_HINT)

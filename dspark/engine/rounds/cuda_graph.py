@@ -3,13 +3,22 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
-from dspark.errors import DSparkError
+from dspark.errors import CaptureError, DSparkError, reason_of
 
 Result = TypeVar("Result")
+
+
+class GraphPool:
+    """The memory that all graphs of a device share. After a failed capture PyTorch takes it for one
+    that is still recording, so nothing more is captured into it."""
+
+    def __init__(self) -> None:
+        self.handle = torch.cuda.graph_pool_handle()
+        self.failure: CaptureError | None = None
 
 
 class GraphedCall(Generic[Result]):
@@ -20,7 +29,10 @@ class GraphedCall(Generic[Result]):
     """
 
     def __init__(
-        self, function: Callable[[], Result], state: Sequence[torch.Tensor], pool: Any
+        self,
+        function: Callable[[], Result],
+        state: Sequence[torch.Tensor],
+        pool: GraphPool | None,
     ) -> None:
         self._function, self._state, self._pool = function, state, pool
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -30,22 +42,26 @@ class GraphedCall(Generic[Result]):
         if self._pool is None:
             return self._function()
         if self._graph is None or self._result is None:
-            self._graph, self._result = self._captured()
+            self._graph, self._result = self._captured(self._pool)
         self._graph.replay()
         return self._result
 
-    def _captured(self) -> tuple[torch.cuda.CUDAGraph, Result]:
+    def _captured(self, pool: GraphPool) -> tuple[torch.cuda.CUDAGraph, Result]:
+        """Raises CaptureError."""
+        if pool.failure is not None:
+            raise pool.failure
         try:
-            return self._capture()
-        except torch.OutOfMemoryError:
+            return self._capture(pool)
+        except (torch.OutOfMemoryError, DSparkError):
             raise
-        except RuntimeError as error:
-            raise DSparkError(
-                f"a round could not be captured as a CUDA graph ({str(error).splitlines()[0]})",
+        except Exception as error:  # those of Triton have no class in common
+            pool.failure = CaptureError(
+                f"a round could not be captured as a CUDA graph ({reason_of(error)})",
                 "DSPARK_GRAPHS=off runs it uncaptured, DSPARK_KERNELS=torch without our kernels.",
-            ) from error
+            )
+            raise pool.failure from error
 
-    def _capture(self) -> tuple[torch.cuda.CUDAGraph, Result]:
+    def _capture(self, pool: GraphPool) -> tuple[torch.cuda.CUDAGraph, Result]:
         saved = [tensor.clone() for tensor in self._state]
         torch.cuda.synchronize()
         side = torch.cuda.Stream()
@@ -56,16 +72,22 @@ class GraphedCall(Generic[Result]):
             tensor.copy_(before)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # what other threads do with CUDA meanwhile is no error of ours
+        with torch.cuda.graph(graph, pool=pool.handle, capture_error_mode="thread_local"):
             result = self._function()
         return graph, result
 
 
-def graph_pool(device: torch.device) -> Any:
-    """The memory pool that all graphs of a device share; None without graphs."""
+def graph_pool(device: torch.device) -> GraphPool | None:
+    """None without graphs."""
     if device.type != "cuda" or os.environ.get("DSPARK_GRAPHS") == "off":
         return None
-    return torch.cuda.graph_pool_handle()
+    return GraphPool()
+
+
+def pinned_like(tensor: torch.Tensor) -> torch.Tensor:
+    """Page-locked memory of the host, to which a device copies while the host does other work."""
+    return torch.empty_like(tensor, device="cpu", pin_memory=True)
 
 
 class Moment:

@@ -8,18 +8,23 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 
 from dspark.config import EngineConfig
 from dspark.drafters.base import DeviceDrafter
 from dspark.engine.request import ActiveRequest, Request
-from dspark.engine.rounds.cuda_graph import GraphedCall, Moment, graph_pool
+from dspark.engine.rounds.cuda_graph import (
+    GraphedCall,
+    GraphPool,
+    Moment,
+    graph_pool,
+    pinned_like,
+)
 from dspark.engine.rounds.device_batch import Lanes, Plan
 from dspark.engine.rounds.host import Outcome, capacity_of
 from dspark.engine.schedule.policies import Scheduler
-from dspark.errors import MemoryFullError
+from dspark.errors import BrokenLogitsError, MemoryFullError
 from dspark.events import LoadProgress
 from dspark.kvcache.caches import MAX_VERIFY_ROWS, PagedCache
 from dspark.kvcache.sizing import fix_pages
@@ -28,6 +33,7 @@ from dspark_kernels.backend import next_power_of_2
 from dspark_kernels.paged_cache import PAGE, num_pages_for
 
 TILE_ROWS = 16  # up to this many rows cost the same as one
+MOST_IN_FLIGHT = 2  # rounds that are launched and not read yet
 OTHER_SLOTS = 4  # scratch, the last finished request, and one for a check
 
 
@@ -46,18 +52,30 @@ class _InFlightRound:
 class _Calls:
     """Both halves of a round of one shape. The second reads the buffers that the first writes."""
 
-    def __init__(self, lanes: Lanes, plan: Plan, pool: Any) -> None:
-        self._lanes, self._plan = lanes, plan
+    def __init__(self, lanes: Lanes, plan: Plan, pool: GraphPool | None) -> None:
+        self._lanes, self._plan, self._is_captured = lanes, plan, pool is not None
         self._draft = GraphedCall(partial(lanes.draft, plan), (), pool)
         self._finish = GraphedCall(self._finish_drafted, lanes.state, pool)
         self._drafted = lanes.no_draft
+        self._host_buffers: deque[torch.Tensor] = deque()  # page-locked, one a round in flight
 
     def draft(self) -> None:
         if self._plan.num_drafts:
             self._drafted = self._draft()
 
     def finish(self) -> torch.Tensor:
+        """The readback, which the next call overwrites."""
         return self._finish()
+
+    def to_host(self, readback: torch.Tensor) -> torch.Tensor:
+        """Its copy, which the call after the next overwrites. Nobody waits for it here."""
+        if not self._is_captured:
+            return readback
+        if not self._host_buffers:
+            for _ in range(MOST_IN_FLIGHT):
+                self._host_buffers.append(pinned_like(readback))
+        self._host_buffers.rotate()
+        return self._host_buffers[0].copy_(readback, non_blocking=True)
 
     def _finish_drafted(self) -> torch.Tensor:
         return self._lanes.finish(self._drafted, self._plan)
@@ -156,7 +174,7 @@ class DeviceRounds:
         if not self._sent:
             self._lanes_for(batch).load_requests(batch)
             self._survival = []
-        while len(self._sent) < 2:
+        while len(self._sent) < MOST_IN_FLIGHT:
             self._send(batch)
         return self._read(batch)
 
@@ -190,10 +208,6 @@ class DeviceRounds:
         longest = max(active.slot.length for active in batch) + self._slack
         plan = Plan(self._num_drafts(batch, lanes), self._num_pages(longest))
         started, readback, drafted = self._launch(lanes, plan)
-        if self._pool is not None:
-            readback = torch.empty_like(readback, device="cpu", pin_memory=True).copy_(
-                readback, non_blocking=True
-            )
         self._sent.append(
             _InFlightRound(batch, plan, readback, started, drafted, Moment(self._device))
         )
@@ -203,7 +217,7 @@ class DeviceRounds:
         started = Moment(self._device)
         calls.draft()
         drafted = Moment(self._device)
-        return started, calls.finish(), drafted
+        return started, calls.to_host(calls.finish()), drafted
 
     def _read(self, batch: tuple[ActiveRequest, ...]) -> list[Outcome]:
         """Reads the oldest launched round; results of other requests are discarded."""
@@ -216,6 +230,8 @@ class DeviceRounds:
         )
         count = self._block_size if sent.plan.num_drafts else 0
         facts = sent.readback[: len(sent.batch)]
+        if any(row[0] < 0 and each in batch for each, row in zip(sent.batch, facts, strict=True)):
+            raise BrokenLogitsError()
         confidences = facts[:, 3 + count :].contiguous().view(torch.float32)[:, :count]
         self._survival = confidences.cumprod(dim=1).tolist()
         known = confidences.tolist() if self._has_confidence else [None] * len(sent.batch)

@@ -74,7 +74,8 @@ class Lanes:
             if vocabulary is None
             else torch.zeros(num_lanes, target.spec.vocab_size, device=device, dtype=target.dtype)
         )
-        self.state = (self.anchors, self.lengths)
+        mask = () if self._logit_mask is None else (self._logit_mask,)
+        self.state = (self.anchors, self.lengths, *mask)
 
     def load_requests(self, batch: tuple[ActiveRequest, ...]) -> None:
         """Load these requests from the host; the remaining lanes idle."""
@@ -122,17 +123,13 @@ class Lanes:
         rows = self._rows(self._draft_slots, drafter.block_rows, plan, causal=False)
         # shared with the target's draw with a seed; otherwise of this round alone
         seeds = torch.where(self._is_seeded, self.seeds, self._round_seeds())
-        drafted = drafter.draft(
+        return drafter.draft(
             self.anchors,
             drafter.cache.over(rows),
             self._filters.temperature,
             seeds,
             self.lengths,
             self._logit_mask,
-        )
-        # an idle lane's drafts are arbitrary
-        return drafted._replace(
-            token_ids=drafted.token_ids.clamp(0, self._target.spec.vocab_size - 1)
         )
 
     def finish(self, drafted: DraftedBlock, plan: Plan) -> torch.Tensor:

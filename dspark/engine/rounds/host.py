@@ -10,7 +10,7 @@ import torch
 from dspark.config import EngineConfig
 from dspark.drafters.base import Drafter, Proposals
 from dspark.engine.request import ActiveRequest, Request
-from dspark.engine.sampling import BatchChooser
+from dspark.engine.sampling import BatchChooser, check_sound
 from dspark.engine.schedule.policies import Scheduler
 from dspark.events import LoadProgress
 from dspark.targets.base import Pass, Target
@@ -157,14 +157,12 @@ class HostRounds:
         self, batch: Sequence[ActiveRequest], drafts: list[_Draft], verified: Pass
     ) -> list[Acceptance]:
         sizes = [draft.length + 1 for draft in drafts]
-        return [
-            active.sampler.accept(
-                draft.ids[: draft.length], draft.probs, logits, self._next_place(active)
-            )
-            for active, draft, logits in zip(
-                batch, drafts, verified.logits.split(sizes), strict=True
-            )
-        ]
+        accepted = []
+        for active, draft, logits in zip(batch, drafts, verified.logits.split(sizes), strict=True):
+            ids, place = draft.ids[: draft.length], self._next_place(active)
+            accepted.append(active.sampler.accept(ids, draft.probs, logits, place))
+            check_sound(logits[: accepted[-1].num_accepted + 1])  # no others
+        return accepted
 
     def _next_place(self, active: ActiveRequest) -> int:
         """Place of the token after the anchor, counted from the prompt's first token."""

@@ -118,3 +118,52 @@ def test_a_request_with_a_seed_takes_what_its_noise_makes_largest(device):
         assert (int(result.num_accepted[r]), int(result.next_ids[r])) == (kept_drafts, token)
     given[8] = 1.0 - given[8]
     assert torch.equal(accept_block(*given).next_ids[1:], result.next_ids[1:])
+
+
+BROKEN = [float("nan"), float("inf"), float("-inf")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("seeded", [(), (1, 2, 3, 4)])
+def test_a_row_that_is_no_distribution_is_told(device, dtype, seeded):
+    """Wherever its token would come from it, and only there; a row of minus infinity is none."""
+    told = set()
+    for seed, value in enumerate(BROKEN):
+        given = make_round(device, dtype, 130, seed, seeded)
+        first_rows, num_drafts = given[4], given[5]
+        whole = accept_block_reference(*given).num_accepted
+        for r in range(REQUESTS):
+            broken = (int(first_rows[r]) + seed) % (int(first_rows[r]) + int(num_drafts[r]) + 1)
+            broken = max(broken, int(first_rows[r]))
+            given[3][broken, 7 if value == value and value > 0 else slice(None)] = value
+        result, expected = accept_block(*given), accept_block_reference(*given)
+        assert result.num_accepted.tolist() == expected.num_accepted.tolist()
+        assert result.next_ids.tolist() == expected.next_ids.tolist()
+        told.update(zip(whole.tolist(), result.num_accepted.tolist(), strict=True))
+    assert any(after < 0 for _, after in told) and any(after >= 0 for _, after in told)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_single_nan_is_told_and_one_that_nobody_reads_is_not(device, dtype):
+    given = make_round(device, dtype, 130, 1)
+    first, kept = int(given[4][0]), int(accept_block_reference(*given).num_accepted[0])
+    assert kept < 3
+    given[3][first + kept + 1 :][0, 100] = float("nan")
+    assert accept_block(*given).num_accepted[0] == kept
+    given[3][first + kept, 100] = float("nan")
+    assert accept_block(*given).num_accepted[0] == -1
+
+
+@pytest.mark.parametrize("rule", [accept_block, accept_block_reference])
+def test_drafts_of_a_broken_head_are_refused_and_leave_the_targets_distribution(device, rule):
+    given = make_round(device, torch.float32, 63, 2)
+    given[1].fill_(float("nan"))
+    given[2].fill_(float("nan"))
+    result = rule(*given)
+    assert result.num_accepted[1:].tolist() == [0] * (REQUESTS - 1)
+    for r in range(1, REQUESTS):
+        temperature, top_k, top_p = (f[r].item() for f in given[6])
+        row = given[3][int(given[4][r])]
+        mass = probabilities(row, temperature, top_k, top_p).double().cumsum(0)
+        point = given[8][r, -1].double() * mass[-1]
+        assert int(result.next_ids[r]) == int(torch.searchsorted(mass, point, right=True))

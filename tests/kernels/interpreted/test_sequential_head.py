@@ -55,6 +55,16 @@ def test_a_block_is_that_of_the_plain_steps(device, dtype, kind, num_tokens):
         assert torch.equal(alone.logits[0], drafted.logits[r])
 
 
+def test_logits_that_are_no_numbers_draft_a_token_of_the_vocabulary(device):
+    """Of which the next step reads a row: far beyond the table on a card."""
+    head = make_head("vanilla", 63, True, torch.float32, device)
+    base = torch.full((1, STEPS, 63), float("nan"), device=device)
+    hidden = torch.randn(1, STEPS, HIDDEN, device=device)
+    zeros = torch.zeros(1, dtype=torch.int64, device=device)
+    drafted = draft_block(base, hidden, zeros, head, zeros.float(), zeros, zeros)
+    assert drafted.token_ids.min() >= 0 and drafted.token_ids.max() < 63
+
+
 def test_gumbel_noise_draws_what_the_logits_say():
     probs = torch.tensor([0.5, 0.3, 0.15, 0.05])
     num_draws = 20000
