@@ -235,7 +235,9 @@ def next_mass(
         slot = (request * num_slots + kept).to(tl.int64)
         drafted = tl.load(draft_logits + slot * num_tokens + token, mask=inside, other=0.0)
         drafted = tl.exp(drafted / temperature - tl.load(draft_log_sums + slot))
-        drafted = tl.where(drafted < INFINITE, drafted, 0.0)  # NaN: no draft, so nothing to leave out
+        drafted = tl.where(
+            drafted < INFINITE, drafted, 0.0
+        )  # NaN: no draft, so nothing to leave out
         mass = tl.where(inside, tl.maximum(mass - drafted, 0.0), 0.0)
     return mass
 

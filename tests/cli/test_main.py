@@ -41,6 +41,11 @@ class OutOfMemoryError(RuntimeError):
             "out of memory. ",
         ),
         (
+            RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+            ExitCode.FAILED,
+            "the GPU failed (Triton Error [CUDA]: an illegal memory access was encountered). Start",
+        ),
+        (
             OSError(errno.ENOSPC, "No space left on device", "/a/b"),
             ExitCode.FAILED,
             "the disk is full: /a/b. Free some space",

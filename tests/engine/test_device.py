@@ -3,6 +3,7 @@
 import shutil
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,12 +11,13 @@ import torch
 from dspark.checkpoints.deepspec import write_draft_vocabulary
 from dspark.config import EngineConfig, RuntimeConfig, ScheduleConfig, StopConfig
 from dspark.engine.loop import Engine
+from dspark.engine.rounds import cuda_graph, device
 from dspark.engine.rounds.device import DeviceRounds
 from dspark.engine.rounds.host import HostRounds
 from dspark.engine.schedule.policies import FullSchedule, SpsSchedule
 from dspark.engine.session import Session, open_session
-from dspark.errors import InputError, MemoryFullError
-from dspark.events import Finished, PrefillProgress, Round
+from dspark.errors import BrokenLogitsError, InputError, MemoryFullError
+from dspark.events import Failed, Finished, PrefillProgress, Round
 from dspark.hub import PairFiles
 from dspark.kvcache import sizing
 from dspark.progress import follow
@@ -338,3 +340,48 @@ def test_tiny_temperatures_write_what_temperature_0_writes(temperature):
     for plain in (True, False):
         asked = request(max_tokens=24, plain=plain, temperature=temperature, seed=3)
         assert decode(engine, [asked])[0] == wanted
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0}, {"temperature": 1.0, "seed": 3}])
+def test_logits_that_are_no_numbers_are_told_and_not_sampled(sampling, monkeypatch):
+    """Of one request; the other goes on."""
+    engine = golden("vanilla").engine
+    wanted = decode(engine, [request(PROMPT[3:], 30)])[0]
+    broken, other = (engine.submit(r) for r in (request(**sampling), request(PROMPT[3:], 30)))
+    whole = engine.target.run
+
+    def poisoned(token_ids, rows):
+        result = whole(token_ids, rows)
+        active = engine._requests.get(broken)
+        if active is not None:
+            lanes = (rows._rows.slots == active.slot.index).nonzero().flatten().tolist()
+            for lane in lanes:
+                result.logits.unflatten(0, (len(rows._rows.slots), -1))[lane, :, 5] = float("nan")
+        return result
+
+    monkeypatch.setattr(engine.target, "run", poisoned)
+    events = []
+    while engine.num_requests:
+        events += engine.step()
+    failed = {e.request_id: e.error for e in events if isinstance(e, Failed)}
+    assert failed.keys() == {broken} and isinstance(failed[broken], BrokenLogitsError)
+    ends = {e.request_id: e.token_ids for e in events if isinstance(e, Finished)}
+    assert ends == {other: wanted}
+
+
+def test_what_the_host_reads_is_copied_into_memory_that_is_taken_once(monkeypatch):
+    """As on a card: replayed, and read from page-locked memory, two buffers a shape of round."""
+    made = []
+
+    def pinned(like):
+        made.append(torch.empty_like(like))
+        return made[-1]
+
+    monkeypatch.setattr(cuda_graph.GraphedCall, "__call__", lambda self: self._function())
+    asks = [request(max_tokens=60), request(PROMPT[:5], 50)]
+    wanted = [decode(golden("vanilla").engine, [ask]) for ask in asks]
+    monkeypatch.setattr(device, "graph_pool", lambda device: SimpleNamespace(failure=None))
+    monkeypatch.setattr(device, "pinned_like", pinned)
+    engine = golden("vanilla").engine
+    assert [decode(engine, [ask]) for ask in asks] == wanted
+    assert len(made) == 2 * len(engine._rounds._calls) < 20

@@ -2,11 +2,13 @@
 
 import random
 import threading
+from itertools import accumulate
 
 import pytest
 import torch
 
 from dspark.engine.rounds.host import Outcome
+from dspark.errors import BrokenLogitsError
 from dspark.events import Failed, Finished, PrefillProgress, Round
 from dspark.kvcache.caches import PooledCache
 from tests.engine.paged import paged  # noqa: F401
@@ -107,10 +109,12 @@ MACHINE_ERRORS = (
     torch.OutOfMemoryError("CUDA out of memory."),
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
     RuntimeError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+    type("OutOfResources", (Exception,), {"__module__": "triton.runtime.errors"})("shared memory"),
 )
 
 
-@pytest.mark.parametrize("error", MACHINE_ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("error", MACHINE_ERRORS, ids=lambda error: str(error)[:30])
 @pytest.mark.parametrize("where", ["prefill", "verify"])
 def test_an_error_of_the_machine_reaches_the_caller_and_ends_nobody(where, error, monkeypatch):
     """Whoever calls may go on with the same requests, once there is room: not a token is lost."""
@@ -137,6 +141,31 @@ def test_an_error_of_the_machine_reaches_the_caller_and_ends_nobody(where, error
     for request_id, ask in zip(ids, asks, strict=True):
         told = [e for e in events if e.request_id == request_id and not isinstance(e, Finished)]
         assert tuple(p.token_id for e in told for p in e.pieces) == alone(ask)
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0}, {"temperature": 1.0, "seed": 3}])
+@pytest.mark.parametrize("where", ["prefill", "verify"])
+def test_logits_that_are_no_numbers_are_told_and_not_sampled(where, sampling, monkeypatch):
+    """Of one request; the other goes on."""
+    engine = golden("vanilla").engine
+    asks = [request(PROMPT, 30, **sampling), request(PROMPT[3:], 30)]
+    broken, other = (engine.submit(ask) for ask in asks)
+    whole = getattr(engine.target, where)
+
+    def poisoned(slots, *given):
+        result = whole(slots, *given)
+        active = engine._requests.get(broken)
+        if active is not None and active.slot in (slots if where == "verify" else [slots]):
+            ends = [0, *accumulate(map(len, given[0]))] if where == "verify" else [0, 1]
+            place = slots.index(active.slot) if where == "verify" else 0
+            result.logits[ends[place] : ends[place + 1], 5] = float("nan")
+        return result
+
+    monkeypatch.setattr(engine.target, where, poisoned)
+    events = drain(engine)
+    failed = {e.request_id: e.error for e in events if isinstance(e, Failed)}
+    assert failed.keys() == {broken} and isinstance(failed[broken], BrokenLogitsError)
+    assert texts(events)[other] == alone(asks[1])
 
 
 def test_a_failure_is_raised_where_one_answer_is_asked_for(monkeypatch):

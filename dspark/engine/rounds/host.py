@@ -161,7 +161,7 @@ class HostRounds:
         for active, draft, logits in zip(batch, drafts, verified.logits.split(sizes), strict=True):
             ids, place = draft.ids[: draft.length], self._next_place(active)
             accepted.append(active.sampler.accept(ids, draft.probs, logits, place))
-            check_sound(logits[: accepted[-1].num_accepted + 1])  # no others
+            check_sound(logits[: accepted[-1].num_accepted + 1])
         return accepted
 
     def _next_place(self, active: ActiveRequest) -> int:
