@@ -12,6 +12,8 @@ Acceptance = Literal["greedy", "rejection", "coupling"]
 Algorithm = Literal["dspark", "dflash", "eagle3", "mtp"]
 Headless = Literal["lookup"]
 DEFAULT_PAIR = "demo"
+PREFILL_CHUNK = 256  # tokens of a prompt in one pass
+GPU_PREFILL_CHUNK = 2048  # shorter passes leave a GPU waiting for its host
 MAX_TOKENS = 512  # new ones in an answer
 LEAST_TEMPERATURE = 1e-20  # below it sampling is greedy: logits divided by less would overflow
 
@@ -95,10 +97,16 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Sizes of the engine; with `entropy`, requests without a seed sample the same in every run."""
+    """Sizes of the engine; with `entropy`, requests without a seed sample the same in every run.
 
-    prefill_chunk: int = 256
+    prefill_chunk None: PREFILL_CHUNK, or GPU_PREFILL_CHUNK where our kernels run. On a GPU the
+    memory for keys and values holds max_requests at their longest, or cache_tokens of all of them,
+    as far as they fit.
+    """
+
+    prefill_chunk: int | None = None
     max_requests: int = 64
+    cache_tokens: int | None = None
     schedule: ScheduleConfig = ScheduleConfig()
     entropy: int | None = None
 

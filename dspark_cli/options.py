@@ -293,15 +293,19 @@ def stop_config(max_tokens: int, strings: list[str] | None) -> StopConfig:
 
 
 def engine_config(
-    threshold: float | None, schedule: Literal["auto", "full"] | None
+    threshold: float | None,
+    schedule: Literal["auto", "full"] | None,
+    *,
+    max_requests: int = EngineConfig().max_requests,
 ) -> EngineConfig:
     """Without either option, the default schedule."""
     if threshold is not None and schedule is not None:
         raise InputError(
             "--confidence-threshold and --schedule exclude each other", "Give one of them."
         )
+    chosen = ScheduleConfig()
     if threshold is not None:
-        return EngineConfig(schedule=ScheduleConfig(mode="threshold", threshold=threshold))
-    if schedule is not None:
-        return EngineConfig(schedule=ScheduleConfig(mode=schedule))
-    return EngineConfig()
+        chosen = ScheduleConfig(mode="threshold", threshold=threshold)
+    elif schedule is not None:
+        chosen = ScheduleConfig(mode=schedule)
+    return EngineConfig(schedule=chosen, max_requests=max_requests)

@@ -235,11 +235,11 @@ def _unpack(matrix: str, parts: Parts, how: QuantizedFormat) -> QuantizedWeight:
 
 
 def fused(weights: list[Any], dtype: torch.dtype) -> torch.Tensor | QuantizedWeight:
-    """Concatenated by rows: quantized if all are, in the same format."""
+    """Concatenated by rows: quantized if all are, in the same format. One alone is itself."""
     packed = [each for each in weights if isinstance(each, QuantizedWeight)]
     if packed and len(packed) == len(weights):
         whole = concatenated(packed)
         if whole is not None:
             return whole
     plain = [t.dequantized(dtype) if isinstance(t, QuantizedWeight) else t for t in weights]
-    return torch.cat(plain)
+    return plain[0] if len(plain) == 1 else torch.cat(plain)

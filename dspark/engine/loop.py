@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
-from dspark.config import EngineConfig
+from dspark.config import GPU_PREFILL_CHUNK, PREFILL_CHUNK, EngineConfig
 from dspark.drafters.base import Drafter
+from dspark.engine.current_device import each_on_device, on_device
 from dspark.engine.machine_errors import is_of_the_machine
 from dspark.engine.request import ActiveRequest, Request, State, activate
 from dspark.engine.request_caches import RequestCaches
@@ -29,6 +30,7 @@ from dspark.plural import counted
 from dspark.targets.base import Target
 from dspark.text.spans import Span
 from dspark.text.stream import TextCodec
+from dspark_kernels.backend import choose_backend
 
 
 class Engine:
@@ -47,9 +49,11 @@ class Engine:
         self.drafter = drafter
         self.scheduler = scheduler
         self.config = config
+        self._chunk_size = config.prefill_chunk or default_chunk(target.device, target.dtype)
         self._codec = codec
         self._entropy = random.Random(config.entropy)
-        self._rounds = choose_rounds(target, drafter, scheduler, config)
+        with on_device(target.device):
+            self._rounds = choose_rounds(target, drafter, scheduler, config)
         # the device has launched its next round before this one is read: no time to measure
         self._sps_watch = sps_watch if isinstance(self._rounds, HostRounds) else None
         self._caches = RequestCaches(target, drafter, self._rounds)
@@ -137,6 +141,10 @@ class Engine:
         An error of the machine is raised, since it is no request's own; the requests stay under
         way, and what the step has to tell comes with the next one.
         """
+        with on_device(self.target.device):
+            return self._step()
+
+    def _step(self) -> list[EngineEvent]:
         self._take_in()
         self._untold += self._drop_cancelled()
         running = self._in("running")
@@ -164,7 +172,7 @@ class Engine:
 
     def warm_up(self) -> Iterator[LoadProgress]:
         """Compile and capture ahead of the first round."""
-        return self._rounds.warm_up()
+        return each_on_device(self.target.device, self._rounds.warm_up())
 
     # -- the table of requests --------------------------------------------------------------------
 
@@ -217,11 +225,11 @@ class Engine:
     # -- prompts ----------------------------------------------------------------------------------
 
     def _prefill_some(self) -> Iterator[EngineEvent]:
-        """Chunks of prompts, `prefill_chunk` tokens at most together: what others wait for. Where
+        """Chunks of prompts, one chunk's tokens at most together: what others wait for. Where
         chunks begin does not depend on company, so that no bit of a cache does."""
-        budget = self.config.prefill_chunk
+        budget = self._chunk_size
         for active in self._admitted():
-            size = min(self.config.prefill_chunk, active.num_to_prefill)
+            size = min(self._chunk_size, active.num_to_prefill)
             if size > budget:
                 return
             budget -= size
@@ -258,7 +266,7 @@ class Engine:
         prompt = active.request.prompt_ids
         start = active.num_cached
         is_chunked = self.target.spec.chunks_prompts
-        end = min(start + self.config.prefill_chunk, len(prompt)) if is_chunked else len(prompt)
+        end = min(start + self._chunk_size, len(prompt)) if is_chunked else len(prompt)
         chunk = torch.tensor(prompt[start:end], device=self.target.device)
         result = self.target.prefill(active.slot, chunk, len(prompt))
         if self.drafter is not None and active.draft_slot is not None:
@@ -335,6 +343,15 @@ class Engine:
             verify_seconds=outcome.verify_seconds,
             seconds=outcome.seconds,
         )
+
+
+def default_chunk(device: torch.device, dtype: torch.dtype) -> int:
+    """Tokens of a prompt in one pass. In float32 a GPU's attention is not the fast one, and would
+    hold much."""
+    is_fast = device.type == "cuda" and dtype != torch.float32
+    return (
+        GPU_PREFILL_CHUNK if is_fast and choose_backend(device).name == "triton" else PREFILL_CHUNK
+    )
 
 
 def _preview(

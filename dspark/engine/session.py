@@ -15,6 +15,7 @@ from dspark.checkpoints.heads import open_head, read_any_config
 from dspark.checkpoints.model_folder import Folder, ModelFolder
 from dspark.config import (
     DraftWeights,
+    Dtype,
     EngineConfig,
     Headless,
     RuntimeConfig,
@@ -26,6 +27,7 @@ from dspark.drafters.base import Drafter
 from dspark.drafters.head_drafter import TargetTables
 from dspark.drafters.kinds import HEADLESS_DRAFTERS, kind_of, load_head
 from dspark.drafters.select_taps import with_own_taps
+from dspark.engine.current_device import on_device
 from dspark.engine.loop import Engine
 from dspark.engine.request import Request
 from dspark.engine.sampling_defaults import sampling_defaults
@@ -44,12 +46,15 @@ from dspark.events import Event, Failed, LoadProgress
 from dspark.hub import PairFiles, home
 from dspark.hub.memory_fit import check_loadable
 from dspark.hub.memory_needed import of_folders
+from dspark.plural import counted
 from dspark.targets.base import DeviceTarget, Target
 from dspark.targets.load import load_target
 from dspark.targets.stored import StoredTarget, build_kernels
 from dspark.text.stream import TextCodec
+from dspark_kernels.backend import cuda_capability
 from dspark_kernels.cpu.runtime import keep_compiled
 
+BF16_CAPABILITY = (8, 0)  # the least with bfloat16
 STAGES = ("reading the target", "reading the head", "measuring this machine", "ready")
 
 
@@ -169,7 +174,8 @@ class Session:
         ids = torch.tensor(list(token_ids), device=target.device)
         slot = target.open()
         try:
-            return target.prefill(slot, ids).logits[0].float()
+            with on_device(target.device):
+                return target.prefill(slot, ids).logits[0].float()
         finally:
             target.close(slot)
 
@@ -233,10 +239,6 @@ def open_session(
     if head is not None and head.path == folder.path:
         head = folder
     check_loadable(files.name, of_folders(folder, head), runtime)
-    if (
-        device.type == "cuda" and device.index is not None
-    ):  # kernels and graphs use the current device
-        torch.cuda.set_device(device)
     yield LoadProgress(STAGES[0], 0, len(STAGES) - 1)
     head_config = None
     if head is not None:
@@ -304,15 +306,36 @@ def resolve_runtime(runtime: RuntimeConfig) -> ResolvedRuntime:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
         reason = "a CUDA device was found" if device == "cuda" else "no CUDA device was found"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device {device} was requested, but no CUDA device was found")
-    if dtype == "auto":
-        dtype = "bfloat16" if device.startswith("cuda") else "float32"
     try:
-        torch.device(device)
+        place = torch.device(device)
     except RuntimeError as error:
         raise InputError(f"device {device!r} is unknown", "Use auto, cpu or cuda.") from error
+    if place.type == "cuda":
+        _check_cuda(place)
+    if dtype == "auto":
+        dtype, why = _default_dtype(place)
+        reason += why
     return ResolvedRuntime(device, dtype, reason, runtime.draft_weights)
+
+
+def _check_cuda(device: torch.device) -> None:
+    """Raises InputError for one that is not there."""
+    if not torch.cuda.is_available():
+        raise InputError(f"device {device} was requested, but no CUDA device was found")
+    if (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise InputError(
+            f"device {device} was requested, but there is only {counted(count, 'CUDA device')}",
+            "They are counted from cuda:0.",
+        )
+
+
+def _default_dtype(device: torch.device) -> tuple[Dtype, str]:
+    """Also why, where it is not the usual one."""
+    if device.type != "cuda":
+        return "float32", ""
+    if cuda_capability(device) < BF16_CAPABILITY and torch.version.hip is None:
+        return "float16", "; it computes in float16, because it has no bfloat16"
+    return "bfloat16", ""
 
 
 def _engine(
@@ -332,7 +355,8 @@ def _engine(
     path = sps_folder() / _sps_file(name, target, drafter, runtime)
     table = SpsTable.load(path)
     if table is None or table.is_noisy:
-        table = measure_sps(target, drafter, name)
+        with on_device(target.device):
+            table = measure_sps(target, drafter, name)
         table.save(path)
     scheduler = SpsSchedule(table)
     return Engine(target, drafter, scheduler, codec, config, SpsWatch(scheduler, path))

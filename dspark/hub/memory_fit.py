@@ -60,6 +60,8 @@ def room_for(runtime: RuntimeConfig, found: list[Room]) -> Room:
     """The device on which the pair would run, with the number format used there."""
     device = runtime.device.partition(":")[0]
     room = next((each for each in found if each.device == device), found[0])
+    if room.device == device != runtime.device:  # a certain one of several
+        room = replace(room, total=total_memory(runtime.device))
     if runtime.dtype == "auto":
         return room
     return replace(room, value_bytes=_bytes(runtime.dtype), keeps_codes=False)

@@ -18,7 +18,7 @@ from dspark.checkpoints.model_folder import (
     read_shapes,
 )
 from dspark.checkpoints.target_architectures import DENSE
-from dspark.config import EngineConfig
+from dspark.config import GPU_PREFILL_CHUNK, PREFILL_CHUNK
 from dspark.hub.catalog.pairs import (
     AssetFolder,
     HubRepo,
@@ -133,7 +133,9 @@ def cache_bytes(of: Footprint, room: Room, tokens: int = CACHE_TOKENS) -> int:
 
 def pass_bytes(of: Footprint, room: Room) -> int:
     """Bytes of a pass's activations."""
-    rows = EngineConfig().prefill_chunk * (2 * of.inner_size + 4 * of.hidden_size) * DOUBLES
+    is_fast = room.device == "cuda" and room.value_bytes < FLOAT
+    num_rows = GPU_PREFILL_CHUNK if is_fast else PREFILL_CHUNK
+    rows = num_rows * (2 * of.inner_size + 4 * of.hidden_size) * DOUBLES
     logits = LOGITS * FLOAT * MAX_ROWS * of.vocab_size
     return rows * room.value_bytes + logits
 

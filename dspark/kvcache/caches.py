@@ -192,12 +192,19 @@ class PagedPass:
         all_keys, all_values = (
             gather_request(cached, table, plan.end) for cached in (keys, values)
         )
+        sharing = self._shape.num_heads // self._shape.num_kv_heads
+        if sharing > 1 and query.dtype == torch.float32:
+            # or a GPU, with no kernel for shared heads in float32, would make the mask and scores
+            all_keys, all_values = (
+                each.repeat_interleave(sharing, dim=0) for each in (all_keys, all_values)
+            )
+            sharing = 1
         out = F.scaled_dot_product_attention(
             query.transpose(0, 1).unsqueeze(0),
             all_keys.unsqueeze(0),
             all_values.unsqueeze(0),
             attn_mask=causal_lower_right(plan.sizes[0], plan.end),
             scale=self._shape.scale,
-            enable_gqa=self._shape.num_heads != self._shape.num_kv_heads,
+            enable_gqa=sharing > 1,
         )
         return out[0].transpose(0, 1).flatten(1)

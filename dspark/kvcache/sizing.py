@@ -16,9 +16,10 @@ from dspark.hub.memory_needed import (
 )
 from dspark.kvcache.caches import PagedCache
 from dspark.machine import free_memory, gigabytes
-from dspark_kernels.paged_cache import PAGE, num_pages_for
+from dspark_kernels.paged_cache import PAGE
 
 WORKSPACE = 1 << 30  # for passes and captured graphs
+SCRATCH_PAGES = 1  # of idle lanes
 SHARE = 0.9  # of the free memory beyond that
 
 
@@ -42,10 +43,17 @@ def tokens_that_fit(target: Path, draft: Path | None, device: str) -> int:
     return max(0, int(room / max(of.cache * where.value_bytes, 1)))
 
 
+def free_unused(device: torch.device) -> None:
+    """Give back what PyTorch's allocator holds and nobody uses, such as the parts of weights that
+    were joined: it counts as taken."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def fix_pages(
-    caches: list[PagedCache], num_slots: int, max_length: int, *, leaves_room: bool
+    caches: list[PagedCache], num_slots: int, max_pages: int, max_length: int, *, leaves_room: bool
 ) -> None:
-    """Give every cache as many pages as fit, or as could ever be used.
+    """Give every cache `max_pages` for its requests, or as many as fit.
 
     `leaves_room`: a head may join the target later.
     """
@@ -54,10 +62,10 @@ def fix_pages(
     if not fresh:
         return
     device = fresh[0].device
+    free_unused(device)
     room = usable_bytes(str(device)) // (2 if leaves_room else 1)
     fitting = room // sum(page_bytes(cache) for cache in fresh)
-    max_pages = num_slots // 2 * num_pages_for(max_length)
-    num_pages = min(fixed) if fixed else min(max_pages, fitting)
+    num_pages = min(fixed) if fixed else min(max_pages + SCRATCH_PAGES, fitting)
     if num_pages < 2 or num_pages > fitting:
         raise MemoryFullError(
             f"{gigabytes(room)} are left on {device} for keys and values, too little for a chat",

@@ -79,7 +79,7 @@ def chat(
     """Chat with a model and see which tokens were drafted."""
     from dspark.chat.backend import ChatSettings
 
-    engine = options.engine_config(confidence_threshold, schedule)
+    engine = options.engine_config(confidence_threshold, schedule, max_requests=1)
     if prompt is None and (pair_option or target) and not _is_pair(pair):
         pair, prompt = None, pair  # the model is named already, so the word is a prompt
     if model is not None and server is None:

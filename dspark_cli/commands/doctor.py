@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -123,8 +124,25 @@ def _runtime() -> dict[str, Any]:
         "device": runtime.device,
         "dtype": runtime.dtype,
         "reason": runtime.reason,
+        **_gpu_kernels(runtime.device),
         "gguf_on_the_cpu": _gguf_text(),
     }
+
+
+def _gpu_kernels(device: str) -> dict[str, str]:
+    """What runs on a GPU, and what compiles it."""
+    import torch
+
+    from dspark_kernels.backend import choose_backend
+
+    if not device.startswith("cuda"):
+        return {}
+    backend = choose_backend(torch.device(device))
+    if backend.name == "torch":
+        return {"gpu_kernels": f"plain PyTorch, several times slower ({backend.reason})"}
+    compiler = os.environ.get("CC") or shutil.which("clang") or shutil.which("gcc")
+    missing = "none: Triton needs one at the first start. Install gcc, or name one in CC"
+    return {"gpu_kernels": backend.reason, "c_compiler": compiler or missing}
 
 
 def _gguf_text() -> str:

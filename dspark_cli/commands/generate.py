@@ -75,7 +75,7 @@ def generate(
     as_json: options.Json = False,
 ) -> None:
     """Write one answer to stdout."""
-    engine = options.engine_config(confidence_threshold, schedule)
+    engine = options.engine_config(confidence_threshold, schedule, max_requests=1)
     sampling = options.sampling_config(temperature, top_k, top_p, seed)
     stopping = options.stop_config(max_tokens, stop)
     if token_ids is not None and prompt is not None:

@@ -6,8 +6,10 @@ imported, unless it was before or DSPARK_KERNELS=triton asks for it, to compile 
 """
 
 import os
+import platform
 import sys
 from collections.abc import Callable
+from functools import cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ import torch
 __all__ = [
     "Backend",
     "choose_backend",
+    "cuda_capability",
     "jit",
     "jit_unspecialized",
     "next_power_of_2",
@@ -45,6 +48,10 @@ jit: Callable[[Callable[..., Any]], Any] = triton.jit
 HAS_TRITON = not isinstance(triton, SimpleNamespace)
 IS_INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
 MIN_CAPABILITY = (8, 0)  # bf16 in the tensor cores
+NO_TRITON = {
+    "Windows": "Triton has no wheel for Windows: pip install triton-windows, or use WSL",
+    "Darwin": "Triton has no wheel for macOS",
+}
 DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 
@@ -59,16 +66,28 @@ def choose_backend(device: torch.device) -> Backend:
     """The backend for tensors on `device`."""
     if os.environ.get("DSPARK_KERNELS") == "torch":
         return Backend("torch", "DSPARK_KERNELS=torch is set")
+    return _backend_of(device)
+
+
+@cache  # every operation asks, and what a device is does not change
+def _backend_of(device: torch.device) -> Backend:
     if IS_WANTED and not HAS_TRITON:
-        return Backend("torch", "Triton is not installed")
+        return Backend("torch", NO_TRITON.get(platform.system(), "Triton is not installed"))
     if IS_INTERPRETED:
         return Backend("triton", "interpreted: TRITON_INTERPRET=1 is set")
     if device.type != "cuda":
-        return Backend("torch", f"Triton has no kernels for {device.type}")
-    capability = torch.cuda.get_device_capability(device)
+        return Backend("torch", f"there are no kernels for {device.type}")
+    if torch.version.hip is not None:
+        return Backend("torch", "an AMD GPU: the kernels are for NVIDIA's")
+    capability = cuda_capability(device)
     if capability < MIN_CAPABILITY:
         return Backend("torch", f"compute capability {capability[0]}.{capability[1]} is below 8.0")
     return Backend("triton", f"Triton {triton.__version__} on {torch.cuda.get_device_name(device)}")
+
+
+@cache
+def cuda_capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def use_triton(x: torch.Tensor, *others: torch.Tensor, has_backward: bool = False) -> bool:

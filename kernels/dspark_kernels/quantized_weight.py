@@ -126,6 +126,8 @@ def quantize_fp8(weight: torch.Tensor) -> QuantizedWeight:
 def concatenated(weights: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
     """Concatenated by rows; None if they differ in groups or the order of their columns."""
     first = weights[0]
+    if len(weights) == 1:
+        return first
     layouts = {(each.kind, each.group, each.rows_per_scale) for each in weights}
     is_whole = all(each.shape[0] % first.rows_per_scale == 0 for each in weights[:-1])
     if len(layouts) > 1 or not is_whole or not all(_share_order(first, e) for e in weights):

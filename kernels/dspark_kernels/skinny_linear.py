@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from dspark_kernels.backend import triton, use_triton
+from dspark_kernels.backend import cuda_capability, triton, use_triton
 from dspark_kernels.builds import KernelBuild
 from dspark_kernels.quantized_weight import NIBBLES, QuantizedWeight
 from dspark_kernels.skinny_linear_kernels import ROW_TILE, combine_kernel, skinny_kernel
@@ -18,6 +18,7 @@ from dspark_kernels.swiglu import swiglu
 MAX_SKINNY_ROWS = 64
 NATIVE_FP8_CAPABILITY = (8, 9)
 COMBINE_COLUMNS = 256
+DENSE_GROUP = 128  # no scales: one number for all widths, so that all share a kernel
 
 
 def skinny_linear_reference(
@@ -114,7 +115,7 @@ def _launch(
         GATED=gated,
         HAS_BIAS=bias is not None,
         IS_SPLIT=is_split,
-        EVEN_K=num_columns % (tiling.block_k * tiling.num_splits) == 0,
+        EVEN_K=num_columns % tiling.block_k == 0,
         NUM_SPLITS=tiling.num_splits,
         BLOCK_N=tiling.block_n,
         BLOCK_K=tiling.block_k,
@@ -142,7 +143,7 @@ def _codes(
     """Codes and scales that the kernel reads, how it reads them, and the columns that share a
     scale."""
     if not isinstance(weight, QuantizedWeight):
-        return weight, weight, "dense", weight.shape[1] if weight.shape[1] >= 128 else 128
+        return weight, weight, "dense", DENSE_GROUP
     codes, scales, group = weight.codes, weight.scales, weight.group
     if weight.kind == "fp4":
         return codes, scales.view(torch.uint8), "fp4", group
@@ -157,16 +158,16 @@ def _converts_fp8(device: torch.device) -> bool:
     """Whether its instructions do; the interpreter's do."""
     if device.type != "cuda":
         return True
-    return torch.cuda.get_device_capability(device) >= NATIVE_FP8_CAPABILITY
+    return cuda_capability(device) >= NATIVE_FP8_CAPABILITY
 
 
 def builds() -> list[KernelBuild]:
     sizes = dict.fromkeys(("num_rows", "num_outputs", "num_columns", "num_row_tiles"), "i32")
     formats = [
         # element of x, codes, scales, kind, group, rows_per_scale, least capability
-        ("bf16", "*bf16", "*bf16", "dense", 4096, 1, 80),
-        ("fp16", "*fp16", "*fp16", "dense", 4096, 1, 80),
-        ("fp32", "*fp32", "*fp32", "dense", 4096, 1, 80),
+        ("bf16", "*bf16", "*bf16", "dense", DENSE_GROUP, 1, 80),
+        ("fp16", "*fp16", "*fp16", "dense", DENSE_GROUP, 1, 80),
+        ("fp32", "*fp32", "*fp32", "dense", DENSE_GROUP, 1, 80),
         ("bf16", "*i8", "*bf16", "int8", 4096, 1, 80),
         ("bf16", "*i8", "*bf16", "int8", 128, 1, 80),
         ("bf16", "*u8", "*bf16", "int4", 128, 1, 80),

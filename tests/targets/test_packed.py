@@ -253,3 +253,11 @@ def test_its_memory_is_counted_unpacked(tmp_path: Path) -> None:
         if name.endswith("_proj.weight")
     )
     assert count_parameters(tmp_path) == model.num_parameters() + scales_and_zeros
+
+
+def test_a_matrix_alone_is_not_copied() -> None:
+    """On a GPU the copy would be as large as all the matrices that are not joined."""
+    plain = torch.randn(4, 128)
+    packed = quantize_int8(plain)
+    assert fused([plain], torch.float32) is plain
+    assert fused([packed], torch.float32) is packed

@@ -103,10 +103,12 @@ class DeviceRounds:
         self._caches = [self._cache] if drafter is None else [self._cache, drafter.cache]
         # pages of a discarded round are still in use when the next begins
         num_slots = 2 * config.max_requests + OTHER_SLOTS
+        max_length = target.spec.context_limit + self._slack
         fix_pages(
             self._caches,
             num_slots,
-            target.spec.context_limit + self._slack,
+            self._pages_asked_for(config, max_length),
+            max_length,
             leaves_room=drafter is None and bool(target.tap_layers),
         )
         self._scratch = (self._cache.scratch, None if drafter is None else drafter.cache.scratch)
@@ -117,6 +119,13 @@ class DeviceRounds:
         self._calls: dict[tuple[int, Plan], _Calls] = {}
         self._sent: deque[_InFlightRound] = deque()
         self._survival: list[list[float]] = []  # of each lane, in the last round read back
+
+    def _pages_asked_for(self, config: EngineConfig, max_length: int) -> int:
+        """Of all requests that run at once, at their longest."""
+        pages = self.capacity * num_pages_for(max_length)
+        if config.cache_tokens is not None:
+            pages = min(pages, num_pages_for(config.cache_tokens))
+        return pages
 
     # -- room -------------------------------------------------------------------------------------
 
