@@ -117,11 +117,12 @@ def test_a_chunk_in_float32_asks_for_a_kernel_that_gpus_have(dtype, shared, monk
         asked.append((keys.shape[1], named["enable_gqa"]))
         return whole(query, keys, values, **named)
 
-    monkeypatch.setattr(caches.F, "scaled_dot_product_attention", spy)
+    monkeypatch.setattr(caches, "F", SimpleNamespace(scaled_dot_product_attention=spy))
     slot = cache.open()
     rows = cache.at([slot], [80], causal=True)
     heads = torch.randn(80, shape.num_heads + 2 * shape.num_kv_heads, shape.head_dim).to(dtype)
-    rows(0, heads, None)
+    with torch.inference_mode():
+        rows(0, heads, None)
     assert asked == [(shape.num_kv_heads if shared else shape.num_heads, shared)]
 
 

@@ -11,11 +11,13 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from dspark.checkpoints.model_folder import count_parameters
+from dspark.checkpoints.quantized_targets import fused
 from dspark.errors import CheckpointError
 from dspark.targets import dense_files
 from dspark.targets.load import load_target
 from dspark_kernels import QuantizedWeight
 from dspark_kernels.backend import Backend
+from dspark_kernels.quantized_weight import quantize_int8
 from tests.engine.rollback import check_rollback
 
 PLACE = {"device": torch.device("cpu"), "dtype": torch.float32}
