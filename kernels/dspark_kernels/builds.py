@@ -8,6 +8,7 @@ from typing import Any
 # files with a function builds() -> list[KernelBuild]
 OPS: tuple[str, ...] = (
     "skinny_linear",
+    "dequantized_linear",
     "sequential_head",
     "accept_block",
     "distribution_terms",

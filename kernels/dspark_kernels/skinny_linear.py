@@ -5,18 +5,19 @@ a row's result depends neither on the number of rows nor on their content.
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 
-from dspark_kernels.backend import cuda_capability, triton, use_triton
+from dspark_kernels.backend import next_power_of_2, triton, use_triton
 from dspark_kernels.builds import KernelBuild
+from dspark_kernels.dequantized_linear import dequantized_linear, kernel_codes
 from dspark_kernels.quantized_weight import NIBBLES, QuantizedWeight
 from dspark_kernels.skinny_linear_kernels import ROW_TILE, combine_kernel, skinny_kernel
 from dspark_kernels.swiglu import swiglu
 
 MAX_SKINNY_ROWS = 64
-NATIVE_FP8_CAPABILITY = (8, 9)
 COMBINE_COLUMNS = 256
 DENSE_GROUP = 128  # no scales: one number for all widths, so that all share a kernel
 
@@ -42,11 +43,15 @@ def skinny_linear(
     *,
     gated: bool = False,
 ) -> torch.Tensor:
-    """As skinny_linear_reference; a kernel for up to 64 rows."""
+    """As skinny_linear_reference; a kernel for up to 64 rows, and one that unpacks for more."""
     codes = weight.codes if isinstance(weight, QuantizedWeight) else weight
-    if not 1 <= x.shape[0] <= MAX_SKINNY_ROWS or not codes.is_contiguous() or not use_triton(x):
+    if x.shape[0] < 1 or not codes.is_contiguous() or not use_triton(x):
         return skinny_linear_reference(x, weight, bias, gated=gated)
-    return _launch(x, weight, bias, gated)
+    if x.shape[0] <= MAX_SKINNY_ROWS:
+        return _launch(x, weight, bias, gated)
+    if isinstance(weight, QuantizedWeight):
+        return dequantized_linear(x, weight, bias, gated=gated)
+    return skinny_linear_reference(x, weight, bias, gated=gated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,16 @@ class Tiling:
     num_splits: int
     max_registers: int = 255
     num_stages: int = 3
+
+    def registers(self, num_tiles: int) -> int:
+        """The most a thread may have, with that many tiles of 16 rows."""
+        return self.max_registers if num_tiles == 1 else 255
+
+    def outputs(self, num_tiles: int, *, gated: bool) -> int:
+        """Of one program: gate and up of several tiles leave registers for half as many, unless
+        weights are used as they are read. Which sums a program makes does not change them."""
+        is_tight = gated and num_tiles > 1 and self.max_registers == 255
+        return self.block_n // 2 if is_tight else self.block_n
 
     @classmethod
     def of(
@@ -88,7 +103,9 @@ def _launch(
     x = x.contiguous()
     (num_rows, num_columns), num_weight_rows = x.shape, weight.shape[0]
     num_outputs = num_weight_rows // 2 if gated else num_weight_rows
-    codes, scales, kind, group = _codes(weight, x)
+    codes, scales, kind, group = weight, weight, "dense", DENSE_GROUP
+    if quantized is not None:
+        codes, scales, kind, group = kernel_codes(quantized, x.device)
     tiling = Tiling.of(num_outputs, num_columns, kind, group, x.element_size())
     out = x.new_empty(num_rows, num_outputs)
     is_split = tiling.num_splits > 1
@@ -96,8 +113,9 @@ def _launch(
     if is_split:
         shape = (tiling.num_splits, num_rows, num_weight_rows)
         parts = torch.empty(shape, device=x.device, dtype=torch.float32)
-    num_row_tiles = triton.cdiv(num_rows, ROW_TILE.value)
-    grid = (num_row_tiles * triton.cdiv(num_outputs, tiling.block_n), tiling.num_splits)
+    num_tiles = next_power_of_2(triton.cdiv(num_rows, ROW_TILE.value))
+    block_n = tiling.outputs(num_tiles, gated=gated)
+    grid = (triton.cdiv(num_outputs, block_n), tiling.num_splits)
     skinny_kernel[grid](
         x,
         codes,
@@ -108,7 +126,6 @@ def _launch(
         num_rows,
         num_outputs,
         num_columns,
-        num_row_tiles,
         KIND=kind,
         GROUP=group,
         ROWS_PER_SCALE=1 if quantized is None else quantized.rows_per_scale,
@@ -117,10 +134,11 @@ def _launch(
         IS_SPLIT=is_split,
         EVEN_K=num_columns % tiling.block_k == 0,
         NUM_SPLITS=tiling.num_splits,
-        BLOCK_N=tiling.block_n,
+        NUM_TILES=num_tiles,
+        BLOCK_N=block_n,
         BLOCK_K=tiling.block_k,
         num_stages=tiling.num_stages,
-        maxnreg=tiling.max_registers,
+        maxnreg=tiling.registers(num_tiles),
     )
     if is_split:
         combine_kernel[(num_rows, triton.cdiv(num_outputs, COMBINE_COLUMNS))](
@@ -137,32 +155,8 @@ def _launch(
     return out
 
 
-def _codes(
-    weight: torch.Tensor | QuantizedWeight, x: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, str, int]:
-    """Codes and scales that the kernel reads, how it reads them, and the columns that share a
-    scale."""
-    if not isinstance(weight, QuantizedWeight):
-        return weight, weight, "dense", DENSE_GROUP
-    codes, scales, group = weight.codes, weight.scales, weight.group
-    if weight.kind == "fp4":
-        return codes, scales.view(torch.uint8), "fp4", group
-    if weight.kind != "int4" and group >= weight.shape[1]:
-        group = max(group, 128)
-    if weight.kind == "fp8" and not _converts_fp8(x.device):
-        return codes.view(torch.uint8), scales, "fp8_bits", group
-    return codes, scales, weight.kind, group
-
-
-def _converts_fp8(device: torch.device) -> bool:
-    """Whether its instructions do; the interpreter's do."""
-    if device.type != "cuda":
-        return True
-    return cuda_capability(device) >= NATIVE_FP8_CAPABILITY
-
-
 def builds() -> list[KernelBuild]:
-    sizes = dict.fromkeys(("num_rows", "num_outputs", "num_columns", "num_row_tiles"), "i32")
+    sizes = dict.fromkeys(("num_rows", "num_outputs", "num_columns"), "i32")
     formats = [
         # element of x, codes, scales, kind, group, rows_per_scale, least capability
         ("bf16", "*bf16", "*bf16", "dense", DENSE_GROUP, 1, 80),
@@ -180,12 +174,14 @@ def builds() -> list[KernelBuild]:
     ]
     kernels = []
     for x, codes, scales, kind, group, rows_per_scale, least in formats:
-        for gated, is_split in ((False, True), (True, False)):
-            tiling = Tiling.of(4096, 4096, kind, group, 4 if x == "fp32" else 2)
+        tiling = Tiling.of(4096, 4096, kind, group, 4 if x == "fp32" else 2)
+        many = (1, 4) if x != "fp16" and group == 128 else (1,)
+        for (gated, is_split), num_tiles in product(((False, True), (True, False)), many):
             out = "*fp32" if is_split else f"*{x}"
+            rows = f" {16 * num_tiles} rows" if num_tiles > 1 else ""
             kernels.append(
                 KernelBuild(
-                    f"skinny {x} {kind} {group}{' gated' if gated else ''}",
+                    f"skinny {x} {kind} {group}{' gated' if gated else ''}{rows}",
                     skinny_kernel,
                     {"x": f"*{x}", "codes": codes, "scales": scales, "zeros": "*u8"}
                     | {"bias": f"*{x}", "out": out}
@@ -199,11 +195,12 @@ def builds() -> list[KernelBuild]:
                         "IS_SPLIT": is_split,
                         "EVEN_K": True,
                         "NUM_SPLITS": tiling.num_splits if is_split else 1,
-                        "BLOCK_N": tiling.block_n,
+                        "NUM_TILES": num_tiles,
+                        "BLOCK_N": tiling.outputs(num_tiles, gated=gated),
                         "BLOCK_K": tiling.block_k,
                     },
                     num_stages=tiling.num_stages,
-                    max_registers=tiling.max_registers,
+                    max_registers=tiling.registers(num_tiles),
                     min_capability=least,
                 )
             )

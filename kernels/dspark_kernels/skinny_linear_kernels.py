@@ -52,61 +52,87 @@ def e8m0_value(bits: tl.tensor) -> tl.tensor:
 
 
 @jit
-def tile_product(
-    x: tl.tensor,
+def weight_tile(
     codes: tl.tensor,
     scales: tl.tensor,
     zeros: tl.tensor,
-    total: tl.tensor,
-    rows: tl.tensor,
     columns: tl.tensor,
     step: tl.tensor,
-    num_rows: tl.tensor,
     num_columns: tl.tensor,
+    dtype: tl.constexpr,
     KIND: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS_PER_SCALE: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> tl.tensor:
-    """total [16, BLOCK_N] + x[rows, step ..] · weight[columns, step ..]^T."""
-    dtype: tl.constexpr = x.dtype.element_ty
-    is_row = (rows < num_rows)[:, None]
-    x_row = x + rows[:, None] * num_columns
+    """weight[columns, step ..]^T without its scale, and the scale. Two halves where a byte holds
+    two codes; twice the same otherwise."""
     HALVES: tl.constexpr = KIND == "int4" or KIND == "fp4"
     width = num_columns // 2 if HALVES else num_columns
     code_row = codes + columns.to(tl.int64)[None, :] * width
-    group_index = step // GROUP
-    scale_stride = tl.cdiv(num_columns, GROUP)
+    at_scale = columns // ROWS_PER_SCALE * tl.cdiv(num_columns, GROUP) + step // GROUP
     if HALVES:
         half = tl.arange(0, GROUP // 2)
         packed = tl.load(code_row + (step // 2 + half)[:, None], eviction_policy="evict_first")
-        x_low = tl.load(x_row + (step + half)[None, :], mask=is_row, other=0.0)
-        x_high = tl.load(x_row + (step + GROUP // 2 + half)[None, :], mask=is_row, other=0.0)
         if KIND == "int4":
-            zero = tl.load(zeros + columns * scale_stride + group_index).to(tl.int8)[None, :]
+            zero = tl.load(zeros + at_scale).to(tl.int8)[None, :]
             low, high = (packed & 15).to(tl.int8) - zero, (packed >> 4).to(tl.int8) - zero
         else:
             low, high = doubled_e2m1(packed & 15), doubled_e2m1(packed >> 4)
-        part = product(x_low, exact(low, dtype), tl.zeros_like(total))
-        part = product(x_high, exact(high, dtype), part)
+        first, second = exact(low, dtype), exact(high, dtype)
     else:
         k = step + tl.arange(0, BLOCK_K)
         if EVEN_K:
-            values = tl.load(x_row + k[None, :], mask=is_row, other=0.0)
-            code = tl.load(code_row + k[:, None], eviction_policy="evict_first")
+            first = tl.load(code_row + k[:, None], eviction_policy="evict_first")
         else:
-            values = tl.load(
-                x_row + k[None, :], mask=is_row & (k < num_columns)[None, :], other=0.0
-            )
-            code = tl.load(code_row + k[:, None], mask=(k < num_columns)[:, None], other=0.0)
+            first = tl.load(code_row + k[:, None], mask=(k < num_columns)[:, None], other=0.0)
+        if KIND != "dense":
+            first = byte_value(first, KIND, dtype)
+        second = first
+    if KIND == "dense":
+        scale = at_scale
+    else:
+        scale = tl.load(scales + at_scale)
+        if KIND == "fp4":
+            scale = e8m0_value(scale) * 0.5
+        scale = scale.to(tl.float32)[None, :]
+    return first, second, scale
+
+
+@jit
+def tile_product(
+    x: tl.tensor,
+    first: tl.tensor,
+    second: tl.tensor,
+    scale: tl.tensor,
+    total: tl.tensor,
+    rows: tl.tensor,
+    step: tl.tensor,
+    num_rows: tl.tensor,
+    num_columns: tl.tensor,
+    KIND: tl.constexpr,
+    GROUP: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+) -> tl.tensor:
+    """total [16, BLOCK_N] + x[rows, step ..] times a weight_tile."""
+    is_row = (rows < num_rows)[:, None]
+    x_row = x + rows[:, None] * num_columns
+    if KIND == "int4" or KIND == "fp4":
+        half = tl.arange(0, GROUP // 2)
+        x_low = tl.load(x_row + (step + half)[None, :], mask=is_row, other=0.0)
+        x_high = tl.load(x_row + (step + GROUP // 2 + half)[None, :], mask=is_row, other=0.0)
+        part = product(x_low, first, tl.zeros_like(total))
+        part = product(x_high, second, part)
+    else:
+        k = step + tl.arange(0, BLOCK_K)
+        is_read = is_row if EVEN_K else is_row & (k < num_columns)[None, :]
+        values = tl.load(x_row + k[None, :], mask=is_read, other=0.0)
         if KIND == "dense":
-            return product(values, code, total)
-        part = product(values, byte_value(code, KIND, dtype), tl.zeros_like(total))
-    scale = tl.load(scales + columns // ROWS_PER_SCALE * scale_stride + group_index)
-    if KIND == "fp4":
-        scale = e8m0_value(scale) * 0.5
-    return total + part * scale.to(tl.float32)[None, :]
+            return product(values, first, total)
+        part = product(values, first, tl.zeros_like(total))
+    return total + part * scale
 
 
 @jit
@@ -125,7 +151,6 @@ def skinny_kernel(
     num_rows: tl.tensor,
     num_outputs: tl.tensor,
     num_columns: tl.tensor,
-    num_row_tiles: tl.tensor,
     KIND: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS_PER_SCALE: tl.constexpr,
@@ -134,36 +159,112 @@ def skinny_kernel(
     IS_SPLIT: tl.constexpr,
     EVEN_K: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
+    NUM_TILES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
-    """One tile of 16 rows and BLOCK_N outputs over one part of K; out is the parts if IS_SPLIT.
+    """All rows, in up to four tiles of 16, and BLOCK_N outputs over one part of K; out is the parts
+    if IS_SPLIT.
 
-    Row tiles of the same outputs are neighbours: all but the first find their weights in L2.
+    A tile of weights is read and unpacked once for all of them. Each tile of rows has a product of
+    its own, so that a row is summed alike in all.
     """
-    row_tile = tl.program_id(0) % num_row_tiles
-    first = tl.program_id(0) // num_row_tiles * BLOCK_N
     split = tl.program_id(1)
-    rows = row_tile * ROW_TILE + tl.arange(0, ROW_TILE)
-    outputs = first + tl.arange(0, BLOCK_N)
+    outputs = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = tl.minimum(outputs, num_outputs - 1)
     steps_per_split = tl.cdiv(tl.cdiv(num_columns, BLOCK_K), NUM_SPLITS)
     begin = split * steps_per_split * BLOCK_K
     end = tl.minimum(begin + steps_per_split * BLOCK_K, num_columns)
+    rows = tl.arange(0, ROW_TILE)
+    dtype: tl.constexpr = x.dtype.element_ty
 
-    total = tl.zeros((ROW_TILE, BLOCK_N), tl.float32)
-    up_total = tl.zeros((ROW_TILE, BLOCK_N), tl.float32)
+    none = tl.zeros((ROW_TILE, BLOCK_N), tl.float32)
+    total_0, total_1, total_2, total_3 = none, none, none, none
+    up_0, up_1, up_2, up_3 = none, none, none, none
     for step in range(begin, end, BLOCK_K):
-        total = tile_product(
-            x, codes, scales, zeros, total, rows, columns, step, num_rows, num_columns,
+        first, second, scale = weight_tile(
+            codes, scales, zeros, columns, step, num_columns, dtype,
             KIND, GROUP, ROWS_PER_SCALE, EVEN_K, BLOCK_K,
         )  # fmt: skip
-        if GATED:
-            up_total = tile_product(
-                x, codes, scales, zeros, up_total, rows, columns + num_outputs, step, num_rows,
-                num_columns, KIND, GROUP, ROWS_PER_SCALE, EVEN_K, BLOCK_K,
+        total_0 = tile_product(
+            x, first, second, scale, total_0, rows, step, num_rows, num_columns,
+            KIND, GROUP, EVEN_K, BLOCK_K,
+        )  # fmt: skip
+        if NUM_TILES > 1:
+            total_1 = tile_product(
+                x, first, second, scale, total_1, rows + ROW_TILE, step, num_rows, num_columns,
+                KIND, GROUP, EVEN_K, BLOCK_K,
             )  # fmt: skip
+        if NUM_TILES > 2:
+            total_2 = tile_product(
+                x, first, second, scale, total_2, rows + 2 * ROW_TILE, step, num_rows, num_columns,
+                KIND, GROUP, EVEN_K, BLOCK_K,
+            )  # fmt: skip
+            total_3 = tile_product(
+                x, first, second, scale, total_3, rows + 3 * ROW_TILE, step, num_rows, num_columns,
+                KIND, GROUP, EVEN_K, BLOCK_K,
+            )  # fmt: skip
+        if GATED:
+            first, second, scale = weight_tile(
+                codes, scales, zeros, columns + num_outputs, step, num_columns, dtype,
+                KIND, GROUP, ROWS_PER_SCALE, EVEN_K, BLOCK_K,
+            )  # fmt: skip
+            up_0 = tile_product(
+                x, first, second, scale, up_0, rows, step, num_rows, num_columns,
+                KIND, GROUP, EVEN_K, BLOCK_K,
+            )  # fmt: skip
+            if NUM_TILES > 1:
+                up_1 = tile_product(
+                    x, first, second, scale, up_1, rows + ROW_TILE, step, num_rows, num_columns,
+                    KIND, GROUP, EVEN_K, BLOCK_K,
+                )  # fmt: skip
+            if NUM_TILES > 2:
+                up_2 = tile_product(
+                    x, first, second, scale, up_2, rows + 2 * ROW_TILE, step, num_rows,
+                    num_columns, KIND, GROUP, EVEN_K, BLOCK_K,
+                )  # fmt: skip
+                up_3 = tile_product(
+                    x, first, second, scale, up_3, rows + 3 * ROW_TILE, step, num_rows,
+                    num_columns, KIND, GROUP, EVEN_K, BLOCK_K,
+                )  # fmt: skip
 
+    store_tile(
+        total_0, up_0, bias, out, rows, outputs, split, num_rows, num_outputs,
+        GATED, HAS_BIAS, IS_SPLIT,
+    )  # fmt: skip
+    if NUM_TILES > 1:
+        store_tile(
+            total_1, up_1, bias, out, rows + ROW_TILE, outputs, split, num_rows, num_outputs,
+            GATED, HAS_BIAS, IS_SPLIT,
+        )  # fmt: skip
+    if NUM_TILES > 2:
+        store_tile(
+            total_2, up_2, bias, out, rows + 2 * ROW_TILE, outputs, split, num_rows, num_outputs,
+            GATED, HAS_BIAS, IS_SPLIT,
+        )  # fmt: skip
+        store_tile(
+            total_3, up_3, bias, out, rows + 3 * ROW_TILE, outputs, split, num_rows, num_outputs,
+            GATED, HAS_BIAS, IS_SPLIT,
+        )  # fmt: skip
+
+
+@jit
+def store_tile(
+    total: tl.tensor,
+    up_total: tl.tensor,
+    bias: tl.tensor,
+    out: tl.tensor,
+    rows: tl.tensor,
+    outputs: tl.tensor,
+    split: tl.tensor,
+    num_rows: tl.tensor,
+    num_outputs: tl.tensor,
+    GATED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
+) -> None:
+    """16 rows of a part as they are, or finished: bias, activation, rounding."""
+    columns = tl.minimum(outputs, num_outputs - 1)
     is_kept = (rows < num_rows)[:, None] & (outputs < num_outputs)[None, :]
     if IS_SPLIT:
         width = num_outputs * 2 if GATED else num_outputs

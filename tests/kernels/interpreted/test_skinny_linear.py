@@ -1,8 +1,12 @@
 """The skinny product against float64, and its rows against each other, bit for bit."""
 
+import sys
+from dataclasses import replace
+
 import pytest
 import torch
 
+from dspark_kernels import dequantized_linear as dequantized
 from dspark_kernels.quantized_weight import quantize_fp8, quantize_int4, quantize_int8
 from dspark_kernels.repacked_weight import from_fp4, from_fp8
 from dspark_kernels.skinny_linear import Tiling, skinny_linear, skinny_linear_reference
@@ -67,18 +71,20 @@ def test_quantized_product(device, dtype, name, gated):
     ("name", "numbers_of_rows"),
     [
         ("dense", (1, 2, 3, 5, 8, 15, 16, 17, 33, 64)),
-        ("int8", (8, 17)),
-        ("int4", (8, 17)),
-        ("fp8", (8, 17)),
-        ("fp4", (8, 17)),
+        ("int8", (8, 17, 64)),
+        ("int4", (8, 17, 64)),
+        ("fp8", (8, 17, 64)),
+        ("fp4", (8, 17, 64)),
     ],
 )
-def test_a_row_does_not_depend_on_the_number_of_rows(device, name, numbers_of_rows):
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_row_does_not_depend_on_the_number_of_rows(device, name, numbers_of_rows, gated):
     x = torch.randn(64, 1024, device=device).bfloat16()
-    weight = FORMATS[name](torch.randn(12, 1024, device=device).bfloat16())
-    alone = {row: skinny_linear(x[row : row + 1], weight)[0] for row in (0, 1, 7, 15, 16, 32, 63)}
+    weight = FORMATS[name](torch.randn(24, 1024, device=device).bfloat16())
+    rows = (0, 1, 7, 15, 16, 32, 63)
+    alone = {row: skinny_linear(x[row : row + 1], weight, gated=gated)[0] for row in rows}
     for num_rows in numbers_of_rows:
-        result = skinny_linear(x[:num_rows], weight)
+        result = skinny_linear(x[:num_rows], weight, gated=gated)
         assert all(torch.equal(result[row], alone[row]) for row in alone if row < num_rows)
 
 
@@ -104,4 +110,52 @@ def test_every_fp4_code_and_scale_is_read_exactly(device):
 def test_a_single_group(device, name):
     x = torch.randn(3, 32, device=device)
     weight = FORMATS[name](torch.randn(66, 32, device=device))
+    assert_near(skinny_linear(x, weight), expected_product(x, weight, None, False))
+
+
+@pytest.mark.parametrize("name", ["dense", "int4"])
+def test_weights_are_read_once_for_all_rows_of_a_pass(device, name, monkeypatch):
+    """No program is for some of the rows only: the next would read the same weights again."""
+    weight = FORMATS[name](torch.randn(256, 256, device=device))
+    grids = []
+
+    class Spy:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return whole[grid]
+
+    skinny = sys.modules["dspark_kernels.skinny_linear"]  # the package offers the function
+    whole = skinny.skinny_kernel
+    monkeypatch.setattr(skinny, "skinny_kernel", Spy())
+    for num_rows in (1, 16, 17, 64):
+        skinny_linear(torch.randn(num_rows, 256, device=device), weight)
+    assert set(grids) == {(4, 1)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "dense"])
+def test_weights_of_a_long_prompt_are_unpacked_to_the_bit_and_in_slices(
+    device, dtype, name, monkeypatch
+):
+    monkeypatch.setattr(dequantized, "SLICE_NUMBERS", 128 * 256)
+    weight = FORMATS[name](torch.randn(386, 256, device=device))
+    unpacked = torch.cat([numbers(weight, first, dtype) for first in (0, 128, 256, 384)])
+    assert torch.equal(unpacked, weight.dequantized(dtype))
+    x = torch.randn(65, 256, device=device).to(dtype)
+    bias = torch.randn(386, device=device).to(dtype)
+    for gated in (False, True):
+        result = skinny_linear(x, weight, bias, gated=gated)
+        assert_near(result, expected_product(x, weight, bias, gated))
+
+
+def numbers(weight, first, dtype):
+    out = torch.empty(min(128, 386 - first), 256, dtype=dtype, device=weight.codes.device)
+    dequantized.dequantize_rows(weight, first, out)
+    return out
+
+
+def test_columns_in_another_order_meet_their_own_codes(device):
+    weight = quantize_int4(torch.randn(66, 256, device=device))
+    weight = replace(weight, order=torch.randperm(256, device=device))
+    x = torch.randn(65, 256, device=device)
     assert_near(skinny_linear(x, weight), expected_product(x, weight, None, False))
