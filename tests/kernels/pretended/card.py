@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
-from dspark_kernels import aot, backend, skinny_linear
+from dspark_kernels import aot, backend
 from dspark_kernels.aot import SHARED_LIMITS, WARP_SIZE, Usage
 from dspark_kernels.builds import all_builds
 
@@ -89,9 +89,7 @@ class PretendedCard:
         native_fp8 = self.capability >= 89
         with (
             patch.object(JITFunction, "run", launched),
-            patch.object(
-                sys.modules[skinny_linear.__module__], "_converts_fp8", lambda _: native_fp8
-            ),
+            patch("dspark_kernels.dequantized_linear._converts_fp8", lambda _: native_fp8),
             replaced("choose_backend", lambda device: chosen),
             replaced("free_memory", lambda device: 60 << 30),
         ):
