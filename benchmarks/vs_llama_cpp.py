@@ -23,21 +23,23 @@ from typing import Any
 
 import httpx
 import torch
-from vs_transformers import (
-    RESULTS,
+from peers import (
     Answer,
     Arm,
+    add_options,
     decode_figure,
-    end_to_end_figure,
+    encoded_prompts,
     measure,
-    our_arm,
+    our_arms,
+    print_programs,
+    program_object,
+    settings_object,
+    times_over,
 )
 
-from dspark.bench.document import figure_object, provenance, write_document
-from dspark.bench.prompts import own_prompts
+from dspark.bench.document import provenance, write_document
 from dspark.config import DEFAULT_PAIR, EngineConfig, PairChoice, RuntimeConfig
 from dspark_cli.loading import find_files, open_files
-from dspark_cli.prompt import encode_prompt
 
 DRAFTS = ("none", "ngram-simple", "ngram-map-k", "ngram-cache")
 STARTS = 120.0  # seconds for a server to be ready
@@ -113,39 +115,28 @@ def build_document(
     ours = [name for name in decode if name not in theirs]
     return {
         "programs": {
-            name: {
-                "decode": figure_object(decode[name]),
-                "end_to_end": figure_object(end_to_end_figure(trials)),
-                "prompts_written_like_plain": agreement(
+            name: program_object(
+                trials,
+                prompts_written_like_plain=agreement(
                     answers, name, "plain" if name in ours else theirs[0]
                 ),
-                "prompts_written_like_llama_cpp": agreement(answers, name, theirs[0]),
-            }
+                prompts_written_like_llama_cpp=agreement(answers, name, theirs[0]),
+            )
             for name, trials in answers.items()
         },
         "llama_bench": {
             kind: statistics.median(each[kind] for each in bench) for kind in ("prompt", "decode")
         },
         "best_llama_cpp": best,
-        "over_llama_cpp_plain": {
-            name: decode[name].paired_ratio(decode[theirs[0]]).median for name in ours
-        },
-        "over_best_llama_cpp": {
-            name: decode[name].paired_ratio(decode[best]).median for name in ours
-        },
+        "over_llama_cpp_plain": times_over(decode, ours, theirs[0]),
+        "over_best_llama_cpp": times_over(decode, ours, best),
         "settings": settings,
         **provenance(shlex.join(["python", *sys.argv])),
     }
 
 
 def print_table(document: dict[str, Any]) -> None:
-    total = document["settings"]["prompts"]
-    print(f"{'tokens per second':28}{'decode':>10}{'end to end':>12}{'like plain':>12}")
-    for name, program in document["programs"].items():
-        print(
-            f"{name:28}{program['decode']['median']:10.1f}{program['end_to_end']['median']:12.1f}"
-            f"{program['prompts_written_like_plain']:>9}/{total}"
-        )
+    print_programs(document)
     for name, ratio in document["over_llama_cpp_plain"].items():
         best = document["over_best_llama_cpp"][name]
         print(f"{name}: {ratio:.2f} times llama.cpp plain, {best:.2f} times its best")
@@ -156,13 +147,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("model", type=Path, help="the GGUF that llama.cpp reads")
     parser.add_argument("--binaries", type=Path, required=True)
     parser.add_argument("--pair", default=DEFAULT_PAIR, help="the same model and its head")
-    parser.add_argument("--target")
-    parser.add_argument("--draft")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--trials", type=int, default=3)
-    parser.add_argument("--max-tokens", type=int, default=128)
-    parser.add_argument("--prompts", type=int, default=None, help="only the first N")
-    parser.add_argument("--json", type=Path, default=RESULTS / "vs-llama-cpp-cpu.json")
+    add_options(parser, "vs-llama-cpp-cpu.json")
     return parser.parse_args()
 
 
@@ -174,13 +160,8 @@ def main() -> None:
     with ExitStack() as stack:
         runtime = RuntimeConfig(device="cpu")
         session = stack.enter_context(open_files(files, runtime, EngineConfig()))
-        prompts = [
-            encode_prompt(session, each.text, is_raw=False)
-            for each in own_prompts()[: arguments.prompts]
-        ]
-        arms: dict[str, Arm] = {"plain": our_arm(session, plain=True)}
-        if session.has_drafter:
-            arms["dspark"] = our_arm(session, plain=False)
+        prompts = encoded_prompts(session, arguments.prompts)
+        arms = our_arms(session)
         for drafts in DRAFTS:
             name = "llama.cpp" if drafts == "none" else f"llama.cpp {drafts}"
             arms[name] = stack.enter_context(served(*given, drafts))
@@ -190,16 +171,8 @@ def main() -> None:
             for name, trials in measure(arms, prompts, 1, arguments.max_tokens).items():
                 answers[name] += trials
             bench.append(llama_bench(*given))
-        settings = {
-            "pair": session.name,
-            "model": arguments.model.name,
-            "threads": arguments.threads,
-            "dtype": session.runtime.dtype,
-            "prompts": len(prompts),
-            "trials": arguments.trials,
-            "max_tokens": arguments.max_tokens,
-            "temperature": 0.0,
-        }
+        settings = settings_object(session, arguments, len(prompts))
+        settings |= {"model": arguments.model.name, "threads": arguments.threads}
     document = build_document(answers, bench, settings)
     print_table(document)
     write_document(arguments.json, document)
