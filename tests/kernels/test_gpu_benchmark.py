@@ -55,6 +55,31 @@ def test_sections_share_the_time_and_what_one_leaves():
     assert fair_share("peers", ["peers"], 455.0) == 455.0
 
 
+BREAKS_AT_CASE_2 = """
+import json, sys
+first, file = int(sys.argv[-2]), sys.argv[-1]
+for case in range(first, 4):
+    with open(file, "a") as lines:
+        lines.write(json.dumps({"process": 0, "case": case, "error": ""}) + "\\n")
+    if case == 2:
+        sys.exit(75)
+"""
+
+
+def test_what_breaks_the_device_costs_one_case(tmp_path):
+    from gpu_parts.processes import BROKEN, GRACE_SECONDS, Worker, lines_from
+
+    assert BROKEN == 75
+    file, command = tmp_path / "records.jsonl", [sys.executable, "-c", BREAKS_AT_CASE_2]
+    file.write_text('{"process": 0, "case": 9}\n', "utf-8")  # of a section before
+    begin = file.stat().st_size
+    worker = Worker("checks", 0, 1, file, command)
+    while worker.is_running(time.time() + GRACE_SECONDS + 60):
+        time.sleep(0.01)
+    assert [line["case"] for line in lines_from(file, begin)] == [0, 1, 2, 3]
+    assert not worker.error
+
+
 def test_golden_pairs_and_the_engine_and_each_record_as_it_is_made(tmp_path):
     pytest.importorskip("triton")
     path = tmp_path / "gpu.json"
