@@ -1,6 +1,6 @@
 """Tensor operations of the decoder: one file per operation, each in plain torch and in Triton."""
 
-from dspark_kernels.accept import Acceptance, accept_greedy, accept_sampled
+from dspark_kernels.accept import Acceptance, accept_chosen, accept_greedy, accept_sampled
 from dspark_kernels.accept_block import AcceptedBlock, Filters, Races, accept_block
 from dspark_kernels.distribution_terms import (
     DistributionTerms,
@@ -35,6 +35,7 @@ __all__ = [
     "SkinnyLinear",
     "TermWeights",
     "accept_block",
+    "accept_chosen",
     "accept_greedy",
     "accept_sampled",
     "add_rms_norm",

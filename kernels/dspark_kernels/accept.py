@@ -1,6 +1,7 @@
 """The drafted tokens that the target accepts, and the token after them: greedy or rejection
 sampling (Leviathan et al. 2023, Chen et al. 2023)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,10 +18,15 @@ class Acceptance(NamedTuple):
 
 def accept_greedy(draft_ids: torch.Tensor, target_logits: torch.Tensor) -> Acceptance:
     """draft_ids [K], target_logits [K + 1, V]: keep while the draft is the target's argmax."""
-    choices = target_logits.argmax(dim=-1)
-    matches = (choices[:-1] == draft_ids).int()
-    num_accepted = int(matches.cumprod(dim=0).sum())
-    return Acceptance(num_accepted, int(choices[num_accepted]))
+    return accept_chosen(draft_ids.tolist(), target_logits.argmax(dim=-1).tolist())
+
+
+def accept_chosen(draft_ids: Sequence[int], chosen: Sequence[int]) -> Acceptance:
+    """K drafts, and K + 1 tokens that the target chose: keep while they are the same."""
+    for k, (draft, token) in enumerate(zip(draft_ids, chosen, strict=False)):
+        if draft != token:
+            return Acceptance(k, token)
+    return Acceptance(len(draft_ids), chosen[len(draft_ids)])
 
 
 def accept_sampled(

@@ -127,7 +127,7 @@ def test_kernels_are_built_once_and_told(tmp_path, monkeypatch) -> None:
     assert {step.total for step in stages} == {len(stages)} == {4}
     assert len([*(tmp_path / "kernels").iterdir()]) == 4 + 1  # and what runs the others
     assert not list(build_kernels(folder))
-    runtime._made.cache_clear()
+    runtime._made.clear()
     assert not list(build_kernels(folder))  # as in a new process
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import torch
@@ -14,7 +15,8 @@ from dspark.engine.sampling import BatchChooser, check_sound
 from dspark.engine.schedule.policies import Scheduler
 from dspark.events import LoadProgress
 from dspark.targets.base import Pass, Target
-from dspark_kernels import Acceptance
+from dspark_kernels import Acceptance, accept_chosen
+from dspark_kernels.cpu.argmax import argmax
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,12 +159,29 @@ class HostRounds:
         self, batch: Sequence[ActiveRequest], drafts: list[_Draft], verified: Pass
     ) -> list[Acceptance]:
         sizes = [draft.length + 1 for draft in drafts]
+        chosen = self._chosen(batch, verified.logits, sizes)
         accepted = []
-        for active, draft, logits in zip(batch, drafts, verified.logits.split(sizes), strict=True):
-            ids, place = draft.ids[: draft.length], self._next_place(active)
-            accepted.append(active.sampler.accept(ids, draft.probs, logits, place))
+        for active, draft, logits, tokens in zip(
+            batch, drafts, verified.logits.split(sizes), chosen, strict=True
+        ):
+            ids = draft.ids[: draft.length]
+            if active.sampler.is_greedy:
+                accepted.append(accept_chosen(ids.tolist(), tokens))
+            else:
+                place = self._next_place(active)
+                accepted.append(active.sampler.accept(ids, draft.probs, logits, place))
             check_sound(logits[: accepted[-1].num_accepted + 1])
         return accepted
+
+    def _chosen(
+        self, batch: Sequence[ActiveRequest], logits: torch.Tensor, sizes: list[int]
+    ) -> list[list[int]]:
+        """The likeliest token of every row, found for all requests at once; nothing if none is
+        greedy."""
+        if not any(active.sampler.is_greedy for active in batch):
+            return [[]] * len(batch)
+        best = iter(argmax(logits).tolist())
+        return [list(islice(best, size)) for size in sizes]
 
     def _next_place(self, active: ActiveRequest) -> int:
         """Place of the token after the anchor, counted from the prompt's first token."""

@@ -4,15 +4,16 @@ import torch
 
 from dspark_kernels.cpu.float_text import FLOATS, LANES, WORDS
 from dspark_kernels.cpu.llvm_text import Carried, Loop, Text, constant
-from dspark_kernels.cpu.runtime import Op, current
+from dspark_kernels.cpu.runtime import Op, running
 
 LEAST = -(2**31)
 
 
 def argmax(logits: torch.Tensor) -> torch.Tensor:
-    """logits float32 [N, V] -> int64 [N]."""
-    runtime = current()
-    if runtime is None or logits.stride(1) != 1:
+    """logits [N, V] -> int64 [N]; by our kernel if the kernels run here already, else by torch."""
+    is_ours = logits.device.type == "cpu" and logits.dtype == torch.float32
+    runtime = running() if is_ours and logits.stride(1) == 1 else None
+    if runtime is None:
         return argmax_reference(logits)
     out = torch.empty(len(logits), dtype=torch.int64)
     runtime.run([argmax_op(logits, out)], len(logits))

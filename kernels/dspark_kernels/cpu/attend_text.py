@@ -306,7 +306,7 @@ def _halved(text: Text, one: str, other: str, width: int, combine: str) -> str:
         halves.append(
             text.set(f"shufflevector {FLOATS} {one}, {FLOATS} {other}, <16 x i32> <{mask}>")
         )
-    return _combined(text, *halves, combine)
+    return _combined(text, halves[0], halves[1], combine)
 
 
 def _combined(text: Text, one: str, other: str, combine: str) -> str:

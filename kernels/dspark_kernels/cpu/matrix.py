@@ -13,6 +13,7 @@ from dspark_kernels.cpu.rounded import GROUP, RoundedRows
 from dspark_kernels.cpu.runtime import Op, current
 from dspark_kernels.cpu.stored_weight import LANES, StoredWeight, group_factors
 
+OUT_WORD = 1  # of multiply_op's words
 NO_BIAS = torch.zeros(LANES)
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from dspark_kernels.cpu.matrix import multiply_op
+from dspark_kernels.cpu.matrix import OUT_WORD, multiply_op
 from dspark_kernels.cpu.rounded import GROUP, empty_rounded
 from dspark_kernels.cpu.runtime import Op, Program, Runtime
 from dspark_kernels.cpu.stored_weight import LANES, StoredWeight, pack
@@ -18,10 +18,10 @@ class StoredOutputHead:
         self.weight, self._runtime = WeightTable(weight), runtime
         self._hidden = torch.zeros(MAX_ROWS, weight.width)
         rounded = empty_rounded(MAX_ROWS, weight.width).data
-        self._logits = torch.empty(MAX_ROWS, weight.num_blocks * LANES)
+        self._columns = weight.num_blocks * LANES
         ops = [
             Op("round_rows", 0, 1, (self._hidden, rounded, weight.width // GROUP)),
-            multiply_op(weight, None, rounded, self._logits),
+            multiply_op(weight, None, rounded, torch.empty(1, self._columns)),
         ]
         self._program = Program(runtime, ops)
 
@@ -37,5 +37,7 @@ class StoredOutputHead:
     def _few(self, hidden: torch.Tensor) -> torch.Tensor:
         num_rows = len(hidden)
         self._hidden[:num_rows] = hidden
+        logits = torch.empty(num_rows, self._columns)
+        self._program.point(1, OUT_WORD, logits)
         self._program(torch.tensor([num_rows]))
-        return self._logits[:num_rows, : len(self.weight)].clone()
+        return logits[:, : len(self.weight)]

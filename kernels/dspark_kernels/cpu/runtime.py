@@ -41,6 +41,10 @@ class Program:
             -1, OP_WORDS
         )
 
+    def point(self, op: int, word: int, tensor: torch.Tensor) -> None:
+        """Replaces a tensor for the calls that follow; the caller keeps it."""
+        self._table[op, HEADER_WORDS + word] = tensor.data_ptr()
+
     def __call__(self, step: torch.Tensor) -> None:
         """step int64: the number of rows, then the words of a pass that operations read."""
         self._runtime.pool.run(self._table, step)
@@ -100,6 +104,7 @@ class _Chosen(threading.local):
 
 _chosen = _Chosen()
 _cache_folder: Path | None = None
+_made: dict[tuple[Variant, int, Path | None, int], Runtime] = {}
 
 
 def keep_compiled(folder: Path) -> None:
@@ -108,14 +113,19 @@ def keep_compiled(folder: Path) -> None:
     _cache_folder = folder
 
 
-@lru_cache
-def _made(variant: Variant, num_threads: int, cache_folder: Path | None, _: int) -> Runtime:
-    return Runtime(variant, num_threads, cache_folder)
-
-
 def runtime_of(variant: Variant, num_threads: int) -> Runtime:
     """One for each process: a fork has no threads."""
-    return _made(variant, num_threads, _cache_folder, os.getpid())
+    key = (variant, num_threads, _cache_folder, os.getpid())
+    if key not in _made:
+        _made[key] = Runtime(variant, num_threads, _cache_folder)
+    return _made[key]
+
+
+def running() -> Runtime | None:
+    """As current, but None as well if nothing of this process needed one so far."""
+    key = (torch.get_num_threads(), _cache_folder, os.getpid())
+    found = (runtime for (_, *rest), runtime in _made.items() if tuple(rest) == key)
+    return _chosen.runtime or next(found, None)
 
 
 def current() -> Runtime | None:
