@@ -17,10 +17,12 @@ class DSparkHead(HeadModule):
     """Layers that see the context features and the block, then the sequential heads."""
 
     config: DSparkConfig
+    fc: nn.Linear
+    layers: nn.ModuleList
+    norm: Norm
 
     def __init__(self, config: DSparkConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.fc = nn.Linear(config.tap_width, config.hidden_size, bias=False)
         self.hidden_norm = Norm(config.hidden_size, config.rms_norm_eps)
         self.layers = nn.ModuleList(draft_layer(config) for _ in range(config.num_layers))

@@ -15,12 +15,12 @@ class Eagle3Head(HeadModule):
     """
 
     config: Eagle3Config
-    markov_head: None = None
-    confidence_head: None = None
+    fc: nn.Linear
+    layers: nn.ModuleList
+    norm: Norm
 
     def __init__(self, config: Eagle3Config) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.fc = nn.Linear(config.tap_width, config.hidden_size, bias=False)
         layer = draft_layer(config, config.attention_width)
         layer.hidden_norm = Norm(config.hidden_size, config.rms_norm_eps)

@@ -1,5 +1,7 @@
 """What every trained head has, whatever its kind."""
 
+from collections.abc import Iterable
+
 from torch import nn
 
 from dspark.checkpoints.head_config import HeadConfig
@@ -11,20 +13,27 @@ from dspark_kernels import RotaryTable
 class HeadModule(nn.Module):
     """Everything of a head but the embedding and the output head, which are the target's, frozen.
 
-    `fc` makes a context feature of the taps, `feature_norm` normalises it.
+    `fc` makes a context feature of the taps, `feature_norm` normalises it; `norm` is the last one.
+    A kind of head sets the parts that it has: from these a training starts as the target, and
+    whatever else a kind has starts at random.
     """
 
     config: HeadConfig
-    fc: nn.Linear
-    layers: nn.ModuleList
-    norm: Norm
+    fc: nn.Linear | None
+    layers: Iterable[nn.Module]
+    norm: Norm | None
     markov_head: MarkovHead | None
     confidence_head: ConfidenceHead | None
 
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        self.config, self.layers = config, ()
+        self.fc = self.norm = self.markov_head = self.confidence_head = None
+
     @property
-    def feature_norm(self) -> Norm:
-        raise NotImplementedError
+    def feature_norm(self) -> Norm | None:
+        return None
 
     def rotary_table(self) -> RotaryTable:
         """Full rotary over head_dim at the head's own base frequency."""
-        return full_rotary(self.config, self.norm.weight)
+        return full_rotary(self.config, next(self.parameters()))

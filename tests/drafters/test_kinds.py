@@ -66,4 +66,8 @@ def test_the_module_is_what_the_files_hold_beside_the_two_tables(algorithm):
         name: shape for name, shape in stored.items() if name not in TABLES
     }
     assert trained_parameters(config) == sum(p.numel() for p in head.parameters())
-    assert head.feature_norm.weight.shape == (config.hidden_size,)
+    norms = [head.feature_norm, head.norm]
+    assert all(each.weight.shape == (config.hidden_size,) for each in norms if each is not None)
+    assert len([*head.layers]) == config.num_layers
+    if config.num_layers:
+        assert head.fc is not None and None not in norms

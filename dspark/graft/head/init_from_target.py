@@ -39,9 +39,11 @@ def start_from_target(
     """
     start_random(head, generator)
     hidden = head.config.hidden_size
-    # Noise on the other taps would drown the last one: their largest entries are in the hundreds.
-    head.fc.weight.zero_()
-    head.fc.weight[:, -hidden:] = torch.eye(hidden)
+    if head.fc is not None:
+        # Noise on the other taps would drown the last one: their largest entries are in the
+        # hundreds.
+        head.fc.weight.zero_()
+        head.fc.weight[:, -hidden:] = torch.eye(hidden)
     source = list(target.layers)[-head.config.num_layers :]
     notes = [
         _take_norm(head.feature_norm, getattr(source[-1], "input_layernorm", None), "input"),
@@ -51,8 +53,8 @@ def start_from_target(
         notes.append(_take_layer(layer, original))
     if head.markov_head is not None:
         bigrams.fill(head.markov_head)
-        # The layers' first outputs are wrong and would drown the bigrams.
-        head.norm.weight.mul_(FIRST_LOUDNESS)
+        if head.norm is not None:  # the layers' first outputs are wrong and would drown the bigrams
+            head.norm.weight.mul_(FIRST_LOUDNESS)
     return tuple(dict.fromkeys(note for note in notes if note))
 
 
@@ -66,7 +68,9 @@ def norm_scale(norm: Any) -> torch.Tensor | None:
     return next(near, None)
 
 
-def _take_norm(norm: nn.Module, original: Any, name: str) -> str:
+def _take_norm(norm: nn.Module | None, original: Any, name: str) -> str:
+    if norm is None:
+        return ""
     scale = norm_scale(original)
     if scale is None:
         return f"the head's {name} norm starts at one: the target has no RMSNorm there"
