@@ -51,7 +51,7 @@ class Drafter(Protocol):
     num_weights: int
 
     def open(self) -> DraftSlot:
-        """A fresh request without context."""
+        """A fresh request without context; never None, which is a request without drafts."""
         ...
 
     def close(self, slot: DraftSlot) -> None:

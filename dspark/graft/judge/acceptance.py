@@ -23,8 +23,8 @@ class Evaluation:
     def acceptance_by_position(self) -> tuple[float, ...]:
         """Share of the rounds in which all earlier drafts were accepted that also accepted this
         one."""
-        before = (self.rounds, *self.accepted[:-1])
-        return tuple(a / b if b else 0.0 for a, b in zip(self.accepted, before, strict=True))
+        before = (self.rounds, *self.accepted)  # one more than there are positions
+        return tuple(a / b if b else 0.0 for a, b in zip(self.accepted, before, strict=False))
 
 
 def evaluate(
