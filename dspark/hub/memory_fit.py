@@ -132,12 +132,17 @@ def check_loadable(name: str, of: Footprint, runtime: RuntimeConfig) -> None:
 
 
 def _told(of: Footprint, room: Room) -> str:
-    how = room.dtype
-    if of.stored_bytes is not None:
-        how = "FP8" if room.keeps_quantized else "FP8 unpacked"
-    elif of.coded_values and room.keeps_codes:
-        how = "as stored"
+    how = number_format(of, room)
     return f"{gigabytes(memory_needed(of, room))} ({room.device}, {how})"
+
+
+def number_format(of: Footprint | None, room: Room) -> str:
+    """The form in which the weights are held there; the room's own for a pair of unknown size."""
+    if of is not None and of.stored_bytes is not None:
+        return "FP8" if room.keeps_quantized else "FP8 unpacked"
+    if of is not None and of.coded_values and room.keeps_codes:
+        return "as stored"
+    return room.dtype
 
 
 def _fits(of: Footprint, room: Room) -> bool:

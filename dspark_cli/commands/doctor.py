@@ -34,6 +34,8 @@ def doctor(as_json: options.Json = False) -> None:
         print_json(report)
         return
     for name, facts in report.items():
+        if not facts:
+            continue
         print(_label(name))
         if name == "pairs" and PROBLEM not in facts:
             print_table(PAIR_COLUMNS, [_pair_row(*each) for each in facts.items()])

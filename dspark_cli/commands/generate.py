@@ -9,7 +9,7 @@ import typer
 
 from dspark.chat.control_characters import visible
 from dspark.config import DEFAULT_PAIR, MAX_TOKENS, PairChoice, RuntimeConfig
-from dspark.errors import InputError
+from dspark.errors import InputError, UnknownNameError
 from dspark.events import Event, Finished, Round
 from dspark_cli import options
 from dspark_cli.loading import find_files, open_files
@@ -52,7 +52,11 @@ Raw = Annotated[
 
 
 def generate(
-    prompt: Annotated[
+    first: Annotated[
+        str | None,
+        typer.Argument(metavar="PAIR", help="A pair, if a prompt follows; alone it is the prompt."),
+    ] = None,
+    second: Annotated[
         str | None,
         typer.Argument(metavar="PROMPT", help="The prompt; default: all of stdin."),
     ] = None,
@@ -75,6 +79,7 @@ def generate(
     as_json: options.Json = False,
 ) -> None:
     """Write one answer to stdout."""
+    named, prompt = _pair_and_prompt(first, second)
     engine = options.engine_config(confidence_threshold, schedule, max_requests=1)
     sampling = options.sampling_config(temperature, top_k, top_p, seed)
     stopping = options.stop_config(max_tokens, stop)
@@ -84,7 +89,7 @@ def generate(
     text = "" if given_ids else read_prompt(prompt)
     runtime = RuntimeConfig(device, dtype, draft_weights)
 
-    files = find_files(PairChoice(options.one_pair(None, pair, target), target, draft), runtime)
+    files = find_files(PairChoice(options.one_pair(named, pair, target), target, draft), runtime)
     with open_files(files, runtime, engine) as session:
         prompt_ids = given_ids or encode_prompt(session, text, raw)
         has_text = session.tokenizer is not None
@@ -98,6 +103,20 @@ def generate(
     else:
         note = "" if finished.text or not finished.thinking else " · only thinking, no answer yet"
         say(f"{session.name}: {stats_line(finished.stats, sampling)}{note}")
+
+
+def _pair_and_prompt(first: str | None, second: str | None) -> tuple[str | None, str | None]:
+    """A single argument is the prompt."""
+    if first is None or second is None:
+        return None, first
+    from dspark.hub.settle import check_known
+
+    try:
+        check_known(first)
+    except UnknownNameError as error:
+        hint = f'A prompt of several words needs quotes: dspark generate "{first} {second}".'
+        raise InputError(error.message, hint) from error
+    return first, second
 
 
 def _follow(

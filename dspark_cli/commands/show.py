@@ -103,7 +103,7 @@ def _gone(pair: "Pair | None") -> str | None:
 
 def _registered(pair: "Pair | None") -> dict[str, Any]:
     from dspark import hub
-    from dspark.hub.memory_fit import pair_memory, rooms
+    from dspark.hub.memory_fit import footprint, number_format, pair_memory, rooms
 
     if pair is None:
         return {}
@@ -113,7 +113,7 @@ def _registered(pair: "Pair | None") -> dict[str, Any]:
         "licence": pair.licence,
         "num_parameters": pair.num_parameters,
         "memory_bytes": pair_memory(pair, room),
-        "runs_on": {"device": room.device, "dtype": room.dtype},
+        "runs_on": {"device": room.device, "dtype": number_format(footprint(pair), room)},
         "download_bytes": hub.download_bytes(pair),
         "published_head": _published(pair),
         "origins": dict(pair.origins),
@@ -179,7 +179,8 @@ def _memory(facts: dict[str, Any]) -> str | None:
     needed, where = facts.get("memory_bytes"), facts.get("runs_on")
     if needed is None or where is None:
         return None
-    place = f"{where['device']} in {where['dtype']}"
+    how = where["dtype"]
+    place = f"{where['device']} {how if how.startswith('as ') else f'in {how}'}"
     return f"{size_text(needed)} on {place}, with a context of 4,096 tokens"
 
 

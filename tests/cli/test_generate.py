@@ -24,6 +24,12 @@ def test_stdout_is_the_answer_and_nothing_else(dspark, fake_session):
     assert fake_session.is_closed
 
 
+def test_a_pair_may_come_before_the_prompt(dspark, fake_session):
+    alone, both = dspark("generate", "Hi"), dspark("generate", "demo", "Hi")
+    assert both.code == 0 and both.out == alone.out
+    assert dspark("generate", "demo", "Hi", "--pair", "demo").code == 2
+
+
 def test_json_has_the_promised_shape(dspark, fake_session):
     outcome = dspark("generate", "Hi", "--json")
     answer = json.loads(outcome.out)

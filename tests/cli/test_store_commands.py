@@ -94,6 +94,11 @@ def test_pull_brings_what_an_earlier_version_stored_up_to_date(
     assert fetched == ["demo"]
 
 
+def test_doctor_leaves_out_what_it_has_nothing_to_tell_of(dspark) -> None:
+    told = dspark("doctor").out
+    assert "versions\n" in told and "measured speeds" not in told
+
+
 def test_a_failed_pull_is_one_line(dspark, monkeypatch) -> None:
     def fetch(name: str, **options: bool) -> Iterator[FetchProgress]:
         raise DownloadError("it broke", "Try again.")
