@@ -267,7 +267,10 @@ def test_doctor_survives_what_is_missing(dspark, module, monkeypatch) -> None:
     report = json.loads(outcome.out)
     assert (outcome.code, outcome.err) == (0, "")
     section = {"torch": "devices", "psutil": "machine", "huggingface_hub": "hugging_face"}[module]
-    assert module in report[section]["problem"]
+    if module == "psutil":  # the system tells its memory, too
+        assert 0 < report[section]["free_memory_bytes"] <= report[section]["memory_bytes"]
+    else:
+        assert module in report[section]["problem"]
     assert report["versions"]["python"] == platform.python_version()
     assert report["store"]["free_bytes"] > 0
     assert dspark("doctor").code == 0
