@@ -85,33 +85,12 @@ class HeadDrafter:
         self.target_layer_ids = config.target_layer_ids
         self.device, self.dtype = embedding.device, embedding.dtype
         distances = tensors.pop("d2t", None)
-        self._embedding: Table = embedding
-        if (stored := tensors.pop(EMBEDDING, None)) is not None:
-            scale = torch.tensor(config.embedding_scale, dtype=self.dtype)
-            if not is_same(stored, embedding, stored.dtype, scale):
-                self._embedding = stored.to(self.device, self.dtype) * scale.to(self.device)
-            del stored
-        if self._embedding.shape != embedding.shape:
-            raise PairMismatchError(
-                f"the head's embedding is {list(self._embedding.shape)}, "
-                f"the target's {list(embedding.shape)}"
-            )
+        self._embedding = self._own_embedding(config, tensors.pop(EMBEDDING, None), embedding)
         ids = known_tokens(distances, draft_vocabulary, self.device)
-        head_weight = tensors.pop(OUTPUT_HEAD, None)
-        precision = self.dtype if head_weight is None else head_weight.dtype
-        if head_weight is None and ids is not None:
-            head_weight = output_head.weight[ids]
-        if head_weight is not None and not is_same(head_weight, output_head.weight, precision):
-            head_weight = head_weight.to(self.device, self.dtype)
-            own_head = SkinnyLinear(head_weight, prepack=prepack and draft_vocabulary is None)
-            output_head = cast(OutputHead, own_head)  # of a tensor, so its weight is one
-        del head_weight
-        head_tensors = {name: self._placed(name, tensors.pop(name)) for name in [*tensors]}
-        with torch.device("meta"), WithoutInit():
-            self._head = self.module(config)
-        self._head.load_state_dict(head_tensors, strict=True, assign=True)
-        head_tensors.clear()
-        self._head.requires_grad_(False).eval()
+        output_head = self._own_output_head(
+            tensors.pop(OUTPUT_HEAD, None), ids, output_head, prepack and draft_vocabulary is None
+        )
+        self._head = self._filled_head(config, tensors)
         markov, softcap = self._head.markov_head, config.final_logit_softcapping
         self._vocabulary: DraftVocabulary = (
             FullVocabulary(output_head, markov, softcap, ids, len(embedding))
@@ -129,6 +108,46 @@ class HeadDrafter:
         self._pool = KVPool(
             config.num_layers, config.num_kv_heads, config.head_dim, self.device, self.dtype
         )
+
+    def _own_embedding(
+        self, config: HeadConfig, stored: torch.Tensor | None, shared: Table
+    ) -> Table:
+        """The target's, unless the head's files hold another."""
+        if stored is None:
+            return shared
+        scale = torch.tensor(config.embedding_scale, dtype=self.dtype)
+        if is_same(stored, shared, stored.dtype, scale):
+            return shared
+        if stored.shape != shared.shape:
+            raise PairMismatchError(
+                f"the head's embedding is {list(stored.shape)}, the target's {list(shared.shape)}"
+            )
+        return stored.to(self.device, self.dtype) * scale.to(self.device)
+
+    def _own_output_head(
+        self,
+        weight: torch.Tensor | None,
+        ids: torch.Tensor | None,
+        shared: OutputHead,
+        prepack: bool,
+    ) -> OutputHead:
+        """The target's, its rows of the known tokens, or what the head's files hold."""
+        precision = self.dtype if weight is None else weight.dtype
+        if weight is None and ids is not None:
+            weight = shared.weight[ids]
+        if weight is None or is_same(weight, shared.weight, precision):
+            return shared
+        weight = weight.to(self.device, self.dtype)
+        own = SkinnyLinear(weight, prepack=prepack)
+        return cast(OutputHead, own)  # of a tensor, so its weight is one
+
+    def _filled_head(self, config: HeadConfig, tensors: MutableMapping[str, torch.Tensor]) -> Any:
+        """The module of the remaining tensors, which are consumed."""
+        placed = {name: self._placed(name, tensors.pop(name)) for name in [*tensors]}
+        with torch.device("meta"), WithoutInit():
+            head = self.module(config)
+        head.load_state_dict(placed, strict=True, assign=True)
+        return head.requires_grad_(False).eval()
 
     def _placed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device, self.dtype)

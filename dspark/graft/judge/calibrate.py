@@ -125,26 +125,37 @@ def calibrate_head(
         greedy = judged(prompts[1::2], 0.0)
     if not min(len(rounds.accepted) for rounds in (fitted, fresh, greedy)):
         return None
-    shift = shift_confidence(head, fit_shift(fitted))
-    temperatures = tuple(round(t, 4) for t in fit_temperatures(fitted.shifted(shift)))
-    result = Calibrated(
-        shift=shift,
-        temperatures=temperatures,
-        fitted_rounds=len(fitted.accepted),
-        rounds=len(fresh.accepted),
-        before=reliability(fresh, config.temperatures),
-        after=reliability(fresh.shifted(shift), temperatures),
-        greedy_rounds=len(greedy.accepted),
-        greedy=reliability(greedy.shifted(shift), temperatures),
-    )
+    result = _calibrated(head, config.temperatures, fitted, fresh, greedy)
     update_head_config(
         head,
         {
-            "confidence_temperatures": list(temperatures),
+            "confidence_temperatures": list(result.temperatures),
             "graft": {"calibration": result.figures()},
         },
     )
     return result
+
+
+def _calibrated(
+    head: Path,
+    before: tuple[float, ...],
+    fitted: JudgedRounds,
+    fresh: JudgedRounds,
+    greedy: JudgedRounds,
+) -> Calibrated:
+    """Shifts the head's confidences and fits temperatures to `fitted`; the others judge both."""
+    shift = shift_confidence(head, fit_shift(fitted))
+    temperatures = tuple(round(t, 4) for t in fit_temperatures(fitted.shifted(shift)))
+    return Calibrated(
+        shift=shift,
+        temperatures=temperatures,
+        fitted_rounds=len(fitted.accepted),
+        rounds=len(fresh.accepted),
+        before=reliability(fresh, before),
+        after=reliability(fresh.shifted(shift), temperatures),
+        greedy_rounds=len(greedy.accepted),
+        greedy=reliability(greedy.shifted(shift), temperatures),
+    )
 
 
 def judge(events: Iterable[Event], temperatures: tuple[float, ...]) -> JudgedRounds:
