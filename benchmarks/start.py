@@ -63,7 +63,8 @@ def environment_of(checkout: Path) -> dict[str, str]:
     """In which this checkout's code runs, wherever the installed package points."""
     folders = (checkout, checkout / "tui", checkout / "kernels")
     kept = {name: value for name, value in os.environ.items() if "BYTECODE" not in name}
-    return {**kept, "PYTHONPATH": os.pathsep.join(map(str, folders))}
+    # the current folder, which may be another checkout, is not searched
+    return {**kept, "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(map(str, folders))}
 
 
 def run(environment: Environment, *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -35,6 +35,7 @@ from dspark_kernels.cpu.step_words import MAX_HEAD_DIM, Place
 from dspark_kernels.cpu.stored_weight import StoredWeight, concatenated
 from dspark_kernels.cpu.weight_table import WeightTable
 from dspark_kernels.host_memory import give_back_freed
+from dspark_kernels.one_thread import one_thread
 
 EMBEDDING, HEAD, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 
@@ -218,6 +219,7 @@ def _functions(folder: ModelFolder, config: Any) -> list[str]:
     return ["rope_write", attend, f"embed_{tensors.kind(EMBEDDING)}", *matrices]
 
 
+@one_thread()
 def load_stored(
     directory: Folder,
     config: Any,

@@ -6,10 +6,12 @@ from dspark_kernels.cpu.formats import FORMATS
 from dspark_kernels.cpu.gguf_blocks import Parts
 from dspark_kernels.cpu.rounded import GROUP
 from dspark_kernels.cpu.stored_weight import StoredWeight, pack
+from dspark_kernels.one_thread import one_thread
 
 LARGEST_CODE = 127
 
 
+@one_thread()
 def quantize_q8_0(weight: torch.Tensor) -> StoredWeight:
     """weight float [N, K], K a multiple of 32: of each group codes of the largest magnitude / 127,
     in half precision. Raises ValueError where that is not finite."""

@@ -12,6 +12,7 @@ import torch
 
 from dspark_kernels.cpu.formats import FORMATS, SUPER, Format
 from dspark_kernels.cpu.gguf_blocks import Parts, take_apart
+from dspark_kernels.one_thread import one_thread
 
 LANES = 16
 ROWS_AT_ONCE = 1024
@@ -64,6 +65,7 @@ def stored_weight(kind: str, blocks: torch.Tensor) -> StoredWeight:
     return pack(kind, take_apart(kind, blocks))
 
 
+@one_thread()
 def concatenated(weights: Sequence[StoredWeight]) -> StoredWeight | None:
     """Concatenated by outputs; None if formats differ or a block would hold outputs of two."""
     first = weights[0]
