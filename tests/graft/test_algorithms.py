@@ -30,6 +30,7 @@ from dspark.graft.train.trainer import Trainer
 from dspark.hub.catalog.pairs import PairFiles
 from dspark.models.eagle3_head import Eagle3Head
 from dspark.progress import follow
+from tests.graft.forced import Forced
 
 MASK = 95
 OTHERS: tuple[Algorithm, ...] = ("dflash", "eagle3", "mtp")
@@ -41,20 +42,6 @@ def _config(small: GraftConfig, algorithm: Algorithm, **changes: object) -> Graf
     own = {"algorithm", *ALGORITHMS[algorithm].settings}
     settings = {name: value for name, value in asdict(small).items() if name not in own}
     return graft_config(algorithm, **{**settings, **changes})
-
-
-class _Forced:
-    """Chooses given tokens and keeps the logits it was shown."""
-
-    def __init__(self, tokens: list[int]) -> None:
-        self._tokens = iter(tokens)
-        self.logits: list[torch.Tensor] = []
-
-    def choose(
-        self, logits: torch.Tensor, token_ids: object = None
-    ) -> tuple[torch.Tensor, list[None]]:
-        self.logits.append(logits[0])
-        return torch.tensor([next(self._tokens)]), [None]
 
 
 @pytest.mark.parametrize("block_size", [1, 4])
@@ -82,7 +69,7 @@ def test_an_unrolled_head_sees_in_training_what_it_sees_in_decoding(
         for index, anchor in enumerate(blocks.anchors.tolist()):
             slot = drafter.open()
             drafter.extend([slot], [ids[:anchor]], [taps[:anchor]])
-            chooser = _Forced(blocks.labels[index].tolist())
+            chooser = Forced(blocks.labels[index].tolist())
             drafter.propose([slot], ids[anchor : anchor + 1], chooser)
             shown = torch.stack(chooser.logits)
             torch.testing.assert_close(logits[index], shown, rtol=2e-4, atol=2e-4)

@@ -14,22 +14,9 @@ from dspark.graft.head.shape import draft_config
 from dspark.graft.target.frozen_target import FrozenTarget
 from dspark.graft.train.objective import sequential
 from dspark.models.dspark_head import DSparkHead
+from tests.graft.forced import Forced
 
 MASK = 95
-
-
-class _Forced:
-    """Chooses given tokens and keeps the logits it was shown."""
-
-    def __init__(self, tokens: list[int]) -> None:
-        self._tokens = iter(tokens)
-        self.logits: list[torch.Tensor] = []
-
-    def choose(
-        self, logits: torch.Tensor, token_ids: object = None
-    ) -> tuple[torch.Tensor, list[None]]:
-        self.logits.append(logits[0])
-        return torch.tensor([next(self._tokens)]), [None]
 
 
 def _random_head(target: FrozenTarget, config: GraftConfig) -> DSparkHead:
@@ -70,7 +57,7 @@ def test_training_and_decoding_see_the_same(
         for index, anchor in enumerate(blocks.anchors.tolist()):
             slot = drafter.open()
             drafter.extend([slot], [ids[:anchor]], [taps[:anchor]])
-            chooser = _Forced(blocks.labels[index].tolist())
+            chooser = Forced(blocks.labels[index].tolist())
             proposals = drafter.propose([slot], ids[anchor : anchor + 1], chooser)
             torch.testing.assert_close(
                 logits[index], torch.stack(chooser.logits), rtol=2e-4, atol=2e-4

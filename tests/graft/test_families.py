@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from dspark.hub.catalog.pairs import PairFiles
 from dspark.models.dspark_head import DSparkHead
 from dspark.progress import follow
 from dspark.targets.load import load_target
+from tests.graft.forced import Forced
 
 NUM_WORDS = 60
 MASK, STOP = NUM_WORDS, NUM_WORDS + 1
@@ -269,7 +269,7 @@ def test_training_and_decoding_see_the_same(grafted: Grafted) -> None:
         for index, anchor in enumerate(blocks.anchors.tolist()):
             slot = drafter.open()
             drafter.extend([slot], [ids[:anchor]], [taps[:anchor]])
-            chooser = _Forced(blocks.labels[index].tolist())
+            chooser = Forced(blocks.labels[index].tolist())
             drafter.propose([slot], ids[anchor : anchor + 1], chooser)
             shown = torch.stack(chooser.logits)
             torch.testing.assert_close(logits[index], shown, rtol=5e-4, atol=5e-4)
@@ -352,17 +352,3 @@ def test_a_capped_loss_and_its_gradients(rank: int) -> None:
         torch.autograd.grad(loss, trained), torch.autograd.grad(expected, trained), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-
-
-class _Forced:
-    """Chooses given tokens and keeps the logits it was shown."""
-
-    def __init__(self, tokens: list[int]) -> None:
-        self._tokens = iter(tokens)
-        self.logits: list[torch.Tensor] = []
-
-    def choose(
-        self, logits: torch.Tensor, token_ids: object = None
-    ) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
-        self.logits.append(logits[0])
-        return torch.tensor([next(self._tokens)]), [None]

@@ -36,7 +36,8 @@ class RoundedRows:
         parts = [t[:, : FIELDS_AT * n].reshape(-1, 2, 8, n, 4) for n, t in self._tiles()]
         by_row = [p.permute(1, 3, 0, 2, 4).reshape(2, p.shape[3], -1) for p in parts]
         first, second = torch.cat(by_row, dim=1).view(torch.int8).int()
-        return (first << BYTE) + second
+        codes: torch.Tensor = (first << BYTE) + second
+        return codes
 
     def scales(self) -> torch.Tensor:
         """float32 [N, K / 32]."""

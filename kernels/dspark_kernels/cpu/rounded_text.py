@@ -86,10 +86,10 @@ def round_group(text: Text, halves: list[str], target: str, quad: str) -> None:
     scale = text.set(f"fadd float {scale}, {nothing}")
     scale = text.set(f"fmul float {scale}, {number(2.0**-BYTE)}")
     codes = [_codes(text, half, text.splat("float", LANES, inverse)) for half in halves]
-    for half, both in enumerate(codes):
-        for byte, each in enumerate(both):
+    for half, two in enumerate(codes):
+        for byte, each in enumerate(two):
             _store_bytes(text, each, target, quad, 8 * byte + 4 * half)
-    sums = [_total(text, *both) for both in codes]
+    sums = [_total(text, *two) for two in codes]
     total = text.set(f"add i32 {sums[0]}, {sums[1]}")
     scaled = text.set(f"fmul float {scale}, {text.set(f'sitofp i32 {total} to float')}")
     sums = [text.set(f"mul i32 {each}, -8") for each in (total, sums[0])]
