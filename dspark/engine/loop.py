@@ -54,8 +54,9 @@ class Engine:
         self._entropy = random.Random(config.entropy)
         with on_device(target.device):
             self._rounds = choose_rounds(target, drafter, scheduler, config)
-        # the device has launched its next round before this one is read: no time to measure
-        self._sps_watch = sps_watch if isinstance(self._rounds, HostRounds) else None
+        # a table is of uncaptured passes; and the device has launched its next round before this
+        # one is read
+        self._sps_watch = sps_watch if type(self._rounds) is HostRounds else None
         self._caches = RequestCaches(target, drafter, self._rounds)
         self._requests: dict[int, ActiveRequest] = {}  # all running, oldest first
         self._submitted: deque[ActiveRequest] = deque()

@@ -2,6 +2,7 @@
 
 from dspark.config import EngineConfig
 from dspark.drafters.base import DeviceDrafter, Drafter
+from dspark.engine.rounds.captured_host import CapturedHostRounds
 from dspark.engine.rounds.device import DeviceRounds
 from dspark.engine.rounds.host import HostRounds, RoundRunner
 from dspark.engine.schedule.policies import Scheduler
@@ -11,10 +12,11 @@ from dspark.targets.base import DeviceTarget, Target
 def choose_rounds(
     target: Target, drafter: Drafter | None, scheduler: Scheduler, config: EngineConfig
 ) -> RoundRunner:
-    if (
-        isinstance(target, DeviceTarget)
-        and (cache := target.paged_cache()) is not None
-        and (drafter is None or isinstance(drafter, DeviceDrafter))
-    ):
+    """Over pages the host's passes are captured too; other targets, such as transformers', are as
+    slow without drafts as with them."""
+    cache = target.paged_cache() if isinstance(target, DeviceTarget) else None
+    if not isinstance(target, DeviceTarget) or cache is None:
+        return HostRounds(target, drafter, scheduler, config)
+    if drafter is None or isinstance(drafter, DeviceDrafter):
         return DeviceRounds(target, cache, drafter, scheduler, config)
-    return HostRounds(target, drafter, scheduler, config)
+    return CapturedHostRounds(target, cache, drafter, scheduler, config)

@@ -23,18 +23,17 @@ from dspark.engine.rounds.cuda_graph import (
 )
 from dspark.engine.rounds.device_batch import Lanes, Plan
 from dspark.engine.rounds.host import Outcome, capacity_of
+from dspark.engine.rounds.page_room import PageRoom
 from dspark.engine.schedule.policies import Scheduler
-from dspark.errors import BrokenLogitsError, MemoryFullError
+from dspark.errors import BrokenLogitsError
 from dspark.events import LoadProgress
 from dspark.kvcache.caches import MAX_VERIFY_ROWS, PagedCache
-from dspark.kvcache.sizing import fix_pages
 from dspark.targets.base import DeviceTarget
 from dspark_kernels.backend import next_power_of_2
 from dspark_kernels.paged_cache import PAGE, num_pages_for
 
 TILE_ROWS = 16  # up to this many rows cost the same as one
 MOST_IN_FLIGHT = 2  # rounds that are launched and not read yet
-OTHER_SLOTS = 4  # scratch, the last finished request, and one for a check
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,75 +100,33 @@ class DeviceRounds:
         # a round not read yet, a wasted one, and the rows of both
         self._slack = 2 * rows + 1
         self._caches = [self._cache] if drafter is None else [self._cache, drafter.cache]
-        # pages of a discarded round are still in use when the next begins
-        num_slots = 2 * config.max_requests + OTHER_SLOTS
-        max_length = target.spec.context_limit + self._slack
-        fix_pages(
-            self._caches,
-            num_slots,
-            self._pages_asked_for(config, max_length),
-            max_length,
-            leaves_room=drafter is None and bool(target.tap_layers),
-        )
+        leaves_room = drafter is None and bool(target.tap_layers)
+        limits = (config, self.capacity, self._slack)
+        self._room = PageRoom(target, self._caches, *limits, leaves_room=leaves_room)
+        self.capacity = self._room.capacity
         self._scratch = (self._cache.scratch, None if drafter is None else drafter.cache.scratch)
-        num_slots = self._cache.pool.tables.shape[0]  # an engine before this one may have fixed it
-        self.capacity = min(self.capacity, (num_slots - OTHER_SLOTS) // 2)
         self._pool = graph_pool(self._device)
         self._lanes: dict[int, Lanes] = {}
         self._calls: dict[tuple[int, Plan], _Calls] = {}
         self._sent: deque[_InFlightRound] = deque()
         self._survival: list[list[float]] = []  # of each lane, in the last round read back
 
-    def _pages_asked_for(self, config: EngineConfig, max_length: int) -> int:
-        """Of all requests that run at once, at their longest."""
-        pages = self.capacity * num_pages_for(max_length)
-        if config.cache_tokens is not None:
-            pages = min(pages, num_pages_for(config.cache_tokens))
-        return pages
-
     # -- room -------------------------------------------------------------------------------------
 
     def check(self, request: Request) -> None:
-        total = min(cache.pool.num_pages for cache in self._caches) - 1
-        if self._pages_of(request) > total:
-            raise MemoryFullError(
-                f"prompt and answer may take {self._length_of(request)} tokens, "
-                f"the memory of {self._device} holds {total * PAGE}",
-                "Ask for fewer tokens, or shorten the prompt.",
-            )
+        self._room.check(request)
 
     def has_room(self, request: Request) -> bool:
-        pages = self._pages_of(request)
-        return all(cache.pool.num_free_pages >= pages for cache in self._caches)
+        return self._room.has_room(request)
 
-    @torch.inference_mode()
     def reserve(self, active: ActiveRequest) -> None:
-        length = self._length_of(active.request)
-        draft = active.draft_slot
-        slots = [active.slot] if draft is None else [active.slot, draft.context]
-        try:
-            for cache, slot in zip(self._caches, slots, strict=False):
-                cache.pool.reserve(slot.index, length, slot.length)
-        except MemoryError as error:
-            raise MemoryFullError(
-                f"{length} tokens do not fit next to the other requests on {self._device}",
-                "Ask for fewer tokens, or end other requests.",
-            ) from error
+        self._room.reserve(active)
 
     def forget(self) -> None:
         self._sent.clear()
 
     def check_idle(self) -> None:
-        for cache in self._caches:
-            cache.pool.check()
-
-    def _length_of(self, request: Request) -> int:
-        """Maximum number of positions that may be written for it."""
-        length = len(request.prompt_ids) + request.most_tokens
-        return min(length, self._target.spec.context_limit) + self._slack
-
-    def _pages_of(self, request: Request) -> int:
-        return num_pages_for(self._length_of(request))
+        self._room.check_idle()
 
     # -- rounds -----------------------------------------------------------------------------------
 

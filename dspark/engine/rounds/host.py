@@ -14,7 +14,7 @@ from dspark.engine.request import ActiveRequest, Request
 from dspark.engine.sampling import BatchChooser, check_sound
 from dspark.engine.schedule.policies import Scheduler
 from dspark.events import LoadProgress
-from dspark.targets.base import Pass, Target
+from dspark.targets.base import Pass, Slot, Target
 from dspark_kernels import Acceptance, accept_chosen
 from dspark_kernels.cpu.argmax import argmax
 
@@ -153,7 +153,10 @@ class HostRounds:
 
     def _verify(self, batch: Sequence[ActiveRequest], drafts: list[_Draft]) -> Pass:
         blocks = [_block(active, draft) for active, draft in zip(batch, drafts, strict=True)]
-        return self.target.verify([active.slot for active in batch], blocks)
+        return self._run([active.slot for active in batch], blocks)
+
+    def _run(self, slots: Sequence[Slot], blocks: Sequence[torch.Tensor]) -> Pass:
+        return self.target.verify(slots, blocks)
 
     def _accept(
         self, batch: Sequence[ActiveRequest], drafts: list[_Draft], verified: Pass

@@ -1,0 +1,75 @@
+"""Host-led rounds over pages, in plain torch: passes of few shapes, and the tokens of plain
+decoding."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dspark.drafters.lookup import LookupDrafter
+from dspark.engine.loop import Engine
+from dspark.engine.rounds.captured_host import CapturedHostRounds
+from dspark.engine.schedule.policies import FullSchedule, ThresholdSchedule
+from dspark.errors import MemoryFullError
+from dspark.kvcache import sizing
+from tests.engine.paged import paged  # noqa: F401
+from tests.engine.pairs import PROMPT, decode, golden, request
+
+pytestmark = pytest.mark.usefixtures("paged")
+ASKS = [request(PROMPT[: 3 + 4 * i], 24 + i) for i in range(3)]
+
+
+def engine_of(drafter: str) -> Engine:
+    if drafter == "eagle3":
+        return golden("eagle3").engine
+    return Engine(golden("vanilla").engine.target, LookupDrafter(), FullSchedule())
+
+
+@pytest.mark.parametrize("drafter", ["eagle3", "lookup"])
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "seed": 11}])
+def test_whatever_is_drafted_the_text_is_the_plain_one(drafter, sampling, monkeypatch):
+    """Together and alone; no pass of a round is launched kernel by kernel."""
+    engine = engine_of(drafter)
+    assert isinstance(engine._rounds, CapturedHostRounds)
+    monkeypatch.setattr(engine.target, "verify", None)
+    asks = [replace(ask, sampling=replace(ask.sampling, **sampling)) for ask in ASKS]
+    wanted = decode(Engine(engine.target, None, FullSchedule()), asks)
+    assert decode(engine, asks) == wanted
+    assert [decode(engine, [ask])[0] for ask in asks] == wanted
+    sizes = {shape[1] for shape in engine._rounds._passes._passes}
+    assert sizes <= {1, 1 + engine.drafter.block_size}
+
+
+def test_a_pass_is_the_targets_own_to_the_bit():
+    """Of blocks of any length, in a batch of any size, beside idle lanes."""
+    engine = golden("eagle3").engine
+    target, passes = engine.target, engine._rounds._passes
+    blocks = [torch.arange(n) + 5 for n in (1, 3, 2)]
+    with torch.inference_mode():
+        slots = [target.open() for _ in blocks]
+        for slot, prompt in zip(slots, (4, 300, 17), strict=True):
+            target.prefill(slot, torch.arange(prompt) % 60)
+        ours, theirs = passes(slots, blocks), target.verify(slots, blocks)
+        assert torch.equal(ours.logits, theirs.logits) and torch.equal(ours.taps, theirs.taps)
+        ours, theirs = passes(slots[:1], blocks[:1]), target.verify(slots[:1], blocks[:1])
+        assert torch.equal(ours.logits, theirs.logits) and torch.equal(ours.taps, theirs.taps)
+    for slot in slots:
+        slot.close()
+
+
+def test_warming_up_takes_the_first_shapes_and_changes_nothing():
+    engine = golden("eagle3").engine
+    assert len(list(engine.warm_up())) == 6
+    assert decode(engine, ASKS[:1]) == decode(golden("eagle3").engine, ASKS[:1])
+
+
+def test_memory_is_counted_as_where_the_device_leads(monkeypatch):
+    monkeypatch.setattr(sizing, "usable_bytes", lambda device: 1_000_000)
+    with pytest.raises(MemoryFullError, match="tokens"):
+        golden("eagle3").engine.submit(request(PROMPT, 900))
+
+
+def test_blocks_may_be_cut_short():
+    session = golden("eagle3")
+    engine = Engine(session.engine.target, session.engine.drafter, ThresholdSchedule(0.5))
+    assert decode(engine, ASKS) == decode(engine, [replace(ask, plain=True) for ask in ASKS])
