@@ -130,7 +130,7 @@ def test_from_prompts_to_a_head_that_the_engine_decodes_with(
     if algorithm == "dflash":
         assert isinstance(config, DSparkConfig) and config.markov_type == "none"
         assert not config.has_confidence
-    else:
+    elif algorithm in ("eagle3", "mtp"):
         assert isinstance(config, Eagle3Config)
         assert (config.ttt_length, config.step_loss_decay) == (config.block_size, 0.8)
     assert config.block_size == (1 if algorithm == "mtp" else 4)
