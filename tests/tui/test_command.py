@@ -48,7 +48,7 @@ def test_a_terminal_gets_the_screen_with_the_settings_own_defaults(started, term
         StopConfig(max_tokens=None),
         "",
     )
-    assert (backend.runtime, backend.engine) == (RuntimeConfig(), EngineConfig())
+    assert (backend.runtime, backend.engine) == (RuntimeConfig(), EngineConfig(max_requests=1))
 
 
 @pytest.mark.parametrize("missing", [{"stdin": False}, {"stdout": False}, {"term": "dumb"}])
