@@ -86,8 +86,9 @@ class Tiling:
         while -(-num_outputs // block_n) * num_splits < 512 and num_steps >= 8 * num_splits:
             num_splits *= 2
         # stated, because ptxas otherwise targets fewer than it needs; 128 leave room for four
-        # blocks
-        max_registers = 128 if kind == "dense" and element == 2 else 255
+        # blocks, but not for the masks of a last step that is not full
+        is_plain = kind == "dense" and element == 2 and num_columns % block_k == 0
+        max_registers = 128 if is_plain else 255
         return cls(block_n, block_k, num_splits, max_registers)
 
 

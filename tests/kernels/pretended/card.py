@@ -27,7 +27,8 @@ from dspark_kernels.builds import all_builds
 MULTIPROCESSORS = 132
 ELEMENTS = {
     torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int64: "i64",
-    torch.int32: "i32", torch.bool: "i1",
+    torch.int32: "i32", torch.bool: "i1", torch.int8: "i8", torch.uint8: "u8",
+    torch.float8_e4m3fn: "fp8e4nv",
 }  # fmt: skip
 # operations on the host alone: views, and memory that the capture's pool gives
 FREE = frozenset({
