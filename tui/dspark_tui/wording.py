@@ -31,7 +31,7 @@ COPIED = "Copied the last answer."
 TYPE_AHEAD = "You can type already."
 WITH_DRAFTER = (
     "It drafts several tokens at a time and keeps those the target agrees with,\n"
-    "so every answer is the target's own, only faster. F1 explains the marks."
+    "so every answer is the target's own. F1 explains the marks."
 )
 WITHOUT_DRAFTER = "Without a drafter: the target writes one token at a time."
 

@@ -37,10 +37,12 @@ async def respond(
         return StreamingResponse(chunks, media_type="text/event-stream")
     answer = asyncio.ensure_future(_whole(serving, body, requests, shape))
     leaving = asyncio.ensure_future(_client_left(http))
-    await asyncio.wait((answer, leaving), return_when=asyncio.FIRST_COMPLETED)
-    leaving.cancel()
-    if not answer.done():
+    try:
+        await asyncio.wait((answer, leaving), return_when=asyncio.FIRST_COMPLETED)
+    finally:  # also when the server stops
+        leaving.cancel()
         answer.cancel()
+    if not answer.done():
         return Response(status_code=CLIENT_LEFT)
     return JSONResponse(answer.result())
 
