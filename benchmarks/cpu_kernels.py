@@ -28,8 +28,9 @@ from dspark_kernels.cpu.processor import variants
 from dspark_kernels.cpu.rope_write import Heads
 from dspark_kernels.cpu.rounded import empty_rounded
 from dspark_kernels.cpu.runtime import Op, Program, Runtime
-from dspark_kernels.cpu.step_words import Place
+from dspark_kernels.cpu.step_words import Pages, Place
 from dspark_kernels.cpu.stored_weight import StoredWeight, stored_weight
+from dspark_kernels.paged_cache import PAGE, num_pages_for
 
 KIND, BLOCK_BYTES = "q4_1", 20
 HIDDEN, INNER, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 576, 1536, 9, 3, 64
@@ -115,7 +116,9 @@ def pass_of(run: DecoderPass, rows: int) -> Callable[[], object]:
     inverse = 1e5 ** (-torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
     cos, sin = RotaryTable(inverse, 1.0, torch.float32).upto(CAPACITY - 1)
     table = cos.contiguous(), sin.contiguous()
-    cache = torch.zeros(LAYERS, 2, 1, NUM_KV_HEADS, CAPACITY, HEAD_DIM)
+    num_pages = num_pages_for(CAPACITY)
+    cached = torch.zeros(LAYERS, 2, num_pages, NUM_KV_HEADS, PAGE, HEAD_DIM)
+    cache = Pages(cached, torch.arange(num_pages, dtype=torch.int32).unsqueeze(0))
     positions = torch.arange(BEFORE, BEFORE + rows)
     place = Place(positions, torch.zeros(rows, dtype=torch.int64), positions + 1)
     tokens = torch.randint(VOCABULARY, (rows,))

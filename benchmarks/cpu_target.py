@@ -105,7 +105,7 @@ def by_kernel(target: StoredTarget, rows: int, turns: int) -> dict[str, float]:
     positions = torch.arange(BEFORE, BEFORE + rows)
     place = Place(positions, torch.full((rows,), slot.index), positions + 1)
     rotary = target.rotary.upto(BEFORE + rows)
-    step = step_words(place, rotary, target.pool.stacked, block)
+    step = step_words(place, rotary, target.pool.on_cpu(), block)
     ops: dict[str, list[Op]] = defaultdict(list)
     for op in target.ops():
         ops[op.function].append(op)

@@ -16,7 +16,8 @@ from dspark.drafters.dspark import DSparkDrafter, DSparkSlot
 from dspark.drafters.head_drafter import TargetTables
 from dspark.drafters.vocabulary import OutputHead
 from dspark.errors import InputError
-from dspark.kvcache.row_pool import RowPlan, StackedPool
+from dspark.kvcache.page_pool import PagedPool
+from dspark.kvcache.row_pool import RowPlan
 from dspark.models.draft_layer import DraftAttention, DraftLayer
 from dspark_kernels.cpu.context_pass import Context, ContextLayer, ContextPass
 from dspark_kernels.cpu.decoder_pass import (
@@ -65,7 +66,12 @@ class StoredDSparkDrafter(DSparkDrafter):
     ) -> None:
         parts = (config, tensors, embedding, output_head)
         super().__init__(*parts, draft_vocabulary=draft_vocabulary)
-        self._pool = StackedPool(config.num_layers, config.num_kv_heads, config.head_dim)
+        sizes = (config.num_layers, config.num_kv_heads, config.head_dim)
+        self.pool = PagedPool(*sizes, self.device, self.dtype, num_pages=1)
+        del self._pool  # of numbers
+
+    def open(self) -> DSparkSlot:
+        return DSparkSlot(self.pool.open(), self._vocabulary.open())
 
     def _placed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """What becomes an int8 copy stays as the file has it until then."""
@@ -105,7 +111,7 @@ class StoredDSparkDrafter(DSparkDrafter):
         for start in range(0, len(rows), MAX_ROWS):
             part = slice(start, start + MAX_ROWS)
             own = Place(*(each[part] for each in place))
-            self._context_pass(rows[part], self._stacked(), own, rotary)
+            self._context_pass(rows[part], self.pool.on_cpu(), own, rotary)
         for slot, ids, size in zip(slots, token_ids, sizes, strict=True):
             slot.context.length += size
             self._vocabulary.extend(slot.own, ids)
@@ -125,20 +131,16 @@ class StoredDSparkDrafter(DSparkDrafter):
         ids[:, 0] = anchors
         plan = RowPlan([slot.context for slot in slots], [block_rows] * len(slots), causal=False)
         place, rotary = self._place(plan), self._rotary.upto(plan.end - 1)
-        hidden, _ = self._block_pass(ids.flatten(), self._stacked(), place, rotary)
+        hidden, _ = self._block_pass(ids.flatten(), self.pool.on_cpu(), place, rotary)
         return hidden
 
     def _place(self, plan: RowPlan) -> Place:
         """The rows of a block see all of it, those of a context need not see any."""
-        self._pool.reserve(plan.end)
+        self.pool.reserve_rows(plan)
         spans = list(zip(plan.slots, plan.starts, plan.sizes, strict=True))
         slots = [slot for slot, _, size in spans for _ in range(size)]
         ends = [start + size for _, start, size in spans for _ in range(size)]
         return Place(plan.positions, torch.tensor(slots), torch.tensor(ends))
-
-    def _stacked(self) -> torch.Tensor:
-        assert isinstance(self._pool, StackedPool)
-        return self._pool.stacked
 
 
 def stored_kernels(config: DSparkConfig) -> list[str]:

@@ -144,8 +144,7 @@ class PagedCache:
 
     def at(self, slots: Sequence[KVSlot], sizes: Sequence[int], *, causal: bool) -> "PagedPass":
         plan = RowPlan(slots, sizes, causal=causal)
-        for index, start, size in zip(plan.slots, plan.starts, plan.sizes, strict=True):
-            self.pool.reserve(index, start + size, start)
+        self.pool.reserve_rows(plan)
         chunk = plan if causal and max(plan.sizes) > MAX_VERIFY_ROWS else None
         if chunk is not None and plan.num_requests > 1:
             raise ValueError("the chunk of a prompt is a separate pass")

@@ -1,10 +1,13 @@
 """Keys and values of all requests in pages of one buffer."""
 
 from collections import Counter
+from collections.abc import Iterable
 
 import torch
 
 from dspark.kvcache.row_pool import KVSlot, RowPlan
+from dspark_kernels.cpu.step_words import Pages
+from dspark_kernels.host_memory import give_back_freed
 from dspark_kernels.paged_cache import PAGE, PagedRows, num_pages_for
 
 
@@ -12,7 +15,8 @@ class PagedPool:
     """Buffer [layers, 2, pages, kv_heads, PAGE, D]; pages and table grow by doubling.
 
     Slots may share pages: a page is free again once no slot holds it, and is copied before a slot
-    writes to it while another holds it.
+    writes to it while another holds it. `max_pages` is what a pool that grows may grow to, None
+    for no limit.
     """
 
     def __init__(
@@ -30,6 +34,7 @@ class PagedPool:
     ) -> None:
         """A pool that never grows keeps its addresses, as a captured graph needs."""
         self.grows = grows
+        self.max_pages: int | None = None if grows else num_pages
         shape = (num_layers, 2, num_pages, num_kv_heads, PAGE, head_dim)
         self._buffer = torch.empty(shape, device=device, dtype=dtype)
         # row s: the pages of slot s, in order of position
@@ -47,7 +52,20 @@ class PagedPool:
 
     @property
     def num_free_pages(self) -> int:
+        """Of those that are there; one that grows may have more."""
         return len(self._free_pages)
+
+    @property
+    def page_bytes(self) -> int:
+        return self._buffer[:, :, 0].numel() * self._buffer.itemsize
+
+    def num_held(self, slots: Iterable[KVSlot]) -> int:
+        """Pages that these hold, each counted once."""
+        return len({page for slot in slots for page in self._pages[slot.index]})
+
+    def on_cpu(self) -> Pages:
+        """As the CPU's kernels read them."""
+        return Pages(self._buffer, self.tables)
 
     def open(self) -> KVSlot:
         if not self._free_slots and not self.grows:
@@ -81,16 +99,21 @@ class PagedPool:
             pages.append(self._take_page())
         self.tables[index, first : len(pages)] = torch.tensor(pages[first:], dtype=torch.int32)
 
+    def reserve_rows(self, plan: RowPlan) -> None:
+        """Pages for all rows of a pass."""
+        for index, start, size in zip(plan.slots, plan.starts, plan.sizes, strict=True):
+            self.reserve(index, start + size, start)
+
     def share(self, slot: KVSlot, length: int) -> KVSlot:
-        """A slot that begins with the whole pages among the first `length` positions of another;
-        its own `length` bounds them."""
-        pages = self._pages[slot.index][: min(length, slot.length) // PAGE]
+        """A slot that begins with the first `length` positions of another, or all it has."""
+        length = min(length, slot.length)
+        pages = self._pages[slot.index][: num_pages_for(length)]
         fresh = self.open()
         for page in pages:
             self._num_holders[page] += 1
         self._pages[fresh.index] = [*pages]
         self.tables[fresh.index, : len(pages)] = torch.tensor(pages, dtype=torch.int32)
-        fresh.length = len(pages) * PAGE
+        fresh.length = length
         return fresh
 
     def check(self) -> None:
@@ -106,20 +129,23 @@ class PagedPool:
         return keys, values
 
     def _take_page(self) -> int:
-        if not self._free_pages and not self.grows:
-            raise MemoryError("no page is free in the pool of keys and values")
         if not self._free_pages:
-            num_pages = self.num_pages
-            grown = self._buffer.new_empty(
-                *self._buffer.shape[:2], 2 * num_pages, *self._buffer.shape[3:]
-            )
-            grown[:, :, :num_pages] = self._buffer
-            self._buffer = grown
-            self._free_pages = list(range(2 * num_pages - 1, num_pages - 1, -1))
-            self._num_holders += [0] * num_pages
+            self._grow_pages()
         page = self._free_pages.pop()
         self._num_holders[page] = 1
         return page
+
+    def _grow_pages(self) -> None:
+        before = self.num_pages
+        num_pages = 2 * before if self.max_pages is None else min(2 * before, self.max_pages)
+        if num_pages <= before:
+            raise MemoryError("no page is free in the pool of keys and values")
+        grown = self._buffer.new_empty(*self._buffer.shape[:2], num_pages, *self._buffer.shape[3:])
+        grown[:, :, :before] = self._buffer
+        self._buffer = grown
+        self._free_pages = list(range(num_pages - 1, before - 1, -1))
+        self._num_holders += [0] * (num_pages - before)
+        give_back_freed()
 
     def _copy_of(self, page: int) -> int:
         fresh = self._take_page()

@@ -11,7 +11,6 @@ import torch
 from dspark_kernels.host_memory import give_back_freed
 
 MIN_CAPACITY = 256
-STORED_TILE = 16  # keys that attention on the CPU's kernels takes at once
 
 
 class KVSlot:
@@ -75,32 +74,6 @@ class KVPool:
         """Keys and values of one layer, each [slots, kv_heads, capacity, D]."""
         keys, values = self._buffers[index].unbind(0)
         return keys, values
-
-
-class StackedPool(KVPool):
-    """As KVPool, all layers in one tensor `stacked` [layers, 2, slots, kv_heads, capacity, D]."""
-
-    def __init__(self, num_layers: int, num_kv_heads: int, head_dim: int) -> None:
-        super().__init__(num_layers, num_kv_heads, head_dim, torch.device("cpu"), torch.float32)
-        self._hold(torch.stack(self._buffers))
-
-    def reserve(self, length: int) -> None:
-        """Whole tiles."""
-        super().reserve(-(-length // STORED_TILE) * STORED_TILE)
-
-    def _hold(self, stacked: torch.Tensor) -> None:
-        self.stacked, self._buffers = stacked, list(stacked.unbind(0))
-
-    def _grow(self, *, num_slots: int = 0, capacity: int = 0) -> None:
-        """Unwritten memory is not resident yet: the old tensor is freed before the new one is
-        written."""
-        layers, two, slots, heads, old_capacity, head_dim = self.stacked.shape
-        grown = torch.zeros(
-            layers, two, num_slots or slots, heads, capacity or old_capacity, head_dim
-        )
-        grown[:, :, :slots, :, :old_capacity] = self.stacked
-        self._hold(grown)
-        give_back_freed()
 
 
 class RowPlan:

@@ -13,7 +13,8 @@ from dspark.checkpoints.model_folder import Folder, ModelFolder
 from dspark.checkpoints.safetensors_dir import StoredTensors, check_tensors, tensor_infos
 from dspark.errors import CheckpointError, InputError
 from dspark.events import LoadProgress
-from dspark.kvcache.row_pool import KVSlot, RowPlan, StackedPool
+from dspark.kvcache.page_pool import PagedPool
+from dspark.kvcache.row_pool import KVSlot, RowPlan
 from dspark.targets.base import Pass, TargetSpec
 from dspark.targets.context import context_limit
 from dspark.targets.dense_config import read_dense_config
@@ -63,7 +64,8 @@ class StoredTarget(PoolSlots):
         self._head = StoredOutputHead(runtime, head)
         self._pass = DecoderPass(runtime, decoder)
         self.rotary = rotary_table(config, self.device, self.dtype)
-        self.pool = StackedPool(shape.num_layers, shape.num_kv_heads, shape.head_dim)
+        sizes = (shape.num_layers, shape.num_kv_heads, shape.head_dim)
+        self.pool = PagedPool(*sizes, self.device, self.dtype, num_pages=1)
         self.spec = TargetSpec(
             vocab_size=decoder.embedding.num_outputs,
             hidden_size=decoder.embedding.width,
@@ -101,11 +103,11 @@ class StoredTarget(PoolSlots):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states [N, H] after the final norm, taps [N, T * H]."""
         plan = RowPlan(slots, sizes, causal=True)
-        self.pool.reserve(plan.end)
+        self.pool.reserve_rows(plan)
         of_rows = [slot for slot, size in zip(plan.slots, sizes, strict=True) for _ in range(size)]
         place = Place(plan.positions, torch.tensor(of_rows), plan.positions + 1)
         rotary = self.rotary.upto(plan.end - 1)
-        cache, parts = self.pool.stacked, []
+        cache, parts = self.pool.on_cpu(), []
         for start in range(0, len(token_ids), MAX_ROWS):  # keys are written before they are read
             rows = slice(start, start + MAX_ROWS)
             part = Place(*(each[rows] for each in place))

@@ -13,7 +13,7 @@ from dspark_kernels.cpu.float_text import LANES, exp, tree_sum
 from dspark_kernels.cpu.rope_write import Heads
 from dspark_kernels.cpu.rounded import RoundedRows, empty_rounded, round_rows_reference
 from dspark_kernels.cpu.runtime import Op, current
-from dspark_kernels.cpu.step_words import Place, step_words
+from dspark_kernels.cpu.step_words import Pages, Place, step_words
 
 TILE = LANES  # keys
 HIDDEN = float("-inf")
@@ -21,7 +21,7 @@ HIDDEN = float("-inf")
 
 def attend_round(
     queries: torch.Tensor,
-    cache: torch.Tensor,
+    cache: Pages,
     layer: int,
     place: Place,
     rotary: tuple[torch.Tensor, torch.Tensor],
@@ -63,7 +63,7 @@ def attend_round_op(
 
 def attend_round_reference(
     queries: torch.Tensor,
-    cache: torch.Tensor,
+    cache: Pages,
     layer: int,
     place: Place,
     rotary: tuple[torch.Tensor, torch.Tensor],
@@ -74,7 +74,7 @@ def attend_round_reference(
     group = heads.num_heads // heads.num_kv_heads
     rows = []
     for query, slot, visible in zip(queries, place.slots, place.visible, strict=True):
-        keys, values = cache[layer, :, slot, :, :visible].repeat_interleave(group, dim=1)
+        keys, values = cache.of_slot(layer, int(slot), int(visible)).repeat_interleave(group, dim=1)
         rows.append(_attended(query, keys, values).flatten())
     return round_rows_reference(torch.stack(rows))
 

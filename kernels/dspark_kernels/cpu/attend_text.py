@@ -8,7 +8,14 @@ from typing import NamedTuple
 from dspark_kernels.cpu.attend_round import HIDDEN, TILE, run_bytes
 from dspark_kernels.cpu.float_text import FLOATS, LANES, WORDS, numbers, write_exp, write_tree
 from dspark_kernels.cpu.llvm_text import Carried, Loop, Text
-from dspark_kernels.cpu.rope_write import write_entry, write_head, write_layer, write_word
+from dspark_kernels.cpu.rope_write import (
+    write_entry,
+    write_head,
+    write_layer,
+    write_page,
+    write_table,
+    write_word,
+)
 from dspark_kernels.cpu.rounded import GROUP
 from dspark_kernels.cpu.rounded_text import round_group, write_places
 
@@ -56,13 +63,13 @@ def write_attend(text: Text, head_dim: int, group: int) -> None:
     count, longest = _rows_of_slot(text, row, slot, left)
     memory = text.at(scratch, text.set(f"mul i64 {units.index}, {run_bytes(group, head_dim)}"))
     run = _run(text, memory, row, count, group)
-    keys = write_head(text, layer, slot, kv_head)
+    keys, table = write_head(text, layer, kv_head), write_table(text, slot)
     inside = text.set(f"mul i64 {kv_head}, {4 * group * head_dim}")
     query = text.at(text.at(queries, inside), text.set(f"mul i64 {row}, {row_bytes}"))
     _begin(text, run, head_dim)
     tiles = Loop(text, "0", longest, step=str(TILE))
-    offset = text.set(f"mul i64 {tiles.index}, {4 * head_dim}")
-    key_tile = text.at(keys, offset)
+    page, place = write_page(text, table, tiles.index)
+    key_tile = text.at(text.at(keys, page), text.set(f"mul i64 {place}, {4 * head_dim}"))
     _score(text, run, tiles.index, (query, row_bytes), key_tile, (group, head_dim))
     text.do(
         f"call void @weights(ptr {run.scores}, ptr {run.most}, ptr {run.shrink}, ptr {run.sums}, "

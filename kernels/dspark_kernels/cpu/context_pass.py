@@ -14,7 +14,7 @@ from dspark_kernels.cpu.norm_round import norm_round_op, norm_round_reference
 from dspark_kernels.cpu.rope_write import Heads, rope_write_op, rope_write_reference
 from dspark_kernels.cpu.rounded import GROUP, empty_rounded, round_rows_reference
 from dspark_kernels.cpu.runtime import Op, Program, Runtime
-from dspark_kernels.cpu.step_words import Place, step_words
+from dspark_kernels.cpu.step_words import Pages, Place, step_words
 from dspark_kernels.cpu.stored_weight import StoredWeight
 
 
@@ -58,7 +58,7 @@ class ContextPass:
     def __call__(
         self,
         taps: torch.Tensor,
-        cache: torch.Tensor,
+        cache: Pages,
         place: Place,
         rotary: tuple[torch.Tensor, torch.Tensor],
     ) -> None:
@@ -70,7 +70,7 @@ class ContextPass:
 def context_reference(
     context: Context,
     taps: torch.Tensor,
-    cache: torch.Tensor,
+    cache: Pages,
     place: Place,
     rotary: tuple[torch.Tensor, torch.Tensor],
 ) -> None:

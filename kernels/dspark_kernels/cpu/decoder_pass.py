@@ -20,7 +20,7 @@ from dspark_kernels.cpu.norm_round import norm_round_op, norm_round_reference
 from dspark_kernels.cpu.rope_write import Heads, rope_write_op, rope_write_reference
 from dspark_kernels.cpu.rounded import RoundedRows, empty_rounded
 from dspark_kernels.cpu.runtime import Op, Program, Runtime
-from dspark_kernels.cpu.step_words import Place, step_words, token_words
+from dspark_kernels.cpu.step_words import Pages, Place, step_words, token_words
 from dspark_kernels.cpu.stored_weight import LANES, StoredWeight
 from dspark_kernels.cpu.swiglu_round import swiglu_round_op, swiglu_round_reference
 
@@ -105,7 +105,7 @@ class DecoderPass:
     def __call__(
         self,
         token_ids: torch.Tensor,
-        cache: torch.Tensor,
+        cache: Pages,
         place: Place,
         rotary: tuple[torch.Tensor, torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -170,7 +170,7 @@ def _products(projection: Projection, rows: torch.Tensor, out: torch.Tensor) -> 
 def decoder_reference(
     decoder: Decoder,
     token_ids: torch.Tensor,
-    cache: torch.Tensor,
+    cache: Pages,
     place: Place,
     rotary: tuple[torch.Tensor, torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,8 @@ from dspark_kernels.cpu.float_text import FLOATS, LANES, numbers
 from dspark_kernels.cpu.llvm_text import Carried, Loop, Text
 from dspark_kernels.cpu.norm_round import norm_reference, write_scale
 from dspark_kernels.cpu.runtime import Op, current
-from dspark_kernels.cpu.step_words import MAX_HEAD_DIM, Place, index_of, step_words
+from dspark_kernels.cpu.step_words import MAX_HEAD_DIM, Pages, Place, index_of, step_words
+from dspark_kernels.paged_cache import PAGE
 
 
 class Heads(NamedTuple):
@@ -27,7 +28,7 @@ class Heads(NamedTuple):
 
 def rope_write(
     qkv: torch.Tensor,
-    cache: torch.Tensor,
+    cache: Pages,
     layer: int,
     place: Place,
     rotary: tuple[torch.Tensor, torch.Tensor],
@@ -59,7 +60,7 @@ def rope_write_op(qkv: torch.Tensor, queries: torch.Tensor, layer: int, heads: H
 
 def rope_write_reference(
     qkv: torch.Tensor,
-    cache: torch.Tensor,
+    cache: Pages,
     layer: int,
     place: Place,
     rotary: tuple[torch.Tensor, torch.Tensor],
@@ -72,8 +73,8 @@ def rope_write_reference(
         query = norm_reference(query, heads.norms[0], heads.norms[2])
         key = norm_reference(key, heads.norms[1], heads.norms[2])
     cos, sin = (table[place.positions].unsqueeze(1) for table in rotary)
-    where = (place.slots, slice(None), place.positions)
-    cache[layer, 0][where], cache[layer, 1][where] = _turned(key, cos, sin), value
+    where, cached = cache.of_rows(place), cache.cached[layer]
+    cached[0][where], cached[1][where] = _turned(key, cos, sin), value
     return _turned(query, cos, sin) * heads.scale
 
 
@@ -107,7 +108,9 @@ def write_rope_write(text: Text) -> None:
     is_value = text.set(f"icmp sge i64 {kv}, {num_kv_heads}")
     kv_head = text.set(f"urem i64 {kv}, {num_kv_heads}")
     slot = text.load("i64", write_entry(text, "slots", row), 8)
-    cached = text.at(write_head(text, layer, slot, kv_head), offset)
+    page, inside = write_page(text, write_table(text, slot), position)
+    cached = text.at(write_head(text, layer, kv_head), page)
+    cached = text.at(cached, text.set(f"mul i64 {inside}, {size}"))
     values = text.at(cached, write_word(text, "value_bytes"))
     own_row = text.set(f"add i64 {text.set(f'mul i64 {row}, {num_heads}')}, {head}")
     query = text.at(queries, text.set(f"mul i64 {own_row}, {size}"))
@@ -193,8 +196,22 @@ def write_layer(text: Text, layer: str) -> str:
     return text.at(write_word(text, "cache", "ptr"), offset)
 
 
-def write_head(text: Text, layer: str, slot: str, kv_head: str) -> str:
-    """The address of a head's first key in a slot."""
-    by_slot = text.set(f"mul i64 {slot}, {write_word(text, 'slot_bytes')}")
+def write_head(text: Text, layer: str, kv_head: str) -> str:
+    """The address of a head's first key in the first page."""
     by_head = text.set(f"mul i64 {kv_head}, {write_word(text, 'head_bytes')}")
-    return text.at(text.at(layer, by_slot), by_head)
+    return text.at(layer, by_head)
+
+
+def write_table(text: Text, slot: str) -> str:
+    """The address of a slot's pages."""
+    by_slot = text.set(f"mul i64 {slot}, {write_word(text, 'table_bytes')}")
+    return text.at(write_word(text, "tables", "ptr"), by_slot)
+
+
+def write_page(text: Text, table: str, position: str) -> tuple[str, str]:
+    """A position's page, in bytes behind the first one, and its place there."""
+    column = text.set(f"udiv i64 {position}, {PAGE}")
+    entry = text.load("i32", text.at(table, text.set(f"shl i64 {column}, 2")), 4)
+    page = text.set(f"zext i32 {entry} to i64")
+    by_page = text.set(f"mul i64 {page}, {write_word(text, 'page_bytes')}")
+    return by_page, text.set(f"urem i64 {position}, {PAGE}")

@@ -9,9 +9,11 @@ from dspark_kernels import RotaryTable, apply_rope, rms_norm
 from dspark_kernels.cpu.attend_round import attend_round, attend_round_reference
 from dspark_kernels.cpu.rope_write import Heads, rope_write, rope_write_reference
 from dspark_kernels.cpu.runtime import using
-from dspark_kernels.cpu.step_words import Place, step_words
+from dspark_kernels.cpu.step_words import Pages, Place, step_words
+from dspark_kernels.paged_cache import PAGE
+from tests.kernels.cpu.pages import COLUMNS, copied, new_pages, read, write
 
-LAYERS, SLOTS, CAPACITY = 2, 5, 80
+LAYERS, SLOTS, CAPACITY = 2, 5, COLUMNS * PAGE
 
 
 def rotary(head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -25,10 +27,14 @@ def heads_of(num_heads: int, num_kv_heads: int, head_dim: int, has_norms: bool) 
     return Heads(num_heads, num_kv_heads, head_dim, head_dim**-0.5, norms)
 
 
-def new_cache(heads: Heads) -> torch.Tensor:
-    """What was never written must not be read: it is no number."""
-    shape = (LAYERS, 2, SLOTS, heads.num_kv_heads, CAPACITY, heads.head_dim)
-    return torch.full(shape, float("nan"))
+def new_cache(heads: Heads) -> Pages:
+    return new_pages(LAYERS, SLOTS, heads.num_kv_heads, heads.head_dim)
+
+
+def fill(cache: Pages, slot: int, end: int, heads: Heads) -> torch.Tensor:
+    numbers = torch.randn(LAYERS, 2, heads.num_kv_heads, end, heads.head_dim)
+    write(cache, slot, 0, numbers)
+    return numbers
 
 
 def place_of(*blocks: tuple[int, int, int]) -> Place:
@@ -51,7 +57,7 @@ SHAPES = [
 @pytest.mark.parametrize("sizes", SHAPES)
 def test_rope_write_is_what_its_parts_are(sizes):
     heads = heads_of(*sizes)
-    place, cache = place_of((1, 0, 3), (4, 20, 2)), new_cache(heads)
+    place, cache = place_of((1, 0, 3), (4, PAGE - 1, 2)), new_cache(heads)
     qkv = torch.randn(5, (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim)
     table = rotary(heads.head_dim)
     query = rope_write_reference(qkv, cache, 1, place, table, heads)
@@ -61,22 +67,24 @@ def test_rope_write_is_what_its_parts_are(sizes):
         q, k = rms_norm(q, heads.norms[0], 1e-6), rms_norm(k, heads.norms[1], 1e-6)
     cos, sin = (t[place.positions].unsqueeze(1) for t in table)
     torch.testing.assert_close(query, apply_rope(q, cos, sin) * heads.scale)
-    torch.testing.assert_close(cache[1, 0, 1, :, :3], apply_rope(k, cos, sin)[:3].transpose(0, 1))
-    assert torch.equal(cache[1, 1, 4, :, 20:22], v[3:].transpose(0, 1))
-    assert cache.isfinite().sum() == 2 * 5 * heads.num_kv_heads * heads.head_dim
+    keys, values = read(cache, 1)[1, 0, :, :3], read(cache, 4)[1, 1, :, PAGE - 1 : PAGE + 1]
+    torch.testing.assert_close(keys, apply_rope(k, cos, sin)[:3].transpose(0, 1))
+    assert torch.equal(values, v[3:].transpose(0, 1))
+    assert cache.cached.isfinite().sum() == 2 * 5 * heads.num_kv_heads * heads.head_dim
 
 
 @pytest.mark.parametrize("sizes", SHAPES)
 def test_attention_is_a_softmax_over_what_is_visible(sizes):
     heads = heads_of(*sizes)
     cache = new_cache(heads)
-    cache[0, :, 2, :, :40] = torch.randn(2, heads.num_kv_heads, 40, heads.head_dim)
+    written = fill(cache, 2, PAGE + 40, heads)[0]
     query = torch.randn(3, heads.num_heads, heads.head_dim)
-    place = Place(torch.tensor([0, 15, 39]), torch.tensor([2, 2, 2]), torch.tensor([1, 16, 40]))
+    seen = torch.tensor([1, 16, PAGE + 40])
+    place = Place(seen - 1, torch.tensor([2, 2, 2]), seen)
     rounded = attend_round_reference(query, cache, 0, place, rotary(heads.head_dim), heads)
     group = heads.num_heads // heads.num_kv_heads
     for row, visible in enumerate(place.visible):
-        keys, values = cache[0, :, 2, :, :visible].double().repeat_interleave(group, dim=1)
+        keys, values = written[:, :, :visible].double().repeat_interleave(group, dim=1)
         weights = (keys @ query[row].double().unsqueeze(-1)).softmax(1)
         exact = (weights * values).sum(1).flatten()
         error = (rounded.values()[row].double() - exact).abs().unflatten(0, (-1, 32)).amax(-1)
@@ -86,25 +94,24 @@ def test_attention_is_a_softmax_over_what_is_visible(sizes):
 @pytest.mark.parametrize("sizes", SHAPES)
 def test_every_variant_attends_alike_and_in_any_company(sizes, runtimes):
     heads, table = heads_of(*sizes), rotary(sizes[2])
-    blocks = [(0, 0, 1), (1, 7, 4), (3, 30, 5), (2, 63, 2)]
+    blocks = [(0, 0, 1), (1, 7, 4), (3, PAGE - 2, 5), (2, 63, 2)]
     width = (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim
     start = new_cache(heads)
     for slot, before, _ in blocks:
-        start[:, :, slot, :, :before] = torch.randn(
-            LAYERS, 2, heads.num_kv_heads, before, heads.head_dim
-        )
+        if before:
+            fill(start, slot, before, heads)
     inputs = {slot: torch.randn(n, width) for slot, _, n in blocks}
 
     def run(chosen: list[tuple[int, int, int]], rope, attend):
         """Of each slot: queries, rounded rows, keys and values."""
-        place, cache = place_of(*chosen), start.clone()
+        place, cache = place_of(*chosen), copied(start)
         query = rope(
             torch.cat([inputs[slot] for slot, _, _ in chosen]), cache, 1, place, table, heads
         )
         values = attend(query, cache, 1, place, table, heads).values()
         sizes = [n for _, _, n in chosen]
         parts = zip(chosen, query.split(sizes), values.split(sizes), strict=True)
-        return {slot: (q, v, cache[:, :, slot]) for (slot, _, _), q, v in parts}
+        return {slot: (q, v, read(cache, slot)) for (slot, _, _), q, v in parts}
 
     expected = run(blocks, rope_write_reference, attend_round_reference)
     draw = random.Random(1)
@@ -123,12 +130,12 @@ def test_a_chunk_of_a_prompt_shares_its_keys(sizes, runtimes):
     heads, table = heads_of(*sizes), rotary(sizes[2])
     place, cache = place_of((4, 20, 1), (2, 3, 64), (0, 5, 1)), new_cache(heads)
     for slot, seen in ((4, 21), (2, 67), (0, 6)):
-        numbers = torch.randn(2, heads.num_kv_heads, seen, heads.head_dim)
-        cache[0, :, slot, :, :seen] = numbers
+        fill(cache, slot, seen, heads)
     queries = torch.randn(66, heads.num_heads, heads.head_dim)
     expected = attend_round_reference(queries, cache, 0, place, table, heads)
-    damaged = cache.clone()
-    damaged[0, :, 2, :, 40] = float("nan")  # seen by the rows from position 40 on
+    damaged = copied(cache)
+    numbers = torch.full((LAYERS, 2, heads.num_kv_heads, 1, heads.head_dim), float("nan"))
+    write(damaged, 2, 40, numbers)  # seen by the rows from position 40 on
     for runtime in runtimes:
         with using(runtime):
             result = attend_round(queries, cache, 0, place, table, heads)
@@ -142,8 +149,9 @@ def test_a_chunk_of_a_prompt_shares_its_keys(sizes, runtimes):
 def test_rows_of_a_draft_block_see_each_other(runtimes):
     heads, table = heads_of(2, 1, 32, False), rotary(32)
     cache = new_cache(heads)
-    cache[0, :, 0, :, :20] = torch.randn(2, 1, 20, 32)
-    place = Place(torch.arange(16, 20), torch.zeros(4, dtype=torch.int64), torch.full((4,), 20))
+    fill(cache, 0, PAGE + 2, heads)
+    places = torch.arange(PAGE - 2, PAGE + 2)
+    place = Place(places, torch.zeros(4, dtype=torch.int64), torch.full((4,), PAGE + 2))
     query = torch.randn(4, 2, 32)
     expected = attend_round_reference(query, cache, 0, place, table, heads)
     alone = attend_round_reference(
@@ -156,7 +164,9 @@ def test_rows_of_a_draft_block_see_each_other(runtimes):
         assert torch.equal(result.data, expected.data)
 
 
-@pytest.mark.parametrize("wrong", [(5, 0, 1), (-1, 0, 1), (0, -1, 1), (0, CAPACITY, 1), (0, 78, 4)])
+@pytest.mark.parametrize(
+    "wrong", [(5, 0, 1), (-1, 0, 1), (0, -1, 1), (0, CAPACITY, 1), (0, CAPACITY - 2, 4)]
+)
 def test_a_row_without_a_place_is_refused(wrong):
     heads = heads_of(2, 1, 32, False)
     with pytest.raises(ValueError, match=r"positions|slots|visible keys"):
@@ -169,7 +179,15 @@ def test_a_row_that_sees_nothing_is_refused():
         step_words(Place(zero, zero, zero), rotary(32), new_cache(heads))
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 1, 1, 80, 40), (1, 2, 1, 1, 70, 64)])
+@pytest.mark.parametrize("shape", [(1, 2, 1, 1, PAGE, 40), (1, 2, 1, 1, 80, 64)])
 def test_sizes_that_do_not_fit_are_refused(shape):
+    cache = Pages(torch.zeros(shape), torch.zeros(1, 1, dtype=torch.int32))
     with pytest.raises(ValueError, match="multiples"):
-        step_words(place_of((0, 0, 1)), rotary(64), torch.zeros(shape))
+        step_words(place_of((0, 0, 1)), rotary(64), cache)
+
+
+@pytest.mark.parametrize("page", [-1, 1])
+def test_a_page_that_is_not_there_is_refused(page):
+    cache = Pages(torch.zeros(1, 2, 1, 1, PAGE, 32), torch.tensor([[page]], dtype=torch.int32))
+    with pytest.raises(ValueError, match="pages"):
+        step_words(place_of((0, 0, 1)), rotary(32), cache)

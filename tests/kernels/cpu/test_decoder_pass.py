@@ -17,11 +17,13 @@ from dspark_kernels.cpu.decoder_pass import (
     decoder_reference,
 )
 from dspark_kernels.cpu.rope_write import Heads
-from dspark_kernels.cpu.step_words import Place
+from dspark_kernels.cpu.step_words import Pages, Place
 from dspark_kernels.cpu.stored_weight import stored_weight
+from dspark_kernels.paged_cache import PAGE
+from tests.kernels.cpu.pages import COLUMNS, new_pages
 from tests.kernels.cpu.random_weights import random_weight
 
-HIDDEN, INNER, LAYERS, SLOTS, CAPACITY = 256, 512, 3, 4, 48
+HIDDEN, INNER, LAYERS, SLOTS = 256, 512, 3, 4
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 4, 2, 64
 VOCABULARY = 100
 ROUNDING = 2e-4  # of 8 bits it would be 2e-2
@@ -73,13 +75,12 @@ def new_decoder(generator, *, has_norms: bool, has_bias: bool, taps=(-1, 1)) -> 
 
 def rotary() -> tuple[torch.Tensor, torch.Tensor]:
     inverse = 1e4 ** (-torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
-    cos, sin = RotaryTable(inverse, 1.0, torch.float32).upto(CAPACITY - 1)
+    cos, sin = RotaryTable(inverse, 1.0, torch.float32).upto(COLUMNS * PAGE - 1)
     return cos.contiguous(), sin.contiguous()
 
 
-def new_cache() -> torch.Tensor:
-    shape = (LAYERS, 2, SLOTS, NUM_KV_HEADS, CAPACITY, HEAD_DIM)
-    return torch.full(shape, float("nan"))
+def new_cache() -> Pages:
+    return new_pages(LAYERS, SLOTS, NUM_KV_HEADS, HEAD_DIM)
 
 
 def place_of(*blocks: tuple[int, int, int]) -> Place:
@@ -103,7 +104,7 @@ def test_a_pass_is_its_operations(has_norms, has_bias, runtimes, generator):
             result = run(tokens, own, place_of(*each), rotary())
             assert torch.equal(result[0], hidden), runtime.variant.name
             assert torch.equal(result[1], taps)
-        assert torch.equal(own.nan_to_num(3.0), cache.nan_to_num(3.0))
+        assert torch.equal(own.cached.nan_to_num(3.0), cache.cached.nan_to_num(3.0))
 
 
 def dense(projection: Projection) -> torch.Tensor:
