@@ -9,6 +9,8 @@ import termios
 import time
 from typing import IO, Any
 
+import psutil
+
 # Far below what threads are busy for, far above what a slow machine needs to quit.
 BUSY_SECONDS, BOUND_SECONDS, PATIENCE_SECONDS = 60, 8, 40
 
@@ -63,6 +65,16 @@ class TerminalProgram:
 
     def write(self, keys: bytes) -> None:
         os.write(self._master, keys)
+
+    def interrupt_when_idle(self) -> None:
+        """Ctrl+C once the program waits for a key: readline keeps a signal that comes while it still
+        draws the key before until the key after."""
+        program = psutil.Process(self.process.pid)
+        end = time.monotonic() + PATIENCE_SECONDS
+        while program.status() != psutil.STATUS_SLEEPING:
+            assert time.monotonic() < end, program.status()
+            time.sleep(0.01)
+        self.write(b"\x03")
 
     def modes(self) -> list[Any]:
         return termios.tcgetattr(self._slave)

@@ -256,13 +256,13 @@ def test_ctrl_c_clears_a_typed_line_and_quits_an_empty_one_the_second_time():
         terminal.until(b"> ")
         terminal.write(b"half a line")
         terminal.until(b"half a line")
-        terminal.write(b"\x03")
+        terminal.interrupt_when_idle()
         terminal.until_again(b"> ")
         assert b"again quits" not in terminal.said
-        terminal.write(b"\x03")
+        terminal.interrupt_when_idle()
         terminal.until(b"Ctrl+C again quits")
         terminal.until_again(b"> ")
-        terminal.write(b"\x03")
+        terminal.interrupt_when_idle()
         assert terminal.seconds_to_end() < BOUND_SECONDS
         assert terminal.process.returncode != 0
 

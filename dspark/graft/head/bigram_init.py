@@ -5,6 +5,8 @@ token as far as that token determines them. The tables of rank r are the best ap
 these logits, weighted by token frequency in the data.
 """
 
+from collections.abc import Iterator
+
 import torch
 
 from dspark.graft.data.answer_file import Answer
@@ -13,6 +15,7 @@ from dspark.models.sequential_heads import MarkovHead
 
 PRIOR_COUNT = 4.0  # a token seen this often gets equal weight with its prior from similar tokens
 RIDGE = 1e-2
+ROWS = 8192  # of a table at a time
 UNSEEN = 0.1  # weight of a token missing from the data, in occurrences of an average one
 
 
@@ -34,16 +37,17 @@ class Bigrams:
 
     @torch.no_grad()
     def fill(self, markov: MarkovHead) -> None:
-        """Set both tables from the sums so far."""
+        """Set both tables from the sums so far, which are used up: a second matrix of their size
+        would need more memory than the training after it."""
         counts = self._counts
         mean = self._sums.sum(dim=0) / counts.sum()
-        after = _after_each(counts, self._sums, mean, self.target.embedding.float())
-        head = self.target.output_head.float()
-        metric, inverse = _root(_covariance(head, counts + UNSEEN * counts.mean()))
-        whitened = after @ metric
-        _, directions = torch.linalg.eigh(whitened.t() @ (whitened * counts.unsqueeze(1)))
+        after = _after_each(counts, self._sums, mean, self.target.embedding)
+        head = self.target.output_head
+        weights = counts + UNSEEN * counts.mean()
+        metric, inverse = _root(_scatter(head, weights, _mean(head, weights)) / weights.sum())
+        _, directions = torch.linalg.eigh(metric @ _scatter(after, counts, 0 * mean) @ metric)
         directions = directions[:, -(markov.rank - 1) :]
-        features, table = whitened @ directions, head @ (inverse @ directions)
+        features, table = after @ (metric @ directions), _product(head, inverse @ directions)
         scale = features[counts > 0].std(dim=0).clamp_min(1e-6)
         rank = features.shape[1]
         markov.markov_w2.weight.zero_()  # a rank beyond the hidden size begins unused
@@ -51,27 +55,49 @@ class Bigrams:
         markov.markov_w2.weight[:, :rank] = table * scale
         # One column carries the part common to all tokens.
         markov.markov_w1.weight[:, rank] = 1.0
-        markov.markov_w2.weight[:, rank] = head @ mean
+        markov.markov_w2.weight[:, rank] = _product(head, mean)
 
 
 def _after_each(
     counts: torch.Tensor, sums: torch.Tensor, mean: torch.Tensor, embedding: torch.Tensor
 ) -> torch.Tensor:
-    """Deviation of the hidden state after each token [V, H]; rare tokens are estimated from those
-    with similar embeddings."""
-    centred = embedding - (counts @ embedding) / counts.sum()
-    deviations = sums - counts.unsqueeze(1) * mean
-    gram = centred.t() @ (centred * counts.unsqueeze(1))
+    """Deviation of the hidden state after each token [V, H], in the memory of `sums`; rare tokens
+    are estimated from those with similar embeddings."""
+    deviations = sums.addr_(counts, mean, alpha=-1)
+    centre = _mean(embedding, counts)
+    gram = _scatter(embedding, counts, centre)
     gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
-    guess = centred @ torch.linalg.solve(gram, centred.t() @ deviations)
-    out: torch.Tensor = (deviations + PRIOR_COUNT * guess) / (counts + PRIOR_COUNT).unsqueeze(1)
-    return out
+    both = sum(part.t() @ deviations[rows] for rows, part in _parts(embedding, centre))
+    slope = torch.linalg.solve(gram, both)
+    for rows, part in _parts(embedding, centre):
+        deviations[rows] += PRIOR_COUNT * (part @ slope)
+    return deviations.div_((counts + PRIOR_COUNT).unsqueeze(1))
 
 
-def _covariance(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    weights = weights / weights.sum()
-    centred = rows - weights @ rows
-    return centred.t() @ (centred * weights.unsqueeze(1))
+def _mean(matrix: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted mean of the rows [H]."""
+    total = sum(weights[rows] @ part for rows, part in _parts(matrix))
+    return total / weights.sum()
+
+
+def _scatter(matrix: torch.Tensor, weights: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+    """Weighted sum over the rows of the outer products of their deviations from `centre` [H, H]."""
+    parts = _parts(matrix, centre)
+    return sum((part.t() @ (part * weights[rows].unsqueeze(1)) for rows, part in parts), 0 * centre)
+
+
+def _product(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    return torch.cat([part @ right for _, part in _parts(matrix)])
+
+
+def _parts(
+    matrix: torch.Tensor, centre: torch.Tensor | None = None
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Some rows of a matrix [V, H] at a time, in float32, less `centre`."""
+    for start in range(0, len(matrix), ROWS):
+        rows = slice(start, start + ROWS)
+        part = matrix[rows].float()
+        yield rows, part if centre is None else part - centre
 
 
 def _root(symmetric: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
