@@ -67,8 +67,8 @@ class TerminalProgram:
         os.write(self._master, keys)
 
     def interrupt_when_idle(self) -> None:
-        """Ctrl+C once the program waits for a key: readline keeps a signal that comes while it still
-        draws the key before until the key after."""
+        """Ctrl+C once the program waits for a key: a signal that comes while readline draws the
+        last one is kept until the next."""
         program = psutil.Process(self.process.pid)
         end = time.monotonic() + PATIENCE_SECONDS
         while program.status() != psutil.STATUS_SLEEPING:
