@@ -79,6 +79,21 @@ class SamplingChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class LogitsConfig:
+    """Changes of the logits before a token is chosen: (token id, number added) pairs, and penalties
+    for tokens that the answer (repetition: the prompt too) already has."""
+
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+
+    @property
+    def has_penalties(self) -> bool:
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1)
+
+
+@dataclass(frozen=True, slots=True)
 class StopConfig:
     """When a request ends, besides the end of the context. max_tokens None means no limit."""
 

@@ -63,6 +63,16 @@ class BrokenLogitsError(DSparkError):
         )
 
 
+class BrokenGrammarError(DSparkError):
+    """A grammar that cannot follow an answer any further."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"the JSON schema became too complex for this answer ({reason})",
+            "Use a simpler schema.",
+        )
+
+
 class CaptureError(DSparkError):
     """A round could not be captured as a CUDA graph; nor can any other of this process."""
 

@@ -32,12 +32,21 @@ class LoadProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """The target's own log-probability of a token, before temperature and any other change, and
+    its likeliest tokens there as (id, log-probability)."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """One token with the text that it completes ("" inside a split character).
 
     `is_draft` is True for a drafted token; `confidence` is the head's own probability that the
     target accepts it, given that all before it were (None without a confidence head).
-    `is_thinking` is True for thinking, False for the answer.
+    `is_thinking` is True for thinking, False for the answer; `logprobs` only where asked for.
     """
 
     token_id: int
@@ -45,6 +54,7 @@ class Piece:
     is_draft: bool
     confidence: float | None = None
     is_thinking: bool = False
+    logprobs: TokenLogprobs | None = None
 
 
 @dataclass(frozen=True, slots=True)

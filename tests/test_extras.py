@@ -44,5 +44,5 @@ def test_every_extra_that_is_named_exists():
     ]
     named = {name for text in sources for name in re.findall(r'install_command\("(\w+)"\)', text)}
     extras = PROJECT.split("[project.optional-dependencies]")[1].split("\n[")[0]
-    assert named == {"plots", "datasets", "train"}
+    assert named == {"plots", "datasets", "train", "schema"}
     assert named <= set(re.findall(r"^(\w+) = ", extras, flags=re.MULTILINE))

@@ -16,6 +16,7 @@ import torch
 from dspark.config import GPU_PREFILL_CHUNK, PREFILL_CHUNK, EngineConfig
 from dspark.drafters.base import Drafter
 from dspark.engine.current_device import each_on_device, on_device
+from dspark.engine.logprobs import token_logprobs
 from dspark.engine.machine_errors import is_of_the_machine
 from dspark.engine.request import ActiveRequest, Request, State, activate
 from dspark.engine.request_caches import RequestCaches
@@ -75,8 +76,9 @@ class Engine:
             slot=None,
             draft_slot=None,
             codec=self._codec,
-            stop_token_ids=self._stop_token_ids(),
+            stop_token_ids=self.stop_token_ids,
             entropy=self._entropy.getrandbits(64),
+            target=self.target,
         )
         self._submitted.append(active)
         return active.request_id
@@ -95,6 +97,8 @@ class Engine:
             raise InputError(
                 f"a token id is outside the vocabulary of {self.target.spec.vocab_size} tokens"
             )
+        if any(not 0 <= i < self.target.spec.vocab_size for i, _ in request.logits.logit_bias):
+            raise InputError("logit_bias names a token id outside the vocabulary")
         if request.most_tokens < 1:
             raise InputError("max-tokens must be at least 1")
         self._rounds.check(request)
@@ -218,7 +222,8 @@ class Engine:
         else:
             self._caches.close(active)
 
-    def _stop_token_ids(self) -> frozenset[int]:
+    @property
+    def stop_token_ids(self) -> frozenset[int]:
         """Stop tokens from the model's config and its tokenizer."""
         stated = self.target.spec.stop_token_ids
         return stated if self._codec is None else stated | self._codec.stop_token_ids
@@ -276,10 +281,14 @@ class Engine:
         if end < len(prompt):
             return [PrefillProgress(active.request_id, end, len(prompt))]
         check_sound(result.logits)
-        active.anchor, _ = active.sampler.choose(result.logits[0], len(prompt))
+        logits, rules = result.logits[0], active.rules
+        active.anchor, _ = active.sampler.choose(
+            logits if rules is None else rules.adjust_row(logits, ()), len(prompt)
+        )
+        logprobs = token_logprobs(active.request, result.logits, [active.anchor])
         active.decoding_since = time.perf_counter()
         active.state = "running"
-        pieces = active.emit([(active.anchor, False, None)])
+        pieces = active.emit([(active.anchor, False, None)], logprobs)
         progress = PrefillProgress(active.request_id, end, len(prompt), pieces)
         return [progress, *self._finish_if_over(active)]
 
@@ -324,7 +333,8 @@ class Engine:
             [
                 *((ids[k], True, confidence[k]) for k in range(num_accepted)),
                 (outcome.next_id, False, None),
-            ]
+            ],
+            outcome.logprobs,
         )
         active.anchor = outcome.next_id
         active.count_round(len(ids), outcome.verified, num_accepted)

@@ -1,16 +1,19 @@
 """A request, and its state while it is being decoded."""
 
+import itertools
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dspark.config import SamplingConfig, StopConfig
+from dspark.config import LogitsConfig, SamplingConfig, StopConfig
 from dspark.drafters.base import DraftSlot
+from dspark.engine.logit_rules import LogitRules
 from dspark.engine.sampling import Sampler
-from dspark.events import DecodeStats, Finished, FinishReason, Piece
-from dspark.targets.base import Slot
+from dspark.events import DecodeStats, Finished, FinishReason, Piece, TokenLogprobs
+from dspark.targets.base import Slot, Target
+from dspark.text.grammar import Grammar
 from dspark.text.stream import TextCodec, TextStream
 
 State = Literal["waiting", "prefilling", "running", "finished"]
@@ -19,13 +22,27 @@ State = Literal["waiting", "prefilling", "running", "finished"]
 @dataclass(frozen=True, slots=True)
 class Request:
     """Prompt ids and how to continue them. plain: decode without drafts. is_raw: unprocessed text,
-    including the marks of thinking."""
+    including the marks of thinking. The answer (after thinking that the prompt has begun) follows
+    the grammar. num_logprobs: tell each token's log-probability and that many of the likeliest."""
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingConfig = SamplingConfig()
     stop: StopConfig = StopConfig()
     plain: bool = False
     is_raw: bool = False
+    logits: LogitsConfig = LogitsConfig()
+    grammar: Grammar | None = None
+    num_logprobs: int | None = None
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether its logits are changed before a token is chosen."""
+        return self.logits != LogitsConfig() or self.grammar is not None
+
+    @property
+    def needs_host(self) -> bool:
+        """Whether the host must see every row of its logits."""
+        return self.has_rules or self.num_logprobs is not None
 
     @property
     def most_tokens(self) -> int:
@@ -50,6 +67,7 @@ class ActiveRequest:
     chunked_at: float = 0.0  # when the last chunk of its prompt was done
     anchor: int = -1
     token_ids: list[int] = field(default_factory=list)
+    rules: LogitRules | None = None  # of the request's logits, over token_ids
     finish_reason: FinishReason | None = None
     is_cancelled: bool = False
     rounds: int = 0
@@ -69,10 +87,15 @@ class ActiveRequest:
     def num_to_prefill(self) -> int:
         return len(self.request.prompt_ids) - self.num_cached
 
-    def emit(self, tokens: Iterable[tuple[int, bool, float | None]]) -> tuple[Piece, ...]:
+    def emit(
+        self,
+        tokens: Iterable[tuple[int, bool, float | None]],
+        logprobs: Sequence[TokenLogprobs] | None = None,
+    ) -> tuple[Piece, ...]:
         """Append (id, is_draft, confidence) tokens up to and including the one that ends it."""
         pieces = []
-        for token_id, is_draft, confidence in tokens:
+        known = logprobs or itertools.repeat(None)
+        for (token_id, is_draft, confidence), known_logprobs in zip(tokens, known, strict=False):
             if self.is_full or self.finish_reason is not None:
                 break
             self.token_ids.append(token_id)
@@ -80,7 +103,8 @@ class ActiveRequest:
                 self.finish_reason = "stop_token"
             text = self._text_of(token_id)
             is_thinking = self.stream is not None and self.stream.is_thinking
-            pieces.append(Piece(token_id, text, is_draft, confidence, is_thinking))
+            piece = Piece(token_id, text, is_draft, confidence, is_thinking, known_logprobs)
+            pieces.append(piece)
             self.last_token_at = time.perf_counter()
         return tuple(pieces)
 
@@ -140,9 +164,10 @@ def activate(
     codec: TextCodec | None,
     stop_token_ids: frozenset[int],
     entropy: int,
+    target: Target,
 ) -> ActiveRequest:
     """The initial state of a request; `entropy` replaces a missing seed."""
-    return ActiveRequest(
+    active = ActiveRequest(
         request_id=request_id,
         request=request,
         sampler=Sampler(request.sampling, entropy),
@@ -151,6 +176,20 @@ def activate(
         draft_slot=draft_slot,
         stop_token_ids=frozenset() if request.stop.ignore_stop_tokens else stop_token_ids,
     )
+    if request.has_rules:
+        active.rules = _rules(request, active.token_ids, codec, target)
+    return active
+
+
+def _rules(
+    request: Request, written: list[int], codec: TextCodec | None, target: Target
+) -> LogitRules:
+    matcher = None
+    if request.grammar is not None:
+        gate = codec.answer_gate(request.prompt_ids) if codec and not request.is_raw else None
+        matcher = request.grammar.matcher(gate)
+    num_tokens, device = target.spec.vocab_size, target.device
+    return LogitRules(request.logits, request.prompt_ids, written, num_tokens, device, matcher)
 
 
 def _stream(codec: TextCodec, request: Request) -> TextStream:

@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from dspark.config import SamplingConfig
+from dspark.engine.logit_rules import LogitRules
 from dspark.errors import BrokenLogitsError, InputError
 from dspark_kernels import (
     Acceptance,
@@ -131,11 +132,18 @@ class BatchChooser:
     """The drafters' Chooser over the samplers of R requests, whose blocks begin at `places`."""
 
     def __init__(
-        self, samplers: Sequence[Sampler], places: Sequence[int] = (), num_tokens: int = 0
+        self,
+        samplers: Sequence[Sampler],
+        places: Sequence[int] = (),
+        num_tokens: int = 0,
+        rules: Sequence[LogitRules | None] = (),
     ) -> None:
-        """`num_tokens`: of the target's vocabulary. Greedy requests need neither."""
+        """`num_tokens`: of the target's vocabulary. Greedy requests need neither. `rules`: of each
+        request's logits."""
         self._samplers, self._places, self._num_tokens = samplers, list(places), num_tokens
-        self._all_greedy = all(sampler.is_greedy for sampler in samplers)
+        self._rules = rules or [None] * len(samplers)
+        self._drafts: list[list[int]] = [[] for _ in samplers]
+        self._all_greedy = all(s.is_greedy for s in samplers) and not any(self._rules)
 
     def choose(
         self,
@@ -147,11 +155,20 @@ class BatchChooser:
             return logits.argmax(dim=-1), [None] * len(self._samplers)
         known = token_ids or [None] * len(self._samplers)
         choices = [
-            sampler.choose(row, place, ids, self._num_tokens)
-            for sampler, row, place, ids in zip(
-                self._samplers, logits, self._places, known, strict=True
-            )
+            self._choose(at, row, ids)
+            for at, (row, ids) in enumerate(zip(logits, known, strict=True))
         ]
-        self._places = [place + 1 for place in self._places]
         columns = torch.tensor([column for column, _ in choices], device=logits.device)
         return columns, [probs for _, probs in choices]
+
+    def _choose(
+        self, at: int, logits: torch.Tensor, token_ids: torch.Tensor | None
+    ) -> tuple[int, torch.Tensor | None]:
+        """As Sampler.choose, for the request with this index."""
+        rules, drafts = self._rules[at], self._drafts[at]
+        if rules is not None:
+            logits = rules.adjust_row(logits, drafts, token_ids)
+        place = self._places[at] + len(drafts) if self._places else 0
+        column, probs = self._samplers[at].choose(logits, place, token_ids, self._num_tokens)
+        drafts.append(column if token_ids is None else int(token_ids[column]))
+        return column, probs

@@ -12,14 +12,16 @@ from typing import Any
 from dspark.checkpoints.files import one_line
 from dspark.checkpoints.model_folder import Folder, ModelFolder
 from dspark.errors import CheckpointError, DSparkError, InputError
+from dspark.text.answer_gate import AnswerGate
 from dspark.text.characters import Characters, TokenTexts
 from dspark.text.chat_template import ChatTemplate, Messages, Tools
 from dspark.text.deepseek_v4_template import with_own_prompt
+from dspark.text.grammar import Vocabulary
 from dspark.text.marks import Marks, without_marks
 from dspark.text.plain_tokenizer import plain_tokenizer
 from dspark.text.spans import Span
 from dspark.text.stops import StopMatcher
-from dspark.text.thinking import Thinking
+from dspark.text.thinking import Splitter, Thinking, ThinkSplitter
 from dspark.text.tokenizer_class import is_plain, tokenizer_class
 from dspark.text.tool_calls import knows_tools
 
@@ -49,6 +51,7 @@ class TextCodec:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._chat = ChatTemplate(tokenizer)
+        self._grammars: Vocabulary | None = None
 
     @classmethod
     def from_directory(cls, directory: Folder) -> "TextCodec | None":
@@ -118,6 +121,35 @@ class TextCodec:
         mark = next((name for name in longest_first if name and behind.startswith(name)), None)
         return self.texts.id_of(mark) if mark else None
 
+    def splitter(self, prompt_ids: Sequence[int] | None) -> Splitter:
+        """Separates the thinking of an answer to this prompt, which may have opened it; None: all
+        is text."""
+        if prompt_ids is None:
+            return self.thinking.splitter(None)
+        thinking, read = self.thinking, Characters(self.texts)  # thinking first: it knows the marks
+        ends = [self.marks.replace(i, read.push(i)) for i in prompt_ids[-PROMPT_TAIL:]]
+        return thinking.splitter("".join(ends))
+
+    def answer_gate(self, prompt_ids: Sequence[int]) -> AnswerGate | None:
+        """None unless the prompt has opened thinking. Raises InputError for channels."""
+        splitter = self.splitter(prompt_ids)
+        if not isinstance(splitter, ThinkSplitter):
+            raise InputError(
+                "response_format does not suit this model, which answers in channels",
+                "Leave it out.",
+            )
+        return (
+            AnswerGate(Characters(self.texts), self.marks, splitter)
+            if (splitter.is_thinking)
+            else None
+        )
+
+    def grammars(self, num_tokens: int, stop_token_ids: frozenset[int]) -> Vocabulary:
+        """As Vocabulary, which is prepared once."""
+        if self._grammars is None:
+            self._grammars = Vocabulary(self._tokenizer, num_tokens, stop_token_ids)
+        return self._grammars
+
     @cached_property
     def texts(self) -> TokenTexts:
         return TokenTexts(self._tokenizer)
@@ -148,13 +180,7 @@ class TextStream:
         """prompt_ids: the prompt, to separate thinking; None: all is text and marks are shown."""
         self._characters = Characters(codec.texts)
         self._marks = codec.marks
-        thinking = codec.thinking  # created first: it knows the marks
-        tail = None
-        if prompt_ids is not None:
-            read = Characters(codec.texts)
-            ends = [self._marks.replace(i, read.push(i)) for i in prompt_ids[-PROMPT_TAIL:]]
-            tail = "".join(ends)
-        self._splitter = thinking.splitter(tail)
+        self._splitter = codec.splitter(prompt_ids)
         self._matcher = StopMatcher(codec.marks.patterns(stop_strings))
         self._ready: deque[Span] = deque()
         self._told: dict[bool, list[str]] = {False: [], True: []}

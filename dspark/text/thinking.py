@@ -136,6 +136,11 @@ class ThinkSplitter:
         self._breaks = ""  # at the end of thinking so far
         self._answer_closing = ""
 
+    @property
+    def is_thinking(self) -> bool:
+        """Whether thinking is open."""
+        return self._open is not None
+
     def push(self, text: str) -> list[Span]:
         self._pending += text.replace(OTHER, "")
         spans: list[Span] = []

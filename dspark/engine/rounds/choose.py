@@ -2,8 +2,8 @@
 
 from dspark.config import EngineConfig
 from dspark.drafters.base import DeviceDrafter, Drafter
+from dspark.engine.rounds.by_turns import DeviceAndHostRounds
 from dspark.engine.rounds.captured_host import CapturedHostRounds
-from dspark.engine.rounds.device import DeviceRounds
 from dspark.engine.rounds.host import HostRounds, RoundRunner
 from dspark.engine.schedule.policies import Scheduler
 from dspark.targets.base import DeviceTarget, Target
@@ -18,5 +18,5 @@ def choose_rounds(
     if not isinstance(target, DeviceTarget) or cache is None:
         return HostRounds(target, drafter, scheduler, config)
     if drafter is None or isinstance(drafter, DeviceDrafter):
-        return DeviceRounds(target, cache, drafter, scheduler, config)
+        return DeviceAndHostRounds(target, cache, drafter, scheduler, config)
     return CapturedHostRounds(target, cache, drafter, scheduler, config)

@@ -10,10 +10,12 @@ import torch
 
 from dspark.config import EngineConfig
 from dspark.drafters.base import Drafter, Proposals
+from dspark.engine.logit_rules import LogitRules
+from dspark.engine.logprobs import token_logprobs
 from dspark.engine.request import ActiveRequest, Request
 from dspark.engine.sampling import BatchChooser, check_sound
 from dspark.engine.schedule.policies import Scheduler
-from dspark.events import LoadProgress
+from dspark.events import LoadProgress, TokenLogprobs
 from dspark.targets.base import Pass, Slot, Target
 from dspark_kernels import Acceptance, accept_chosen
 from dspark_kernels.cpu.argmax import argmax
@@ -32,6 +34,7 @@ class Outcome:
     draft_seconds: float
     verify_seconds: float
     seconds: float
+    logprobs: Sequence[TokenLogprobs] | None = None  # of the accepted drafts and the next token
 
 
 class RoundRunner(Protocol):
@@ -116,10 +119,14 @@ class HostRounds:
         ended = time.perf_counter()
         self._commit(batch, drafts, verified, accepted)
         times = (drafted - started, ended - drafted, time.perf_counter() - started)
-        return [
-            Outcome(a, tuple(d.ids.tolist()), d.confidences, d.length, *acceptance, *times)
-            for a, d, acceptance in zip(batch, drafts, accepted, strict=True)
-        ]
+        logits = verified.logits.split([draft.length + 1 for draft in drafts])
+        outcomes = []
+        for active, draft, rows, acceptance in zip(batch, drafts, logits, accepted, strict=True):
+            ids, kept = draft.ids.tolist(), acceptance.num_accepted
+            logprobs = token_logprobs(active.request, rows, [*ids[:kept], acceptance.next_id])
+            facts = (active, tuple(ids), draft.confidences, draft.length, *acceptance, *times)
+            outcomes.append(Outcome(*facts, logprobs))
+        return outcomes
 
     def _propose(self, batch: Sequence[ActiveRequest]) -> Proposals | None:
         drafting = [active for active in batch if active.draft_slot is not None]
@@ -130,6 +137,7 @@ class HostRounds:
             [active.sampler for active in drafting],
             [self._next_place(active) for active in drafting],
             self.target.spec.vocab_size,
+            [active.rules for active in drafting],
         )
         return self.drafter.propose([a.draft_slot for a in drafting], anchors, chooser)
 
@@ -168,13 +176,22 @@ class HostRounds:
             batch, drafts, verified.logits.split(sizes), chosen, strict=True
         ):
             ids = draft.ids[: draft.length]
-            if active.sampler.is_greedy:
+            if active.rules is not None:
+                accepted.append(self._accept_by_rules(active, active.rules, draft, logits))
+            elif active.sampler.is_greedy:
                 accepted.append(accept_chosen(ids.tolist(), tokens))
             else:
                 place = self._next_place(active)
                 accepted.append(active.sampler.accept(ids, draft.probs, logits, place))
             check_sound(logits[: accepted[-1].num_accepted + 1])
         return accepted
+
+    def _accept_by_rules(
+        self, active: ActiveRequest, rules: LogitRules, draft: _Draft, logits: torch.Tensor
+    ) -> Acceptance:
+        ids = draft.ids[: draft.length]
+        adjusted = rules.adjust(logits, ids.tolist())
+        return active.sampler.accept(ids, draft.probs, adjusted, self._next_place(active))
 
     def _chosen(
         self, batch: Sequence[ActiveRequest], logits: torch.Tensor, sizes: list[int]
