@@ -105,7 +105,10 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class DecodeStats:
-    """Sums over one request. Rates are tokens per second; tau counts the bonus token."""
+    """Sums over one request. Rates are tokens per second; tau counts the bonus token.
+
+    `cached_tokens` of the prompt needed no pass; `thinking_tokens` of the new ones are thinking.
+    """
 
     prompt_tokens: int
     new_tokens: int
@@ -115,6 +118,8 @@ class DecodeStats:
     accepted: int
     prefill_seconds: float
     decode_seconds: float
+    cached_tokens: int = 0
+    thinking_tokens: int = 0
 
     @property
     def tau(self) -> float:

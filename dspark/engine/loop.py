@@ -269,6 +269,7 @@ class Engine:
         anchor."""
         if not active.is_open:
             self._caches.open(active)
+            active.num_reused = active.num_cached
         prompt = active.request.prompt_ids
         start = active.num_cached
         is_chunked = self.target.spec.chunks_prompts

@@ -64,6 +64,8 @@ class ActiveRequest:
     state: State = "waiting"
     is_open: bool = False  # whether it holds caches
     num_cached: int = 0  # prompt tokens in its caches
+    num_reused: int = 0  # of them, from an earlier request
+    num_thinking: int = 0
     chunked_at: float = 0.0  # when the last chunk of its prompt was done
     anchor: int = -1
     token_ids: list[int] = field(default_factory=list)
@@ -103,6 +105,7 @@ class ActiveRequest:
                 self.finish_reason = "stop_token"
             text = self._text_of(token_id)
             is_thinking = self.stream is not None and self.stream.is_thinking
+            self.num_thinking += is_thinking
             piece = Piece(token_id, text, is_draft, confidence, is_thinking, known_logprobs)
             pieces.append(piece)
             self.last_token_at = time.perf_counter()
@@ -153,6 +156,8 @@ class ActiveRequest:
             accepted=self.accepted,
             prefill_seconds=decoding_since - self.submitted_at,
             decode_seconds=max(self.last_token_at - decoding_since, 0.0),
+            cached_tokens=self.num_reused,
+            thinking_tokens=self.num_thinking,
         )
 
 

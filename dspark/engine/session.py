@@ -50,6 +50,7 @@ from dspark.plural import counted
 from dspark.targets.base import DeviceTarget, Target
 from dspark.targets.load import load_target
 from dspark.targets.stored import StoredTarget, build_kernels
+from dspark.text.grammar import Vocabulary
 from dspark.text.stream import TextCodec
 from dspark_kernels.backend import cuda_capability
 from dspark_kernels.cpu.runtime import keep_compiled
@@ -108,6 +109,15 @@ class Session:
 
     def encode(self, text: str) -> list[int]:
         return self._codec().encode(text)
+
+    def grammars(self) -> Vocabulary:
+        """Grammars for this model's answers. Raises InputError without the library for them."""
+        engine = self.engine
+        return self._codec().grammars(engine.target.spec.vocab_size, engine.stop_token_ids)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token adds to a text, or a special token's name."""
+        return self._codec().texts.bytes_of(token_id)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._codec().decode(ids)

@@ -71,6 +71,11 @@ class TokenTexts:
         match = _BYTE_TOKEN.fullmatch(token)
         return bytes([int(match[1], 16)]) if match else None
 
+    def bytes_of(self, token_id: int) -> bytes:
+        """A token's bytes inside a text; of a special token its name."""
+        alone = None if token_id in self.special_ids else self.alone(token_id)
+        return self.text_of(token_id).replace("\u2581", " ").encode() if alone is None else alone
+
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(
             list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dspark.errors import BrokenGrammarError, InputError, ServerError
+from dspark.errors import BrokenGrammarError, InputError
 from dspark.extras import install_command
 from dspark.text.answer_gate import AnswerGate
 
@@ -39,12 +39,11 @@ class Vocabulary:
     """A tokenizer's tokens as the library needs them, prepared once."""
 
     def __init__(self, tokenizer: Any, num_tokens: int, stop_token_ids: Iterable[int]) -> None:
-        """Raises ServerError if the library is missing, InputError for a tokenizer that it cannot
-        read."""
+        """Raises InputError if the library is missing, or cannot read this tokenizer."""
         try:
             from llguidance import LLTokenizer
         except ImportError:
-            raise ServerError(
+            raise InputError(
                 "answers by a JSON schema need llguidance, which is not installed",
                 f"Install it: {install_command('schema')}",
             ) from None

@@ -4,8 +4,9 @@ https://huggingface.co/NousResearch/Hermes-2-Pro-Llama-3-8B describes it.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
@@ -21,6 +22,25 @@ class ToolCall:
 def knows_tools(template: str) -> bool:
     """Whether a chat template offers tools, and asks for calls in this form."""
     return OPEN in template and "tools" in template
+
+
+def call_grammar(tools: Sequence[Mapping[str, Any]]) -> str:
+    """In Lark's language: one call of one of these tools, as JSON schemas of functions."""
+    calls = [_call_schema(tool["function"]) for tool in tools]
+    return (
+        f"start: {json.dumps(OPEN)} NL call NL {json.dumps(CLOSE)}\n"
+        f'NL: "\\n"\ncall: %json {json.dumps({"anyOf": calls})}\n'
+    )
+
+
+def _call_schema(function: Mapping[str, Any]) -> dict[str, Any]:
+    arguments = function.get("parameters") or {"type": "object"}
+    return {
+        "type": "object",
+        "properties": {"name": {"const": function["name"]}, "arguments": arguments},
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }
 
 
 class ToolCallReader:

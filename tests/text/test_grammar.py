@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dspark.errors import InputError, ServerError
+from dspark.errors import InputError
 from dspark.text.stream import TextCodec
 from tests.automaton import write_byte_tokenizer
 
@@ -95,6 +95,6 @@ def test_what_cannot_be_enforced_is_refused(codec, schema):
 
 def test_without_the_library_there_is_one_line(codec, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "llguidance", None)
-    with pytest.raises(ServerError, match="llguidance") as told:
+    with pytest.raises(InputError, match="llguidance") as told:
         vocabulary(codec)
     assert "pip install" in told.value.hint

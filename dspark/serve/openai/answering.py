@@ -1,18 +1,20 @@
 """Decodes the requests of one HTTP call, and sends the answer whole or as a stream."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from dataclasses import replace
 
 from fastapi import HTTPException
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.requests import Request as HttpRequest
 
 from dspark.engine.request import Request
-from dspark.events import Event, Finished
+from dspark.events import Event, Finished, Piece
 from dspark.serve.openai.errors import error_object
+from dspark.serve.openai.logprobs import Json
 from dspark.serve.openai.requests import DecodingBody
-from dspark.serve.openai.shapes import Shape, new_text, usage_of
+from dspark.serve.openai.shapes import Answer, Shape, new_text, usage_of, without_end
 from dspark.serve.round_stream import record_of, server_sent
 from dspark.serve.serving import Serving
 
@@ -27,24 +29,40 @@ async def respond(
     requests: Sequence[Request],
     shape: Shape,
 ) -> Response:
-    """Raises InputError for a request that cannot be decoded, and HTTPException if too many
-    wait."""
-    for request in requests:
-        serving.session.engine.check(request)
-    _check_queue(serving, len(requests))
+    """As `send`, of chats and completions."""
     if body.stream:
-        chunks = _stream(serving, body, requests, shape)
-        return StreamingResponse(chunks, media_type="text/event-stream")
-    answer = asyncio.ensure_future(_whole(serving, body, requests, shape))
+        return await send(serving, http, requests, _stream(serving, body, requests, shape))
+    return await send(serving, http, requests, _whole(serving, body, requests, shape))
+
+
+async def send(
+    serving: Serving,
+    http: HttpRequest,
+    requests: Sequence[Request],
+    answer: AsyncIterator[str] | Coroutine[None, None, Json],
+) -> Response:
+    """The answer to these requests as a stream of events, or whole. Raises InputError for a request
+    that cannot be decoded, and HTTPException if too many wait."""
+    try:
+        for request in requests:
+            serving.session.engine.check(request)
+        _check_queue(serving, len(requests))
+    except Exception:
+        if isinstance(answer, Coroutine):
+            answer.close()
+        raise
+    if not isinstance(answer, Coroutine):
+        return StreamingResponse(answer, media_type="text/event-stream")
+    task = asyncio.ensure_future(answer)
     leaving = asyncio.ensure_future(_client_left(http))
     try:
-        await asyncio.wait((answer, leaving), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
     finally:  # also when the server stops
         leaving.cancel()
-        answer.cancel()
-    if not answer.done():
+        task.cancel()
+    if not task.done():
         return Response(status_code=CLIENT_LEFT)
-    return JSONResponse(answer.result())
+    return JSONResponse(task.result())
 
 
 def _check_queue(serving: Serving, num_more: int) -> None:
@@ -58,16 +76,23 @@ def _check_queue(serving: Serving, num_more: int) -> None:
 
 async def _whole(
     serving: Serving, body: DecodingBody, requests: Sequence[Request], shape: Shape
-) -> dict[str, Any]:
+) -> Json:
     finished: dict[int, Finished] = {}
-    records: list[dict[str, Any]] = []
+    pieces: dict[int, list[Piece]] = defaultdict(list)
+    records: list[Json] = []
     async for index, event in serving.decoding.answers(requests, serving.config.max_seconds):
         if body.tells_rounds:
             records.append({"choice": index, **record_of(event)})
         if isinstance(event, Finished):
             finished[index] = event
-    choices = [finished[index] for index in range(len(requests))]
-    whole = shape.whole(choices, usage_of(choices, body.num_choices))
+        elif body.num_logprobs is not None:
+            pieces[index] += event.pieces
+    stops = serving.session.engine.stop_token_ids
+    answers = [
+        Answer(finished[index], without_end(pieces[index], stops)) for index in range(len(requests))
+    ]
+    usage = usage_of([answer.finished for answer in answers], body.num_choices)
+    whole = shape.whole(answers, usage)
     return {**whole, "dspark": {"rounds": records}} if body.tells_rounds else whole
 
 
@@ -76,10 +101,11 @@ async def _stream(
 ) -> AsyncIterator[str]:
     begun: set[int] = set()
     finished: dict[int, Finished] = {}
+    stops = serving.session.engine.stop_token_ids
     answers = serving.decoding.answers(requests, serving.config.max_seconds)
     try:
         async for index, event in answers:
-            if chunk := _chunk(body, shape, index, event, is_first=index not in begun):
+            if chunk := _chunk(body, shape, index, event, stops, is_first=index not in begun):
                 begun.add(index)
                 yield server_sent(chunk)
             if isinstance(event, Finished):
@@ -96,12 +122,20 @@ async def _stream(
 
 
 def _chunk(
-    body: DecodingBody, shape: Shape, index: int, event: Event, *, is_first: bool
-) -> dict[str, Any]:
+    body: DecodingBody,
+    shape: Shape,
+    index: int,
+    event: Event,
+    stop_token_ids: frozenset[int],
+    *,
+    is_first: bool,
+) -> Json:
     """Empty for an event that adds nothing a client would see."""
     new = new_text(event)
+    new = replace(new, pieces=without_end(new.pieces, stop_token_ids))
     if not body.tells_rounds:
-        is_seen = new.text or new.thinking or is_first
+        has_tokens = body.num_logprobs is not None and new.pieces
+        is_seen = new.text or new.thinking or is_first or has_tokens
         return shape.chunk(index, new, is_first=is_first) if is_seen else {}
     return {**shape.chunk(index, new, is_first=is_first), "dspark": record_of(event)}
 

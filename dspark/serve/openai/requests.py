@@ -1,13 +1,16 @@
 """Bodies of OpenAI's requests: the fields that are heeded, and how any other is refused."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from dspark.config import SamplingChoice, SamplingConfig, StopConfig
+from dspark.config import LogitsConfig, SamplingChoice, SamplingConfig, StopConfig
+from dspark.engine.request import Request
 from dspark.errors import InputError
+from dspark.serve.openai.tool_use import ToolUse
+from dspark.text.grammar import Grammar
 
 MOST_CHOICES = 16
 MOST_STOPS = 16
@@ -20,13 +23,9 @@ IGNORED = frozenset(
 )
 # accepted with the value that means "not used"
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0, None),
-    "presence_penalty": (0, None),
-    "repetition_penalty": (1, None),
     "min_p": (0, None),
     "logprobs": (False, None),
     "top_logprobs": (0, None),
-    "logit_bias": ({}, None),
     "response_format": ({"type": "text"}, None),
     "parallel_tool_calls": (True, False, None),
     "functions": ([], None),
@@ -49,11 +48,16 @@ WholeNumber = Annotated[
 ]
 
 
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+MOST_LOGPROBS = 20
+
+
 class UnsupportedParameterError(InputError):
     """A parameter that this server does not heed; `parameter` names it."""
 
-    def __init__(self, parameter: str) -> None:
-        super().__init__(f"{parameter} is not supported", "Leave it out.")
+    def __init__(self, parameter: str, hint: str = "Leave it out.") -> None:
+        super().__init__(f"{parameter} is not supported", hint)
         self.parameter = parameter
 
 
@@ -93,6 +97,10 @@ class DecodingBody(BaseModel):
     seed: WholeNumber | None = None  # modulo 2 ** 64
     stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
     n: Annotated[WholeNumber, Field(ge=1, le=MOST_CHOICES)] | None = None
+    logit_bias: dict[str, Bias] | None = Field(None, description="By token id.")
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None
     dspark: DSparkOptions | None = None
 
     @model_validator(mode="after")
@@ -105,6 +113,11 @@ class DecodingBody(BaseModel):
     @property
     def num_choices(self) -> int:
         return self.n or 1
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the likeliest tokens are told with each; None: no log-probabilities."""
+        return None
 
     @property
     def tells_rounds(self) -> bool:
@@ -123,6 +136,42 @@ class DecodingBody(BaseModel):
         top_k = None if self.top_k is None else max(self.top_k, 0)
         seed = None if self.seed is None else (self.seed + choice) % 2**64
         return SamplingChoice(self.temperature, top_k, self.top_p, seed).over(defaults)
+
+    def logits(self) -> LogitsConfig:
+        """Raises InputError for a key that is no token id."""
+        bias = self.logit_bias or {}
+        if wrong := next((key for key in bias if not key.isdecimal()), None):
+            raise InputError(f"logit_bias: {wrong[:40]} is not a token id")
+        return LogitsConfig(
+            tuple((int(key), value) for key, value in bias.items()),
+            self.presence_penalty or 0.0,
+            self.frequency_penalty or 0.0,
+            1.0 if self.repetition_penalty is None else self.repetition_penalty,
+        )
+
+    def requests(
+        self,
+        prompt_ids: Sequence[int],
+        defaults: SamplingConfig,
+        max_tokens: int | None,
+        *,
+        is_raw: bool = False,
+        grammar: Grammar | None = None,
+    ) -> list[Request]:
+        """One for each choice. max_tokens: if none is given."""
+        return [
+            Request(
+                tuple(prompt_ids),
+                self.sampling(defaults, choice),
+                self.stopping(max_tokens),
+                self.is_plain,
+                is_raw,
+                self.logits(),
+                grammar,
+                self.num_logprobs,
+            )
+            for choice in range(self.num_choices)
+        ]
 
     def stopping(self, default: int | None) -> StopConfig:
         """Raises InputError for an empty stop string."""
@@ -208,24 +257,92 @@ class Message(BaseModel):
         return "".join(part.text or "" for part in self.content)
 
 
+class NamedFunction(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    name: str
+
+
+class NamedTool(BaseModel):
+    """tool_choice for one tool."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class NamedSchema(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", populate_by_name=True)
+
+    name: str = ""
+    json_schema: dict[str, Any] = Field(alias="schema")
+
+
+class TextFormat(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    type: Literal["text"]
+
+
+class ObjectFormat(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    type: Literal["json_object"]
+
+
+class SchemaFormat(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+AnswerFormat = Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")]
+
+
 class ChatBody(DecodingBody):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
     tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    response_format: AnswerFormat | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[WholeNumber, Field(ge=0, le=MOST_LOGPROBS)] | None = None
 
-    def offered_tools(self) -> list[dict[str, Any]]:
-        """As the chat template takes them."""
-        if self.tool_choice == "none":
-            return []
-        return [tool.model_dump(exclude_none=True) for tool in self.tools or ()]
+    @property
+    def num_logprobs(self) -> int | None:
+        if self.top_logprobs and not self.logprobs:
+            raise InputError("top_logprobs needs logprobs", "Set logprobs to true.")
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def tool_use(self) -> ToolUse:
+        """The tools that are offered, and whether one must be called."""
+        offered = [tool.model_dump(exclude_none=True) for tool in self.tools or ()]
+        if isinstance(self.tool_choice, NamedTool):
+            return ToolUse.chosen(offered, None, self.tool_choice.function.name)
+        return ToolUse.chosen(offered, self.tool_choice)
+
+    def answer_schema(self) -> dict[str, Any] | None:
+        """That the answer must follow; None for any text."""
+        match self.response_format:
+            case ObjectFormat():
+                return {"type": "object"}
+            case SchemaFormat(json_schema=named):
+                return named.json_schema
+        return None
 
 
 class CompletionBody(DecodingBody):
     """POST /v1/completions. A prompt is a text or token ids, or several of them."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: Annotated[WholeNumber, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
 
     def prompts(self) -> list[str | list[int]]:
         if isinstance(self.prompt, str):

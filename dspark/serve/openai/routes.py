@@ -4,12 +4,13 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 from starlette.requests import Request as HttpRequest
 
-from dspark.engine.request import Request
 from dspark.round_records import VERSION
 from dspark.serve.openai.answering import respond
 from dspark.serve.openai.errors import described, require_json
+from dspark.serve.openai.logprobs import Json
 from dspark.serve.openai.requests import ChatBody, CompletionBody
-from dspark.serve.openai.shapes import ChatShape, CompletionShape, Json
+from dspark.serve.openai.shapes import ChatShape, CompletionShape
+from dspark.serve.openai.tool_use import answer_grammar
 from dspark.serve.serving import Serving
 
 COMPLETION_TOKENS = 16  # OpenAI's default for a completion
@@ -35,18 +36,17 @@ def openai_routes(serving: Serving) -> APIRouter:
     @router.post("/chat/completions", response_model=None, **posted)
     async def chat_completions(http: HttpRequest, body: ChatBody) -> Response:
         serving.check_model(body.model)
-        messages, tools = [message.plain() for message in body.messages], body.offered_tools()
-        prompt_ids = tuple(await serving.beside(lambda: session.encode_chat(messages, tools)))
-        requests = [
-            Request(
-                prompt_ids,
-                body.sampling(session.sampling_defaults, choice),
-                body.stopping(None),
-                body.is_plain,
+        messages, use = [message.plain() for message in body.messages], body.tool_use()
+        prompt_ids, grammar = await serving.beside(
+            lambda: (
+                session.encode_chat(messages, use.offered),
+                answer_grammar(session, use, body.answer_schema()),
             )
-            for choice in range(body.num_choices)
-        ]
-        shape = ChatShape(serving.name, reads_tools=bool(tools))
+        )
+        defaults = session.sampling_defaults
+        requests = body.requests(prompt_ids, defaults, None, grammar=grammar)
+        token_bytes = None if body.num_logprobs is None else session.token_bytes
+        shape = ChatShape(serving.name, reads_tools=bool(use.offered), token_bytes=token_bytes)
         return await respond(serving, http, body, requests, shape)
 
     @router.post("/completions", response_model=None, **posted)
@@ -54,17 +54,15 @@ def openai_routes(serving: Serving) -> APIRouter:
         serving.check_model(body.model)
         prompts = await serving.beside(lambda: [_ids(serving, each) for each in body.prompts()])
         requests = [
-            Request(
-                prompt_ids,
-                body.sampling(session.sampling_defaults, choice),
-                body.stopping(COMPLETION_TOKENS),
-                body.is_plain,
-                is_raw=True,
-            )
+            request
             for prompt_ids in prompts
-            for choice in range(body.num_choices)
+            for request in body.requests(
+                prompt_ids, session.sampling_defaults, COMPLETION_TOKENS, is_raw=True
+            )
         ]
-        return await respond(serving, http, body, requests, CompletionShape(serving.name))
+        token_bytes = None if body.num_logprobs is None else session.token_bytes
+        shape = CompletionShape(serving.name, token_bytes=token_bytes)
+        return await respond(serving, http, body, requests, shape)
 
     return router
 

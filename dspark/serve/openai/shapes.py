@@ -3,14 +3,14 @@
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from dspark.events import Event, Finished, FinishReason
+from dspark.events import Event, Finished, FinishReason, Piece
+from dspark.serve.openai.logprobs import Json, TokenBytes, chat_logprobs, completion_logprobs
 from dspark.text.tool_calls import ToolCall, ToolCallReader
 
-Json = dict[str, Any]
 _REASONS: dict[FinishReason, Literal["stop", "length"]] = {
     "stop_token": "stop",
     "stop_string": "stop",
@@ -26,6 +26,7 @@ class NewText:
 
     text: str
     thinking: str
+    pieces: tuple[Piece, ...] = ()
 
 
 def new_text(event: Event) -> NewText:
@@ -34,7 +35,15 @@ def new_text(event: Event) -> NewText:
     texts: dict[bool, list[str]] = {False: [], True: []}
     for piece in event.pieces:
         texts[piece.is_thinking].append(piece.text)
-    return NewText("".join(texts[False]), "".join(texts[True]))
+    return NewText("".join(texts[False]), "".join(texts[True]), event.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One choice; `pieces` without the token that ends it."""
+
+    finished: Finished
+    pieces: Sequence[Piece] = ()
 
 
 class Shape(Protocol):
@@ -46,7 +55,7 @@ class Shape(Protocol):
 
     def usage_chunk(self, usage: Json) -> Json: ...
 
-    def whole(self, choices: Sequence[Finished], usage: Json) -> Json: ...
+    def whole(self, choices: Sequence[Answer], usage: Json) -> Json: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +73,12 @@ class ChatShape:
     """chat.completion and chat.completion.chunk. Thinking goes into `reasoning_content`, and calls
     of tools, if any are offered, into `tool_calls`."""
 
-    def __init__(self, model: str, *, reads_tools: bool = False) -> None:
+    def __init__(
+        self, model: str, *, reads_tools: bool = False, token_bytes: TokenBytes | None = None
+    ) -> None:
+        """token_bytes: where log-probabilities are told."""
         self._envelope = _Envelope(model, f"chatcmpl-{uuid.uuid4().hex}")
-        self._reads_tools = reads_tools
+        self._reads_tools, self._token_bytes = reads_tools, token_bytes
         self._readers: dict[int, ToolCallReader] = defaultdict(ToolCallReader)
         self._num_calls: dict[int, int] = defaultdict(int)
 
@@ -78,7 +90,15 @@ class ChatShape:
             self._add(delta, index, self._readers[index].push(new.text))
         elif new.text:
             delta["content"] = new.text
-        return self._chunk([{"index": index, "delta": delta, "finish_reason": None}])
+        choice: Json = {"index": index, "delta": delta, "finish_reason": None}
+        if self._token_bytes is not None:
+            choice["logprobs"] = self._logprobs(new.pieces)
+        return self._chunk([choice])
+
+    def _logprobs(self, pieces: Sequence[Piece]) -> Json | None:
+        if self._token_bytes is None:
+            return None
+        return {"content": chat_logprobs(pieces, self._token_bytes), "refusal": None}
 
     def last_chunk(self, index: int, reason: FinishReason) -> Json:
         delta: Json = {}
@@ -100,11 +120,12 @@ class ChatShape:
     def usage_chunk(self, usage: Json) -> Json:
         return self._chunk([], usage=usage)
 
-    def whole(self, choices: Sequence[Finished], usage: Json) -> Json:
+    def whole(self, choices: Sequence[Answer], usage: Json) -> Json:
         shaped = [self._choice(index, choice) for index, choice in enumerate(choices)]
         return self._envelope.around("chat.completion", shaped, usage=usage)
 
-    def _choice(self, index: int, choice: Finished) -> Json:
+    def _choice(self, index: int, answer: Answer) -> Json:
+        choice = answer.finished
         message: Json = {"role": "assistant", "content": choice.text, "refusal": None}
         if choice.thinking:
             message["reasoning_content"] = choice.thinking
@@ -116,10 +137,17 @@ class ChatShape:
         if calls:
             message["tool_calls"] = [_call_object(call) for call in calls]
         reason = _named(choice.reason, has_called=bool(calls))
-        return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
+        logprobs = self._logprobs(answer.pieces)
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
 
     def _chunk(self, choices: Sequence[Json], **more: Any) -> Json:
         return self._envelope.around("chat.completion.chunk", choices, **more)
+
+
+def without_end(pieces: Sequence[Piece], stop_token_ids: Container[int]) -> tuple[Piece, ...]:
+    """All but a stop token at the end."""
+    ends = bool(pieces) and pieces[-1].token_id in stop_token_ids
+    return tuple(pieces[:-1] if ends else pieces)
 
 
 def _named(reason: FinishReason, *, has_called: bool) -> str:
@@ -142,25 +170,37 @@ def _call_object(call: ToolCall) -> Json:
 class CompletionShape:
     """text_completion, whole and in parts."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, *, token_bytes: TokenBytes | None = None) -> None:
         self._envelope = _Envelope(model, f"cmpl-{uuid.uuid4().hex}")
+        self._token_bytes = token_bytes
+        self._offsets: dict[int, int] = defaultdict(int)  # of each choice's next token
 
     def chunk(self, index: int, new: NewText, *, is_first: bool) -> Json:
-        return self._of([self._choice(index, new.text, None)])
+        return self._of([self._choice(index, new.text, None, new.pieces)])
 
     def last_chunk(self, index: int, reason: FinishReason) -> Json:
-        return self._of([self._choice(index, "", reason)])
+        return self._of([self._choice(index, "", reason, None)])
 
     def usage_chunk(self, usage: Json) -> Json:
         return self._of([], usage=usage)
 
-    def whole(self, choices: Sequence[Finished], usage: Json) -> Json:
-        shaped = [self._choice(i, choice.text, choice.reason) for i, choice in enumerate(choices)]
+    def whole(self, choices: Sequence[Answer], usage: Json) -> Json:
+        shaped = [
+            self._choice(index, choice.finished.text, choice.finished.reason, choice.pieces)
+            for index, choice in enumerate(choices)
+        ]
         return self._of(shaped, usage=usage)
 
-    def _choice(self, index: int, text: str, reason: FinishReason | None) -> Json:
+    def _choice(
+        self, index: int, text: str, reason: FinishReason | None, pieces: Sequence[Piece] | None
+    ) -> Json:
         named = None if reason is None else _REASONS[reason]
-        return {"index": index, "text": text, "logprobs": None, "finish_reason": named}
+        logprobs = None
+        if self._token_bytes is not None and pieces is not None:
+            logprobs, self._offsets[index] = completion_logprobs(
+                pieces, self._token_bytes, self._offsets[index]
+            )
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": named}
 
     def _of(self, choices: Sequence[Json], **more: Any) -> Json:
         return self._envelope.around("text_completion", choices, **more)
@@ -168,6 +208,14 @@ class CompletionShape:
 
 def usage_of(choices: Sequence[Finished], num_per_prompt: int) -> Json:
     """Sums; a prompt counts once for all of its choices."""
-    prompt = sum(choice.stats.prompt_tokens for choice in choices[::num_per_prompt])
-    new = sum(choice.stats.new_tokens for choice in choices)
-    return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+    asked, stats = choices[::num_per_prompt], [choice.stats for choice in choices]
+    prompt = sum(choice.stats.prompt_tokens for choice in asked)
+    new = sum(each.new_tokens for each in stats)
+    cached = sum(choice.stats.cached_tokens for choice in asked)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": new,
+        "total_tokens": prompt + new,
+        "prompt_tokens_details": {"cached_tokens": cached},
+        "completion_tokens_details": {"reasoning_tokens": sum(s.thinking_tokens for s in stats)},
+    }
