@@ -32,8 +32,9 @@ class LogitRules:
         self._num_counted = 0
         self._is_in_prompt = _count(self._counts.clone(), prompt_ids) > 0
         self._bias = torch.zeros(num_tokens, device=device)
-        for token_id, bias in config.logit_bias:
-            self._bias[token_id] = bias
+        if config.logit_bias:
+            ids, added = zip(*config.logit_bias, strict=True)
+            self._bias[torch.tensor(ids, device=device)] = torch.tensor(added, device=device)
 
     def adjust(self, logits: torch.Tensor, drafts: Sequence[int]) -> torch.Tensor:
         """logits [N, V], the first after the written tokens, each next one after one more draft ->

@@ -60,7 +60,7 @@ def record_of(event: EngineEvent) -> dict[str, Any]:
             return {"version": VERSION, "type": "failed"}
 
 
-def server_sent(data: dict[str, Any] | str) -> str:
-    """One server-sent event."""
+def server_sent(data: dict[str, Any] | str, kind: str = "") -> str:
+    """One server-sent event; `kind` is its name, if it has one."""
     text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
-    return f"data: {text}\n\n"
+    return f"event: {kind}\ndata: {text}\n\n" if kind else f"data: {text}\n\n"

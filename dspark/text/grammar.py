@@ -45,7 +45,7 @@ class Vocabulary:
         except ImportError:
             raise InputError(
                 "answers by a JSON schema need llguidance, which is not installed",
-                f"Install it: {install_command('schema')}",
+                "Install it: " + install_command("schema"),
             ) from None
         try:
             core = copy.copy(tokenizer.backend_tokenizer)

@@ -3,7 +3,6 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from dataclasses import replace
 
 from fastapi import HTTPException
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -14,7 +13,7 @@ from dspark.events import Event, Finished, Piece
 from dspark.serve.openai.errors import error_object
 from dspark.serve.openai.logprobs import Json
 from dspark.serve.openai.requests import DecodingBody
-from dspark.serve.openai.shapes import Answer, Shape, new_text, usage_of, without_end
+from dspark.serve.openai.shapes import Answer, Shape, new_text, usage_of, without_stops
 from dspark.serve.round_stream import record_of, server_sent
 from dspark.serve.serving import Serving
 
@@ -80,17 +79,15 @@ async def _whole(
     finished: dict[int, Finished] = {}
     pieces: dict[int, list[Piece]] = defaultdict(list)
     records: list[Json] = []
+    stops = serving.session.engine.stop_token_ids
     async for index, event in serving.decoding.answers(requests, serving.config.max_seconds):
         if body.tells_rounds:
             records.append({"choice": index, **record_of(event)})
         if isinstance(event, Finished):
             finished[index] = event
         elif body.num_logprobs is not None:
-            pieces[index] += event.pieces
-    stops = serving.session.engine.stop_token_ids
-    answers = [
-        Answer(finished[index], without_end(pieces[index], stops)) for index in range(len(requests))
-    ]
+            pieces[index] += without_stops(new_text(event), stops).pieces
+    answers = [Answer(finished[index], pieces[index]) for index in range(len(requests))]
     usage = usage_of([answer.finished for answer in answers], body.num_choices)
     whole = shape.whole(answers, usage)
     return {**whole, "dspark": {"rounds": records}} if body.tells_rounds else whole
@@ -131,8 +128,7 @@ def _chunk(
     is_first: bool,
 ) -> Json:
     """Empty for an event that adds nothing a client would see."""
-    new = new_text(event)
-    new = replace(new, pieces=without_end(new.pieces, stop_token_ids))
+    new = without_stops(new_text(event), stop_token_ids)
     if not body.tells_rounds:
         has_tokens = body.num_logprobs is not None and new.pieces
         is_seen = new.text or new.thinking or is_first or has_tokens

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from dspark.errors import DSparkError, InputError, MemoryFullError, ServerError, UnknownNameError
-from dspark.serve.openai.requests import UnsupportedParameterError
+from dspark.serve.openai.common_body import UnsupportedParameterError
 
 BAD_REQUEST, NOT_FOUND, BUSY, FAILED = 400, 404, 503, 500
 OTHER_TYPE = 415

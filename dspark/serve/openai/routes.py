@@ -5,10 +5,13 @@ from fastapi.responses import Response
 from starlette.requests import Request as HttpRequest
 
 from dspark.round_records import VERSION
-from dspark.serve.openai.answering import respond
+from dspark.serve.openai.answering import respond, send
 from dspark.serve.openai.errors import described, require_json
 from dspark.serve.openai.logprobs import Json
 from dspark.serve.openai.requests import ChatBody, CompletionBody
+from dspark.serve.openai.responding import streamed, whole
+from dspark.serve.openai.responses import ResponseWriter
+from dspark.serve.openai.responses_body import ResponsesBody
 from dspark.serve.openai.shapes import ChatShape, CompletionShape
 from dspark.serve.openai.tool_use import answer_grammar
 from dspark.serve.serving import Serving
@@ -63,6 +66,28 @@ def openai_routes(serving: Serving) -> APIRouter:
         token_bytes = None if body.num_logprobs is None else session.token_bytes
         shape = CompletionShape(serving.name, token_bytes=token_bytes)
         return await respond(serving, http, body, requests, shape)
+
+    @router.post("/responses", response_model=None, **posted)
+    async def responses(http: HttpRequest, body: ResponsesBody) -> Response:
+        serving.check_model(body.model)
+        body.check()
+        messages, use = body.messages(), body.tool_use()
+        prompt_ids, grammar = await serving.beside(
+            lambda: (
+                session.encode_chat(messages, use.offered),
+                answer_grammar(session, use, body.answer_schema()),
+            )
+        )
+        requests = body.requests(prompt_ids, session.sampling_defaults, None, grammar=grammar)
+        writer = ResponseWriter(
+            body,
+            serving.name,
+            requests[0].sampling,
+            reads_tools=bool(use.offered),
+            token_bytes=None if body.num_logprobs is None else session.token_bytes,
+        )
+        answer = streamed(serving, requests, writer) if body.stream else None
+        return await send(serving, http, requests, answer or whole(serving, requests, writer))
 
     return router
 

@@ -4,7 +4,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from dspark.events import Event, Finished, FinishReason, Piece
@@ -144,10 +144,10 @@ class ChatShape:
         return self._envelope.around("chat.completion.chunk", choices, **more)
 
 
-def without_end(pieces: Sequence[Piece], stop_token_ids: Container[int]) -> tuple[Piece, ...]:
-    """All but a stop token at the end."""
-    ends = bool(pieces) and pieces[-1].token_id in stop_token_ids
-    return tuple(pieces[:-1] if ends else pieces)
+def without_stops(new: NewText, stop_token_ids: Container[int]) -> NewText:
+    """Without the token that ends the answer, which has no text."""
+    pieces = tuple(piece for piece in new.pieces if piece.token_id not in stop_token_ids)
+    return replace(new, pieces=pieces)
 
 
 def _named(reason: FinishReason, *, has_called: bool) -> str:
