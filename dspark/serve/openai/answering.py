@@ -1,6 +1,7 @@
 """Decodes the requests of one HTTP call, and sends the answer whole or as a stream."""
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Coroutine, Sequence
 
@@ -9,14 +10,16 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.requests import Request as HttpRequest
 
 from dspark.engine.request import Request
+from dspark.errors import DSparkError
 from dspark.events import Event, Finished, Piece
-from dspark.serve.openai.errors import error_object
+from dspark.serve.openai.errors import answer_error, error_object
 from dspark.serve.openai.logprobs import Json
 from dspark.serve.openai.requests import DecodingBody
 from dspark.serve.openai.shapes import Answer, Shape, new_text, usage_of, without_stops
 from dspark.serve.round_stream import record_of, server_sent
 from dspark.serve.serving import Serving
 
+_log = logging.getLogger("uvicorn.error")
 DONE = "[DONE]"
 TOO_MANY, CLIENT_LEFT = 429, 499
 
@@ -61,6 +64,12 @@ async def send(
         task.cancel()
     if not task.done():
         return Response(status_code=CLIENT_LEFT)
+    if isinstance(
+        error := task.exception(), Exception
+    ):  # raised, it would close the connection too
+        if not isinstance(error, DSparkError):
+            _log.error("a request failed", exc_info=error)
+        return await answer_error(http, error)
     return JSONResponse(task.result())
 
 
