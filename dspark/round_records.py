@@ -1,10 +1,32 @@
-"""Rounds in the open format that docs/rounds.md describes: what was drafted, kept and refused."""
+"""Answers in the open format that docs/rounds.md describes: what was drafted, kept and refused."""
 
-from typing import Any
+from dataclasses import asdict, fields
+from typing import Any, get_args
 
-from dspark.events import Piece, PrefillProgress, Round
+from dspark.events import (
+    DecodeStats,
+    Event,
+    Finished,
+    FinishReason,
+    Piece,
+    PrefillProgress,
+    Round,
+    TextDelta,
+)
 
 VERSION = 1
+
+
+def record_of(event: Event | TextDelta) -> dict[str, Any]:
+    match event:
+        case PrefillProgress():
+            return prompt_record(event)
+        case Round():
+            return round_record(event)
+        case TextDelta():
+            return _text_record(event)
+        case Finished():
+            return _finished_record(event)
 
 
 def prompt_record(event: PrefillProgress) -> dict[str, Any]:
@@ -39,6 +61,30 @@ def round_record(event: Round) -> dict[str, Any]:
     }
 
 
+def _text_record(event: TextDelta) -> dict[str, Any]:
+    """Of a server that says nothing of rounds."""
+    return {
+        "version": VERSION,
+        "type": "text",
+        "tokens": [_token(piece) for piece in event.pieces],
+        "seconds": event.seconds,
+    }
+
+
+def _finished_record(event: Finished) -> dict[str, Any]:
+    return {
+        "version": VERSION,
+        "type": "finished",
+        "reason": event.reason,
+        "token_ids": list(event.token_ids),
+        "text": event.text,
+        "thinking": event.thinking,
+        "tail": event.tail,
+        "ends_thinking": event.ends_thinking,
+        "stats": asdict(event.stats),
+    }
+
+
 def _token(piece: Piece) -> dict[str, Any]:
     return {
         "id": piece.token_id,
@@ -49,12 +95,23 @@ def _token(piece: Piece) -> dict[str, Any]:
     }
 
 
-def read_round(record: dict[str, Any], request_id: int) -> PrefillProgress | Round:
+def read_event(record: dict[str, Any], request_id: int) -> Event | TextDelta:
     """The event that a record states. Raises KeyError, TypeError or ValueError for another
     format or a newer version."""
-    if record["version"] != VERSION:
-        raise ValueError(f"version {record['version']} of the rounds is not known")
-    tokens = tuple(_piece(token) for token in record["tokens"])
+    match record["type"]:
+        case "finished":
+            _check_version(record)
+            return _read_finished(record, request_id)
+        case "text":
+            _check_version(record)
+            return TextDelta(request_id, _pieces(record["tokens"]), float(record["seconds"]))
+    return read_round(record, request_id)
+
+
+def read_round(record: dict[str, Any], request_id: int) -> PrefillProgress | Round:
+    """As `read_event`, for an event that carries tokens of a model whose rounds are told."""
+    _check_version(record)
+    tokens = _pieces(record["tokens"])
     if record["type"] == "prompt":
         return PrefillProgress(request_id, int(record["done"]), int(record["total"]), tokens)
     confidence = record["confidence"]
@@ -68,12 +125,43 @@ def read_round(record: dict[str, Any], request_id: int) -> PrefillProgress | Rou
         accepted=int(record["accepted"]),
         next=int(record["next"]),
         pieces=tokens,
-        rejected=tuple(_piece(token) for token in record["rejected"]),
+        rejected=_pieces(record["rejected"]),
         context_tokens=int(record["context_tokens"]),
         draft_seconds=float(record["draft_seconds"]),
         verify_seconds=float(record["verify_seconds"]),
         seconds=float(record["seconds"]),
     )
+
+
+def _read_finished(record: dict[str, Any], request_id: int) -> Finished:
+    if record["reason"] not in get_args(FinishReason):
+        raise ValueError(f"an answer ends by {record['reason']!r}, which is not known")
+    stats = record["stats"]
+    return Finished(
+        request_id,
+        record["reason"],
+        tuple(map(int, record["token_ids"])),
+        str(record["text"]),
+        DecodeStats(*(_number(stats[each.name]) for each in fields(DecodeStats))),
+        tail=str(record["tail"]),
+        thinking=str(record["thinking"]),
+        ends_thinking=bool(record["ends_thinking"]),
+    )
+
+
+def _number(value: Any) -> Any:
+    if not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return value
+
+
+def _check_version(record: dict[str, Any]) -> None:
+    if record["version"] != VERSION:
+        raise ValueError(f"version {record['version']} of the rounds is not known")
+
+
+def _pieces(tokens: Any) -> tuple[Piece, ...]:
+    return tuple(map(_piece, tokens))
 
 
 def _piece(token: dict[str, Any]) -> Piece:

@@ -5,6 +5,7 @@ Defaults come from the settings themselves: `temperature: Temperature = SAMPLING
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -200,6 +201,12 @@ OwnMaxTokens = Annotated[
         min=1,
         help="Maximum number of new tokens per answer; default: up to the end of the context.",
         rich_help_panel=SAMPLING_PANEL,
+    ),
+]
+Trace = Annotated[
+    Path | None,
+    typer.Option(
+        "--trace", metavar="FILE", help="Append each round to FILE, which dspark replay plays."
     ),
 ]
 StopStrings = Annotated[

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import groupby
 from types import FrameType
@@ -37,7 +37,7 @@ def run_plain_chat(backend: ChatBackend, settings: ChatSettings, prompts: Binary
     with closing(backend):
         _load(backend)
         say(_greeting(backend, settings, is_person=prompts.isatty()))
-        for prompt in _all_prompts(settings.first_prompt, prompts):
+        for prompt in _all_prompts(settings.prompts, prompts):
             try:
                 finished = _answer(backend, settings, conversation, prompt)
             except (InputError, NetworkSetupError, ServerError) as error:
@@ -64,12 +64,12 @@ def _load(backend: ChatBackend) -> None:
                 bars.show(step)
 
 
-def _all_prompts(first: str, prompts: BinaryIO) -> Iterator[str]:
+def _all_prompts(first: Sequence[str], prompts: BinaryIO) -> Iterator[str]:
     """One prompt per line; empty lines are skipped. Commands work at a terminal only."""
-    if first:
+    for prompt in first:
         if prompts.isatty():
-            say(f"{SIGN}{visible(first)}")
-        yield first
+            say(f"{SIGN}{visible(prompt)}")
+        yield prompt
     for line in _typed_lines(prompts) if prompts.isatty() else _piped_lines(prompts):
         prompt = line.strip()
         command = parse_command(prompt) if prompts.isatty() else None

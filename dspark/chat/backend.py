@@ -44,14 +44,25 @@ class BackendInfo:
         return f"without {named}, which the server refuses" if named else ""
 
 
+def info_of(session: Session) -> BackendInfo:
+    return BackendInfo(
+        name=session.name,
+        context_limit=session.context_limit,
+        device=session.runtime.device,
+        dtype=session.runtime.dtype,
+        has_drafter=session.has_drafter,
+        sampling=session.sampling_defaults,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class ChatSettings:
-    """Settings from the command line, the same for every answer."""
+    """Settings from the command line, the same for every answer. `prompts` are asked first."""
 
     sampling: SamplingChoice = SamplingChoice()
     stop: StopConfig = StopConfig(max_tokens=None)
     system: str = ""
-    first_prompt: str = ""
+    prompts: tuple[str, ...] = ()
 
 
 class ChatBackend(Protocol):
@@ -117,15 +128,7 @@ class EngineBackend:
 
     @property
     def info(self) -> BackendInfo:
-        session = self.session
-        return BackendInfo(
-            name=session.name,
-            context_limit=session.context_limit,
-            device=session.runtime.device,
-            dtype=session.runtime.dtype,
-            has_drafter=session.has_drafter,
-            sampling=session.sampling_defaults,
-        )
+        return info_of(self.session)
 
     def answer(
         self, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig

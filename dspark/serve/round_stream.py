@@ -5,8 +5,9 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from dspark.events import EngineEvent, Failed, Finished, PrefillProgress, Round
-from dspark.round_records import VERSION, prompt_record, round_record
+from dspark import round_records
+from dspark.events import EngineEvent, Failed
+from dspark.round_records import VERSION
 
 KEPT = 1024  # records that a slow reader may be behind before it misses some
 
@@ -49,15 +50,9 @@ class _Listener:
 
 
 def record_of(event: EngineEvent) -> dict[str, Any]:
-    match event:
-        case PrefillProgress():
-            return prompt_record(event)
-        case Round():
-            return round_record(event)
-        case Finished():
-            return {"version": VERSION, "type": "finished", "reason": event.reason}
-        case Failed():
-            return {"version": VERSION, "type": "failed"}
+    if isinstance(event, Failed):
+        return {"version": VERSION, "type": "failed"}
+    return round_records.record_of(event)
 
 
 def server_sent(data: dict[str, Any] | str, kind: str = "") -> str:

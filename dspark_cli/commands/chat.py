@@ -75,6 +75,7 @@ def chat(
     schedule: options.ScheduleOption = None,
     server: Server = None,
     model: Model = None,
+    trace: options.Trace = None,
 ) -> None:
     """Chat with a model and see which tokens were drafted."""
     from dspark.chat.backend import ChatSettings
@@ -94,13 +95,17 @@ def chat(
         runtime = RuntimeConfig(device, dtype, draft_weights)
         choice = settled(PairChoice(name, target, draft), runtime)
         backend = _engine_backend(choice, runtime, engine)
+    if trace is not None:
+        from dspark.chat.trace import TraceFile, TracingBackend
+
+        backend = TracingBackend(backend, TraceFile(trace))
     settings = ChatSettings(
         sampling=options.sampling_choice(temperature, top_k, top_p, seed),
         stop=StopConfig(max_tokens=max_tokens),
         system=system,
-        first_prompt=prompt or "",
+        prompts=(prompt,) if prompt else (),
     )
-    if plain or not _has_screen():
+    if plain or not has_screen():
         from dspark_cli.plain_chat import run_plain_chat
 
         run_plain_chat(backend, settings, sys.stdin.buffer)
@@ -157,5 +162,6 @@ def _engine_backend(
     )
 
 
-def _has_screen() -> bool:
+def has_screen() -> bool:
+    """Whether the terminal can show the Textual chat."""
     return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"

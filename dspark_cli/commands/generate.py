@@ -3,11 +3,14 @@
 import json
 import sys
 from collections.abc import Iterable
+from contextlib import closing, nullcontext
 from typing import Annotated
 
 import typer
 
+from dspark.chat.backend import info_of
 from dspark.chat.control_characters import visible
+from dspark.chat.trace import TraceFile
 from dspark.config import DEFAULT_PAIR, MAX_TOKENS, PairChoice, RuntimeConfig
 from dspark.errors import InputError, UnknownNameError
 from dspark.events import Event, Finished, Round
@@ -76,6 +79,7 @@ def generate(
     stop: options.StopStrings = None,
     confidence_threshold: options.Threshold = None,
     schedule: options.ScheduleOption = None,
+    trace: options.Trace = None,
     as_json: options.Json = False,
 ) -> None:
     """Write one answer to stdout."""
@@ -88,12 +92,19 @@ def generate(
     given_ids = None if token_ids is None else parse_token_ids(token_ids)
     text = "" if given_ids else read_prompt(prompt)
     runtime = RuntimeConfig(device, dtype, draft_weights)
+    written = None if trace is None else TraceFile(trace)
 
     files = find_files(PairChoice(options.one_pair(named, pair, target), target, draft), runtime)
-    with open_files(files, runtime, engine) as session:
+    with (
+        open_files(files, runtime, engine) as session,
+        closing(written) if written else nullcontext(),
+    ):
         prompt_ids = given_ids or encode_prompt(session, text, raw)
         has_text = session.tokenizer is not None
         events = session.generate(prompt_ids, sampling, stopping, is_raw=raw)
+        if written is not None:
+            asked = text or str(token_ids)
+            events = written.traced(asked, info_of(session), sampling, events)
         rounds, finished = _follow(events, writes=not as_json, has_text=has_text)
 
     if as_json:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from dspark.config import EngineConfig, SamplingConfig, StopConfig
 from dspark.events import DecodeStats, Finished, Round
 from dspark.plural import counted
+from dspark.round_records import round_record
 
 if TYPE_CHECKING:
     from dspark.engine.session import ResolvedRuntime
@@ -30,7 +31,7 @@ def answer_object(
         "token_ids": list(finished.token_ids),
         "text": finished.text if has_text else None,
         "thinking": finished.thinking if has_text else None,
-        "rounds": [round_object(each) for each in rounds],
+        "rounds": [round_record(each) for each in rounds],
         "stats": {**stats_object(finished.stats), "finish_reason": finished.reason},
     }
 
@@ -54,17 +55,6 @@ def settings_object(
         "acceptance": sampling.acceptance,
         "stop": asdict(stop),
         "schedule": asdict(engine.schedule),
-    }
-
-
-def round_object(each: Round) -> dict[str, Any]:
-    return {
-        "anchor": each.anchor,
-        "draft": list(each.draft),
-        "confidence": None if each.confidence is None else list(each.confidence),
-        "verified": each.verified,
-        "accepted": each.accepted,
-        "next": each.next,
     }
 
 

@@ -74,6 +74,8 @@ class FakeSession:
     name: str = "demo"
     tokenizer: FakeCodec | None = field(default_factory=FakeCodec)
     has_drafter: bool = True
+    context_limit: int = 512
+    sampling_defaults: SamplingConfig = SamplingConfig()
     failure: BaseException | None = None
     asked: list[tuple[list[int], SamplingConfig, StopConfig, bool]] = field(default_factory=list)
     opened: list[tuple[PairFiles, RuntimeConfig, EngineConfig]] = field(default_factory=list)

@@ -18,8 +18,8 @@ def test_drafts_change_the_rounds_but_not_the_answer(dspark, pair):
     with_head, without = json.loads(drafted.out), json.loads(plain.out)
     assert with_head["token_ids"] == without["token_ids"]
     assert with_head["text"] == without["text"]
-    assert all(len(each["draft"]) == 4 for each in with_head["rounds"])
-    assert all(each["draft"] == [] for each in without["rounds"])
+    assert all(len(each["drafted"]) == 4 for each in with_head["rounds"])
+    assert all(each["drafted"] == [] for each in without["rounds"])
     assert with_head["stats"]["drafted"] == 4 * len(with_head["rounds"])
 
 
@@ -34,7 +34,7 @@ def test_rounds_join_up(dspark, pair):
     committed = answer["token_ids"][:1]
     for each in answer["rounds"]:
         assert each["anchor"] == committed[-1]
-        committed += [*each["draft"][: each["accepted"]], each["next"]]
+        committed += [*each["drafted"][: each["accepted"]], each["next"]]
     assert committed[: len(answer["token_ids"])] == answer["token_ids"]
 
 

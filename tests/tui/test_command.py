@@ -114,12 +114,12 @@ def test_a_target_of_ones_own_fetches_no_pair(started, terminal, monkeypatch, tm
 def test_a_first_prompt_comes_after_the_pair(started, terminal, arguments, name, prompt):
     assert run(["chat", *arguments]) == 0
     ((_, backend, settings),) = started
-    assert (backend.name, settings.first_prompt) == (name, prompt)
+    assert (backend.name, settings.prompts) == (name, (prompt,) if prompt else ())
 
 
 def test_a_server_gets_a_first_prompt_too(started, terminal):
     assert run(["chat", "--server", "http://localhost:1", "Hello there"]) == 0
-    assert started[0][2].first_prompt == "Hello there"
+    assert started[0][2].prompts == ("Hello there",)
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_the_greeting_says_how_answers_are_sampled(talk, backend):
 @pytest.mark.parametrize("kind", [io.BytesIO, Terminal])
 def test_a_first_prompt_comes_before_those_on_stdin(backend, capsys, script, kind):
     backend.scripts += [script("A"), script("B")]
-    run_plain_chat(backend, ChatSettings(first_prompt="/bin is what?"), kind(b"Two\n"))
+    run_plain_chat(backend, ChatSettings(prompts=("/bin is what?",)), kind(b"Two\n"))
     captured = capsys.readouterr()
     assert captured.out == "A\nB\n"
     assert ("> /bin is what?" in captured.err) == (kind is Terminal)

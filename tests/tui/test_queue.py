@@ -149,7 +149,7 @@ async def test_a_first_prompt_is_sent_once_the_model_is_there(open_chat, backend
     from dspark.chat.backend import ChatSettings
 
     backend.is_held = True
-    settings = ChatSettings(first_prompt="/usr/bin holds what?")
+    settings = ChatSettings(prompts=("/usr/bin holds what?",))
     async with open_chat(script("Programs"), settings=settings) as chat:
         await chat.until_shown("/usr/bin holds what?", "waits until the model is loaded")
         backend.release(10)

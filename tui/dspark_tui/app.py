@@ -107,9 +107,13 @@ def chat_commands(chat: ChatScreen) -> Iterable[SystemCommand]:
 def run_chat(backend: ChatBackend, settings: ChatSettings) -> int:
     """Runs until the user quits; returns the exit code. A thread may still be running: it is a
     daemon, and the process may end without waiting for it."""
-    app = DSparkApp(backend, settings)
+    return run_app(DSparkApp(backend, settings))
+
+
+def run_app(app: DSparkApp) -> int:
+    """As `run_chat`."""
     app.run()
-    backend.cancel()
+    app.backend.cancel()
     for child in psutil.Process().children():  # pip, if it is downloading
         with suppress(psutil.Error):
             child.terminate()

@@ -91,8 +91,8 @@ class ChatScreen(Screen[None]):
         self.query_one(PromptBox).focus()
         self._follow_phase(self.phase)
         self.worker.load()
-        if self.settings.first_prompt:
-            await self._enqueue(self.settings.first_prompt)
+        for prompt in self.settings.prompts:
+            await self._enqueue(prompt)
 
     # Events of the backend
 
