@@ -85,7 +85,7 @@ def test_json_is_a_flag_wherever_it_is():
         if "--json" in option.opts
     }
     assert all(option.is_flag for option in options.values())
-    assert set(options) == set(COMMANDS) - {"chat", "help"}
+    assert set(options) == set(COMMANDS) - {"chat", "replay", "help"}
 
 
 def test_long_pages_are_in_panels(dspark):
