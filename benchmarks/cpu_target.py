@@ -3,17 +3,23 @@
 python benchmarks/cpu_target.py --json benchmarks/results/cpu-target.json
 
 Needs the demo pair (dspark pull demo). The text is our own documentation. Distances are of the next
-token's distribution, in nats, float32 first; both targets see the same text. Answers are greedy, to
+token's distribution, in nats, float32 first; all targets see the same text. Answers are greedy, to
 everyday_prompts.txt. Speeds take turns, and a figure is the quickest of them: the machine may be
-busy with other things.
+busy with other things. --llama-cpp MODEL.gguf BINARIES adds llama.cpp's distance and its prompts
+on the same file, turn by turn; BINARIES holds llama-bench and llama_cpp_logits, the program that
+llama_cpp_logits.cpp tells how to build.
 """
 
 import argparse
+import json
 import shlex
+import struct
+import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,7 +44,9 @@ TEXTS = ("README.md", "docs/architecture.md", "docs/models.md", "docs/log.md")
 STRETCH = 512  # tokens that are seen together
 BEFORE = 200  # positions in the cache of a step
 ROWS = (1, 5, 8, 32, 64)
+REQUESTS = (1, 2, 4, 8, 16, 32, 64)
 NEW_TOKENS = 48
+Stretches = Sequence[torch.Tensor]
 PROMPTS, ANSWER_TOKENS, START = "benchmarks/everyday_prompts.txt", 512, 40
 
 
@@ -47,40 +55,65 @@ def load(folder: Path, *, as_stored: bool) -> Target:
     return load_target(folder, tap_layers=(), as_stored=as_stored, **place)  # type: ignore[arg-type]
 
 
-def stretches(codec: TextCodec, num_tokens: int) -> Iterator[torch.Tensor]:
+def stretches(codec: TextCodec, num_tokens: int) -> Stretches:
     ids = [i for name in TEXTS for i in codec.encode((ROOT / name).read_text(encoding="utf-8"))]
     if len(ids) < num_tokens:
         sys.exit(f"our own text has {len(ids)} tokens only")
-    yield from torch.tensor(ids[:num_tokens]).split(STRETCH)
+    return torch.tensor(ids[:num_tokens]).split(STRETCH)
 
 
-@torch.inference_mode()
-def distance(stored: Target, dense: Target, texts: list[torch.Tensor]) -> dict[str, float]:
+LogProbs = Callable[[torch.Tensor], torch.Tensor]  # ids [N] -> float64 [N, V]
+
+
+def distance(name: str, other: LogProbs, float32: LogProbs, ids: Stretches) -> dict[str, float]:
     found: dict[str, list[torch.Tensor]] = defaultdict(list)
-    for ids in texts:
-        ours, theirs = (_log_probs(target, ids) for target in (stored, dense))
+    for stretch in ids:
+        ours, theirs = other(stretch), float32(stretch)
         found["kl"].append((theirs.exp() * (theirs - ours)).sum(-1))
         found["agrees"].append((ours.argmax(-1) == theirs.argmax(-1)).double())
-        for name, logs in (("stored", ours), ("float32", theirs)):
-            found[name].append(-logs[:-1].gather(1, ids[1:, None]).squeeze(1))
-    whole = {name: torch.cat(parts) for name, parts in found.items()}
+        for which, logs in ((name, ours), ("float32", theirs)):
+            found[which].append(-logs[:-1].gather(1, stretch[1:, None]).squeeze(1))
+    whole = {which: torch.cat(parts) for which, parts in found.items()}
     return {
         "tokens": len(whole["kl"]),
         "kl_mean": float(whole["kl"].mean()),
         "kl_median": float(whole["kl"].median()),
         "kl_99th_percentile": float(whole["kl"].quantile(0.99)),
         "argmax_agreement": float(whole["agrees"].mean()),
-        "cross_entropy_stored": float(whole["stored"].mean()),
+        f"cross_entropy_{name}": float(whole[name].mean()),
         "cross_entropy_float32": float(whole["float32"].mean()),
     }
 
 
+@torch.inference_mode()
 def _log_probs(target: Target, ids: torch.Tensor) -> torch.Tensor:
     slot = target.open()
     try:
         return target.verify([slot], [ids]).logits.double().log_softmax(-1)
     finally:
         target.close(slot)
+
+
+class LlamaCpp:
+    """llama_cpp_logits.cpp in a process of its own."""
+
+    def __init__(self, model: str, binaries: str, threads: int, vocabulary: int) -> None:
+        command = [f"{binaries}/llama_cpp_logits", model, str(threads)]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe)
+        self._vocabulary = vocabulary
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        asked, told = self._process.stdin, self._process.stdout
+        assert asked is not None and told is not None
+        asked.write(struct.pack(f"={len(ids) + 1}i", len(ids), *ids.tolist()))
+        asked.flush()
+        size = 4 * len(ids) * self._vocabulary
+        content = bytearray(told.read(size))
+        if len(content) < size:
+            sys.exit("llama.cpp ended early")
+        logits = torch.frombuffer(content, dtype=torch.float32)
+        return logits.view(len(ids), -1).double().log_softmax(-1)
 
 
 def quickest(work: Callable[[], object], turns: int) -> float:
@@ -165,6 +198,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=5000)
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--llama-cpp", nargs=2, metavar=("GGUF", "BINARIES"))
     parser.add_argument("--only-speed", action="store_true", help="leave the distance out")
     parser.add_argument("--note", default="", help="what else the machine did")
     parser.add_argument("--json", type=Path)
@@ -180,12 +214,17 @@ def main() -> None:
         sys.exit("the demo of this store holds numbers, or there are no kernels here")
     found: dict[str, object] = {
         "milliseconds": {n: by_kernel(stored, n, chosen.turns) for n in ROWS},
-        "tokens_per_second_together": {n: together(stored, n) for n in (1, 8, 32)},
-        "prompt_tokens_per_second": _prompt_speed(stored, chosen.turns),
+        "tokens_per_second_together": {n: together(stored, n) for n in REQUESTS},
+        "prompt_tokens_per_second": prompt_speeds(stored, chosen),
     }
     if not chosen.only_speed:
         dense = load(files.target, as_stored=False)
-        found["distance"] = distance(stored, dense, list(stretches(codec, chosen.tokens)))
+        float32, texts = partial(_log_probs, dense), stretches(codec, chosen.tokens)
+        found["distance"] = distance("stored", partial(_log_probs, stored), float32, texts)
+        if chosen.llama_cpp:
+            size = stored.spec.vocab_size
+            theirs = LlamaCpp(*chosen.llama_cpp, threads=chosen.threads, vocabulary=size)
+            found["distance_llama_cpp"] = distance("llama_cpp", theirs, float32, texts)
         found["answers"] = answers(stored, dense, codec)
     for name, value in found.items():
         print(name, value, flush=True)
@@ -196,15 +235,26 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def _prompt_speed(target: Target, turns: int) -> float:
+def prompt_speeds(target: Target, chosen: argparse.Namespace) -> dict[str, list[float]]:
+    """Of each turn: a prompt of 512 tokens by us and, if given, by llama-bench."""
     ids = torch.arange(STRETCH) % 1000
-
-    def read() -> None:
+    found: dict[str, list[float]] = defaultdict(list)
+    for _ in range(max(3, chosen.turns // 4)):
         slot = target.open()
+        started = time.perf_counter()
         target.prefill(slot, ids)
+        found["dspark"].append(STRETCH / (time.perf_counter() - started))
         target.close(slot)
+        if chosen.llama_cpp:
+            found["llama_cpp"].append(_llama_bench(*chosen.llama_cpp, chosen.threads))
+    return dict(found)
 
-    return 1e3 * STRETCH / quickest(read, max(3, turns // 4))
+
+def _llama_bench(model: str, binaries: str, threads: int) -> float:
+    command = [f"{binaries}/llama-bench", "-m", model, "-t", str(threads), "-o", "json"]
+    command += ["-p", str(STRETCH), "-n", "0", "-r", "1"]
+    told = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
+    return float(json.loads(told.stdout)[0]["avg_ts"])
 
 
 if __name__ == "__main__":
