@@ -16,7 +16,6 @@ from dspark_kernels.cpu.runtime import Op, current
 from dspark_kernels.cpu.step_words import Pages, Place, step_words
 
 TILE = LANES  # keys
-TRANSPOSING_ROWS = 4  # of a run, from which it pays to transpose a tile of keys
 HIDDEN = float("-inf")
 
 
@@ -42,19 +41,14 @@ def attend_round(
 
 
 def run_bytes(group: int, head_dim: int) -> int:
-    """Memory of a row and head of keys: attend_text's Run, without the keys."""
+    """Memory of a row and head of keys: attend_text's Run."""
     padded = -(-group // LANES) * LANES
     return 4 * (padded * (TILE + 2) + group * (LANES + head_dim))
 
 
-def unit_bytes(group: int, head_dim: int) -> int:
-    """And its share of a tile of keys, which runs of at least TRANSPOSING_ROWS hold."""
-    return run_bytes(group, head_dim) + 4 * TILE * head_dim // TRANSPOSING_ROWS
-
-
 def attend_scratch(num_rows: int, heads: Heads) -> torch.Tensor:
     """Memory for what rows have so far; operations that follow each other may share it."""
-    size = unit_bytes(heads.num_heads // heads.num_kv_heads, heads.head_dim)
+    size = run_bytes(heads.num_heads // heads.num_kv_heads, heads.head_dim)
     return torch.zeros(num_rows, heads.num_kv_heads, size, dtype=torch.uint8)
 
 

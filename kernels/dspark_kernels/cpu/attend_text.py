@@ -1,18 +1,11 @@
 """Attention in LLVM's text. A run of rows of one slot takes the keys tile by tile, so that a tile
 comes from memory once for all of them: first the scores of all rows' heads, then their weights,
-then the values. The steps of one head wait for each other; those of many do not. Several rows
-transpose a tile of keys first: then a key is a lane, and the lanes of a sum are registers.
+then the values. The steps of one head wait for each other; those of many do not.
 """
 
 from typing import NamedTuple
 
-from dspark_kernels.cpu.attend_round import (
-    HIDDEN,
-    TILE,
-    TRANSPOSING_ROWS,
-    run_bytes,
-    unit_bytes,
-)
+from dspark_kernels.cpu.attend_round import HIDDEN, TILE, run_bytes
 from dspark_kernels.cpu.float_text import FLOATS, LANES, WORDS, numbers, write_exp, write_tree
 from dspark_kernels.cpu.llvm_text import Carried, Loop, Text
 from dspark_kernels.cpu.rope_write import (
@@ -31,12 +24,13 @@ QUERY_REGISTERS, KEYS_AT_ONCE = 12, 4  # that share loads of keys
 L1_BYTES = 32_768  # for what a run has so far
 VECTOR = 4 * LANES
 LINE, TILES_AHEAD = 64, 2
+FETCHING_RUNS = 8  # of a pass; keys of fewer come in time
 
 
 class Run(NamedTuple):
     """Rows of one slot and their heads, over one head of keys. Arrays of all heads: the tile's
     scores, then weights; the largest score; the factor of all before the tile; the sums of weights;
-    the outputs. The first three are padded to whole vectors of heads. Behind them the tile of keys.
+    the outputs. The first three are padded to whole vectors of heads.
     """
 
     row: str
@@ -47,15 +41,12 @@ class Run(NamedTuple):
     shrink: str
     sums: str
     outs: str
-    keys: str  # transposed
 
 
 def write_attend(text: Text, head_dim: int, group: int) -> None:
     """`group` heads share their keys. A unit is a row of one of the heads of keys."""
     for heads in {len(chosen) for chosen in _heads_of_scores(group, head_dim)}:
         _write_scores(text, heads, head_dim // LANES)
-        _write_scores_across(text, heads, head_dim // LANES)
-    _write_transpose(text, head_dim // LANES)
     _write_weights(text)
     text.raw(
         f"define void @attend_{head_dim}_{group}(ptr %own, ptr %step, i64 %first, i64 %last) {{"
@@ -72,13 +63,15 @@ def write_attend(text: Text, head_dim: int, group: int) -> None:
     most_rows = max(1, L1_BYTES // run_bytes(group, head_dim))
     left = _least(text, text.set(f"sub i64 %last, {units.index}"), most_rows)
     count, longest = _rows_of_slot(text, row, slot, left)
-    memory = text.at(scratch, text.set(f"mul i64 {units.index}, {unit_bytes(group, head_dim)}"))
-    run = _run(text, memory, row, count, (group, head_dim))
+    memory = text.at(scratch, text.set(f"mul i64 {units.index}, {run_bytes(group, head_dim)}"))
+    run = _run(text, memory, row, count, group)
     keys, table = write_head(text, layer, kv_head), write_table(text, slot)
     inside = text.set(f"mul i64 {kv_head}, {4 * group * head_dim}")
     query = text.at(text.at(queries, inside), text.set(f"mul i64 {row}, {row_bytes}"))
+    is_many = text.set(f"icmp sge i64 {rows}, {text.set(f'mul i64 {count}, {FETCHING_RUNS}')}")
     following = text.set(f"add i64 {units.index}, {count}")
-    _fetch_first(text, _least(text, following, text.set("sub i64 %last, 1")), layer, head_dim)
+    following = _least(text, following, text.set("sub i64 %last, 1"))
+    _fetch_first(text, following, layer, head_dim, is_many)
     _begin(text, run, head_dim)
     tiles = Loop(text, "0", longest, step=str(TILE))
     page, place = write_page(text, table, tiles.index)
@@ -86,8 +79,8 @@ def write_attend(text: Text, head_dim: int, group: int) -> None:
     ahead = text.set(f"add i64 {tiles.index}, {TILES_AHEAD * TILE}")
     is_inside = text.set(f"icmp slt i64 {ahead}, {longest}")
     tile_bytes = TILE * 4 * head_dim
-    size = text.set(f"select i1 {is_inside}, i64 {tile_bytes}, i64 0")
-    _fetch(text, text.at(key_tile, TILES_AHEAD * tile_bytes), size)
+    is_wanted = text.set(f"and i1 {is_many}, {is_inside}")
+    _fetch(text, text.at(key_tile, TILES_AHEAD * tile_bytes), tile_bytes, is_wanted)
     _score(text, run, tiles.index, (query, row_bytes), key_tile, (group, head_dim))
     text.do(
         f"call void @weights(ptr {run.scores}, ptr {run.most}, ptr {run.shrink}, ptr {run.sums}, "
@@ -103,25 +96,25 @@ def write_attend(text: Text, head_dim: int, group: int) -> None:
     text.raw("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
 
 
-def _fetch_first(text: Text, unit: str, layer: str, head_dim: int) -> None:
+def _fetch_first(text: Text, unit: str, layer: str, head_dim: int, is_wanted: str) -> None:
     """The first tiles of the run that begins with this unit."""
     rows = text.load("i64", "%step", 8)
     kv_head, row = (text.set(f"{op} i64 {unit}, {rows}") for op in ("udiv", "urem"))
     slot = text.load("i64", write_entry(text, "slots", row), 8)
     page, _ = write_page(text, write_table(text, slot), "0")
     keys = text.at(write_head(text, layer, kv_head), page)
-    _fetch(text, keys, TILES_AHEAD * TILE * 4 * head_dim)
+    _fetch(text, keys, TILES_AHEAD * TILE * 4 * head_dim, is_wanted)
 
 
-def _fetch(text: Text, keys: str, size: str | int) -> None:
-    """These bytes of keys, and as many of values, into the second-level cache: processors fetch
-    ahead, but requests' keys are too short for them to begin in time."""
+def _fetch(text: Text, keys: str, size: int, is_wanted: str) -> None:
+    """So many bytes of keys, and of values, into the second-level cache. The processor does so too,
+    but begins too late for the few keys of each of many requests."""
+    size_or_none = text.set(f"select i1 {is_wanted}, i64 {size}, i64 0")
     values = text.at(keys, write_word(text, "value_bytes"))
-    lines = Loop(text, "0", str(size), step=str(LINE))
+    lines = Loop(text, "0", size_or_none, step=str(LINE))
     for base in (keys, values):
-        text.do(
-            f"call void @llvm.prefetch.p0(ptr {text.at(base, lines.index)}, i32 0, i32 2, i32 1)"
-        )
+        place = text.at(base, lines.index)
+        text.do(f"call void @llvm.prefetch.p0(ptr {place}, i32 0, i32 2, i32 1)")
     lines.close()
 
 
@@ -147,13 +140,11 @@ def _rows_of_slot(text: Text, row: str, slot: str, limit: str) -> tuple[str, str
     return count, longest
 
 
-def _run(text: Text, memory: str, row: str, count: str, sizes: tuple[int, int]) -> Run:
-    group, head_dim = sizes
+def _run(text: Text, memory: str, row: str, count: str, group: int) -> Run:
     heads = text.set(f"mul i64 {count}, {group}")
     padded = text.set(f"and i64 {text.set(f'add i64 {heads}, {LANES - 1}')}, -{LANES}")
     places = [memory]
-    by_head = ((VECTOR, heads), (4 * head_dim, heads))
-    for size, number in ((VECTOR, padded), (4, padded), (4, padded), *by_head):
+    for size, number in ((VECTOR, padded), (4, padded), (4, padded), (VECTOR, heads)):
         places.append(text.at(places[-1], text.set(f"mul i64 {number}, {size}")))
     return Run(row, count, heads, *places)
 
@@ -181,18 +172,6 @@ def _score(
 ) -> None:
     """`query` of the run's first row, with the bytes from row to row."""
     group, head_dim = sizes
-    across, start, after = (text.fresh(stem) for stem in ("across", "start", "scored"))
-    is_across = text.set(f"icmp sge i64 {run.num_rows}, {TRANSPOSING_ROWS}")
-    text.do(f"br i1 {is_across}, label %{across}, label %{start}")
-    text.label(across)
-    text.do(f"call void @transpose(ptr {keys}, ptr {run.keys})")
-    text.do(f"br label %{start}")
-    text.label(start)
-    keys = text.set(f"select i1 {is_across}, ptr {run.keys}, ptr {keys}")
-    functions = {
-        size: text.set(f"select i1 {is_across}, ptr @scores_across_{size}, ptr @scores_of_{size}")
-        for size in {len(heads) for heads in _heads_of_scores(group, head_dim)}
-    }
     rows = Loop(text, "0", run.num_rows)
     seen = text.set(f"trunc i64 {_visible(text, run, rows.index, first)} to i32")
     row = text.at(query[0], text.set(f"mul i64 {rows.index}, {query[1]}"))
@@ -201,11 +180,10 @@ def _score(
         own = text.at(row, heads.start * 4 * head_dim)
         index = text.set(f"add i64 {before}, {heads.start}")
         place = text.at(run.scores, text.set(f"mul i64 {index}, {VECTOR}"))
-        function = functions[len(heads)]
-        text.do(f"call void {function}(ptr {own}, ptr {keys}, ptr {place}, i32 {seen})")
+        text.do(
+            f"call void @scores_of_{len(heads)}(ptr {own}, ptr {keys}, ptr {place}, i32 {seen})"
+        )
     rows.close()
-    text.do(f"br label %{after}")
-    text.label(after)
 
 
 def _heads_of_scores(group: int, head_dim: int) -> list[range]:
@@ -337,79 +315,16 @@ def _write_scores(text: Text, num_heads: int, parts: int) -> None:
                     totals[head][key] = text.fma(LANES, q, loaded, before)
         for head in heads:
             quarters[head].append(_across(text, totals[head], "fadd"))
-    _store_scores(text, [_across(text, each, "fadd", LANES // KEYS_AT_ONCE) for each in quarters])
-
-
-def _store_scores(text: Text, scores: list[str]) -> None:
-    """Those of the first `%seen` keys, and ends the function."""
     places = ", ".join(f"i32 {lane}" for lane in range(LANES))
     limit = text.splat("i32", LANES, "%seen")
     is_seen = text.set(f"icmp slt {WORDS} <{places}>, {limit}")
-    for head, score in enumerate(scores):
-        shown = f"{FLOATS} {score}, {FLOATS} {numbers(HIDDEN)}"
-        shown = text.set(f"select <16 x i1> {is_seen}, {shown}")
-        text.store(FLOATS, shown, text.at("%out", VECTOR * head))
+    hidden = numbers(HIDDEN)
+    for head in heads:
+        scores = _across(text, quarters[head], "fadd", LANES // KEYS_AT_ONCE)
+        scores = text.set(f"select <16 x i1> {is_seen}, {FLOATS} {scores}, {FLOATS} {hidden}")
+        text.store(FLOATS, scores, text.at("%out", VECTOR * head))
     text.do("ret void")
     text.raw("}")
-
-
-def _write_transpose(text: Text, parts: int) -> None:
-    """transpose(16 keys, memory): number by number, a key is a lane."""
-    text.raw("define internal void @transpose(ptr %keys, ptr %to) noinline {")
-    for part in range(parts):
-        rows = [
-            text.load(FLOATS, text.at("%keys", VECTOR * (key * parts + part)))
-            for key in range(TILE)
-        ]
-        width = LANES // 2
-        while width:
-            for low in range(LANES):
-                if not low & width:
-                    pair = rows[low], rows[low | width]
-                    rows[low], rows[low | width] = _exchanged(text, pair, width)
-            width //= 2
-        for lane, row in enumerate(rows):
-            text.store(FLOATS, row, text.at("%to", VECTOR * (part * LANES + lane)))
-    text.do("ret void")
-    text.raw("}")
-
-
-def _exchanged(text: Text, pair: tuple[str, str], width: int) -> tuple[str, str]:
-    """The second vector's lower runs of `width` lanes for the first one's upper ones."""
-    lower = [lane if not lane & width else LANES + lane - width for lane in range(LANES)]
-    masks = (lower, [lane + width for lane in lower])
-    first, second = (
-        text.set(
-            f"shufflevector {FLOATS} {pair[0]}, {FLOATS} {pair[1]}, "
-            f"<16 x i32> <{', '.join(f'i32 {lane}' for lane in mask)}>"
-        )
-        for mask in masks
-    )
-    return first, second
-
-
-def _write_scores_across(text: Text, num_heads: int, parts: int) -> None:
-    """As scores_of, the same sums, of transposed keys."""
-    arguments = "ptr %query, ptr %keys, ptr %out, i32 %seen"
-    text.raw(f"define internal void @scores_across_{num_heads}({arguments}) noinline {{")
-    heads = range(num_heads)
-
-    def sums(lane: int, width: int) -> list[str]:
-        """Of each head, of all lanes that differ from this one by multiples of `width`."""
-        if width < LANES:
-            pairs = zip(sums(lane, 2 * width), sums(lane + width, 2 * width), strict=True)
-            return [text.set(f"fadd {FLOATS} {one}, {other}") for one, other in pairs]
-        totals = [numbers(0.0) for _ in heads]
-        for part in range(parts):
-            number = part * LANES + lane
-            key = text.load(FLOATS, text.at("%keys", VECTOR * number))
-            for head in heads:
-                at = text.at("%query", 4 * (head * parts * LANES + number))
-                query = text.splat("float", LANES, text.load("float", at))
-                totals[head] = text.fma(LANES, query, key, totals[head])
-        return totals
-
-    _store_scores(text, sums(0, 1))
 
 
 def _across(text: Text, vectors: list[str], combine: str, width: int = LANES) -> str:
