@@ -193,13 +193,33 @@ def answers(stored: Target, dense: Target, codec: TextCodec) -> dict[str, int]:
     }
 
 
+def speeds(stored: StoredTarget, chosen: argparse.Namespace) -> dict[str, object]:
+    return {
+        "milliseconds": {n: by_kernel(stored, n, chosen.turns) for n in ROWS},
+        "tokens_per_second_together": {n: together(stored, n) for n in REQUESTS},
+        "prompt_tokens_per_second": prompt_speeds(stored, chosen),
+    }
+
+
+def distances(
+    stored: Target, dense: Target, texts: Stretches, chosen: argparse.Namespace
+) -> dict[str, object]:
+    float32, ours = (partial(_log_probs, target) for target in (dense, stored))
+    found: dict[str, object] = {"distance": distance("stored", ours, float32, texts)}
+    if chosen.llama_cpp:
+        size = stored.spec.vocab_size
+        theirs = LlamaCpp(*chosen.llama_cpp, threads=chosen.threads, vocabulary=size)
+        found["distance_llama_cpp"] = distance("llama_cpp", theirs, float32, texts)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tokens", type=int, default=5000)
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--llama-cpp", nargs=2, metavar=("GGUF", "BINARIES"))
-    parser.add_argument("--only-speed", action="store_true", help="leave the distance out")
+    parser.add_argument("--only", choices=("speed", "distance"), help="and answers")
     parser.add_argument("--note", default="", help="what else the machine did")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
@@ -212,19 +232,12 @@ def main() -> None:
     stored = load(files.target, as_stored=True)
     if not isinstance(stored, StoredTarget):
         sys.exit("the demo of this store holds numbers, or there are no kernels here")
-    found: dict[str, object] = {
-        "milliseconds": {n: by_kernel(stored, n, chosen.turns) for n in ROWS},
-        "tokens_per_second_together": {n: together(stored, n) for n in REQUESTS},
-        "prompt_tokens_per_second": prompt_speeds(stored, chosen),
-    }
-    if not chosen.only_speed:
+    found: dict[str, object] = {}
+    if chosen.only != "distance":
+        found |= speeds(stored, chosen)
+    if chosen.only != "speed":
         dense = load(files.target, as_stored=False)
-        float32, texts = partial(_log_probs, dense), stretches(codec, chosen.tokens)
-        found["distance"] = distance("stored", partial(_log_probs, stored), float32, texts)
-        if chosen.llama_cpp:
-            size = stored.spec.vocab_size
-            theirs = LlamaCpp(*chosen.llama_cpp, threads=chosen.threads, vocabulary=size)
-            found["distance_llama_cpp"] = distance("llama_cpp", theirs, float32, texts)
+        found |= distances(stored, dense, stretches(codec, chosen.tokens), chosen)
         found["answers"] = answers(stored, dense, codec)
     for name, value in found.items():
         print(name, value, flush=True)
