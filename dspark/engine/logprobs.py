@@ -19,7 +19,7 @@ def token_logprobs(
     told = []
     for row, token_id in zip(logits, token_ids, strict=False):
         known = row.float().log_softmax(dim=0)
-        best = known.topk(count)
+        best = known.topk(min(count, len(known)))
         top = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         told.append(TokenLogprobs(float(known[token_id]), tuple(top)))
     return tuple(told)

@@ -47,6 +47,9 @@ def make_app(session: Session, config: ServeConfig = ServeConfig()) -> FastAPI:
     app.add_exception_handler(Exception, answer_error)
     app.include_router(openai_routes(serving))
     _add_own_routes(app, serving)
+    for described_body in app.openapi()["components"]["schemas"].values():
+        if model := described_body.get("properties", {}).get("model"):
+            model["enum"] = [serving.name]
     return app
 
 

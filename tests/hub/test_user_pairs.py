@@ -1,5 +1,8 @@
 """Pairs of the user's own: they survive a round trip, and a name means one thing."""
 
+import subprocess
+import sys
+
 import pytest
 
 from dspark import hub
@@ -77,3 +80,9 @@ def test_a_broken_file_is_told_in_one_line(home, text) -> None:
     with pytest.raises(CheckpointError, match=r"pairs\.json cannot be read") as failure:
         hub.registered_pairs()
     assert "\n" not in failure.value.message
+
+
+@pytest.mark.parametrize("name", ["register", "find_pair", "fetch"])
+def test_any_name_of_the_store_may_be_used_first(name):
+    code = f"from dspark import hub\nhub.{name}"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -32,6 +32,7 @@ def test_an_answer_is_the_librarys_whole_and_streamed(served, open_pair):
         "role": "assistant",
         "content": expected,
         "refusal": None,
+        "annotations": [],
     }
     prompt_tokens = len(served.session.encode_prompt("Hi"))
     assert whole["usage"] == {

@@ -4,9 +4,9 @@ import difflib
 from pathlib import Path
 
 from dspark.errors import UnknownNameError
+from dspark.hub.catalog import user_pairs
 from dspark.hub.catalog.pairs import HubRepo, Pair
 from dspark.hub.catalog.read_catalog import read_catalog
-from dspark.hub.catalog.user_pairs import registered_pairs
 
 FILES = (".gguf", ".safetensors", ".json")
 CATALOG = read_catalog(Path(__file__).with_name("pairs.toml").read_text(encoding="utf-8"))
@@ -15,11 +15,11 @@ PAIRS, ALIASES, FAMILIES = CATALOG.pairs, CATALOG.aliases, CATALOG.families
 
 def known_pairs() -> dict[str, Pair]:
     """All pairs with a name, the user's own last."""
-    return {**PAIRS, **registered_pairs()}
+    return {**PAIRS, **user_pairs.registered_pairs()}
 
 
 def known_pair(name: str) -> Pair | None:
-    return find_shipped(name) or registered_pairs().get(name)
+    return find_shipped(name) or user_pairs.registered_pairs().get(name)
 
 
 def find_pair(name: str) -> Pair:

@@ -1,6 +1,5 @@
 """What OpenAI's requests have in common: the fields that are heeded, and how others are refused."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
@@ -47,15 +46,14 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 
 
 # JSON does not tell 1.0 from 1
-WholeNumber = Annotated[
-    int, BeforeValidator(lambda n: int(n) if isinstance(n, float) and n.is_integer() else n)
-]
+AS_WHOLE = BeforeValidator(lambda n: int(n) if isinstance(n, float) and n.is_integer() else n)
 
 
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 MOST_LOGPROBS = 20
-_TOKEN_ID = re.compile("[0-9]{1,9}")
+MOST_TOP_K = 2**31 - 1  # more keeps all, too
+TokenId = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
 
 
 class UnsupportedParameterError(InputError):
@@ -87,11 +85,11 @@ class CommonBody(BaseModel):
     stream: bool | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[WholeNumber, Field(ge=-1)] | None = Field(
+    top_k: Annotated[int, Field(ge=-1), AS_WHOLE] | None = Field(
         None, description="-1 and 0 keep all."
     )
-    seed: WholeNumber | None = None  # modulo 2 ** 64
-    logit_bias: dict[str, Bias] | None = Field(None, description="By token id.")
+    seed: Annotated[int, AS_WHOLE] | None = None  # modulo 2 ** 64
+    logit_bias: dict[TokenId, Bias] | None = Field(None, description="By token id.")
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None
@@ -127,17 +125,13 @@ class CommonBody(BaseModel):
 
     def sampling(self, defaults: SamplingConfig, choice: int) -> SamplingConfig:
         """Of the choice with this index: with a seed, each has the next one."""
-        top_k = None if self.top_k is None else max(self.top_k, 0)
+        top_k = None if self.top_k is None else min(max(self.top_k, 0), MOST_TOP_K)
         seed = None if self.seed is None else (self.seed + choice) % 2**64
         return SamplingChoice(self.temperature, top_k, self.top_p, seed).over(defaults)
 
     def logits(self) -> LogitsConfig:
-        """Raises InputError for a key that is no token id."""
-        bias = self.logit_bias or {}
-        if any(not _TOKEN_ID.fullmatch(key) for key in bias):
-            raise InputError("the keys of logit_bias are token ids")
         return LogitsConfig(
-            tuple((int(key), value) for key, value in bias.items()),
+            tuple((int(key), value) for key, value in (self.logit_bias or {}).items()),
             self.presence_penalty or 0.0,
             self.frequency_penalty or 0.0,
             1.0 if self.repetition_penalty is None else self.repetition_penalty,

@@ -7,11 +7,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dspark.config import StopConfig
 from dspark.errors import InputError
-from dspark.serve.openai.common_body import MOST_LOGPROBS, CommonBody, WholeNumber
+from dspark.serve.openai.common_body import AS_WHOLE, MOST_LOGPROBS, CommonBody
 from dspark.serve.openai.tool_use import ToolUse
 
 MOST_CHOICES = 16
 MOST_STOPS = 16
+StopString = Annotated[str, Field(min_length=1)]
 
 
 class StreamOptions(BaseModel):
@@ -24,10 +25,10 @@ class DecodingBody(CommonBody):
     """What chats and completions have in common."""
 
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[WholeNumber, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[WholeNumber, Field(ge=1)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
-    n: Annotated[WholeNumber, Field(ge=1, le=MOST_CHOICES)] | None = None
+    max_tokens: Annotated[int, Field(ge=1), AS_WHOLE] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1), AS_WHOLE] | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=MOST_STOPS)] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES), AS_WHOLE] | None = None
 
     @property
     def num_choices(self) -> int:
@@ -38,11 +39,8 @@ class DecodingBody(CommonBody):
         return self.stream_options is not None and self.stream_options.include_usage
 
     def stopping(self, default: int | None) -> StopConfig:
-        """As CommonBody.stopping. Raises InputError for an empty stop string."""
         given = self.max_completion_tokens or self.max_tokens or default
         strings = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        if "" in strings:
-            raise InputError("a stop string needs a text", "Leave it out.")
         return StopConfig(max_tokens=given, strings=strings)
 
 
@@ -173,7 +171,7 @@ class ChatBody(DecodingBody):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     response_format: AnswerFormat | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[WholeNumber, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS), AS_WHOLE] | None = None
 
     @property
     def num_logprobs(self) -> int | None:
@@ -202,7 +200,7 @@ class CompletionBody(DecodingBody):
     """POST /v1/completions. A prompt is a text or token ids, or several of them."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
-    logprobs: Annotated[WholeNumber, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS), AS_WHOLE] | None = None
 
     @property
     def num_logprobs(self) -> int | None:

@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from dspark.config import StopConfig
 from dspark.errors import InputError
 from dspark.serve.openai.common_body import (
+    AS_WHOLE,
     MOST_LOGPROBS,
     CommonBody,
     UnsupportedParameterError,
-    WholeNumber,
 )
 from dspark.serve.openai.tool_use import ToolUse
 
@@ -122,12 +122,12 @@ class ResponsesBody(CommonBody):
 
     input: str | Annotated[list[Item], Field(min_length=1)]
     instructions: str | None = None
-    max_output_tokens: Annotated[WholeNumber, Field(ge=1)] | None = None
+    max_output_tokens: Annotated[int, Field(ge=1), AS_WHOLE] | None = None
     tools: list[FunctionTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     text: TextOptions | None = None
     include: list[str] | None = None
-    top_logprobs: Annotated[WholeNumber, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS), AS_WHOLE] | None = None
     metadata: dict[str, str] | None = None
 
     @property

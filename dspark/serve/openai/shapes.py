@@ -126,7 +126,8 @@ class ChatShape:
 
     def _choice(self, index: int, answer: Answer) -> Json:
         choice = answer.finished
-        message: Json = {"role": "assistant", "content": choice.text, "refusal": None}
+        message: Json = {"role": "assistant", "content": choice.text}
+        message |= {"refusal": None, "annotations": []}
         if choice.thinking:
             message["reasoning_content"] = choice.thinking
         calls: list[ToolCall] = []
