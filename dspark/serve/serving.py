@@ -45,5 +45,5 @@ class Serving:
     def check_model(self, model: str) -> None:
         if model != self.name:
             raise UnknownNameError(
-                f"the model {model} is not served here", f"This server has {self.name}."
+                f"the model {model[:80]} is not served here", f"This server has {self.name}."
             )

@@ -14,7 +14,9 @@ import pytest
 import dspark
 from dspark import hub
 from dspark.config import ServeConfig
-from dspark.engine.session import Session
+from dspark.engine.session import Session, open_session
+from dspark.hub import PairFiles
+from dspark.progress import follow
 
 CPU = dspark.RuntimeConfig("cpu", "float32")
 WHOLE = dspark.EngineConfig(schedule=dspark.ScheduleConfig("full"))
@@ -82,4 +84,13 @@ def open_pair(tiny_chat_dir: Path, make_tiny_head) -> Iterator[Callable[[], Sess
 @pytest.fixture
 def served(open_pair) -> Iterator[Served]:
     with serving(open_pair()) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def shared(tiny_chat_dir: Path, make_tiny_head) -> Iterator[Served]:
+    """One server for a file's tests that change nothing of it."""
+    files = PairFiles("mine", tiny_chat_dir, make_tiny_head(tiny_chat_dir))
+    session = follow(open_session(files, CPU, WHOLE))
+    with session, serving(session) as server:
         yield server

@@ -1,5 +1,6 @@
 """What OpenAI's requests have in common: the fields that are heeded, and how others are refused."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
@@ -60,7 +61,7 @@ class UnsupportedParameterError(InputError):
     """A parameter that this server does not heed; `parameter` names it."""
 
     def __init__(self, parameter: str, hint: str = "Leave it out.") -> None:
-        super().__init__(f"{parameter} is not supported", hint)
+        super().__init__(f"{parameter[:80]} is not supported", hint)
         self.parameter = parameter
 
 
@@ -94,6 +95,16 @@ class CommonBody(BaseModel):
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None
     dspark: DSparkOptions | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_half_characters(cls, data: Any) -> Any:
+        """JSON can state halves of characters, which no text has."""
+        try:
+            json.dumps(data, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise InputError("the body has half a character: a lone surrogate") from None
+        return data
 
     @model_validator(mode="after")
     def _refuse_unheeded(self) -> Self:

@@ -14,6 +14,7 @@ from dspark.serve.openai.common_body import UnsupportedParameterError
 
 BAD_REQUEST, NOT_FOUND, BUSY, FAILED = 400, 404, 503, 500
 OTHER_TYPE = 415
+MOST_CHARACTERS = 120  # of a client's own words in a refusal
 
 
 class ErrorDetail(BaseModel):
@@ -93,6 +94,7 @@ async def answer_invalid_body(_: Request, error: Exception) -> JSONResponse:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return JSONResponse(error_body("the body is not valid JSON", BAD_REQUEST), BAD_REQUEST)
-    place = ".".join(str(part) for part in first["loc"] if part != "body")
-    text = f"{place}: {first['msg']}" if place else str(first["msg"])
+    place = ".".join(str(part) for part in first["loc"] if part != "body")[:MOST_CHARACTERS]
+    message = str(first["msg"])[:MOST_CHARACTERS]
+    text = f"{place}: {message}" if place else message
     return JSONResponse(error_body(text, BAD_REQUEST, place or None), BAD_REQUEST)
