@@ -82,7 +82,7 @@ def attend(
     """As paged_attention, without its variants."""
     if any(given is not None and given != 0 for given in variant.values()):
         raise NotImplementedError("no stand-in for windows, soft caps and sinks")
-    pages = tables[rows.slots.long()][:, : rows.num_splits].long()
+    pages = tables[rows.slots.long()][:, : rows.num_pages].long()
     cached_keys, cached_values = (
         cached[pages].transpose(1, 2).flatten(2, 3) for cached in (keys, values)
     )

@@ -172,5 +172,5 @@ def page_rows(plan: RowPlan, device: torch.device) -> PagedRows:
         row_starts.append(row_starts[-1] + size)
     numbers = torch.tensor([*plan.slots, *plan.starts, *row_starts], dtype=torch.int32)
     slots, starts, ends = numbers.to(device).split([plan.num_requests] * 2 + [len(row_starts)])
-    num_splits = num_pages_for(plan.end)
-    return PagedRows(slots, starts, ends, max(plan.sizes), num_splits, plan.causal)
+    num_pages = num_pages_for(plan.end)
+    return PagedRows(slots, starts, ends, max(plan.sizes), num_pages, plan.causal)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dspark.kvcache.caches import CachePass
-from dspark_kernels import HeadNorms, SkinnyLinear, add_rms_norm, rms_norm
+from dspark_kernels import HeadNorms, ResidualStream, SkinnyLinear, rms_norm
 
 Move = Callable[[torch.Tensor], torch.Tensor]
 
@@ -61,18 +61,19 @@ class Decoder:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings [N, H] -> hidden states [N, H] after the final norm, taps [N, T * H].
 
-        Each residual add is fused into the norm that follows it. Tap -1 are the embeddings.
+        Tap -1 are the embeddings.
         """
         taps: dict[int, torch.Tensor] = {}
-        update, index = None, -1
+        stream, index = ResidualStream(residual), -1
         for index, layer in enumerate(self.layers):
-            normed, residual = self._add_norm(update, residual, layer.input_norm)
-            taps |= {index - 1: residual} if index - 1 in tap_layers else {}
+            normed, stream = stream.normed(layer.input_norm, self._eps)
+            taps |= {index - 1: stream.total} if index - 1 in tap_layers else {}
             heads = self._by_head(layer.qkv(normed))
-            update = layer.output(rows(index, heads, layer.head_norms))
-            normed, residual = add_rms_norm(update, residual, layer.mlp_norm, self._eps)
-            update = layer.down(layer.gate_up.gated(normed))
-        normed, taps[index] = self._add_norm(update, residual, self._final_norm)
+            stream = layer.output.onto(stream, rows(index, heads, layer.head_norms))
+            normed, stream = stream.normed(layer.mlp_norm, self._eps)
+            stream = layer.down.onto(stream, layer.gate_up.gated(normed))
+        normed, stream = stream.normed(self._final_norm, self._eps)
+        taps[index] = stream.total
         tapped = [taps[index] for index in tap_layers]
         return normed, torch.cat(tapped, dim=-1) if tapped else normed[:, :0]
 
@@ -89,11 +90,3 @@ class Decoder:
     def _by_head(self, projected: torch.Tensor) -> torch.Tensor:
         """[N, heads * D] -> [N, heads, D]."""
         return projected.view(len(projected), -1, self._head_dim)
-
-    def _add_norm(
-        self, update: torch.Tensor | None, residual: torch.Tensor, weight: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The norm of the sum, and the sum; nothing is added in front of the first layer."""
-        if update is None:
-            return rms_norm(residual, weight, self._eps), residual
-        return add_rms_norm(update, residual, weight, self._eps)

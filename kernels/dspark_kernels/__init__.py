@@ -9,10 +9,11 @@ from dspark_kernels.distribution_terms import (
 )
 from dspark_kernels.linear import SkinnyLinear
 from dspark_kernels.noise import gumbel_row
-from dspark_kernels.norm import add_rms_norm, rms_norm
+from dspark_kernels.norm import rms_norm
 from dspark_kernels.norm_rope_write import HeadNorms
 from dspark_kernels.paged_cache import PagedRows
 from dspark_kernels.quantized_weight import QuantizedWeight
+from dspark_kernels.residual_stream import ResidualStream
 from dspark_kernels.rope import RotaryTable, apply_rope
 from dspark_kernels.sampling import draw, probabilities, race
 from dspark_kernels.sequential_head import DraftedBlock, SequentialHead, draft_block
@@ -30,6 +31,7 @@ __all__ = [
     "PagedRows",
     "QuantizedWeight",
     "Races",
+    "ResidualStream",
     "RotaryTable",
     "SequentialHead",
     "SkinnyLinear",
@@ -38,7 +40,6 @@ __all__ = [
     "accept_chosen",
     "accept_greedy",
     "accept_sampled",
-    "add_rms_norm",
     "apply_rope",
     "distribution_terms",
     "draft_block",

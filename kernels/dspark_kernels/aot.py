@@ -69,13 +69,14 @@ def measure(build: KernelBuild, capability: int) -> Usage:
         for name, type_name in build.signature.items()
         if type_name.startswith("*") or type_name == "i32"
     }
-    source = ASTSource(build.kernel, signature, constexprs=build.constexprs, attrs=aligned)
+    constants = build.constants(capability)
+    source = ASTSource(build.kernel, signature, constexprs=constants, attrs=aligned)
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", capability, WARP_SIZE),
         options={
             "num_warps": build.num_warps,
-            "num_stages": build.num_stages,
+            "num_stages": build.stages(capability),
             "maxnreg": build.max_registers,
             "enable_fp_fusion": True,
         },

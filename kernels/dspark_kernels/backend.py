@@ -17,6 +17,7 @@ import torch
 
 __all__ = [
     "Backend",
+    "card_capability",
     "choose_backend",
     "cuda_capability",
     "jit",
@@ -88,6 +89,14 @@ def _backend_of(device: torch.device) -> Backend:
 @cache
 def cuda_capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
+
+
+def card_capability(device: torch.device) -> int:
+    """As 90 for an H100; 0 without a card."""
+    if device.type != "cuda":
+        return 0
+    major, minor = cuda_capability(device)
+    return 10 * major + minor
 
 
 def use_triton(x: torch.Tensor, *others: torch.Tensor, has_backward: bool = False) -> bool:

@@ -1,9 +1,11 @@
 """The builds of `python -m dspark_kernels.aot`: each kernel in the configurations that run."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
+
+from dspark_kernels.dependent_launch import starts_early_at
 
 # files with a function builds() -> list[KernelBuild]
 OPS: tuple[str, ...] = (
@@ -22,7 +24,11 @@ OPS: tuple[str, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class KernelBuild:
-    """One kernel in one configuration; `signature` names the types of its other arguments."""
+    """One kernel in one configuration; `signature` names the types of its other arguments.
+
+    A kernel with DEPENDENT starts early where the card can, whatever is given here. `stages_at` is
+    for one whose stages depend on the card.
+    """
 
     name: str
     kernel: Any
@@ -32,6 +38,15 @@ class KernelBuild:
     num_stages: int = 3
     max_registers: int | None = None
     min_capability: int = 80
+    stages_at: Callable[[int], int] | None = None
+
+    def stages(self, capability: int) -> int:
+        return self.num_stages if self.stages_at is None else self.stages_at(capability)
+
+    def constants(self, capability: int) -> dict[str, Any]:
+        if "DEPENDENT" not in self.constexprs:
+            return self.constexprs
+        return {**self.constexprs, "DEPENDENT": starts_early_at(capability)}
 
 
 def all_builds() -> Iterator[KernelBuild]:

@@ -11,6 +11,7 @@ import torch
 
 from dspark_kernels.prepacked_weight import PrepackedProduct, prepack_weight
 from dspark_kernels.quantized_weight import QuantizedWeight
+from dspark_kernels.residual_stream import ResidualStream
 from dspark_kernels.skinny_linear import skinny_linear
 from dspark_kernels.swiglu import swiglu
 
@@ -61,3 +62,9 @@ class SkinnyLinear:
         if self._prepacked is not None:
             return swiglu(self(x))
         return skinny_linear(x, self.weight, self.bias, gated=True)
+
+    def onto(self, stream: ResidualStream, x: torch.Tensor) -> ResidualStream:
+        """The stream with the product of x added."""
+        if self._prepacked is None:
+            return stream.plus_linear(x, self.weight, self.bias)
+        return ResidualStream(stream.total, self(x))

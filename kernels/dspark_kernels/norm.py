@@ -5,6 +5,7 @@ import torch.nn.functional as F
 
 from dspark_kernels.backend import jit, next_power_of_2, tl, use_triton
 from dspark_kernels.builds import KernelBuild
+from dspark_kernels.dependent_launch import launch_options, wait_for_previous
 from dspark_kernels.rounding import round_to
 
 
@@ -67,6 +68,7 @@ def _launch(
         BLOCK=block,
         HAS_RESIDUAL=residual is not None,
         num_warps=warps_of_a_row(block),
+        **launch_options(x.device),
     )
 
 
@@ -85,8 +87,10 @@ def rms_norm_kernel(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
     """One row a program, so that no row's sum depends on the others."""
+    wait_for_previous(DEPENDENT)
     dtype = out.dtype.element_ty
     column = tl.arange(0, BLOCK)
     inside = column < WIDTH
@@ -116,6 +120,7 @@ def builds() -> list[KernelBuild]:
             "WIDTH": width,
             "BLOCK": block,
             "HAS_RESIDUAL": has_residual,
+            "DEPENDENT": True,
         }
         if has_residual:
             signature |= {"residual": f"*{dtype}", "total": f"*{dtype}"}

@@ -6,6 +6,7 @@ import torch
 
 from dspark_kernels.backend import jit, next_power_of_2, tl, use_triton
 from dspark_kernels.builds import KernelBuild
+from dspark_kernels.dependent_launch import launch_options, wait_for_previous
 from dspark_kernels.norm import rms_norm_reference
 from dspark_kernels.paged_cache import PAGE, PagedRows, write_rows
 from dspark_kernels.rope import apply_rope
@@ -66,6 +67,7 @@ def norm_rope_write(
         HAS_ROPE=rotary is not None,
         HAS_NORM=norms is not None,
         num_warps=1,
+        **launch_options(qkv.device),
     )
     return query
 
@@ -118,8 +120,10 @@ def norm_rope_write_kernel(
     PAGE: tl.constexpr,
     HAS_ROPE: tl.constexpr,
     HAS_NORM: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
     """One head of one row a program: request, row of the request, head."""
+    wait_for_previous(DEPENDENT)
     HALF: tl.constexpr = HEAD_DIM // 2
     dtype = qkv.dtype.element_ty
     request = tl.program_id(0)
@@ -175,6 +179,7 @@ def builds() -> list[KernelBuild]:
             "PAGE": PAGE,
             "HAS_ROPE": True,
             "HAS_NORM": has_norm,
+            "DEPENDENT": True,
         }
         if has_norm:
             tensors += ["query_norm", "key_norm"]

@@ -1,7 +1,9 @@
 """Attention of the few new rows of each request over its pages of keys and values.
 
-Each page is attended to on its own, a tile of keys after the other, and the pages' results are
-added up in order: the sum of a row knows nothing of the other rows and requests of the pass.
+Positions are cut into splits, short ones first: each is attended to on its own, a tile of keys
+after the other. The program that comes last adds the results of sixteen splits, and the last of all
+adds those sums. What is added to what depends on positions alone: a row's bits know nothing of the
+other rows and requests of the pass.
 """
 
 import math
@@ -10,17 +12,20 @@ from typing import Any
 import torch
 
 from dspark_kernels.backend import (
-    jit,
+    card_capability,
     jit_unspecialized,
     next_power_of_2,
     tl,
     use_triton,
 )
 from dspark_kernels.builds import KernelBuild
+from dspark_kernels.dependent_launch import launch_options, wait_for_previous
+from dspark_kernels.last_arriver import arrival_counters, arrives_last
+from dspark_kernels.paged_attention_splits import SHORT_SPLITS, combined_splits, split_at, split_of
 from dspark_kernels.paged_cache import PAGE, PagedRows, gather_request
 from dspark_kernels.rounding import product, round_to
 
-SPLITS_AT_ONCE = 32  # pages whose results are added up in one step
+SPLITS_AT_ONCE = 16  # whose results are added up in one step
 
 
 def paged_attention(
@@ -49,20 +54,27 @@ def paged_attention(
     num_kv_heads = keys.shape[1]
     group = num_heads // num_kv_heads
     sizes = sizes_of_a_block(group, head_dim, query.element_size())
-    partial = query.new_empty(num_rows, num_heads, rows.num_splits, head_dim, dtype=torch.float32)
-    stats = query.new_empty(2, num_rows, num_heads, rows.num_splits, dtype=torch.float32)
-    where = (rows.starts, rows.row_starts)
+    num_splits = num_splits_for(rows.num_pages)
+    partial = query.new_empty(num_rows, num_heads, num_splits, head_dim, dtype=torch.float32)
+    stats = query.new_empty(2, num_rows, num_heads, num_splits, dtype=torch.float32)
+    out = query.new_empty(num_rows, num_heads * head_dim)
+    num_groups = rows.num_requests * num_kv_heads
     num_blocks = -(-rows.max_rows // sizes["BLOCK_ROWS"])
-    paged_attention_kernel[(rows.num_requests * num_kv_heads, num_blocks, rows.num_splits)](
+    num_counters = num_groups * num_blocks * (-(-num_splits // SPLITS_AT_ONCE) + 1)
+    paged_attention_kernel[(num_groups, num_blocks, num_splits)](
         query,
         keys,
         values,
         partial,
         stats[0],
         stats[1],
+        sinks,
+        arrival_counters(query.device, num_counters),
+        out,
         tables,
         rows.slots,
-        *where,
+        rows.starts,
+        rows.row_starts,
         scale,
         soft_cap,
         tables.stride(0),
@@ -70,40 +82,36 @@ def paged_attention(
         NUM_KV_HEADS=num_kv_heads,
         GROUP=group,
         PAGE=PAGE,
+        CHUNK=SPLITS_AT_ONCE,
         CAUSAL=rows.causal,
         WINDOW=window,
         HAS_SOFT_CAP=soft_cap > 0,
+        HAS_SINKS=sinks is not None,
         **sizes,
         num_warps=warps_of_a_block(sizes),
-        num_stages=2,
-    )
-    out = query.new_empty(num_rows, num_heads * head_dim)
-    combine_kernel[(rows.num_requests, rows.max_rows, num_heads)](
-        partial,
-        stats[0],
-        stats[1],
-        sinks,
-        out,
-        *where,
-        rows.num_splits,
-        NUM_HEADS=num_heads,
-        HEAD_DIM=head_dim,
-        BLOCK_DIM=sizes["BLOCK_DIM"],
-        CHUNK=SPLITS_AT_ONCE,
-        PAGE=PAGE,
-        CAUSAL=rows.causal,
-        WINDOW=window,
-        HAS_SINKS=sinks is not None,
-        num_warps=4,
+        num_stages=stages_at(card_capability(query.device)),
+        **launch_options(query.device),
     )
     return out
+
+
+def num_splits_for(num_pages: int) -> int:
+    """Splits of that many pages: a quarter of a page each in the first four pages."""
+    short = SHORT_SPLITS.value * 64 // PAGE
+    return PAGE // 64 * min(num_pages, short) + max(num_pages - short, 0)
+
+
+def stages_at(capability: int) -> int:
+    """Three where a block may have 160 KB of shared memory; the stages change no sum."""
+    return 3 if capability in (80, 90, 100) else 2
 
 
 def sizes_of_a_block(group: int, head_dim: int, itemsize: int) -> dict[str, int]:
     """Rows that share one read of the keys, and keys of a tile: the model's, never the pass's.
 
-    Two stages of keys and values take 64 KB of shared memory at most. Larger tiles of float32,
-    which is multiplied without tensor cores, do not fit into the registers.
+    A tile of keys or values takes 16 KB of shared memory at most. Larger tiles of float32, which is
+    multiplied without tensor cores, do not fit into the registers. BLOCK_SUMS pairs at a time are
+    added up over their splits.
     """
     rows = max(8, 16 // group) if group <= 8 else max(64 // group, 1)
     block_dim = next_power_of_2(max(head_dim, 16))
@@ -113,6 +121,7 @@ def sizes_of_a_block(group: int, head_dim: int, itemsize: int) -> dict[str, int]
         "BLOCK_ROWS": rows,
         "BLOCK_PAIRS": next_power_of_2(max(rows * group, 16)),
         "BLOCK_KEYS": 16 if itemsize == 4 else max(16, min(64, 16384 // (block_dim * itemsize))),
+        "BLOCK_SUMS": max(1, min(8, 1024 // block_dim)),
     }
 
 
@@ -164,7 +173,7 @@ def paged_attention_reference(
 LOG2_E = tl.constexpr(math.log2(math.e))
 
 
-@jit
+@jit_unspecialized("table_stride")
 def paged_attention_kernel(
     query: tl.tensor,  # [N, heads, HEAD_DIM]
     keys: tl.tensor,  # [pages, NUM_KV_HEADS, PAGE, HEAD_DIM]
@@ -172,6 +181,9 @@ def paged_attention_kernel(
     partial: tl.tensor,  # [N, heads, splits, HEAD_DIM]
     maxima: tl.tensor,  # [N, heads, splits], in powers of two
     sums: tl.tensor,  # [N, heads, splits]
+    sinks: tl.tensor,  # [heads]
+    counters: tl.tensor,
+    out: tl.tensor,  # [N, heads, HEAD_DIM]
     tables: tl.tensor,
     slots: tl.tensor,
     starts: tl.tensor,
@@ -187,42 +199,56 @@ def paged_attention_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_PAIRS: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
+    BLOCK_SUMS: tl.constexpr,
     PAGE: tl.constexpr,
+    CHUNK: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     HAS_SOFT_CAP: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
-    """One key head of one request, a block of its rows, one page.
+    """One key head of one request, a block of its rows, one split.
 
     Pairs of row and query head share the keys; a key that a pair may not see adds an exact zero.
     """
+    wait_for_previous(DEPENDENT)
     request = tl.program_id(0) // NUM_KV_HEADS
     kv_head = tl.program_id(0) % NUM_KV_HEADS
     block_start = tl.program_id(1) * BLOCK_ROWS
-    page_start = tl.program_id(2) * PAGE
+    split = tl.program_id(2)
     start = tl.load(starts + request)
     first_row = tl.load(row_starts + request)
     size = tl.load(row_starts + request + 1) - first_row
     block_end = tl.minimum(size, block_start + BLOCK_ROWS)
-    end = tl.minimum(page_start + PAGE, start + (block_end if CAUSAL else size))
-    begin = page_start
+    visible_end = start + (block_end if CAUSAL else size)
+    first_split = 0
     if WINDOW > 0:
-        seen_first = tl.maximum(start + block_start + 1 - WINDOW, page_start)
-        begin = seen_first - (seen_first - page_start) % BLOCK_KEYS
-    if (block_start < size) & (begin < end):
+        seen_first = tl.maximum(start + block_start + 1 - WINDOW, 0)
+        first_split = split_of(seen_first, PAGE)
+    # an idle lane may be longer than the splits of this pass
+    last_split = tl.minimum(split_of(visible_end - 1, PAGE), tl.num_programs(2) - 1)
+    if (block_start < size) & (first_split <= split) & (split <= last_split):
+        split_start, split_size = split_at(split, PAGE)
+        begin, end = split_start, tl.minimum(split_start + split_size, visible_end)
+        if WINDOW > 0:
+            begin = tl.maximum(seen_first, split_start)
+            begin -= (begin - split_start) % BLOCK_KEYS
+        page_start = split_start // PAGE * PAGE
         pair = tl.arange(0, BLOCK_PAIRS)
         row = block_start + pair // GROUP
         is_live = (pair < BLOCK_ROWS * GROUP) & (row < size)
         position = start + row
         visible = position + 1 if CAUSAL else tl.zeros_like(position) + start + size
-        pair_index = (first_row + row).to(tl.int64) * (NUM_KV_HEADS * GROUP)
-        pair_index += kv_head * GROUP + pair % GROUP
+        first_pair = (first_row + block_start).to(tl.int64) * (NUM_KV_HEADS * GROUP)
+        first_pair += kv_head * GROUP
+        pair_index = first_pair + pair // GROUP * (NUM_KV_HEADS * GROUP) + pair % GROUP
         column = tl.arange(0, BLOCK_DIM)
         inside = column < HEAD_DIM
         both = is_live[:, None] & inside[None, :]
         at = pair_index[:, None] * HEAD_DIM + column[None, :]
         rotated = tl.load(query + at, mask=both, other=0.0)
-        page = tl.load(tables + tl.load(slots + request) * table_stride + tl.program_id(2))
+        page = tl.load(tables + tl.load(slots + request) * table_stride + page_start // PAGE)
         base = page.to(tl.int64) * page_stride + kv_head * PAGE * HEAD_DIM
         total = tl.zeros((BLOCK_PAIRS, BLOCK_DIM), tl.float32)
         maximum = tl.full((BLOCK_PAIRS,), float("-inf"), tl.float32)
@@ -252,71 +278,34 @@ def paged_attention_kernel(
             rounded = round_to(weights, tile_values.dtype)
             total = product(rounded, tile_values, total * shrink[:, None])
             maximum = raised
-        split_index = pair_index * tl.num_programs(2) + tl.program_id(2)
+        num_splits = tl.num_programs(2)
+        split_index = pair_index * num_splits + split
         tl.store(maxima + split_index, maximum, mask=is_live)
         tl.store(sums + split_index, weight_sum, mask=is_live)
         tl.store(partial + split_index[:, None] * HEAD_DIM + column[None, :], total, mask=both)
 
-
-@jit_unspecialized("num_splits")
-def combine_kernel(
-    partial: tl.tensor,  # [N, NUM_HEADS, splits, HEAD_DIM]
-    maxima: tl.tensor,  # [N, NUM_HEADS, splits]
-    sums: tl.tensor,
-    sinks: tl.tensor,  # [NUM_HEADS]
-    out: tl.tensor,  # [N, NUM_HEADS, HEAD_DIM]
-    starts: tl.tensor,
-    row_starts: tl.tensor,
-    num_splits: tl.tensor,
-    NUM_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
-    CHUNK: tl.constexpr,
-    PAGE: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    WINDOW: tl.constexpr,
-    HAS_SINKS: tl.constexpr,
-) -> None:
-    """One head of one row: the results of its pages, added in chunks of a fixed size."""
-    request = tl.program_id(0)
-    row = tl.program_id(1)
-    head = tl.program_id(2)
-    first_row = tl.load(row_starts + request)
-    size = tl.load(row_starts + request + 1) - first_row
-    if row < size:
-        start = tl.load(starts + request)
-        visible = start + (row + 1 if CAUSAL else size)
-        end = tl.cdiv(visible, PAGE)
-        begin = 0
-        if WINDOW > 0:
-            begin = tl.maximum(start + row + 1 - WINDOW, 0) // PAGE
-        column = tl.arange(0, BLOCK_DIM)
-        inside = column < HEAD_DIM
-        pair = (first_row + row).to(tl.int64) * NUM_HEADS + head
-        total = tl.zeros((BLOCK_DIM,), tl.float32)
-        weight_sum = 0.0
-        maximum = float("-inf")
-        if HAS_SINKS:
-            maximum = tl.load(sinks + head).to(tl.float32) * LOG2_E
-            weight_sum = 1.0
-        for chunk in range(begin // CHUNK * CHUNK, end, CHUNK):
-            split = chunk + tl.arange(0, CHUNK)
-            present = (split >= begin) & (split < end)
-            at = pair * num_splits + split
-            peaks = tl.load(maxima + at, mask=present, other=float("-inf"))
-            raised = tl.maximum(maximum, tl.max(peaks, axis=0))
-            shrink = tl.exp2(maximum - raised)
-            weights = tl.exp2(peaks - raised)
-            both = present[:, None] & inside[None, :]
-            pages = tl.load(
-                partial + at[:, None] * HEAD_DIM + column[None, :], mask=both, other=0.0
-            )
-            total = total * shrink + tl.sum(pages * weights[:, None], axis=0)
-            page_sums = tl.load(sums + at, mask=present, other=0.0)
-            weight_sum = weight_sum * shrink + tl.sum(page_sums * weights, axis=0)
-            maximum = raised
-        dtype = out.dtype.element_ty
-        tl.store(out + pair * HEAD_DIM + column, round_to(total / weight_sum, dtype), mask=inside)
+        num_pairs = (block_end - block_start) * GROUP
+        num_chunks = tl.cdiv(num_splits, CHUNK)
+        block = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+        of_block = counters + block * (num_chunks + 1)
+        chunk = split // CHUNK
+        first_chunk, last_chunk = first_split // CHUNK, last_split // CHUNK
+        first_of_chunk = tl.maximum(first_split, chunk * CHUNK)
+        last_of_chunk = tl.minimum(last_split, chunk * CHUNK + CHUNK - 1)
+        if arrives_last(of_block + chunk, last_of_chunk - first_of_chunk + 1):
+            # all splits at once, or the sum of a chunk in the place of its first split
+            combined_splits(
+                partial, maxima, sums, sinks, out, first_pair, num_pairs, num_splits,
+                first_of_chunk, last_of_chunk, 1, first_of_chunk, first_chunk == last_chunk,
+                NUM_KV_HEADS, GROUP, HEAD_DIM, BLOCK_DIM, BLOCK_SUMS, CHUNK, HAS_SINKS,
+            )  # fmt: skip
+            if first_chunk < last_chunk:  # noqa: SIM102 - `and` would take a ticket in any case
+                if arrives_last(of_block + num_chunks, last_chunk - first_chunk + 1):
+                    combined_splits(
+                        partial, maxima, sums, sinks, out, first_pair, num_pairs, num_splits,
+                        first_chunk, last_chunk, CHUNK, first_split, True,
+                        NUM_KV_HEADS, GROUP, HEAD_DIM, BLOCK_DIM, BLOCK_SUMS, CHUNK, HAS_SINKS,
+                    )  # fmt: skip
 
 
 # dtype, query heads, key heads, head_dim, variant of the attention
@@ -332,39 +321,31 @@ BUILDS: tuple[tuple[str, int, int, int, dict[str, Any]], ...] = (
 
 
 def builds() -> list[KernelBuild]:
-    return [build for shape in BUILDS for build in _builds_of(*shape)]
+    return [_build_of(*shape) for shape in BUILDS]
 
 
-def _builds_of(
+def _build_of(
     dtype: str, num_heads: int, num_kv_heads: int, head_dim: int, asked: dict[str, Any]
-) -> list[KernelBuild]:
+) -> KernelBuild:
     options = {"CAUSAL": True, "WINDOW": 0, "HAS_SOFT_CAP": False, "HAS_SINKS": False} | asked
     group, itemsize = num_heads // num_kv_heads, 2 if dtype == "bf16" else 4
     name = f"{dtype} {num_heads}:{num_kv_heads}x{head_dim} {' '.join(asked).lower()}".strip()
     sizes = sizes_of_a_block(group, head_dim, itemsize)
-    attention = sizes | {"NUM_KV_HEADS": num_kv_heads, "GROUP": group, "PAGE": PAGE}
-    combine: dict[str, Any] = {"NUM_HEADS": num_heads, "CHUNK": SPLITS_AT_ONCE, "PAGE": PAGE}
-    combine |= {size: sizes[size] for size in ("HEAD_DIM", "BLOCK_DIM")}
-    where = dict.fromkeys(("starts", "row_starts"), "*i32")
-    partial = dict.fromkeys(("partial", "maxima", "sums"), "*fp32")
-    cached = dict.fromkeys(("query", "keys", "values"), f"*{dtype}")
-    tables = {"tables": "*i32", "slots": "*i32", "table_stride": "i32", "page_stride": "i32"}
-    signature = cached | partial | where | tables | {"scale": "fp32", "soft_cap": "fp32"}
-    combined = partial | where | {"out": f"*{dtype}", "num_splits": "i32"}
+    constants = sizes | options | {"NUM_KV_HEADS": num_kv_heads, "GROUP": group, "PAGE": PAGE}
+    constants |= {"CHUNK": SPLITS_AT_ONCE, "DEPENDENT": True}
+    signature = dict.fromkeys(("query", "keys", "values", "out"), f"*{dtype}")
+    signature |= dict.fromkeys(("partial", "maxima", "sums"), "*fp32")
+    signature |= dict.fromkeys(("tables", "slots", "starts", "row_starts", "counters"), "*i32")
+    signature |= {"table_stride": "i32", "page_stride": "i32", "scale": "fp32", "soft_cap": "fp32"}
     if options["HAS_SINKS"]:
-        combined["sinks"] = f"*{dtype}"
+        signature["sinks"] = f"*{dtype}"
     else:
-        combine["sinks"] = None
-    attention |= {key: options[key] for key in ("CAUSAL", "WINDOW", "HAS_SOFT_CAP")}
-    combine |= {key: options[key] for key in ("CAUSAL", "WINDOW", "HAS_SINKS")}
-    return [
-        KernelBuild(
-            f"attention {name}",
-            paged_attention_kernel,
-            signature,
-            attention,
-            num_warps=warps_of_a_block(sizes),
-            num_stages=2,
-        ),
-        KernelBuild(f"attention sum {name}", combine_kernel, combined, combine),
-    ]
+        constants["sinks"] = None
+    return KernelBuild(
+        f"attention {name}",
+        paged_attention_kernel,
+        signature,
+        constants,
+        num_warps=warps_of_a_block(sizes),
+        stages_at=stages_at,
+    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-PAGE = 256  # positions of a page, and of a split of the attention
+PAGE = 256  # positions of a page
 
 
 def num_pages_for(length: int) -> int:
@@ -21,14 +21,14 @@ class PagedRows:
     """The rows of a pass, request after request, as int32 tensors on the device.
 
     Row i of request r stands at position starts[r] + i and is row row_starts[r] + i of the pass.
-    `max_rows` and `num_splits` bound the rows of a request and the pages that it reads.
+    `max_rows` and `num_pages` bound the rows of a request and the pages that it reads.
     """
 
     slots: torch.Tensor  # [R]
     starts: torch.Tensor  # [R]
     row_starts: torch.Tensor  # [R + 1]
     max_rows: int
-    num_splits: int
+    num_pages: int
     causal: bool
 
     @property

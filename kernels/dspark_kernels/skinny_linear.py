@@ -12,13 +12,17 @@ import torch.nn.functional as F
 
 from dspark_kernels.backend import next_power_of_2, triton, use_triton
 from dspark_kernels.builds import KernelBuild
+from dspark_kernels.dependent_launch import LINE, launch_options
 from dspark_kernels.dequantized_linear import dequantized_linear, kernel_codes
+from dspark_kernels.last_arriver import arrival_counters
 from dspark_kernels.quantized_weight import NIBBLES, QuantizedWeight
-from dspark_kernels.skinny_linear_kernels import ROW_TILE, combine_kernel, skinny_kernel
+from dspark_kernels.skinny_linear_kernels import ROW_TILE, skinny_kernel
 from dspark_kernels.swiglu import swiglu
 
 MAX_SKINNY_ROWS = 64
-COMBINE_COLUMNS = 256
+LEAST_PROGRAMS = 256  # about two for each multiprocessor of a large card
+MOST_AT_ONCE = 660  # programs that such a card holds
+TOUCHED_BYTES = 16 << 20  # a third of its L2, fetched before the kernel in front has ended
 DENSE_GROUP = 128  # no scales: one number for all widths, so that all share a kernel
 
 
@@ -44,14 +48,21 @@ def skinny_linear(
     gated: bool = False,
 ) -> torch.Tensor:
     """As skinny_linear_reference; a kernel for up to 64 rows, and one that unpacks for more."""
-    codes = weight.codes if isinstance(weight, QuantizedWeight) else weight
-    if x.shape[0] < 1 or not codes.is_contiguous() or not use_triton(x):
-        return skinny_linear_reference(x, weight, bias, gated=gated)
-    if x.shape[0] <= MAX_SKINNY_ROWS:
-        return _launch(x, weight, bias, gated)
-    if isinstance(weight, QuantizedWeight):
+    if takes_kernel(x, weight):
+        return launch(x, weight, bias, gated=gated)
+    if isinstance(weight, QuantizedWeight) and _may_run(x, weight):
         return dequantized_linear(x, weight, bias, gated=gated)
     return skinny_linear_reference(x, weight, bias, gated=gated)
+
+
+def takes_kernel(x: torch.Tensor, weight: torch.Tensor | QuantizedWeight) -> bool:
+    """Whether x [M, K] has as many rows as the kernel takes, where it runs."""
+    return x.shape[0] <= MAX_SKINNY_ROWS and _may_run(x, weight)
+
+
+def _may_run(x: torch.Tensor, weight: torch.Tensor | QuantizedWeight) -> bool:
+    codes = weight.codes if isinstance(weight, QuantizedWeight) else weight
+    return x.shape[0] >= 1 and codes.is_contiguous() and use_triton(x)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +85,14 @@ class Tiling:
         is_tight = gated and num_tiles > 1 and self.max_registers == 255
         return self.block_n // 2 if is_tight else self.block_n
 
+    def touched_lines(self, num_outputs: int, row_bytes: int, *, gated: bool) -> int:
+        """Lines of each row of weights that a program fetches before it may start, a power of two;
+        row_bytes: of a whole row of the matrix."""
+        programs = min(-(-num_outputs // self.block_n) * self.num_splits, MOST_AT_ONCE)
+        rows = programs * self.block_n * (2 if gated else 1)
+        lines = min(TOUCHED_BYTES // (rows * LINE), -(-row_bytes // (self.num_splits * LINE)))
+        return 1 << (max(lines, 1).bit_length() - 1)
+
     @classmethod
     def of(
         cls, num_outputs: int, num_columns: int, kind: str, group: int, element: int
@@ -83,7 +102,8 @@ class Tiling:
         block_k = group if kind in NIBBLES else min(group, 128 if element == 2 else 32)
         num_steps, num_splits = -(-num_columns // block_k), 1
         # enough programs to fill a large card, each with enough steps to fill its pipeline
-        while -(-num_outputs // block_n) * num_splits < 512 and num_steps >= 8 * num_splits:
+        num_blocks = -(-num_outputs // block_n)
+        while num_blocks * num_splits < LEAST_PROGRAMS and num_steps >= 8 * num_splits:
             num_splits *= 2
         # stated, because ptxas otherwise targets fewer than it needs; 128 leave room for four
         # blocks, but not for the masks of a last step that is not full
@@ -92,12 +112,16 @@ class Tiling:
         return cls(block_n, block_k, num_splits, max_registers)
 
 
-def _launch(
+def launch(
     x: torch.Tensor,
     weight: torch.Tensor | QuantizedWeight,
     bias: torch.Tensor | None,
-    gated: bool,
+    *,
+    gated: bool = False,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    """The kernel, for up to 64 rows; residual [M, N] is added to the product once that is rounded,
+    as if the two were apart."""
     quantized = weight if isinstance(weight, QuantizedWeight) else None
     if quantized is not None and quantized.order is not None:
         x = x[:, quantized.order]
@@ -109,21 +133,23 @@ def _launch(
         codes, scales, kind, group = kernel_codes(quantized, x.device)
     tiling = Tiling.of(num_outputs, num_columns, kind, group, x.element_size())
     out = x.new_empty(num_rows, num_outputs)
-    is_split = tiling.num_splits > 1
-    parts = out
-    if is_split:
+    parts = None
+    if tiling.num_splits > 1:
         shape = (tiling.num_splits, num_rows, num_weight_rows)
         parts = torch.empty(shape, device=x.device, dtype=torch.float32)
     num_tiles = next_power_of_2(triton.cdiv(num_rows, ROW_TILE.value))
     block_n = tiling.outputs(num_tiles, gated=gated)
-    grid = (triton.cdiv(num_outputs, block_n), tiling.num_splits)
-    skinny_kernel[grid](
+    num_blocks = triton.cdiv(num_outputs, block_n)
+    skinny_kernel[(num_blocks, tiling.num_splits)](
         x,
         codes,
         scales,
-        codes if quantized is None or quantized.zeros is None else quantized.zeros,
-        x if bias is None else bias,
+        None if quantized is None else quantized.zeros,
+        bias,
+        None if residual is None else residual.contiguous(),
         parts,
+        None if parts is None else arrival_counters(x.device, num_blocks),
+        out,
         num_rows,
         num_outputs,
         num_columns,
@@ -132,27 +158,17 @@ def _launch(
         ROWS_PER_SCALE=1 if quantized is None else quantized.rows_per_scale,
         GATED=gated,
         HAS_BIAS=bias is not None,
-        IS_SPLIT=is_split,
+        HAS_RESIDUAL=residual is not None,
         EVEN_K=num_columns % tiling.block_k == 0,
         NUM_SPLITS=tiling.num_splits,
         NUM_TILES=num_tiles,
         BLOCK_N=block_n,
         BLOCK_K=tiling.block_k,
+        LINES=tiling.touched_lines(num_outputs, codes[0].nbytes, gated=gated),
         num_stages=tiling.num_stages,
         maxnreg=tiling.registers(num_tiles),
+        **launch_options(x.device),
     )
-    if is_split:
-        combine_kernel[(num_rows, triton.cdiv(num_outputs, COMBINE_COLUMNS))](
-            parts,
-            x if bias is None else bias,
-            out,
-            num_rows,
-            num_outputs,
-            NUM_SPLITS=tiling.num_splits,
-            GATED=gated,
-            HAS_BIAS=bias is not None,
-            BLOCK_N=COMBINE_COLUMNS,
-        )
     return out
 
 
@@ -177,35 +193,42 @@ def builds() -> list[KernelBuild]:
     for x, codes, scales, kind, group, rows_per_scale, least in formats:
         tiling = Tiling.of(4096, 4096, kind, group, 4 if x == "fp32" else 2)
         many = (1, 4) if x != "fp16" and group == 128 else (1,)
-        for (gated, is_split), num_tiles in product(((False, True), (True, False)), many):
-            out = "*fp32" if is_split else f"*{x}"
-            rows = f" {16 * num_tiles} rows" if num_tiles > 1 else ""
+        for gated, num_tiles in product((False, True), many):
+            # as gate and up with a bias, or as down, which adds to the residual stream
+            given = ("bias",) if gated else ("residual",)
+            absent = {"bias", "residual"} - {*given}
+            signature = {"x": f"*{x}", "codes": codes, "scales": scales, "out": f"*{x}"}
+            signature |= dict.fromkeys(given, f"*{x}") | sizes
+            signature |= {"parts": "*fp32", "counters": "*i32"}
+            if kind == "int4":
+                signature["zeros"] = "*u8"
+            else:
+                absent.add("zeros")
             kernels.append(
                 KernelBuild(
-                    f"skinny {x} {kind} {group}{' gated' if gated else ''}{rows}",
+                    f"skinny {x} {kind} {group}{' gated' if gated else ''}"
+                    f"{f' {16 * num_tiles} rows' if num_tiles > 1 else ''}",
                     skinny_kernel,
-                    {"x": f"*{x}", "codes": codes, "scales": scales, "zeros": "*u8"}
-                    | {"bias": f"*{x}", "out": out}
-                    | sizes,
+                    signature,
                     {
+                        **dict.fromkeys(absent),
                         "KIND": kind,
                         "GROUP": group,
                         "ROWS_PER_SCALE": rows_per_scale,
                         "GATED": gated,
-                        "HAS_BIAS": False,
-                        "IS_SPLIT": is_split,
+                        "HAS_BIAS": gated,
+                        "HAS_RESIDUAL": not gated,
                         "EVEN_K": True,
-                        "NUM_SPLITS": tiling.num_splits if is_split else 1,
+                        "NUM_SPLITS": tiling.num_splits,
                         "NUM_TILES": num_tiles,
                         "BLOCK_N": tiling.outputs(num_tiles, gated=gated),
                         "BLOCK_K": tiling.block_k,
+                        "DEPENDENT": True,
+                        "LINES": 4,
                     },
                     num_stages=tiling.num_stages,
                     max_registers=tiling.registers(num_tiles),
                     min_capability=least,
                 )
             )
-    combine = {"parts": "*fp32", "bias": "*bf16", "out": "*bf16"}
-    combine |= {"num_rows": "i32", "num_outputs": "i32"}
-    constants = {"NUM_SPLITS": 8, "GATED": True, "HAS_BIAS": True, "BLOCK_N": COMBINE_COLUMNS}
-    return [*kernels, KernelBuild("skinny combine", combine_kernel, combine, constants)]
+    return kernels

@@ -1,9 +1,12 @@
-"""The kernels of skinny_linear.py: tiles of a product over parts of K, and their sum in order."""
+"""The kernel of skinny_linear.py: tiles of a product over parts of K, and their sum in order."""
 
 from dspark_kernels.backend import jit, tl
+from dspark_kernels.dependent_launch import LINE, touch, wait_for_previous
+from dspark_kernels.last_arriver import arrives_last
 from dspark_kernels.rounding import INTERPRETED, product, round_to
 
 ROW_TILE = tl.constexpr(16)  # the least that tl.dot takes
+LINE_BYTES = tl.constexpr(LINE)
 
 
 @jit
@@ -101,12 +104,8 @@ def weight_tile(
 
 
 @jit
-def tile_product(
+def x_tiles(
     x: tl.tensor,
-    first: tl.tensor,
-    second: tl.tensor,
-    scale: tl.tensor,
-    total: tl.tensor,
     rows: tl.tensor,
     step: tl.tensor,
     num_rows: tl.tensor,
@@ -116,22 +115,37 @@ def tile_product(
     EVEN_K: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> tl.tensor:
-    """total [16, BLOCK_N] + x[rows, step ..] times a weight_tile."""
+    """x[rows, step ..] in the two halves of a weight_tile."""
     is_row = (rows < num_rows)[:, None]
     x_row = x + rows[:, None] * num_columns
     if KIND == "int4" or KIND == "fp4":
-        half = tl.arange(0, GROUP // 2)
-        x_low = tl.load(x_row + (step + half)[None, :], mask=is_row, other=0.0)
-        x_high = tl.load(x_row + (step + GROUP // 2 + half)[None, :], mask=is_row, other=0.0)
-        part = product(x_low, first, tl.zeros_like(total))
-        part = product(x_high, second, part)
+        k = step + tl.arange(0, GROUP // 2)
+        first = tl.load(x_row + k[None, :], mask=is_row, other=0.0)
+        second = tl.load(x_row + (k + GROUP // 2)[None, :], mask=is_row, other=0.0)
     else:
         k = step + tl.arange(0, BLOCK_K)
         is_read = is_row if EVEN_K else is_row & (k < num_columns)[None, :]
-        values = tl.load(x_row + k[None, :], mask=is_read, other=0.0)
-        if KIND == "dense":
-            return product(values, first, total)
-        part = product(values, first, tl.zeros_like(total))
+        first = tl.load(x_row + k[None, :], mask=is_read, other=0.0)
+        second = first
+    return first, second
+
+
+@jit
+def tile_product(
+    x_first: tl.tensor,
+    x_second: tl.tensor,
+    first: tl.tensor,
+    second: tl.tensor,
+    scale: tl.tensor,
+    total: tl.tensor,
+    KIND: tl.constexpr,
+) -> tl.tensor:
+    """total [16, BLOCK_N] + x_tiles times a weight_tile."""
+    if KIND == "dense":
+        return product(x_first, first, total)
+    part = product(x_first, first, tl.zeros_like(total))
+    if KIND == "int4" or KIND == "fp4":
+        part = product(x_second, second, part)
     return total + part * scale
 
 
@@ -141,13 +155,33 @@ def silu(x: tl.tensor) -> tl.tensor:
 
 
 @jit
+def touch_weights(
+    codes: tl.tensor,
+    columns: tl.tensor,
+    begin: tl.tensor,
+    end: tl.tensor,
+    num_columns: tl.tensor,
+    KIND: tl.constexpr,
+    LINES: tl.constexpr,
+) -> None:
+    """The first lines of what a program will read, into the L2."""
+    PER_BYTE: tl.constexpr = 2 if KIND == "int4" or KIND == "fp4" else 1
+    PER_LINE: tl.constexpr = LINE_BYTES * 8 // codes.dtype.element_ty.primitive_bitwidth
+    at = tl.minimum(begin // PER_BYTE + tl.arange(0, LINES) * PER_LINE, end // PER_BYTE - 1)
+    touch(codes + columns.to(tl.int64)[:, None] * (num_columns // PER_BYTE) + at[None, :])
+
+
+@jit
 def skinny_kernel(
-    x: tl.tensor,
+    x: tl.tensor,  # [num_rows, num_columns]
     codes: tl.tensor,
     scales: tl.tensor,
     zeros: tl.tensor,
     bias: tl.tensor,
-    out: tl.tensor,
+    residual: tl.tensor,  # as out
+    parts: tl.tensor,  # [NUM_SPLITS, num_rows, all outputs]
+    counters: tl.tensor,
+    out: tl.tensor,  # [num_rows, num_outputs]
     num_rows: tl.tensor,
     num_outputs: tl.tensor,
     num_columns: tl.tensor,
@@ -156,15 +190,17 @@ def skinny_kernel(
     ROWS_PER_SCALE: tl.constexpr,
     GATED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
-    IS_SPLIT: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
     EVEN_K: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
     NUM_TILES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+    LINES: tl.constexpr,
 ) -> None:
-    """All rows, in up to four tiles of 16, and BLOCK_N outputs over one part of K; out is the parts
-    if IS_SPLIT.
+    """All rows, in up to four tiles of 16, and BLOCK_N outputs over one part of K; the last program
+    of some outputs adds their parts and finishes them.
 
     A tile of weights is read and unpacked once for all of them. Each tile of rows has a product of
     its own, so that a row is summed alike in all.
@@ -177,6 +213,11 @@ def skinny_kernel(
     end = tl.minimum(begin + steps_per_split * BLOCK_K, num_columns)
     rows = tl.arange(0, ROW_TILE)
     dtype: tl.constexpr = x.dtype.element_ty
+    if DEPENDENT:
+        touch_weights(codes, columns, begin, end, num_columns, KIND, LINES)
+        if GATED:
+            touch_weights(codes, columns + num_outputs, begin, end, num_columns, KIND, LINES)
+    wait_for_previous(DEPENDENT)
 
     none = tl.zeros((ROW_TILE, BLOCK_N), tl.float32)
     total_0, total_1, total_2, total_3 = none, none, none, none
@@ -186,133 +227,138 @@ def skinny_kernel(
             codes, scales, zeros, columns, step, num_columns, dtype,
             KIND, GROUP, ROWS_PER_SCALE, EVEN_K, BLOCK_K,
         )  # fmt: skip
-        total_0 = tile_product(
-            x, first, second, scale, total_0, rows, step, num_rows, num_columns,
-            KIND, GROUP, EVEN_K, BLOCK_K,
-        )  # fmt: skip
-        if NUM_TILES > 1:
-            total_1 = tile_product(
-                x, first, second, scale, total_1, rows + ROW_TILE, step, num_rows, num_columns,
-                KIND, GROUP, EVEN_K, BLOCK_K,
-            )  # fmt: skip
-        if NUM_TILES > 2:
-            total_2 = tile_product(
-                x, first, second, scale, total_2, rows + 2 * ROW_TILE, step, num_rows, num_columns,
-                KIND, GROUP, EVEN_K, BLOCK_K,
-            )  # fmt: skip
-            total_3 = tile_product(
-                x, first, second, scale, total_3, rows + 3 * ROW_TILE, step, num_rows, num_columns,
-                KIND, GROUP, EVEN_K, BLOCK_K,
-            )  # fmt: skip
         if GATED:
-            first, second, scale = weight_tile(
+            up_first, up_second, up_scale = weight_tile(
                 codes, scales, zeros, columns + num_outputs, step, num_columns, dtype,
                 KIND, GROUP, ROWS_PER_SCALE, EVEN_K, BLOCK_K,
             )  # fmt: skip
-            up_0 = tile_product(
-                x, first, second, scale, up_0, rows, step, num_rows, num_columns,
+        low, high = x_tiles(
+            x, rows, step, num_rows, num_columns,
+            KIND, GROUP, EVEN_K, BLOCK_K,
+        )  # fmt: skip
+        total_0 = tile_product(low, high, first, second, scale, total_0, KIND)
+        if GATED:
+            up_0 = tile_product(low, high, up_first, up_second, up_scale, up_0, KIND)
+        if NUM_TILES > 1:
+            low, high = x_tiles(
+                x, rows + ROW_TILE, step, num_rows, num_columns,
                 KIND, GROUP, EVEN_K, BLOCK_K,
             )  # fmt: skip
-            if NUM_TILES > 1:
-                up_1 = tile_product(
-                    x, first, second, scale, up_1, rows + ROW_TILE, step, num_rows, num_columns,
-                    KIND, GROUP, EVEN_K, BLOCK_K,
-                )  # fmt: skip
-            if NUM_TILES > 2:
-                up_2 = tile_product(
-                    x, first, second, scale, up_2, rows + 2 * ROW_TILE, step, num_rows,
-                    num_columns, KIND, GROUP, EVEN_K, BLOCK_K,
-                )  # fmt: skip
-                up_3 = tile_product(
-                    x, first, second, scale, up_3, rows + 3 * ROW_TILE, step, num_rows,
-                    num_columns, KIND, GROUP, EVEN_K, BLOCK_K,
-                )  # fmt: skip
+            total_1 = tile_product(low, high, first, second, scale, total_1, KIND)
+            if GATED:
+                up_1 = tile_product(low, high, up_first, up_second, up_scale, up_1, KIND)
+        if NUM_TILES > 2:
+            low, high = x_tiles(
+                x, rows + 2 * ROW_TILE, step, num_rows, num_columns,
+                KIND, GROUP, EVEN_K, BLOCK_K,
+            )  # fmt: skip
+            total_2 = tile_product(low, high, first, second, scale, total_2, KIND)
+            if GATED:
+                up_2 = tile_product(low, high, up_first, up_second, up_scale, up_2, KIND)
+            low, high = x_tiles(
+                x, rows + 3 * ROW_TILE, step, num_rows, num_columns,
+                KIND, GROUP, EVEN_K, BLOCK_K,
+            )  # fmt: skip
+            total_3 = tile_product(low, high, first, second, scale, total_3, KIND)
+            if GATED:
+                up_3 = tile_product(low, high, up_first, up_second, up_scale, up_3, KIND)
 
-    store_tile(
-        total_0, up_0, bias, out, rows, outputs, split, num_rows, num_outputs,
-        GATED, HAS_BIAS, IS_SPLIT,
-    )  # fmt: skip
-    if NUM_TILES > 1:
-        store_tile(
-            total_1, up_1, bias, out, rows + ROW_TILE, outputs, split, num_rows, num_outputs,
-            GATED, HAS_BIAS, IS_SPLIT,
+    is_last = True
+    if NUM_SPLITS > 1:
+        width = num_outputs * 2 if GATED else num_outputs
+        part = parts + (split * num_rows).to(tl.int64) * width
+        store_part(part, total_0, up_0, rows, outputs, num_rows, num_outputs, GATED)
+        if NUM_TILES > 1:
+            store_part(part, total_1, up_1, rows + ROW_TILE, outputs, num_rows, num_outputs, GATED)
+        if NUM_TILES > 2:
+            store_part(
+                part, total_2, up_2, rows + 2 * ROW_TILE, outputs, num_rows, num_outputs, GATED
+            )
+            store_part(
+                part, total_3, up_3, rows + 3 * ROW_TILE, outputs, num_rows, num_outputs, GATED
+            )
+        is_last = arrives_last(counters + tl.program_id(0), NUM_SPLITS)
+    if is_last:
+        finish_tile(
+            total_0, up_0, parts, bias, residual, out, rows, outputs, num_rows,
+            num_outputs, GATED, HAS_BIAS, HAS_RESIDUAL, NUM_SPLITS,
         )  # fmt: skip
-    if NUM_TILES > 2:
-        store_tile(
-            total_2, up_2, bias, out, rows + 2 * ROW_TILE, outputs, split, num_rows, num_outputs,
-            GATED, HAS_BIAS, IS_SPLIT,
-        )  # fmt: skip
-        store_tile(
-            total_3, up_3, bias, out, rows + 3 * ROW_TILE, outputs, split, num_rows, num_outputs,
-            GATED, HAS_BIAS, IS_SPLIT,
-        )  # fmt: skip
+        if NUM_TILES > 1:
+            finish_tile(
+                total_1, up_1, parts, bias, residual, out, rows + ROW_TILE, outputs,
+                num_rows, num_outputs, GATED, HAS_BIAS, HAS_RESIDUAL, NUM_SPLITS,
+            )  # fmt: skip
+        if NUM_TILES > 2:
+            finish_tile(
+                total_2, up_2, parts, bias, residual, out, rows + 2 * ROW_TILE, outputs,
+                num_rows, num_outputs, GATED, HAS_BIAS, HAS_RESIDUAL, NUM_SPLITS,
+            )  # fmt: skip
+            finish_tile(
+                total_3, up_3, parts, bias, residual, out, rows + 3 * ROW_TILE, outputs,
+                num_rows, num_outputs, GATED, HAS_BIAS, HAS_RESIDUAL, NUM_SPLITS,
+            )  # fmt: skip
 
 
 @jit
-def store_tile(
+def store_part(
+    part: tl.tensor,
     total: tl.tensor,
     up_total: tl.tensor,
+    rows: tl.tensor,
+    outputs: tl.tensor,
+    num_rows: tl.tensor,
+    num_outputs: tl.tensor,
+    GATED: tl.constexpr,
+) -> None:
+    width = num_outputs * 2 if GATED else num_outputs
+    is_kept = (rows < num_rows)[:, None] & (outputs < num_outputs)[None, :]
+    at = part + rows[:, None].to(tl.int64) * width + outputs[None, :]
+    tl.store(at, total, mask=is_kept)
+    if GATED:
+        tl.store(at + num_outputs, up_total, mask=is_kept)
+
+
+@jit
+def finish_tile(
+    total: tl.tensor,
+    up_total: tl.tensor,
+    parts: tl.tensor,
     bias: tl.tensor,
+    residual: tl.tensor,
     out: tl.tensor,
     rows: tl.tensor,
     outputs: tl.tensor,
-    split: tl.tensor,
     num_rows: tl.tensor,
     num_outputs: tl.tensor,
     GATED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
-    IS_SPLIT: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    NUM_SPLITS: tl.constexpr,
 ) -> None:
-    """16 rows of a part as they are, or finished: bias, activation, rounding."""
+    """16 rows: the parts of K in order, bias, activation, rounding, and the residual stream."""
     columns = tl.minimum(outputs, num_outputs - 1)
     is_kept = (rows < num_rows)[:, None] & (outputs < num_outputs)[None, :]
-    if IS_SPLIT:
+    if NUM_SPLITS > 1:
         width = num_outputs * 2 if GATED else num_outputs
-        at = (split * num_rows + rows)[:, None].to(tl.int64) * width + outputs[None, :]
-        tl.store(out + at, total, mask=is_kept)
-        if GATED:
-            tl.store(out + at + num_outputs, up_total, mask=is_kept)
-    else:
-        if HAS_BIAS:
-            total += tl.load(bias + columns).to(tl.float32)[None, :]
+        total = tl.zeros_like(total)
+        up_total = tl.zeros_like(up_total)
+        stride = num_rows.to(tl.int64) * width
+        at = parts + rows[:, None].to(tl.int64) * width + outputs[None, :]
+        for _ in tl.static_range(NUM_SPLITS):
+            total += tl.load(at, mask=is_kept, other=0.0, cache_modifier=".cg")
             if GATED:
-                up_total += tl.load(bias + columns + num_outputs).to(tl.float32)[None, :]
-        if GATED:
-            total = silu(total) * up_total
-        at = rows[:, None].to(tl.int64) * num_outputs + outputs[None, :]
-        tl.store(out + at, round_to(total, out.dtype.element_ty), mask=is_kept)
-
-
-@jit
-def combine_kernel(
-    parts: tl.tensor,
-    bias: tl.tensor,
-    out: tl.tensor,
-    num_rows: tl.tensor,
-    num_outputs: tl.tensor,
-    NUM_SPLITS: tl.constexpr,
-    GATED: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-) -> None:
-    """The parts of K in order, then bias and activation."""
-    row = tl.program_id(0)
-    outputs = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    is_kept = outputs < num_outputs
-    width = num_outputs * 2 if GATED else num_outputs
-    total = tl.zeros((BLOCK_N,), tl.float32)
-    up_total = tl.zeros((BLOCK_N,), tl.float32)
-    for split in tl.static_range(NUM_SPLITS):
-        at = parts + (split * num_rows + row).to(tl.int64) * width + outputs
-        total += tl.load(at, mask=is_kept, other=0.0)
-        if GATED:
-            up_total += tl.load(at + num_outputs, mask=is_kept, other=0.0)
+                up = at + num_outputs
+                up_total += tl.load(up, mask=is_kept, other=0.0, cache_modifier=".cg")
+            at += stride
     if HAS_BIAS:
-        total += tl.load(bias + outputs, mask=is_kept, other=0.0).to(tl.float32)
+        total += tl.load(bias + columns).to(tl.float32)[None, :]
         if GATED:
-            up = tl.load(bias + outputs + num_outputs, mask=is_kept, other=0.0)
-            up_total += up.to(tl.float32)
+            up_total += tl.load(bias + columns + num_outputs).to(tl.float32)[None, :]
     if GATED:
         total = silu(total) * up_total
-    at = row.to(tl.int64) * num_outputs + outputs
-    tl.store(out + at, round_to(total, out.dtype.element_ty), mask=is_kept)
+    rounded = round_to(total, out.dtype.element_ty)
+    at = rows[:, None].to(tl.int64) * num_outputs + outputs[None, :]
+    if HAS_RESIDUAL:
+        before = tl.load(residual + at, mask=is_kept, other=0.0).to(tl.float32)
+        rounded = round_to(rounded.to(tl.float32) + before, out.dtype.element_ty)
+    tl.store(out + at, rounded, mask=is_kept)

@@ -20,7 +20,7 @@ def test_attention_over_the_pages_that_were_just_written(causal, monkeypatch):
         starts=torch.tensor([PAGE - 1, 5], dtype=torch.int32),
         row_starts=torch.tensor([0, 3, 6], dtype=torch.int32),
         max_rows=3,
-        num_splits=2,
+        num_pages=2,
         causal=causal,
     )
     tables = torch.tensor([[3, 4], [0, 0], [1, 2]], dtype=torch.int32)

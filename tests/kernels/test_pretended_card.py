@@ -79,6 +79,20 @@ def test_a_pair_on_a_card():
     assert is_within(nodes(found, pair), BUDGETS[pair]), nodes(found, pair)
 
 
+def test_every_kernel_of_a_layer_waits_and_starts_early_where_the_card_can():
+    pytest.importorskip("triton")
+    pair = "golden:vanilla:bfloat16"
+    found = run_rounds(90, pair, options=("--of-one",))
+    of_a_layer = {
+        "norm.rms_norm_kernel",
+        "norm_rope_write.norm_rope_write_kernel",
+        "paged_attention.paged_attention_kernel",
+        "skinny_linear_kernels.skinny_kernel",
+    }
+    assert of_a_layer <= {*found["waiting"]}
+    assert all(found["waiting"].values())
+
+
 def test_the_model_of_time_has_the_nodes_that_run():
     """14B has four layers more than 4B."""
     from gpu_parts.shapes import SHAPES

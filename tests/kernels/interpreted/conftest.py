@@ -47,3 +47,18 @@ def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", poison(torch.empty))
     monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
     monkeypatch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))
+
+
+@pytest.fixture
+def backwards(monkeypatch: pytest.MonkeyPatch):
+    """Makes programs run from the last to the first; a card has its own order each time."""
+    if not IS_INTERPRETED:
+        return lambda: None
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    forwards = InterpreterBuilder.set_grid_idx
+
+    def set_grid_idx(self, *index):
+        forwards(self, *(n - 1 - i for n, i in zip(self.grid_dim, index, strict=True)))
+
+    return lambda: monkeypatch.setattr(InterpreterBuilder, "set_grid_idx", set_grid_idx)

@@ -5,8 +5,13 @@ import torch
 
 from dspark.kvcache.page_pool import PagedPool, page_rows
 from dspark.kvcache.row_pool import KVSlot, RowPlan
+from dspark_kernels import last_arriver
 from dspark_kernels.norm_rope_write import HeadNorms, norm_rope_write, norm_rope_write_reference
-from dspark_kernels.paged_attention import paged_attention, paged_attention_reference
+from dspark_kernels.paged_attention import (
+    num_splits_for,
+    paged_attention,
+    paged_attention_reference,
+)
 from dspark_kernels.paged_cache import PAGE, PagedRows, gather_request
 from dspark_kernels.rope import RotaryTable
 from tests.kernels.closeness import assert_near
@@ -151,9 +156,52 @@ def test_a_block_knows_nothing_of_other_requests(device, dtype):
         assert torch.equal(attend(pool, [slot], [7], block, causal=False), expected)
 
 
-def test_more_pages_than_are_added_up_at_once(device, monkeypatch):
-    monkeypatch.setattr("dspark_kernels.paged_attention.SPLITS_AT_ONCE", 2)
-    pool, slots = filled([4 * PAGE + 5, 3], 1, 8, device, torch.float32)
-    qkv = torch.randn(3, 4, 8, device=device)
-    expected = attend(pool, slots, [2, 1], qkv, reference=True)
-    assert_near(attend(pool, slots, [2, 1], qkv), expected)
+def attend_two(device, dtype, **options):
+    """Two requests, one of more splits than are added up at once."""
+    torch.manual_seed(5)
+    pool, slots = filled([1500, 70], 1, 8, device, dtype)
+    qkv = torch.randn(6, 4, 8, device=device).to(dtype)
+    arguments = (pool, slots, [4, 2], qkv)
+    return attend(*arguments, **options), attend(*arguments, reference=True, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", [{}, {"window": 600}], ids=["all", "window"])
+def test_more_splits_than_are_added_up_at_once(device, dtype, options):
+    assert_near(*attend_two(device, dtype, **options))
+
+
+def test_sums_of_splits_have_no_order_but_their_own(device, monkeypatch, backwards):
+    """Whoever comes last; and pages are counted as they should be for any of these numbers."""
+    first, _ = attend_two(device, torch.bfloat16)
+    with monkeypatch.context() as patched:
+        patched.setattr("dspark_kernels.paged_attention.SPLITS_AT_ONCE", 2)
+        assert_near(*attend_two(device, torch.float32))
+    backwards()
+    assert torch.equal(attend_two(device, torch.bfloat16)[0], first)
+    assert not any(counters.any() for counters in last_arriver._COUNTERS.values())
+
+
+def test_splits_cover_every_position_once():
+    for num_pages in range(1, 9):
+        splits = [split_of_position(at) for at in range(num_pages * PAGE)]
+        assert sorted({*splits}) == list(range(num_splits_for(num_pages)))
+        assert splits == sorted(splits)
+
+
+def split_of_position(position: int) -> int:
+    """As paged_attention_splits.py states it."""
+    return position // 64 if position < 1024 else 16 + (position - 1024) // PAGE
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 70}], ids=["all", "window"])
+def test_a_row_has_the_same_bits_on_both_sides_of_the_short_splits_end(device, options):
+    pool, slots = filled([1019], 1, 8, device, torch.bfloat16)
+    (slot,) = slots
+    block = torch.randn(9, 4, 8, device=device).bfloat16()
+    expected = attend(pool, [slot], [9], block, **options)
+    for row in (0, 4, 5, 8):
+        slot.length += row
+        alone = attend(pool, [slot], [1], block[row : row + 1], **options)
+        assert torch.equal(alone, expected[row : row + 1])
+        slot.length -= row

@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dspark_kernels import ResidualStream, last_arriver
 from dspark_kernels import dequantized_linear as dequantized
+from dspark_kernels.norm import rms_norm_reference
 from dspark_kernels.quantized_weight import quantize_fp8, quantize_int4, quantize_int8
 from dspark_kernels.repacked_weight import from_fp4, from_fp8
 from dspark_kernels.skinny_linear import Tiling, skinny_linear, skinny_linear_reference
@@ -160,3 +162,35 @@ def test_columns_in_another_order_meet_their_own_codes(device):
     weight = replace(weight, order=torch.randperm(256, device=device))
     x = torch.randn(65, 256, device=device)
     assert_near(skinny_linear(x, weight), expected_product(x, weight, None, False))
+
+
+@pytest.mark.parametrize("name", ["dense", "int4"])
+@pytest.mark.parametrize("gated", [False, True])
+def test_parts_are_added_in_their_order_whoever_comes_last(device, name, gated, backwards):
+    x = torch.randn(17, 2048, device=device).bfloat16()
+    weight = FORMATS[name](torch.randn(66, 2048, device=device).bfloat16())
+    assert Tiling.of(33, 2048, name, 128, 2).num_splits > 1
+    first = skinny_linear(x, weight, gated=gated)
+    backwards()
+    assert torch.equal(skinny_linear(x, weight, gated=gated), first)
+    assert not any(counters.any() for counters in last_arriver._COUNTERS.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_columns", [64, 2048])
+def test_the_residual_stream_is_added_to_the_rounded_product(device, dtype, num_columns):
+    x = torch.randn(3, num_columns, device=device).to(dtype)
+    weight = torch.randn(66, num_columns, device=device).to(dtype)
+    bias = torch.randn(66, device=device).to(dtype)
+    total = torch.randn(3, 66, device=device).to(dtype)
+    stream = ResidualStream(total).plus_linear(x, weight, bias)
+    assert stream.update is None
+    assert torch.equal(stream.total, total + skinny_linear(x, weight, bias))
+
+
+def test_a_long_prompt_is_added_by_the_next_norm(device):
+    x, weight = torch.randn(65, 32, device=device), torch.randn(66, 32, device=device)
+    total, norm = torch.randn(65, 66, device=device), torch.randn(66, device=device)
+    normed, stream = ResidualStream(total).plus_linear(x, weight).normed(norm, 1e-6)
+    assert_near(stream.total, total.double() + x.double() @ weight.double().t())
+    assert_near(normed, rms_norm_reference(stream.total.double(), norm.double(), 1e-6))

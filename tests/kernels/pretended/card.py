@@ -92,6 +92,7 @@ class PretendedCard:
             patch.object(JITFunction, "run", launched),
             patch("dspark_kernels.dequantized_linear._converts_fp8", lambda _: native_fp8),
             replaced("choose_backend", lambda device: chosen),
+            replaced("card_capability", lambda device: self.capability),
             replaced("free_memory", lambda device: 60 << 30),
         ):
             yield
@@ -117,6 +118,15 @@ class PretendedCard:
             is_active=lambda: True,
             get_active_torch_device=lambda: torch.device("meta"),
         )
+
+    def waiting(self) -> dict[str, bool]:
+        """Of every kernel that is launched to start early: whether all its variants wait."""
+        found: dict[str, bool] = {}
+        for name, kernel in self.compiled.values():
+            if kernel.metadata.launch_pdl:
+                waits = "griddepcontrol.wait" in kernel.asm["ptx"]
+                found[name] = found.get(name, True) and waits
+        return found
 
     def usages(self) -> list[Usage]:
         """Of every variant that was compiled."""

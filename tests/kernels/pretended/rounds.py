@@ -90,6 +90,7 @@ def prefill(target: Any, drafter: Any) -> None:
 
 
 def nodes_of(card: PretendedCard, half: Any) -> dict[str, int]:
+    half()  # as before every capture: what is made once is made here
     begin = len(card.launches)
     with capturing() as capture:
         half()
@@ -111,6 +112,7 @@ def report(card: PretendedCard, nodes: dict[str, Any]) -> dict[str, Any]:
         "beyond": [f"{usage.name}: {each}" for usage in unspilled for each in usage.breaches()],
         "unlisted": sorted(str(launch) for launch in {*card.launches} - listed_launches()),
         "nodes": nodes,
+        "waiting": card.waiting(),
     }
 
 
