@@ -1,9 +1,9 @@
 """Programmatic dependent launch: a kernel starts while the one before it ends (sm_90 and later).
 
 Until it has waited, a kernel touches nothing but weights, which it fetches into the L2 meanwhile.
-Every program of every such kernel waits, and lets its successor start only after that: a program
-that has waited therefore sees all that any kernel before it has stored. Kernels without this
-attribute, such as PyTorch's, wait for the end of the one before them as always.
+To wait is to wait for the end of the kernel in front. Every program of every such kernel waits, so
+the kernel in front has ended after all that were before it, and what has waited sees all that they
+have stored. Kernels without this attribute, such as PyTorch's, wait for that end as always.
 
 DSPARK_PDL=off turns it off.
 """
@@ -37,10 +37,10 @@ def starts_early_at(capability: int) -> bool:
 
 @jit
 def wait_for_previous(DEPENDENT: tl.constexpr) -> None:
-    """First of all, but for touching weights. Then the next kernel may start."""
+    """First of all, but for touching weights. The next kernel may start to touch its own."""
     if DEPENDENT:
-        cuda_language.gdc_wait()
         cuda_language.gdc_launch_dependents()
+        cuda_language.gdc_wait()
 
 
 @jit

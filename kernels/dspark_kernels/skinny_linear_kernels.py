@@ -4,6 +4,7 @@ from dspark_kernels.backend import jit, tl
 from dspark_kernels.dependent_launch import LINE, touch, wait_for_previous
 from dspark_kernels.last_arriver import arrives_last
 from dspark_kernels.rounding import INTERPRETED, product, round_to
+from dspark_kernels.unpack_int4 import unpacked
 
 ROW_TILE = tl.constexpr(16)  # the least that tl.dot takes
 LINE_BYTES = tl.constexpr(LINE)
@@ -35,6 +36,16 @@ def byte_value(codes: tl.tensor, KIND: tl.constexpr, dtype: tl.constexpr) -> tl.
     else:
         value = codes.to(dtype)
     return value
+
+
+@jit
+def codes_less_zero(packed: tl.tensor, zero: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
+    """Of int4, the codes in lower and in upper halves of bytes."""
+    if INTERPRETED or dtype == tl.float32:
+        low = (packed & 15).to(tl.int8) - zero.to(tl.int8)
+        high = (packed >> 4).to(tl.int8) - zero.to(tl.int8)
+        return exact(low, dtype), exact(high, dtype)
+    return unpacked(packed, zero, dtype)
 
 
 @jit
@@ -79,11 +90,11 @@ def weight_tile(
         half = tl.arange(0, GROUP // 2)
         packed = tl.load(code_row + (step // 2 + half)[:, None], eviction_policy="evict_first")
         if KIND == "int4":
-            zero = tl.load(zeros + at_scale).to(tl.int8)[None, :]
-            low, high = (packed & 15).to(tl.int8) - zero, (packed >> 4).to(tl.int8) - zero
+            zero = tl.load(zeros + at_scale)[None, :]
+            first, second = codes_less_zero(packed, zero, dtype)
         else:
-            low, high = doubled_e2m1(packed & 15), doubled_e2m1(packed >> 4)
-        first, second = exact(low, dtype), exact(high, dtype)
+            first = exact(doubled_e2m1(packed & 15), dtype)
+            second = exact(doubled_e2m1(packed >> 4), dtype)
     else:
         k = step + tl.arange(0, BLOCK_K)
         if EVEN_K:
