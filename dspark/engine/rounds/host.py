@@ -200,7 +200,7 @@ class HostRounds:
         greedy."""
         if not any(active.sampler.is_greedy for active in batch):
             return [[]] * len(batch)
-        best = iter(argmax(logits).tolist())
+        best = iter(argmax(logits).index.tolist())
         return [list(islice(best, size)) for size in sizes]
 
     def _next_place(self, active: ActiveRequest) -> int:

@@ -1,5 +1,8 @@
 """The largest of each row, the first of equals; a NaN is above everything, as in torch."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 
 from dspark_kernels.cpu.float_text import FLOATS, LANES, WORDS
@@ -7,43 +10,71 @@ from dspark_kernels.cpu.llvm_text import Carried, Loop, Text, constant
 from dspark_kernels.cpu.runtime import Op, running
 
 LEAST = -(2**31)
+INFINITY = 0x7F800000  # as `write_key` orders floats; below minus this lies minus infinity
+MINUS_INFINITY = INFINITY ^ -1
 
 
-def argmax(logits: torch.Tensor) -> torch.Tensor:
-    """logits [N, V] -> int64 [N]; by our kernel if the kernels run here already, else by torch."""
+class Largest(NamedTuple):
+    """int64 [N] each: where a row is largest, and 1 if a token can come of it: if its largest is
+    neither NaN nor infinite."""
+
+    index: torch.Tensor
+    is_sound: torch.Tensor
+
+
+def argmax(logits: torch.Tensor) -> Largest:
+    """logits [N, V]; by our kernel if the kernels run here already, else by torch."""
     is_ours = logits.device.type == "cpu" and logits.dtype == torch.float32
     runtime = running() if is_ours and logits.stride(1) == 1 else None
     if runtime is None:
         return argmax_reference(logits)
-    out = torch.empty(len(logits), dtype=torch.int64)
+    out = Largest(*torch.empty(2, len(logits), dtype=torch.int64))
     runtime.run([argmax_op(logits, out)], len(logits))
     return out
 
 
-def argmax_op(logits: torch.Tensor, out: torch.Tensor) -> Op:
+def argmax_op(logits: torch.Tensor, out: Largest) -> Op:
     """As argmax, as an operation of a Program."""
-    words = (logits, 4 * logits.stride(0), logits.shape[1], out)
+    words = (logits, 4 * logits.stride(0), logits.shape[1], *out)
     return Op("argmax", 0, 1, words)
 
 
-def argmax_reference(logits: torch.Tensor) -> torch.Tensor:
+def argmax_reference(logits: torch.Tensor) -> Largest:
     """As argmax, in torch."""
-    return logits.argmax(-1)
+    return Largest(logits.argmax(-1), logits.amax(-1).isfinite().long())
 
 
 def write_argmax(text: Text) -> None:
-    """Floats as whole numbers of the same order, +0 and -0 the same, a NaN the largest."""
     text.raw("define void @argmax(ptr %own, ptr %step, i64 %first, i64 %last) {")
     logits, stride = text.argument("%own", 0, "ptr"), text.argument("%own", 1)
     count, out = text.argument("%own", 2), text.argument("%own", 3, "ptr")
-    whole = text.set(f"and i64 {count}, -{LANES}")
+    sound = text.argument("%own", 4, "ptr")
     rows = Loop(text, "%first", "%last")
     source = text.at(logits, text.set(f"mul i64 {rows.index}, {stride}"))
+    top, found = write_largest(text, count, lambda kind, at: text.load(kind, text.at(source, at)))
+    offset = text.set(f"shl i64 {rows.index}, 3")
+    text.store("i64", text.set(f"zext i32 {found} to i64"), text.at(out, offset))
+    bounds = [text.set(f"icmp slt i32 {top}, {INFINITY}")]
+    bounds += [text.set(f"icmp sgt i32 {top}, {MINUS_INFINITY}")]
+    is_finite = text.set(f"and i1 {bounds[0]}, {bounds[1]}")
+    text.store("i64", text.set(f"zext i1 {is_finite} to i64"), text.at(sound, offset))
+    rows.close()
+    text.do("ret void")
+    text.raw("}")
+    text.raw(f"declare i32 @llvm.vector.reduce.smin.v16i32({WORDS})")
+
+
+def write_largest(text: Text, count: str, value_at: Callable[[str, str], str]) -> tuple[str, str]:
+    """Of `count` floats: the largest's key, as `write_key`, and its place, both i32.
+
+    value_at(kind, offset in bytes) writes how 16 of them or one are read.
+    """
+    whole = text.set(f"and i64 {count}, -{LANES}")
     least = constant("i32", LANES, LEAST)
     start = [Carried(WORDS, least), Carried(WORDS, constant("i32", LANES, 0))]
     loop = Loop(text, "0", whole, start, str(LANES))
-    value = text.load(FLOATS, text.at(source, text.set(f"shl i64 {loop.index}, 2")))
-    key = _key(text, value, FLOATS, WORDS)
+    value = value_at(FLOATS, text.set(f"shl i64 {loop.index}, 2"))
+    key = write_key(text, value, FLOATS, WORDS)
     best, place = loop.values
     is_more = text.set(f"icmp sgt {WORDS} {key}, {best}")
     lanes = ", ".join(f"i32 {lane}" for lane in range(LANES))
@@ -61,25 +92,21 @@ def write_argmax(text: Text) -> None:
     places = text.set(f"select <16 x i1> {is_top}, {WORDS} {place}, {WORDS} {far}")
     first = text.set(f"call i32 @llvm.vector.reduce.smin.v16i32({WORDS} {places})")
     rest = Loop(text, whole, count, [Carried("i32", top), Carried("i32", first)])
-    value = text.load("float", text.at(source, text.set(f"shl i64 {rest.index}, 2")))
-    key = _key(text, value, "float", "i32")
+    value = value_at("float", text.set(f"shl i64 {rest.index}, 2"))
+    key = write_key(text, value, "float", "i32")
     is_more = text.set(f"icmp sgt i32 {key}, {rest.values[0]}")
     here = text.set(f"trunc i64 {rest.index} to i32")
-    _, found = rest.close(
+    top, found = rest.close(
         [
             text.set(f"select i1 {is_more}, i32 {key}, i32 {rest.values[0]}"),
             text.set(f"select i1 {is_more}, i32 {here}, i32 {rest.values[1]}"),
         ]
     )
-    place_of_row = text.at(out, text.set(f"shl i64 {rows.index}, 3"))
-    text.store("i64", text.set(f"zext i32 {found} to i64"), place_of_row)
-    rows.close()
-    text.do("ret void")
-    text.raw("}")
-    text.raw(f"declare i32 @llvm.vector.reduce.smin.v16i32({WORDS})")
+    return top, found
 
 
-def _key(text: Text, value: str, floats: str, words: str) -> str:
+def write_key(text: Text, value: str, floats: str, words: str) -> str:
+    """Floats as whole numbers of the same order, +0 and -0 the same, a NaN the largest."""
     is_vector = floats == FLOATS
 
     def number(value: int) -> str:

@@ -1,5 +1,7 @@
 """The text of the libraries other than matrices."""
 
+from functools import partial
+
 from dspark_kernels.cpu.argmax import write_argmax
 from dspark_kernels.cpu.attend_text import write_attend
 from dspark_kernels.cpu.embed import write_embed
@@ -12,9 +14,19 @@ from dspark_kernels.cpu.rounded_text import (
     write_round_row,
     write_round_rows,
 )
+from dspark_kernels.cpu.sequential_text import write_draft_choice, write_draft_features
 from dspark_kernels.cpu.swiglu_round import write_swiglu_round
 
-EXPORTS = ("round_rows", "norm_round", "swiglu_round", "rope_write", "argmax")
+EXPORTS = (
+    "round_rows",
+    "norm_round",
+    "swiglu_round",
+    "rope_write",
+    "argmax",
+    "draft_features",
+    "draft_choice",
+    "draft_choice_noise",
+)
 
 
 def rows_text() -> str:
@@ -26,6 +38,9 @@ def rows_text() -> str:
         write_swiglu_round,
         write_rope_write,
         write_argmax,
+        write_draft_features,
+        partial(write_draft_choice, has_noise=False),
+        partial(write_draft_choice, has_noise=True),
         write_declarations,
         write_round_declarations,
     ):

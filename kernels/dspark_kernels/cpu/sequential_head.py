@@ -1,0 +1,195 @@
+"""The light sequential head of drafts, left to right in one call: for every position the bias of
+the token before it, the confidence and the choice of the next one.
+
+Bias tables are int8 copies; a request's own columns, and confidences, are float32. A request has
+the same bits in any company.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from dspark_kernels.cpu.exact import fma
+from dspark_kernels.cpu.float_text import LANES, tree_sum
+from dspark_kernels.cpu.matrix import multiply_op, multiply_reference
+from dspark_kernels.cpu.quantize import quantize_q8_0
+from dspark_kernels.cpu.rounded import GROUP, empty_rounded, round_rows_reference
+from dspark_kernels.cpu.runtime import Op, Program, Runtime
+from dspark_kernels.cpu.stored_weight import StoredWeight
+
+
+class SequentialHead(NamedTuple):
+    """N columns for all requests. H hidden, r rank, R the rank in whole groups of 32."""
+
+    w1: torch.Tensor  # float32 [V, r]
+    w2: StoredWeight  # [N, R]
+    ids: torch.Tensor  # int64 [N], their tokens
+    confidence: torch.Tensor | None  # float32 [H + R]
+    confidence_bias: float = 0.0
+
+    @property
+    def rank(self) -> int:
+        return self.w1.shape[1]
+
+    @property
+    def num_columns(self) -> int:
+        return len(self.ids)
+
+
+class OwnColumns(NamedTuple):
+    """One request's, the first `count` of C: rows float32 [C, H + R] of output head and Markov
+    table side by side, ids int64 [C]."""
+
+    rows: torch.Tensor
+    ids: torch.Tensor
+    count: int
+
+
+class Noise(NamedTuple):
+    """What draws instead of taking the likeliest: noise as the logits, inverses [R] of the
+    temperatures."""
+
+    noise: torch.Tensor
+    inverses: torch.Tensor
+
+
+class Choices(NamedTuple):
+    """tokens int64 [R, K]; logits of confidence float32 [R, K] before calibration."""
+
+    tokens: torch.Tensor
+    confidences: torch.Tensor | None
+
+
+def sequential_head(
+    w1: torch.Tensor,
+    w2: torch.Tensor,
+    ids: torch.Tensor,
+    confidence: tuple[torch.Tensor, float] | None,
+    hidden_size: int,
+) -> SequentialHead:
+    """w1 [V, r], w2 [N, r]; the confidence's weight [H] or [H + r], and its bias."""
+    rank = w1.shape[1]
+    missing = -rank % GROUP
+    row, bias = (None, 0.0) if confidence is None else confidence
+    if row is not None:
+        row = torch.nn.functional.pad(row, (0, hidden_size + rank + missing - len(row)))
+    copy = quantize_q8_0(torch.nn.functional.pad(w2, (0, missing)))
+    return SequentialHead(w1.contiguous(), copy, ids, row, bias)
+
+
+class SequentialPass:
+    """Buffers and the program of blocks of K tokens for up to `most` requests.
+
+    Of a request's `block_rows` rows the last K predict.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        head: SequentialHead,
+        *,
+        hidden_size: int,
+        row_columns: int,
+        block_size: int,
+        block_rows: int,
+        most: int,
+    ) -> None:
+        """`row_columns`: of a row of logits, where the columns of a request come last."""
+        self._head, self._size = head, block_size
+        width = head.w2.width
+        self._hidden_bytes, self._logits_bytes = 4 * hidden_size, 4 * row_columns
+        self._first, self._rows = block_rows - block_size, block_rows
+        self._tokens = torch.zeros(most, block_size + 1, dtype=torch.int64)
+        self._x = torch.zeros(most, hidden_size + width)
+        self._bias = torch.zeros(most, head.w2.num_blocks * LANES)
+        self._rounded = empty_rounded(most, width).data
+        self._confidences = torch.zeros(most, block_size)
+        own_at = 4 * head.w2.num_blocks * LANES
+        self._greedy, self._noisy = (
+            Program(runtime, [op for k in range(block_size) for op in self._step(k, name, own_at)])
+            for name in ("draft_choice", "draft_choice_noise")
+        )
+
+    def __call__(
+        self,
+        hidden: torch.Tensor,
+        logits: torch.Tensor,
+        anchors: torch.Tensor,
+        owns: Sequence[OwnColumns],
+        noise: Noise | None = None,
+    ) -> Choices:
+        """hidden float32 [R * block_rows, H]; logits [R * block_rows, row_columns] of the output
+        head's columns, to which the bias is added in place, and behind them the own columns'."""
+        count = len(owns)
+        self._tokens[:count, 0] = anchors
+        records = torch.tensor([[o.rows.data_ptr(), o.ids.data_ptr(), o.count] for o in owns])
+        pointers = [each.data_ptr() for each in (hidden, logits, records, *(noise or ()))]
+        step = torch.tensor([count, *pointers])
+        (self._greedy if noise is None else self._noisy)(step)
+        confidences = None if self._head.confidence is None else self._confidences[:count].clone()
+        return Choices(self._tokens[:count, 1:].clone(), confidences)
+
+    def _step(self, k: int, choice: str, own_at: int) -> list[Op]:
+        head, x_bytes = self._head, 4 * self._x.stride(0)
+        row, token_bytes = self._first + k, 8 * self._tokens.stride(0)
+        confidence = 0 if head.confidence is None else head.confidence
+        bias = int(torch.tensor(head.confidence_bias, dtype=torch.float32).view(torch.int32))
+        features = (
+            self._tokens[:, k], token_bytes, head.w1, head.rank, self._x, x_bytes,
+            row * self._hidden_bytes, self._rows * self._hidden_bytes, self._hidden_bytes,
+            self._rounded, head.w2.width // GROUP,
+            confidence, self._confidences[:, k], 4 * self._size, bias,
+        )  # fmt: skip
+        chosen = (
+            self._tokens[:, k + 1], token_bytes,
+            row * self._logits_bytes, self._rows * self._logits_bytes,
+            self._bias, 4 * self._bias.stride(0), head.num_columns, head.ids, own_at,
+            self._x, x_bytes,
+        )  # fmt: skip
+        return [
+            Op("draft_features", 0, 1, features),
+            multiply_op(head.w2, None, self._rounded, self._bias),
+            Op(choice, 0, 1, chosen),
+        ]
+
+
+def sequential_reference(
+    head: SequentialHead,
+    hidden: torch.Tensor,
+    logits: torch.Tensor,
+    anchors: torch.Tensor,
+    owns: Sequence[OwnColumns],
+    noise: Noise | None = None,
+) -> Choices:
+    """As SequentialPass, in torch: hidden [R, K, H], logits and noise [R, K, row_columns]."""
+    own_at, width = head.w2.num_blocks * LANES, head.w2.width
+    tokens, confidences = [anchors], []
+    for k in range(hidden.shape[1]):
+        features = torch.nn.functional.pad(head.w1[tokens[-1]], (0, width - head.rank))
+        x = torch.cat([hidden[:, k], features], dim=1)
+        if head.confidence is not None:
+            confidences.append(_dot(head.confidence.unsqueeze(0), x)[:, 0] + head.confidence_bias)
+        logits[:, k, : head.num_columns] += multiply_reference(
+            round_rows_reference(features), head.w2
+        )
+        chosen = []
+        for r, own in enumerate(owns):
+            columns = [*range(head.num_columns), *range(own_at, own_at + own.count)]
+            logits[r, k, own_at : own_at + own.count] = _dot(own.rows[: own.count], x[r : r + 1])
+            scores = logits[r, k, columns]
+            if noise is not None:
+                scores = scores * noise.inverses[r] + noise.noise[r, k, columns]
+            ids = torch.cat([head.ids, own.ids[: own.count]])
+            chosen.append(ids[scores.argmax()])
+        tokens.append(torch.stack(chosen))
+    found = torch.stack(confidences, 1) if confidences else None
+    return Choices(torch.stack(tokens[1:], 1), found)
+
+
+def _dot(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """rows [C, W], x [M, W] -> [M, C], in the kernel's order."""
+    sums = torch.zeros(len(x), len(rows), LANES)
+    for row, each in zip(rows.split(LANES, dim=1), x.split(LANES, dim=1), strict=True):
+        sums = fma(row.unsqueeze(0), each.unsqueeze(1), sums)
+    return tree_sum(sums)
