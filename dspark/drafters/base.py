@@ -29,7 +29,10 @@ class Proposals:
 
 
 class Chooser(Protocol):
-    """Chooses one token for each of R requests, position by position in a block."""
+    """Chooses one token for each of R requests, position by position in a block; `is_greedy` if
+    always the likeliest."""
+
+    is_greedy: bool
 
     def choose(
         self,

@@ -8,8 +8,8 @@ import torch
 LARGEST_LOGIT = 15.0  # beyond about this, float32 probabilities no longer distinguish logits
 
 
-def scaled_confidence(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Logits of one position [...] -> probabilities [...]."""
+def scaled_confidence(logits: torch.Tensor, temperature: float | torch.Tensor) -> torch.Tensor:
+    """Logits [..., K] with K temperatures, or of one position [...] -> probabilities [...]."""
     return (logits / temperature).sigmoid()
 
 

@@ -1,7 +1,7 @@
 """DSpark beside a target in stored codes: int8 copies of the head on the CPU's kernels.
 
-The block's layers are one call, and so is what newly committed tokens add to the context. Markov
-and confidence heads are small and stay as they are.
+The block's layers are one call, its choices left to right are another, and so is what newly
+committed tokens add to the context.
 """
 
 from collections.abc import MutableMapping, Sequence
@@ -12,13 +12,16 @@ import torch
 from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.model_folder import Folder
 from dspark.config import DraftWeights
+from dspark.drafters.base import Chooser, Proposals
+from dspark.drafters.calibration import scaled_confidence
 from dspark.drafters.dspark import DSparkDrafter, DSparkSlot
 from dspark.drafters.head_drafter import TargetTables
-from dspark.drafters.vocabulary import OutputHead
+from dspark.drafters.vocabulary import OWN_TOKENS, OutputHead
 from dspark.errors import InputError
 from dspark.kvcache.page_pool import PagedPool
 from dspark.kvcache.row_pool import RowPlan
 from dspark.models.draft_layer import DraftAttention, DraftLayer
+from dspark.models.sequential_heads import MarkovHead
 from dspark_kernels.cpu.context_pass import Context, ContextLayer, ContextPass
 from dspark_kernels.cpu.decoder_pass import (
     MAX_ROWS,
@@ -27,10 +30,12 @@ from dspark_kernels.cpu.decoder_pass import (
     DecoderPass,
     Projection,
 )
+from dspark_kernels.cpu.output_head import StoredOutputHead
 from dspark_kernels.cpu.quantize import quantize_q8_0
 from dspark_kernels.cpu.rope_write import Heads
 from dspark_kernels.cpu.rounded import GROUP
-from dspark_kernels.cpu.runtime import current
+from dspark_kernels.cpu.runtime import Runtime, current
+from dspark_kernels.cpu.sequential_head import Choices, SequentialPass, sequential_head
 from dspark_kernels.cpu.step_words import MAX_HEAD_DIM, Place
 from dspark_kernels.cpu.weight_table import Table, WeightTable
 from dspark_kernels.host_memory import give_back_freed
@@ -94,9 +99,38 @@ class StoredDSparkDrafter(DSparkDrafter):
             give_back_freed()
         decoder = Decoder(self._embedding.stored, layers, norm.weight, norm.eps)
         context = Context(joined, context_norm.weight, context_norm.eps, contexts)
-        self._block_pass = DecoderPass(runtime, decoder)
         self._context_pass = ContextPass(runtime, context)
+        self._prepare_choices(runtime, decoder)
         super()._prepack_head(is_reduced=is_reduced)
+
+    def _prepare_choices(self, runtime: Runtime, decoder: Decoder) -> None:
+        """The sequential head, where our kernel has its kind and the output head is in codes."""
+        config, markov = self.config, self._head.markov_head
+        fixed = self._vocabulary.fixed()
+        self._sequential: SequentialPass | None = None
+        is_ours = isinstance(fixed.output_head, StoredOutputHead) and type(markov) is MarkovHead
+        if not is_ours or config.final_logit_softcapping is not None:
+            self._block_pass = DecoderPass(runtime, decoder)
+            return
+        weight, confidence = fixed.output_head.weight.stored, self._head.confidence_head
+        num_columns = weight.num_columns + OWN_TOKENS
+        self._logits = torch.empty(MAX_ROWS, num_columns)
+        self._block_pass = DecoderPass(runtime, decoder, weight, num_columns)
+        part = None
+        if confidence is not None:
+            part = (confidence.proj.weight[0].float(), float(confidence.proj.bias))
+        w1 = markov.markov_w1.weight.detach()
+        width = config.hidden_size
+        self._sequential = SequentialPass(
+            runtime,
+            sequential_head(w1, fixed.table, fixed.ids, part, width),
+            hidden_size=width,
+            row_columns=num_columns,
+            block_size=config.block_size,
+            block_rows=config.block_rows,
+            most=MAX_ROWS // config.block_rows,
+        )
+        self._temperatures = torch.tensor(config.temperatures[: config.block_size])
 
     def extend(
         self,
@@ -116,6 +150,32 @@ class StoredDSparkDrafter(DSparkDrafter):
             slot.context.length += size
             self._vocabulary.extend(slot.own, ids)
 
+    def propose(
+        self, slots: Sequence[DSparkSlot], anchors: torch.Tensor, chooser: Chooser
+    ) -> Proposals:
+        """As Drafter.propose."""
+        if self._sequential is None or not chooser.is_greedy:
+            return super().propose(slots, anchors, chooser)
+        at_once = MAX_ROWS // self.config.block_rows
+        starts = range(0, len(slots), at_once)
+        parts = [
+            self._choose(slots[start : start + at_once], anchors[start : start + at_once])
+            for start in starts
+        ]
+        tokens, confidences = (
+            parts[0] if len(parts) == 1 else map(_joined, zip(*parts, strict=True))
+        )
+        if confidences is not None:
+            confidences = scaled_confidence(confidences, self._temperatures)
+        return Proposals(tokens, [None] * len(slots), confidences)
+
+    def _choose(self, slots: Sequence[DSparkSlot], anchors: torch.Tensor) -> Choices:
+        """Of as many requests as a pass has rows for."""
+        assert self._sequential is not None
+        hidden = self._blocks(slots, anchors, self._logits)
+        owns = self._vocabulary.own_columns([slot.own for slot in slots])
+        return self._sequential(hidden, self._logits, anchors, owns)
+
     def _backbone(self, slots: Sequence[DSparkSlot], anchors: torch.Tensor) -> torch.Tensor:
         """Whole blocks, as many as a pass has rows for."""
         at_once = MAX_ROWS // self.config.block_rows
@@ -125,13 +185,18 @@ class StoredDSparkDrafter(DSparkDrafter):
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _blocks(self, slots: Sequence[DSparkSlot], anchors: torch.Tensor) -> torch.Tensor:
+    def _blocks(
+        self,
+        slots: Sequence[DSparkSlot],
+        anchors: torch.Tensor,
+        logits: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         block_rows = self.config.block_rows
         ids = torch.full((len(slots), block_rows), self.config.mask_token_id)
         ids[:, 0] = anchors
         plan = RowPlan([slot.context for slot in slots], [block_rows] * len(slots), causal=False)
         place, rotary = self._place(plan), self._rotary.upto(plan.end - 1)
-        hidden, _ = self._block_pass(ids.flatten(), self.pool.on_cpu(), place, rotary)
+        hidden, _ = self._block_pass(ids.flatten(), self.pool.on_cpu(), place, rotary, logits)
         return hidden
 
     def _place(self, plan: RowPlan) -> Place:
@@ -162,6 +227,11 @@ def _fits(config: DSparkConfig) -> bool:
         and config.head_dim <= MAX_HEAD_DIM
         and config.block_rows <= MAX_ROWS
     )
+
+
+def _joined(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if present else None
 
 
 def _small(*weights: torch.Tensor) -> Projection:

@@ -5,15 +5,18 @@ With a request's own tokens added, a small fixed part loses next to nothing.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from dspark.models.sequential_heads import MarkovHead
 from dspark_kernels import SkinnyLinear
 from dspark_kernels.cpu.output_head import StoredOutputHead
+from dspark_kernels.cpu.rounded import GROUP
+from dspark_kernels.cpu.sequential_head import OwnColumns
 from dspark_kernels.cpu.weight_table import Table
 
+NO_COLUMNS = OwnColumns(torch.zeros(1), torch.zeros(1, dtype=torch.long), 0)
 OWN_TOKENS = 256  # per request; always this many columns, so that the batch never changes a shape
 
 
@@ -28,6 +31,15 @@ class OutputHead(Protocol):
 def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
     """logits [...] soft-capped to (-cap, cap), as Gemma's are; unchanged without a cap."""
     return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+class FixedColumns(NamedTuple):
+    """The N columns that all requests share: token ids [N], their output head, and Markov table
+    [N, r], None without one."""
+
+    ids: torch.Tensor
+    output_head: Callable[[torch.Tensor], torch.Tensor]
+    table: torch.Tensor | None
 
 
 class DraftVocabulary(Protocol):
@@ -59,6 +71,12 @@ class DraftVocabulary(Protocol):
 
     def distribution(self, probs: torch.Tensor, own: Any) -> torch.Tensor:
         """probs [X] -> [V]."""
+        ...
+
+    def fixed(self) -> FixedColumns: ...
+
+    def own_columns(self, owns: Sequence[Any]) -> list[OwnColumns]:
+        """Of each request, as the CPU's kernel reads them."""
         ...
 
 
@@ -117,6 +135,16 @@ class FullVocabulary:
             return probs
         return probs.new_zeros(self._vocab_size).index_copy_(0, self._ids, probs)
 
+    def fixed(self) -> FixedColumns:
+        """As DraftVocabulary.fixed."""
+        ids = torch.arange(len(self.output_weight)) if self._ids is None else self._ids
+        table = None if self._markov is None else self._markov.markov_w2.weight.detach()
+        return FixedColumns(ids, self._output_head, table)
+
+    def own_columns(self, owns: Sequence[None]) -> list[OwnColumns]:
+        """As DraftVocabulary.own_columns."""
+        return [NO_COLUMNS] * len(owns)
+
 
 class OwnTokens:
     """Columns for the tokens of one request that the fixed part lacks, the latest OWN_TOKENS.
@@ -129,12 +157,20 @@ class OwnTokens:
         self._head, self._markov = head, markov
         self.ids = torch.zeros(OWN_TOKENS, dtype=torch.long, device=head.device)
         self.mask = head.new_zeros(OWN_TOKENS)
-        self.head_rows = head.new_zeros(OWN_TOKENS, head.shape[1])
-        self.markov_rows = None if markov is None else head.new_zeros(OWN_TOKENS, markov.shape[1])
+        width, rank = head.shape[1], 0 if markov is None else markov.shape[1]
+        # side by side, as the CPU's kernel reads them
+        self.rows = head.new_zeros(OWN_TOKENS, width + rank + -rank % GROUP)
+        self.head_rows = self.rows[:, :width]
+        self.markov_rows = None if markov is None else self.rows[:, width : width + rank]
         self.history: list[int] = []
         self._column_of: dict[int, int] = {}
         self._next_column = 0
         self.clear()
+
+    @property
+    def count(self) -> int:
+        """Columns in use, the first of them."""
+        return len(self._column_of)
 
     def clear(self) -> None:
         self.history.clear()
@@ -251,3 +287,12 @@ class ReducedVocabulary:
         out = probs.new_zeros(len(self._weight))
         out.index_copy_(0, self._fixed_ids, probs[:num_fixed])
         return out.index_add_(0, own.ids, probs[num_fixed:])
+
+    def fixed(self) -> FixedColumns:
+        """As DraftVocabulary.fixed."""
+        table = None if self._table is None else self._table[self._fixed_ids]
+        return FixedColumns(self._fixed_ids, self._fixed_head, table)
+
+    def own_columns(self, owns: Sequence[OwnTokens]) -> list[OwnColumns]:
+        """As DraftVocabulary.own_columns."""
+        return [OwnColumns(own.rows, own.ids, own.count) for own in owns]

@@ -143,7 +143,7 @@ class BatchChooser:
         self._samplers, self._places, self._num_tokens = samplers, list(places), num_tokens
         self._rules = rules or [None] * len(samplers)
         self._drafts: list[list[int]] = [[] for _ in samplers]
-        self._all_greedy = all(s.is_greedy for s in samplers) and not any(self._rules)
+        self.is_greedy = all(s.is_greedy for s in samplers) and not any(self._rules)
 
     def choose(
         self,
@@ -151,7 +151,7 @@ class BatchChooser:
         token_ids: Sequence[torch.Tensor | None] | None = None,
     ) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
         """As Chooser.choose."""
-        if self._all_greedy:
+        if self.is_greedy:
             return logits.argmax(dim=-1), [None] * len(self._samplers)
         known = token_ids or [None] * len(self._samplers)
         choices = [

@@ -159,6 +159,8 @@ class ProbedHead:
 class _Forced:
     """Chooses the given tokens [R, K] and records every distribution."""
 
+    is_greedy = False
+
     def __init__(self, token_ids: torch.Tensor) -> None:
         self._steps = iter(token_ids.unbind(1))
 

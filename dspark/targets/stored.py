@@ -62,7 +62,7 @@ class StoredTarget(PoolSlots):
         self._embedding = WeightTable(decoder.embedding)
         head = decoder.embedding if is_tied else weights.matrix(HEAD)
         self._head = StoredOutputHead(runtime, head)
-        self._pass = DecoderPass(runtime, decoder)
+        self._pass = DecoderPass(runtime, decoder, head, head.num_columns)
         self.rotary = rotary_table(config, self.device, self.dtype)
         sizes = (shape.num_layers, shape.num_kv_heads, shape.head_dim)
         self.pool = PagedPool(*sizes, self.device, self.dtype, num_pages=1)
@@ -91,17 +91,23 @@ class StoredTarget(PoolSlots):
         return Pass(self._head(hidden[-1:]), taps)
 
     def verify(self, slots: Sequence[KVSlot], blocks: Sequence[torch.Tensor]) -> Pass:
-        hidden, taps = self._run(torch.cat(list(blocks)), slots, [len(block) for block in blocks])
-        return Pass(self._head(hidden), taps)
+        token_ids, weight = torch.cat(list(blocks)), self._head.weight
+        logits = torch.empty(len(token_ids), weight.stored.num_columns)
+        _, taps = self._run(token_ids, slots, [len(block) for block in blocks], logits)
+        return Pass(logits[:, : len(weight)], taps)
 
     def ops(self) -> list[Op]:
         """Of a pass, for measuring them one by one."""
         return self._pass.ops
 
     def _run(
-        self, token_ids: torch.Tensor, slots: Sequence[KVSlot], sizes: Sequence[int]
+        self,
+        token_ids: torch.Tensor,
+        slots: Sequence[KVSlot],
+        sizes: Sequence[int],
+        logits: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states [N, H] after the final norm, taps [N, T * H]."""
+        """Hidden states [N, H] after the final norm, taps [N, T * H]; fills logits [N, columns]."""
         plan = RowPlan(slots, sizes, causal=True)
         self.pool.reserve_rows(plan)
         of_rows = [slot for slot, size in zip(plan.slots, sizes, strict=True) for _ in range(size)]
@@ -111,7 +117,8 @@ class StoredTarget(PoolSlots):
         for start in range(0, len(token_ids), MAX_ROWS):  # keys are written before they are read
             rows = slice(start, start + MAX_ROWS)
             part = Place(*(each[rows] for each in place))
-            parts.append(self._pass(token_ids[rows], cache, part, rotary))
+            out = None if logits is None else logits[rows]
+            parts.append(self._pass(token_ids[rows], cache, part, rotary, out))
         if len(parts) == 1:
             return parts[0]
         hidden, taps = zip(*parts, strict=True)

@@ -3,18 +3,17 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Protocol
 
 import torch
 
 from dspark.config import EngineConfig
 from dspark.drafters.base import Drafter, Proposals
-from dspark.engine.logit_rules import LogitRules
 from dspark.engine.logprobs import token_logprobs
 from dspark.engine.request import ActiveRequest, Request
-from dspark.engine.sampling import BatchChooser, check_sound
+from dspark.engine.sampling import BatchChooser
 from dspark.engine.schedule.policies import Scheduler
+from dspark.errors import BrokenLogitsError
 from dspark.events import LoadProgress, TokenLogprobs
 from dspark.targets.base import Pass, Slot, Target
 from dspark_kernels import Acceptance, accept_chosen
@@ -75,10 +74,13 @@ class RoundRunner(Protocol):
 class _Draft:
     """One request's share of a round: its draft and the number of tokens to verify."""
 
-    ids: torch.Tensor  # [K]
+    ids: tuple[int, ...]
     probs: torch.Tensor | None  # [K, V], None when greedy
     confidences: tuple[float, ...] | None
     length: int
+
+
+NO_DRAFT = _Draft((), None, None, 0)
 
 
 class HostRounds:
@@ -114,17 +116,18 @@ class HostRounds:
         proposals = self._propose(batch)
         drafts = self._admit(batch, proposals)
         drafted = time.perf_counter()
-        verified = self._verify(batch, drafts)
-        accepted = self._accept(batch, drafts, verified)
+        blocks = self._blocks(batch, drafts)
+        verified = self._run([active.slot for active in batch], blocks)
+        accepted = self._accept(batch, drafts, blocks, verified)
         ended = time.perf_counter()
-        self._commit(batch, drafts, verified, accepted)
+        self._commit(batch, blocks, verified, accepted)
         times = (drafted - started, ended - drafted, time.perf_counter() - started)
-        logits = verified.logits.split([draft.length + 1 for draft in drafts])
+        logits = verified.logits.split([len(block) for block in blocks])
         outcomes = []
         for active, draft, rows, acceptance in zip(batch, drafts, logits, accepted, strict=True):
-            ids, kept = draft.ids.tolist(), acceptance.num_accepted
-            logprobs = token_logprobs(active.request, rows, [*ids[:kept], acceptance.next_id])
-            facts = (active, tuple(ids), draft.confidences, draft.length, *acceptance, *times)
+            tokens = [*draft.ids[: acceptance.num_accepted], acceptance.next_id]
+            logprobs = token_logprobs(active.request, rows, tokens)
+            facts = (active, draft.ids, draft.confidences, draft.length, *acceptance, *times)
             outcomes.append(Outcome(*facts, logprobs))
         return outcomes
 
@@ -143,65 +146,53 @@ class HostRounds:
 
     def _admit(self, batch: Sequence[ActiveRequest], proposals: Proposals | None) -> list[_Draft]:
         """A share for every request; empty for plain decoding."""
-        empty = _Draft(torch.empty(0, dtype=torch.long, device=self.target.device), None, None, 0)
         if proposals is None:
-            return [empty] * len(batch)
+            return [NO_DRAFT] * len(batch)
         drafting = [active for active in batch if active.draft_slot is not None]
         drafted = proposals.lengths or [proposals.token_ids.shape[1]] * len(drafting)
         limits = [
             min(n, room_for_drafts(self.target, active))
             for n, active in zip(drafted, drafting, strict=True)
         ]
-        lengths = iter(self.scheduler.admit(proposals.confidences, limits))
-        rows = iter(range(len(drafting)))
-        return [
-            empty if active.draft_slot is None else _draft_of(proposals, next(rows), next(lengths))
-            for active in batch
-        ]
+        lengths = self.scheduler.admit(proposals.confidences, limits)
+        drafts = iter(_drafts_of(proposals, lengths))
+        return [NO_DRAFT if active.draft_slot is None else next(drafts) for active in batch]
 
-    def _verify(self, batch: Sequence[ActiveRequest], drafts: list[_Draft]) -> Pass:
-        blocks = [_block(active, draft) for active, draft in zip(batch, drafts, strict=True)]
-        return self._run([active.slot for active in batch], blocks)
+    def _blocks(
+        self, batch: Sequence[ActiveRequest], drafts: Sequence[_Draft]
+    ) -> Sequence[torch.Tensor]:
+        """What is verified [1 + length] each: the anchor and the admitted drafts."""
+        rows = [(a.anchor, *d.ids[: d.length]) for a, d in zip(batch, drafts, strict=True)]
+        ids = torch.tensor([token for row in rows for token in row], device=self.target.device)
+        return ids.split([len(row) for row in rows])
 
     def _run(self, slots: Sequence[Slot], blocks: Sequence[torch.Tensor]) -> Pass:
         return self.target.verify(slots, blocks)
 
     def _accept(
-        self, batch: Sequence[ActiveRequest], drafts: list[_Draft], verified: Pass
+        self,
+        batch: Sequence[ActiveRequest],
+        drafts: Sequence[_Draft],
+        blocks: Sequence[torch.Tensor],
+        verified: Pass,
     ) -> list[Acceptance]:
-        sizes = [draft.length + 1 for draft in drafts]
-        chosen = self._chosen(batch, verified.logits, sizes)
-        accepted = []
-        for active, draft, logits, tokens in zip(
-            batch, drafts, verified.logits.split(sizes), chosen, strict=True
-        ):
-            ids = draft.ids[: draft.length]
+        """Raises BrokenLogitsError if a row that a token comes from is no distribution."""
+        best, sound = (column.tolist() for column in argmax(verified.logits))
+        accepted, start = [], 0
+        for active, draft, block in zip(batch, drafts, blocks, strict=True):
+            end = start + len(block)
+            logits, ids = verified.logits[start:end], draft.ids[: draft.length]
             if active.rules is not None:
-                accepted.append(self._accept_by_rules(active, active.rules, draft, logits))
-            elif active.sampler.is_greedy:
-                accepted.append(accept_chosen(ids.tolist(), tokens))
+                logits = active.rules.adjust(logits, ids)
+            if active.rules is None and active.sampler.is_greedy:
+                accepted.append(accept_chosen(ids, best[start:end]))
             else:
                 place = self._next_place(active)
-                accepted.append(active.sampler.accept(ids, draft.probs, logits, place))
-            check_sound(logits[: accepted[-1].num_accepted + 1])
+                accepted.append(active.sampler.accept(block[1:], draft.probs, logits, place))
+            if not all(sound[start : start + accepted[-1].num_accepted + 1]):
+                raise BrokenLogitsError()
+            start = end
         return accepted
-
-    def _accept_by_rules(
-        self, active: ActiveRequest, rules: LogitRules, draft: _Draft, logits: torch.Tensor
-    ) -> Acceptance:
-        ids = draft.ids[: draft.length]
-        adjusted = rules.adjust(logits, ids.tolist())
-        return active.sampler.accept(ids, draft.probs, adjusted, self._next_place(active))
-
-    def _chosen(
-        self, batch: Sequence[ActiveRequest], logits: torch.Tensor, sizes: list[int]
-    ) -> list[list[int]]:
-        """The likeliest token of every row, found for all requests at once; nothing if none is
-        greedy."""
-        if not any(active.sampler.is_greedy for active in batch):
-            return [[]] * len(batch)
-        best = iter(argmax(logits).index.tolist())
-        return [list(islice(best, size)) for size in sizes]
 
     def _next_place(self, active: ActiveRequest) -> int:
         """Place of the token after the anchor, counted from the prompt's first token."""
@@ -210,18 +201,18 @@ class HostRounds:
     def _commit(
         self,
         batch: Sequence[ActiveRequest],
-        drafts: list[_Draft],
+        blocks: Sequence[torch.Tensor],
         verified: Pass,
-        accepted: list[Acceptance],
+        accepted: Sequence[Acceptance],
     ) -> None:
         num_rows = [acceptance.num_accepted + 1 for acceptance in accepted]
         self.target.commit([active.slot for active in batch], num_rows)
         drafting = [i for i, active in enumerate(batch) if active.draft_slot is not None]
         if self.drafter is not None and drafting:
-            taps = verified.taps.split([draft.length + 1 for draft in drafts])
+            taps = verified.taps.split([len(block) for block in blocks])
             self.drafter.extend(
                 [batch[i].draft_slot for i in drafting],
-                [_block(batch[i], drafts[i])[: num_rows[i]] for i in drafting],
+                [blocks[i][: num_rows[i]] for i in drafting],
                 [taps[i][: num_rows[i]] for i in drafting],
             )
 
@@ -250,17 +241,14 @@ def room_for_drafts(target: Target, active: ActiveRequest) -> int:
     return room if border is None or length >= border else min(room, border - length - 1)
 
 
-def _block(active: ActiveRequest, draft: _Draft) -> torch.Tensor:
-    """The block to verify [1 + length]: the anchor and the admitted drafts."""
-    return torch.cat([draft.ids.new_tensor([active.anchor]), draft.ids[: draft.length]])
-
-
-def _draft_of(proposals: Proposals, row: int, length: int) -> _Draft:
-    confidences, lengths = proposals.confidences, proposals.lengths
-    ids = proposals.token_ids[row]
-    return _Draft(
-        ids=ids if lengths is None else ids[: lengths[row]],
-        probs=proposals.probs[row],
-        confidences=None if confidences is None else tuple(confidences[row].tolist()),
-        length=length,
-    )
+def _drafts_of(proposals: Proposals, lengths: Sequence[int]) -> list[_Draft]:
+    """With the number of tokens to verify of each."""
+    ids, confidences = proposals.token_ids.tolist(), proposals.confidences
+    found = [None] * len(ids) if confidences is None else map(tuple, confidences.tolist())
+    sizes = proposals.lengths or [None] * len(ids)
+    return [
+        _Draft(tuple(row[:size]), probs, confidence, length)
+        for row, size, probs, confidence, length in zip(
+            ids, sizes, proposals.probs, found, lengths, strict=True
+        )
+    ]

@@ -15,7 +15,7 @@ from dspark_kernels.cpu.attend_round import (
     attend_scratch,
 )
 from dspark_kernels.cpu.embed import embed_op, embed_reference
-from dspark_kernels.cpu.matrix import multiply_op, multiply_reference, padded_bias
+from dspark_kernels.cpu.matrix import OUT_WORD, multiply_op, multiply_reference, padded_bias
 from dspark_kernels.cpu.norm_round import norm_round_op, norm_round_reference
 from dspark_kernels.cpu.rope_write import Heads, rope_write_op, rope_write_reference
 from dspark_kernels.cpu.rounded import RoundedRows, empty_rounded
@@ -81,9 +81,17 @@ class Decoder(NamedTuple):
 
 
 class DecoderPass:
-    """Buffers and the program of a pass of up to 64 rows, whose operations are `ops`."""
+    """Buffers and the program of a pass of up to 64 rows, whose operations are `ops`. With an
+    output head `head` [V, H] a pass can go on to logits, of `num_columns` columns a row at least
+    V in whole blocks."""
 
-    def __init__(self, runtime: Runtime, decoder: Decoder) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        decoder: Decoder,
+        head: StoredWeight | None = None,
+        num_columns: int = 0,
+    ) -> None:
         self._decoder, self._width = decoder, decoder.final_norm.shape[0]
         first = decoder.layers[0]
         widest = max(layer.gate_up.num_columns for layer in decoder.layers)
@@ -100,7 +108,11 @@ class DecoderPass:
         self._attended = empty_rounded(MAX_ROWS, heads.num_heads * heads.head_dim).data
         self._gated = empty_rounded(MAX_ROWS, first.down.weights[0].width).data
         self.ops = self._ops()
-        self._program = Program(runtime, self.ops)
+        self._program = self._to_logits = Program(runtime, self.ops)
+        if head is not None:
+            like = torch.empty(1, num_columns)
+            ops = [*self.ops, multiply_op(head, None, self._rounded, like)]
+            self._to_logits = Program(runtime, ops)
 
     def __call__(
         self,
@@ -108,8 +120,10 @@ class DecoderPass:
         cache: Pages,
         place: Place,
         rotary: tuple[torch.Tensor, torch.Tensor],
+        logits: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """token_ids int64 [N], N at most 64; the rest as in step_words.
+        """token_ids int64 [N], N at most 64; `logits` [N, num_columns] are filled if there is a
+        head; the rest as in step_words.
 
         -> hidden states [N, H] after the final norm, taps [N, T · H].
         """
@@ -117,7 +131,12 @@ class DecoderPass:
         if num_rows > MAX_ROWS:
             raise ValueError(f"{num_rows} rows in a pass of at most {MAX_ROWS}")
         token_words(token_ids, self._decoder.embedding.num_outputs)
-        self._program(step_words(place, rotary, cache, token_ids))
+        words = step_words(place, rotary, cache, token_ids)
+        if logits is None:
+            self._program(words)
+        else:
+            self._to_logits.point(len(self.ops), OUT_WORD, logits)
+            self._to_logits(words)
         return self._normed[:num_rows].clone(), self._taps[:num_rows].clone()
 
     def _tap(self, layer: int) -> torch.Tensor | None:

@@ -36,6 +36,11 @@ class StoredWeight:
     def num_blocks(self) -> int:
         return -(-self.num_outputs // LANES)
 
+    @property
+    def num_columns(self) -> int:
+        """Outputs in whole blocks, as they are written."""
+        return self.num_blocks * LANES
+
     def planes(self) -> list[torch.Tensor]:
         """uint8 views in the order of PLANES, empty for planes the format lacks."""
         sizes = _plane_bytes(FORMATS[self.kind], self.num_blocks, self.width // 32)
