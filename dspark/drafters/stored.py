@@ -109,7 +109,7 @@ class StoredDSparkDrafter(DSparkDrafter):
         fixed = self._vocabulary.fixed()
         self._sequential: SequentialPass | None = None
         is_ours = isinstance(fixed.output_head, StoredOutputHead) and type(markov) is MarkovHead
-        if not is_ours or config.final_logit_softcapping is not None:
+        if not is_ours or fixed.table is None or config.final_logit_softcapping is not None:
             self._block_pass = DecoderPass(runtime, decoder)
             return
         weight, confidence = fixed.output_head.weight.stored, self._head.confidence_head
@@ -162,11 +162,9 @@ class StoredDSparkDrafter(DSparkDrafter):
             self._choose(slots[start : start + at_once], anchors[start : start + at_once])
             for start in starts
         ]
-        tokens, confidences = (
-            parts[0] if len(parts) == 1 else map(_joined, zip(*parts, strict=True))
-        )
-        if confidences is not None:
-            confidences = scaled_confidence(confidences, self._temperatures)
+        tokens = torch.cat([part.tokens for part in parts])
+        logits = [part.confidences for part in parts if part.confidences is not None]
+        confidences = scaled_confidence(torch.cat(logits), self._temperatures) if logits else None
         return Proposals(tokens, [None] * len(slots), confidences)
 
     def _choose(self, slots: Sequence[DSparkSlot], anchors: torch.Tensor) -> Choices:
@@ -227,11 +225,6 @@ def _fits(config: DSparkConfig) -> bool:
         and config.head_dim <= MAX_HEAD_DIM
         and config.block_rows <= MAX_ROWS
     )
-
-
-def _joined(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
-    present = [part for part in parts if part is not None]
-    return torch.cat(present) if present else None
 
 
 def _small(*weights: torch.Tensor) -> Projection:

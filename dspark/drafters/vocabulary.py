@@ -38,7 +38,7 @@ class FixedColumns(NamedTuple):
     [N, r], None without one."""
 
     ids: torch.Tensor
-    output_head: Callable[[torch.Tensor], torch.Tensor]
+    output_head: Any  # [M, H] -> [M, N]
     table: torch.Tensor | None
 
 
@@ -168,7 +168,7 @@ class OwnTokens:
         self.clear()
 
     @property
-    def count(self) -> int:
+    def num_used(self) -> int:
         """Columns in use, the first of them."""
         return len(self._column_of)
 
@@ -295,4 +295,4 @@ class ReducedVocabulary:
 
     def own_columns(self, owns: Sequence[OwnTokens]) -> list[OwnColumns]:
         """As DraftVocabulary.own_columns."""
-        return [OwnColumns(own.rows, own.ids, own.count) for own in owns]
+        return [OwnColumns(own.rows, own.ids, own.num_used) for own in owns]

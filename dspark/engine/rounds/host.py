@@ -164,7 +164,8 @@ class HostRounds:
         """What is verified [1 + length] each: the anchor and the admitted drafts."""
         rows = [(a.anchor, *d.ids[: d.length]) for a, d in zip(batch, drafts, strict=True)]
         ids = torch.tensor([token for row in rows for token in row], device=self.target.device)
-        return ids.split([len(row) for row in rows])
+        blocks: Sequence[torch.Tensor] = ids.split([len(row) for row in rows])
+        return blocks
 
     def _run(self, slots: Sequence[Slot], blocks: Sequence[torch.Tensor]) -> Pass:
         return self.target.verify(slots, blocks)
@@ -245,7 +246,7 @@ def _drafts_of(proposals: Proposals, lengths: Sequence[int]) -> list[_Draft]:
     """With the number of tokens to verify of each."""
     ids, confidences = proposals.token_ids.tolist(), proposals.confidences
     found = [None] * len(ids) if confidences is None else map(tuple, confidences.tolist())
-    sizes = proposals.lengths or [None] * len(ids)
+    sizes = proposals.lengths or [len(row) for row in ids]
     return [
         _Draft(tuple(row[:size]), probs, confidence, length)
         for row, size, probs, confidence, length in zip(

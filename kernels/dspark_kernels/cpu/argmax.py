@@ -18,7 +18,7 @@ class Largest(NamedTuple):
     """int64 [N] each: where a row is largest, and 1 if a token can come of it: if its largest is
     neither NaN nor infinite."""
 
-    index: torch.Tensor
+    place: torch.Tensor
     is_sound: torch.Tensor
 
 

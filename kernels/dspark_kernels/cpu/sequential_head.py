@@ -38,12 +38,12 @@ class SequentialHead(NamedTuple):
 
 
 class OwnColumns(NamedTuple):
-    """One request's, the first `count` of C: rows float32 [C, H + R] of output head and Markov
+    """One request's, the first `num_used` of C: rows float32 [C, H + R] of output head and Markov
     table side by side, ids int64 [C]."""
 
     rows: torch.Tensor
     ids: torch.Tensor
-    count: int
+    num_used: int
 
 
 class Noise(NamedTuple):
@@ -123,7 +123,7 @@ class SequentialPass:
         head's columns, to which the bias is added in place, and behind them the own columns'."""
         count = len(owns)
         self._tokens[:count, 0] = anchors
-        records = torch.tensor([[o.rows.data_ptr(), o.ids.data_ptr(), o.count] for o in owns])
+        records = torch.tensor([[o.rows.data_ptr(), o.ids.data_ptr(), o.num_used] for o in owns])
         pointers = [each.data_ptr() for each in (hidden, logits, records, *(noise or ()))]
         step = torch.tensor([count, *pointers])
         (self._greedy if noise is None else self._noisy)(step)
@@ -175,12 +175,14 @@ def sequential_reference(
         )
         chosen = []
         for r, own in enumerate(owns):
-            columns = [*range(head.num_columns), *range(own_at, own_at + own.count)]
-            logits[r, k, own_at : own_at + own.count] = _dot(own.rows[: own.count], x[r : r + 1])
+            columns = [*range(head.num_columns), *range(own_at, own_at + own.num_used)]
+            logits[r, k, own_at : own_at + own.num_used] = _dot(
+                own.rows[: own.num_used], x[r : r + 1]
+            )
             scores = logits[r, k, columns]
             if noise is not None:
                 scores = scores * noise.inverses[r] + noise.noise[r, k, columns]
-            ids = torch.cat([head.ids, own.ids[: own.count]])
+            ids = torch.cat([head.ids, own.ids[: own.num_used]])
             chosen.append(ids[scores.argmax()])
         tokens.append(torch.stack(chosen))
     found = torch.stack(confidences, 1) if confidences else None

@@ -98,8 +98,8 @@ def _confidence(text: Text, own: _Words, index: str, x: str) -> None:
 def _dot(text: Text, row: str, x: str, size: str) -> str:
     """16 sums, each in order, and then those in a tree."""
     loop = Loop(text, "0", size, [Carried(FLOATS, numbers(0.0))], step="64")
-    pair = [text.load(FLOATS, text.at(base, loop.index)) for base in (row, x)]
-    (sums,) = loop.close([text.fma(LANES, *pair, loop.values[0])])
+    one, other = (text.load(FLOATS, text.at(base, loop.index)) for base in (row, x))
+    (sums,) = loop.close([text.fma(LANES, one, other, loop.values[0])])
     return write_tree(text, sums)
 
 

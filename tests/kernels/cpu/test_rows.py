@@ -71,7 +71,7 @@ def test_the_first_of_the_largest_is_found(width, runtimes):
     expected = argmax_reference(logits)
     assert expected.is_sound.tolist() == [1, 0, 1, 1, 0, 0, 0, 1, 1]
     firsts = [int((row == row.max()).nonzero()[0]) for row in logits[6:]]
-    assert expected.index[6:].tolist() == firsts
+    assert expected.place[6:].tolist() == firsts
     for runtime in runtimes:
         with using(runtime):
             assert all(map(torch.equal, argmax(logits), expected)), runtime.variant.name
