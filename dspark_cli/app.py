@@ -18,6 +18,7 @@ from dspark_cli.commands import (
     list_,
     probe,
     pull,
+    race,
     replay,
     rm,
     serve,
@@ -63,6 +64,7 @@ def dspark(
 COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "chat": (chat.chat, chat.EXAMPLES),
     "generate": (generate.generate, generate.EXAMPLES),
+    "race": (race.race, race.EXAMPLES),
     "replay": (replay.replay, replay.EXAMPLES),
     "bench": (bench.bench, bench.EXAMPLES),
     "serve": (serve.serve, serve.EXAMPLES),

@@ -83,7 +83,7 @@ def generate(
     as_json: options.Json = False,
 ) -> None:
     """Write one answer to stdout."""
-    named, prompt = _pair_and_prompt(first, second)
+    named, prompt = pair_and_prompt(first, second)
     engine = options.engine_config(confidence_threshold, schedule, max_requests=1)
     sampling = options.sampling_config(temperature, top_k, top_p, seed)
     stopping = options.stop_config(max_tokens, stop)
@@ -116,7 +116,7 @@ def generate(
         say(f"{session.name}: {stats_line(finished.stats, sampling)}{note}")
 
 
-def _pair_and_prompt(first: str | None, second: str | None) -> tuple[str | None, str | None]:
+def pair_and_prompt(first: str | None, second: str | None) -> tuple[str | None, str | None]:
     """A single argument is the prompt."""
     if first is None or second is None:
         return None, first
