@@ -82,7 +82,8 @@ def test_the_columns_show_the_end_of_what_was_written():
     view.take(RaceStep(1, 1.0, END))
     with view.live:
         view.draw()
-    shown = console.export_text()
+    frames = console.export_text()
+    shown = frames[frames.rindex("╭─ plain") :].rstrip("\n")
     assert "line 39" in shown and "line 1\n" not in shown and "Short [bold]" in shown
     assert "2.0 tok/s · 1.0 s" in shown and "2.0 tok/s · done in 1.0 s" in shown
-    assert len(shown.rstrip("\n").splitlines()) <= 10
+    assert len(shown.splitlines()) < 10
