@@ -107,7 +107,8 @@ class TextDelta:
 class DecodeStats:
     """Sums over one request. Rates are tokens per second; tau counts the bonus token.
 
-    `cached_tokens` of the prompt needed no pass; `thinking_tokens` of the new ones are thinking.
+    `cached_tokens` of the prompt needed no pass; `thinking_tokens` of the new ones are thinking;
+    `preemptions` is how often it had to make way for others.
     """
 
     prompt_tokens: int
@@ -120,6 +121,7 @@ class DecodeStats:
     decode_seconds: float
     cached_tokens: int = 0
     thinking_tokens: int = 0
+    preemptions: int = 0
 
     @property
     def tau(self) -> float:

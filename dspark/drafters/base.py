@@ -76,6 +76,10 @@ class Drafter(Protocol):
         """Draft a block after each anchor [R]; leaves the slots unchanged."""
         ...
 
+    def fork(self, slot: DraftSlot, length: int) -> DraftSlot:
+        """Another request that begins with the first `length` tokens of this one."""
+        ...
+
     def truncate(self, slot: DraftSlot, length: int) -> None:
         """Drop the context from `length` tokens on."""
         ...

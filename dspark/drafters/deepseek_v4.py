@@ -75,6 +75,11 @@ class DeepseekV4Drafter:
     def close(self, slot: DeepseekV4Slot) -> None:
         pass
 
+    def fork(self, slot: DeepseekV4Slot, length: int) -> DeepseekV4Slot:
+        fresh = DeepseekV4Slot(slot.keys, slot.length)
+        self.truncate(fresh, length)
+        return fresh
+
     def truncate(self, slot: DeepseekV4Slot, length: int) -> None:
         """Rows that left the window cannot come back; V4 targets never need them."""
         surplus = max(0, slot.length - length)

@@ -13,7 +13,7 @@ from dspark.drafters.calibration import scaled_confidence
 from dspark.drafters.head_drafter import HeadDrafter, stack_present
 from dspark.drafters.vocabulary import OutputHead
 from dspark.kvcache.pooled_attention import PooledAttention
-from dspark.kvcache.row_pool import KVSlot, RowPlan
+from dspark.kvcache.row_pool import KVSlot, RowPlan, SlotPool
 from dspark.models.draft_layer import DraftLayer
 from dspark.models.dspark_head import DSparkHead
 from dspark_kernels.cpu.weight_table import Table
@@ -56,7 +56,15 @@ class DSparkDrafter(HeadDrafter):
         return int(sum(backbone_sizes) + columns)
 
     def open(self) -> DSparkSlot:
-        return DSparkSlot(self._pool.open(), self._vocabulary.open())
+        return DSparkSlot(self._contexts.open(), self._vocabulary.open())
+
+    @property
+    def _contexts(self) -> SlotPool:
+        return self._pool
+
+    def fork(self, slot: DSparkSlot, length: int) -> DSparkSlot:
+        own = self._vocabulary.fork(slot.own, length)
+        return DSparkSlot(self._contexts.fork(slot.context, length), own)
 
     def close(self, slot: DSparkSlot) -> None:
         slot.context.close()

@@ -60,6 +60,11 @@ class Eagle3Drafter(HeadDrafter):
     def close(self, slot: Eagle3Slot) -> None:
         slot.rows.close()
 
+    def fork(self, slot: Eagle3Slot, length: int) -> Eagle3Slot:
+        features = slot.features[:length]
+        rows = self._pool.fork(slot.rows, max(0, len(features) - 1))
+        return Eagle3Slot(rows, self._vocabulary.fork(slot.own, length), features)
+
     def truncate(self, slot: Eagle3Slot, length: int) -> None:
         del slot.features[length:]
         slot.rows.length = max(0, len(slot.features) - 1)

@@ -77,6 +77,11 @@ class LookupDrafter:
             lengths=[len(draft) for draft in drafts],
         )
 
+    def fork(self, slot: DraftSlot, length: int) -> DraftSlot:
+        fresh = _History()
+        fresh.append(slot.token_ids[:length])
+        return fresh
+
     def truncate(self, slot: DraftSlot, length: int) -> None:
         remaining = slot.token_ids[:length]
         slot.token_ids, slot.followers = [], {}

@@ -11,6 +11,7 @@ from dspark.drafters.dspark import DSparkDrafter, DSparkSlot
 from dspark.drafters.head_drafter import TargetTables
 from dspark.drafters.vocabulary import FullVocabulary, OutputHead, soft_cap
 from dspark.kvcache.caches import CachePass, HeadShape, PagedCache
+from dspark.kvcache.page_pool import PagedPool
 from dspark.kvcache.row_pool import KVSlot
 from dspark.models.decoder import Decoder, FusedLayer
 from dspark.models.draft_layer import DraftLayer
@@ -81,8 +82,9 @@ class PagedDSparkDrafter(DSparkDrafter):
         places = [list(tap_layers).index(layer) for layer in self.target_layer_ids]
         self._tap_places = torch.cat([place * len(width) + width for place in places])
 
-    def open(self) -> DSparkSlot:
-        return DSparkSlot(self.cache.open(), self._vocabulary.open())
+    @property
+    def _contexts(self) -> PagedPool:
+        return self.cache.pool
 
     def close(self, slot: DSparkSlot) -> None:
         slot.context.close()

@@ -47,6 +47,9 @@ class _TapChoice:
     ) -> Proposals:
         return self._drafter.propose(slots, anchors, chooser)
 
+    def fork(self, slot: DraftSlot, length: int) -> DraftSlot:
+        return self._drafter.fork(slot, length)
+
     def truncate(self, slot: DraftSlot, length: int) -> None:
         self._drafter.truncate(slot, length)
 

@@ -75,8 +75,9 @@ class StoredDSparkDrafter(DSparkDrafter):
         self.pool = PagedPool(*sizes, self.device, self.dtype, num_pages=1)
         del self._pool  # of numbers
 
-    def open(self) -> DSparkSlot:
-        return DSparkSlot(self.pool.open(), self._vocabulary.open())
+    @property
+    def _contexts(self) -> PagedPool:
+        return self.pool
 
     def _placed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """What becomes an int8 copy stays as the file has it until then."""

@@ -53,6 +53,10 @@ class DraftVocabulary(Protocol):
 
     def truncate(self, own: Any, length: int) -> None: ...
 
+    def fork(self, own: Any, length: int) -> Any:
+        """The state of a request that begins with the first `length` tokens of this one."""
+        ...
+
     def logits(self, hidden: torch.Tensor, owns: Sequence[Any]) -> torch.Tensor:
         """hidden [R, K, H] -> [R, K, X]."""
         ...
@@ -109,6 +113,9 @@ class FullVocabulary:
 
     def truncate(self, own: None, length: int) -> None:
         pass
+
+    def fork(self, own: None, length: int) -> None:
+        return None
 
     def logits(self, hidden: torch.Tensor, owns: Sequence[None]) -> torch.Tensor:
         """As DraftVocabulary.logits."""
@@ -241,6 +248,11 @@ class ReducedVocabulary:
         ids = token_ids.tolist()
         own.history.extend(ids)
         own.add([i for i in ids if i not in self._is_fixed])
+
+    def fork(self, own: OwnTokens, length: int) -> OwnTokens:
+        fresh = self.open()
+        self.extend(fresh, torch.tensor(own.history[:length]))
+        return fresh
 
     def truncate(self, own: OwnTokens, length: int) -> None:
         if length >= len(own.history):

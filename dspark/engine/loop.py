@@ -58,7 +58,8 @@ class Engine:
         # a table is of uncaptured passes; and the device has launched its next round before this
         # one is read
         self._sps_watch = sps_watch if type(self._rounds) is HostRounds else None
-        self._caches = RequestCaches(target, drafter, self._rounds)
+        budget = config.prefix_cache_bytes
+        self._caches = RequestCaches(target, drafter, self._rounds, budget)
         self._requests: dict[int, ActiveRequest] = {}  # all running, oldest first
         self._submitted: deque[ActiveRequest] = deque()
         self._cancelled: deque[int] = deque()
@@ -101,7 +102,7 @@ class Engine:
             raise InputError("logit_bias names a token id outside the vocabulary")
         if request.most_tokens < 1:
             raise InputError("max-tokens must be at least 1")
-        self._rounds.check(request)
+        self._rounds.room.check(request)
 
     def cancel(self, request_id: int) -> None:
         """End a request at the next step, keeping its output so far."""
@@ -152,7 +153,7 @@ class Engine:
     def _step(self) -> list[EngineEvent]:
         self._take_in()
         self._untold += self._drop_cancelled()
-        running = self._in("running")
+        running = self._with_room()
         self._untold.extend(self._prefill_some())
         if running:
             self._untold.extend(self._advance(running))
@@ -172,7 +173,7 @@ class Engine:
         """Drop every request and release all caches."""
         self._take_in()
         self.discard([*self._requests])
-        self._caches.drop_warm()
+        self._caches.drop_kept()
         self._rounds.forget()
 
     def warm_up(self) -> Iterator[LoadProgress]:
@@ -235,11 +236,13 @@ class Engine:
         chunks begin does not depend on company, so that no bit of a cache does."""
         budget = self._chunk_size
         for active in self._admitted():
-            size = min(self._chunk_size, active.num_to_prefill)
-            if size > budget:
-                return
-            budget -= size
             try:
+                if active.state == "waiting" and not self._admit(active):
+                    return
+                size = min(self._chunk_size, active.num_to_prefill)
+                if size > budget:
+                    return
+                budget -= size
                 events = self._prefill_chunk(active)
             except Exception as error:  # whatever one prompt does, the others go on
                 if is_of_the_machine(error):
@@ -249,28 +252,51 @@ class Engine:
             yield from events
 
     def _admitted(self) -> Iterator[ActiveRequest]:
-        """Prompts being prefilled, the longest waiting first, then waiting ones that have room."""
+        """Prompts being prefilled, the longest waiting first, then waiting ones, the oldest
+        first."""
         yield from sorted(self._in("prefilling"), key=lambda active: active.chunked_at)
         for active in self._in("waiting"):
-            under_way = len(self._in("running")) + len(self._in("prefilling"))
-            if not self._caches.has_room(active, under_way):
+            if self._caches.num_open >= self._rounds.capacity:
                 return
-            active.state = "prefilling"
             yield active
+
+    def _admit(self, active: ActiveRequest) -> bool:
+        """False if it has to wait for room."""
+        if not self._caches.num_open:
+            self._rounds.forget()
+        if not self._caches.open(active):
+            return False
+        active.state = "prefilling"
+        return True
+
+    def _with_room(self) -> list[ActiveRequest]:
+        """The running requests whose next round has room. Where memory is short, the newest one
+        makes way: it waits with its tokens and goes on once there is room."""
+        for active in self._in("running"):
+            while active.state == "running" and not self._caches.reserve(active):
+                if self._caches.num_open == 1:
+                    self._close(active, is_kept=True)
+                    self._untold.append(active.finish("context"))
+                else:
+                    self._preempt(self._caches.newest())
+        return self._in("running")
+
+    def _preempt(self, active: ActiveRequest) -> None:
+        self._rounds.forget()  # one that is under way has results of it
+        self._caches.close(active)
+        active.state = "waiting"
+        active.preemptions += 1
 
     def _begin_anew(self, active: ActiveRequest) -> None:
         """Nobody knows how much of a chunk that failed is in the caches."""
         self._caches.close(active)
-        active.num_cached, active.state = 0, "waiting"
+        active.state = "waiting"
 
     @torch.inference_mode()
     def _prefill_chunk(self, active: ActiveRequest) -> list[EngineEvent]:
         """The next chunk; after the last one, the prompt's next token, which is the first
-        anchor."""
-        if not active.is_open:
-            self._caches.open(active)
-            active.num_reused = active.num_cached
-        prompt = active.request.prompt_ids
+        anchor. One that was preempted has its anchor."""
+        prompt = active.known
         start = active.num_cached
         is_chunked = self.target.spec.chunks_prompts
         end = min(start + self._chunk_size, len(prompt)) if is_chunked else len(prompt)
@@ -279,6 +305,9 @@ class Engine:
         if self.drafter is not None and active.draft_slot is not None:
             self.drafter.extend([active.draft_slot], [chunk], [result.taps])
         active.num_cached, active.chunked_at = end, time.perf_counter()
+        if active.token_ids:
+            active.state = "running" if end == len(prompt) else "prefilling"
+            return []
         if end < len(prompt):
             return [PrefillProgress(active.request_id, end, len(prompt))]
         check_sound(result.logits)

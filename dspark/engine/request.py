@@ -63,8 +63,9 @@ class ActiveRequest:
     stop_token_ids: frozenset[int]
     state: State = "waiting"
     is_open: bool = False  # whether it holds caches
-    num_cached: int = 0  # prompt tokens in its caches
-    num_reused: int = 0  # of them, from an earlier request
+    num_cached: int = 0  # tokens in its caches that no round put there
+    num_reused: int = 0  # prompt tokens found in caches of other requests
+    preemptions: int = 0
     num_thinking: int = 0
     chunked_at: float = 0.0  # when the last chunk of its prompt was done
     anchor: int = -1
@@ -86,8 +87,13 @@ class ActiveRequest:
         return len(self.token_ids) >= self.request.most_tokens
 
     @property
+    def known(self) -> tuple[int, ...]:
+        """What its caches hold before the next round: all but the anchor."""
+        return (*self.request.prompt_ids, *self.token_ids[:-1])
+
+    @property
     def num_to_prefill(self) -> int:
-        return len(self.request.prompt_ids) - self.num_cached
+        return len(self.known) - self.num_cached
 
     def emit(
         self,
@@ -158,6 +164,7 @@ class ActiveRequest:
             decode_seconds=max(self.last_token_at - decoding_since, 0.0),
             cached_tokens=self.num_reused,
             thinking_tokens=self.num_thinking,
+            preemptions=self.preemptions,
         )
 
 

@@ -1,101 +1,169 @@
-"""Caches of requests: opened, reused by a prompt that continues the last one, released."""
+"""Caches of requests: opened, with what others have of their prompt; kept; released."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from weakref import WeakKeyDictionary, WeakSet
 
-from dspark.drafters.base import Drafter, DraftSlot
+from dspark.drafters.base import Drafter
+from dspark.engine.prefix_cache import CachedText, PrefixCache, shared_prefix
 from dspark.engine.request import ActiveRequest
 from dspark.engine.rounds.host import RoundRunner
-from dspark.targets.base import Slot, Target
+from dspark.errors import MemoryFullError
+from dspark.kvcache.page_pool import PagedPool
+from dspark.targets.base import Target
 
+LEAST_SHARED = 16  # tokens; a shorter beginning is not worth a copy of its last page
 
-@dataclass(frozen=True, slots=True)
-class _Warm:
-    """The caches of the last finished request, for a prompt that continues it."""
-
-    token_ids: tuple[int, ...]
-    slot: Slot
-    draft_slot: DraftSlot | None
+_users: WeakKeyDictionary[PagedPool, WeakSet["RequestCaches"]] = WeakKeyDictionary()
 
 
 class RequestCaches:
-    """Every slot that an engine holds is opened and closed here, by name."""
+    """Every slot that an engine holds is opened and closed here."""
 
-    def __init__(self, target: Target, drafter: Drafter | None, rounds: RoundRunner) -> None:
-        self._target, self._drafter, self._rounds = target, drafter, rounds
-        self._warm: _Warm | None = None
+    def __init__(
+        self, target: Target, drafter: Drafter | None, rounds: RoundRunner, budget: int
+    ) -> None:
+        """`budget` in bytes is for the caches of finished requests, unless memory is fixed."""
+        self._target, self._drafter, self._room = target, drafter, rounds.room
+        most = None if self._room.is_fixed else budget
+        self._kept = PrefixCache(most, target.held_bytes, self._close_text)
+        self._open: dict[int, ActiveRequest] = {}
         self._num_open = 0
+        for pool in self._room.pools:
+            _users.setdefault(pool, WeakSet()).add(self)
 
-    def has_room(self, active: ActiveRequest, under_way: int) -> bool:
-        """Whether it can start next to the running requests; warm caches are released if needed."""
-        if under_way >= self._rounds.capacity:
-            return False
-        if not under_way:
-            self._rounds.forget()
-        if not self._rounds.has_room(active.request):
-            self.drop_warm()
-        return self._rounds.has_room(active.request) or not under_way
+    def open(self, active: ActiveRequest) -> bool:
+        """Caches with what others have of its tokens, and room for the rest; False if it has to
+        wait for others. Raises MemoryFullError if there are none."""
+        beside = self._open.values()
+        if self._room.fits(len(active.known), beside):
+            while not self._room.has_free_slot and self._drop_one():
+                pass
+            self._open_slots(active)
+            self._open[active.request_id] = active
+            if self.reserve(active):
+                return True
+            self.close(active)
+        if not beside:
+            raise MemoryFullError(
+                f"{len(active.known)} tokens do not fit on {self._target.device}",
+                "Ask for fewer tokens, or shorten the prompt.",
+            )
+        return False
 
-    def open(self, active: ActiveRequest) -> None:
-        """Fresh caches, or those of the last request as far as this prompt continues it."""
-        drafter = None if active.request.plain else self._drafter
-        if not self._take_over_warm(active, drafter):
-            self.drop_warm()
-            active.slot = self._target.open()
-            self._num_open += 1
-            active.is_open = True
-            active.draft_slot = drafter.open() if drafter is not None else None
-        self._rounds.reserve(active)
+    def reserve(self, active: ActiveRequest) -> bool:
+        """Room for its next round; finished requests make way."""
+        while not self._room.reserve(active, len(active.known)):
+            if not self._drop_one():
+                return False
+        return True
+
+    def newest(self) -> ActiveRequest:
+        """Of the open ones."""
+        return self._open[max(self._open)]
+
+    @property
+    def num_open(self) -> int:
+        return len(self._open)
 
     def keep(self, active: ActiveRequest) -> None:
-        """Keep these for the next prompt, instead of those of an earlier request."""
-        self.drop_warm()
+        """For prompts that begin like its text."""
+        del self._open[active.request_id]
+        active.is_open = False
         tokens = (*active.request.prompt_ids, *active.token_ids)
         committed = tokens[: self._target.length(active.slot)]
-        self._warm = _Warm(committed, active.slot, active.draft_slot)
-        active.is_open = False
+        self._kept.keep(CachedText(committed, active.slot, active.draft_slot))
 
     def close(self, active: ActiveRequest) -> None:
         if active.is_open:
-            self._close(active.slot, active.draft_slot)
+            del self._open[active.request_id]
             active.is_open = False
+            self._close_text(CachedText((), active.slot, active.draft_slot))
+        active.num_cached = 0
 
-    def drop_warm(self) -> None:
-        if self._warm is not None:
-            warm, self._warm = self._warm, None
-            self._close(warm.slot, warm.draft_slot)
+    def drop_kept(self) -> None:
+        while self._kept.drop_oldest():
+            pass
 
     def check_idle(self) -> None:
-        """Checks, while idle, that only the warm slot is open and no page leaked."""
-        assert self._num_open == (self._warm is not None), f"{self._num_open} slots are open"
-        self._rounds.check_idle()
+        """Checks, while idle, that only slots of finished requests are open and no page leaked."""
+        assert not self._open and self._num_open == len(self._kept), f"{self._num_open} are open"
+        self._room.check_idle()
 
-    def _take_over_warm(self, active: ActiveRequest, drafter: Drafter | None) -> bool:
-        warm, prompt = self._warm, active.request.prompt_ids
-        if warm is None or (warm.draft_slot is not None) != (drafter is not None):
+    def _open_slots(self, active: ActiveRequest) -> None:
+        drafter = None if active.request.plain else self._drafter
+        if not self._begin_shared(active, drafter):
+            active.slot = self._target.open()
+            active.draft_slot = drafter.open() if drafter is not None else None
+            active.num_cached = 0
+        active.is_open = True
+        self._num_open += 1
+
+    def _begin_shared(self, active: ActiveRequest, drafter: Drafter | None) -> bool:
+        """With the longest beginning that another text shares."""
+        tokens = active.known[:-1]  # the last one is run, for its logits
+        kept = self._kept.texts(with_drafts=drafter is not None)
+        texts = [*kept, *self._running(with_drafts=drafter is not None)]
+        lengths = [shared_prefix(text.token_ids, tokens) for text in texts]
+        length = max(lengths, default=0)
+        if not length:
             return False
-        shared = _shared_prefix(warm.token_ids, prompt)
-        if not shared or not self._target.truncate(warm.slot, shared, len(prompt)):
+        text = texts[lengths.index(length)]
+        if length == len(text.token_ids) and text in kept:
+            is_shared = self._take_over(active, text, length, drafter)
+        else:
+            is_shared = length >= LEAST_SHARED and (
+                self._fork(active, text, length, drafter)
+                or (text in kept and self._take_over(active, text, length, drafter))
+            )
+        if is_shared:
+            active.num_cached = length
+            if not active.preemptions:
+                active.num_reused = length
+        return is_shared
+
+    def _running(self, *, with_drafts: bool) -> list[CachedText]:
+        """What of their prompts is in the caches of requests that are under way."""
+        return [
+            CachedText(active.known[: active.num_cached], active.slot, active.draft_slot)
+            for active in self._open.values()
+            if active.draft_slot is not None or not with_drafts
+        ]
+
+    def _fork(
+        self, active: ActiveRequest, text: CachedText, length: int, drafter: Drafter | None
+    ) -> bool:
+        slot = self._target.fork(text.slot, length)
+        if slot is None:
             return False
-        if drafter is not None:
-            drafter.truncate(warm.draft_slot, shared)
-        self._warm = None
-        active.slot, active.draft_slot, active.is_open = warm.slot, warm.draft_slot, True
-        active.num_cached = shared
+        active.slot = slot
+        active.draft_slot = None if drafter is None else drafter.fork(text.draft_slot, length)
+        if text in self._kept.texts(with_drafts=False):
+            self._kept.touch(text)
         return True
 
-    def _close(self, slot: Slot, draft_slot: DraftSlot | None) -> None:
+    def _take_over(
+        self, active: ActiveRequest, text: CachedText, length: int, drafter: Drafter | None
+    ) -> bool:
+        if not self._target.truncate(text.slot, length, len(active.known)):
+            return False
+        self._kept.take(text)
         self._num_open -= 1
-        self._target.close(slot)
-        if self._drafter is not None and draft_slot is not None:
-            self._drafter.close(draft_slot)
+        active.slot, active.draft_slot = text.slot, text.draft_slot
+        if drafter is not None:
+            drafter.truncate(text.draft_slot, length)
+        elif self._drafter is not None and text.draft_slot is not None:
+            self._drafter.close(text.draft_slot)
+            active.draft_slot = None
+        return True
 
+    def _drop_one(self) -> bool:
+        """The text that was used longest ago, of this engine or another on the same pages."""
+        if self._kept.drop_oldest():
+            return True
+        others = (other for pool in self._room.pools for other in _users[pool])
+        return any(other._kept.drop_oldest() for other in others)
 
-def _shared_prefix(known: Sequence[int], prompt: Sequence[int]) -> int:
-    """Number of tokens that need no pass; the prompt's last one always does, for its logits."""
-    shared = 0
-    for a, b in zip(known, prompt[:-1], strict=False):
-        if a != b:
-            break
-        shared += 1
-    return shared
+    def _close_text(self, text: CachedText) -> None:
+        self._num_open -= 1
+        self._target.close(text.slot)
+        if self._drafter is not None and text.draft_slot is not None:
+            self._drafter.close(text.draft_slot)

@@ -99,7 +99,7 @@ def estimate(job: GraftJob) -> Duration:
 def _pace_of_answers(job: GraftJob, prompts: Sequence[str]) -> _Pace:
     """As many at once as the run writes, or as there are sample prompts."""
     config = job.config
-    engine_config = EngineConfig(max_requests=config.answers_at_once)
+    engine_config = EngineConfig(max_requests=config.answers_at_once, prefix_cache_bytes=0)
     session = open_corpus_session(job.base, job.runtime, (), 0, engine_config)
     try:
         return _pace(session, prompts, config.max_answer_tokens, config.answer_temperature)

@@ -165,7 +165,7 @@ class GraftRun:
         longest = config.length // 2
         reach = longest + config.max_answer_tokens
         heads = (job.init_from, job.out)
-        engine = EngineConfig(max_requests=config.answers_at_once)
+        engine = EngineConfig(max_requests=config.answers_at_once, prefix_cache_bytes=0)
         session = open_corpus_session(job.base, job.runtime, heads, reach, engine)
         settings = AnswerSettings(config.max_answer_tokens, config.answer_temperature, config.seed)
         grown = grow_corpus(session, job.source, listed, job.data, settings, longest)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from dspark.kvcache.page_pool import PagedPool, page_rows
 from dspark.kvcache.pooled_attention import PooledAttention
-from dspark.kvcache.row_pool import KVPool, KVSlot, RowPlan
+from dspark.kvcache.row_pool import KVPool, KVSlot, RowPlan, SlotPool
 from dspark_kernels.backend import choose_backend
 from dspark_kernels.norm import rms_norm
 from dspark_kernels.norm_rope_write import HeadNorms, norm_rope_write
@@ -47,6 +47,9 @@ class CachePass(Protocol):
 
 
 class Cache(Protocol):
+    @property
+    def slots(self) -> SlotPool: ...
+
     def open(self) -> KVSlot: ...
 
     def at(self, slots: Sequence[KVSlot], sizes: Sequence[int], *, causal: bool) -> CachePass:
@@ -71,6 +74,10 @@ class PooledCache:
         self.shape, self._rotary, self._device = shape, rotary, device
         sizes = (shape.num_layers, shape.num_kv_heads, shape.head_dim)
         self._pool = KVPool(*sizes, device, dtype)
+
+    @property
+    def slots(self) -> KVPool:
+        return self._pool
 
     def open(self) -> KVSlot:
         return self._pool.open()
@@ -138,6 +145,10 @@ class PagedCache:
         self.scratch = self.pool.open()
         self.pool.reserve(self.scratch.index, 1)
         self.pool.tables[self.scratch.index] = self.pool.tables[self.scratch.index, 0].clone()
+
+    @property
+    def slots(self) -> PagedPool:
+        return self.pool
 
     def open(self) -> KVSlot:
         return self.pool.open()

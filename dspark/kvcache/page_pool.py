@@ -1,7 +1,7 @@
 """Keys and values of all requests in pages of one buffer."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 
@@ -56,8 +56,25 @@ class PagedPool:
         return len(self._free_pages)
 
     @property
+    def has_free_slot(self) -> bool:
+        return self.grows or bool(self._free_slots)
+
+    def can_reserve(self, slot: KVSlot, length: int) -> bool:
+        """Whether `reserve` from the slot's length on finds enough pages."""
+        if self.max_pages is None:
+            return True
+        pages = self._pages[slot.index]
+        num_shared = sum(self._num_holders[page] > 1 for page in pages[slot.length // PAGE :])
+        wanted = max(0, num_pages_for(length) - len(pages)) + num_shared
+        return wanted <= self.num_free_pages + self.max_pages - self.num_pages
+
+    @property
     def page_bytes(self) -> int:
         return self._buffer[:, :, 0].numel() * self._buffer.itemsize
+
+    def held_bytes(self, slots: Collection[KVSlot]) -> int:
+        """Memory that these hold, what they share counted once."""
+        return self.num_held(slots) * self.page_bytes
 
     def num_held(self, slots: Iterable[KVSlot]) -> int:
         """Pages that these hold, each counted once."""
@@ -104,7 +121,7 @@ class PagedPool:
         for index, start, size in zip(plan.slots, plan.starts, plan.sizes, strict=True):
             self.reserve(index, start + size, start)
 
-    def share(self, slot: KVSlot, length: int) -> KVSlot:
+    def fork(self, slot: KVSlot, length: int) -> KVSlot:
         """A slot that begins with the first `length` positions of another, or all it has."""
         length = min(length, slot.length)
         pages = self._pages[slot.index][: num_pages_for(length)]
@@ -135,6 +152,7 @@ class PagedPool:
         self._num_holders[page] = 1
         return page
 
+    @torch.inference_mode(False)  # passes write to it in any mode
     def _grow_pages(self) -> None:
         before = self.num_pages
         num_pages = 2 * before if self.max_pages is None else min(2 * before, self.max_pages)
@@ -158,6 +176,7 @@ class PagedPool:
         if not self._num_holders[page]:
             self._free_pages.append(page)
 
+    @torch.inference_mode(False)
     def _grow_tables(self, *, num_slots: int = 0, num_columns: int = 0) -> None:
         old_slots, old_columns = self.tables.shape
         grown = self.tables.new_zeros(num_slots or old_slots, num_columns or old_columns)

@@ -4,7 +4,8 @@ Rows beyond a slot's `length` are scratch: written by a pass, kept only once com
 """
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
 
 import torch
 
@@ -25,6 +26,20 @@ class KVSlot:
     def close(self) -> None:
         """May be called again: rows are returned once."""
         self._release()
+
+
+class SlotPool(Protocol):
+    """Rows or pages of requests."""
+
+    def open(self) -> KVSlot: ...
+
+    def fork(self, slot: KVSlot, length: int) -> KVSlot:
+        """A slot that begins with the first `length` positions of another, or all it has."""
+        ...
+
+    def held_bytes(self, slots: Collection[KVSlot]) -> int:
+        """Memory that these hold, what they share counted once."""
+        ...
 
 
 class KVPool:
@@ -53,6 +68,20 @@ class KVPool:
 
     def release(self, index: int) -> None:
         self._free.append(index)
+
+    @torch.inference_mode()
+    def fork(self, slot: KVSlot, length: int) -> KVSlot:
+        """A slot with a copy of the first `length` rows of another, or of all it has."""
+        fresh = self.open()
+        fresh.length = length = min(length, slot.length)
+        for buffer in self._buffers:
+            buffer[:, fresh.index, :, :length] = buffer[:, slot.index, :, :length]
+        return fresh
+
+    def held_bytes(self, slots: Collection[KVSlot]) -> int:
+        """Memory that these hold."""
+        of_slot = sum(buffer[:, 0].numel() * buffer.itemsize for buffer in self._buffers)
+        return len(slots) * of_slot
 
     def reserve(self, length: int) -> None:
         """Make room for requests of `length` rows."""

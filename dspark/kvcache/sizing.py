@@ -1,5 +1,6 @@
 """The memory for keys and values on a device: the part that weights and graphs leave free."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from dspark.hub.memory_needed import (
     weight_bytes,
 )
 from dspark.kvcache.caches import PagedCache
+from dspark.kvcache.page_pool import PagedPool
 from dspark.machine import free_memory, gigabytes
 from dspark_kernels.paged_cache import PAGE
 
 WORKSPACE = 1 << 30  # for passes and captured graphs
+LEAST_PAGES = 8  # on a machine whose memory is nearly full
 SCRATCH_PAGES = 1  # of idle lanes
 SHARE = 0.9  # of the free memory beyond that
 
@@ -41,6 +44,13 @@ def tokens_that_fit(target: Path, draft: Path | None, device: str) -> int:
     held = weight_bytes(of, where) + pass_bytes(of, where) + program_bytes(of, where)
     room = SHARE * (free - held)
     return max(0, int(room / max(of.cache * where.value_bytes, 1)))
+
+
+def limit_pages(pools: Sequence[PagedPool], most: int, device: str) -> None:
+    """What pools that grow together may grow to: `most` pages each, or as many as fit."""
+    fitting = usable_bytes(device) // sum(pool.page_bytes for pool in pools)
+    for pool in pools:
+        pool.max_pages = max(min(most, fitting), min(most, LEAST_PAGES), pool.num_pages)
 
 
 def free_unused(device: torch.device) -> None:

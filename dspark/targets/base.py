@@ -1,6 +1,6 @@
 """The contract of a target: it runs tokens and can roll them back."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -83,6 +83,15 @@ class Target(Protocol):
 
     def commit(self, slots: Sequence[Slot], num_kept: Sequence[int]) -> None:
         """Keep the first rows of the last verified blocks and roll back the rest."""
+        ...
+
+    def fork(self, slot: Slot, length: int) -> Slot | None:
+        """Another request that begins with the first `length` committed tokens of this one; None
+        if the cache cannot do that."""
+        ...
+
+    def held_bytes(self, slots: Collection[Slot]) -> int:
+        """Memory that these requests hold, what they share counted once."""
         ...
 
     def truncate(self, slot: Slot, length: int, total: int | None = None) -> bool:

@@ -8,7 +8,7 @@ import torch
 from dspark.checkpoints.quantized_targets import Weights
 from dspark.errors import CheckpointError
 from dspark.kvcache.caches import CachePass, PagedCache, make_cache
-from dspark.kvcache.row_pool import KVSlot
+from dspark.kvcache.row_pool import KVSlot, SlotPool
 from dspark.models.decoder import Decoder
 from dspark.models.placement import ON_DEVICE, Placement
 from dspark.targets.base import Pass, TargetSpec
@@ -86,8 +86,9 @@ class DenseTarget(PoolSlots):
         """As Target.output_head."""
         return self._head
 
-    def open(self) -> KVSlot:
-        return self.cache.open()
+    @property
+    def slots(self) -> SlotPool:
+        return self.cache.slots
 
     def prefill(self, slot: KVSlot, token_ids: torch.Tensor, total: int | None = None) -> Pass:
         """As Target.prefill."""

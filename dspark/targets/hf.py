@@ -6,7 +6,7 @@ rejection the accepted rows run again on it. A model without a cache reruns the 
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,6 +127,15 @@ class HfTarget:
                     self._forward(slot, rows, lengths, num_kept=1)
             self._grow(slot, rows, lengths)
             slot.pending = slot.snapshot = None
+
+    def fork(self, slot: HfSlot, length: int) -> None:
+        """As Target.fork: layers of some kinds could not be cut."""
+
+    def held_bytes(self, slots: Collection[HfSlot]) -> int:
+        """As Target.held_bytes."""
+        layers = [layer for slot in slots for layer in getattr(slot.cache, "layers", ())]
+        values = [value for layer in layers for value in vars(layer).values()]
+        return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
 
     def truncate(self, slot: HfSlot, length: int, total: int | None = None) -> bool:
         era = None if total is None else self._ropes.era(total)

@@ -1,12 +1,25 @@
 """Slots of a pool whose rollback is leaving rows uncommitted, as targets hand them out."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from dspark.kvcache.row_pool import KVSlot
+from dspark.kvcache.row_pool import KVSlot, SlotPool
 
 
 class PoolSlots:
-    """The part of the Target protocol that only moves a slot's length."""
+    """The part of the Target protocol that needs no more than the pool."""
+
+    @property
+    def slots(self) -> SlotPool:
+        raise NotImplementedError
+
+    def open(self) -> KVSlot:
+        return self.slots.open()
+
+    def fork(self, slot: KVSlot, length: int) -> KVSlot | None:
+        return self.slots.fork(slot, length)
+
+    def held_bytes(self, slots: Collection[KVSlot]) -> int:
+        return self.slots.held_bytes(slots)
 
     def close(self, slot: KVSlot) -> None:
         slot.close()

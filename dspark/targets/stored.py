@@ -82,8 +82,9 @@ class StoredTarget(PoolSlots):
     def output_head(self) -> StoredOutputHead:
         return self._head
 
-    def open(self) -> KVSlot:
-        return self.pool.open()
+    @property
+    def slots(self) -> PagedPool:
+        return self.pool
 
     def prefill(self, slot: KVSlot, token_ids: torch.Tensor, total: int | None = None) -> Pass:
         hidden, taps = self._run(token_ids, [slot], [len(token_ids)])

@@ -115,6 +115,9 @@ class Oracle:
         for slot, ids in zip(slots, token_ids, strict=True):
             slot += ids.tolist()
 
+    def fork(self, slot: list[int], length: int) -> list[int]:
+        return slot[:length]
+
     def truncate(self, slot: list[int], length: int) -> None:
         del slot[length:]
 

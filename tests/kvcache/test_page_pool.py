@@ -45,7 +45,7 @@ def test_a_shared_prefix_is_held_once_and_read_by_both():
     text = list(range(2 * PAGE + 5))
     append(pool, first, text)
     free = pool.num_free_pages
-    second = pool.share(first, 2 * PAGE + 3)
+    second = pool.fork(first, 2 * PAGE + 3)
     assert pool.num_free_pages == free
     assert second.length == 2 * PAGE + 3
     assert content(pool, second) == text[: 2 * PAGE + 3]
@@ -62,7 +62,7 @@ def test_what_is_shared_is_copied_before_it_is_written_to():
     pool = pool_of()
     first = pool.open()
     append(pool, first, list(range(2 * PAGE)))
-    second = pool.share(first, 2 * PAGE)
+    second = pool.fork(first, 2 * PAGE)
     second.length = PAGE + 3  # rolled back into a shared page
     append(pool, second, [-1.0])
     assert content(pool, first) == list(range(2 * PAGE))
@@ -74,7 +74,7 @@ def test_a_pool_that_never_grows_says_when_it_is_full_and_loses_nothing():
     pool = pool_of(num_pages=2, grows=False)
     first = pool.open()
     append(pool, first, [1.0] * (2 * PAGE))
-    second = pool.share(first, PAGE)
+    second = pool.fork(first, PAGE)
     with pytest.raises(MemoryError):
         pool.reserve(second.index, PAGE + 1, PAGE)
     with pytest.raises(MemoryError):
@@ -100,7 +100,7 @@ def test_any_order_of_sharing_writing_and_closing_keeps_every_text():
         if action == "open" or slot is None:
             texts[pool.open()] = []
         elif action == "share" and len(texts) < 12:
-            shared = pool.share(slot, draw.randrange(len(texts[slot]) + 1))
+            shared = pool.fork(slot, draw.randrange(len(texts[slot]) + 1))
             texts[shared] = texts[slot][: shared.length]
         elif action == "write" and slot.length < 6 * PAGE:
             fresh = [float(step)] * draw.randrange(1, PAGE)

@@ -11,10 +11,9 @@ import torch
 
 from dspark.config import EngineConfig
 from dspark.drafters.base import Drafter
-from dspark.engine.request import ActiveRequest, Request
 from dspark.engine.rounds.cuda_graph import GraphedCall, GraphPool, graph_pool
 from dspark.engine.rounds.host import HostRounds
-from dspark.engine.rounds.page_room import PageRoom
+from dspark.engine.rounds.page_room import FixedPageRoom
 from dspark.engine.schedule.policies import Scheduler
 from dspark.events import LoadProgress
 from dspark.kvcache.caches import PagedCache
@@ -39,21 +38,9 @@ class CapturedHostRounds(HostRounds):
     ) -> None:
         super().__init__(target, drafter, scheduler, config)
         rows = 1 + drafter.block_size
-        self._room = PageRoom(target, [cache], config, self.capacity, rows)
-        self.capacity = self._room.capacity
+        room = FixedPageRoom(target, [cache], config, self.capacity, rows)
+        self.room, self.capacity = room, room.capacity
         self._passes = CapturedPasses(target, cache, rows)
-
-    def check(self, request: Request) -> None:
-        self._room.check(request)
-
-    def has_room(self, request: Request) -> bool:
-        return self._room.has_room(request)
-
-    def reserve(self, active: ActiveRequest) -> None:
-        self._room.reserve(active)
-
-    def check_idle(self) -> None:
-        self._room.check_idle()
 
     @torch.inference_mode()
     def warm_up(self) -> Iterator[LoadProgress]:

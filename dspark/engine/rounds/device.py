@@ -13,7 +13,7 @@ import torch
 
 from dspark.config import EngineConfig
 from dspark.drafters.base import DeviceDrafter
-from dspark.engine.request import ActiveRequest, Request
+from dspark.engine.request import ActiveRequest
 from dspark.engine.rounds.cuda_graph import (
     GraphedCall,
     GraphPool,
@@ -23,7 +23,7 @@ from dspark.engine.rounds.cuda_graph import (
 )
 from dspark.engine.rounds.device_batch import Lanes, Plan
 from dspark.engine.rounds.host import Outcome, capacity_of
-from dspark.engine.rounds.page_room import PageRoom
+from dspark.engine.rounds.page_room import FixedPageRoom, PageRoom
 from dspark.engine.schedule.policies import Scheduler
 from dspark.errors import BrokenLogitsError
 from dspark.events import LoadProgress
@@ -102,8 +102,9 @@ class DeviceRounds:
         self._caches = [self._cache] if drafter is None else [self._cache, drafter.cache]
         leaves_room = drafter is None and bool(target.tap_layers)
         limits = (config, self.capacity, self._slack)
-        self._room = PageRoom(target, self._caches, *limits, leaves_room=leaves_room)
-        self.capacity = self._room.capacity
+        room = FixedPageRoom(target, self._caches, *limits, leaves_room=leaves_room)
+        self.room: PageRoom = room
+        self.capacity = room.capacity
         self._scratch = (self._cache.scratch, None if drafter is None else drafter.cache.scratch)
         self._pool = graph_pool(self._device)
         self._lanes: dict[int, Lanes] = {}
@@ -111,24 +112,10 @@ class DeviceRounds:
         self._sent: deque[_InFlightRound] = deque()
         self._survival: list[list[float]] = []  # of each lane, in the last round read back
 
-    # -- room -------------------------------------------------------------------------------------
-
-    def check(self, request: Request) -> None:
-        self._room.check(request)
-
-    def has_room(self, request: Request) -> bool:
-        return self._room.has_room(request)
-
-    def reserve(self, active: ActiveRequest) -> None:
-        self._room.reserve(active)
+    # -- rounds -----------------------------------------------------------------------------------
 
     def forget(self) -> None:
         self._sent.clear()
-
-    def check_idle(self) -> None:
-        self._room.check_idle()
-
-    # -- rounds -----------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def advance(self, batch: Sequence[ActiveRequest]) -> list[Outcome]:

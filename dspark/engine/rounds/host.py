@@ -10,7 +10,8 @@ import torch
 from dspark.config import EngineConfig
 from dspark.drafters.base import Drafter, Proposals
 from dspark.engine.logprobs import token_logprobs
-from dspark.engine.request import ActiveRequest, Request
+from dspark.engine.request import ActiveRequest
+from dspark.engine.rounds.page_room import PageRoom, growing_room
 from dspark.engine.sampling import BatchChooser
 from dspark.engine.schedule.policies import Scheduler
 from dspark.errors import BrokenLogitsError
@@ -37,28 +38,13 @@ class Outcome:
 
 
 class RoundRunner(Protocol):
-    """`capacity`: maximum number of concurrent requests."""
+    """`capacity`: maximum number of concurrent requests; `room`: of their caches."""
 
     capacity: int
-
-    def check(self, request: Request) -> None:
-        """Raises MemoryFullError for a request that does not fit even alone."""
-        ...
-
-    def has_room(self, request: Request) -> bool:
-        """Whether its maximum length fits next to the running requests."""
-        ...
-
-    def reserve(self, active: ActiveRequest) -> None:
-        """Reserve room for its maximum length in open caches."""
-        ...
+    room: PageRoom
 
     def forget(self) -> None:
-        """Called when no request is running."""
-        ...
-
-    def check_idle(self) -> None:
-        """Checks, while no request is running, that no page leaked."""
+        """Drop rounds that were not read; they begin anew from what was."""
         ...
 
     def warm_up(self) -> Iterator[LoadProgress]:
@@ -91,20 +77,9 @@ class HostRounds:
     ) -> None:
         self.target, self.drafter, self.scheduler = target, drafter, scheduler
         self.capacity = capacity_of(target, 1 + (drafter.block_size if drafter else 0), config)
-
-    def check(self, request: Request) -> None:
-        pass
-
-    def has_room(self, request: Request) -> bool:
-        return True
-
-    def reserve(self, active: ActiveRequest) -> None:
-        pass
+        self.room = growing_room(target, drafter, config, self.capacity)
 
     def forget(self) -> None:
-        pass
-
-    def check_idle(self) -> None:
         pass
 
     def warm_up(self) -> Iterator[LoadProgress]:

@@ -1,20 +1,107 @@
-"""Room for requests in caches of pages: sized once, and reserved when a request starts."""
+"""Room for requests in caches of pages, taken as their texts grow."""
 
-import torch
+from collections.abc import Collection, Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
-from dspark.config import EngineConfig
+from dspark.config import MOST_KEPT, EngineConfig
+from dspark.drafters.base import Drafter
 from dspark.engine.request import ActiveRequest, Request
 from dspark.errors import MemoryFullError
 from dspark.kvcache.caches import PagedCache
-from dspark.kvcache.sizing import fix_pages
-from dspark.targets.base import DeviceTarget
+from dspark.kvcache.page_pool import PagedPool
+from dspark.kvcache.row_pool import KVSlot
+from dspark.kvcache.sizing import SCRATCH_PAGES, fix_pages, limit_pages
+from dspark.targets.base import DeviceTarget, Target
 from dspark_kernels.paged_cache import PAGE, num_pages_for
 
-OTHER_SLOTS = 4  # scratch, the last finished request, and one for a check
+OTHER_SLOTS = MOST_KEPT + 4  # of finished requests, scratch, and one for a check
+
+
+@runtime_checkable
+class OnPages(Protocol):
+    """What keeps its requests on pages: a cache, or a target or drafter on a CPU."""
+
+    pool: PagedPool
 
 
 class PageRoom:
-    """Pages of a target, and of its drafter if that keeps its own in the same way."""
+    """Pages of a target, and of its drafter if that has its own. Where nothing is on pages there is
+    room for whatever comes."""
+
+    def __init__(self, target: Target, holders: Sequence[OnPages], slack: int) -> None:
+        """`holders`: the target's first. `slack` positions beyond a request's tokens are
+        written."""
+        self._target, self._holders, self._slack = target, holders, slack
+
+    @property
+    def pools(self) -> list[PagedPool]:
+        return [holder.pool for holder in self._holders]
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the memory is taken already, so that what nobody runs on costs nothing."""
+        return any(not pool.grows for pool in self.pools)
+
+    def check(self, request: Request) -> None:
+        """Raises MemoryFullError for a request that does not fit even alone. Without a limit of its
+        own, it ends where the memory does."""
+        most = request.stop.max_tokens
+        length = self._length(len(request.prompt_ids) + (1 if most is None else most))
+        total = min([_total(pool) for pool in self.pools], default=num_pages_for(length))
+        if num_pages_for(length) > total:
+            raise MemoryFullError(
+                f"prompt and answer may take {length} tokens, "
+                f"the memory of {self._target.device} holds {total * PAGE}",
+                "Ask for fewer tokens, or shorten the prompt.",
+            )
+
+    def fits(self, num_tokens: int, beside: Collection[ActiveRequest]) -> bool:
+        """Whether so many tokens fit beside these requests, and a page more for each of them."""
+        wanted = num_pages_for(self._length(num_tokens)) + len(beside)
+        return all(
+            wanted <= _total(holder.pool) - holder.pool.num_held(self._slots(index, beside))
+            for index, holder in enumerate(self._holders)
+        )
+
+    @property
+    def has_free_slot(self) -> bool:
+        return all(pool.has_free_slot for pool in self.pools)
+
+    def reserve(self, active: ActiveRequest, num_tokens: int) -> bool:
+        """Pages for so many tokens of an open request, and for what a round writes behind them;
+        False if there are too few, and then none was taken."""
+        length = self._length(num_tokens)
+        own = [
+            (holder.pool, slot)
+            for index, holder in enumerate(self._holders)
+            for slot in self._slots(index, [active])
+        ]
+        if not all(pool.can_reserve(slot, length) for pool, slot in own):
+            return False
+        for pool, slot in own:
+            pool.reserve(slot.index, length, slot.length)
+        return True
+
+    def check_idle(self) -> None:
+        """Checks, while no request is running, that no page leaked."""
+        for pool in self.pools:
+            pool.check()
+
+    def _length(self, num_tokens: int) -> int:
+        """Positions that may be written."""
+        return min(num_tokens, self._target.spec.context_limit) + self._slack
+
+    def _slots(self, index: int, requests: Collection[ActiveRequest]) -> Iterator[KVSlot]:
+        """Of the target, or of its drafter."""
+        for active in requests:
+            if index == 0:
+                yield active.slot
+            elif active.draft_slot is not None:
+                yield active.draft_slot.context
+
+
+class FixedPageRoom(PageRoom):
+    """Memory that is taken once."""
 
     def __init__(
         self,
@@ -26,9 +113,7 @@ class PageRoom:
         *,
         leaves_room: bool = False,
     ) -> None:
-        """`caches`: the target's first. `capacity` requests may run at once, `slack` positions
-        beyond a request's tokens are written."""
-        self._target, self._caches, self._slack = target, caches, slack
+        """`caches`: the target's first. `capacity` requests may run at once."""
         # pages of a discarded round are still in use when the next begins
         num_slots = 2 * config.max_requests + OTHER_SLOTS
         max_length = target.spec.context_limit + slack
@@ -38,46 +123,29 @@ class PageRoom:
         fix_pages(caches, num_slots, pages, max_length, leaves_room=leaves_room)
         num_slots = caches[0].pool.tables.shape[0]  # an engine before this one may have fixed it
         self.capacity = min(capacity, (num_slots - OTHER_SLOTS) // 2)
+        super().__init__(target, caches, slack)
 
-    def check(self, request: Request) -> None:
-        """As RoundRunner.check."""
-        total = min(cache.pool.num_pages for cache in self._caches) - 1
-        if self._pages_of(request) > total:
-            raise MemoryFullError(
-                f"prompt and answer may take {self._length_of(request)} tokens, "
-                f"the memory of {self._target.device} holds {total * PAGE}",
-                "Ask for fewer tokens, or shorten the prompt.",
-            )
 
-    def has_room(self, request: Request) -> bool:
-        pages = self._pages_of(request)
-        return all(cache.pool.num_free_pages >= pages for cache in self._caches)
+def growing_room(
+    target: Target, drafter: Drafter | None, config: EngineConfig, capacity: int
+) -> PageRoom:
+    """Memory that is taken when it is needed, as for a target in codes on a CPU."""
+    if not isinstance(target, OnPages):
+        return PageRoom(target, (), 0)
+    holders: list[OnPages] = [target]
+    if isinstance(drafter, OnPages):
+        holders.append(drafter)
+    slack = 2 + (drafter.block_size if drafter is not None else 0)
+    room = PageRoom(target, holders, slack)
+    most = capacity * num_pages_for(target.spec.context_limit + slack)
+    if config.cache_tokens is not None:
+        most = num_pages_for(config.cache_tokens)
+    limit_pages(room.pools, most, str(target.device))
+    return room
 
-    @torch.inference_mode()
-    def reserve(self, active: ActiveRequest) -> None:
-        """As RoundRunner.reserve."""
-        length = self._length_of(active.request)
-        draft = active.draft_slot
-        slots = [active.slot]
-        if draft is not None and len(self._caches) > 1:
-            slots.append(draft.context)
-        try:
-            for cache, slot in zip(self._caches, slots, strict=False):
-                cache.pool.reserve(slot.index, length, slot.length)
-        except MemoryError as error:
-            raise MemoryFullError(
-                f"{length} tokens do not fit next to the other requests on {self._target.device}",
-                "Ask for fewer tokens, or end other requests.",
-            ) from error
 
-    def check_idle(self) -> None:
-        for cache in self._caches:
-            cache.pool.check()
-
-    def _length_of(self, request: Request) -> int:
-        """Maximum number of positions that may be written for it."""
-        length = len(request.prompt_ids) + request.most_tokens
-        return min(length, self._target.spec.context_limit) + self._slack
-
-    def _pages_of(self, request: Request) -> int:
-        return num_pages_for(self._length_of(request))
+def _total(pool: PagedPool) -> int:
+    """Pages for requests."""
+    if pool.max_pages is None:
+        raise ValueError("a pool whose pages are counted has a limit")
+    return pool.max_pages - (0 if pool.grows else SCRATCH_PAGES)
