@@ -169,11 +169,15 @@ class Engine:
             if request_id in self._requests:
                 self._close(self._requests[request_id])
 
+    def forget_texts(self) -> None:
+        """Release the caches of finished requests: the next prompt is run whole."""
+        self._caches.drop_kept()
+
     def close(self) -> None:
         """Drop every request and release all caches."""
         self._take_in()
         self.discard([*self._requests])
-        self._caches.drop_kept()
+        self.forget_texts()
         self._rounds.forget()
 
     def warm_up(self) -> Iterator[LoadProgress]:

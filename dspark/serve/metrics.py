@@ -23,6 +23,11 @@ class Metrics:
         self._by_position = self._counter(
             "accepted_at_position", "Accepted drafts by their position.", "position"
         )
+        self._reused = self._counter(
+            "reused_prompt_tokens", "Tokens of prompts found in the caches of earlier requests."
+        )
+        self._hits = self._counter("prefix_cache_hits", "Requests that found any of their prompt.")
+        self._preemptions = self._counter("preemptions", "Requests that made way for others.")
         self._held = Gauge(
             "dspark_requests_held", "Requests running or queued.", registry=self._registry
         )
@@ -49,6 +54,9 @@ class Metrics:
             self._requests.labels(event.reason).inc()
             self._prompt_tokens.inc(event.stats.prompt_tokens)
             self._new_tokens.inc(event.stats.new_tokens)
+            self._reused.inc(event.stats.cached_tokens)
+            self._hits.inc(event.stats.cached_tokens > 0)
+            self._preemptions.inc(event.stats.preemptions)
             self._first_token.observe(event.stats.prefill_seconds)
             if event.stats.decode_seconds > 0:
                 self._rate.observe(event.stats.decode_tokens_per_second)

@@ -11,6 +11,7 @@ from dspark.engine.session import Session
 from dspark.errors import UnknownNameError
 from dspark.serve.decoding_thread import DecodingThread
 from dspark.serve.metrics import Metrics
+from dspark.serve.queue_places import QueuePlaces
 from dspark.serve.round_stream import RoundStream
 
 Result = TypeVar("Result")
@@ -23,6 +24,7 @@ class Serving:
         self.session, self.config = session, config
         self.started_at = int(time.time())
         self.metrics, self.rounds = Metrics(), RoundStream()
+        self.places = QueuePlaces(config.max_queue)
         observers = (self.metrics.observe, self.rounds.observe)
         self.decoding = DecodingThread(session.engine, observers)
         self._tokenizing = ThreadPoolExecutor(1, "dspark-tokenizing")

@@ -67,7 +67,10 @@ class Delegate:
             setattr(self, name, getattr(of, name))
 
 
-TARGET = "spec device dtype embedding output_head open close length prefill verify commit truncate"
+TARGET = (
+    "spec device dtype embedding output_head open close length prefill verify commit truncate fork "
+    "held_bytes"
+)
 
 
 def test_the_device_leads_whatever_keeps_its_contract():
@@ -75,7 +78,7 @@ def test_the_device_leads_whatever_keeps_its_contract():
     target = Delegate(real.target, f"{TARGET} tap_layers paged_cache run")
     drafter = Delegate(
         real.drafter,
-        "block_size target_layer_ids num_weights open close extend propose truncate cache "
+        "block_size target_layer_ids num_weights open close extend propose fork truncate cache "
         "block_rows has_confidence draft_vocabulary draft append confidences choose_taps",
     )
     engine = Engine(target, drafter, FullSchedule())

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from fastapi import HTTPException
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.requests import Request as HttpRequest
+from starlette.types import Receive, Scope, Send
 
 from dspark.engine.request import Request
 from dspark.errors import DSparkError
@@ -16,6 +17,7 @@ from dspark.serve.openai.errors import answer_error, error_object
 from dspark.serve.openai.logprobs import Json
 from dspark.serve.openai.requests import DecodingBody
 from dspark.serve.openai.shapes import Answer, Shape, new_text, usage_of, without_stops
+from dspark.serve.queue_places import TakenPlaces
 from dspark.serve.round_stream import record_of, server_sent
 from dspark.serve.serving import Serving
 
@@ -48,13 +50,13 @@ async def send(
     try:
         for request in requests:
             serving.session.engine.check(request)
-        _check_queue(serving, len(requests))
+        places = _take_places(serving, len(requests))
     except Exception:
         if isinstance(answer, Coroutine):
             answer.close()
         raise
     if not isinstance(answer, Coroutine):
-        return StreamingResponse(answer, media_type="text/event-stream")
+        return _StreamInPlace(answer, places)
     task = asyncio.ensure_future(answer)
     leaving = asyncio.ensure_future(_client_left(http))
     try:
@@ -62,6 +64,7 @@ async def send(
     finally:  # also when the server stops
         leaving.cancel()
         task.cancel()
+        places.give_back()
     if not task.done():
         return Response(status_code=CLIENT_LEFT)
     if isinstance(
@@ -73,13 +76,30 @@ async def send(
     return JSONResponse(task.result())
 
 
-def _check_queue(serving: Serving, num_more: int) -> None:
-    if serving.decoding.num_requests + num_more > serving.config.max_queue:
+class _StreamInPlace(StreamingResponse):
+    """Server-sent events; its places are given back however it ends, also if it never began."""
+
+    def __init__(self, chunks: AsyncIterator[str], places: TakenPlaces) -> None:
+        super().__init__(chunks, media_type="text/event-stream")
+        self._places = places
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._places.give_back()
+
+
+def _take_places(serving: Serving, count: int) -> TakenPlaces:
+    """At once, since the requests of a stream are submitted when it begins to be sent."""
+    places = serving.places.take(count)
+    if places is None:
         raise HTTPException(
             TOO_MANY,
-            f"{serving.config.max_queue} requests are running or waiting; ask again later",
+            f"{serving.places.most} requests are running or waiting; ask again later",
             {"Retry-After": "1"},
         )
+    return places
 
 
 async def _whole(
