@@ -125,7 +125,7 @@ def _decode(
     arm: Arm, prompt: BenchPrompt, config: BenchConfig, stop: StopConfig
 ) -> tuple[tuple[Round, ...], Finished]:
     rounds: list[Round] = []
-    arm.session.engine.forget_texts()
+    arm.session.forget_texts()
     for event in arm.session.generate(prompt.token_ids, config.sampling, stop, plain=arm.is_plain):
         if isinstance(event, Round):
             rounds.append(event)

@@ -215,6 +215,10 @@ class Session:
         engine = _engine(name, old.target, drafter, self.tokenizer, config, self.runtime)
         return Session(name, engine, self.tokenizer, self.runtime, self.sampling_defaults)
 
+    def forget_texts(self) -> None:
+        """Release the caches of earlier answers: the next prompt is run whole."""
+        self.engine.forget_texts()
+
     def close(self) -> None:
         """Release the caches; the weights are freed with the session."""
         self.engine.close()

@@ -181,6 +181,9 @@ class ScriptedSession:
         self.has_drafter = has_drafter
         self.asked: list[tuple[tuple[int, ...], bool, int]] = []
 
+    def forget_texts(self):
+        pass
+
     def generate(self, prompt_ids, sampling, stop, *, plain=False):
         self.asked.append((tuple(prompt_ids), plain, stop.max_tokens))
         yield PrefillProgress(0, len(prompt_ids), len(prompt_ids))
@@ -230,6 +233,9 @@ class InterruptedSession:
 
     def __init__(self, after: int) -> None:
         self._left = after
+
+    def forget_texts(self):
+        pass
 
     def generate(self, prompt_ids, sampling, stop, *, plain):
         if self._left == 0:
