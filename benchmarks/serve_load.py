@@ -4,8 +4,10 @@
 
 Starts `dspark serve`, asks every question once alone and without drafts, then lets the clients ask
 them over and over, with drafts: whole and streamed, greedy and seeded, with penalties and
-log-probabilities, some leaving in the middle and some sending what is no request. Every answer must
-be the one that was given alone. Prints one JSON line per minute and one at the end.
+log-probabilities, some leaving in the middle and some sending what is no request. Every answer
+must be the one that was given alone. Then the server is killed (-9) in the middle of an answer and
+started again: the port is free, the store's files are whole, the answer is the same. Prints one
+JSON line a minute and one at the end.
 """
 
 import argparse
@@ -19,10 +21,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+
+from dspark.hub import home
 
 TOPICS = (
     "rain",
@@ -183,6 +189,54 @@ async def _until_idle(http: httpx.AsyncClient) -> float:
     return round(time.monotonic() - began, 2)
 
 
+@contextmanager
+def serving(pair: str, port: int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    command = [sys.executable, "-m", "dspark_cli", "serve", pair, "--port", str(port)]
+    server, url = subprocess.Popen(command), f"http://127.0.0.1:{port}"
+    try:
+        while not is_up(url):
+            assert server.poll() is None, "the server ended"
+            time.sleep(0.5)
+        yield server, url
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait()
+
+
+def is_up(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", trust_env=False).text == "ok"
+    except httpx.HTTPError:
+        return False
+
+
+async def kill_while_answering(server: subprocess.Popen[bytes], url: str, pair: str) -> str:
+    """The answer before; the server ends in the middle of it."""
+    body = {**questions(pair)[0], "max_tokens": 100}
+    async with httpx.AsyncClient(base_url=url, timeout=600, trust_env=False) as http:
+        before, _ = await ask_whole(http, body)
+        await ask_streamed(http, body, leave_after=3)
+        again = asyncio.create_task(ask_whole(http, body))
+        await asyncio.sleep(0.3)
+        server.kill()
+        server.wait()
+        await asyncio.gather(again, return_exceptions=True)
+    return before
+
+
+async def answer_again(url: str, pair: str) -> str:
+    async with httpx.AsyncClient(base_url=url, timeout=600, trust_env=False) as http:
+        return (await ask_whole(http, {**questions(pair)[0], "max_tokens": 100}))[0]
+
+
+def check_store() -> int:
+    """Every JSON file of the store can be read; returns how many. Nothing half-written is left."""
+    files = [*home().rglob("*.json")]
+    for path in files:
+        json.loads(path.read_text("utf-8"))
+    return len(files)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=64)
@@ -190,22 +244,14 @@ def main() -> int:
     parser.add_argument("--pair", default="demo")
     parser.add_argument("--port", type=int, default=8393)
     settings = parser.parse_args()
-    server = subprocess.Popen(
-        [sys.executable, "-m", "dspark_cli", "serve", settings.pair, "--port", str(settings.port)]
-    )
-    url = f"http://127.0.0.1:{settings.port}"
-    try:
-        while True:
-            assert server.poll() is None, "the server ended"
-            try:
-                if httpx.get(f"{url}/health", trust_env=False).text == "ok":
-                    break
-            except httpx.HTTPError:
-                time.sleep(0.5)
-        return 0 if asyncio.run(run(url, server.pid, settings)) else 1
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait()
+    with serving(settings.pair, settings.port) as (server, url):
+        is_right = asyncio.run(run(url, server.pid, settings))
+        before = asyncio.run(kill_while_answering(server, url, settings.pair))
+    num_files = check_store()
+    with serving(settings.pair, settings.port) as (_, url):
+        is_same = asyncio.run(answer_again(url, settings.pair)) == before
+    print(json.dumps({"answers_after_a_kill": is_same, "whole_files_in_the_store": num_files}))
+    return 0 if is_right and is_same else 1
 
 
 if __name__ == "__main__":

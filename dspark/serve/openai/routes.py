@@ -17,6 +17,10 @@ from dspark.serve.openai.tool_use import answer_grammar
 from dspark.serve.serving import Serving
 
 COMPLETION_TOKENS = 16  # OpenAI's default for a completion
+ANSWER: Json = {
+    "description": "The answer, whole or as a stream of events",
+    "content": {"application/json": {}, "text/event-stream": {"schema": {"type": "string"}}},
+}
 
 
 def openai_routes(serving: Serving) -> APIRouter:
@@ -24,7 +28,7 @@ def openai_routes(serving: Serving) -> APIRouter:
     session = serving.session
     posted: Json = {
         "dependencies": [Depends(require_json)],
-        "responses": described(400, 413, 415, 429, 500, 503),
+        "responses": {200: ANSWER, **described(400, 413, 415, 429, 500, 503)},
     }
 
     @router.get("/models")
