@@ -1,14 +1,20 @@
-"""A model's calls of tools in its text, in the form of Hermes and Qwen: JSON between two marks.
+"""A model's calls of tools in its text, between marks: JSON (Hermes, Qwen3) or tags (Qwen3-Coder).
 
-https://huggingface.co/NousResearch/Hermes-2-Pro-Llama-3-8B describes it.
+https://huggingface.co/NousResearch/Hermes-2-Pro-Llama-3-8B describes the former, the chat template
+of https://huggingface.co/Qwen/Qwen3-Coder-30B-A3B-Instruct the latter.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+_FUNCTION = re.compile(r"\s*<function=([^>\s]+)>(.*?)(?:</function>\s*)?", re.DOTALL)
+_PARAMETER = re.compile(
+    r"\s*<parameter=([^>\s]+)>\n?(.*?)\n?(?:</parameter>|(?=<parameter=)|\Z)\s*", re.DOTALL
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +50,11 @@ def _call_schema(function: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class ToolCallReader:
-    """Splits text into text and calls as it comes. A call that is not valid JSON stays text."""
+    """Splits text into text and calls as it comes. A call of neither form stays text."""
 
-    def __init__(self) -> None:
+    def __init__(self, tools: Sequence[Mapping[str, Any]] = ()) -> None:
+        """tools: those offered, whose schemas say which parameters in tags are text."""
+        self._functions = {tool["function"]["name"]: tool["function"] for tool in tools}
         self._held = ""  # may begin a call, or is inside one
         self._is_inside = False
         self._num_calls = 0
@@ -84,12 +92,44 @@ class ToolCallReader:
             yield text
 
     def _call(self, text: str) -> Iterator[str | ToolCall]:
-        try:
-            call = json.loads(text)
-            name, arguments = call["name"], call.get("arguments", {})
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        call = _of_json(text) or self._of_tags(text)
+        if call is None:
             yield f"{OPEN}{text}{CLOSE}"
             return
         self._num_calls += 1
-        stated = arguments if isinstance(arguments, str) else json.dumps(arguments)
-        yield ToolCall(str(name), stated)
+        yield call
+
+    def _of_tags(self, text: str) -> ToolCall | None:
+        found = _FUNCTION.fullmatch(text)
+        if found is None:
+            return None
+        name, inside = found.groups()
+        schemas = (self._functions.get(name, {}).get("parameters") or {}).get("properties", {})
+        arguments, at = {}, 0
+        for parameter in _PARAMETER.finditer(inside):
+            if parameter.start() != at:
+                return None
+            key, value = parameter.groups()
+            arguments[key] = _value(value, schemas.get(key))
+            at = parameter.end()
+        return ToolCall(name, json.dumps(arguments)) if not inside[at:].strip() else None
+
+
+def _of_json(text: str) -> ToolCall | None:
+    try:
+        call = json.loads(text)
+        name, arguments = call["name"], call.get("arguments", {})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return ToolCall(str(name), arguments if isinstance(arguments, str) else json.dumps(arguments))
+
+
+def _value(text: str, schema: Any) -> Any:
+    """Text, unless the schema of the parameter says that it is something else."""
+    kind = schema.get("type", "string") if isinstance(schema, Mapping) else "string"
+    if kind == "string":
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text

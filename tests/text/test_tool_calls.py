@@ -53,6 +53,35 @@ def test_whatever_the_cuts(text, parts):
         assert read(text, cuts) == parts
 
 
+TAGS = "<tool_call>\n<function=write>\n<parameter=path>\na.py\n</parameter>\n"
+TAGS += "<parameter=lines>\n3\n</parameter>\n<parameter=text>\nif a < b:\n    1\n</parameter>\n"
+TAGS += "</function>\n</tool_call>"
+SCHEMA = {"properties": {"path": {"type": "string"}, "lines": {"type": "integer"}}}
+TOOLS = [{"type": "function", "function": {"name": "write", "parameters": SCHEMA}}]
+
+
+def test_calls_in_tags_are_read_by_the_schemas_types():
+    whole = [*ToolCallReader(TOOLS).push(f"Yes.\n{TAGS}")]
+    assert whole[0] == "Yes." and whole[1].name == "write"
+    expected = {"path": "a.py", "lines": 3, "text": "if a < b:\n    1"}
+    assert json.loads(whole[1].arguments) == expected
+    (untyped,) = ToolCallReader().push(TAGS)
+    assert json.loads(untyped.arguments)["lines"] == "3"
+    (empty,) = ToolCallReader(TOOLS).push("<tool_call><function=now></function></tool_call>")
+    assert empty == ToolCall("now", "{}")
+
+
+def test_tags_that_are_no_call_stay_text():
+    for text in (
+        "<function=write>\nwhat?\n</function>",
+        "<function=>",
+        "<parameter=a>1</parameter>",
+    ):
+        assert "".join(ToolCallReader(TOOLS).push(f"<tool_call>{text}</tool_call>")) == (
+            f"<tool_call>{text}</tool_call>"
+        )
+
+
 def test_text_is_not_held_back_where_no_call_can_begin():
     reader = ToolCallReader()
     assert [*reader.push("Hello <b>")] == ["Hello <b>"]

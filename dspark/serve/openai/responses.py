@@ -10,6 +10,7 @@ from dspark.events import Finished, Piece
 from dspark.serve.openai.logprobs import Json, TokenBytes, chat_logprobs
 from dspark.serve.openai.responses_body import ResponsesBody
 from dspark.serve.openai.shapes import NewText, usage_of
+from dspark.text.chat_template import Tools
 from dspark.text.tool_calls import ToolCall, ToolCallReader
 
 CUT = ("max_tokens", "context", "cancelled")
@@ -24,12 +25,13 @@ class ResponseWriter:
         model: str,
         sampling: SamplingConfig,
         *,
-        reads_tools: bool,
+        tools: Tools,
         token_bytes: TokenBytes | None,
     ) -> None:
-        """sampling: as decoded. token_bytes: where log-probabilities are told."""
+        """sampling: as decoded. tools: those offered. token_bytes: where log-probabilities are
+        told."""
         self._token_bytes = token_bytes
-        self._reader = ToolCallReader() if reads_tools else None
+        self._reader = ToolCallReader(tools) if tools else None
         self._num_events = 0
         self._items: list[Json] = []
         self._open: _OpenItem | None = None

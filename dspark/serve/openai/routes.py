@@ -53,7 +53,7 @@ def openai_routes(serving: Serving) -> APIRouter:
         defaults = session.sampling_defaults
         requests = body.requests(prompt_ids, defaults, None, grammar=grammar)
         token_bytes = None if body.num_logprobs is None else session.token_bytes
-        shape = ChatShape(serving.name, reads_tools=bool(use.offered), token_bytes=token_bytes)
+        shape = ChatShape(serving.name, tools=use.offered, token_bytes=token_bytes)
         return await respond(serving, http, body, requests, shape)
 
     @router.post("/completions", response_model=None, **posted)
@@ -87,7 +87,7 @@ def openai_routes(serving: Serving) -> APIRouter:
             body,
             serving.name,
             requests[0].sampling,
-            reads_tools=bool(use.offered),
+            tools=use.offered,
             token_bytes=None if body.num_logprobs is None else session.token_bytes,
         )
         answer = streamed(serving, requests, writer) if body.stream else None

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from dspark.events import Event, Finished, FinishReason, Piece
 from dspark.serve.openai.logprobs import Json, TokenBytes, chat_logprobs, completion_logprobs
+from dspark.text.chat_template import Tools
 from dspark.text.tool_calls import ToolCall, ToolCallReader
 
 _REASONS: dict[FinishReason, Literal["stop", "length"]] = {
@@ -74,19 +75,20 @@ class ChatShape:
     of tools, if any are offered, into `tool_calls`."""
 
     def __init__(
-        self, model: str, *, reads_tools: bool = False, token_bytes: TokenBytes | None = None
+        self, model: str, *, tools: Tools = (), token_bytes: TokenBytes | None = None
     ) -> None:
-        """token_bytes: where log-probabilities are told."""
+        """tools: those offered, whose calls are read. token_bytes: where log-probabilities are
+        told."""
         self._envelope = _Envelope(model, f"chatcmpl-{uuid.uuid4().hex}")
-        self._reads_tools, self._token_bytes = reads_tools, token_bytes
-        self._readers: dict[int, ToolCallReader] = defaultdict(ToolCallReader)
+        self._tools, self._token_bytes = tools, token_bytes
+        self._readers: dict[int, ToolCallReader] = defaultdict(lambda: ToolCallReader(tools))
         self._num_calls: dict[int, int] = defaultdict(int)
 
     def chunk(self, index: int, new: NewText, *, is_first: bool) -> Json:
         delta: Json = {"role": "assistant", "content": ""} if is_first else {}
         if new.thinking:
             delta["reasoning_content"] = new.thinking
-        if self._reads_tools:
+        if self._tools:
             self._add(delta, index, self._readers[index].push(new.text))
         elif new.text:
             delta["content"] = new.text
@@ -102,7 +104,7 @@ class ChatShape:
 
     def last_chunk(self, index: int, reason: FinishReason) -> Json:
         delta: Json = {}
-        if self._reads_tools:
+        if self._tools:
             self._add(delta, index, self._readers[index].finish())
         named = _named(reason, has_called=self._num_calls[index] > 0)
         return self._chunk([{"index": index, "delta": delta, "finish_reason": named}])
@@ -131,8 +133,8 @@ class ChatShape:
         if choice.thinking:
             message["reasoning_content"] = choice.thinking
         calls: list[ToolCall] = []
-        if self._reads_tools:
-            reader = ToolCallReader()
+        if self._tools:
+            reader = ToolCallReader(self._tools)
             text, calls = _sorted([*reader.push(choice.text), *reader.finish()])
             message["content"] = text or None
         if calls:
