@@ -65,22 +65,30 @@ def stretches(codec: TextCodec, num_tokens: int) -> Stretches:
 LogProbs = Callable[[torch.Tensor], torch.Tensor]  # ids [N] -> float64 [N, V]
 
 
-def distance(name: str, other: LogProbs, float32: LogProbs, ids: Stretches) -> dict[str, float]:
-    found: dict[str, list[torch.Tensor]] = defaultdict(list)
-    for stretch in ids:
-        ours, theirs = other(stretch), float32(stretch)
-        found["kl"].append((theirs.exp() * (theirs - ours)).sum(-1))
-        found["agrees"].append((ours.argmax(-1) == theirs.argmax(-1)).double())
-        for which, logs in ((name, ours), ("float32", theirs)):
-            found[which].append(-logs[:-1].gather(1, stretch[1:, None]).squeeze(1))
-    whole = {which: torch.cat(parts) for which, parts in found.items()}
+def distance(
+    others: dict[str, LogProbs], float32: LogProbs, texts: Stretches
+) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, list[torch.Tensor]]] = defaultdict(lambda: defaultdict(list))
+    for ids in texts:
+        theirs = float32(ids)
+        for name, other in others.items():
+            ours, each = other(ids), found[name]
+            each["kl"].append((theirs.exp() * (theirs - ours)).sum(-1))
+            each["agrees"].append((ours.argmax(-1) == theirs.argmax(-1)).double())
+            for key, logs in (("own", ours), ("float32", theirs)):
+                each[key].append(-logs[:-1].gather(1, ids[1:, None]).squeeze(1))
+    return {name: _figures(each) for name, each in found.items()}
+
+
+def _figures(found: dict[str, list[torch.Tensor]]) -> dict[str, float]:
+    whole = {name: torch.cat(parts) for name, parts in found.items()}
     return {
         "tokens": len(whole["kl"]),
         "kl_mean": float(whole["kl"].mean()),
         "kl_median": float(whole["kl"].median()),
         "kl_99th_percentile": float(whole["kl"].quantile(0.99)),
         "argmax_agreement": float(whole["agrees"].mean()),
-        f"cross_entropy_{name}": float(whole[name].mean()),
+        "cross_entropy": float(whole["own"].mean()),
         "cross_entropy_float32": float(whole["float32"].mean()),
     }
 
@@ -197,20 +205,17 @@ def speeds(stored: StoredTarget, chosen: argparse.Namespace) -> dict[str, object
     return {
         "milliseconds": {n: by_kernel(stored, n, chosen.turns) for n in ROWS},
         "tokens_per_second_together": {n: together(stored, n) for n in REQUESTS},
-        "prompt_tokens_per_second": prompt_speeds(stored, chosen),
     }
 
 
 def distances(
     stored: Target, dense: Target, texts: Stretches, chosen: argparse.Namespace
-) -> dict[str, object]:
-    float32, ours = (partial(_log_probs, target) for target in (dense, stored))
-    found: dict[str, object] = {"distance": distance("stored", ours, float32, texts)}
+) -> dict[str, dict[str, float]]:
+    others: dict[str, LogProbs] = {"stored": partial(_log_probs, stored)}
     if chosen.llama_cpp:
         size = stored.spec.vocab_size
-        theirs = LlamaCpp(*chosen.llama_cpp, threads=chosen.threads, vocabulary=size)
-        found["distance_llama_cpp"] = distance("llama_cpp", theirs, float32, texts)
-    return found
+        others["llama.cpp"] = LlamaCpp(*chosen.llama_cpp, threads=chosen.threads, vocabulary=size)
+    return distance(others, partial(_log_probs, dense), texts)
 
 
 def main() -> None:
@@ -219,7 +224,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--llama-cpp", nargs=2, metavar=("GGUF", "BINARIES"))
-    parser.add_argument("--only", choices=("speed", "distance"), help="and answers")
+    parser.add_argument("--only", choices=("speed", "prompts", "distance", "answers"))
     parser.add_argument("--note", default="", help="what else the machine did")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
@@ -233,11 +238,16 @@ def main() -> None:
     if not isinstance(stored, StoredTarget):
         sys.exit("the demo of this store holds numbers, or there are no kernels here")
     found: dict[str, object] = {}
-    if chosen.only != "distance":
+    if chosen.only in (None, "speed"):
         found |= speeds(stored, chosen)
-    if chosen.only != "speed":
+    if chosen.only in (None, "prompts"):
+        found["prompt_tokens_per_second"] = prompt_speeds(stored, chosen)
+    if chosen.only in (None, "distance", "answers"):
         dense = load(files.target, as_stored=False)
-        found |= distances(stored, dense, stretches(codec, chosen.tokens), chosen)
+    if chosen.only in (None, "distance"):
+        texts = stretches(codec, chosen.tokens)
+        found["distance_from_float32"] = distances(stored, dense, texts, chosen)
+    if chosen.only in (None, "answers"):
         found["answers"] = answers(stored, dense, codec)
     for name, value in found.items():
         print(name, value, flush=True)
