@@ -15,9 +15,10 @@ import torch
 
 from dspark_kernels.backend import HAS_TRITON, card_capability, jit, tl
 
-cuda_language: Any = None
 if HAS_TRITON:
     from triton.language.extra import cuda as cuda_language
+else:
+    cuda_language = None
 
 MIN_CAPABILITY = 90
 LINE = 128  # bytes that the L2 fetches at once

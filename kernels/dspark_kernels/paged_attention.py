@@ -97,7 +97,7 @@ def paged_attention(
 
 def num_splits_for(num_pages: int) -> int:
     """Splits of that many pages: a quarter of a page each in the first four pages."""
-    short = SHORT_SPLITS.value * 64 // PAGE
+    short = int(SHORT_SPLITS.value) * 64 // PAGE
     return PAGE // 64 * min(num_pages, short) + max(num_pages - short, 0)
 
 
@@ -331,7 +331,8 @@ def _build_of(
     group, itemsize = num_heads // num_kv_heads, 2 if dtype == "bf16" else 4
     name = f"{dtype} {num_heads}:{num_kv_heads}x{head_dim} {' '.join(asked).lower()}".strip()
     sizes = sizes_of_a_block(group, head_dim, itemsize)
-    constants = sizes | options | {"NUM_KV_HEADS": num_kv_heads, "GROUP": group, "PAGE": PAGE}
+    constants: dict[str, Any] = {"NUM_KV_HEADS": num_kv_heads, "GROUP": group, "PAGE": PAGE}
+    constants |= sizes | options
     constants |= {"CHUNK": SPLITS_AT_ONCE, "DEPENDENT": True}
     signature = dict.fromkeys(("query", "keys", "values", "out"), f"*{dtype}")
     signature |= dict.fromkeys(("partial", "maxima", "sums"), "*fp32")

@@ -22,7 +22,7 @@ from dspark_kernels.swiglu import swiglu
 MAX_SKINNY_ROWS = 64
 LEAST_PROGRAMS = 256  # about two for each multiprocessor of a large card
 MOST_AT_ONCE = 660  # programs that such a card holds
-TOUCHED_BYTES = 16 << 20  # a third of its L2, fetched before the kernel in front has ended
+TOUCHED_BYTES = 25 << 20  # half of its L2, fetched before the kernel in front has ended
 DENSE_GROUP = 128  # no scales: one number for all widths, so that all share a kernel
 
 
@@ -128,9 +128,10 @@ def launch(
     x = x.contiguous()
     (num_rows, num_columns), num_weight_rows = x.shape, weight.shape[0]
     num_outputs = num_weight_rows // 2 if gated else num_weight_rows
-    codes, scales, kind, group = weight, weight, "dense", DENSE_GROUP
-    if quantized is not None:
-        codes, scales, kind, group = kernel_codes(quantized, x.device)
+    if isinstance(weight, QuantizedWeight):
+        codes, scales, kind, group = kernel_codes(weight, x.device)
+    else:
+        codes, scales, kind, group = weight, weight, "dense", DENSE_GROUP
     tiling = Tiling.of(num_outputs, num_columns, kind, group, x.element_size())
     out = x.new_empty(num_rows, num_outputs)
     parts = None

@@ -353,7 +353,7 @@ def finish_tile(
         width = num_outputs * 2 if GATED else num_outputs
         total = tl.zeros_like(total)
         up_total = tl.zeros_like(up_total)
-        stride = num_rows.to(tl.int64) * width
+        stride = (tl.zeros((1, 1), tl.int64) + num_rows) * width  # a single row is no tensor
         at = parts + rows[:, None].to(tl.int64) * width + outputs[None, :]
         for _ in tl.static_range(NUM_SPLITS):
             total += tl.load(at, mask=is_kept, other=0.0, cache_modifier=".cg")
