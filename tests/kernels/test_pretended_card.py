@@ -82,7 +82,7 @@ def test_a_pair_on_a_card():
 def test_every_kernel_of_a_layer_waits_and_starts_early_where_the_card_can():
     """A layer as wide as a real one, whose products are split, and one row of it."""
     pytest.importorskip("triton")
-    found = run_rounds(90, "4b:bf16", options=("--of-one", "--layers", "1"))
+    found = run_rounds(90, "4b:bf16", options=("--of-one", "--layers", "2"))
     check(found)
     of_a_layer = {
         "norm.rms_norm_kernel",
