@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-Schedule = Literal["auto", "full", "threshold"]
+Schedule = Literal["auto", "async", "full", "threshold"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DraftWeights = Literal["auto", "bf16", "int8", "fp8"]
 Acceptance = Literal["greedy", "rejection", "coupling"]
@@ -105,10 +105,15 @@ class StopConfig:
 
 @dataclass(frozen=True, slots=True)
 class ScheduleConfig:
-    """How much of a block to verify: by SPS, all, or up to a confidence below `threshold`."""
+    """How much of a block to verify.
+
+    auto: by SPS, and nothing is drafted where it does not pay; async: the same with a budget from
+    two rounds ago; full: all, or `most_drafts`; threshold: up to a confidence below `threshold`.
+    """
 
     mode: Schedule = "auto"
     threshold: float = 0.0
+    most_drafts: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

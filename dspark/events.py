@@ -74,7 +74,8 @@ class Round:
 
     `draft` holds every drafted id, `verified` the number the target checked, `accepted` the
     number it kept, `next` the correction or bonus id. `pieces` is the reader's text (cut at a
-    stop), `rejected` the drafted pieces that the target checked and refused.
+    stop), `rejected` the drafted pieces that the target checked and refused. `is_parked`: nothing
+    was drafted, because plain decoding is faster at present.
     """
 
     request_id: int
@@ -91,6 +92,7 @@ class Round:
     draft_seconds: float
     verify_seconds: float
     seconds: float
+    is_parked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,8 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class DecodeStats:
-    """Sums over one request. Rates are tokens per second; tau counts the bonus token.
+    """Sums over one request. Rates are tokens per second; tau counts the bonus token and leaves out
+    the `parked` rounds, in which nothing was drafted because it does not pay.
 
     `cached_tokens` of the prompt needed no pass; `thinking_tokens` of the new ones are thinking;
     `preemptions` is how often it had to make way for others.
@@ -122,14 +125,22 @@ class DecodeStats:
     cached_tokens: int = 0
     thinking_tokens: int = 0
     preemptions: int = 0
+    parked: int = 0
 
     @property
     def tau(self) -> float:
-        return (self.accepted + self.rounds) / self.rounds if self.rounds else 0.0
+        rounds = self.rounds - self.parked
+        return 1 + self.accepted / rounds if rounds else min(self.rounds, 1.0)
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether drafting was parked most of the time."""
+        return 2 * self.parked > self.rounds
 
     @property
     def verified_per_round(self) -> float:
-        return self.verified / self.rounds if self.rounds else 0.0
+        rounds = self.rounds - self.parked
+        return self.verified / rounds if rounds else 0.0
 
     @property
     def decode_tokens_per_second(self) -> float:

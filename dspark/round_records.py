@@ -58,6 +58,7 @@ def round_record(event: Round) -> dict[str, Any]:
         "draft_seconds": event.draft_seconds,
         "verify_seconds": event.verify_seconds,
         "seconds": event.seconds,
+        "parked": event.is_parked,
     }
 
 
@@ -130,6 +131,7 @@ def read_round(record: dict[str, Any], request_id: int) -> PrefillProgress | Rou
         draft_seconds=float(record["draft_seconds"]),
         verify_seconds=float(record["verify_seconds"]),
         seconds=float(record["seconds"]),
+        is_parked=bool(record.get("parked", False)),
     )
 
 

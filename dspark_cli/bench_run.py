@@ -4,6 +4,7 @@ from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from dspark.bench.prompts import BenchPrompt, PromptText
+from dspark.errors import InputError
 from dspark.progress import follow
 from dspark_cli.loading import progress_bars
 from dspark_cli.prompt import encode_prompt
@@ -20,6 +21,21 @@ def encode_all(session: "Session", texts: Sequence[PromptText]) -> list[BenchPro
         BenchPrompt(each.category, tuple(encode_prompt(session, each.text, is_raw=False)))
         for each in texts
     ]
+
+
+def parse_counts(text: str | None, *, is_alone: bool, option: str = "--concurrency") -> list[int]:
+    """Numbers of requests, ascending; empty without the option."""
+    if text is None:
+        return []
+    if not is_alone:
+        raise InputError(
+            "--concurrency runs every schedule of one head",
+            "Leave --drafters, --schedule and --confidence-threshold out.",
+        )
+    counts = [int(part) for part in text.split(",") if part.strip().isdigit()]
+    if len(counts) != text.count(",") + 1 or min(counts) < 1:
+        raise InputError(f"{option} {text} is no list of numbers", "Write it like 1,2,4,8.")
+    return sorted(set(counts))
 
 
 def follow_bench(

@@ -230,10 +230,11 @@ Threshold = Annotated[
     ),
 ]
 ScheduleOption = Annotated[
-    Literal["auto", "full"] | None,
+    Literal["auto", "async", "full"] | None,
     typer.Option(
         "--schedule",
-        help="How much of a block to verify: auto weighs gain against cost, full verifies all.",
+        help="How much of a block to verify: auto weighs gain against cost and stops drafting "
+        "where it loses, async does so with a budget from two rounds ago, full verifies all.",
         rich_help_panel=SPECULATION,
     ),
 ]
@@ -301,7 +302,7 @@ def stop_config(max_tokens: int, strings: list[str] | None) -> StopConfig:
 
 def engine_config(
     threshold: float | None,
-    schedule: Literal["auto", "full"] | None,
+    schedule: Literal["auto", "async", "full"] | None,
     *,
     max_requests: int = EngineConfig().max_requests,
 ) -> EngineConfig:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from dspark.config import SamplingConfig, StopConfig
 
+SCHEDULERS = ("scheduler", "async scheduler")  # arms of a concurrency bench
+
 
 @dataclass(frozen=True, slots=True)
 class BenchConfig:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dspark.atomic import replacing
-from dspark.bench.config import BenchConfig
+from dspark.bench.config import SCHEDULERS, BenchConfig
 from dspark.bench.report import BenchReport, Figure
 from dspark.config import EngineConfig
 from dspark.machine import describe_machine, describe_versions
 
 if TYPE_CHECKING:
     from dspark.bench.comparison import Comparison, HeadFigures
+    from dspark.bench.concurrency import LoadFigures, LoadReport
     from dspark.bench.heads import OpenHeads
     from dspark.engine.session import ResolvedRuntime
 
@@ -50,6 +51,44 @@ def report_document(
         },
         **provenance(command),
     }
+
+
+def load_document(
+    report: "LoadReport",
+    bench: BenchConfig,
+    pair: str,
+    runtime: "ResolvedRuntime",
+    command: str,
+) -> dict[str, Any]:
+    """Of `dspark bench --concurrency`: seconds, tokens per second."""
+    return {
+        "pair": pair,
+        "concurrency": [
+            {
+                "requests": count,
+                "scheduler_over_best_static": report.of(SCHEDULERS[0], count).total.median
+                / (report.best_static(count) or 1.0),
+                "arms": [_load_object(report.of(arm, count)) for arm in report.arms],
+            }
+            for count in report.counts
+        ],
+        "settings": {
+            "device": runtime.device,
+            "dtype": runtime.dtype,
+            **asdict(bench),
+            "trials": report.trials,
+        },
+        "partial": report.trials < bench.trials,
+        **provenance(command),
+    }
+
+
+def _load_object(figures: "LoadFigures") -> dict[str, Any]:
+    plain = asdict(figures)
+    for name in ("total", "over_plain"):
+        plain[name] = figure_object(getattr(figures, name))
+    del plain["requests"]
+    return plain
 
 
 def comparison_document(
@@ -112,6 +151,7 @@ def _acceptance_and_verdict(report: BenchReport) -> dict[str, Any]:
     return {
         "tau": report.tau,
         "verified_per_round": report.verified_per_round,
+        "parked": report.parked,
         "acceptance_by_position": [
             {**asdict(each), "rate": each.rate, "conditional_rate": each.conditional_rate}
             for each in report.acceptance_by_position

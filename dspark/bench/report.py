@@ -87,6 +87,7 @@ class CategoryFigures:
 class BenchReport:
     """`is_identical` is None for output sampled without a seed.
 
+    `parked` is the share of rounds in which nothing was drafted because it did not pay.
     `is_partial`: it was interrupted and covers the trials and prompts completed by then.
     """
 
@@ -101,6 +102,7 @@ class BenchReport:
     differing_prompts: int
     difference: Difference | None
     is_partial: bool = False
+    parked: float = 0.0
 
     @property
     def trials(self) -> int:

@@ -64,6 +64,7 @@ def summarise(
         categories=_categories(runs, prompts, arm),
         is_identical=not differing if is_compared else None,
         differing_prompts=len({plain.prompt for plain, _ in differing}),
+        parked=_parked(dspark),
         difference=_first_difference(*differing[0], prompts, next_logits) if differing else None,
     )
 
@@ -91,13 +92,24 @@ def end_to_end_rate(stats: Sequence[DecodeStats]) -> float:
     return sum(each.new_tokens for each in stats) / seconds if seconds else 0.0
 
 
-def _tau(runs: Sequence[Run]) -> float:
+def _parked(runs: Sequence[Run]) -> float:
     rounds = sum(run.finished.stats.rounds for run in runs)
-    return 1 + sum(run.finished.stats.accepted for run in runs) / rounds if rounds else 0.0
+    return sum(run.finished.stats.parked for run in runs) / rounds if rounds else 0.0
+
+
+def _drafted_rounds(runs: Sequence[Run]) -> int:
+    return sum(run.finished.stats.rounds - run.finished.stats.parked for run in runs)
+
+
+def _tau(runs: Sequence[Run]) -> float:
+    rounds = _drafted_rounds(runs)
+    if not rounds:
+        return float(any(run.finished.stats.rounds for run in runs))
+    return 1 + sum(run.finished.stats.accepted for run in runs) / rounds
 
 
 def _verified_per_round(runs: Sequence[Run]) -> float:
-    rounds = sum(run.finished.stats.rounds for run in runs)
+    rounds = _drafted_rounds(runs)
     return sum(run.finished.stats.verified for run in runs) / rounds if rounds else 0.0
 
 

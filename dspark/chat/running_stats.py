@@ -32,4 +32,5 @@ def add_event(stats: DecodeStats, event: ChatEvent) -> DecodeStats:
         verified=stats.verified + event.verified,
         accepted=stats.accepted + event.accepted,
         decode_seconds=stats.decode_seconds + event.seconds,
+        parked=stats.parked + event.is_parked,
     )

@@ -3,6 +3,7 @@
 from dspark.config import SamplingChoice, SamplingConfig
 from dspark.events import Finished
 
+PARKED = "drafts parked: plain is faster now"
 END_NOTES = {
     "cancelled": "stopped",
     "max_tokens": "stopped at the maximum number of tokens",

@@ -23,6 +23,7 @@ from dspark.engine.request_caches import RequestCaches
 from dspark.engine.rounds.choose import choose_rounds
 from dspark.engine.rounds.host import HostRounds, Outcome, context_left
 from dspark.engine.sampling import check_sound
+from dspark.engine.schedule.parking import Parking
 from dspark.engine.schedule.policies import Scheduler
 from dspark.engine.schedule.sps_watch import SpsWatch
 from dspark.errors import InputError
@@ -45,6 +46,7 @@ class Engine:
         codec: TextCodec | None = None,
         config: EngineConfig = EngineConfig(),
         sps_watch: SpsWatch | None = None,
+        parking: Parking | None = None,
     ) -> None:
         self.target = target
         self.drafter = drafter
@@ -53,8 +55,9 @@ class Engine:
         self._chunk_size = config.prefill_chunk or default_chunk(target.device, target.dtype)
         self._codec = codec
         self._entropy = random.Random(config.entropy)
+        self._parking = parking
         with on_device(target.device):
-            self._rounds = choose_rounds(target, drafter, scheduler, config)
+            self._rounds = choose_rounds(target, drafter, scheduler, config, parking)
         # a table is of uncaptured passes; and the device has launched its next round before this
         # one is read
         self._sps_watch = sps_watch if type(self._rounds) is HostRounds else None
@@ -159,6 +162,8 @@ class Engine:
             self._untold.extend(self._advance(running))
         if not self._requests:
             self._caches.check_idle()
+            if self._parking is not None:
+                self._parking.save()
         events, self._untold = self._untold, []
         return events
 
@@ -193,6 +198,8 @@ class Engine:
         while self._submitted:
             active = self._submitted.popleft()
             self._requests[active.request_id] = active
+            if self._parking is not None:
+                self._parking.begin_text()
         while self._cancelled:
             active_or_none = self._requests.get(self._cancelled.popleft())
             if active_or_none is not None:
@@ -223,6 +230,7 @@ class Engine:
         del self._requests[active.request_id]
         active.state = "finished"
         if is_kept:
+            self._rounds.settle(active)
             self._caches.keep(active)
         else:
             self._caches.close(active)
@@ -371,7 +379,7 @@ class Engine:
             outcome.logprobs,
         )
         active.anchor = outcome.next_id
-        active.count_round(len(ids), outcome.verified, num_accepted)
+        active.count_round(len(ids), outcome.verified, num_accepted, is_parked=outcome.is_parked)
         return Round(
             request_id=active.request_id,
             index=active.rounds - 1,
@@ -387,6 +395,7 @@ class Engine:
             draft_seconds=outcome.draft_seconds,
             verify_seconds=outcome.verify_seconds,
             seconds=outcome.seconds,
+            is_parked=outcome.is_parked,
         )
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from dspark.config import LogitsConfig, SamplingConfig, StopConfig
 from dspark.drafters.base import DraftSlot
+from dspark.engine.draft_backlog import DraftBacklog
 from dspark.engine.logit_rules import LogitRules
 from dspark.engine.sampling import Sampler
 from dspark.events import DecodeStats, Finished, FinishReason, Piece, TokenLogprobs
@@ -73,10 +74,12 @@ class ActiveRequest:
     rules: LogitRules | None = None  # of the request's logits, over token_ids
     finish_reason: FinishReason | None = None
     is_cancelled: bool = False
+    backlog: DraftBacklog = field(default_factory=DraftBacklog)
     rounds: int = 0
     drafted: int = 0
     verified: int = 0
     accepted: int = 0
+    parked: int = 0  # rounds without drafts because they do not pay
     submitted_at: float = field(default_factory=time.perf_counter)
     decoding_since: float = 0.0
     last_token_at: float = 0.0
@@ -117,10 +120,13 @@ class ActiveRequest:
             self.last_token_at = time.perf_counter()
         return tuple(pieces)
 
-    def count_round(self, drafted: int, verified: int, accepted: int) -> None:
+    def count_round(
+        self, drafted: int, verified: int, accepted: int, *, is_parked: bool = False
+    ) -> None:
         """Add one round. As in the reference, max_tokens ends a request once they are committed,
         not when the last one is chosen: its cache then holds the whole answer."""
         self.rounds += 1
+        self.parked += is_parked
         self.drafted += drafted
         self.verified += verified
         self.accepted += accepted
@@ -165,6 +171,7 @@ class ActiveRequest:
             cached_tokens=self.num_reused,
             thinking_tokens=self.num_thinking,
             preemptions=self.preemptions,
+            parked=self.parked,
         )
 
 

@@ -73,6 +73,7 @@ class RequestCaches:
         self._kept.keep(CachedText(committed, active.slot, active.draft_slot))
 
     def close(self, active: ActiveRequest) -> None:
+        active.backlog.clear()
         if active.is_open:
             del self._open[active.request_id]
             active.is_open = False

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import platform
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, Unpack
@@ -31,7 +31,13 @@ from dspark.engine.current_device import on_device
 from dspark.engine.loop import Engine
 from dspark.engine.request import Request
 from dspark.engine.sampling_defaults import sampling_defaults
-from dspark.engine.schedule.policies import FullSchedule, SpsSchedule, ThresholdSchedule
+from dspark.engine.schedule.parking import Parking
+from dspark.engine.schedule.policies import (
+    AsyncSpsSchedule,
+    FullSchedule,
+    SpsSchedule,
+    ThresholdSchedule,
+)
 from dspark.engine.schedule.sps_profile import SpsTable, measure_sps
 from dspark.engine.schedule.sps_watch import SpsWatch
 from dspark.engine.text_request import (
@@ -55,6 +61,7 @@ from dspark.text.stream import TextCodec
 from dspark_kernels.backend import cuda_capability
 from dspark_kernels.cpu.runtime import keep_compiled
 
+PARKING = ".parking"  # beside a table: what was learned of parking
 BF16_CAPABILITY = (8, 0)  # the least with bfloat16
 STAGES = ("reading the target", "reading the head", "measuring this machine", "ready")
 
@@ -219,6 +226,12 @@ class Session:
         """Release the caches of earlier answers: the next prompt is run whole."""
         self.engine.forget_texts()
 
+    def sps_path(self) -> Path:
+        """Where the schedule's table of this pair and machine is stored."""
+        engine = self.engine
+        assert engine.drafter is not None, "plain decoding has no table"
+        return sps_folder() / _sps_file(self.name, engine.target, engine.drafter, self.runtime)
+
     def close(self) -> None:
         """Release the caches; the weights are freed with the session."""
         self.engine.close()
@@ -363,17 +376,26 @@ def _engine(
     schedule = config.schedule
     if schedule.mode == "threshold":
         return Engine(target, drafter, ThresholdSchedule(schedule.threshold), codec, config)
-    if schedule.mode == "full" or drafter is None or not drafter.num_weights:
-        # drafts that cost nothing come without confidences to weigh
-        return Engine(target, drafter, FullSchedule(), codec, config)
+    if schedule.mode == "full" or drafter is None:
+        return Engine(target, drafter, FullSchedule(schedule.most_drafts), codec, config)
     path = sps_folder() / _sps_file(name, target, drafter, runtime)
+    if not drafter.num_weights:  # drafts that cost nothing come without confidences to weigh
+        parking = Parking(path.with_suffix(PARKING))
+        return Engine(target, drafter, FullSchedule(), codec, config, parking=parking)
     table = SpsTable.load(path)
     if table is None or table.is_noisy:
         with on_device(target.device):
             table = measure_sps(target, drafter, name)
         table.save(path)
-    scheduler = SpsSchedule(table)
-    return Engine(target, drafter, scheduler, codec, config, SpsWatch(scheduler, path))
+    scheduler = (AsyncSpsSchedule if schedule.mode == "async" else SpsSchedule)(table)
+    watch = SpsWatch(scheduler, path)
+    parking = Parking(path.with_suffix(PARKING), _plain_seconds(table), scheduler.draft_cost)
+    return Engine(target, drafter, scheduler, codec, config, watch, parking)
+
+
+def _plain_seconds(table: SpsTable) -> Callable[[int], float]:
+    """Of a plain round by its number of requests, as the table says at present."""
+    return lambda num_requests: table.verify(num_requests, num_requests)
 
 
 def sps_folder() -> Path:

@@ -20,6 +20,14 @@ class Metrics:
         self._drafted = self._counter("drafted_tokens", "Tokens drafted.")
         self._verified = self._counter("verified_tokens", "Drafted tokens that were verified.")
         self._accepted = self._counter("accepted_tokens", "Drafted tokens that were accepted.")
+        self._parked_rounds = self._counter(
+            "parked_rounds", "Rounds without drafts, because plain decoding was faster."
+        )
+        self._parked = Gauge(
+            "dspark_parked",
+            "1 if drafting is parked at present because plain decoding is faster.",
+            registry=self._registry,
+        )
         self._by_position = self._counter(
             "accepted_at_position", "Accepted drafts by their position.", "position"
         )
@@ -45,6 +53,9 @@ class Metrics:
     def observe(self, event: EngineEvent) -> None:
         if isinstance(event, Round):
             self._rounds.inc()
+            self._parked_rounds.inc(event.is_parked)
+            if event.is_parked or event.draft:
+                self._parked.set(event.is_parked)
             self._drafted.inc(len(event.draft))
             self._verified.inc(event.verified)
             self._accepted.inc(event.accepted)

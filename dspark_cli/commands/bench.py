@@ -15,7 +15,7 @@ from dspark.config import EngineConfig, PairChoice, RuntimeConfig
 from dspark.errors import InputError
 from dspark.plural import counted
 from dspark_cli import options
-from dspark_cli.bench_run import encode_all, follow_bench
+from dspark_cli.bench_run import encode_all, follow_bench, parse_counts
 from dspark_cli.drafters import check_drafters, open_drafters, parse_drafters
 from dspark_cli.errors import ExitCode
 from dspark_cli.loading import find_files, open_files
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "dspark bench demo",
     "dspark bench qwen3-4b --trials 1 --output figures.json",
+    "dspark bench demo --concurrency 1,2,4,8",
     "dspark bench demo --drafters mine=./my-head,lookup=lookup --tau-only",
 )
 DEFAULTS = BenchConfig()
@@ -78,6 +79,15 @@ def bench(
         int | None,
         typer.Option(
             metavar="N", min=1, help="Only the first N prompts of a file.", rich_help_panel=WORK
+        ),
+    ] = None,
+    concurrency: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,...",
+            help="That many requests at a time: plain, every fixed length, a threshold, both "
+            "schedulers.",
+            rich_help_panel=WORK,
         ),
     ] = None,
     tau_only: Annotated[
@@ -135,7 +145,10 @@ def bench(
     if output and not output.absolute().parent.is_dir():
         raise InputError(f"there is no folder for {output}", "Make it first, or check --output.")
     choice = PairChoice(options.one_pair(pair, pair_option, target), target, draft)
-    if heads:
+    counts = parse_counts(concurrency, is_alone=not heads and not has_schedule)
+    if counts:
+        document = _bench_load(choice, work, counts, as_json)
+    elif heads:
         document = _compare_heads(choice, heads, work, tau_only, as_json)
     else:
         document = _bench_pair(choice, work, as_json)
@@ -159,6 +172,24 @@ def _bench_pair(choice: PairChoice, work: Work, as_json: bool) -> dict[str, Any]
     return report_document(
         report, work.config, work.engine, session.name, session.runtime, _command()
     )
+
+
+def _bench_load(
+    choice: PairChoice, work: Work, counts: Sequence[int], as_json: bool
+) -> dict[str, Any]:
+    from dspark.bench.document import load_document
+
+    with open_files(find_files(choice, work.runtime), work.runtime, work.engine) as session:
+        from dspark.bench.concurrency import run_load
+
+        prompts = encode_all(session, work.texts)
+        report = follow_bench(run_load(session, prompts, counts, work.config), is_timed=False)
+    if not as_json:
+        from dspark_cli.views.concurrency import print_load
+
+        _print_title(session, work.config, f"median of {counted(report.trials, 'trial')}")
+        print_load(report)
+    return load_document(report, work.config, session.name, session.runtime, _command())
 
 
 def _print_report(session: "Session", config: BenchConfig, report: "BenchReport") -> None:

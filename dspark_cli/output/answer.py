@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
+from dspark.chat.shared_wording import PARKED
 from dspark.config import EngineConfig, SamplingConfig, StopConfig
 from dspark.events import DecodeStats, Finished, Round
 from dspark.plural import counted
@@ -73,8 +74,10 @@ def stats_line(stats: DecodeStats, sampling: SamplingConfig | None = None) -> st
     figures = [counted(stats.new_tokens, "token")]
     if stats.decode_tokens_per_second:  # one token, or an answer in one piece, has no rate
         figures.append(f"{stats.decode_tokens_per_second:.1f} tok/s")
-    if stats.drafted:
+    if stats.drafted and not stats.is_parked:
         figures += [f"τ {stats.tau:.2f}", f"{stats.verified_per_round:.1f} verified per round"]
+    if stats.is_parked:
+        figures.append(PARKED)
     if sampling is not None and sampling.acceptance == "coupling":
         figures.append(f"seed {sampling.seed}")
     if sampling is not None and sampling.acceptance == "rejection":

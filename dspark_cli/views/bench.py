@@ -17,6 +17,7 @@ def bench_table(report: BenchReport) -> str:
         ),
         "",
         f"accepted length τ {report.tau:.2f} · {report.verified_per_round:.1f} verified per round",
+        *_parked(report),
         *_categories(report),
         "",
         *_positions(report.acceptance_by_position),
@@ -24,6 +25,12 @@ def bench_table(report: BenchReport) -> str:
         wrapped(verdict(report)),
     ]
     return "\n".join(lines)
+
+
+def _parked(report: BenchReport) -> list[str]:
+    if not report.parked:
+        return []
+    return [f"drafting was parked in {report.parked:.0%} of rounds: it did not pay"]
 
 
 def partial_line(report: BenchReport) -> str:

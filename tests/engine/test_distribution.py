@@ -23,7 +23,7 @@ from transformers import (
 
 from dspark.checkpoints.deepspec import read_draft
 from dspark.checkpoints.eagle3_config import Eagle3Config
-from dspark.config import EngineConfig, RuntimeConfig, SamplingConfig
+from dspark.config import EngineConfig, RuntimeConfig, SamplingConfig, ScheduleConfig
 from dspark.drafters.base import Drafter
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.drafters.eagle3 import Eagle3Drafter
@@ -166,7 +166,7 @@ def twelve_tokens(tmp_path_factory) -> Path:
 
 def with_lookup(folder: Path) -> Session:
     files = PairFiles("test", folder, None, headless="lookup")
-    config = EngineConfig(entropy=0)
+    config = EngineConfig(schedule=ScheduleConfig("full"), entropy=0)
     session = follow(open_session(files, RuntimeConfig("cpu", "float32"), config))
     return many_at_once(cast(Session, session))
 

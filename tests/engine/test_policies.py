@@ -6,8 +6,13 @@ import pytest
 import torch
 
 from dspark.config import ScheduleConfig
-from dspark.engine.schedule.policies import FullSchedule, SpsSchedule, ThresholdSchedule
-from dspark.engine.schedule.sps_profile import SpsTable, measure_sps
+from dspark.engine.schedule.policies import (
+    AsyncSpsSchedule,
+    FullSchedule,
+    SpsSchedule,
+    ThresholdSchedule,
+)
+from dspark.engine.schedule.sps_profile import SpsCurve, SpsTable, measure_sps
 from tests.engine.pairs import TABLE, decode, golden, request
 
 
@@ -110,3 +115,79 @@ def test_measured_seconds_never_fall_with_rows():
     assert list(table.verify_seconds) == sorted(table.verify_seconds)
     assert table.steps_per_second(3, 1) > 0
     assert table.steps_per_second(table.rows[-1] * 2, 1) < table.steps_per_second(1, 1)
+
+
+# -- by number of requests and depth --------------------------------------------------------------
+
+DEEP = SpsCurve(1, 1128, (1, 2, 8), (2.0, 2.0, 3.0), 0.5)
+EIGHT = SpsCurve(8, 128, (8, 16, 64), (4.0, 6.0, 20.0), 1.0)
+
+
+def test_seconds_grow_with_depth_and_requests_as_measured():
+    table = replace(TABLE, requests=(1, 8), draft_seconds=(0.3, 1.0)).with_curve(DEEP)
+    assert table.verify(1, 1, 128) == 1.0 and table.verify(1, 1, 1128) == 2.0
+    assert table.verify(1, 1, 628) == pytest.approx(1.5)
+    assert table.verify(1, 1, 2128) == pytest.approx(3.0)
+    assert table.draft(1, 128) == 0.3 and table.draft(1, 1128) == pytest.approx(0.5)
+    table = table.with_curve(EIGHT)
+    assert table.verify(8, 8) == 4.0 and table.verify(1, 1) == 1.0
+    assert 1.0 < table.verify(4, 4) < 4.0
+    # each of eight requests reads as much more as one does
+    assert table.verify(8, 8, 1128) == pytest.approx(4.0 + 8 * 1.0)
+    assert table.curve(8, 128).steps_per_second(16) == pytest.approx(1 / (6.0 + 1.0))
+
+
+def test_curves_are_stored_and_replaced(tmp_path):
+    path = tmp_path / "sps.json"
+    table = replace(TABLE, measured_at=1.0).with_curve(DEEP).with_curve(EIGHT)
+    table.save(path)
+    assert SpsTable.load(path) == table
+    assert table.with_curve(replace(DEEP, draft_seconds=9.0)).curves[-1].draft_seconds == 9.0
+    assert len(table.with_curve(replace(DEEP, draft_seconds=9.0)).curves) == 2
+
+
+def test_depth_changes_what_is_worth_verifying():
+    """Where a deep context makes every row dearer, fewer drafts are worth theirs."""
+    dear = SpsCurve(1, 1128, (1, 8), (1.0, 20.0), 0.3)
+    schedule = SpsSchedule(TABLE.with_curve(dear))
+    confidences = torch.full((1, 5), 0.8)
+    shallow, deep = (schedule.admit(confidences, [5], depth) for depth in (100, 4000))
+    assert deep[0] < shallow[0]
+
+
+# -- the asynchronous variant ---------------------------------------------------------------------
+
+JAGGED = SpsTable((1, 2, 3, 4, 5, 6), (1.0, 1.8, 1.8, 1.8, 1.8, 1.8), (1,), (0.0,))
+
+
+def test_the_asynchronous_budget_crosses_a_step_that_stops_the_other():
+    confident = torch.full((1, 5), 0.7)
+    assert SpsSchedule(JAGGED).admit(confident, [5]) == [0]
+    schedule = AsyncSpsSchedule(JAGGED)
+    lengths = [schedule.admit(confident, [5])[0] for _ in range(4)]
+    assert lengths[:2] == [0, 0] and lengths[2:] == [5, 5]
+
+
+def test_the_asynchronous_budget_goes_to_the_likeliest_drafts():
+    """Three of four drafts are in the budget of two rounds ago, wherever they are now."""
+    table = SpsTable((2, 3, 4, 5, 6), (1.0, 1.0, 1.0, 1.0, 9.0), (1,), (0.0,))
+    schedule = AsyncSpsSchedule(table)
+    for _ in range(2):
+        schedule.admit(torch.full((2, 2), 0.9), [2, 2])
+    assert schedule.admit(torch.tensor([[0.9, 0.8], [0.5, 0.4]]), [2, 2]) == [2, 1]
+    assert schedule.admit(torch.tensor([[0.1, 0.1], [0.9, 0.9]]), [2, 2]) == [1, 2]
+
+
+def test_the_asynchronous_admission_of_a_slot_ignores_what_comes_after_it():
+    generator = torch.Generator().manual_seed(2)
+    past = [torch.rand(2, 6, generator=generator) for _ in range(2)]
+    for _ in range(50):
+        confidences = torch.rand(2, 6, generator=generator)
+        for k in range(6):
+            changed = confidences.clone()
+            changed[0, k + 1 :] = torch.rand(5 - k, generator=generator)
+            one, other = AsyncSpsSchedule(TABLE), AsyncSpsSchedule(TABLE)
+            for schedule in (one, other):
+                for earlier in past:
+                    schedule.admit(earlier, [6, 6])
+            assert (one.admit(confidences, [6, 6])[0] > k) == (other.admit(changed, [6, 6])[0] > k)

@@ -109,6 +109,7 @@ class Written:
             accepted=sum(each.accepted for each in self._rounds),
             prefill_seconds=self._last_at - self._asked_at - seconds,
             decode_seconds=seconds,
+            parked=sum(each.is_parked for each in self._rounds),
         )
         text, thinking = "".join(self._texts), "".join(self._thoughts)
         return Finished(

@@ -14,6 +14,7 @@ from dspark.drafters.base import Drafter
 from dspark.engine.rounds.cuda_graph import GraphedCall, GraphPool, graph_pool
 from dspark.engine.rounds.host import HostRounds
 from dspark.engine.rounds.page_room import FixedPageRoom
+from dspark.engine.schedule.parking import Parking
 from dspark.engine.schedule.policies import Scheduler
 from dspark.events import LoadProgress
 from dspark.kvcache.caches import PagedCache
@@ -35,8 +36,9 @@ class CapturedHostRounds(HostRounds):
         drafter: Drafter,
         scheduler: Scheduler,
         config: EngineConfig,
+        parking: Parking | None = None,
     ) -> None:
-        super().__init__(target, drafter, scheduler, config)
+        super().__init__(target, drafter, scheduler, config, parking)
         rows = 1 + drafter.block_size
         room = FixedPageRoom(target, [cache], config, self.capacity, rows)
         self.room, self.capacity = room, room.capacity

@@ -114,6 +114,9 @@ class DeviceRounds:
 
     # -- rounds -----------------------------------------------------------------------------------
 
+    def settle(self, active: ActiveRequest) -> None:
+        """As RoundRunner.settle: a round appends to both caches."""
+
     def forget(self) -> None:
         self._sent.clear()
 

@@ -13,6 +13,7 @@ from dspark.engine.logprobs import token_logprobs
 from dspark.engine.request import ActiveRequest
 from dspark.engine.rounds.page_room import PageRoom, growing_room
 from dspark.engine.sampling import BatchChooser
+from dspark.engine.schedule.parking import Parking
 from dspark.engine.schedule.policies import Scheduler
 from dspark.errors import BrokenLogitsError
 from dspark.events import LoadProgress, TokenLogprobs
@@ -35,6 +36,7 @@ class Outcome:
     verify_seconds: float
     seconds: float
     logprobs: Sequence[TokenLogprobs] | None = None  # of the accepted drafts and the next token
+    is_parked: bool = False
 
 
 class RoundRunner(Protocol):
@@ -42,6 +44,10 @@ class RoundRunner(Protocol):
 
     capacity: int
     room: PageRoom
+
+    def settle(self, active: ActiveRequest) -> None:
+        """Make its drafter's cache as long as its target's, before both are kept."""
+        ...
 
     def forget(self) -> None:
         """Drop rounds that were not read; they begin anew from what was."""
@@ -73,11 +79,21 @@ class HostRounds:
     """Any target, any drafter: the host reads each draft before it continues."""
 
     def __init__(
-        self, target: Target, drafter: Drafter | None, scheduler: Scheduler, config: EngineConfig
+        self,
+        target: Target,
+        drafter: Drafter | None,
+        scheduler: Scheduler,
+        config: EngineConfig,
+        parking: Parking | None = None,
     ) -> None:
         self.target, self.drafter, self.scheduler = target, drafter, scheduler
+        self._parking = parking
         self.capacity = capacity_of(target, 1 + (drafter.block_size if drafter else 0), config)
         self.room = growing_room(target, drafter, config, self.capacity)
+
+    @torch.inference_mode()
+    def settle(self, active: ActiveRequest) -> None:
+        self._catch_up([active])
 
     def forget(self) -> None:
         pass
@@ -87,8 +103,18 @@ class HostRounds:
 
     @torch.inference_mode()
     def advance(self, batch: Sequence[ActiveRequest]) -> list[Outcome]:
+        can_draft = any(active.draft_slot is not None for active in batch)
+        wants_drafts = self._parking is None or self._parking.wants_drafts(len(batch))
+        outcomes = self._round(batch, can_draft and wants_drafts)
+        if self._parking is not None and can_draft:
+            tokens = sum(outcome.accepted + 1 for outcome in outcomes)
+            seconds = outcomes[0].seconds
+            self._parking.record(len(batch), seconds, tokens, has_drafts=wants_drafts)
+        return outcomes
+
+    def _round(self, batch: Sequence[ActiveRequest], has_drafts: bool) -> list[Outcome]:
         started = time.perf_counter()
-        proposals = self._propose(batch)
+        proposals = self._propose(batch) if has_drafts else None
         drafts = self._admit(batch, proposals)
         drafted = time.perf_counter()
         blocks = self._blocks(batch, drafts)
@@ -103,13 +129,15 @@ class HostRounds:
             tokens = [*draft.ids[: acceptance.num_accepted], acceptance.next_id]
             logprobs = token_logprobs(active.request, rows, tokens)
             facts = (active, draft.ids, draft.confidences, draft.length, *acceptance, *times)
-            outcomes.append(Outcome(*facts, logprobs))
+            is_parked = not has_drafts and active.draft_slot is not None
+            outcomes.append(Outcome(*facts, logprobs, is_parked))
         return outcomes
 
     def _propose(self, batch: Sequence[ActiveRequest]) -> Proposals | None:
         drafting = [active for active in batch if active.draft_slot is not None]
         if self.drafter is None or not drafting:
             return None
+        self._catch_up(drafting)
         anchors = torch.tensor([a.anchor for a in drafting], device=self.target.device)
         chooser = BatchChooser(
             [active.sampler for active in drafting],
@@ -129,7 +157,8 @@ class HostRounds:
             min(n, room_for_drafts(self.target, active))
             for n, active in zip(drafted, drafting, strict=True)
         ]
-        lengths = self.scheduler.admit(proposals.confidences, limits)
+        depth = mean_length(self.target, batch)
+        lengths = self.scheduler.admit(proposals.confidences, limits, depth)
         drafts = iter(_drafts_of(proposals, lengths))
         return [NO_DRAFT if active.draft_slot is None else next(drafts) for active in batch]
 
@@ -183,14 +212,20 @@ class HostRounds:
     ) -> None:
         num_rows = [acceptance.num_accepted + 1 for acceptance in accepted]
         self.target.commit([active.slot for active in batch], num_rows)
-        drafting = [i for i, active in enumerate(batch) if active.draft_slot is not None]
-        if self.drafter is not None and drafting:
-            taps = verified.taps.split([len(block) for block in blocks])
-            self.drafter.extend(
-                [batch[i].draft_slot for i in drafting],
-                [blocks[i][: num_rows[i]] for i in drafting],
-                [taps[i][: num_rows[i]] for i in drafting],
-            )
+        taps = verified.taps.split([len(block) for block in blocks])
+        for active, block, rows, own in zip(batch, blocks, num_rows, taps, strict=True):
+            if active.draft_slot is not None:
+                active.backlog.add(block[:rows], own[:rows])
+        pairs = zip(batch, blocks, strict=True)
+        self._catch_up([a for a, block in pairs if len(block) > 1 or a.backlog.is_full])
+
+    def _catch_up(self, batch: Sequence[ActiveRequest]) -> None:
+        """What was committed without drafts goes into the drafter's cache."""
+        behind = [active for active in batch if active.backlog]
+        if self.drafter is not None and behind:
+            taken = [active.backlog.take() for active in behind]
+            ids, taps = zip(*taken, strict=True)
+            self.drafter.extend([active.draft_slot for active in behind], ids, taps)
 
 
 def capacity_of(target: Target, num_rows: int, config: EngineConfig) -> int:
@@ -208,6 +243,11 @@ def capacity_of(target: Target, num_rows: int, config: EngineConfig) -> int:
 def context_left(target: Target, active: ActiveRequest) -> int:
     """Number of drafts that still fit in the context after the anchor."""
     return target.spec.context_limit - target.length(active.slot) - 1
+
+
+def mean_length(target: Target, batch: Sequence[ActiveRequest]) -> int:
+    """Tokens of context per request."""
+    return sum(target.length(active.slot) for active in batch) // len(batch)
 
 
 def room_for_drafts(target: Target, active: ActiveRequest) -> int:

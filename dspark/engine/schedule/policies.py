@@ -5,12 +5,15 @@ search stops at the first drop instead of maximising globally (DSpark, DeepSeek 
 2607.05147).
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 
-from dspark.engine.schedule.sps_profile import SpsTable
+from dspark.engine.schedule.sps_profile import CONTEXT_TOKENS, SpsCurve, SpsTable
+
+DEPTH_STEP = 256  # tokens of context that are scheduled alike
 
 
 class Scheduler(Protocol):
@@ -22,9 +25,14 @@ class Scheduler(Protocol):
 
     threshold: float | None
 
-    def admit(self, confidences: torch.Tensor | None, limits: Sequence[int]) -> list[int]:
+    def admit(
+        self,
+        confidences: torch.Tensor | None,
+        limits: Sequence[int],
+        depth: int = CONTEXT_TOKENS,
+    ) -> list[int]:
         """For blocks the host has read: confidences [R, K] (None without a confidence head), limits
-        R <= K -> R lengths."""
+        R <= K, `depth` tokens of context per request -> R lengths."""
         ...
 
     def even_length(self, survival: Sequence[Sequence[float]], choices: Sequence[int]) -> int:
@@ -34,16 +42,26 @@ class Scheduler(Protocol):
 
 
 class FullSchedule:
-    """Verify everything that was drafted."""
+    """Verify everything that was drafted, or a fixed number of drafts."""
 
     threshold: float | None = None
 
-    def admit(self, confidences: torch.Tensor | None, limits: Sequence[int]) -> list[int]:
+    def __init__(self, most_drafts: int | None = None) -> None:
+        self._most_drafts = most_drafts
+
+    def admit(
+        self,
+        confidences: torch.Tensor | None,
+        limits: Sequence[int],
+        depth: int = CONTEXT_TOKENS,
+    ) -> list[int]:
         """As Scheduler.admit."""
-        return list(limits)
+        most = self._most_drafts
+        return [limit if most is None else min(limit, most) for limit in limits]
 
     def even_length(self, survival: Sequence[Sequence[float]], choices: Sequence[int]) -> int:
-        return max(choices)
+        most = self._most_drafts
+        return max((n for n in choices if most is None or n <= most), default=min(choices))
 
 
 class ThresholdSchedule:
@@ -52,7 +70,12 @@ class ThresholdSchedule:
     def __init__(self, threshold: float) -> None:
         self.threshold: float | None = threshold
 
-    def admit(self, confidences: torch.Tensor | None, limits: Sequence[int]) -> list[int]:
+    def admit(
+        self,
+        confidences: torch.Tensor | None,
+        limits: Sequence[int],
+        depth: int = CONTEXT_TOKENS,
+    ) -> list[int]:
         """As Scheduler.admit."""
         if confidences is None or self.threshold is None:
             return list(limits)
@@ -70,33 +93,101 @@ class SpsSchedule:
 
     def __init__(self, table: SpsTable) -> None:
         self.table = table
+        self._curves: dict[tuple[int, int], SpsCurve] = {}
+        self._curves_of = table
 
-    def admit(self, confidences: torch.Tensor | None, limits: Sequence[int]) -> list[int]:
+    def _steps(self, num_requests: int, depth: int) -> Callable[[int], float]:
+        """Steps per second by the number of rows."""
+        if self._curves_of is not self.table:
+            self._curves_of = self.table
+            self._curves.clear()
+        key = num_requests, depth // DEPTH_STEP
+        if key not in self._curves:
+            middle = (key[1] * DEPTH_STEP) + DEPTH_STEP // 2
+            self._curves[key] = self.table.curve(num_requests, middle)
+        return self._curves[key].steps_per_second
+
+    def admit(
+        self,
+        confidences: torch.Tensor | None,
+        limits: Sequence[int],
+        depth: int = CONTEXT_TOKENS,
+    ) -> list[int]:
         """As Scheduler.admit."""
         if confidences is None:
             return list(limits)
         num_requests = len(limits)
         lengths = [0] * num_requests
-        expected = float(num_requests)
-        best = expected * self.table.steps_per_second(num_requests, num_requests)
+        expected, steps = float(num_requests), self._steps(num_requests, depth)
+        best = expected * steps(num_requests)
         for survival, request in _by_survival(confidences, limits):
-            rows = num_requests + sum(lengths) + 1
-            throughput = (expected + survival) * self.table.steps_per_second(rows, num_requests)
+            throughput = (expected + survival) * steps(num_requests + sum(lengths) + 1)
             if throughput < best:
                 break
             expected, best = expected + survival, throughput
             lengths[request] += 1
         return lengths
 
+    def draft_cost(self, num_requests: int) -> float:
+        """Of a round that verifies one draft per request, in plain rounds."""
+        steps = self.table.steps_per_second(2 * num_requests, num_requests)
+        return 1.0 / steps / self.table.verify(num_requests, num_requests)
+
     def even_length(self, survival: Sequence[Sequence[float]], choices: Sequence[int]) -> int:
         num_requests = len(survival)
+        steps = self._steps(num_requests, CONTEXT_TOKENS)
 
         def throughput(length: int) -> float:
             expected = num_requests + sum(sum(row[:length]) for row in survival)
-            rows = num_requests * (length + 1)
-            return expected * self.table.steps_per_second(rows, num_requests)
+            return expected * steps(num_requests * (length + 1))
 
         return max(choices, key=throughput)
+
+
+class AsyncSpsSchedule(SpsSchedule):
+    """The budget is chosen from the survival of two rounds ago, by a search over all budgets, so
+    that a step in SPS is no trap; the round's own survival says which drafts it admits.
+
+    Causal again: the budget knows nothing of this round, and a draft's rank in its block does not
+    depend on later ones. It can be computed while the device works.
+    """
+
+    def __init__(self, table: SpsTable) -> None:
+        super().__init__(table)
+        self._earlier: deque[list[list[float]]] = deque(maxlen=2)
+
+    def admit(
+        self,
+        confidences: torch.Tensor | None,
+        limits: Sequence[int],
+        depth: int = CONTEXT_TOKENS,
+    ) -> list[int]:
+        """As Scheduler.admit."""
+        if confidences is None:
+            return list(limits)
+        if len(self._earlier) < 2:
+            lengths = super().admit(confidences, limits, depth)
+        else:
+            budget = self._budget(self._earlier[0], len(limits), depth)
+            lengths = [0] * len(limits)
+            for _, request in _by_survival(confidences, limits)[:budget]:
+                lengths[request] += 1
+        self._earlier.append(confidences.cumprod(dim=1).tolist())
+        return lengths
+
+    def _budget(self, survival: list[list[float]], num_requests: int, depth: int) -> int:
+        """The number of drafts that would have been best then, for as many requests as now."""
+        then = len(survival)
+        expected = [float(then)]
+        for each in sorted((a for row in survival for a in row), reverse=True):
+            expected.append(expected[-1] + each)
+
+        steps = self._steps(then, depth)
+
+        def throughput(budget: int) -> float:
+            return expected[budget] * steps(then + budget)
+
+        return round(max(range(len(expected)), key=throughput) * num_requests / then)
 
 
 def _by_survival(confidences: torch.Tensor, limits: Sequence[int]) -> list[tuple[float, int]]:

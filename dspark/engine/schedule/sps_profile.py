@@ -24,8 +24,27 @@ NOISY_SPREAD = 0.5  # idle machines stay below 0.2; one other busy process gives
 
 
 @dataclass(frozen=True, slots=True)
+class SpsCurve:
+    """Seconds of a verify pass by its rows, and of a draft, for requests of that many tokens of
+    context each."""
+
+    requests: int
+    depth: int
+    rows: tuple[int, ...]
+    verify_seconds: tuple[float, ...]
+    draft_seconds: float
+
+    def verify(self, rows: float) -> float:
+        return _interpolate(self.rows, self.verify_seconds, rows)
+
+    def steps_per_second(self, rows: int) -> float:
+        return 1.0 / (self.verify(rows) + self.draft_seconds)
+
+
+@dataclass(frozen=True, slots=True)
 class SpsTable:
-    """Seconds of a verify pass by its rows, and of drafting by the number of requests.
+    """Seconds of a verify pass by its rows, and of drafting by the number of requests, at
+    CONTEXT_TOKENS; `curves` are further measurements, of more requests or at greater depths.
 
     `spread` is the largest interquartile range of a point's trials over their median,
     `measured_at` a Unix time, `pair` the name under which it was measured.
@@ -38,15 +57,67 @@ class SpsTable:
     spread: float = 0.0
     measured_at: float = 0.0
     pair: str = ""
+    curves: tuple[SpsCurve, ...] = ()
 
     @property
     def is_noisy(self) -> bool:
         """Whether the machine was too busy for a usable measurement."""
         return self.spread > NOISY_SPREAD
 
-    def steps_per_second(self, rows: int, num_requests: int) -> float:
-        verify = _interpolate(self.rows, self.verify_seconds, rows)
-        return 1.0 / (verify + _interpolate(self.requests, self.draft_seconds, num_requests))
+    def verify(self, rows: int, num_requests: int = 1, depth: int = CONTEXT_TOKENS) -> float:
+        """Seconds of a pass over that many rows of all requests, each with `depth` tokens of
+        context; between measured numbers of requests and depths on a line."""
+        known = self._by_requests()
+        counts = sorted(known)
+        if num_requests >= counts[-1]:
+            return self._at_depth(known[counts[-1]], rows, depth)
+        # as many rows of each request
+        seconds = [self._at_depth(known[n], rows * n / num_requests, depth) for n in counts]
+        return _interpolate(counts, seconds, num_requests)
+
+    def draft(self, num_requests: int, depth: int = CONTEXT_TOKENS) -> float:
+        """Seconds of a draft for all requests."""
+        base = _interpolate(self.requests, self.draft_seconds, num_requests)
+        alone = self._by_requests()[1]
+        depths, seconds = [c.depth for c in alone], [c.draft_seconds for c in alone]
+        deeper = _on_line(depths, seconds, depth) - seconds[0]
+        return base + num_requests * max(deeper, 0.0)
+
+    def steps_per_second(self, rows: int, num_requests: int, depth: int = CONTEXT_TOKENS) -> float:
+        seconds = self.verify(rows, num_requests, depth) + self.draft(num_requests, depth)
+        return 1.0 / seconds
+
+    def curve(self, num_requests: int, depth: int) -> SpsCurve:
+        """Between the measured ones, for many questions of one kind."""
+        known = self._by_requests().values()
+        every = [(n, curve.requests) for curves in known for curve in curves for n in curve.rows]
+        scaled = {max(n * num_requests // own, 1) for n, own in every}
+        rows = tuple(sorted(scaled | {n for n, _ in every}))
+        seconds = tuple(self.verify(n, num_requests, depth) for n in rows)
+        return SpsCurve(num_requests, depth, rows, seconds, self.draft(num_requests, depth))
+
+    def _by_requests(self) -> dict[int, list[SpsCurve]]:
+        """Curves by number of requests, the shallowest first."""
+        base = SpsCurve(1, CONTEXT_TOKENS, self.rows, self.verify_seconds, self.draft_seconds[0])
+        known: dict[int, list[SpsCurve]] = {}
+        for curve in sorted((base, *self.curves), key=lambda curve: curve.depth):
+            known.setdefault(curve.requests, []).append(curve)
+        return known
+
+    def _at_depth(self, curves: Sequence[SpsCurve], rows: float, depth: int) -> float:
+        """Requests of one depth only grow with it as a single request does, each by as much."""
+        depths, seconds = [c.depth for c in curves], [c.verify(rows) for c in curves]
+        alone = self._by_requests()[1]
+        if len(curves) > 1 or curves[0].requests == 1:
+            return _on_line(depths, seconds, depth)
+        own_depths, own = [c.depth for c in alone], [c.verify(alone[-1].rows[0]) for c in alone]
+        growth = _on_line(own_depths, own, depth) - _on_line(own_depths, own, depths[0])
+        return max(seconds[0] + curves[0].requests * growth, 0.0)
+
+    def with_curve(self, curve: SpsCurve) -> "SpsTable":
+        """Including it, instead of an earlier one of the same requests and depth."""
+        others = [c for c in self.curves if (c.requests, c.depth) != (curve.requests, curve.depth)]
+        return replace(self, curves=(*others, curve))
 
     def with_requests(self, num_requests: int, seconds: float) -> "SpsTable":
         """Including the time of drafting for that many requests."""
@@ -63,7 +134,11 @@ class SpsTable:
                 name: tuple(value) if isinstance(value, list) else value
                 for name, value in raw.items()
             }
-            table = cls(**columns)
+            curves: list[dict[str, Any]] = [
+                {n: tuple(v) if isinstance(v, list) else v for n, v in curve.items()}
+                for curve in columns.pop("curves", ())
+            ]
+            table = cls(**columns, curves=tuple(SpsCurve(**curve) for curve in curves))
             is_whole = len(table.rows) == len(table.verify_seconds) > 0 < table.measured_at
         except (OSError, ValueError, TypeError, AttributeError):
             return None
@@ -81,7 +156,7 @@ class SpsTable:
             return
 
 
-def _interpolate(xs: Sequence[int], ys: Sequence[float], x: int) -> float:
+def _interpolate(xs: Sequence[int], ys: Sequence[float], x: float) -> float:
     """Linear between measured points, proportional beyond the last."""
     index = bisect_left(xs, x)
     if index == len(xs):
@@ -90,6 +165,15 @@ def _interpolate(xs: Sequence[int], ys: Sequence[float], x: int) -> float:
         return ys[index]
     share = (x - xs[index - 1]) / (xs[index] - xs[index - 1])
     return ys[index - 1] + share * (ys[index] - ys[index - 1])
+
+
+def _on_line(xs: Sequence[int], ys: Sequence[float], x: int) -> float:
+    """Linear between measured points; level before the first, straight on after the last."""
+    if len(xs) == 1 or x <= xs[0]:
+        return ys[0]
+    right = min(bisect_left(xs, x), len(xs) - 1)
+    slope = (ys[right] - ys[right - 1]) / (xs[right] - xs[right - 1])
+    return ys[right - 1] + max(slope, 0.0) * (x - xs[right - 1])
 
 
 def stored_tables(folder: Path) -> Iterator[SpsTable]:
@@ -144,6 +228,50 @@ def measure_sps_at(
         measured_at=time.time(),
         pair=pair,
     )
+
+
+@torch.inference_mode()
+def measure_with_requests(
+    target: Target, drafter: Drafter, num_requests: int, depth: int, trials: int
+) -> SpsCurve:
+    """With requests of its own, each with `depth` tokens of context."""
+    slots = [target.open() for _ in range(num_requests)]
+    draft_slots = [drafter.open() for _ in range(num_requests)]
+    context = torch.arange(depth, device=target.device) % 7
+    try:
+        for slot, draft_slot in zip(slots, draft_slots, strict=True):
+            drafter.extend([draft_slot], [context], [target.prefill(slot, context).taps])
+        return measure_curve(target, drafter, slots, draft_slots, depth, trials)
+    finally:
+        for slot, draft_slot in zip(slots, draft_slots, strict=True):
+            target.close(slot)
+            drafter.close(draft_slot)
+
+
+@torch.inference_mode()
+def measure_curve(
+    target: Target,
+    drafter: Drafter,
+    slots: Sequence[Slot],
+    draft_slots: Sequence[DraftSlot],
+    depth: int,
+    trials: int,
+) -> SpsCurve:
+    """Medians with open requests, which are left unchanged: plain, one draft each, whole
+    blocks."""
+    sizes = sorted({1, 2, drafter.block_size + 1})
+    verify: dict[int, list[float]] = {size: [] for size in sizes}
+    for _ in range(trials):
+        for size in sizes:
+            blocks = [torch.zeros(size, dtype=torch.long, device=target.device)] * len(slots)
+            started = time.perf_counter()
+            float(target.verify(slots, blocks).logits[-1, 0])
+            verify[size].append(time.perf_counter() - started)
+            target.commit(slots, [0] * len(slots))
+    drafting = draft_seconds(drafter, draft_slots, target.device, trials)
+    medians = _never_falling([statistics.median(verify[size]) for size in sizes])
+    rows = tuple(size * len(slots) for size in sizes)
+    return SpsCurve(len(slots), depth, rows, tuple(medians), statistics.median(drafting))
 
 
 @torch.inference_mode()

@@ -1,0 +1,132 @@
+"""What a pair's passes cost here, and what drafting should gain by number of requests."""
+
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from dspark.bench.prompts import BenchPrompt
+from dspark.bench.summary import acceptance_by_position
+from dspark.config import ScheduleConfig, StopConfig
+from dspark.engine.current_device import on_device
+from dspark.engine.request import Request
+from dspark.engine.schedule.policies import SpsSchedule
+from dspark.engine.schedule.sps_profile import (
+    CONTEXT_TOKENS,
+    SpsCurve,
+    SpsTable,
+    measure_with_requests,
+)
+from dspark.errors import InputError
+from dspark.events import LoadProgress, Round
+
+if TYPE_CHECKING:
+    from dspark.engine.session import Session
+
+COUNTS = (1, 2, 4, 8, 16)
+DEPTH = 1024  # tokens of the deeper context
+TRIALS = 5
+KNEE = 1.5  # times a pass of one row
+TOKENS = 48  # of each answer from which acceptance is taken
+PROMPTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """Expected of one number of requests, in seconds: `length` drafts are the best choice, `gain`
+    their tokens per second over plain decoding's."""
+
+    requests: int
+    plain_seconds: float
+    draft_seconds: float
+    round_seconds: float
+    length: int
+    gain: float
+
+    @property
+    def pays(self) -> bool:
+        return self.gain > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """`survival` [K] is the share of blocks whose first k drafts were accepted."""
+
+    table: SpsTable
+    survival: tuple[float, ...]
+    gains: tuple[Gain, ...]
+
+    @property
+    def knee(self) -> int:
+        """The largest measured pass of one request that costs at most KNEE times one row."""
+        single = self.table.verify_seconds[0]
+        pairs = zip(self.table.rows, self.table.verify_seconds, strict=True)
+        return max(rows for rows, seconds in pairs if seconds <= KNEE * single)
+
+    def curve(self) -> list[tuple[int, float]]:
+        """Seconds by rows of one request."""
+        return list(zip(self.table.rows, self.table.verify_seconds, strict=True))
+
+    def figures(self) -> dict[str, Any]:
+        return {
+            "table": asdict(self.table),
+            "survival": list(self.survival),
+            "knee": self.knee,
+            "gains": [{**asdict(each), "pays": each.pays} for each in self.gains],
+        }
+
+
+def run_profile(
+    session: "Session", prompts: Sequence[BenchPrompt], counts: Sequence[int] = COUNTS
+) -> Generator[LoadProgress, None, Profile]:
+    """Measures passes and acceptance; the table is stored for the schedule."""
+    engine = session.engine
+    target, drafter, schedule = engine.target, engine.drafter, engine.scheduler
+    if drafter is None or not isinstance(schedule, SpsSchedule):
+        raise InputError(
+            f"{session.name} has no head whose cost could be weighed", "Name one with --draft HEAD."
+        )
+    wanted = [(n, CONTEXT_TOKENS) for n in counts if n > 1 and target.spec.batches]
+    if target.spec.context_limit > DEPTH + 2 * drafter.block_size:
+        wanted.append((1, DEPTH))
+    table, total = schedule.table, len(wanted) + 1
+    for done, (count, depth) in enumerate(wanted):
+        yield LoadProgress(f"timing {count} at {depth} tokens", done, total)
+        with on_device(target.device):
+            curve = measure_with_requests(target, drafter, count, depth, TRIALS)
+        table = _including(table, curve)
+    schedule.table = table
+    table.save(session.sps_path())
+    yield LoadProgress("measuring acceptance", total - 1, total)
+    survival = _survival(session, prompts[:PROMPTS])
+    return Profile(table, survival, tuple(expected_gain(table, survival, n) for n in counts))
+
+
+def _including(table: SpsTable, curve: SpsCurve) -> SpsTable:
+    table = table.with_curve(curve)
+    return (
+        table if curve.requests == 1 else table.with_requests(curve.requests, curve.draft_seconds)
+    )
+
+
+def _survival(session: "Session", prompts: Sequence[BenchPrompt]) -> tuple[float, ...]:
+    """From rounds that verify whole blocks."""
+    engine = session.with_schedule(ScheduleConfig("full")).engine
+    stop = StopConfig(max_tokens=TOKENS)
+    events = engine.run([Request(each.token_ids, stop=stop) for each in prompts])
+    positions = acceptance_by_position([e for e in events if isinstance(e, Round)])
+    engine.close()
+    return tuple(each.rate for each in positions)
+
+
+def expected_gain(table: SpsTable, survival: Sequence[float], count: int) -> Gain:
+    """Of the best fixed length: accepted tokens against the time of draft and verification."""
+    plain, draft = table.verify(count, count), table.draft(count)
+
+    def seconds(length: int) -> float:
+        return draft + table.verify(count * (length + 1), count)
+
+    def gain(length: int) -> float:
+        return (1 + sum(survival[:length])) * plain / seconds(length)
+
+    best = max(range(1, len(survival) + 1), key=gain)
+    return Gain(count, plain, draft, seconds(best), best, gain(best))
