@@ -8,6 +8,7 @@ from typing import Any, Literal
 Schedule = Literal["auto", "async", "full", "threshold"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DraftWeights = Literal["auto", "bf16", "int8", "fp8"]
+KVFormat = Literal["auto", "int8", "fp8"]
 Acceptance = Literal["greedy", "rejection", "coupling"]
 Algorithm = Literal["dspark", "dflash", "eagle3", "mtp"]
 Headless = Literal["lookup"]
@@ -32,12 +33,14 @@ class PairChoice:
 class RuntimeConfig:
     """Where and in which number format a pair runs. "auto": CUDA in bf16, else CPU in float32.
 
-    draft_weights is the head's format if the device drives the rounds. "auto": the pair's.
+    draft_weights is the head's format if the device drives the rounds. "auto": the pair's. kv is
+    the format of keys and values on a GPU; codes of 8 bits change the output. "auto": numbers.
     """
 
     device: str = "auto"
     dtype: Dtype = "auto"
     draft_weights: DraftWeights = "auto"
+    kv: KVFormat = "auto"
 
 
 @dataclass(frozen=True, slots=True)

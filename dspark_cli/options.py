@@ -16,6 +16,7 @@ from dspark.config import (
     DraftWeights,
     Dtype,
     EngineConfig,
+    KVFormat,
     RuntimeConfig,
     SamplingChoice,
     SamplingConfig,
@@ -120,6 +121,15 @@ DraftWeightsOption = Annotated[
         "--draft-weights",
         help="Number format of a DSpark head on a GPU. A smaller one lowers acceptance, "
         "never changes a token.",
+        rich_help_panel=DEVICE,
+    ),
+]
+KVOption = Annotated[
+    KVFormat,
+    typer.Option(
+        "--kv",
+        help="Number format of keys and values on a GPU. int8 and fp8 take half the memory and "
+        "change the output a little.",
         rich_help_panel=DEVICE,
     ),
 ]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from dspark.checkpoints.dspark_config import DSparkConfig
-from dspark.config import DraftWeights
+from dspark.config import DraftWeights, KVFormat
 from dspark.drafters.head_drafter import EMBEDDING, OUTPUT_HEAD
 from dspark.drafters.paged import PagedDSparkDrafter
 from dspark.kvcache.caches import CachePass, PagedCache, PooledCache
@@ -60,14 +60,19 @@ class RandomTensors(MutableMapping[str, Any]):
         return len(self._shapes)
 
 
-def random_target(shape: ModelShape, setting: Setting, kind: str = "bf16") -> DenseTarget:
+def random_target(
+    shape: ModelShape, setting: Setting, kind: str = "bf16", kv: KVFormat = "auto"
+) -> DenseTarget:
     shapes, _ = expected_tensors(_config_of(shape))
     weights = {name: size for name, size in shapes.items() if not name.endswith(".bias")}
-    return target_of(RandomTensors(weights, setting, kind), shape, setting)
+    return target_of(RandomTensors(weights, setting, kind), shape, setting, kv)
 
 
 def target_of(
-    tensors: MutableMapping[str, Any], shape: ModelShape, setting: Setting
+    tensors: MutableMapping[str, Any],
+    shape: ModelShape,
+    setting: Setting,
+    kv: KVFormat = "auto",
 ) -> DenseTarget:
     """`tensors` under transformers' names; consumed. Qwen3's embedding and output head differ."""
     exponent = torch.arange(0, shape.head_dim, 2, device=setting.device) / shape.head_dim
@@ -78,13 +83,19 @@ def target_of(
         is_tied=False,
         context_limit=CONTEXT_LIMIT,
         tap_layers=shape.tap_layers,
+        kv=kv,
     )
 
 
 def random_drafter(
-    shape: ModelShape, target: DenseTarget, setting: Setting, weights: DraftWeights = "auto"
+    shape: ModelShape,
+    target: DenseTarget,
+    setting: Setting,
+    weights: DraftWeights = "auto",
+    kv: KVFormat = "auto",
 ) -> PagedDSparkDrafter:
-    """Embedding and output head are the target's; `weights` as `--draft-weights` has them."""
+    """Embedding and output head are the target's; `weights` as `--draft-weights`, `kv` as
+    `--kv` has them."""
     config = DSparkConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
@@ -106,7 +117,7 @@ def random_drafter(
     )
     own = {n: s for n, s in config.expected_tensors().items() if n not in (EMBEDDING, OUTPUT_HEAD)}
     tables = (target.embedding(), target.output_head())
-    return PagedDSparkDrafter(config, RandomTensors(own, setting), *tables, weights=weights)
+    return PagedDSparkDrafter(config, RandomTensors(own, setting), *tables, weights=weights, kv=kv)
 
 
 def open_full(cache: AnyCache, length: int, num_slots: int = 1) -> list[KVSlot]:

@@ -12,7 +12,7 @@ from dspark.checkpoints.deepspec import read_draft_vocabulary
 from dspark.checkpoints.head_config import AnyHeadConfig, HeadConfig
 from dspark.checkpoints.heads import open_draft, open_head
 from dspark.checkpoints.model_folder import Folder
-from dspark.config import DraftWeights
+from dspark.config import DraftWeights, KVFormat
 from dspark.drafters.vocabulary import (
     DraftVocabulary,
     FullVocabulary,
@@ -32,13 +32,14 @@ ROWS = 4096  # of a table, compared at once
 @dataclass(frozen=True, slots=True)
 class TargetTables:
     """What a head takes from its target: embedding [V, H] and output head [N, H] -> [N, V];
-    `is_paged`: whether the target's keys and values lie on pages."""
+    `is_paged`: whether the target's keys and values lie on pages, in the format `kv`."""
 
     embedding: Table
     output_head: OutputHead
     device: torch.device
     dtype: torch.dtype
     is_paged: bool = False
+    kv: KVFormat = "auto"
 
 
 class HeadDrafter:
@@ -62,10 +63,10 @@ class HeadDrafter:
         if vocabulary is not None:
             vocabulary = vocabulary.to(tables.device)
         parts = (config, tensors, tables.embedding, tables.output_head)
-        return cls(*parts, draft_vocabulary=vocabulary, **cls._options(weights))
+        return cls(*parts, draft_vocabulary=vocabulary, **cls._options(tables, weights))
 
     @classmethod
-    def _options(cls, weights: DraftWeights) -> dict[str, Any]:
+    def _options(cls, tables: TargetTables, weights: DraftWeights) -> dict[str, Any]:
         """What this class alone is given, when it is loaded."""
         return {}
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 
 from dspark.checkpoints.dspark_config import DSparkConfig
-from dspark.config import DraftWeights
+from dspark.config import DraftWeights, KVFormat
 from dspark.drafters.dspark import DSparkDrafter, DSparkSlot
 from dspark.drafters.head_drafter import TargetTables
 from dspark.drafters.vocabulary import FullVocabulary, OutputHead, soft_cap
@@ -43,8 +43,8 @@ class PagedDSparkDrafter(DSparkDrafter):
         return tables.is_paged and config.family == "qwen3" and config.draft_vocab_size is None
 
     @classmethod
-    def _options(cls, weights: DraftWeights) -> dict[str, Any]:
-        return {"weights": weights}
+    def _options(cls, tables: TargetTables, weights: DraftWeights) -> dict[str, Any]:
+        return {"weights": weights, "kv": tables.kv}
 
     def __init__(
         self,
@@ -55,12 +55,13 @@ class PagedDSparkDrafter(DSparkDrafter):
         *,
         draft_vocabulary: torch.Tensor | None = None,
         weights: DraftWeights = "auto",
+        kv: KVFormat = "auto",
     ) -> None:
         super().__init__(config, tensors, embedding, output_head, prepack=False)
         head: DSparkHead = self._head
         sizes = (config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim)
         shape = HeadShape(*sizes, scale=config.attention_scale)
-        self.cache = PagedCache(shape, self._rotary, self.device, self.dtype)
+        self.cache = PagedCache(shape, self._rotary, self.device, self.dtype, kv)
         self._joined = SkinnyLinear(_stored(head.fc.weight, weights), prepack=False)
         layers = [_fuse(layer, weights) for layer in self._layers()]
         norm, eps = head.norm.weight.detach(), config.rms_norm_eps

@@ -18,6 +18,7 @@ from dspark.config import (
     Dtype,
     EngineConfig,
     Headless,
+    KVFormat,
     RuntimeConfig,
     SamplingConfig,
     ScheduleConfig,
@@ -75,6 +76,7 @@ class ResolvedRuntime:
     dtype: str
     reason: str
     draft_weights: DraftWeights = "auto"
+    kv: KVFormat = "auto"
 
 
 class Session:
@@ -282,6 +284,7 @@ def open_session(
         device=device,
         dtype=dtype,
         as_stored=as_stored,
+        kv=runtime.kv,
     )
     if isinstance(target, StoredTarget):
         reason = "weights as the file stores them"
@@ -316,12 +319,14 @@ def load_drafter(
     config.check_target(
         vocab_size=spec.vocab_size, hidden_size=spec.hidden_size, num_layers=spec.num_layers
     )
+    cache = target.paged_cache() if isinstance(target, DeviceTarget) else None
     tables = TargetTables(
         target.embedding(),
         target.output_head(),
         target.device,
         target.dtype,
-        is_paged=isinstance(target, DeviceTarget) and target.paged_cache() is not None,
+        is_paged=cache is not None,
+        kv="auto" if cache is None else cache.kv,
     )
     return load_head(folder, config, tables, weights)
 
@@ -342,7 +347,7 @@ def resolve_runtime(runtime: RuntimeConfig) -> ResolvedRuntime:
     if dtype == "auto":
         dtype, why = _default_dtype(place)
         reason += why
-    return ResolvedRuntime(device, dtype, reason, runtime.draft_weights)
+    return ResolvedRuntime(device, dtype, reason, runtime.draft_weights, runtime.kv)
 
 
 def _check_cuda(device: torch.device) -> None:
@@ -414,7 +419,7 @@ def _sps_file(name: str, target: Target, drafter: Drafter, runtime: ResolvedRunt
     )
     sizes = (drafter.block_size, drafter.num_weights)
     runners = (type(target).__name__, type(drafter).__name__, os.environ.get("DSPARK_CPU", ""))
-    formats = (runtime.dtype, runtime.draft_weights)
+    formats = (runtime.dtype, runtime.draft_weights, runtime.kv)
     facts = (name, target.spec, sizes, runners, formats, machine, torch.__version__)
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
     return f"{digest}.json"

@@ -62,6 +62,7 @@ def room_for(runtime: RuntimeConfig, found: list[Room]) -> Room:
     room = next((each for each in found if each.device == device), found[0])
     if room.device == device != runtime.device:  # a certain one of several
         room = replace(room, total=total_memory(runtime.device))
+    room = replace(room, codes_cache=runtime.kv != "auto")
     if runtime.dtype == "auto":
         return room
     return replace(room, value_bytes=_bytes(runtime.dtype), keeps_codes=False)

@@ -33,6 +33,7 @@ PROGRAM_BYTES = 280_000_000  # the interpreter, torch and a tokenizer; measured
 TRANSFORMERS_BYTES = 110_000_000  # where its code reads the model or the tokenizer; measured
 KERNEL_BYTES = 80_000_000  # LLVM, which builds the kernels of codes; measured
 GPU_BYTES = 1_500_000_000  # on a GPU: its context, passes and captured graphs
+KV_CODE_BYTE = 17 / 16  # bytes of a code of keys and values, with its scale in rows of 64
 MIN_CAPACITY = 256  # initial capacity of a cache in tokens; it doubles
 MAX_ROWS = 64  # of a pass that verifies
 LOGITS = 3  # logits tensors alive at once: raw, adjusted, probabilities
@@ -53,7 +54,8 @@ class Room:
     """The total memory of one device, and the bytes per number there.
 
     `keeps_quantized`: FP8 weights stay as stored; otherwise they are loaded as bfloat16.
-    `keeps_codes`: so do weights in the codes of a GGUF; elsewhere they are numbers.
+    `keeps_codes`: so do weights in the codes of a GGUF; elsewhere they are numbers. `codes_cache`:
+    keys and values are codes of 8 bits.
     """
 
     device: str
@@ -61,6 +63,12 @@ class Room:
     value_bytes: int
     keeps_quantized: bool = False
     keeps_codes: bool = False
+    codes_cache: bool = False
+
+    @property
+    def cached_bytes(self) -> float:
+        """Of a number of keys and values."""
+        return KV_CODE_BYTE if self.codes_cache else self.value_bytes
 
     @property
     def usable(self) -> int:
@@ -128,7 +136,7 @@ def cache_bytes(of: Footprint, room: Room, tokens: int = CACHE_TOKENS) -> int:
     capacity = MIN_CAPACITY
     while capacity < tokens:
         capacity *= 2
-    return of.cache * capacity * room.value_bytes
+    return int(of.cache * capacity * room.cached_bytes)
 
 
 def pass_bytes(of: Footprint, room: Room) -> int:

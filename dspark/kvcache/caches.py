@@ -10,10 +10,13 @@ from typing import NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 
+from dspark.config import KVFormat
+from dspark.errors import InputError
 from dspark.kvcache.page_pool import PagedPool, page_rows
 from dspark.kvcache.pooled_attention import PooledAttention
 from dspark.kvcache.row_pool import KVPool, KVSlot, RowPlan, SlotPool
 from dspark_kernels.backend import choose_backend
+from dspark_kernels.kv_codes import Cached, CodeKind
 from dspark_kernels.norm import rms_norm
 from dspark_kernels.norm_rope_write import HeadNorms, norm_rope_write
 from dspark_kernels.paged_attention import paged_attention
@@ -58,11 +61,31 @@ class Cache(Protocol):
 
 
 def make_cache(
-    shape: HeadShape, rotary: RotaryTable, device: torch.device, dtype: torch.dtype
+    shape: HeadShape,
+    rotary: RotaryTable,
+    device: torch.device,
+    dtype: torch.dtype,
+    kv: KVFormat = "auto",
 ) -> "PooledCache | PagedCache":
-    """Paged if Triton runs."""
-    kind = PagedCache if choose_backend(device).name == "triton" else PooledCache
-    return kind(shape, rotary, device, dtype)
+    """Paged if Triton runs. Raises InputError for codes that are not on pages, or in float32, where
+    a GPU's registers do not hold a tile of them."""
+    if kv != "auto" and device.type == "cuda" and dtype == torch.float32:
+        raise InputError(
+            f"keys and values in {kv} need bfloat16 or float16", "Leave --dtype at auto."
+        )
+    if choose_backend(device).name == "triton":
+        return PagedCache(shape, rotary, device, dtype, kv)
+    check_numbers(kv)
+    return PooledCache(shape, rotary, device, dtype)
+
+
+def check_numbers(kv: KVFormat) -> None:
+    """Raises InputError where keys and values can only be numbers."""
+    if kv != "auto":
+        raise InputError(
+            f"keys and values in {kv} need a dense target and its kernels on a GPU",
+            "Leave --kv at auto.",
+        )
 
 
 class PooledCache:
@@ -119,12 +142,18 @@ class PagedCache:
     """Pages for all requests. It grows until `fix` sets its final size."""
 
     def __init__(
-        self, shape: HeadShape, rotary: RotaryTable, device: torch.device, dtype: torch.dtype
+        self,
+        shape: HeadShape,
+        rotary: RotaryTable,
+        device: torch.device,
+        dtype: torch.dtype,
+        kv: KVFormat = "auto",
     ) -> None:
         self.shape, self.rotary = shape, rotary
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.kv = device, dtype, kv
+        self._codes: CodeKind | None = None if kv == "auto" else kv
         sizes = (shape.num_layers, shape.num_kv_heads, shape.head_dim)
-        self.pool = PagedPool(*sizes, device, dtype)
+        self.pool = PagedPool(*sizes, device, dtype, codes=self._codes)
 
     @torch.inference_mode(False)  # requests are opened outside inference mode too
     def fix(self, num_pages: int, num_slots: int, max_length: int) -> None:
@@ -135,6 +164,7 @@ class PagedCache:
             *sizes,
             self.device,
             self.dtype,
+            codes=self._codes,
             num_pages=num_pages,
             num_slots=num_slots,
             max_length=max_length,
@@ -193,14 +223,14 @@ class PagedPass:
         )
 
     def _attend_chunk(
-        self, plan: RowPlan, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+        self, plan: RowPlan, query: torch.Tensor, keys: Cached, values: Cached
     ) -> torch.Tensor:
         """PyTorch's attention over one request's gathered pages."""
         from torch.nn.attention.bias import causal_lower_right  # brings PyTorch's compiler
 
         table = self._pool.tables[plan.slots[0]]
         all_keys, all_values = (
-            gather_request(cached, table, plan.end) for cached in (keys, values)
+            gather_request(cached, table, plan.end).to(query.dtype) for cached in (keys, values)
         )
         sharing = self._shape.num_heads // self._shape.num_kv_heads
         if sharing > 1 and query.dtype == torch.float32:

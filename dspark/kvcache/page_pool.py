@@ -8,11 +8,13 @@ import torch
 from dspark.kvcache.row_pool import KVSlot, RowPlan
 from dspark_kernels.cpu.step_words import Pages
 from dspark_kernels.host_memory import give_back_freed
+from dspark_kernels.kv_codes import Cached, CodeKind, coded_bytes, split_codes
 from dspark_kernels.paged_cache import PAGE, PagedRows, num_pages_for
 
 
 class PagedPool:
-    """Buffer [layers, 2, pages, kv_heads, PAGE, D]; pages and table grow by doubling.
+    """Buffer [layers, 2, pages, kv_heads, PAGE, D]; pages and table grow by doubling. Of codes, a
+    head's part of a page is PAGE * (D + 4) bytes: its codes, then their scales.
 
     Slots may share pages: a page is free again once no slot holds it, and is copied before a slot
     writes to it while another holds it. `max_pages` is what a pool that grows may grow to, None
@@ -27,6 +29,7 @@ class PagedPool:
         device: torch.device,
         dtype: torch.dtype,
         *,
+        codes: CodeKind | None = None,
         num_pages: int = 4,
         num_slots: int = 1,
         max_length: int = PAGE,
@@ -35,7 +38,10 @@ class PagedPool:
         """A pool that never grows keeps its addresses, as a captured graph needs."""
         self.grows = grows
         self.max_pages: int | None = None if grows else num_pages
-        shape = (num_layers, 2, num_pages, num_kv_heads, PAGE, head_dim)
+        self._codes, self._head_dim = codes, head_dim
+        shape: tuple[int, ...] = (num_layers, 2, num_pages, num_kv_heads, PAGE, head_dim)
+        if codes is not None:
+            shape, dtype = (*shape[:4], PAGE * coded_bytes(head_dim)), torch.uint8
         self._buffer = torch.empty(shape, device=device, dtype=dtype)
         # row s: the pages of slot s, in order of position
         self.tables = torch.zeros(
@@ -140,10 +146,14 @@ class PagedPool:
         num_lost = self.num_pages - len(held) - len(self._free_pages)
         assert num_lost == 0, f"{num_lost} pages are neither held nor free"
 
-    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def layer(self, index: int) -> tuple[Cached, Cached]:
         """Keys and values of one layer, each [pages, kv_heads, PAGE, D]."""
         keys, values = self._buffer[index].unbind(0)
-        return keys, values
+        if self._codes is None:
+            return keys, values
+        return split_codes(keys, self._head_dim, self._codes), split_codes(
+            values, self._head_dim, self._codes
+        )
 
     def _take_page(self) -> int:
         if not self._free_pages:

@@ -18,7 +18,6 @@ from dspark.hub.memory_needed import (
 from dspark.kvcache.caches import PagedCache
 from dspark.kvcache.page_pool import PagedPool
 from dspark.machine import free_memory, gigabytes
-from dspark_kernels.paged_cache import PAGE
 
 WORKSPACE = 1 << 30  # for passes and captured graphs
 LEAST_PAGES = 8  # on a machine whose memory is nearly full
@@ -27,9 +26,7 @@ SHARE = 0.9  # of the free memory beyond that
 
 
 def page_bytes(cache: PagedCache) -> int:
-    shape = cache.shape
-    numbers = 2 * shape.num_layers * shape.num_kv_heads * PAGE * shape.head_dim
-    return numbers * cache.dtype.itemsize
+    return cache.pool.page_bytes
 
 
 def usable_bytes(device: str) -> int:
@@ -43,7 +40,7 @@ def tokens_that_fit(target: Path, draft: Path | None, device: str) -> int:
     where = replace(room_for(RuntimeConfig(device), rooms()), total=free)
     held = weight_bytes(of, where) + pass_bytes(of, where) + program_bytes(of, where)
     room = SHARE * (free - held)
-    return max(0, int(room / max(of.cache * where.value_bytes, 1)))
+    return max(0, int(room / max(of.cache * where.cached_bytes, 1)))
 
 
 def limit_pages(pools: Sequence[PagedPool], most: int, device: str) -> None:

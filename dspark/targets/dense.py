@@ -6,6 +6,7 @@ from functools import partial
 import torch
 
 from dspark.checkpoints.quantized_targets import Weights
+from dspark.config import KVFormat
 from dspark.errors import CheckpointError
 from dspark.kvcache.caches import CachePass, PagedCache, make_cache
 from dspark.kvcache.row_pool import KVSlot, SlotPool
@@ -34,6 +35,7 @@ class DenseTarget(PoolSlots):
         stop_token_ids: frozenset[int] = frozenset(),
         prepack: bool = True,
         placement: Placement = ON_DEVICE,
+        kv: KVFormat = "auto",
     ) -> None:
         """`tensors` under transformers' names; consumed, so that nothing is held twice. `is_tied`:
         one table stands for the embedding and the output head, unless two that differ are there.
@@ -44,7 +46,7 @@ class DenseTarget(PoolSlots):
         except KeyError as error:
             raise CheckpointError(f"the target lacks the tensor {error.args[0]}") from error
         self.device, self.dtype = self._embedding.device, self._embedding.dtype
-        self.cache = make_cache(shape.of_heads(), rotary, self.device, self.dtype)
+        self.cache = make_cache(shape.of_heads(), rotary, self.device, self.dtype, kv)
         self.spec = TargetSpec(
             vocab_size=self._embedding.shape[0],
             hidden_size=self._embedding.shape[1],

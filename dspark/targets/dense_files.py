@@ -14,6 +14,7 @@ from dspark.checkpoints.quantized_targets import (
 )
 from dspark.checkpoints.safetensors_dir import StoredTensors, check_tensors, tensor_infos
 from dspark.checkpoints.target_architectures import DENSE
+from dspark.config import KVFormat
 from dspark.errors import CheckpointError
 from dspark.models.placement import ON_DEVICE, Placement
 from dspark.targets.context import context_limit
@@ -71,6 +72,7 @@ def load_dense(
     dtype: torch.dtype,
     prepack: bool = True,
     placement: Placement = ON_DEVICE,
+    kv: KVFormat = "auto",
 ) -> DenseTarget:
     """Read a model directory. Raises CheckpointError naming a missing or surplus tensor."""
     folder = ModelFolder.of(directory)
@@ -95,6 +97,7 @@ def load_dense(
         stop_token_ids=stop_tokens(folder, config),
         prepack=prepack,
         placement=placement,
+        kv=kv,
     )
 
 

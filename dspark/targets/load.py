@@ -4,6 +4,8 @@ it is exact, otherwise transformers."""
 import torch
 
 from dspark.checkpoints.model_folder import Folder, ModelFolder
+from dspark.config import KVFormat
+from dspark.kvcache.caches import check_numbers
 from dspark.targets.base import Target
 from dspark.targets.dense_config import DenseConfig, read_dense_config
 from dspark.targets.dense_files import load_dense, read_config, supports
@@ -18,20 +20,29 @@ def load_target(
     dtype: torch.dtype,
     prepack: bool = True,
     as_stored: bool = False,
+    kv: KVFormat = "auto",
 ) -> Target:
     """Read the model in `directory`, tapping the given layers. `as_stored`: on a CPU, weights in
-    the codes of a GGUF are multiplied with as they are, and `dtype` is that of rows."""
+    the codes of a GGUF are multiplied with as they are, and `dtype` is that of rows. Raises
+    InputError for a `kv` that this target does not have."""
     folder = ModelFolder.of(directory)
     config = read_dense_config(folder) or read_config(folder)
     if as_stored and device.type == "cpu":
         from dspark.targets.stored import load_stored, stored_runtime
 
         if (runtime := stored_runtime(folder, config)) is not None:
+            check_numbers(kv)
             return load_stored(folder, config, runtime, tap_layers=tap_layers)
     if isinstance(config, DenseConfig) or supports(config):
         return load_dense(
-            folder, config, tap_layers=tap_layers, device=device, dtype=dtype, prepack=prepack
+            *(folder, config),
+            tap_layers=tap_layers,
+            device=device,
+            dtype=dtype,
+            prepack=prepack,
+            kv=kv,
         )
+    check_numbers(kv)
     from dspark.targets.hf import load_hf
     from dspark.targets.hf_model import check_text_model
 

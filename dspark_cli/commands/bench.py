@@ -115,6 +115,7 @@ def bench(
     device: options.Device = options.RUNTIME.device,
     dtype: options.DtypeOption = options.RUNTIME.dtype,
     draft_weights: options.DraftWeightsOption = options.RUNTIME.draft_weights,
+    kv: options.KVOption = options.RUNTIME.kv,
     temperature: options.Temperature = DEFAULTS.sampling.temperature,
     top_k: options.TopK = DEFAULTS.sampling.top_k,
     top_p: options.TopP = DEFAULTS.sampling.top_p,
@@ -139,7 +140,7 @@ def bench(
             max_tokens=max_tokens,
             sampling=options.sampling_config(temperature, top_k, top_p, seed),
         ),
-        runtime=RuntimeConfig(device, dtype, draft_weights),
+        runtime=RuntimeConfig(device, dtype, draft_weights, kv),
         engine=options.engine_config(confidence_threshold, "full" if tau_only else schedule),
     )
     if output and not output.absolute().parent.is_dir():

@@ -24,7 +24,7 @@ EXAMPLES = (
 SERVER = "Server"
 # options of a model that runs here; a server would ignore them
 LOCAL_OPTIONS = (
-    *("pair", "pair_option", "target", "draft", "device", "dtype", "draft_weights"),
+    *("pair", "pair_option", "target", "draft", "device", "dtype", "draft_weights", "kv"),
     *("confidence_threshold", "schedule"),
 )
 
@@ -66,6 +66,7 @@ def chat(
     device: options.Device = options.RUNTIME.device,
     dtype: options.DtypeOption = options.RUNTIME.dtype,
     draft_weights: options.DraftWeightsOption = options.RUNTIME.draft_weights,
+    kv: options.KVOption = options.RUNTIME.kv,
     temperature: options.OwnTemperature = None,
     top_k: options.OwnTopK = None,
     top_p: options.OwnTopP = None,
@@ -92,7 +93,7 @@ def chat(
     else:
         name = options.one_pair(pair, pair_option, target)
         # reported now, before the screen is taken
-        runtime = RuntimeConfig(device, dtype, draft_weights)
+        runtime = RuntimeConfig(device, dtype, draft_weights, kv)
         choice = settled(PairChoice(name, target, draft), runtime)
         backend = _engine_backend(choice, runtime, engine)
     if trace is not None:

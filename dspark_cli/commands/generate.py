@@ -71,6 +71,7 @@ def generate(
     device: options.Device = options.RUNTIME.device,
     dtype: options.DtypeOption = options.RUNTIME.dtype,
     draft_weights: options.DraftWeightsOption = options.RUNTIME.draft_weights,
+    kv: options.KVOption = options.RUNTIME.kv,
     temperature: options.Temperature = options.SAMPLING.temperature,
     top_k: options.TopK = options.SAMPLING.top_k,
     top_p: options.TopP = options.SAMPLING.top_p,
@@ -91,7 +92,7 @@ def generate(
         raise InputError("a prompt and --token-ids exclude each other", "Give one of them.")
     given_ids = None if token_ids is None else parse_token_ids(token_ids)
     text = "" if given_ids else read_prompt(prompt)
-    runtime = RuntimeConfig(device, dtype, draft_weights)
+    runtime = RuntimeConfig(device, dtype, draft_weights, kv)
     written = None if trace is None else TraceFile(trace)
 
     files = find_files(PairChoice(options.one_pair(named, pair, target), target, draft), runtime)

@@ -24,7 +24,16 @@ SERVER, OTHER = "Server", "Other engines"
 SERVE = ServeConfig()
 # options of our own engine, and of the others
 OWN_OPTIONS = (
-    *("target", "draft", "device", "dtype", "draft_weights", "confidence_threshold", "schedule"),
+    *(
+        "target",
+        "draft",
+        "device",
+        "dtype",
+        "draft_weights",
+        "kv",
+        "confidence_threshold",
+        "schedule",
+    ),
     *("host", "port", "api_key", "max_queue", "max_seconds"),
 )
 OTHER_OPTIONS = ("gpus", "only_print", "trust_remote_code", "as_json")
@@ -97,6 +106,7 @@ def serve(
     device: options.Device = options.RUNTIME.device,
     dtype: options.DtypeOption = options.RUNTIME.dtype,
     draft_weights: options.DraftWeightsOption = options.RUNTIME.draft_weights,
+    kv: options.KVOption = options.RUNTIME.kv,
     confidence_threshold: options.Threshold = None,
     schedule: options.ScheduleOption = None,
     host: Host = SERVE.host,
@@ -121,7 +131,7 @@ def serve(
 
     serve_here(
         PairChoice(options.one_pair(pair, pair_option, target), target, draft),
-        RuntimeConfig(device, dtype, draft_weights),
+        RuntimeConfig(device, dtype, draft_weights, kv),
         options.engine_config(confidence_threshold, schedule),
         ServeConfig(host, port, api_key, max_queue=max_queue, max_seconds=max_seconds),
     )

@@ -7,6 +7,15 @@ import torch
 from dspark_kernels.backend import jit, next_power_of_2, tl, use_triton
 from dspark_kernels.builds import KernelBuild
 from dspark_kernels.dependent_launch import launch_options, wait_for_previous
+from dspark_kernels.kv_codes import (
+    Cached,
+    absent_scales,
+    cache_arguments,
+    cache_types,
+    code_of,
+    coded_bytes,
+    row_scale,
+)
 from dspark_kernels.norm import rms_norm_reference
 from dspark_kernels.paged_cache import PAGE, PagedRows, write_rows
 from dspark_kernels.rope import apply_rope
@@ -23,8 +32,8 @@ class HeadNorms(NamedTuple):
 
 def norm_rope_write(
     qkv: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
+    keys: Cached,
+    values: Cached,
     tables: torch.Tensor,
     rows: PagedRows,
     rotary: tuple[torch.Tensor, torch.Tensor] | None,
@@ -38,7 +47,8 @@ def norm_rope_write(
     if not use_triton(qkv):
         return norm_rope_write_reference(qkv, keys, values, tables, rows, rotary, norms)
     num_rows, num_all_heads, head_dim = qkv.shape
-    num_kv_heads = keys.shape[1]
+    key, value = cache_arguments(keys), cache_arguments(values)
+    num_kv_heads = key.rows.shape[1]
     num_heads = num_all_heads - 2 * num_kv_heads
     qkv = qkv.contiguous()
     query: torch.Tensor = qkv.new_empty(num_rows, num_heads, head_dim)
@@ -46,8 +56,10 @@ def norm_rope_write(
     norm_rope_write_kernel[(rows.num_requests, rows.max_rows, num_all_heads)](
         qkv,
         query,
-        keys,
-        values,
+        key.rows,
+        value.rows,
+        key.scales,
+        value.scales,
         tables,
         rows.slots,
         rows.starts,
@@ -58,7 +70,9 @@ def norm_rope_write(
         norms.key if norms else None,
         norms.eps if norms else 0.0,
         tables.stride(0),
-        keys.stride(0),
+        key.page_stride,
+        KIND=key.kind,
+        HEAD_STRIDE=key.head_stride,
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,
         HEAD_DIM=head_dim,
@@ -74,15 +88,15 @@ def norm_rope_write(
 
 def norm_rope_write_reference(
     qkv: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
+    keys: Cached,
+    values: Cached,
     tables: torch.Tensor,
     rows: PagedRows,
     rotary: tuple[torch.Tensor, torch.Tensor] | None,
     norms: HeadNorms | None,
 ) -> torch.Tensor:
     """As norm_rope_write, in torch."""
-    num_kv_heads = keys.shape[1]
+    num_kv_heads = cache_arguments(keys).rows.shape[1]
     num_heads = qkv.shape[1] - 2 * num_kv_heads
     query, key, value = qkv.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
     if norms:
@@ -102,6 +116,8 @@ def norm_rope_write_kernel(
     query: tl.tensor,  # [N, NUM_HEADS, HEAD_DIM]
     keys: tl.tensor,
     values: tl.tensor,
+    key_scales: tl.tensor,
+    value_scales: tl.tensor,
     tables: tl.tensor,
     slots: tl.tensor,
     starts: tl.tensor,
@@ -113,6 +129,8 @@ def norm_rope_write_kernel(
     eps: tl.tensor,
     table_stride: tl.tensor,
     page_stride: tl.tensor,
+    KIND: tl.constexpr,  # "": numbers
+    HEAD_STRIDE: tl.constexpr,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -154,28 +172,51 @@ def norm_rope_write_kernel(
                 turned = first * cosine - second * sine
                 second = second * cosine + first * sine
                 first = turned
+        first, second = round_to(first, dtype), round_to(second, dtype)
         if head < NUM_HEADS:
-            target = query + (row.to(tl.int64) * NUM_HEADS + head) * HEAD_DIM
+            asked = query + (row.to(tl.int64) * NUM_HEADS + head) * HEAD_DIM
+            tl.store(asked + column, first, mask=inside)
+            tl.store(asked + HALF + column, second, mask=inside)
         else:
             is_key = head < NUM_HEADS + NUM_KV_HEADS
             kv_head = head - NUM_HEADS - (0 if is_key else NUM_KV_HEADS)
             slot = tl.load(slots + request)
             page = tl.load(tables + slot * table_stride + position // PAGE).to(tl.int64)
-            place = (kv_head * PAGE + position % PAGE) * HEAD_DIM
-            target = (keys if is_key else values) + page * page_stride + place
-        tl.store(target + column, round_to(first, dtype), mask=inside)
-        tl.store(target + HALF + column, round_to(second, dtype), mask=inside)
+            base = page * page_stride + kv_head * HEAD_STRIDE
+            target = (keys if is_key else values) + base + position % PAGE * HEAD_DIM
+            if KIND == "":
+                tl.store(target + column, first, mask=inside)
+                tl.store(target + HALF + column, second, mask=inside)
+            else:
+                upper_row, lower_row = first.to(tl.float32), second.to(tl.float32)
+                row_scaled_by = row_scale(upper_row, lower_row, KIND)
+                scales = (key_scales if is_key else value_scales) + base // 4
+                tl.store(scales + position % PAGE, row_scaled_by)
+                upper_codes = code_of(upper_row / row_scaled_by, KIND)
+                lower_codes = code_of(lower_row / row_scaled_by, KIND)
+                tl.store(target + column, upper_codes, mask=inside)
+                tl.store(target + HALF + column, lower_codes, mask=inside)
 
 
 def builds() -> list[KernelBuild]:
     kernels = []
-    for dtype, num_heads, has_norm in (("bf16", 32, True), ("bf16", 0, True), ("fp32", 32, False)):
-        tensors = ["qkv", "query", "keys", "values", "cos", "sin"]
+    for dtype, num_heads, has_norm, kind in (
+        ("bf16", 32, True, ""),
+        ("bf16", 0, True, ""),
+        ("fp32", 32, False, ""),
+        ("bf16", 32, True, "int8"),
+        ("bf16", 32, True, "fp8_bits"),
+    ):
+        tensors = ["qkv", "query", "cos", "sin"]
         signature = {name: "*i32" for name in ("tables", "slots", "starts", "row_starts")}
+        signature |= cache_types(kind, dtype)
         signature |= {"eps": "fp32", "table_stride": "i32", "page_stride": "i32"}
         sizes = {"NUM_HEADS": num_heads, "NUM_KV_HEADS": 8, "HEAD_DIM": 128, "BLOCK": 64}
-        constexprs: dict[str, int | None] = {
+        constexprs: dict[str, int | str | None] = {
+            **absent_scales(kind),
             **sizes,
+            "KIND": kind,
+            "HEAD_STRIDE": PAGE * (coded_bytes(128) if kind else 128),
             "PAGE": PAGE,
             "HAS_ROPE": True,
             "HAS_NORM": has_norm,
@@ -186,7 +227,7 @@ def builds() -> list[KernelBuild]:
         else:
             constexprs |= {"query_norm": None, "key_norm": None}
         signature |= dict.fromkeys(tensors, f"*{dtype}")
-        name = f"norm_rope_write {dtype} {num_heads} heads"
+        name = f"norm_rope_write {dtype} {num_heads} heads {kind}".strip()
         kernel = norm_rope_write_kernel
         kernels.append(KernelBuild(name, kernel, signature, constexprs, num_warps=1))
     return kernels

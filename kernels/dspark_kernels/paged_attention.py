@@ -20,18 +20,26 @@ from dspark_kernels.backend import (
 )
 from dspark_kernels.builds import KernelBuild
 from dspark_kernels.dependent_launch import launch_options, wait_for_previous
+from dspark_kernels.kv_codes import (
+    Cached,
+    absent_scales,
+    cache_arguments,
+    cache_types,
+    coded_bytes,
+)
 from dspark_kernels.last_arriver import arrival_counters, arrives_last
 from dspark_kernels.paged_attention_splits import SHORT_SPLITS, combined_splits, split_at, split_of
 from dspark_kernels.paged_cache import PAGE, PagedRows, gather_request
 from dspark_kernels.rounding import product, round_to
+from dspark_kernels.skinny_linear_kernels import byte_value
 
 SPLITS_AT_ONCE = 16  # whose results are added up in one step
 
 
 def paged_attention(
     query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
+    keys: Cached,
+    values: Cached,
     tables: torch.Tensor,
     rows: PagedRows,
     scale: float,
@@ -51,7 +59,8 @@ def paged_attention(
         )
     query = query.contiguous()
     num_rows, num_heads, head_dim = query.shape
-    num_kv_heads = keys.shape[1]
+    key, value = cache_arguments(keys), cache_arguments(values)
+    num_kv_heads = key.rows.shape[1]
     group = num_heads // num_kv_heads
     sizes = sizes_of_a_block(group, head_dim, query.element_size())
     num_splits = num_splits_for(rows.num_pages)
@@ -63,8 +72,10 @@ def paged_attention(
     num_counters = num_groups * num_blocks * (-(-num_splits // SPLITS_AT_ONCE) + 1)
     paged_attention_kernel[(num_groups, num_blocks, num_splits)](
         query,
-        keys,
-        values,
+        key.rows,
+        value.rows,
+        key.scales,
+        value.scales,
         partial,
         stats[0],
         stats[1],
@@ -78,7 +89,9 @@ def paged_attention(
         scale,
         soft_cap,
         tables.stride(0),
-        keys.stride(0),
+        key.page_stride,
+        KIND=key.kind,
+        HEAD_STRIDE=key.head_stride,
         NUM_KV_HEADS=num_kv_heads,
         GROUP=group,
         PAGE=PAGE,
@@ -132,8 +145,8 @@ def warps_of_a_block(sizes: dict[str, int]) -> int:
 
 def paged_attention_reference(
     query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
+    keys: Cached,
+    values: Cached,
     tables: torch.Tensor,
     rows: PagedRows,
     scale: float,
@@ -143,7 +156,7 @@ def paged_attention_reference(
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As paged_attention, in torch."""
-    group = query.shape[1] // keys.shape[1]
+    group = query.shape[1] // cache_arguments(keys).rows.shape[1]
     row_starts, starts = rows.row_starts.tolist(), rows.starts.tolist()
     out = torch.empty_like(query)
     for request, slot in enumerate(rows.slots.tolist()):
@@ -178,6 +191,8 @@ def paged_attention_kernel(
     query: tl.tensor,  # [N, heads, HEAD_DIM]
     keys: tl.tensor,  # [pages, NUM_KV_HEADS, PAGE, HEAD_DIM]
     values: tl.tensor,
+    key_scales: tl.tensor,  # [pages, NUM_KV_HEADS, PAGE], of codes
+    value_scales: tl.tensor,
     partial: tl.tensor,  # [N, heads, splits, HEAD_DIM]
     maxima: tl.tensor,  # [N, heads, splits], in powers of two
     sums: tl.tensor,  # [N, heads, splits]
@@ -192,6 +207,8 @@ def paged_attention_kernel(
     soft_cap: tl.tensor,
     table_stride: tl.tensor,
     page_stride: tl.tensor,
+    KIND: tl.constexpr,  # "": numbers
+    HEAD_STRIDE: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -249,7 +266,7 @@ def paged_attention_kernel(
         at = pair_index[:, None] * HEAD_DIM + column[None, :]
         rotated = tl.load(query + at, mask=both, other=0.0)
         page = tl.load(tables + tl.load(slots + request) * table_stride + page_start // PAGE)
-        base = page.to(tl.int64) * page_stride + kv_head * PAGE * HEAD_DIM
+        base = page.to(tl.int64) * page_stride + kv_head * HEAD_STRIDE
         total = tl.zeros((BLOCK_PAIRS, BLOCK_DIM), tl.float32)
         maximum = tl.full((BLOCK_PAIRS,), float("-inf"), tl.float32)
         weight_sum = tl.zeros((BLOCK_PAIRS,), tl.float32)
@@ -259,7 +276,12 @@ def paged_attention_kernel(
             cached = (key < end)[:, None] & inside[None, :]
             tile_keys = tl.load(keys + source, mask=cached, other=0.0)
             nothing = tl.zeros((BLOCK_PAIRS, BLOCK_KEYS), tl.float32)
+            if KIND != "":
+                at_scale = base // 4 + key - page_start
+                tile_keys = byte_value(tile_keys, KIND, rotated.dtype)
             scores = product(rotated, tl.trans(tile_keys), nothing) * scale
+            if KIND != "":
+                scores *= tl.load(key_scales + at_scale, mask=key < end, other=0.0)[None, :]
             if HAS_SOFT_CAP:
                 # tanh, by the exponential of a number that is never positive
                 fall = tl.exp(-2.0 * tl.abs(scores) / soft_cap)
@@ -275,7 +297,10 @@ def paged_attention_kernel(
             shrink = tl.exp2(maximum - finite)
             weight_sum = weight_sum * shrink + tl.sum(weights, axis=1)
             tile_values = tl.load(values + source, mask=cached, other=0.0)
-            rounded = round_to(weights, tile_values.dtype)
+            if KIND != "":
+                weights *= tl.load(value_scales + at_scale, mask=key < end, other=0.0)[None, :]
+                tile_values = byte_value(tile_values, KIND, rotated.dtype)
+            rounded = round_to(weights, rotated.dtype)
             total = product(rounded, tile_values, total * shrink[:, None])
             maximum = raised
         num_splits = tl.num_programs(2)
@@ -317,6 +342,8 @@ BUILDS: tuple[tuple[str, int, int, int, dict[str, Any]], ...] = (
     ("bf16", 8, 4, 256, {"WINDOW": 4096, "HAS_SOFT_CAP": True}),  # Gemma-shaped
     ("fp32", 9, 3, 64, {}),  # SmolLM-135M
     ("fp32", 32, 8, 128, {}),
+    ("bf16", 32, 8, 128, {"KIND": "int8"}),
+    ("bf16", 32, 8, 128, {"KIND": "fp8_bits"}),
 )
 
 
@@ -327,14 +354,19 @@ def builds() -> list[KernelBuild]:
 def _build_of(
     dtype: str, num_heads: int, num_kv_heads: int, head_dim: int, asked: dict[str, Any]
 ) -> KernelBuild:
-    options = {"CAUSAL": True, "WINDOW": 0, "HAS_SOFT_CAP": False, "HAS_SINKS": False} | asked
+    options: dict[str, Any] = {"CAUSAL": True, "WINDOW": 0, "HAS_SOFT_CAP": False}
+    options |= {"HAS_SINKS": False, "KIND": ""} | asked
+    kind = options["KIND"]
     group, itemsize = num_heads // num_kv_heads, 2 if dtype == "bf16" else 4
-    name = f"{dtype} {num_heads}:{num_kv_heads}x{head_dim} {' '.join(asked).lower()}".strip()
+    words = " ".join(v if isinstance(v, str) else k for k, v in asked.items()).lower()
+    name = f"{dtype} {num_heads}:{num_kv_heads}x{head_dim} {words}".strip()
     sizes = sizes_of_a_block(group, head_dim, itemsize)
     constants: dict[str, Any] = {"NUM_KV_HEADS": num_kv_heads, "GROUP": group, "PAGE": PAGE}
     constants |= sizes | options
     constants |= {"CHUNK": SPLITS_AT_ONCE, "DEPENDENT": True}
-    signature = dict.fromkeys(("query", "keys", "values", "out"), f"*{dtype}")
+    constants |= {"HEAD_STRIDE": PAGE * (coded_bytes(head_dim) if kind else head_dim)}
+    constants |= absent_scales(kind)
+    signature = dict.fromkeys(("query", "out"), f"*{dtype}") | cache_types(kind, dtype)
     signature |= dict.fromkeys(("partial", "maxima", "sums"), "*fp32")
     signature |= dict.fromkeys(("tables", "slots", "starts", "row_starts", "counters"), "*i32")
     signature |= {"table_stride": "i32", "page_stride": "i32", "scale": "fp32", "soft_cap": "fp32"}

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from dspark_kernels.kv_codes import Cached, coded
+
 PAGE = 256  # positions of a page
 
 
@@ -49,17 +51,23 @@ class PagedRows:
 def write_rows(
     rows: PagedRows,
     tables: torch.Tensor,
-    cached: Sequence[torch.Tensor],
+    cached: Sequence[Cached],
     fresh: Sequence[torch.Tensor],
 ) -> None:
     """fresh [N, kv_heads, D] of every row into its place in cached [pages, kv_heads, PAGE, D]."""
     positions = rows.positions()
     pages = tables[rows.slot_of_row(), positions // PAGE].long()
     for pool, new in zip(cached, fresh, strict=True):
-        pool[pages, :, positions % PAGE] = new
+        at = (pages, slice(None), positions % PAGE)
+        if isinstance(pool, torch.Tensor):
+            pool[at] = new
+        else:
+            pool.codes[at], pool.scales[at] = coded(new, pool.codes.dtype)
 
 
-def gather_request(cached: torch.Tensor, table: torch.Tensor, length: int) -> torch.Tensor:
-    """The first `length` positions of a request with this table: [kv_heads, length, D]."""
-    pages = cached[table[: num_pages_for(length)].long()]
+def gather_request(cached: Cached, table: torch.Tensor, length: int) -> torch.Tensor:
+    """The first `length` positions of a request with this table: [kv_heads, length, D]; of codes,
+    their numbers in float32."""
+    used = table[: num_pages_for(length)].long()
+    pages = cached[used] if isinstance(cached, torch.Tensor) else cached.numbers(used)
     return pages.transpose(0, 1).flatten(1, 2)[:, :length]

@@ -20,7 +20,8 @@ GOLDEN = tuple(
     for variant in ("vanilla", "gated", "rnn", "dflash")
     for dtype in ("bfloat16", "float32")
 )
-FORMATS = ("4b:bf16", "4b:int8", "4b:int4", "4b:fp8")
+CODED = ("golden:vanilla:bfloat16:int8", "golden:vanilla:bfloat16:fp8")
+FORMATS = ("4b:bf16", "4b:int8", "4b:int4", "4b:fp8", "4b:bf16:int8", "4b:bf16:fp8")
 # nodes of the graphs of one request, plain step and round: lower them whenever they fall
 BUDGETS = {
     "golden:vanilla:bfloat16": (65, 128),
@@ -129,7 +130,7 @@ def test_what_a_capture_forbids_is_found():
 @pytest.mark.cards
 @pytest.mark.parametrize("card", CARDS)
 def test_every_golden_pair(card):
-    check(run_rounds(card, *GOLDEN))
+    check(run_rounds(card, *GOLDEN, *CODED))
 
 
 @pytest.mark.cards

@@ -6,6 +6,7 @@ import torch
 from dspark.kvcache.page_pool import PagedPool, page_rows
 from dspark.kvcache.row_pool import KVSlot, RowPlan
 from dspark_kernels import last_arriver
+from dspark_kernels.kv_codes import LARGEST, CodedRows, CodeKind, coded
 from dspark_kernels.norm_rope_write import HeadNorms, norm_rope_write, norm_rope_write_reference
 from dspark_kernels.paged_attention import (
     num_splits_for,
@@ -20,10 +21,15 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 
 def filled(
-    lengths: list[int], num_kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype
+    lengths: list[int],
+    num_kv_heads: int,
+    head_dim: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    codes: CodeKind | None = None,
 ) -> tuple[PagedPool, list[KVSlot]]:
     """A pool whose requests took their pages in turns; everything beyond their lengths is NaN."""
-    pool = PagedPool(1, num_kv_heads, head_dim, device, dtype)
+    pool = PagedPool(1, num_kv_heads, head_dim, device, dtype, codes=codes)
     slots = [pool.open() for _ in lengths]
     for length in range(PAGE, max(lengths) + 2 * PAGE, PAGE):
         for slot, own in zip(slots, lengths, strict=True):
@@ -34,7 +40,12 @@ def filled(
             for page in range(0, length, PAGE):
                 rows = min(PAGE, length - page)
                 at = pool.tables[slot.index, page // PAGE]
-                cached[at, :, :rows] = torch.randn(num_kv_heads, rows, head_dim).to(cached)
+                fresh = torch.randn(num_kv_heads, rows, head_dim)
+                if isinstance(cached, CodedRows):
+                    for part, new in zip(cached, coded(fresh, cached.codes.dtype), strict=True):
+                        part[at, :, :rows] = new.to(part)
+                else:
+                    cached[at, :, :rows] = fresh.to(cached)
     return pool, slots
 
 
@@ -108,11 +119,53 @@ OPTIONS = {
 }
 
 
+@pytest.mark.parametrize("codes", ["int8", "fp8"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_paged_attention(device, dtype, options):
+def test_keys_and_values_become_the_nearest_codes(device, dtype, codes):
+    """Half a step off at most: of int8 everywhere the same, of e4m3 a sixteenth of the number."""
+    lengths, sizes, head_dim = [254, 0], [3, 5], 24
+    qkv = torch.randn(8, 2 + 4, head_dim, device=device).to(dtype)
+    qkv[2, 2:] *= 1000
+    qkv[3, 3] = 0
+    read = []
+    for kind in (codes, None):
+        pool, slots = filled(lengths, 2, head_dim, device, dtype, kind)
+        rows, cached = rows_of(pool, slots, sizes), pool.layer(0)
+        query = norm_rope_write(qkv, *cached, pool.tables, rows, None, None)
+        assert torch.equal(query, qkv[:, :2])
+        read += [
+            gather_request(each, pool.tables[slot.index], slot.length + size)[:, slot.length :]
+            for each in cached
+            for slot, size in zip(slots, sizes, strict=True)
+        ]
+    for ours, exact in zip(read[:4], [each.float() for each in read[4:]], strict=True):
+        scale = exact.abs().amax(-1, keepdim=True) / LARGEST[codes]
+        step = scale if codes == "int8" else torch.maximum(exact.abs() / 8, scale * 2**-9)
+        assert ((ours - exact).abs() <= step / 2 * 1.0001 + exact.abs() * 1e-6).all()
+
+
+@pytest.mark.parametrize("codes", ["int8", "fp8"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_broken_number_breaks_its_row(device, codes, number):
+    """So that no token is made of it: logits with NaN end a request."""
+    pool, slots = filled([3], 1, 8, device, torch.float32, codes)
+    qkv = torch.randn(2, 3, 8, device=device)
+    qkv[0, 1, 5] = number
+    attended = attend(pool, slots, [2], qkv)
+    assert attended.isnan().all()
+    keys = gather_request(pool.layer(0)[0], pool.tables[slots[0].index], 5)
+    assert keys[0, 3].isnan().all() and not keys[0, 4].isnan().any()
+
+
+CODED = [(name, codes) for codes in ("int8", "fp8") for name in ("causal", "window")]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("name", "codes"), [*((name, None) for name in OPTIONS), *CODED])
+def test_paged_attention(device, dtype, name, codes):
+    options = OPTIONS[name]
     lengths, sizes = [63, 301, 0], [5, 3, 1]
-    pool, slots = filled(lengths, 2, 16, device, dtype)
+    pool, slots = filled(lengths, 2, 16, device, dtype, codes)
     qkv = torch.randn(sum(sizes), 4 + 4, 16, device=device).to(dtype)
     sinks = torch.randn(4, device=device).to(dtype) if options else None
     expected = attend(pool, slots, sizes, qkv, reference=True, sinks=sinks, **options)
@@ -130,10 +183,14 @@ def test_shapes_of_heads(device, num_heads, num_kv_heads, head_dim):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("options", [{}, {"window": 70, "soft_cap": 2.0}], ids=["all", "window"])
-def test_a_row_knows_nothing_of_its_company(device, dtype, options):
+@pytest.mark.parametrize(
+    ("options", "codes"),
+    [({}, None), ({"window": 70, "soft_cap": 2.0}, None), ({}, "int8"), ({}, "fp8")],
+    ids=["all", "window", "int8", "fp8"],
+)
+def test_a_row_knows_nothing_of_its_company(device, dtype, options, codes):
     """Alone, in a block of any size, beside shorter and longer requests: the same bits."""
-    pool, slots = filled([251, 300], 1, 16, device, dtype)
+    pool, slots = filled([251, 300], 1, 16, device, dtype, codes)
     blocks = [torch.randn(9, 5, 16, device=device).to(dtype) for _ in slots]
     company = attend(pool, slots, [9, 9], torch.cat(blocks), **options).split(9)
     turned = attend(pool, slots[::-1], [9, 9], torch.cat(blocks[::-1]), **options).split(9)

@@ -2,7 +2,8 @@
 
     python -m tests.kernels.pretended.rounds --card 90 golden:vanilla:bfloat16 4b:int8 ...
 
-A golden pair by name and dtype, or random weights in a model's shape by the format of its matrices.
+A golden pair by name and dtype, or random weights in a model's shape by the format of its matrices;
+behind either, the format of keys and values.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import triton
 
 from benchmarks.gpu import ROOT  # which also makes gpu_parts known
 from dspark.checkpoints.heads import read_any_config
-from dspark.config import EngineConfig
+from dspark.config import EngineConfig, KVFormat
 from dspark.engine.rounds.device import DeviceRounds
 from dspark.engine.rounds.device_batch import Plan
 from dspark.engine.schedule.policies import ThresholdSchedule
@@ -31,19 +32,19 @@ LANES = (1, 2, 4, 8)
 PAGES = (2, 32)
 
 
-def golden_pair(variant: str, dtype: str) -> tuple[Any, Any]:
+def golden_pair(variant: str, dtype: str, kv: KVFormat = "auto") -> tuple[Any, Any]:
     folder = ROOT / "tests" / "conformance" / variant
     taps = read_any_config(folder / "draft").target_layer_ids
     target = load_dense(
         folder / "target", read_config(folder / "target"), tap_layers=taps, device=META,
-        dtype=getattr(torch, dtype),
+        dtype=getattr(torch, dtype), kv=kv,
     )  # fmt: skip
     # whether the head's tables are the target's: `meta` cannot compare
     with patch.object(torch, "equal", lambda *_: True):
         return target, load_drafter(folder / "draft", target)
 
 
-def random_pair(size: str, kind: str, num_layers: int) -> tuple[Any, Any]:
+def random_pair(size: str, num_layers: int, kind: str, kv: KVFormat = "auto") -> tuple[Any, Any]:
     from gpu_parts.models import random_drafter, random_target
     from gpu_parts.setting import Setting
     from gpu_parts.shapes import SHAPES
@@ -52,10 +53,10 @@ def random_pair(size: str, kind: str, num_layers: int) -> tuple[Any, Any]:
     if num_layers:
         shape = replace(shape, num_layers=num_layers, num_taps=1, num_draft_layers=1)
     setting = Setting(META, is_tiny=False, deadline=0.0)
-    target = random_target(shape, setting, kind)
+    target = random_target(shape, setting, kind, kv)
     # a smaller copy of the head is made only of a dense one
     weights = kind if kind in ("int8", "fp8") else "auto"
-    return target, random_drafter(shape, target, setting, weights)
+    return target, random_drafter(shape, target, setting, weights, kv)
 
 
 @torch.inference_mode()
@@ -128,7 +129,7 @@ def main() -> int:
         for name in options.pairs:
             first, *rest = name.split(":")
             is_golden = first == "golden"
-            pair = golden_pair(*rest) if is_golden else random_pair(first, *rest, options.layers)
+            pair = golden_pair(*rest) if is_golden else random_pair(first, options.layers, *rest)
             nodes[name] = run_halves(card, *pair, of_one=options.of_one)
         json.dump(report(card, nodes), sys.stdout)
     return 0
