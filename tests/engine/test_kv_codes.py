@@ -1,4 +1,4 @@
-"""Keys and values in codes of 8 bits: drafts change nothing there either, and half the memory."""
+"""Keys and values in codes of 8 bits: drafts change nothing there either."""
 
 from dataclasses import replace
 
@@ -12,7 +12,6 @@ from dspark.engine.session import Session, open_session
 from dspark.errors import InputError
 from dspark.events import Finished
 from dspark.hub import PairFiles
-from dspark.kvcache.sizing import page_bytes
 from dspark.progress import follow
 from tests.engine.paged import paged  # noqa: F401
 from tests.engine.pairs import GOLDEN, PROMPT, decode, request
@@ -60,17 +59,6 @@ def test_as_many_drafts_are_accepted():
     assert plain > 2
     for kv in ("int8", "fp8"):
         assert accepted_length(opened("vanilla", kv)) > 0.9 * plain
-
-
-@pytest.mark.usefixtures("paged")
-def test_pages_hold_what_is_counted():
-    """A byte a number and 4 of scale a row, in the target's cache and in the head's."""
-    engine, plain = opened("vanilla", "int8").engine, opened("vanilla", "auto").engine
-    for ours, numbers in zip(engine._rounds._caches, plain._rounds._caches, strict=True):
-        held = [each.pool._buffer.nbytes // each.pool.num_pages for each in (ours, numbers)]
-        assert [page_bytes(each) for each in (ours, numbers)] == held
-        head_dim = ours.shape.head_dim
-        assert held[0] * 4 * head_dim == held[1] * (head_dim + 4)
 
 
 def test_they_need_pages():

@@ -173,3 +173,15 @@ def test_the_sizes_of_released_heads_are_those_of_their_layouts(target: str) -> 
         assert (of.algorithm, of.block_size, of.taps) == (name, 7, dspark.taps)
         assert of.mask_token_id == head.mask_token_id
         assert of.num_parameters == counted and pairs[name].draft.num_bytes == 2 * counted
+
+
+def test_codes_of_keys_and_values_are_counted():
+    """Half of bf16 and a scale: 4,096 tokens of Qwen3-4B and its head, 41 layers of 8 heads."""
+    room = Room("cuda", 80 * GB, 2)
+    coded = memory_fit.room_for(RuntimeConfig("cuda", kv="int8"), [room])
+    saved = memory_needed_by("qwen3-4b", room) - memory_needed_by("qwen3-4b", coded)
+    assert saved == pytest.approx(4096 * 41 * 2 * 8 * (2 * 128 - 136), rel=0.02)
+
+
+def memory_needed_by(pair: str, room: Room) -> int:
+    return pair_memory(PAIRS[pair], room) or 0

@@ -126,8 +126,10 @@ def test_a_chunk_in_float32_asks_for_a_kernel_that_gpus_have(dtype, shared, monk
     assert asked == [(shape.num_kv_heads if shared else shape.num_heads, shared)]
 
 
-def test_a_page_is_that_of_every_layer():
-    pool = SimpleNamespace(
-        shape=SimpleNamespace(num_layers=36, num_kv_heads=8, head_dim=128), dtype=torch.bfloat16
-    )
-    assert page_bytes(pool) == 256 * 36 * 2 * 8 * 128 * 2
+@pytest.mark.parametrize(("kv", "row"), [("auto", 2 * 128), ("int8", 132), ("fp8", 132)])
+def test_a_page_is_that_of_every_layer(kv, row):
+    """A row's codes come with four bytes of scale."""
+    meta = torch.device("meta")
+    rotary = RotaryTable(torch.ones(64), 1.0, torch.bfloat16)
+    cache = PagedCache(HeadShape(36, 32, 8, 128, 1.0), rotary, meta, torch.bfloat16, kv)
+    assert page_bytes(cache) == 256 * 36 * 2 * 8 * row
