@@ -271,8 +271,10 @@ def test_warming_up_is_told_and_changes_nothing():
     session = golden("vanilla")
     readback = list(session.engine.warm_up())
     assert [event.done for event in readback] == list(range(len(readback))) and readback
+    captured = {*session.engine._rounds._calls}
     ask = request()
     assert events_of(session.engine, [ask])[-1].token_ids == decode(led_by_host(session), [ask])[0]
+    assert {*session.engine._rounds._calls} == captured
 
 
 FILTERED = {"top_k": 6, "top_p": 0.9}

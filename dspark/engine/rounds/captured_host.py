@@ -13,7 +13,7 @@ from dspark.config import EngineConfig
 from dspark.drafters.base import Drafter
 from dspark.engine.rounds.cuda_graph import GraphedCall, GraphPool, graph_pool
 from dspark.engine.rounds.host import HostRounds
-from dspark.engine.rounds.page_room import FixedPageRoom
+from dspark.engine.rounds.page_room import FixedPageRoom, page_count, page_counts
 from dspark.engine.schedule.parking import Parking
 from dspark.engine.schedule.policies import Scheduler
 from dspark.events import LoadProgress
@@ -21,9 +21,7 @@ from dspark.kvcache.caches import PagedCache
 from dspark.kvcache.row_pool import KVSlot
 from dspark.targets.base import DeviceTarget, Pass
 from dspark_kernels.backend import next_power_of_2
-from dspark_kernels.paged_cache import PAGE, PagedRows, num_pages_for
-
-WARM_PAGES = (1, 2, 4)
+from dspark_kernels.paged_cache import PagedRows
 
 
 class CapturedHostRounds(HostRounds):
@@ -64,21 +62,23 @@ class CapturedPasses:
     def __call__(self, slots: Sequence[KVSlot], blocks: Sequence[torch.Tensor]) -> Pass:
         """As Target.verify; the next call overwrites it."""
         size = 1 if max(map(len, blocks)) == 1 else self._block_rows
-        return self._pass(len(slots), size, max(slot.length for slot in slots))(slots, blocks)
+        length = max(slot.length for slot in slots) + size
+        return self._pass(len(slots), size, page_count(self._cache, length))(slots, blocks)
 
     def warm_up(self) -> Iterator[LoadProgress]:
-        shapes = [(size, count) for size in (1, self._block_rows) for count in WARM_PAGES]
+        """Every shape of one request, so that nothing is captured in the middle of an answer."""
+        counts = page_counts(self._cache)
+        shapes = [(size, count) for size in (1, self._block_rows) for count in counts]
         for done, (size, count) in enumerate(shapes):
             yield LoadProgress("preparing the device", done, len(shapes))
             block = torch.zeros(size, device=self._target.device, dtype=torch.int64)
             with torch.inference_mode():
-                self._pass(1, size, count * PAGE - size)([self._cache.scratch], [block])
+                self._pass(1, size, count)([self._cache.scratch], [block])
 
-    def _pass(self, num_requests: int, size: int, length: int) -> "_CapturedPass":
+    def _pass(self, num_requests: int, size: int, num_pages: int) -> "_CapturedPass":
         limit = self._target.spec.max_rows or num_requests * size
         num_lanes = max(num_requests, min(next_power_of_2(num_requests), limit // size))
-        pages = next_power_of_2(num_pages_for(length + size))
-        shape = (num_lanes, size, min(pages, self._cache.pool.tables.shape[1]))
+        shape = (num_lanes, size, num_pages)
         if shape not in self._passes:
             self._passes[shape] = _CapturedPass(self._target, self._cache, self._pool, *shape)
         return self._passes[shape]

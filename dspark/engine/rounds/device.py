@@ -23,14 +23,13 @@ from dspark.engine.rounds.cuda_graph import (
 )
 from dspark.engine.rounds.device_batch import Lanes, Plan
 from dspark.engine.rounds.host import Outcome, capacity_of
-from dspark.engine.rounds.page_room import FixedPageRoom, PageRoom
+from dspark.engine.rounds.page_room import FixedPageRoom, PageRoom, page_count, page_counts
 from dspark.engine.schedule.policies import Scheduler
 from dspark.errors import BrokenLogitsError
 from dspark.events import LoadProgress
 from dspark.kvcache.caches import MAX_VERIFY_ROWS, PagedCache
 from dspark.targets.base import DeviceTarget
 from dspark_kernels.backend import next_power_of_2
-from dspark_kernels.paged_cache import PAGE, num_pages_for
 
 TILE_ROWS = 16  # up to this many rows cost the same as one
 MOST_IN_FLIGHT = 2  # rounds that are launched and not read yet
@@ -139,8 +138,8 @@ class DeviceRounds:
         lanes = self._lanes_of(1)
         lanes.load_requests(())
         counts = sorted({0, self._block_size})
-        plans = [Plan(count, self._num_pages(PAGE << n)) for count in counts for n in range(3)]
-        plans = list(dict.fromkeys(plans))  # a short context has few pages
+        # every plan of one request, so that nothing is captured in the middle of an answer
+        plans = [Plan(count, pages) for count in counts for pages in page_counts(self._cache)]
         for done, plan in enumerate(plans):
             yield LoadProgress("preparing the device", done, len(plans))
             self._launch(lanes, plan)
@@ -162,7 +161,7 @@ class DeviceRounds:
         lanes = self._lanes_for(batch)
         # maximum lengths when this round begins: the previous one is not read yet
         longest = max(active.slot.length for active in batch) + self._slack
-        plan = Plan(self._num_drafts(batch, lanes), self._num_pages(longest))
+        plan = Plan(self._num_drafts(batch, lanes), page_count(self._cache, longest))
         started, readback, drafted = self._launch(lanes, plan)
         self._sent.append(
             _InFlightRound(batch, plan, readback, started, drafted, Moment(self._device))
@@ -218,10 +217,6 @@ class DeviceRounds:
         if is_cheap or not self._survival:
             return whole
         return self._scheduler.even_length(self._survival, [n for n in (1, whole // 2, whole) if n])
-
-    def _num_pages(self, length: int) -> int:
-        """Pages for that many positions, rounded up by at most a factor of two to limit shapes."""
-        return min(next_power_of_2(num_pages_for(length)), self._cache.pool.tables.shape[1])
 
     # -- captured functions -----------------------------------------------------------------------
 

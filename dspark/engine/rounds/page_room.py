@@ -100,6 +100,20 @@ class PageRoom:
                 yield active.draft_slot.context
 
 
+def page_counts(cache: PagedCache) -> list[int]:
+    """The numbers of pages that rounds are captured for: powers of two, and the most that one
+    request can have."""
+    most = min(cache.pool.tables.shape[1], cache.pool.num_pages)
+    counts = [1 << n for n in range(most.bit_length())]
+    return counts if counts[-1] == most else [*counts, most]
+
+
+def page_count(cache: PagedCache, length: int) -> int:
+    """The one that holds so many positions: at most twice as many as needed."""
+    needed = num_pages_for(length)
+    return next((count for count in page_counts(cache) if count >= needed), needed)
+
+
 class FixedPageRoom(PageRoom):
     """Memory that is taken once."""
 
