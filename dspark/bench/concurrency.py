@@ -120,8 +120,9 @@ def run_load(
     runs: list[LoadRun] = []
     yield BenchProgress(0, total, "warm-up", 0, None)
     for count in counts:
-        for arm, engine in engines.items():
-            one_load(arm, engine, prompts, count, 0, config, config.warmup_tokens)
+        for arm, engine in engines.items():  # schedulers learn whether drafts pay
+            tokens = config.max_tokens if arm in SCHEDULERS else config.warmup_tokens
+            one_load(arm, engine, prompts, count, 0, config, tokens)
     try:
         for trial in range(config.trials):
             for arm, count in _order(trial, list(engines), counts):
@@ -159,6 +160,7 @@ def one_load(
     config: BenchConfig,
     max_tokens: int,
 ) -> LoadRun:
+    engine.forget_texts()
     stop = StopConfig(max_tokens=max_tokens, ignore_stop_tokens=True)
     chosen = [prompts[index % len(prompts)] for index in range(count)]
     ids = [

@@ -25,6 +25,7 @@ COMPARED = 3  # plain rounds in a row that a comparison needs
 REFRESH_COST = 0.005  # share of the time that measuring plain rounds may lose while drafting
 REFRESH_ROUNDS = (32, 512)  # between two such measurements
 OUTLIER = 2.0  # times the median: another program had the processor
+KNOWN_ROUNDS = 64  # with drafts, after which their mean number of tokens is believed
 LEARNING_RATE = 1 / 64  # of the mean number of tokens
 
 Seconds = Callable[[int], float]
@@ -115,7 +116,7 @@ class Parking:
     ) -> None:
         self._path, self._plain_seconds, self._draft_cost = path, plain_seconds, draft_cost
         self._ledgers: dict[int, Ledger] = {}
-        self._tokens = 0.0  # mean of a round with drafts; 0: not known yet
+        self._tokens, self._rounds = 0.0, 0  # mean of the rounds with drafts, and their number
         self._is_changed = False
         if path is not None:
             self._load(path)
@@ -136,7 +137,7 @@ class Parking:
             ledger.add_plain(normalised)
             return
         mean = tokens / num_requests
-        self._tokens = _mean(self._tokens, mean)
+        self._tokens, self._rounds = _mean(self._tokens, mean), self._rounds + 1
         ledger.add_drafted(normalised, mean)
 
     def begin_text(self) -> None:
@@ -157,7 +158,9 @@ class Parking:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self._path, own) as partial:
-                partial.write_text(json.dumps({"tokens": self._tokens, "ledgers": known}))
+                partial.write_text(
+                    json.dumps({"tokens": self._tokens, "rounds": self._rounds, "ledgers": known})
+                )
         except OSError:
             return
 
@@ -169,10 +172,10 @@ class Parking:
                 int(count): Ledger(int(parked), int(failures), float(balance), float(cost))
                 for count, (parked, failures, balance, cost) in stored["ledgers"].items()
             }
-            tokens = float(stored["tokens"])
+            tokens, rounds = float(stored["tokens"]), int(stored["rounds"])
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return
-        self._ledgers, self._tokens = ledgers, tokens
+        self._ledgers, self._tokens, self._rounds = ledgers, tokens, rounds
 
     def _ledger(self, num_requests: int) -> Ledger:
         """Shared by numbers up to a factor of two."""
@@ -184,7 +187,7 @@ class Parking:
     def _new_ledger(self, num_requests: int) -> Ledger:
         ledger = Ledger()
         cost = 0.0 if self._draft_cost is None else self._draft_cost(num_requests)
-        if self._tokens and self._tokens < cost:
+        if self._rounds >= KNOWN_ROUNDS and self._tokens < cost:
             ledger.park_at_first()
         return ledger
 
