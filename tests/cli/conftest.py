@@ -114,6 +114,9 @@ class FakeSession:
     def next_logits(self, token_ids: Sequence[int]) -> list[float]:
         return [float(token) for token in range(128)]
 
+    def forget_texts(self) -> None:
+        pass
+
     def close(self) -> None:
         self.is_closed = True
 
