@@ -138,13 +138,13 @@ def read_round(record: dict[str, Any], request_id: int) -> PrefillProgress | Rou
 def _read_finished(record: dict[str, Any], request_id: int) -> Finished:
     if record["reason"] not in get_args(FinishReason):
         raise ValueError(f"an answer ends by {record['reason']!r}, which is not known")
-    stats = record["stats"]
+    stats = record["stats"]  # of an older version, which lacked some
     return Finished(
         request_id,
         record["reason"],
         tuple(map(int, record["token_ids"])),
         str(record["text"]),
-        DecodeStats(*(_number(stats[each.name]) for each in fields(DecodeStats))),
+        DecodeStats(*(_number(stats.get(each.name, 0)) for each in fields(DecodeStats))),
         tail=str(record["tail"]),
         thinking=str(record["thinking"]),
         ends_thinking=bool(record["ends_thinking"]),

@@ -181,7 +181,7 @@ async def test_help_explains_and_closes(open_chat):
         await chat.pilot.press("f1")
         await chat.until(lambda: isinstance(chat.app.screen, HelpScreen))
         await chat.until_shown("Marks", "Figures", "Keys", "Ctrl+Q", "Esc closes")
-        assert chat.style("rejected ").strike
+        assert chat.style("rejected").strike
         await chat.pilot.press("escape")
         await chat.until(lambda: not isinstance(chat.app.screen, HelpScreen))
 
@@ -293,7 +293,15 @@ async def test_the_line_of_keys_is_cut_at_no_word(open_chat, backend, script, wi
             await chat.until_shown("The")
         await chat.pilot.pause()
         line = chat.shown.splitlines()[-1].strip()
-        whole = "Esc Stop", "F1 Help", "^N New chat", "^R Rejected", "^T Shading", "^P Commands"
+        whole = (
+            "Esc Stop",
+            "F1 Help",
+            "F2 Rounds",
+            "^N New chat",
+            "^R Rejected",
+            "^T Shading",
+            "^P Commands",
+        )
         parts = line.split("  ")
         assert set(parts) <= {*whole, "^Q Quit"} and "F1 Help" in parts
         assert ("Esc Stop" in parts) == (phase == "answering")

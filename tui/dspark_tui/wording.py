@@ -25,6 +25,7 @@ THINKING = "Thinking"
 QUIT_AGAIN = "Ctrl+C again quits."
 CLEARED = "Cleared; Ctrl+Z brings it back."
 SET_ASIDE = "New chat. Ctrl+N again brings the last one back."
+NO_ROUNDS = "There are no rounds to look at yet."
 NOTHING_TO_COPY = "There is no answer to copy yet."
 COPIED = "Copied the last answer."
 

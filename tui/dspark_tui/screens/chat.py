@@ -18,11 +18,13 @@ from dspark.chat.backend import ChatBackend, ChatSettings
 from dspark.chat.commands import parse_command, unknown_command
 from dspark.chat.control_characters import visible
 from dspark.chat.conversation import Conversation, Turn
+from dspark.chat.round_view import rounds_of
 from dspark.chat.shared_wording import sampling_words
 from dspark.errors import DSparkError
 from dspark.events import Finished
 from dspark_tui import wording
 from dspark_tui.messages import AnswerEvent, AnswerFailed, BackendReady, LoadFailed, LoadStep
+from dspark_tui.screens.rounds import RoundsScreen
 from dspark_tui.token_styles import View
 from dspark_tui.turn import ShownTurn
 from dspark_tui.widgets import key_line
@@ -44,6 +46,7 @@ class ChatScreen(Screen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "stop", "Stop"),
         Binding("f1", "app.help", "Help"),
+        Binding("f2", "inspect_rounds", "Rounds"),
         Binding("ctrl+n", "new_chat", "New chat"),
         Binding("ctrl+r", "toggle_rejected", "Rejected"),
         Binding("ctrl+t", "toggle_shading", "Shading"),
@@ -268,6 +271,14 @@ class ChatScreen(Screen[None]):
             self.app.copy_to_clipboard(text)
         self.say(Hint(wording.COPIED if text else wording.NOTHING_TO_COPY))
 
+    def action_inspect_rounds(self) -> None:
+        """Of the answer that is being written, or else of the last one."""
+        turns = [self.turn.turn] if self.turn else self.conversation.turns[-1:]
+        if turns and rounds_of(turns[0].events):
+            self.app.push_screen(RoundsScreen(turns[0]))
+        else:
+            self.say(Hint(wording.NO_ROUNDS))
+
     def action_scroll_page(self, pages: int) -> None:
         transcript = self.query_one(Transcript)
         transcript.scroll_relative(y=pages * transcript.size.height, animate=False)
@@ -354,7 +365,7 @@ class ChatScreen(Screen[None]):
     def _name_keys(self) -> None:
         stop = (key_line.STOP,) if self.phase == "answering" else ()
         comes_back = self.aside is not None and self.query_one(Transcript).is_empty
-        drafts = (key_line.REJECTED, key_line.SHADING) if self.has_drafter else ()
+        drafts = (key_line.ROUNDS, key_line.REJECTED, key_line.SHADING) if self.has_drafter else ()
         self.keys = (
             *((key_line.TAKE_BACK,) if self.queue else stop),
             key_line.HELP,

@@ -31,6 +31,7 @@ KEYS: Rows = tuple(
         ("Esc", "The same; if none is queued, stop the answer and keep what was written."),
         ("Ctrl+C", "Copy the selection, stop the answer or clear the prompt; twice: quit."),
         ("Ctrl+N", "New chat; once more brings the last one back."),
+        ("F2", "Walk through the rounds: each draft, what became of it, the time it took."),
         ("Ctrl+R", "Show or hide rejected drafts."),
         ("Ctrl+T", "Shade drafts by the drafter's confidence."),
         ("Ctrl+P", "All commands: theme, copy, screenshot and more."),

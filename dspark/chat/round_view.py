@@ -1,0 +1,89 @@
+"""A round for the eye: what became of each draft and why, and where the time went."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dspark.chat.control_characters import visible
+from dspark.events import Piece, Round
+
+End = Literal["all accepted", "rejected", "schedule", "no drafts"]
+Outcome = Literal["accepted", "rejected", "behind a rejected one", "not verified"]
+
+
+@dataclass(frozen=True, slots=True)
+class DraftRow:
+    """`text` is None for a draft that was not verified, of which only the id is told. `survival`:
+    the product of the confidences up to here; None without a confidence head."""
+
+    position: int
+    token_id: int
+    text: str | None
+    confidence: float | None
+    survival: float | None
+    outcome: Outcome
+
+
+def end_of(event: Round) -> End:
+    """What ended the round: a refusal, the schedule that let no more be verified, or the block."""
+    if not event.draft:
+        return "no drafts"
+    if event.accepted < event.verified:
+        return "rejected"
+    return "all accepted" if event.verified == len(event.draft) else "schedule"
+
+
+def draft_rows(event: Round) -> list[DraftRow]:
+    texts = _texts(event)
+    rows, survival = [], 1.0
+    for at, token_id in enumerate(event.draft):
+        confidence = None if event.confidence is None else event.confidence[at]
+        survival *= confidence or 0.0
+        rows.append(
+            DraftRow(
+                position=at + 1,
+                token_id=token_id,
+                text=texts.get(at),
+                confidence=confidence,
+                survival=None if confidence is None else survival,
+                outcome=_outcome(event, at),
+            )
+        )
+    return rows
+
+
+def own_token(event: Round) -> str:
+    """The text of the token that the target added; "" where the answer had ended before it."""
+    last = event.pieces[-1:]
+    return _shown(last[0]) if last and not last[0].is_draft else ""
+
+
+def other_seconds(event: Round) -> float:
+    """What neither the draft nor the verification took: choosing, committing, telling."""
+    return max(0.0, event.seconds - event.draft_seconds - event.verify_seconds)
+
+
+def rounds_of(events: Iterable[object]) -> list[Round]:
+    return [event for event in events if isinstance(event, Round)]
+
+
+def _outcome(event: Round, at: int) -> Outcome:
+    if at < event.accepted:
+        return "accepted"
+    if at >= event.verified:
+        return "not verified"
+    return "rejected" if at == event.accepted else "behind a rejected one"
+
+
+def _texts(event: Round) -> dict[int, str]:
+    kept: Sequence[Piece] = [piece for piece in event.pieces if piece.is_draft]
+    refused = enumerate(event.rejected, start=event.accepted)
+    return {
+        **{at: _shown(piece) for at, piece in enumerate(kept)},
+        **{at: _shown(piece) for at, piece in refused},
+    }
+
+
+def _shown(piece: Piece) -> str:
+    """With its spaces and line breaks visible."""
+    return visible(piece.text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·"))

@@ -1,0 +1,156 @@
+"""The rounds of an answer: a ribbon of bars to walk along, and the inside of the chosen one."""
+
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.reactive import reactive
+from textual.screen import ModalScreen
+from textual.widgets import Static
+
+from dspark.chat.conversation import Turn
+from dspark.chat.round_view import (
+    DraftRow,
+    End,
+    Outcome,
+    draft_rows,
+    end_of,
+    other_seconds,
+    own_token,
+    rounds_of,
+)
+from dspark.events import Round
+
+BARS = "▁▂▃▄▅▆▇█"
+END_STYLES: dict[End, str] = {
+    "all accepted": "$text-success",
+    "rejected": "$text-error",
+    "schedule": "$text-warning",
+    "no drafts": "$foreground-muted",
+}
+END_WORDS: dict[End, str] = {
+    "all accepted": "every draft of the block was accepted",
+    "rejected": "the target refused a draft",
+    "schedule": "all verified drafts were accepted; the schedule left the rest out",
+    "no drafts": "nothing was drafted",
+}
+OUTCOME_STYLES: dict[Outcome, str] = {
+    "accepted": "$text-success",
+    "rejected": "$text-error",
+    "behind a rejected one": "$text-error",
+    "not verified": "$foreground-muted",
+}
+LEGEND = "height: tokens gained · "
+
+
+class RoundsScreen(ModalScreen[None]):
+    """Of one turn, which may still be growing."""
+
+    CSS_PATH = "rounds.tcss"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,f2,enter,q", "dismiss", "Close", show=False),
+        Binding("left", "walk(-1)", "Before", show=False),
+        Binding("right", "walk(1)", "After", show=False),
+        Binding("pageup", "walk(-10)", "Ten before", show=False),
+        Binding("pagedown", "walk(10)", "Ten after", show=False),
+        Binding("home", "walk(-1000000)", "First", show=False),
+        Binding("end", "walk(1000000)", "Last", show=False),
+    ]
+    chosen: reactive[int] = reactive(0, init=False)
+
+    def __init__(self, turn: Turn) -> None:
+        super().__init__()
+        self._turn = turn
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(id="rounds") as panel:
+            panel.border_title = "Rounds"
+            panel.border_subtitle = "← → walk, Esc closes"
+            yield Static(id="ribbon")
+            yield Static(_legend(), id="legend")
+            yield Static(id="inside")
+
+    def on_mount(self) -> None:
+        self.chosen = len(rounds_of(self._turn.events)) - 1
+        self.call_after_refresh(self._draw)
+
+    def on_resize(self) -> None:
+        self._draw()
+
+    def action_walk(self, by: int) -> None:
+        last = len(rounds_of(self._turn.events)) - 1
+        self.chosen = min(max(self.chosen + by, 0), last)
+
+    def watch_chosen(self) -> None:
+        self._draw()
+
+    def _draw(self) -> None:
+        rounds = rounds_of(self._turn.events)
+        ribbon = self.query_one("#ribbon", Static)
+        ribbon.update(_ribbon(rounds, self.chosen, ribbon.size.width or 1))
+        self.query_one("#inside", Static).update(_inside(rounds[self.chosen], len(rounds)))
+
+
+def _ribbon(rounds: list[Round], chosen: int, width: int) -> Content:
+    """The bars around the chosen one, as many as the width holds."""
+    start = min(max(0, chosen - width // 2), max(0, len(rounds) - width))
+    longest = max(len(event.draft) for event in rounds) or 1
+    bars = []
+    for at, event in enumerate(rounds[start : start + width], start=start):
+        bar = BARS[round(event.accepted / longest * (len(BARS) - 1))]
+        mark = " reverse" if at == chosen else ""
+        bars.append((bar, f"{END_STYLES[end_of(event)]}{mark}"))
+    return Content.assemble(*bars)
+
+
+def _legend() -> Content:
+    names: dict[End, str] = {
+        "all accepted": "whole block",
+        "rejected": "refusal",
+        "schedule": "schedule",
+        "no drafts": "no drafts",
+    }
+    words = Content("  ").join(Content.styled(f"█ {names[end]}", END_STYLES[end]) for end in names)
+    return Content.assemble((LEGEND, "$foreground-muted"), words)
+
+
+def _inside(event: Round, count: int) -> Content:
+    end = end_of(event)
+    lines = [
+        Content.assemble((f"Round {event.index + 1} of {count}: ", "bold"), END_WORDS[end]),
+        Content(_counts(event)),
+        Content(_times(event)),
+        Content(""),
+        *map(_row, draft_rows(event)),
+    ]
+    if own := own_token(event):
+        lines.append(Content.assemble((f"    {own}", "bold"), "  the target's own token"))
+    return Content("\n").join(lines)
+
+
+def _row(row: DraftRow) -> Content:
+    text = f"#{row.token_id}" if row.text is None else row.text
+    sure = "" if row.confidence is None else f"{row.confidence:4.0%} sure"
+    survives = "" if row.survival is None else f", {row.survival:.0%} with those before"
+    style = OUTCOME_STYLES[row.outcome]
+    return Content.assemble(
+        (f"{row.position:2}  ", "$foreground-muted"),
+        (f"{text:<14.14}", style),
+        (f"  {row.outcome:<22}", style),
+        (f"{sure}{survives}", "$foreground-muted"),
+    )
+
+
+def _counts(event: Round) -> str:
+    return f"{len(event.draft)} drafted, {event.verified} verified, {event.accepted} accepted"
+
+
+def _times(event: Round) -> str:
+    parts = {
+        "draft": event.draft_seconds,
+        "verify": event.verify_seconds,
+        "other": other_seconds(event),
+    }
+    return " · ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in parts.items())
