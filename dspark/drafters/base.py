@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
@@ -28,11 +28,20 @@ class Proposals:
     lengths: Sequence[int] | None = None
 
 
-class Chooser(Protocol):
-    """Chooses one token for each of R requests, position by position in a block; `is_greedy` if
-    always the likeliest."""
+class Race(NamedTuple):
+    """The token of the largest logit / temperature + noise [places, V]; without noise of the
+    largest logit."""
 
-    is_greedy: bool
+    temperature: float = 1.0
+    noise: torch.Tensor | None = None
+
+
+class Chooser(Protocol):
+    """Chooses one token for each of R requests, position by position in a block."""
+
+    def races(self, num_places: int) -> Sequence[Race] | None:
+        """How each request chooses, if that is known before the logits are; None if not."""
+        ...
 
     def choose(
         self,

@@ -12,7 +12,7 @@ import torch
 from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.model_folder import Folder
 from dspark.config import DraftWeights
-from dspark.drafters.base import Chooser, Proposals
+from dspark.drafters.base import Chooser, Proposals, Race
 from dspark.drafters.calibration import scaled_confidence
 from dspark.drafters.dspark import DSparkDrafter, DSparkSlot
 from dspark.drafters.head_drafter import TargetTables
@@ -35,7 +35,13 @@ from dspark_kernels.cpu.quantize import quantize_q8_0
 from dspark_kernels.cpu.rope_write import Heads
 from dspark_kernels.cpu.rounded import GROUP
 from dspark_kernels.cpu.runtime import Runtime, current
-from dspark_kernels.cpu.sequential_head import Choices, SequentialPass, sequential_head
+from dspark_kernels.cpu.sequential_head import (
+    Choices,
+    Noise,
+    OwnColumns,
+    SequentialPass,
+    sequential_head,
+)
 from dspark_kernels.cpu.step_words import MAX_HEAD_DIM, Place
 from dspark_kernels.cpu.weight_table import Table, WeightTable
 from dspark_kernels.host_memory import give_back_freed
@@ -131,6 +137,7 @@ class StoredDSparkDrafter(DSparkDrafter):
             block_rows=config.block_rows,
             most=MAX_ROWS // config.block_rows,
         )
+        self._fixed_ids = fixed.ids
         self._temperatures = torch.tensor(config.temperatures[: config.block_size])
 
     def extend(
@@ -155,12 +162,13 @@ class StoredDSparkDrafter(DSparkDrafter):
         self, slots: Sequence[DSparkSlot], anchors: torch.Tensor, chooser: Chooser
     ) -> Proposals:
         """As Drafter.propose."""
-        if self._sequential is None or not chooser.is_greedy:
+        races = None if self._sequential is None else chooser.races(self.block_size)
+        if races is None:
             return super().propose(slots, anchors, chooser)
         at_once = MAX_ROWS // self.config.block_rows
         starts = range(0, len(slots), at_once)
         parts = [
-            self._choose(slots[start : start + at_once], anchors[start : start + at_once])
+            self._choose(*(each[start : start + at_once] for each in (slots, anchors, races)))
             for start in starts
         ]
         tokens = torch.cat([part.tokens for part in parts])
@@ -168,12 +176,26 @@ class StoredDSparkDrafter(DSparkDrafter):
         confidences = scaled_confidence(torch.cat(logits), self._temperatures) if logits else None
         return Proposals(tokens, [None] * len(slots), confidences)
 
-    def _choose(self, slots: Sequence[DSparkSlot], anchors: torch.Tensor) -> Choices:
+    def _choose(
+        self, slots: Sequence[DSparkSlot], anchors: torch.Tensor, races: Sequence[Race]
+    ) -> Choices:
         """Of as many requests as a pass has rows for."""
         assert self._sequential is not None
         hidden = self._blocks(slots, anchors, self._logits)
         owns = self._vocabulary.own_columns([slot.own for slot in slots])
-        return self._sequential(hidden, self._logits, anchors, owns)
+        return self._sequential(hidden, self._logits, anchors, owns, self._noise(races, owns))
+
+    def _noise(self, races: Sequence[Race], owns: Sequence[OwnColumns]) -> Noise | None:
+        """Of the columns; None if all requests are greedy."""
+        if all(race.noise is None for race in races):
+            return None
+        ids, own_at = self._fixed_ids, self._logits.shape[1] - OWN_TOKENS
+        out = torch.zeros(len(races), self.config.block_rows, self._logits.shape[1])
+        for rows, race, own in zip(out[:, -self.block_size :], races, owns, strict=True):
+            if race.noise is not None:
+                rows[:, : len(ids)] = race.noise[:, ids]
+                rows[:, own_at : own_at + own.num_used] = race.noise[:, own.ids[: own.num_used]]
+        return Noise(out, torch.tensor([1.0 / race.temperature for race in races]))
 
     def _backbone(self, slots: Sequence[DSparkSlot], anchors: torch.Tensor) -> torch.Tensor:
         """Whole blocks, as many as a pass has rows for."""

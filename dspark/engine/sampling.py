@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from dspark.config import SamplingConfig
+from dspark.drafters.base import Race
 from dspark.engine.logit_rules import LogitRules
 from dspark.errors import BrokenLogitsError, InputError
 from dspark_kernels import (
@@ -89,6 +90,16 @@ class Sampler:
         probs = self.probabilities(logits)
         return draw(probs, self._generator), probs
 
+    def race(self, place: int, num_places: int, num_tokens: int) -> Race | None:
+        """How drafts for these places are chosen; None where the logits decide what is drawn."""
+        c = self.config
+        if self.is_greedy:
+            return Race()
+        if not self.is_coupled or c.top_k or c.top_p < 1:
+            return None
+        rows = [self._noise_at(place + k, num_tokens) for k in range(num_places)]
+        return Race(c.temperature, torch.stack(rows))
+
     def accept(
         self,
         draft_ids: torch.Tensor,
@@ -143,7 +154,19 @@ class BatchChooser:
         self._samplers, self._places, self._num_tokens = samplers, list(places), num_tokens
         self._rules = rules or [None] * len(samplers)
         self._drafts: list[list[int]] = [[] for _ in samplers]
-        self.is_greedy = all(s.is_greedy for s in samplers) and not any(self._rules)
+        self._all_greedy = all(s.is_greedy for s in samplers) and not any(self._rules)
+
+    def races(self, num_places: int) -> list[Race] | None:
+        """As Chooser.races."""
+        if any(self._rules):
+            return None
+        places = self._places or [0] * len(self._samplers)
+        found = [
+            sampler.race(place, num_places, self._num_tokens)
+            for sampler, place in zip(self._samplers, places, strict=True)
+        ]
+        races = [race for race in found if race is not None]
+        return races if len(races) == len(found) else None
 
     def choose(
         self,
@@ -151,7 +174,7 @@ class BatchChooser:
         token_ids: Sequence[torch.Tensor | None] | None = None,
     ) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
         """As Chooser.choose."""
-        if self.is_greedy:
+        if self._all_greedy:
             return logits.argmax(dim=-1), [None] * len(self._samplers)
         known = token_ids or [None] * len(self._samplers)
         choices = [

@@ -159,10 +159,11 @@ class ProbedHead:
 class _Forced:
     """Chooses the given tokens [R, K] and records every distribution."""
 
-    is_greedy = False
-
     def __init__(self, token_ids: torch.Tensor) -> None:
         self._steps = iter(token_ids.unbind(1))
+
+    def races(self, num_places: int) -> None:
+        return None
 
     def choose(
         self, logits: torch.Tensor, token_ids: object = None

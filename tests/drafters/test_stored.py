@@ -114,6 +114,38 @@ def test_a_draft_is_the_same_in_any_company_and_however_its_context_came(session
     assert torch.equal(drafter._backbone([slot], anchors[4:5]), hidden[4])
 
 
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "seed": 3}])
+@torch.inference_mode()
+def test_one_call_chooses_what_the_head_in_numbers_chooses(session, sampling) -> None:
+    drafter, width = session.engine.drafter, session.engine.drafter.config.tap_width
+    slots, anchors = filled(drafter, [*range(20, 40)], width), torch.arange(20) + 2
+    size = session.engine.target.spec.vocab_size
+    config = request(**sampling).sampling
+
+    def proposed(propose):
+        samplers = [Sampler(config, index) for index in range(len(slots))]
+        return propose(slots, anchors, BatchChooser(samplers, range(7, 107, 5), size))
+
+    own = proposed(drafter.propose)
+    plain = proposed(super(StoredDSparkDrafter, drafter).propose)
+    assert (own.token_ids == plain.token_ids).float().mean() > 0.9  # but for rounding
+    assert len(own.token_ids.unique()) > 10
+    same = (own.token_ids == plain.token_ids).cumprod(1).bool()
+    before = torch.cat([torch.ones_like(same[:, :1]), same[:, :-1]], dim=1)
+    assert own.confidences is not None and plain.confidences is not None
+    close = {"rtol": 1e-3, "atol": 1e-4}
+    torch.testing.assert_close(own.confidences[before], plain.confidences[before], **close)
+
+
+def test_seeded_drafts_write_what_plain_decoding_writes(session) -> None:
+    prompts = [[2 + (7 * i + j) % 250 for j in range(5 + 11 * i)] for i in range(3)]
+    how = {"temperature": 0.8, "seed": 11}
+    plain = [decode(session.engine, [request(p, 16, plain=True, **how)])[0] for p in prompts]
+    assert decode(session.engine, [request(p, 16, **how) for p in prompts]) == plain
+    mixed = [request(prompts[0], 16, **how), request(prompts[1], 16)]
+    assert decode(session.engine, mixed)[0] == plain[0]
+
+
 def test_drafts_write_what_plain_decoding_writes(session) -> None:
     prompts = [[2 + (7 * i + j) % 250 for j in range(5 + 11 * i)] for i in range(5)]
     plain = [decode(session.engine, [request(p, 24, plain=True)])[0] for p in prompts]
