@@ -92,5 +92,5 @@ def head_in_float64(
                 chosen_ids.append(output.tanh())
             features = torch.stack(chosen_ids, dim=1)
         # W2 is applied to features in the model's dtype
-        base = base + features.to(head.w2.dtype).double() @ head.w2.double().t()
+        base = base + features.to(head.w1.dtype).double() @ head.w2_numbers().double().t()
     return base, read @ confidence_weight + head.confidence_bias.double()

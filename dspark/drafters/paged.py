@@ -71,7 +71,7 @@ class PagedDSparkDrafter(DSparkDrafter):
         whole = self._vocabulary.output_weight
         assert isinstance(whole, torch.Tensor), "a target with pages holds numbers"
         self.output_weight = _stored(whole, weights)
-        self._sequential = _sequential(head)
+        self._sequential = _sequential(head, weights)
         self.draft_vocabulary = draft_vocabulary
         self.block_rows, self.has_confidence = config.block_rows, config.has_confidence
         self._temperatures = torch.tensor(config.temperatures, device=self.device)
@@ -190,12 +190,15 @@ def _fuse(layer: DraftLayer, weights: DraftWeights) -> FusedLayer:
     )
 
 
-def _sequential(head: DSparkHead) -> SequentialHead:
+def _sequential(head: DSparkHead, weights: DraftWeights) -> SequentialHead:
+    """W2, which every step reads, is int8 with the rest; fp8 leaves it as it is."""
     tensors: dict[str, Any] = {}
     markov, confidence = head.markov_head, head.confidence_head
     if markov is not None:
         gate = getattr(markov, "gate_proj", None) or getattr(markov, "joint_proj", None)
-        tensors |= {"w1": markov.markov_w1.weight.detach(), "w2": markov.markov_w2.weight.detach()}
+        w2 = markov.markov_w2.weight.detach()
+        tensors["w1"] = markov.markov_w1.weight.detach()
+        tensors["w2"] = quantize_int8(w2) if weights == "int8" else w2
         if gate is not None:
             tensors |= {"gate_weight": gate.weight.detach(), "gate_bias": gate.bias.detach()}
     if confidence is not None:

@@ -13,6 +13,7 @@ import torch
 from dspark_kernels.backend import next_power_of_2, use_triton
 from dspark_kernels.builds import KernelBuild
 from dspark_kernels.noise import gumbel_reference
+from dspark_kernels.quantized_weight import QuantizedWeight
 from dspark_kernels.sequential_head_kernels import features_kernel, vocabulary_kernel
 from dspark_kernels.skinny_linear import skinny_linear
 
@@ -27,16 +28,27 @@ class SequentialHead:
     """Weights as the head's file names them; H hidden, r rank, V tokens.
 
     gate_weight: gated [r, H + r] over (hidden, embedding), rnn [3 r, 2 r + H] over (state,
-    embedding, hidden). confidence_weight [1, H] or [1, H + r].
+    embedding, hidden). confidence_weight [1, H] or [1, H + r]. w2 may be int8, a scale a row.
     """
 
     kind: MarkovKind
     w1: torch.Tensor | None = None  # [V, r]
-    w2: torch.Tensor | None = None  # [V, r]
+    w2: torch.Tensor | QuantizedWeight | None = None  # [V, r]
     gate_weight: torch.Tensor | None = None
     gate_bias: torch.Tensor | None = None
     confidence_weight: torch.Tensor | None = None
     confidence_bias: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        w2 = self.w2
+        if isinstance(w2, QuantizedWeight) and (w2.kind != "int8" or w2.group < w2.shape[1]):
+            raise ValueError("w2 is int8 with one scale a row, or plain numbers")
+
+    def w2_numbers(self) -> torch.Tensor | None:
+        """[V, r] float32."""
+        if isinstance(self.w2, QuantizedWeight):
+            return self.w2.dequantized(torch.float32)
+        return None if self.w2 is None else self.w2.float()
 
     @property
     def rank(self) -> int:
@@ -95,15 +107,15 @@ def draft_block_reference(
     """
     num_steps = base_logits.shape[1]
     previous, state = anchors, hidden.new_zeros(len(anchors), head.rank, dtype=torch.float32)
-    is_greedy = temperatures == 0
+    is_greedy, w2 = temperatures == 0, head.w2_numbers()
     scale = torch.where(is_greedy, 1.0, temperatures).unsqueeze(1)
     ids, all_logits, log_sums, confidences = [], [], [], []
     for k in range(num_steps):
         row, logits = hidden[:, k].float(), base_logits[:, k].float()
         embedding = row[:, :0] if head.w1 is None else head.w1[previous].float()
-        if head.w2 is not None:
+        if head.w1 is not None and w2 is not None:
             features, state = _features(head, row, embedding, state)
-            logits = logits + features.to(head.w2.dtype).float() @ head.w2.float().t()
+            logits = logits + features.to(head.w1.dtype).float() @ w2.t()
         scaled = logits / scale
         noise = gumbel_reference(seeds, positions + k + 1, logits.shape[1])
         previous = torch.where(is_greedy.unsqueeze(1), scaled, scaled + noise).argmax(-1)
@@ -239,10 +251,12 @@ class _Run:
 
     def vocabulary(self, step: int) -> None:
         num_requests, num_steps, num_tokens = self.base_logits.shape
-        rank = self.head.rank
+        rank, w2 = self.head.rank, self.head.w2
+        is_coded = isinstance(w2, QuantizedWeight)
         vocabulary_kernel[(self.num_blocks,)](
             self.base_logits,
-            self.head.w2,
+            w2.codes if isinstance(w2, QuantizedWeight) else w2,
+            w2.scales if isinstance(w2, QuantizedWeight) else None,
             self.feature_rows,
             self.temperatures,
             self.seeds,
@@ -254,6 +268,7 @@ class _Run:
             num_steps,
             num_tokens,
             RANK=rank,
+            CODED=is_coded,
             BLOCK_RANK=next_power_of_2(max(rank, BLOCK_FEATURES)),
             BLOCK=BLOCK_TOKENS,
             num_warps=8,
@@ -287,13 +302,22 @@ def builds() -> list[KernelBuild]:
                     f"head features {element} {kind}", features_kernel, signature, constants
                 )
             )
-        signature = {"base_logits": weight, "w2": weight, "features": weight}
-        signature |= {"temperatures": "*fp32", "seeds": "*i64", "positions": "*i64"}
-        signature |= {"logits": "*fp32", "parts": "*fp32", **sizes, "num_tokens": "i32"}
-        constants = {"RANK": 256, "BLOCK_RANK": 256, "BLOCK": BLOCK_TOKENS}
-        kernels.append(
-            KernelBuild(
-                f"head vocabulary {element}", vocabulary_kernel, signature, constants, num_warps=8
-            )
-        )
+        for is_coded in (False, True):
+            kernels.append(_vocabulary_build(element, is_coded=is_coded))
     return kernels
+
+
+def _vocabulary_build(element: str, *, is_coded: bool) -> KernelBuild:
+    weight = f"*{element}"
+    signature = {"base_logits": weight, "w2": "*i8" if is_coded else weight, "features": weight}
+    signature |= {"temperatures": "*fp32", "seeds": "*i64", "positions": "*i64"}
+    signature |= {"logits": "*fp32", "parts": "*fp32"}
+    signature |= dict.fromkeys(("step", "num_requests", "num_steps", "num_tokens"), "i32")
+    constants: dict[str, Any] = {"RANK": 256, "BLOCK_RANK": 256, "BLOCK": BLOCK_TOKENS}
+    constants |= {"CODED": is_coded}
+    if is_coded:
+        signature["w2_scales"] = weight
+    else:
+        constants["w2_scales"] = None
+    name = f"head vocabulary {element}{' int8' if is_coded else ''}"
+    return KernelBuild(name, vocabulary_kernel, signature, constants, num_warps=8)

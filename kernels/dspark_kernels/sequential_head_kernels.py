@@ -136,6 +136,7 @@ def features_kernel(
 def vocabulary_kernel(
     base_logits: tl.tensor,  # [R, K, V]
     w2: tl.tensor,  # [V, RANK]
+    w2_scales: tl.tensor,  # [V] of codes
     features: tl.tensor,  # [R, RANK]
     temperatures: tl.tensor,
     seeds: tl.tensor,
@@ -147,6 +148,7 @@ def vocabulary_kernel(
     num_steps: tl.tensor,
     num_tokens: tl.tensor,
     RANK: tl.constexpr,
+    CODED: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
@@ -156,13 +158,16 @@ def vocabulary_kernel(
     column = tl.arange(0, BLOCK_RANK)
     if RANK > 0:
         of_table = tl.minimum(token, num_tokens - 1).to(tl.int64)[:, None] * RANK + column
-        table = tl.load(w2 + of_table, mask=(column < RANK)[None, :], other=0.0).to(tl.float32)
+        table = tl.load(w2 + of_table, mask=(column < RANK)[None, :], other=0).to(tl.float32)
+        if CODED:
+            row_scale = tl.load(w2_scales + tl.minimum(token, num_tokens - 1)).to(tl.float32)
     for request in range(num_requests):
         at = (request * num_steps + step).to(tl.int64) * num_tokens + token
         values = tl.load(base_logits + at, mask=inside, other=0.0).to(tl.float32)
         if RANK > 0:
             own = tl.load(features + request * RANK + column, mask=column < RANK, other=0.0)
-            values += tl.sum(table * own.to(tl.float32)[None, :], axis=1)
+            bias = tl.sum(table * own.to(tl.float32)[None, :], axis=1)
+            values += bias * row_scale if CODED else bias
         tl.store(logits + at, values, mask=inside)
         temperature = tl.load(temperatures + request)
         scaled = values / tl.where(temperature == 0, 1.0, temperature)

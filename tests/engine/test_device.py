@@ -210,6 +210,8 @@ def test_smaller_draft_weights_change_drafts_only(weights):
     small = follow(open_session(files, runtime, config))
     codes = [small.engine.drafter.output_weight, small.engine.drafter.decoder.layers[0].qkv.weight]
     assert all(isinstance(each, QuantizedWeight) and each.kind == weights for each in codes)
+    w2 = small.engine.drafter._sequential.w2  # which every step of a block reads
+    assert isinstance(w2, QuantizedWeight) == (weights == "int8")
     events = events_of(small.engine, [request(max_tokens=60)])
     assert events[-1].token_ids == decode(golden("vanilla").engine, [request(max_tokens=60)])[0]
     assert any(e.accepted for e in events if isinstance(e, Round))

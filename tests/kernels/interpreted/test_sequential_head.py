@@ -1,9 +1,12 @@
 """A drafted block against the plain steps of the three heads, greedy and sampled."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from dspark_kernels.noise import gumbel_reference
+from dspark_kernels.quantized_weight import quantize_int8
 from dspark_kernels.sequential_head import SequentialHead, draft_block, draft_block_reference
 from tests.kernels.closeness import assert_near
 
@@ -29,10 +32,16 @@ def make_head(kind, num_tokens, reads_token, dtype, device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("kind", "num_tokens"), [("none", 63), ("vanilla", 63), ("gated", 130), ("rnn", 97)]
+    ("kind", "num_tokens", "is_coded"),
+    [
+        *[("none", 63, False), ("vanilla", 63, False), ("gated", 130, False), ("rnn", 97, False)],
+        ("vanilla", 70, True),
+    ],
 )
-def test_a_block_is_that_of_the_plain_steps(device, dtype, kind, num_tokens):
+def test_a_block_is_that_of_the_plain_steps(device, dtype, kind, num_tokens, is_coded):
     head = make_head(kind, num_tokens, kind != "none", dtype, device)
+    if is_coded and isinstance(head.w2, torch.Tensor):
+        head = replace(head, w2=quantize_int8(head.w2))
     base = torch.randn(REQUESTS, STEPS, num_tokens, device=device).to(dtype)
     hidden = torch.randn(REQUESTS, STEPS, HIDDEN, device=device).to(dtype)
     anchors = torch.tensor([0, num_tokens - 1, 5], device=device)
