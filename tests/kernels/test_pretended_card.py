@@ -32,7 +32,6 @@ BUDGETS = {
 # bytes a thread that may spill: a few before a loop, as in attention over float32, cost nothing
 SPILL = 16
 MORE_SPILLS = {"skinny_linear_kernels.skinny_kernel": 32}  # 64 rows take all 255 registers
-OLDER_SPILLS = {"accept_block_kernels.row_kernel": 264}  # with Triton below 3.9
 
 
 def run_rounds(card: int, *pairs: str, options: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -52,9 +51,8 @@ def run_rounds(card: int, *pairs: str, options: tuple[str, ...] = ()) -> dict[st
 def check(found: dict[str, Any]) -> None:
     """Only kernels that are also compiled ahead of time, each within what the card has."""
     assert found["unlisted"] == []
-    is_older = tuple(map(int, found["triton"].split(".")[:2])) < (3, 9)
-    allowed = MORE_SPILLS | (OLDER_SPILLS if is_older else {})
-    assert {n: stack for n, stack in found["spills"].items() if stack > allowed.get(n, SPILL)} == {}
+    spills = found["spills"].items()
+    assert {n: stack for n, stack in spills if stack > MORE_SPILLS.get(n, SPILL)} == {}
     assert found["beyond"] == []
 
 
