@@ -166,11 +166,8 @@ class StoredDSparkDrafter(DSparkDrafter):
         if races is None:
             return super().propose(slots, anchors, chooser)
         at_once = MAX_ROWS // self.config.block_rows
-        starts = range(0, len(slots), at_once)
-        parts = [
-            self._choose(*(each[start : start + at_once] for each in (slots, anchors, races)))
-            for start in starts
-        ]
+        spans = [slice(start, start + at_once) for start in range(0, len(slots), at_once)]
+        parts = [self._choose(slots[span], anchors[span], races[span]) for span in spans]
         tokens = torch.cat([part.tokens for part in parts])
         logits = [part.confidences for part in parts if part.confidences is not None]
         confidences = scaled_confidence(torch.cat(logits), self._temperatures) if logits else None
