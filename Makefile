@@ -1,7 +1,7 @@
 # `make check` is what a change has to pass. PYTHON picks another interpreter than .venv's.
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 
-.PHONY: check format-check lint types contracts test kernels cards cards-of-each-triton format demo readme
+.PHONY: check format-check lint types contracts test kernels cards cards-of-each-triton interpreted format demo readme
 
 check: format-check lint types contracts test
 
@@ -33,6 +33,15 @@ cards: $(TRITON:%=build/triton-%)
 
 cards-of-each-triton:
 	for version in 3.5.1 3.6.0 3.7.1 ''; do $(MAKE) cards TRITON=$$version || exit 1; done
+
+# the tests that run kernels in Triton's interpreter, with TRITON=3.6.0 or another version below 3.9
+interpreted: build/triton-$(TRITON) build/numpy-2.3.5
+	PYTHONPATH=build/numpy-2.3.5:build/triton-$(TRITON) TRITON_INTERPRET=1 $(PYTHON) -m pytest -n 0 \
+		-W ignore::DeprecationWarning tests/kernels/interpreted tests/engine/interpreted
+
+# the newest that the older interpreters work with
+build/numpy-2.3.5:
+	$(PYTHON) -m pip install --quiet --no-deps --target $@ numpy==2.3.5
 
 build/triton-%:
 	$(PYTHON) -m pip install --quiet --no-deps --target $@ triton==$*
