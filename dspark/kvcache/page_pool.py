@@ -11,6 +11,8 @@ from dspark_kernels.host_memory import give_back_freed
 from dspark_kernels.kv_codes import Cached, CodeKind, coded_bytes, split_codes
 from dspark_kernels.paged_cache import PAGE, PagedRows, num_pages_for
 
+NEARLY = 1.25
+
 
 class PagedPool:
     """Buffer [layers, 2, pages, kv_heads, PAGE, D]; pages and table grow by doubling. Of codes, a
@@ -165,7 +167,9 @@ class PagedPool:
     @torch.inference_mode(False)  # passes write to it in any mode
     def _grow_pages(self) -> None:
         before = self.num_pages
-        num_pages = 2 * before if self.max_pages is None else min(2 * before, self.max_pages)
+        num_pages = 2 * before
+        if self.max_pages is not None and NEARLY * num_pages >= self.max_pages:
+            num_pages = self.max_pages  # not to copy all once more for a few
         if num_pages <= before:
             raise MemoryError("no page is free in the pool of keys and values")
         grown = self._buffer.new_empty(*self._buffer.shape[:2], num_pages, *self._buffer.shape[3:])

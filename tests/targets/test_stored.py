@@ -15,12 +15,14 @@ from dspark import hub
 from dspark.config import EngineConfig, RuntimeConfig, ScheduleConfig
 from dspark.engine.session import open_session
 from dspark.errors import CheckpointError
+from dspark.events import Finished
 from dspark.progress import follow
 from dspark.targets.dense import DenseTarget
 from dspark.targets.load import load_target
 from dspark.targets.stored import StoredTarget, build_kernels
 from dspark_kernels.cpu import runtime
 from dspark_kernels.cpu.processor import variants
+from dspark_kernels.paged_cache import PAGE
 from tests.engine.pairs import decode, request, scheduled
 from tests.engine.rollback import check_rollback
 from tests.targets.test_gguf import MODELS, SIZES, TOKENS, write
@@ -116,6 +118,33 @@ def test_drafts_schedules_and_company_write_what_plain_decoding_writes(
     for engine in (session.engine,) if is_lookup else (session.engine, scheduled(session)):
         for count in (1, 3, 8):
             assert decode(engine, asked[:count]) == alone[:count]
+
+
+@needs_kernels
+def test_shared_pages_and_making_way_change_no_bit(tmp_path, make_tiny_head, three_layers) -> None:
+    """Three texts that share nearly a page, in memory for two; then each goes on."""
+    folder = converted(tmp_path, "llama", Kind.Q8_0)
+    files = hub.PairFiles("toy", folder, make_tiny_head(folder))
+    config = EngineConfig(schedule=ScheduleConfig("full"), prefix_cache_bytes=0)
+    alone = follow(open_session(files, RuntimeConfig("cpu"), config)).engine
+    tight = replace(config, cache_tokens=3 * PAGE, prefix_cache_bytes=2**30)
+    engine = follow(open_session(files, RuntimeConfig("cpu"), tight)).engine
+    begin = [2 + (7 * j) % 250 for j in range(PAGE - 24)]
+    asked = [request([*begin, 9 + i], 24) for i in range(3)]
+    finished = [event for event in engine.run(asked) if isinstance(event, Finished)]
+    finished.sort(key=lambda event: event.request_id)
+    for ask, found in zip(asked, finished, strict=True):
+        assert found.token_ids == decode(alone, [replace(ask, plain=True)])[0]
+    assert sum(found.stats.preemptions for found in finished) > 0
+    assert finished[0].stats.cached_tokens == 0
+    assert finished[1].stats.cached_tokens == len(begin)
+    (*_, last) = finished
+    longer = request([*asked[2].prompt_ids, *last.token_ids, 5, 5], 8)
+    *_, found = engine.run([longer])
+    assert found.token_ids == decode(alone, [replace(longer, plain=True)])[0]
+    assert found.stats.cached_tokens == len(longer.prompt_ids) - 2
+    engine.close()
+    assert all(pool.num_free_pages == pool.num_pages for pool in engine._rounds.room.pools)
 
 
 @needs_kernels

@@ -1,0 +1,97 @@
+"""Many requests at once, of every kind: each has the answer that it would have alone."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from dspark.config import EngineConfig, RuntimeConfig, ScheduleConfig
+from dspark.engine.loop import Engine
+from dspark.engine.request import Request
+from dspark.engine.session import open_session
+from dspark.events import Failed, Finished
+from dspark.progress import follow
+from dspark_kernels.paged_cache import PAGE
+from tests.engine.paged import paged  # noqa: F401
+from tests.engine.pairs import PROMPT, decode, golden, request
+
+SYSTEM = tuple(3 + (i * 7) % 50 for i in range(40))
+LONG = tuple(3 + (i * 11) % 50 for i in range(PAGE - 22))  # its answer goes over to a second page
+SAMPLINGS = ({}, {"temperature": 0.8, "seed": 4}, {"temperature": 1.0})
+
+
+def asks_of(prompts, most_tokens: int) -> list[Request]:
+    """Greedy, seeded and neither, with and without drafts, short answers and longer ones."""
+    return [
+        request(prompt, most_tokens - 2 * (k % 3), plain=k % 5 == 4, **SAMPLINGS[k % 3])
+        for k, prompt in enumerate(prompts)
+    ]
+
+
+def check_load(engine: Engine, alone: Engine, asks, num_requests: int, seed: int) -> list[Finished]:
+    """Requests come, are cancelled, and end; `alone` is what decodes one at a time."""
+    draw, expected = random.Random(seed), {}
+    room = engine._rounds.room
+    before = [pool.num_pages - pool.num_free_pages for pool in room.pools]
+    asked: dict[int, Request] = {}
+    told: dict[int, list[int]] = {}
+    done: dict[int, Finished] = {}
+    cancelled = set()
+    while len(asked) < num_requests or engine.num_requests:
+        if len(asked) < num_requests and draw.random() < 0.5:
+            ask = draw.choice(asks)
+            asked[engine.submit(ask)] = ask
+        if draw.random() < 0.02 and (under_way := asked.keys() - done.keys()):
+            cancelled.add(draw.choice(sorted(under_way)))
+            engine.cancel(max(cancelled))
+        for event in engine.step():
+            assert not isinstance(event, Failed)
+            if isinstance(event, Finished):
+                done[event.request_id] = event
+            else:
+                told.setdefault(event.request_id, []).extend(p.token_id for p in event.pieces)
+    assert done.keys() == asked.keys()
+    for request_id, finished in done.items():
+        ask, ids = asked[request_id], finished.token_ids
+        assert tuple(told.get(request_id, ())) == ids
+        if ask.sampling.acceptance == "rejection":
+            continue
+        if ask not in expected:
+            (expected[ask],) = decode(alone, [replace(ask, plain=True)])
+        wanted = expected[ask]
+        assert ids == (wanted[: len(ids)] if finished.reason == "cancelled" else wanted)
+        assert finished.reason == "cancelled" or request_id not in cancelled or ids == wanted
+    engine.close()
+    assert [pool.num_pages - pool.num_free_pages for pool in room.pools] == before
+    return [*done.values()]
+
+
+@pytest.mark.parametrize("leader", ["host", "device"])
+@pytest.mark.parametrize("num_requests", [12, pytest.param(500, marks=pytest.mark.long)])
+def test_nobody_notices_the_others(leader, num_requests, request):
+    if leader == "device":
+        request.getfixturevalue("paged")
+    engine = golden("vanilla", cache_tokens=4 * PAGE, max_requests=6).engine
+    prompts = [(*SYSTEM, *PROMPT[k:]) for k in range(6)] + [(k + 1, *LONG[k:]) for k in range(3)]
+    alone = golden("vanilla", prefix_cache_bytes=0).engine
+    done = check_load(engine, alone, asks_of(prompts, 8), num_requests, num_requests)
+    assert sum(each.stats.cached_tokens for each in done) > 0
+    if leader == "device" and num_requests == 500:
+        assert sum(each.stats.preemptions for each in done) > 0
+
+
+@pytest.mark.demo
+@pytest.mark.parametrize("num_requests", [40, pytest.param(500, marks=pytest.mark.long)])
+def test_the_demo_under_load(num_requests, demo_files):
+    """On a CPU's pages, few enough that requests make way for each other."""
+    config = replace(EngineConfig(), schedule=ScheduleConfig("full"), max_requests=16)
+    runtime = RuntimeConfig("cpu")
+    alone = follow(open_session(demo_files, runtime, replace(config, prefix_cache_bytes=0)))
+    engine = follow(
+        open_session(demo_files, runtime, replace(config, cache_tokens=7 * PAGE))
+    ).engine
+    text = alone.encode_prompt("Tell me a story about the sea, a ship and its captain. " * 30)
+    prompts = [text[: PAGE - 12 - k] for k in range(4)] + [(*text[:90], k) for k in range(5)]
+    done = check_load(engine, alone.engine, asks_of(prompts, 24), num_requests, 1)
+    assert sum(each.stats.cached_tokens for each in done) > 0
+    assert sum(each.stats.preemptions for each in done) > 0
