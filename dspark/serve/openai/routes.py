@@ -17,9 +17,11 @@ from dspark.serve.openai.tool_use import answer_grammar
 from dspark.serve.serving import Serving
 
 COMPLETION_TOKENS = 16  # OpenAI's default for a completion
+TEXT = {"type": "string"}
+SERVER_SENT: Json = {"type": "object", "properties": {"event": TEXT, "data": TEXT}}
 ANSWER: Json = {
     "description": "The answer, whole or as a stream of events",
-    "content": {"application/json": {}, "text/event-stream": {"schema": {"type": "string"}}},
+    "content": {"application/json": {}, "text/event-stream": {"schema": SERVER_SENT}},
 }
 
 
