@@ -84,8 +84,9 @@ def write_toy(folder: Path, first: Sequence[str], second: Sequence[str]) -> Path
 
 @contextmanager
 def serving(toy: Path, port: int) -> Iterator[str]:
-    hub.register("toy", str(toy), "lookup")
-    command = [sys.executable, "-m", "dspark_cli", "serve", "toy", "--port", str(port)]
+    hub.register("toy", str(toy), None)
+    command = [sys.executable, "-m", "dspark_cli", "serve", "toy", "--draft", "lookup"]
+    command += ["--port", str(port)]
     server = subprocess.Popen(command)
     url = f"http://127.0.0.1:{port}"
     try:
