@@ -62,7 +62,7 @@ def asks_with(rules: LogitsConfig) -> list:
 
 @pytest.mark.parametrize(
     ("variant", "name"),
-    [("vanilla", "bias"), ("vanilla", "openai"), ("vanilla", "all"), ("eagle3", "all")],
+    [("vanilla", "bias"), ("vanilla", "all"), ("eagle3", "all")],
 )
 def test_every_drafter_and_schedule_writes_the_adjusted_text(variant, name):
     session = golden(variant)
