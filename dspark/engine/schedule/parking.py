@@ -44,6 +44,7 @@ class Ledger:
     drafted: deque[float] = field(default_factory=lambda: deque(maxlen=16))
     is_warm: bool = False  # whether this attempt has had its first round
     since_plain: int = 0  # rounds with drafts since the last plain one
+    refreshes: int = 0
     plain_due: int = COMPARED  # plain rounds to run before the next one with drafts
 
     @property
@@ -77,6 +78,7 @@ class Ledger:
             self._park()
         elif self.since_plain >= self._refresh_after():
             self.plain_due = COMPARED
+            self.refreshes += 1
 
     def park_at_first(self) -> None:
         """Without an attempt, where it would probably fail."""
@@ -101,7 +103,9 @@ class Ledger:
         if self.balance < 0:
             return least // 2
         gain = self.tokens / self.cost - 1
-        return int(min(max(COMPARED * gain / REFRESH_COST, least), most))
+        # the first plain rounds of a process are slow, so they are soon measured again
+        early = least // 2 << min(self.refreshes, 5)
+        return int(min(max(COMPARED * gain / REFRESH_COST, least), most, early))
 
 
 class Parking:
