@@ -77,7 +77,7 @@ def measure(pair: str, tokens: int, setting: dict[str, str], company: str) -> li
 
 def replaced_table(pair: str, tokens: int) -> dict[str, Any]:
     """The first point of a table measured on a busy machine, and after one undisturbed answer."""
-    from dspark.engine.session import sps_folder
+    from dspark.engine.scheduled_engine import sps_folder
 
     for path in sps_folder().glob("*.json"):
         path.unlink()

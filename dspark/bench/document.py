@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dspark.bench.comparison import Comparison, HeadFigures
     from dspark.bench.concurrency import LoadFigures, LoadReport
     from dspark.bench.heads import OpenHeads
-    from dspark.engine.session import ResolvedRuntime
+    from dspark.engine.runtime import ResolvedRuntime
 
 
 def report_document(

@@ -1,10 +1,7 @@
 """A loaded pair: files → target, drafter, scheduler and engine."""
 
-import hashlib
-import os
-import platform
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, Unpack
 
@@ -15,10 +12,8 @@ from dspark.checkpoints.heads import open_head, read_any_config
 from dspark.checkpoints.model_folder import Folder, ModelFolder
 from dspark.config import (
     DraftWeights,
-    Dtype,
     EngineConfig,
     Headless,
-    KVFormat,
     RuntimeConfig,
     SamplingConfig,
     ScheduleConfig,
@@ -31,16 +26,9 @@ from dspark.drafters.select_taps import with_own_taps
 from dspark.engine.current_device import on_device
 from dspark.engine.loop import Engine
 from dspark.engine.request import Request
+from dspark.engine.runtime import ResolvedRuntime, resolve_runtime
 from dspark.engine.sampling_defaults import sampling_defaults
-from dspark.engine.schedule.parking import Parking
-from dspark.engine.schedule.policies import (
-    AsyncSpsSchedule,
-    FullSchedule,
-    SpsSchedule,
-    ThresholdSchedule,
-)
-from dspark.engine.schedule.sps_profile import SpsTable, measure_sps
-from dspark.engine.schedule.sps_watch import SpsWatch
+from dspark.engine.scheduled_engine import scheduled_engine, sps_path
 from dspark.engine.text_request import (
     Prompt,
     TextOptions,
@@ -53,30 +41,14 @@ from dspark.events import Event, Failed, LoadProgress
 from dspark.hub import PairFiles, home
 from dspark.hub.memory_fit import check_loadable
 from dspark.hub.memory_needed import of_folders
-from dspark.plural import counted
 from dspark.targets.base import DeviceTarget, Target
 from dspark.targets.load import load_target
 from dspark.targets.stored import StoredTarget, build_kernels
 from dspark.text.grammar import Vocabulary
 from dspark.text.stream import TextCodec
-from dspark_kernels.backend import cuda_capability
 from dspark_kernels.cpu.runtime import keep_compiled
 
-PARKING = ".parking"  # beside a table: what was learned of parking
-BF16_CAPABILITY = (8, 0)  # the least with bfloat16
 STAGES = ("reading the target", "reading the head", "measuring this machine", "ready")
-
-
-@dataclass(frozen=True, slots=True)
-class ResolvedRuntime:
-    """The resolved value of "auto", with the reason. `dtype` may be the format of a GGUF's
-    codes."""
-
-    device: str
-    dtype: str
-    reason: str
-    draft_weights: DraftWeights = "auto"
-    kv: KVFormat = "auto"
 
 
 class Session:
@@ -202,7 +174,9 @@ class Session:
         """The same pair under another schedule; weights are shared."""
         old = self.engine
         config = replace(old.config, schedule=schedule)
-        engine = _engine(self.name, old.target, old.drafter, self.tokenizer, config, self.runtime)
+        engine = scheduled_engine(
+            self.name, old.target, old.drafter, self.tokenizer, config, self.runtime
+        )
         return Session(self.name, engine, self.tokenizer, self.runtime, self.sampling_defaults)
 
     def with_head(
@@ -221,7 +195,7 @@ class Session:
         else:
             drafter = HEADLESS_DRAFTERS[source]()
         config = config or old.config
-        engine = _engine(name, old.target, drafter, self.tokenizer, config, self.runtime)
+        engine = scheduled_engine(name, old.target, drafter, self.tokenizer, config, self.runtime)
         return Session(name, engine, self.tokenizer, self.runtime, self.sampling_defaults)
 
     def forget_texts(self) -> None:
@@ -232,7 +206,7 @@ class Session:
         """Where the schedule's table of this pair and machine is stored."""
         engine = self.engine
         assert engine.drafter is not None, "plain decoding has no table"
-        return sps_folder() / _sps_file(self.name, engine.target, engine.drafter, self.runtime)
+        return sps_path(self.name, engine.target, engine.drafter, self.runtime)
 
     def close(self) -> None:
         """Release the caches; the weights are freed with the session."""
@@ -295,7 +269,7 @@ def open_session(
     if head is not None:
         drafter = load_drafter(head, target, runtime.draft_weights, head_config)
     yield LoadProgress(STAGES[2], 2, len(STAGES) - 1)
-    engine = _engine(files.name, target, drafter, codec, config, resolved)
+    engine = scheduled_engine(files.name, target, drafter, codec, config, resolved)
     yield from engine.warm_up()
     yield LoadProgress(STAGES[3], 3, len(STAGES) - 1)
     return Session(files.name, engine, codec, resolved, sampling_defaults(folder))
@@ -329,97 +303,3 @@ def load_drafter(
         kv="auto" if cache is None else cache.kv,
     )
     return load_head(folder, config, tables, weights)
-
-
-def resolve_runtime(runtime: RuntimeConfig) -> ResolvedRuntime:
-    """Raises InputError for an unavailable device."""
-    device, dtype = runtime.device, runtime.dtype
-    reason = "as asked"
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        reason = "a CUDA device was found" if device == "cuda" else "no CUDA device was found"
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"device {device!r} is unknown", "Use auto, cpu or cuda.") from error
-    if place.type == "cuda":
-        _check_cuda(place)
-    if dtype == "auto":
-        dtype, why = _default_dtype(place)
-        reason += why
-    return ResolvedRuntime(device, dtype, reason, runtime.draft_weights, runtime.kv)
-
-
-def _check_cuda(device: torch.device) -> None:
-    """Raises InputError for one that is not there."""
-    if not torch.cuda.is_available():
-        raise InputError(f"device {device} was requested, but no CUDA device was found")
-    if (device.index or 0) >= (count := torch.cuda.device_count()):
-        raise InputError(
-            f"device {device} was requested, but there is only {counted(count, 'CUDA device')}",
-            "They are counted from cuda:0.",
-        )
-
-
-def _default_dtype(device: torch.device) -> tuple[Dtype, str]:
-    """Also why, where it is not the usual one."""
-    if device.type != "cuda":
-        return "float32", ""
-    if cuda_capability(device) < BF16_CAPABILITY and torch.version.hip is None:
-        return "float16", "; it computes in float16, because it has no bfloat16"
-    return "bfloat16", ""
-
-
-def _engine(
-    name: str,
-    target: Target,
-    drafter: Drafter | None,
-    codec: TextCodec | None,
-    config: EngineConfig,
-    runtime: ResolvedRuntime,
-) -> Engine:
-    schedule = config.schedule
-    if schedule.mode == "threshold":
-        return Engine(target, drafter, ThresholdSchedule(schedule.threshold), codec, config)
-    if schedule.mode == "full" or drafter is None:
-        return Engine(target, drafter, FullSchedule(schedule.most_drafts), codec, config)
-    path = sps_folder() / _sps_file(name, target, drafter, runtime)
-    if not drafter.num_weights:  # drafts that cost nothing come without confidences to weigh
-        parking = Parking(path.with_suffix(PARKING))
-        return Engine(target, drafter, FullSchedule(), codec, config, parking=parking)
-    table = SpsTable.load(path)
-    if table is None or table.is_noisy:
-        with on_device(target.device):
-            table = measure_sps(target, drafter, name)
-        table.save(path)
-    scheduler = (AsyncSpsSchedule if schedule.mode == "async" else SpsSchedule)(table)
-    watch = SpsWatch(scheduler, path)
-    parking = Parking(path.with_suffix(PARKING), _plain_seconds(table), scheduler.draft_cost)
-    return Engine(target, drafter, scheduler, codec, config, watch, parking)
-
-
-def _plain_seconds(table: SpsTable) -> Callable[[int], float]:
-    """Of a plain round by its number of requests, as the table says at present."""
-    return lambda num_requests: table.verify(num_requests, num_requests)
-
-
-def sps_folder() -> Path:
-    """The folder of this machine's tables."""
-    return home() / "sps"
-
-
-def _sps_file(name: str, target: Target, drafter: Drafter, runtime: ResolvedRuntime) -> str:
-    """One table per pair, the kernels and number formats of target and drafter, machine, torch
-    version and number of threads."""
-    device = torch.device(runtime.device)
-    machine = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{platform.processor()} {os.cpu_count()} {torch.get_num_threads()}"
-    )
-    sizes = (drafter.block_size, drafter.num_weights)
-    runners = (type(target).__name__, type(drafter).__name__, os.environ.get("DSPARK_CPU", ""))
-    formats = (runtime.dtype, runtime.draft_weights, runtime.kv)
-    facts = (name, target.spec, sizes, runners, formats, machine, torch.__version__)
-    digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-    return f"{digest}.json"

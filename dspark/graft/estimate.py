@@ -16,7 +16,8 @@ import torch
 from dspark.config import EngineConfig, SamplingConfig, StopConfig
 from dspark.drafters.kinds import build_head
 from dspark.engine.request import Request
-from dspark.engine.session import Session, resolve_runtime
+from dspark.engine.runtime import resolve_runtime
+from dspark.engine.session import Session
 from dspark.errors import InputError
 from dspark.events import Failed, Finished, PrefillProgress, Round
 from dspark.graft.data.answer_file import Answer

@@ -14,7 +14,7 @@ import torch
 from dspark.checkpoints.head_configs import config_trained_by
 from dspark.config import EngineConfig
 from dspark.drafters.kinds import build_head
-from dspark.engine.session import resolve_runtime
+from dspark.engine.runtime import resolve_runtime
 from dspark.graft.data.answer_file import AnswerFile, Split, split
 from dspark.graft.data.corpus import CorpusProgress, grow_corpus, open_corpus_session
 from dspark.graft.data.missing_answers import missing_prompts

@@ -14,7 +14,7 @@ import torch
 
 from dspark.checkpoints.heads import read_draft_config
 from dspark.config import RuntimeConfig
-from dspark.engine.session import resolve_runtime
+from dspark.engine.runtime import resolve_runtime
 from dspark.errors import InputError
 from dspark.events import LoadProgress
 from dspark.hub.catalog.pairs import PairFiles

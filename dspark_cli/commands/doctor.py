@@ -119,7 +119,7 @@ def _devices() -> dict[str, Any]:
 
 def _runtime() -> dict[str, Any]:
     from dspark.config import RuntimeConfig
-    from dspark.engine.session import resolve_runtime
+    from dspark.engine.runtime import resolve_runtime
 
     runtime = resolve_runtime(RuntimeConfig())
     return {
@@ -179,7 +179,7 @@ def _store() -> dict[str, Any]:
 def _speeds() -> dict[str, Any]:
     """The SPS tables that schedules use, each with its age."""
     from dspark.engine.schedule.sps_profile import stored_tables
-    from dspark.engine.session import sps_folder
+    from dspark.engine.scheduled_engine import sps_folder
 
     return {table.pair: _speed_text(table) for table in stored_tables(sps_folder())}
 

@@ -12,7 +12,7 @@ from dspark.plural import counted
 from dspark.round_records import round_record
 
 if TYPE_CHECKING:
-    from dspark.engine.session import ResolvedRuntime
+    from dspark.engine.runtime import ResolvedRuntime
     from dspark.hub.catalog.pairs import PairFiles
 
 DIM, RESET = "\x1b[2m", "\x1b[0m"

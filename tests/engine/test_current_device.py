@@ -9,7 +9,7 @@ import torch
 from dspark.config import RuntimeConfig
 from dspark.engine import current_device, loop, session
 from dspark.engine.current_device import each_on_device
-from dspark.engine.session import resolve_runtime
+from dspark.engine.runtime import resolve_runtime
 from dspark.errors import InputError
 from dspark.hub import memory_fit
 from dspark.hub.memory_fit import room_for

@@ -83,7 +83,7 @@ def test_threshold_cuts_at_the_first_slot_below():
 
 
 def test_profile_is_measured_once_and_kept(monkeypatch):
-    from dspark.engine import session as module
+    from dspark.engine import scheduled_engine as module
 
     measured = []
 

@@ -11,7 +11,7 @@ from dspark.engine.schedule import sps_watch
 from dspark.engine.schedule.policies import SpsSchedule
 from dspark.engine.schedule.sps_profile import SpsTable, measured_rows, stored_tables
 from dspark.engine.schedule.sps_watch import SpsWatch
-from dspark.engine.session import sps_folder
+from dspark.engine.scheduled_engine import sps_folder
 from tests.engine.pairs import TABLE, decode, golden, request
 
 

@@ -1,0 +1,85 @@
+"""An engine with its schedule, and the tables of pass times that schedules go by."""
+
+import hashlib
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from dspark.config import EngineConfig
+from dspark.drafters.base import Drafter
+from dspark.engine.current_device import on_device
+from dspark.engine.loop import Engine
+from dspark.engine.runtime import ResolvedRuntime
+from dspark.engine.schedule.parking import Parking
+from dspark.engine.schedule.policies import (
+    AsyncSpsSchedule,
+    FullSchedule,
+    SpsSchedule,
+    ThresholdSchedule,
+)
+from dspark.engine.schedule.sps_profile import SpsTable, measure_sps
+from dspark.engine.schedule.sps_watch import SpsWatch
+from dspark.hub import home
+from dspark.targets.base import Target
+from dspark.text.stream import TextCodec
+
+PARKING = ".parking"  # beside a table: what was learned of parking
+
+
+def scheduled_engine(
+    name: str,
+    target: Target,
+    drafter: Drafter | None,
+    codec: TextCodec | None,
+    config: EngineConfig,
+    runtime: ResolvedRuntime,
+) -> Engine:
+    """With the schedule that `config` names; a missing table of pass times is measured."""
+    schedule = config.schedule
+    if schedule.mode == "threshold":
+        return Engine(target, drafter, ThresholdSchedule(schedule.threshold), codec, config)
+    if schedule.mode == "full" or drafter is None:
+        return Engine(target, drafter, FullSchedule(schedule.most_drafts), codec, config)
+    path = sps_path(name, target, drafter, runtime)
+    if not drafter.num_weights:  # drafts that cost nothing come without confidences to weigh
+        parking = Parking(path.with_suffix(PARKING))
+        return Engine(target, drafter, FullSchedule(), codec, config, parking=parking)
+    table = SpsTable.load(path)
+    if table is None or table.is_noisy:
+        with on_device(target.device):
+            table = measure_sps(target, drafter, name)
+        table.save(path)
+    scheduler = (AsyncSpsSchedule if schedule.mode == "async" else SpsSchedule)(table)
+    watch = SpsWatch(scheduler, path)
+    parking = Parking(path.with_suffix(PARKING), _plain_seconds(table), scheduler.draft_cost)
+    return Engine(target, drafter, scheduler, codec, config, watch, parking)
+
+
+def _plain_seconds(table: SpsTable) -> Callable[[int], float]:
+    """Of a plain round by its number of requests, as the table says at present."""
+    return lambda num_requests: table.verify(num_requests, num_requests)
+
+
+def sps_folder() -> Path:
+    """The folder of this machine's tables."""
+    return home() / "sps"
+
+
+def sps_path(name: str, target: Target, drafter: Drafter, runtime: ResolvedRuntime) -> Path:
+    """One table per pair, the kernels and number formats of target and drafter, machine, torch
+    version and number of threads."""
+    device = torch.device(runtime.device)
+    machine = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{platform.processor()} {os.cpu_count()} {torch.get_num_threads()}"
+    )
+    sizes = (drafter.block_size, drafter.num_weights)
+    runners = (type(target).__name__, type(drafter).__name__, os.environ.get("DSPARK_CPU", ""))
+    formats = (runtime.dtype, runtime.draft_weights, runtime.kv)
+    facts = (name, target.spec, sizes, runners, formats, machine, torch.__version__)
+    digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    return sps_folder() / f"{digest}.json"
