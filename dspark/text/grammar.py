@@ -30,9 +30,9 @@ class Grammar:
 
     def matcher(self, gate: AnswerGate | None = None) -> "Matcher":
         """Begins behind the gate; without one at once."""
-        from llguidance import LLMatcher
-
-        return Matcher(LLMatcher(self.vocabulary, self.source, log_level=0), self.num_tokens, gate)
+        return Matcher(
+            _library().LLMatcher(self.vocabulary, self.source, log_level=0), self.num_tokens, gate
+        )
 
 
 class Vocabulary:
@@ -40,17 +40,11 @@ class Vocabulary:
 
     def __init__(self, tokenizer: Any, num_tokens: int, stop_token_ids: Iterable[int]) -> None:
         """Raises InputError if the library is missing, or cannot read this tokenizer."""
-        try:
-            from llguidance import LLTokenizer
-        except ImportError:
-            raise InputError(
-                "answers by a JSON schema need llguidance, which is not installed",
-                "Install it: " + install_command("schema"),
-            ) from None
+        library = _library()
         try:
             core = copy.copy(tokenizer.backend_tokenizer)
             core.no_padding(), core.no_truncation()
-            self._tokens = LLTokenizer(core.to_str(), num_tokens, sorted(stop_token_ids))
+            self._tokens = library.LLTokenizer(core.to_str(), num_tokens, sorted(stop_token_ids))
         except Exception as error:  # written in Python, or of an unknown kind
             raise InputError(
                 "this model's tokenizer does not suit answers by a JSON schema",
@@ -60,23 +54,31 @@ class Vocabulary:
 
     def of_schema(self, schema: dict[str, Any] | bool) -> Grammar:
         """Raises InputError for a schema that is invalid or cannot be enforced whole."""
-        from llguidance import LLMatcher
-
-        return self._checked(LLMatcher.grammar_from_json_schema(json.dumps(schema), OPTIONS))
+        return self._checked(
+            _library().LLMatcher.grammar_from_json_schema(json.dumps(schema), OPTIONS)
+        )
 
     def of_lark(self, text: str) -> Grammar:
         """The grammar in Lark's language, with llguidance's `%json`."""
-        from llguidance import LLMatcher
-
-        return self._checked(LLMatcher.grammar_from_lark(text))
+        return self._checked(_library().LLMatcher.grammar_from_lark(text))
 
     def _checked(self, source: str) -> Grammar:
-        from llguidance import LLMatcher
-
-        is_faulty, notes = LLMatcher.validate_grammar_with_warnings(source, self._tokens)
+        is_faulty, notes = _library().LLMatcher.validate_grammar_with_warnings(source, self._tokens)
         if is_faulty:
             raise InputError(f"the JSON schema cannot be enforced ({one_line(notes[0])})")
         return Grammar(self._tokens, source, self._num_tokens)
+
+
+def _library() -> Any:
+    """Raises InputError where it is not installed."""
+    try:
+        import llguidance
+    except ImportError:
+        raise InputError(
+            "answers by a JSON schema need llguidance, which is not installed",
+            "Install it: " + install_command("schema"),
+        ) from None
+    return llguidance
 
 
 class Matcher:

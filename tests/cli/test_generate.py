@@ -87,7 +87,7 @@ def test_json_has_all_that_is_needed_to_get_the_same_answer_again(dspark, fake_s
     assert (answer["device"], answer["dtype"]) == ("cpu", "float32")
     assert answer["sampling"] == {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "seed": 4}
     assert (answer["stop"]["max_tokens"], answer["stop"]["strings"]) == (7, ["a"])
-    assert answer["schedule"] == {"mode": "threshold", "threshold": 0.3}
+    assert answer["schedule"] == {**{"mode": "threshold", "threshold": 0.3, "most_drafts": None}}
 
 
 def test_token_ids_stand_in_for_text_without_a_tokenizer(dspark, fake_session):

@@ -102,6 +102,8 @@ def test_all_commands_are_there():
     expected = (
         "chat",
         "generate",
+        "race",
+        "replay",
         "bench",
         "serve",
         "graft",
@@ -110,6 +112,7 @@ def test_all_commands_are_there():
         "show",
         "rm",
         "convert",
+        "profile",
         "probe",
         "doctor",
         "help",

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from dspark.config import EngineConfig
+from dspark.config import EngineConfig, ScheduleConfig
 from dspark.drafters.lookup import BLOCK_SIZE, LookupDrafter
 from dspark.engine.session import Session, open_session
 from dspark.events import Round
@@ -55,6 +55,8 @@ def test_a_truncated_request_is_a_fresh_one():
 
 
 def open_lookup(**config: object) -> Session:
+    """Drafting is never parked, which would depend on times."""
+    config = {"schedule": ScheduleConfig("full"), **config}
     files = PairFiles("test", GOLDEN / "vanilla" / "target", None, headless="lookup")
     session = follow(open_session(files, config=EngineConfig(**config)))  # type: ignore[arg-type]
     assert isinstance(session, Session) and session.has_drafter

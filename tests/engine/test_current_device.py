@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dspark.config import RuntimeConfig
-from dspark.engine import current_device, loop, session
+from dspark.engine import current_device, loop, runtime
 from dspark.engine.current_device import each_on_device
 from dspark.engine.runtime import resolve_runtime
 from dspark.errors import InputError
@@ -24,7 +24,7 @@ def cards(monkeypatch: pytest.MonkeyPatch):
     def make(*capability: int) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-        monkeypatch.setattr(session, "cuda_capability", lambda device: capability)
+        monkeypatch.setattr(runtime, "cuda_capability", lambda device: capability)
 
     return make
 
