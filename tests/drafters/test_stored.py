@@ -14,7 +14,8 @@ from dspark.config import EngineConfig, RuntimeConfig, ScheduleConfig
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.drafters.stored import StoredDSparkDrafter
 from dspark.engine.sampling import BatchChooser, Sampler
-from dspark.engine.session import Session, load_drafter, open_session, sps_folder
+from dspark.engine.scheduled_engine import sps_folder
+from dspark.engine.session import Session, load_drafter, open_session
 from dspark.errors import InputError
 from dspark.events import LoadProgress
 from dspark.progress import follow

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dspark.config import RuntimeConfig
-from dspark.engine import current_device, loop, runtime
+from dspark.engine import current_device, loop, runtime, scheduled_engine, session
 from dspark.engine.current_device import each_on_device
 from dspark.engine.runtime import resolve_runtime
 from dspark.errors import InputError
@@ -72,7 +72,7 @@ def test_every_pass_runs_with_its_targets_device_whatever_the_thread(monkeypatch
         yield
         current.device = before
 
-    for module in (current_device, loop, session):
+    for module in (current_device, loop, scheduled_engine, session):
         monkeypatch.setattr(module, "on_device", device)
     opened = golden("vanilla")
     target, drafter = opened.engine.target, opened.engine.drafter
