@@ -102,7 +102,7 @@ def paged_attention(
         HAS_SINKS=sinks is not None,
         **sizes,
         num_warps=warps_of_a_block(sizes),
-        num_stages=stages_at(card_capability(query.device)),
+        num_stages=stages_at(card_capability(query.device), head_dim, query.element_size()),
         **launch_options(query.device),
     )
     return out
@@ -114,9 +114,12 @@ def num_splits_for(num_pages: int) -> int:
     return PAGE // 64 * min(num_pages, short) + max(num_pages - short, 0)
 
 
-def stages_at(capability: int) -> int:
-    """Three where a block may have 160 KB of shared memory; the stages change no sum."""
-    return 3 if capability in (80, 90, 100) else 2
+def stages_at(capability: int, head_dim: int, itemsize: int) -> int:
+    """Three where a block may have 160 KB of shared memory, else two, or one where the compiler
+    spills two (on sm_86 and 89). The stages change no sum."""
+    if capability in (80, 90, 100):
+        return 3
+    return 1 if capability in (86, 89) and (itemsize == 4 or head_dim <= 64) else 2
 
 
 def sizes_of_a_block(group: int, head_dim: int, itemsize: int) -> dict[str, int]:
@@ -380,5 +383,5 @@ def _build_of(
         signature,
         constants,
         num_warps=warps_of_a_block(sizes),
-        stages_at=stages_at,
+        stages_at=lambda capability: stages_at(capability, head_dim, itemsize),
     )
