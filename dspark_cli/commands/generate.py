@@ -34,6 +34,13 @@ EXAMPLES = (
 TokenIds = Annotated[
     str | None, typer.Option(metavar="1,2,3", help="The prompt as token ids instead of text.")
 ]
+FirstWord = Annotated[
+    str | None,
+    typer.Argument(metavar="PAIR", help="A pair, if a prompt follows; alone it is the prompt."),
+]
+SecondWord = Annotated[
+    str | None, typer.Argument(metavar="PROMPT", help="The prompt; default: all of stdin.")
+]
 GivenPair = Annotated[
     str | None,
     typer.Option(
@@ -55,14 +62,8 @@ Raw = Annotated[
 
 
 def generate(
-    first: Annotated[
-        str | None,
-        typer.Argument(metavar="PAIR", help="A pair, if a prompt follows; alone it is the prompt."),
-    ] = None,
-    second: Annotated[
-        str | None,
-        typer.Argument(metavar="PROMPT", help="The prompt; default: all of stdin."),
-    ] = None,
+    first: FirstWord = None,
+    second: SecondWord = None,
     pair: GivenPair = None,
     target: options.Target = None,
     draft: options.Draft = None,

@@ -9,7 +9,7 @@ import typer
 from dspark.config import EngineConfig, PairChoice, RuntimeConfig
 from dspark.errors import InputError
 from dspark_cli import options
-from dspark_cli.commands.generate import GivenPair, pair_and_prompt
+from dspark_cli.commands.generate import FirstWord, GivenPair, SecondWord, pair_and_prompt
 from dspark_cli.drafters import open_drafters, parse_drafters
 from dspark_cli.errors import ExitCode
 from dspark_cli.loading import find_files, open_files
@@ -38,14 +38,8 @@ Drafters = Annotated[
 
 
 def race(
-    first: Annotated[
-        str | None,
-        typer.Argument(metavar="PAIR", help="A pair, if a prompt follows; alone it is the prompt."),
-    ] = None,
-    second: Annotated[
-        str | None,
-        typer.Argument(metavar="PROMPT", help="The prompt; default: all of stdin."),
-    ] = None,
+    first: FirstWord = None,
+    second: SecondWord = None,
     pair: GivenPair = None,
     target: options.Target = None,
     draft: options.Draft = None,

@@ -3,7 +3,8 @@
 Each number of requests has a ledger in units of plain rounds. A round with drafts is worth the
 tokens that a request gained in it, and costs its time over that of a plain round. Drafting is
 parked once the ledger is ALLOWANCE in debt, for as long as makes that loss PROBE_COST of the time,
-and for longer after each attempt that fails. So a loss is bounded whatever the noise. Whether to
+and for longer after each attempt that fails. So what attempts lose is bounded; the
+time in which tables are measured is not counted. Whether to
 draft depends on finished rounds only, so that it changes no token and no distribution.
 """
 
