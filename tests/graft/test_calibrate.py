@@ -8,6 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from dspark.bench.reliability import (
+    expected_calibration_error,
+    expected_noise,
+    ranking_quality,
+)
 from dspark.checkpoints.deepspec import CONFIDENCE_BIAS as BIAS
 from dspark.checkpoints.deepspec import read_head, read_head_config
 from dspark.config import RuntimeConfig
@@ -16,12 +21,9 @@ from dspark.graft.judge.calibrate import (
     Calibrated,
     JudgedRounds,
     calibrate_head,
-    expected_calibration_error,
-    expected_noise,
     fit_shift,
     fit_temperatures,
     judge,
-    ranking_quality,
     reliability,
 )
 from dspark.graft.judge.open_target import OpenTarget
