@@ -146,8 +146,7 @@ class Chain:
 
     def round(self, draft: "Draft") -> AcceptedBlock:
         drafted = self.propose(draft)
-        ids = torch.cat([self.token, drafted.token_ids[0]])
-        passed = self.target.run(ids, self.verify_rows)
+        passed = self.target.run(self.token, self.verify_rows, drafted.token_ids)
         accepted = self.state.accept(drafted, passed.logits)
         draft.extend(passed.taps)
         return accepted

@@ -99,13 +99,15 @@ class DeviceDrafter(Drafter, Protocol):
     """A drafter whose rounds the device can drive; a slot's `context` is its slot in the cache.
 
     A block is drafted from `block_rows` rows. `draft_vocabulary` [N] are the ids that a request
-    drafts from in addition to its own tokens, None for all.
+    drafts from in addition to its own tokens, None for all. `calibration` [K] divides the logits
+    of confidences.
     """
 
     cache: PagedCache
     block_rows: int
     has_confidence: bool
     draft_vocabulary: torch.Tensor | None
+    calibration: torch.Tensor
 
     def draft(
         self,
@@ -122,10 +124,6 @@ class DeviceDrafter(Drafter, Protocol):
 
     def append(self, taps: torch.Tensor, rows: CachePass) -> None:
         """As `extend`, for the taps [N, T * H] of all rows of a pass."""
-        ...
-
-    def confidences(self, drafted: DraftedBlock) -> torch.Tensor | None:
-        """[R, K]; None without a confidence head."""
         ...
 
     def choose_taps(self, tap_layers: Sequence[int]) -> None:

@@ -18,6 +18,7 @@ from dspark.models.draft_layer import DraftLayer
 from dspark.models.dspark_head import DSparkHead
 from dspark_kernels import (
     DraftedBlock,
+    EmbeddedBlocks,
     HeadNorms,
     QuantizedWeight,
     SequentialHead,
@@ -74,7 +75,9 @@ class PagedDSparkDrafter(DSparkDrafter):
         self._sequential = _sequential(head, weights)
         self.draft_vocabulary = draft_vocabulary
         self.block_rows, self.has_confidence = config.block_rows, config.has_confidence
-        self._temperatures = torch.tensor(config.temperatures, device=self.device)
+        self.calibration = torch.tensor(config.temperatures, device=self.device)
+        masks = torch.full((1, 1), config.mask_token_id, device=self.device)
+        self._masks = masks.expand(1, config.block_rows - 1)
         self._tap_places: torch.Tensor | None = None
 
     def choose_taps(self, tap_layers: Sequence[int]) -> None:
@@ -116,9 +119,10 @@ class PagedDSparkDrafter(DSparkDrafter):
     def hidden(self, anchors: torch.Tensor, rows: CachePass) -> torch.Tensor:
         """anchors [R] -> hidden states of all block rows [R * block_rows, H], after the final
         norm."""
-        embedded = self._mask_embedding.repeat(len(anchors), self.config.block_rows, 1)
-        embedded[:, 0] = self._embedding[anchors]
-        hidden, _ = self.decoder.run(embedded.flatten(0, 1), rows)
+        assert isinstance(self._embedding, torch.Tensor)
+        masks = self._masks.expand(len(anchors), -1)
+        blocks = EmbeddedBlocks(self._embedding, anchors, masks if masks.shape[1] else None)
+        hidden, _ = self.decoder.run(blocks, rows)
         return hidden
 
     def draft(
@@ -145,11 +149,6 @@ class PagedDSparkDrafter(DSparkDrafter):
             seeds,
             positions,
         )
-
-    def confidences(self, drafted: DraftedBlock) -> torch.Tensor | None:
-        """[R, K]; None without a confidence head."""
-        logits = drafted.confidence_logits
-        return None if logits is None else (logits / self._temperatures).sigmoid()
 
 
 def _contexts(slots: Sequence[DSparkSlot]) -> list[KVSlot]:

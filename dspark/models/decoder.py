@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dspark.kvcache.caches import CachePass
-from dspark_kernels import HeadNorms, ResidualStream, SkinnyLinear, rms_norm
+from dspark_kernels import EmbeddedBlocks, HeadNorms, ResidualStream, SkinnyLinear, rms_norm
 
 Move = Callable[[torch.Tensor], torch.Tensor]
 
@@ -57,25 +57,25 @@ class Decoder:
         self._head_dim, self._eps = head_dim, eps
 
     def run(
-        self, residual: torch.Tensor, rows: CachePass, tap_layers: tuple[int, ...] = ()
+        self, blocks: EmbeddedBlocks, rows: CachePass, tap_layers: tuple[int, ...] = ()
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings [N, H] -> hidden states [N, H] after the final norm, taps [N, T * H].
+        """Embeddings of N rows -> hidden states [N, H] after the final norm, taps [N, T * H].
 
         Tap -1 are the embeddings.
         """
-        taps: dict[int, torch.Tensor] = {}
-        stream, index = ResidualStream(residual), -1
+        taps = blocks.table.new_empty(blocks.num_rows, len(tap_layers), blocks.table.shape[1])
+        tap_of = dict(zip(tap_layers, taps.unbind(1), strict=True))
+        stream: EmbeddedBlocks | ResidualStream = blocks
+        index = -1
         for index, layer in enumerate(self.layers):
-            normed, stream = stream.normed(layer.input_norm, self._eps)
-            taps |= {index - 1: stream.total} if index - 1 in tap_layers else {}
+            normed, total = stream.normed(layer.input_norm, self._eps, tap_of.pop(index - 1, None))
             heads = self._by_head(layer.qkv(normed))
-            stream = layer.output.onto(stream, rows(index, heads, layer.head_norms))
-            normed, stream = stream.normed(layer.mlp_norm, self._eps)
-            stream = layer.down.onto(stream, layer.gate_up.gated(normed))
-        normed, stream = stream.normed(self._final_norm, self._eps)
-        taps[index] = stream.total
-        tapped = [taps[index] for index in tap_layers]
-        return normed, torch.cat(tapped, dim=-1) if tapped else normed[:, :0]
+            total = layer.output.onto(total, rows(index, heads, layer.head_norms))
+            normed, total = total.normed(layer.mlp_norm, self._eps)
+            stream = layer.down.onto(total, layer.gate_up.gated(normed))
+        normed, _ = stream.normed(self._final_norm, self._eps, tap_of.pop(index, None))
+        assert not tap_of, f"the decoder has no layer {min(tap_of)}"
+        return normed, taps.flatten(1)
 
     def write(self, features: torch.Tensor, rows: CachePass) -> None:
         """Keys and values of context features [N, H], in every layer."""

@@ -110,6 +110,9 @@ class DeviceTarget(Target, Protocol):
         """Its cache if it is paged; only then can the device drive rounds."""
         ...
 
-    def run(self, token_ids: torch.Tensor, rows: CachePass) -> Pass:
-        """As `verify`, for all rows [N] of a pass whose plan is on the device."""
+    def run(
+        self, token_ids: torch.Tensor, rows: CachePass, drafts: torch.Tensor | None = None
+    ) -> Pass:
+        """As `verify`, for a pass whose plan is on the device: of tokens [R], each followed by its
+        row of drafts [R, K]."""
         ...

@@ -16,7 +16,7 @@ from dspark.targets.base import Pass, TargetSpec
 from dspark.targets.dense_shape import DenseShape
 from dspark.targets.dense_weights import LayerWeights, take_tables
 from dspark.targets.pool_slots import PoolSlots
-from dspark_kernels import RotaryTable, SkinnyLinear
+from dspark_kernels import EmbeddedBlocks, RotaryTable, SkinnyLinear
 from dspark_kernels.skinny_linear import MAX_SKINNY_ROWS
 
 
@@ -95,7 +95,8 @@ class DenseTarget(PoolSlots):
     def prefill(self, slot: KVSlot, token_ids: torch.Tensor, total: int | None = None) -> Pass:
         """As Target.prefill."""
         rows = self.cache.at([slot], [token_ids.shape[0]], causal=True)
-        hidden, taps = self.decoder.run(self._embedding[token_ids], rows, self.tap_layers)
+        blocks = EmbeddedBlocks(self._embedding, token_ids)
+        hidden, taps = self.decoder.run(blocks, rows, self.tap_layers)
         slot.length += token_ids.shape[0]
         return Pass(self._head(hidden[-1:]), taps)
 
@@ -107,9 +108,12 @@ class DenseTarget(PoolSlots):
     def paged_cache(self) -> PagedCache | None:
         return self.cache if isinstance(self.cache, PagedCache) else None
 
-    def run(self, token_ids: torch.Tensor, rows: CachePass) -> Pass:
+    def run(
+        self, token_ids: torch.Tensor, rows: CachePass, drafts: torch.Tensor | None = None
+    ) -> Pass:
         """As DeviceTarget.run."""
-        hidden, taps = self.decoder.run(self._embedding[token_ids], rows, self.tap_layers)
+        blocks = EmbeddedBlocks(self._embedding, token_ids, drafts)
+        hidden, taps = self.decoder.run(blocks, rows, self.tap_layers)
         return Pass(self._head(hidden), taps)
 
     def final_norm(self, hidden: torch.Tensor) -> torch.Tensor:

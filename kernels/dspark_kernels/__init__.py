@@ -7,6 +7,7 @@ from dspark_kernels.distribution_terms import (
     TermWeights,
     distribution_terms,
 )
+from dspark_kernels.embedded_blocks import EmbeddedBlocks
 from dspark_kernels.linear import SkinnyLinear
 from dspark_kernels.noise import gumbel_row
 from dspark_kernels.norm import rms_norm
@@ -15,24 +16,27 @@ from dspark_kernels.paged_cache import PagedRows
 from dspark_kernels.quantized_weight import QuantizedWeight
 from dspark_kernels.residual_stream import ResidualStream
 from dspark_kernels.rope import RotaryTable, apply_rope
+from dspark_kernels.round_state import LaneState, RoundPlan, end_round, plan_round
 from dspark_kernels.sampling import draw, probabilities, race
 from dspark_kernels.sequential_head import DraftedBlock, SequentialHead, draft_block
 from dspark_kernels.skinny_linear import skinny_linear
 from dspark_kernels.swiglu import swiglu
-from dspark_kernels.uniforms import uniforms
 
 __all__ = [
     "Acceptance",
     "AcceptedBlock",
     "DistributionTerms",
     "DraftedBlock",
+    "EmbeddedBlocks",
     "Filters",
     "HeadNorms",
+    "LaneState",
     "PagedRows",
     "QuantizedWeight",
     "Races",
     "ResidualStream",
     "RotaryTable",
+    "RoundPlan",
     "SequentialHead",
     "SkinnyLinear",
     "TermWeights",
@@ -44,11 +48,12 @@ __all__ = [
     "distribution_terms",
     "draft_block",
     "draw",
+    "end_round",
     "gumbel_row",
+    "plan_round",
     "probabilities",
     "race",
     "rms_norm",
     "skinny_linear",
     "swiglu",
-    "uniforms",
 ]

@@ -1,9 +1,9 @@
 """The end of a round for all requests at once: filters, acceptance tests, the next token.
 
-`row_kernel` reduces a target's row (to the likeliest token, or cut and mass of the distribution
-that top-k and top-p leave), `race_kernel` draws each row's token for requests with a seed,
-`mass_kernel` does the tests and sums in blocks the weights of the next token's draw, `draw_kernel`
-draws it. Nothing comes back to the host in between.
+`row_kernel` reduces a target's row in parts (to the likeliest token, or cut and mass of the
+distribution that top-k and top-p leave), `race_kernel` draws each row's token for requests with a
+seed, `mass_kernel` does the tests and sums in blocks the weights of the next token's draw,
+`draw_kernel` draws it. Nothing comes back to the host in between.
 """
 
 from typing import NamedTuple
@@ -18,10 +18,13 @@ from dspark_kernels.accept_block_kernels import (
 )
 from dspark_kernels.backend import next_power_of_2, use_triton
 from dspark_kernels.builds import KernelBuild
+from dspark_kernels.dependent_launch import launch_options
+from dspark_kernels.last_arriver import arrival_counters
 from dspark_kernels.noise import GROUP, gumbel_row
 from dspark_kernels.sampling import probabilities, race
 
 BLOCK_ROW = 2048
+ROW_SPAN = 4096  # tokens of a row that one program reduces
 BLOCK_MASS = 128
 ROW_REGISTERS = 168  # stated, because ptxas otherwise targets fewer than the row kernel needs
 
@@ -153,31 +156,38 @@ def accept_block(
     accepted, next_ids, grown = new(3, num_requests, dtype=torch.int64)
     tokens = new(num_requests, num_slots + 1, dtype=torch.int64)
     block = min(BLOCK_ROW, next_power_of_2(num_tokens))
-    row_kernel[(num_requests, num_slots + 1)](
-        target_logits, first_rows, num_drafts, *filters, choices, stats, num_tokens,
-        NUM_BITS=32 if target_logits.dtype == torch.float32 else 16, BLOCK=block, num_warps=8,
-        maxnreg=ROW_REGISTERS,
+    num_parts = -(-num_tokens // ROW_SPAN)
+    best = new(num_requests, num_slots + 1, num_parts, dtype=torch.float32)
+    where = torch.empty_like(best, dtype=torch.int32)
+    counters = arrival_counters(target_logits.device, num_requests * (num_slots + 1))
+    early = launch_options(target_logits.device)
+    row_kernel[(num_requests, num_slots + 1, num_parts)](
+        target_logits, first_rows, num_drafts, *filters, best, where, counters, choices, stats,
+        num_tokens, NUM_BITS=32 if target_logits.dtype == torch.float32 else 16, BLOCK=block,
+        SPAN=ROW_SPAN, BLOCK_PARTS=next_power_of_2(num_parts), num_warps=8, maxnreg=ROW_REGISTERS,
+        **early,
     )  # fmt: skip
     race_kernel[(num_requests, num_slots + 1)](
         target_logits, first_rows, num_drafts, filters.temperature, *races, lengths, choices, stats,
-        num_tokens, BLOCK=max(block, GROUP.value), num_warps=8,
+        num_tokens, BLOCK=max(block, GROUP.value), num_warps=8, **early,
     )  # fmt: skip
     mass_kernel[(num_requests, num_blocks)](
         draft_ids, draft_logits, draft_log_sums, target_logits, first_rows, num_drafts,
         filters.temperature, races.is_seeded, uniforms, choices, stats, masses, accepted, num_slots,
-        num_tokens, BLOCK=BLOCK_MASS, num_warps=1,
+        num_tokens, BLOCK=BLOCK_MASS, num_warps=1, **early,
     )  # fmt: skip
     draw_kernel[(num_requests,)](
         draft_ids, draft_logits, draft_log_sums, target_logits, first_rows, num_drafts,
         filters.temperature, races.is_seeded, uniforms, choices, stats, masses, accepted, next_ids,
         lengths, grown, tokens, num_slots, num_tokens, num_blocks, BLOCK=BLOCK_MASS,
         BLOCK_PARTS=next_power_of_2(num_blocks), BLOCK_SLOTS=next_power_of_2(num_slots + 1),
+        **early,
     )  # fmt: skip
     return AcceptedBlock(accepted, next_ids, grown, tokens)
 
 
 def builds() -> list[KernelBuild]:
-    kernels = []
+    kernels, early = [], {"DEPENDENT": True}
     integers = {"first_rows": "*i64", "num_drafts": "*i64"}
     drafts = {"draft_ids": "*i64", "draft_logits": "*fp32", "draft_log_sums": "*fp32"}
     inner = {"temperatures": "*fp32", "is_seeded": "*i1", "uniforms": "*fp32", "choices": "*i32"}
@@ -185,7 +195,9 @@ def builds() -> list[KernelBuild]:
     for element, num_bits in (("bf16", 16), ("fp32", 32)):
         target = {"target_logits": f"*{element}"}
         row = target | integers | {"temperatures": "*fp32", "top_ks": "*i32", "top_ps": "*fp32"}
+        row |= {"part_best": "*fp32", "part_where": "*i32", "counters": "*i32"}
         row |= {"choices": "*i32", "stats": "*fp32", "num_tokens": "i32"}
+        parts = {"NUM_BITS": num_bits, "BLOCK": BLOCK_ROW, "SPAN": ROW_SPAN, "BLOCK_PARTS": 64}
         races = target | integers | {"temperatures": "*fp32", "is_seeded": "*i1", "seeds": "*i64"}
         races |= {"lengths": "*i64", "choices": "*i32", "stats": "*fp32", "num_tokens": "i32"}
         sizes = {"num_slots": "i32", "num_tokens": "i32"}
@@ -196,25 +208,29 @@ def builds() -> list[KernelBuild]:
                 f"accept row {element}",
                 row_kernel,
                 row,
-                {"NUM_BITS": num_bits, "BLOCK": BLOCK_ROW},
+                parts | early,
                 num_warps=8,
                 max_registers=ROW_REGISTERS,
             ),
             KernelBuild(
-                f"accept race {element}", race_kernel, races, {"BLOCK": BLOCK_ROW}, num_warps=8
+                f"accept race {element}",
+                race_kernel,
+                races,
+                {"BLOCK": BLOCK_ROW, **early},
+                num_warps=8,
             ),
             KernelBuild(
                 f"accept mass {element}",
                 mass_kernel,
                 drafts | target | integers | inner | sizes,
-                {"BLOCK": BLOCK_MASS},
+                {"BLOCK": BLOCK_MASS, **early},
                 num_warps=1,
             ),
             KernelBuild(
                 f"accept draw {element}",
                 draw_kernel,
                 drafts | target | integers | inner | last | sizes | {"num_blocks": "i32"},
-                blocks,
+                blocks | early,
             ),
         ]
     return kernels

@@ -1,6 +1,8 @@
 """The kernels that accept_block.py launches in order: rows, races, masses, the draw."""
 
 from dspark_kernels.backend import jit, tl
+from dspark_kernels.dependent_launch import wait_for_previous
+from dspark_kernels.last_arriver import arrives_last
 from dspark_kernels.noise import MARGIN, exact_gumbel, gumbel
 
 LOWEST = tl.constexpr(float("-inf"))
@@ -80,52 +82,88 @@ def row_kernel(
     temperatures: tl.tensor,
     top_ks: tl.tensor,
     top_ps: tl.tensor,
+    part_best: tl.tensor,  # [R, K + 1, parts]
+    part_where: tl.tensor,
+    counters: tl.tensor,
     choices: tl.tensor,  # [R, K + 1]
     stats: tl.tensor,  # [2, R, K + 1]
     num_tokens: tl.tensor,
     NUM_BITS: tl.constexpr,
     BLOCK: tl.constexpr,
+    SPAN: tl.constexpr,
+    BLOCK_PARTS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
-    """One row of one request: its likeliest token, or -1 where the row is no distribution; unless
-    greedy, the lowest logit that is kept and the logarithm of what all kept ones sum to."""
+    """A part of a row of a request; the last program of a row finishes it: its likeliest token, or
+    -1 where the row is no distribution; unless greedy, the lowest logit that is kept and the
+    logarithm of what all kept ones sum to."""
+    wait_for_previous(DEPENDENT)
     request, slot = tl.program_id(0), tl.program_id(1)
+    num_parts = tl.num_programs(2)
     at = request * tl.num_programs(1) + slot
     if slot <= tl.load(num_drafts + request):
         row_index = (tl.load(first_rows + request) + slot).to(tl.int64)
         row = target_logits + row_index * num_tokens
-        best = tl.full((BLOCK,), LOWEST, tl.float32)
-        where = tl.zeros((BLOCK,), tl.int32)
-        unsound = tl.zeros((BLOCK,), tl.int32)
-        for first in range(0, num_tokens, BLOCK):
-            token = first + tl.arange(0, BLOCK)
-            value = tl.load(row + token, mask=token < num_tokens, other=LOWEST).to(tl.float32)
-            where = tl.where(value > best, token, where)
-            best = tl.maximum(best, value)
-            unsound = tl.where(value < INFINITE, unsound, 1)  # NaN is below nothing
-        largest = tl.max(best, axis=0)
-        choice = tl.min(tl.where(best == largest, where, 0x7FFFFFFF), axis=0)
-        is_sound = (tl.max(unsound, axis=0) == 0) & (largest > LOWEST)
-        tl.store(choices + at, tl.where(is_sound, choice, -1))
-        temperature = tl.load(temperatures + request)
-        if (temperature > 0) & is_sound:
-            top_k, top_p = tl.load(top_ks + request), tl.load(top_ps + request)
-            floor = order_key(largest * 0 + LOWEST)
-            if (top_k > 0) & (top_k < num_tokens):
-                floor = tl.maximum(floor, cut_where(
-                    row, num_tokens, floor, top_k.to(tl.float32), largest, temperature,
-                    False, NUM_BITS, BLOCK,
-                ))  # fmt: skip
-            total = kept_mass(row, num_tokens, floor, largest, temperature, BLOCK)
-            if top_p < 1.0:
-                floor = tl.maximum(floor, cut_where(
-                    row, num_tokens, floor, top_p * total, largest, temperature,
-                    True, NUM_BITS, BLOCK,
-                ))  # fmt: skip
+        store_likeliest(
+            row, num_tokens, part_best + at * num_parts, part_where + at * num_parts, BLOCK, SPAN
+        )
+        if arrives_last(counters + at, num_parts):
+            part = tl.arange(0, BLOCK_PARTS)
+            inside = part < num_parts
+            mine = at * num_parts + part
+            best = tl.load(part_best + mine, mask=inside, other=LOWEST, cache_modifier=".cg")
+            where = tl.load(part_where + mine, mask=inside, other=0x7FFFFFFF, cache_modifier=".cg")
+            largest = tl.max(best, axis=0)
+            choice = tl.min(tl.where(best == largest, where, 0x7FFFFFFF), axis=0)
+            is_sound = (tl.min(where, axis=0) >= 0) & (largest > LOWEST)
+            tl.store(choices + at, tl.where(is_sound, choice, -1))
+            temperature = tl.load(temperatures + request)
+            if (temperature > 0) & is_sound:
+                top_k, top_p = tl.load(top_ks + request), tl.load(top_ps + request)
+                floor = order_key(largest * 0 + LOWEST)
+                if (top_k > 0) & (top_k < num_tokens):
+                    floor = tl.maximum(floor, cut_where(
+                        row, num_tokens, floor, top_k.to(tl.float32), largest, temperature,
+                        False, NUM_BITS, BLOCK,
+                    ))  # fmt: skip
                 total = kept_mass(row, num_tokens, floor, largest, temperature, BLOCK)
-            bits = floor ^ ((floor >> 31) & 0x7FFFFFFF)
-            tl.store(stats + at, bits.to(tl.float32, bitcast=True))
-            log_sum = largest / temperature + tl.log(total)
-            tl.store(stats + tl.num_programs(0) * tl.num_programs(1) + at, log_sum)
+                if top_p < 1.0:
+                    floor = tl.maximum(floor, cut_where(
+                        row, num_tokens, floor, top_p * total, largest, temperature,
+                        True, NUM_BITS, BLOCK,
+                    ))  # fmt: skip
+                    total = kept_mass(row, num_tokens, floor, largest, temperature, BLOCK)
+                bits = floor ^ ((floor >> 31) & 0x7FFFFFFF)
+                tl.store(stats + at, bits.to(tl.float32, bitcast=True))
+                log_sum = largest / temperature + tl.log(total)
+                tl.store(stats + tl.num_programs(0) * tl.num_programs(1) + at, log_sum)
+
+
+@jit
+def store_likeliest(
+    row: tl.tensor,
+    num_tokens: tl.tensor,
+    part_best: tl.tensor,
+    part_where: tl.tensor,
+    BLOCK: tl.constexpr,
+    SPAN: tl.constexpr,
+) -> None:
+    """Of a program's SPAN tokens: the largest logit and the first that has it, -1 if one of them
+    forbids that the row is a distribution."""
+    begin = tl.program_id(2) * SPAN
+    best = tl.full((BLOCK,), LOWEST, tl.float32)
+    where = tl.zeros((BLOCK,), tl.int32) + begin
+    unsound = tl.zeros((BLOCK,), tl.int32)
+    for first in range(begin, tl.minimum(begin + SPAN, num_tokens), BLOCK):
+        token = first + tl.arange(0, BLOCK)
+        value = tl.load(row + token, mask=token < num_tokens, other=LOWEST).to(tl.float32)
+        where = tl.where(value > best, token, where)
+        best = tl.maximum(best, value)
+        unsound = tl.where(value < INFINITE, unsound, 1)  # NaN is below nothing
+    largest = tl.max(best, axis=0)
+    choice = tl.min(tl.where(best == largest, where, 0x7FFFFFFF), axis=0)
+    tl.store(part_best + tl.program_id(2), largest)
+    tl.store(part_where + tl.program_id(2), tl.where(tl.max(unsound, axis=0) == 0, choice, -1))
 
 
 @jit
@@ -160,9 +198,11 @@ def race_kernel(
     stats: tl.tensor,  # [2, R, K + 1]
     num_tokens: tl.tensor,
     BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
     """One row of one request with a seed: in the place of its likeliest token the one whose score
     and noise are most. First by quick logarithms; then, of those near the top, by exact ones."""
+    wait_for_previous(DEPENDENT)
     request, slot = tl.program_id(0), tl.program_id(1)
     at = request * tl.num_programs(1) + slot
     is_run = tl.load(is_seeded + request) & (slot <= tl.load(num_drafts + request))
@@ -260,8 +300,10 @@ def mass_kernel(
     num_slots: tl.tensor,
     num_tokens: tl.tensor,
     BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
     """One block of tokens of one request. Every program does the tests for itself."""
+    wait_for_previous(DEPENDENT)
     request, block = tl.program_id(0), tl.program_id(1)
     temperature = tl.load(temperatures + request)
     is_tested = (temperature > 0) & (tl.load(is_seeded + request) == 0)
@@ -324,9 +366,11 @@ def draw_kernel(
     BLOCK: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
     BLOCK_SLOTS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
     """The block in which the point falls, then the token in it. Where the row is no distribution,
     num_accepted becomes -1."""
+    wait_for_previous(DEPENDENT)
     request = tl.program_id(0)
     temperature = tl.load(temperatures + request)
     is_tested = (temperature > 0) & (tl.load(is_seeded + request) == 0)

@@ -18,7 +18,8 @@ OPS: tuple[str, ...] = (
     "norm_rope_write",
     "paged_attention",
     "swiglu",
-    "uniforms",
+    "embedded_blocks",
+    "round_state",
 )
 
 

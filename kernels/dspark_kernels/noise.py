@@ -67,6 +67,13 @@ def words(
 
 
 @jit
+def uniform(seed: tl.tensor, place: tl.tensor, BLOCK: tl.constexpr) -> tl.tensor:
+    """[BLOCK] float32, bit-identical to uniform_reference."""
+    bits = words(seed, place, place.to(tl.int32) * 0, UNIFORM_STREAM, BLOCK)
+    return (bits >> 8).to(tl.float32) * 5.960464477539063e-08
+
+
+@jit
 def _low(x: tl.tensor) -> tl.tensor:
     return (x & 0xFFFFFFFF).to(tl.uint32)
 

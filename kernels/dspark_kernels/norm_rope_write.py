@@ -148,7 +148,7 @@ def norm_rope_write_kernel(
     head = tl.program_id(2)
     row = tl.load(row_starts + request) + tl.program_id(1)
     if row < tl.load(row_starts + request + 1):
-        position = tl.load(starts + request) + tl.program_id(1)
+        position = tl.load(starts + request).to(tl.int32) + tl.program_id(1)
         column = tl.arange(0, BLOCK)
         inside = column < HALF
         source = qkv + (row.to(tl.int64) * (NUM_HEADS + 2 * NUM_KV_HEADS) + head) * HEAD_DIM

@@ -237,7 +237,7 @@ def paged_attention_kernel(
     kv_head = tl.program_id(0) % NUM_KV_HEADS
     block_start = tl.program_id(1) * BLOCK_ROWS
     split = tl.program_id(2)
-    start = tl.load(starts + request)
+    start = tl.load(starts + request).to(tl.int32)
     first_row = tl.load(row_starts + request)
     size = tl.load(row_starts + request + 1) - first_row
     block_end = tl.minimum(size, block_start + BLOCK_ROWS)

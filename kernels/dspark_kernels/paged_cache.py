@@ -20,7 +20,7 @@ def num_pages_for(length: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class PagedRows:
-    """The rows of a pass, request after request, as int32 tensors on the device.
+    """The rows of a pass, request after request, on the device: int32, starts int64 too.
 
     Row i of request r stands at position starts[r] + i and is row row_starts[r] + i of the pass.
     `max_rows` and `num_pages` bound the rows of a request and the pages that it reads.

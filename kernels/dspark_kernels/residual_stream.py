@@ -19,11 +19,14 @@ class ResidualStream:
     total: torch.Tensor
     update: torch.Tensor | None = None
 
-    def normed(self, weight: torch.Tensor, eps: float) -> "tuple[torch.Tensor, ResidualStream]":
-        """RMSNorm of the sum, weight [H] -> [N, H], and the stream with nothing left to add."""
+    def normed(
+        self, weight: torch.Tensor, eps: float, tap: torch.Tensor | None = None
+    ) -> "tuple[torch.Tensor, ResidualStream]":
+        """RMSNorm of the sum, weight [H] -> [N, H], and the stream with nothing left to add; `tap`
+        [N, H] receives the sum too."""
         if self.update is None:
-            return rms_norm(self.total, weight, eps), self
-        normed, total = add_rms_norm(self.update, self.total, weight, eps)
+            return rms_norm(self.total, weight, eps, tap), self
+        normed, total = add_rms_norm(self.update, self.total, weight, eps, tap)
         return normed, ResidualStream(total)
 
     def plus_linear(

@@ -5,13 +5,14 @@ head makes of it; `vocabulary_kernel` adds the bias to the base logits and choos
 of tokens. Requests are taken one by one, so that the batch changes no draft.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
 
 from dspark_kernels.backend import next_power_of_2, use_triton
 from dspark_kernels.builds import KernelBuild
+from dspark_kernels.dependent_launch import LINE, launch_options
 from dspark_kernels.noise import gumbel_reference
 from dspark_kernels.quantized_weight import QuantizedWeight
 from dspark_kernels.sequential_head_kernels import features_kernel, vocabulary_kernel
@@ -21,6 +22,15 @@ MarkovKind = Literal["none", "vanilla", "gated", "rnn"]
 NUM_GATES = {"none": 0, "vanilla": 0, "gated": 1, "rnn": 3}
 BLOCK_TOKENS = 64
 BLOCK_FEATURES = 16
+AT_ONCE = 132  # programs of the vocabulary that a large card runs at once: one a multiprocessor
+
+
+class HeadParts(NamedTuple):
+    """Copies of parts of a head's weights, made once."""
+
+    of_hidden: tuple[torch.Tensor, torch.Tensor] | None
+    own_gates: torch.Tensor | None
+    confidence_of_embedding: torch.Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +48,7 @@ class SequentialHead:
     gate_bias: torch.Tensor | None = None
     confidence_weight: torch.Tensor | None = None
     confidence_bias: torch.Tensor | None = None
+    _parts: dict[int, HeadParts] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         w2 = self.w2
@@ -54,7 +65,17 @@ class SequentialHead:
     def rank(self) -> int:
         return 0 if self.w1 is None else self.w1.shape[1]
 
-    def of_hidden(self, hidden_size: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def parts(self, hidden_size: int) -> HeadParts:
+        """Made at the first call, which comes before a capture."""
+        if hidden_size not in self._parts:
+            self._parts[hidden_size] = HeadParts(
+                self._of_hidden(hidden_size),
+                self._own_gates(hidden_size),
+                self._confidence_of_embedding(hidden_size),
+            )
+        return self._parts[hidden_size]
+
+    def _of_hidden(self, hidden_size: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Weight [G, H] and bias [G] of all that reads the hidden state: gates, confidence."""
         weights, biases = [], []
         if self.gate_weight is not None and self.gate_bias is not None:
@@ -66,7 +87,7 @@ class SequentialHead:
             biases.append(self.confidence_bias)
         return (torch.cat(weights), torch.cat(biases)) if weights else None
 
-    def of_own(self, hidden_size: int) -> torch.Tensor | None:
+    def _own_gates(self, hidden_size: int) -> torch.Tensor | None:
         """Weight of the gates [G, r] over the embedding, or [G, 2 r] over (state, embedding)."""
         if self.gate_weight is None:
             return None
@@ -74,7 +95,7 @@ class SequentialHead:
         width = self.rank if self.kind == "gated" else 2 * self.rank
         return self.gate_weight[:, first : first + width].contiguous()
 
-    def confidence_of_embedding(self, hidden_size: int) -> torch.Tensor | None:
+    def _confidence_of_embedding(self, hidden_size: int) -> torch.Tensor | None:
         """[r], if the confidence head reads the embedding."""
         weight = self.confidence_weight
         if weight is None or weight.shape[1] == hidden_size:
@@ -199,12 +220,8 @@ class _Run:
         self.parts = new(4, num_requests, self.num_blocks, dtype=torch.float32)
         rank = max(head.rank, 1)
         self.feature_rows = new(num_requests, rank)
-        self.states = torch.zeros(
-            2, num_requests, rank, dtype=torch.float32, device=base_logits.device
-        )
-        self.own_gates = head.of_own(hidden_size)
-        self.confidence_weight = head.confidence_of_embedding(hidden_size)
-        of_hidden = head.of_hidden(hidden_size)
+        self.states = new(2, num_requests, rank, dtype=torch.float32)
+        of_hidden, self.own_gates, self.confidence_weight = head.parts(hidden_size)
         self.of_hidden = (
             None if of_hidden is None else skinny_linear(hidden.flatten(0, 1), *of_hidden)
         )
@@ -247,6 +264,7 @@ class _Run:
             BLOCK_PARTS=next_power_of_2(self.num_blocks),
             BLOCK_RANK=next_power_of_2(max(rank, BLOCK_FEATURES)),
             BLOCK=BLOCK_FEATURES,
+            **launch_options(self.base_logits.device),
         )
 
     def vocabulary(self, step: int) -> None:
@@ -271,8 +289,17 @@ class _Run:
             CODED=is_coded,
             BLOCK_RANK=next_power_of_2(max(rank, BLOCK_FEATURES)),
             BLOCK=BLOCK_TOKENS,
+            AT_ONCE=AT_ONCE,
+            LINES=1 if w2 is None else _lines_of_row(w2),
             num_warps=8,
+            **launch_options(self.base_logits.device),
         )
+
+
+def _lines_of_row(w2: torch.Tensor | QuantizedWeight) -> int:
+    """That the L2 fetches for a row of the table, a power of two."""
+    codes = w2.codes if isinstance(w2, QuantizedWeight) else w2
+    return next_power_of_2(max(codes[0].nbytes // LINE, 1))
 
 
 def builds() -> list[KernelBuild]:
@@ -293,6 +320,7 @@ def builds() -> list[KernelBuild]:
             constants |= {"HAS_CONFIDENCE": has_markov, "CONFIDENCE_READS_TOKEN": has_markov}
             constants |= {"IS_FIRST": False, "IS_END": False, "BLOCK_PARTS": 4096}
             constants |= {"BLOCK_RANK": max(rank, BLOCK_FEATURES), "BLOCK": BLOCK_FEATURES}
+            constants["DEPENDENT"] = True
             if not has_markov:  # DFlash
                 absent = ("w1", "of_hidden", "own_gates", "confidence_weight", "confidences")
                 signature = {k: v for k, v in signature.items() if k not in absent}
@@ -314,7 +342,7 @@ def _vocabulary_build(element: str, *, is_coded: bool) -> KernelBuild:
     signature |= {"logits": "*fp32", "parts": "*fp32"}
     signature |= dict.fromkeys(("step", "num_requests", "num_steps", "num_tokens"), "i32")
     constants: dict[str, Any] = {"RANK": 256, "BLOCK_RANK": 256, "BLOCK": BLOCK_TOKENS}
-    constants |= {"CODED": is_coded}
+    constants |= {"CODED": is_coded, "AT_ONCE": AT_ONCE, "LINES": 4, "DEPENDENT": True}
     if is_coded:
         signature["w2_scales"] = weight
     else:

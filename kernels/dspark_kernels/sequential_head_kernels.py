@@ -1,8 +1,13 @@
 """The kernels of sequential_head.py per step: features of the last token, the vocabulary."""
 
 from dspark_kernels.backend import jit, tl
+from dspark_kernels.dependent_launch import LINE, touch, wait_for_previous
 from dspark_kernels.noise import gumbel
 from dspark_kernels.rounding import round_to
+
+LINE_BYTES = tl.constexpr(LINE)
+TILES_AHEAD = 3  # that a program fetches for later ones, before it begins itself
+AHEAD = tl.constexpr(TILES_AHEAD)
 
 
 @jit
@@ -64,8 +69,10 @@ def features_kernel(
     BLOCK_PARTS: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
     BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
     """One request and one block of features. Every program finds the last token by itself."""
+    wait_for_previous(DEPENDENT)
     request = tl.program_id(0)
     is_writer = tl.program_id(1) == 0
     if IS_FIRST:
@@ -111,7 +118,8 @@ def features_kernel(
                 gate = gate_sums(own_gates, embedding, row, 0, RANK, RANK, BLOCK_RANK)
                 value *= sigmoid(gate + tl.load(mine_of_hidden + row).to(tl.float32))
             if KIND == "rnn":
-                state = tl.load(old_state + request * RANK + column, mask=column < RANK, other=0.0)
+                KNOWN: tl.constexpr = 0 if IS_FIRST else RANK  # a block begins with zeros
+                state = tl.load(old_state + request * RANK + column, mask=column < KNOWN, other=0.0)
                 gate = tl.load(mine_of_hidden + row).to(tl.float32)
                 gate += gate_sums(own_gates, state, row, 0, RANK, 2 * RANK, BLOCK_RANK)
                 gate += gate_sums(own_gates, embedding, row, RANK, RANK, 2 * RANK, BLOCK_RANK)
@@ -125,11 +133,25 @@ def features_kernel(
                 value += gate_sums(own_gates, embedding, row, RANK, RANK, 2 * RANK, BLOCK_RANK)
                 value = tanh(value)
                 gate = sigmoid(gate)
-                old = tl.load(old_state + request * RANK + feature, mask=is_mine, other=0.0)
+                old = tl.load(old_state + request * RANK + feature, mask=feature < KNOWN, other=0.0)
                 new = gate * old + (1.0 - gate) * tanh(candidate)
                 tl.store(new_state + request * RANK + feature, new, mask=is_mine)
             rounded = round_to(value, features.dtype.element_ty)
             tl.store(features + request * RANK + feature, rounded, mask=is_mine)
+
+
+@jit
+def touch_table(
+    w2: tl.tensor,
+    token: tl.tensor,
+    num_tokens: tl.tensor,
+    RANK: tl.constexpr,
+    LINES: tl.constexpr,
+) -> None:
+    """Rows of W2 that later programs read, into the L2."""
+    PER_LINE: tl.constexpr = LINE_BYTES * 8 // w2.dtype.element_ty.primitive_bitwidth
+    row = tl.minimum(token, num_tokens - 1).to(tl.int64) * RANK
+    touch(w2 + row[:, None] + tl.minimum(tl.arange(0, LINES) * PER_LINE, RANK - 1)[None, :])
 
 
 @jit
@@ -151,22 +173,30 @@ def vocabulary_kernel(
     CODED: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
     BLOCK: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+    LINES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
-    """One block of tokens for every request: its rows of W2 are read once."""
+    """One block of tokens for every request: its rows of W2 are read once, and before the features
+    are there."""
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = token < num_tokens
     column = tl.arange(0, BLOCK_RANK)
     if RANK > 0:
         of_table = tl.minimum(token, num_tokens - 1).to(tl.int64)[:, None] * RANK + column
-        table = tl.load(w2 + of_table, mask=(column < RANK)[None, :], other=0).to(tl.float32)
+        table = tl.load(w2 + of_table, mask=(column < RANK)[None, :], other=0)
         if CODED:
             row_scale = tl.load(w2_scales + tl.minimum(token, num_tokens - 1)).to(tl.float32)
+        if DEPENDENT:
+            for ahead in tl.static_range(1, AHEAD + 1):
+                touch_table(w2, token + ahead * AT_ONCE * BLOCK, num_tokens, RANK, LINES)
+    wait_for_previous(DEPENDENT)
     for request in range(num_requests):
         at = (request * num_steps + step).to(tl.int64) * num_tokens + token
         values = tl.load(base_logits + at, mask=inside, other=0.0).to(tl.float32)
         if RANK > 0:
             own = tl.load(features + request * RANK + column, mask=column < RANK, other=0.0)
-            bias = tl.sum(table * own.to(tl.float32)[None, :], axis=1)
+            bias = tl.sum(table.to(tl.float32) * own.to(tl.float32)[None, :], axis=1)
             values += bias * row_scale if CODED else bias
         tl.store(logits + at, values, mask=inside)
         temperature = tl.load(temperatures + request)

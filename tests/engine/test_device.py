@@ -354,8 +354,8 @@ def test_logits_that_are_no_numbers_are_told_and_not_sampled(sampling, monkeypat
     broken, other = (engine.submit(r) for r in (request(**sampling), request(PROMPT[3:], 30)))
     whole = engine.target.run
 
-    def poisoned(token_ids, rows):
-        result = whole(token_ids, rows)
+    def poisoned(token_ids, rows, drafts=None):
+        result = whole(token_ids, rows, drafts)
         active = engine._requests.get(broken)
         if active is not None:
             lanes = (rows._rows.slots == active.slot.index).nonzero().flatten().tolist()

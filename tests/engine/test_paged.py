@@ -79,7 +79,7 @@ def test_the_device_leads_whatever_keeps_its_contract():
     drafter = Delegate(
         real.drafter,
         "block_size target_layer_ids num_weights open close extend propose fork truncate cache "
-        "block_rows has_confidence draft_vocabulary draft append confidences choose_taps",
+        "block_rows has_confidence draft_vocabulary calibration draft append choose_taps",
     )
     engine = Engine(target, drafter, FullSchedule())
     assert isinstance(engine._rounds, DeviceRounds)

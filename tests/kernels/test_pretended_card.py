@@ -24,10 +24,10 @@ CODED = ("golden:vanilla:bfloat16:int8", "golden:vanilla:bfloat16:fp8")
 FORMATS = ("4b:bf16", "4b:int8", "4b:int4", "4b:fp8", "4b:bf16:int8", "4b:bf16:fp8")
 # nodes of the graphs of one request, plain step and round: lower them whenever they fall
 BUDGETS = {
-    "golden:vanilla:bfloat16": (65, 128),
-    "4b:bf16": (317, 408),
-    "8b:bf16": (317, 408),
-    "14b:bf16": (349, 440),
+    "golden:vanilla:bfloat16": (44, 86),
+    "4b:bf16": (296, 366),
+    "8b:bf16": (296, 366),
+    "14b:bf16": (328, 398),
 }
 # bytes a thread that may spill: a few before a loop, as in attention over float32, cost nothing
 SPILL = 16
@@ -78,27 +78,25 @@ def test_a_pair_on_a_card():
     assert is_within(nodes(found, pair), BUDGETS[pair]), nodes(found, pair)
 
 
-def test_every_kernel_of_a_layer_waits_and_starts_early_where_the_card_can():
-    """A layer as wide as a real one, whose products are split, and one row of it."""
+def test_every_kernel_of_a_round_is_ours_and_starts_early_and_waits_where_the_card_can():
+    """Layers as wide as real ones, whose products are split, and one row of them."""
     pytest.importorskip("triton")
     found = run_rounds(90, "4b:bf16", options=("--of-one", "--layers", "2"))
     check(found)
-    of_a_layer = {
-        "norm.rms_norm_kernel",
-        "norm_rope_write.norm_rope_write_kernel",
-        "paged_attention.paged_attention_kernel",
-        "skinny_linear_kernels.skinny_kernel",
-    }
-    assert of_a_layer <= {*found["waiting"]}
+    halves = [half for each in found["nodes"]["4b:bf16"].values() for half in each.values()]
+    launched = {kernel for half in halves for kernel in half}
+    assert launched == {*found["waiting"]}  # nothing of PyTorch's either
     assert all(found["waiting"].values())
 
 
 def test_the_model_of_time_has_the_nodes_that_run():
-    """14B has four layers more than 4B."""
-    from gpu_parts.time_model import layer_nodes
+    from gpu_parts.shapes import SHAPES
+    from gpu_parts.time_model import round_nodes, step_nodes
 
-    few, many = BUDGETS["4b:bf16"], BUDGETS["14b:bf16"]
-    assert [b - a for a, b in zip(few, many, strict=True)] == [4 * layer_nodes()] * 2
+    for shape in SHAPES:
+        layers = (shape.num_layers, shape.num_draft_layers)
+        modelled = (step_nodes(shape.num_layers), round_nodes(*layers))
+        assert modelled == BUDGETS[f"{shape.name.removeprefix('Qwen3-').lower()}:bf16"]
 
 
 def test_what_a_capture_forbids_is_found():

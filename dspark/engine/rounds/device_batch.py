@@ -15,14 +15,15 @@ from dspark.targets.base import DeviceTarget
 from dspark_kernels import (
     DraftedBlock,
     Filters,
+    LaneState,
     PagedRows,
     Races,
     accept_block,
-    uniforms,
+    end_round,
+    plan_round,
 )
 
 MASKED_LOGIT = -3e4  # below any logit, and finite in every format: a whole block may be masked
-SEED_STEP = 0x9E3779B97F4A7C15 - (1 << 64)  # odd: no two rounds of a request share their noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +55,20 @@ class Lanes:
         def whole(dtype: torch.dtype = torch.int64) -> torch.Tensor:
             return torch.zeros(num_lanes, device=device, dtype=dtype)
 
-        self.anchors, self.lengths, self.seeds = whole(), whole(), whole()
-        self._most_drafts, self._is_live = whole(), whole(torch.bool)
+        self._requests = LaneState(
+            anchors=whole(),
+            lengths=whole(),
+            noise_seeds=whole(),
+            seeds=whole(),
+            is_seeded=whole(torch.bool),
+            is_live=whole(torch.bool),
+            most_drafts=whole(),
+        )
         self._slots, self._draft_slots = whole(torch.int32), whole(torch.int32)
         self._filters = Filters(
             whole(torch.float32), whole(torch.int32), whole(torch.float32).fill_(1.0)
         )
-        self._is_seeded = whole(torch.bool)
+        self._row_starts: dict[int, torch.Tensor] = {}  # by the rows of a request
         self.no_draft = DraftedBlock(
             torch.zeros(num_lanes, 1, device=device, dtype=torch.int64),
             torch.zeros(num_lanes, 1, target.spec.vocab_size, device=device),
@@ -75,7 +83,7 @@ class Lanes:
             else torch.zeros(num_lanes, target.spec.vocab_size, device=device, dtype=target.dtype)
         )
         mask = () if self._logit_mask is None else (self._logit_mask,)
-        self.state = (self.anchors, self.lengths, *mask)
+        self.state = (*self._requests[:3], *mask)
 
     def load_requests(self, batch: tuple[ActiveRequest, ...]) -> None:
         """Load these requests from the host; the remaining lanes idle."""
@@ -90,17 +98,19 @@ class Lanes:
             active.draft_slot.context if active.draft_slot is not None else idle_draft
             for active in batch
         ]
-        fill(self.anchors, [active.anchor for active in batch], 0)
-        fill(self.lengths, [active.slot.length for active in batch], 0)
+        requests = self._requests
+        fill(requests.anchors, [active.anchor for active in batch], 0)
+        fill(requests.lengths, [active.slot.length for active in batch], 0)
         fill(self._slots, [active.slot.index for active in batch], idle.index)
         if idle_draft is not None:
             indices = [slot.index for slot in draft_slots if slot is not None]
             fill(self._draft_slots, indices, idle_draft.index)
         most = [0 if active.draft_slot is None else self.block_size for active in batch]
-        fill(self._most_drafts, most, 0)
-        fill(self._is_live, [1] * len(batch), 0)
-        fill(self.seeds, [_signed(active.sampler.numbers) for active in batch], 0)
-        fill(self._is_seeded, [int(active.sampler.is_coupled) for active in batch], 0)
+        fill(requests.most_drafts, most, 0)
+        fill(requests.is_live, [1] * len(batch), 0)
+        fill(requests.seeds, [_signed(active.sampler.numbers) for active in batch], 0)
+        fill(requests.is_seeded, [int(active.sampler.is_coupled) for active in batch], 0)
+        requests.mix_seeds()
         fill(self._filters.temperature, [sampling.temperature for sampling in samplings], 0)
         fill(self._filters.top_k, [sampling.top_k for sampling in samplings], 0)
         fill(self._filters.top_p, [sampling.top_p for sampling in samplings], 1)
@@ -118,74 +128,59 @@ class Lanes:
             self._logit_mask[lane, torch.tensor(held, device=self._logit_mask.device)] = 0.0
 
     def draft(self, plan: Plan) -> DraftedBlock:
-        drafter = self._drafter
+        drafter, requests = self._drafter, self._requests
         assert drafter is not None
         rows = self._rows(self._draft_slots, drafter.block_rows, plan, causal=False)
-        # shared with the target's draw with a seed; otherwise of this round alone
-        seeds = torch.where(self._is_seeded, self.seeds, self._round_seeds())
         return drafter.draft(
-            self.anchors,
+            requests.anchors,
             drafter.cache.over(rows),
             self._filters.temperature,
-            seeds,
-            self.lengths,
+            requests.noise_seeds,
+            requests.lengths,
             self._logit_mask,
         )
 
     def finish(self, drafted: DraftedBlock, plan: Plan) -> torch.Tensor:
-        """Verify, accept and commit. -> the readback for the host [lanes, 3 + 2 K], int32."""
-        count = plan.num_drafts
-        ids = torch.cat([self.anchors.unsqueeze(1), drafted.token_ids[:, :count]], dim=1)
+        """Verify, accept and commit. -> the readback for the host, as end_round makes it."""
+        count, requests = plan.num_drafts, self._requests
+        chosen = plan_round(
+            drafted.confidence_logits,
+            None if self._drafter is None else self._drafter.calibration,
+            requests,
+            drafted.token_ids.shape[1],
+            count,
+            self._target.spec.context_limit,
+            self._threshold if count else None,
+        )
         rows = self._rows(self._slots, count + 1, plan, causal=True)
-        passed = self._target.run(ids.flatten(), self._cache.over(rows))
-        confidences = self._confidences(drafted)
-        num_drafts = self._num_drafts(count, confidences)
-        numbers = drafted.log_sums.new_empty(self.num_lanes, drafted.log_sums.shape[1] + 1)
+        drafts = drafted.token_ids[:, :count] if count else None
+        passed = self._target.run(requests.anchors, self._cache.over(rows), drafts)
         accepted = accept_block(
             drafted.token_ids,
             drafted.logits,
             drafted.log_sums,
             passed.logits,
-            torch.arange(self.num_lanes, device=ids.device) * (count + 1),
-            num_drafts,
+            rows.row_starts,
+            chosen.num_drafts,
             self._filters,
-            Races(self._is_seeded, self.seeds),
-            uniforms(self._round_seeds(), self.lengths, numbers),
-            self.lengths,
+            Races(requests.is_seeded, requests.noise_seeds),
+            chosen.uniforms,
+            requests.lengths,
         )
         if self._drafter is not None and count:
             draft_rows = self._rows(self._draft_slots, count + 1, plan, causal=False)
             self._drafter.append(passed.taps, self._drafter.cache.over(draft_rows))
         if self._logit_mask is not None:  # all but the last were drafts
             self._logit_mask.scatter_(1, accepted.next_ids.unsqueeze(1), 0.0)
-        facts = [accepted.num_accepted, accepted.next_ids, num_drafts]
-        readback = [torch.stack(facts, dim=1).int(), drafted.token_ids.int()]
-        readback.append(confidences.contiguous().view(torch.int32))
-        self.lengths.copy_(torch.where(self._is_live, accepted.lengths, self.lengths))
-        self.anchors.copy_(torch.where(self._is_live, accepted.next_ids, self.anchors))
-        return torch.cat(readback, dim=1)
+        return end_round(accepted, drafted.token_ids, chosen, requests)
 
     def _rows(self, slots: torch.Tensor, size: int, plan: Plan, *, causal: bool) -> PagedRows:
         """`size` rows of every lane, after its committed ones."""
-        row_starts = torch.arange(self.num_lanes + 1, device=slots.device, dtype=torch.int32) * size
-        return PagedRows(slots, self.lengths.int(), row_starts, size, plan.num_pages, causal)
-
-    def _round_seeds(self) -> torch.Tensor:
-        return self.seeds + self.lengths * SEED_STEP
-
-    def _confidences(self, drafted: DraftedBlock) -> torch.Tensor:
-        """[lanes, K] float32; zeros without a confidence head."""
-        known = None if self._drafter is None else self._drafter.confidences(drafted)
-        return torch.zeros_like(drafted.log_sums) if known is None else known
-
-    def _num_drafts(self, count: int, confidences: torch.Tensor) -> torch.Tensor:
-        """Number of valid drafts per lane, limited by the room in its context."""
-        room = self._target.spec.context_limit - 1 - self.lengths
-        num_drafts = torch.minimum(self._most_drafts, room).clamp(0, count)
-        if self._threshold is not None and count:
-            confident = (confidences >= self._threshold).long().cumprod(dim=1).sum(dim=1)
-            num_drafts = torch.minimum(num_drafts, confident)
-        return num_drafts
+        if size not in self._row_starts:
+            ends = torch.arange(self.num_lanes + 1, device=slots.device, dtype=torch.int32)
+            self._row_starts[size] = ends * size
+        given = (slots, self._requests.lengths, self._row_starts[size])
+        return PagedRows(*given, size, plan.num_pages, causal)
 
 
 def _signed(seed: int) -> int:

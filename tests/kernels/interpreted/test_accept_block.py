@@ -1,5 +1,7 @@
 """Acceptance on the device: the same numbers in, the same tokens out."""
 
+import sys
+
 import pytest
 import torch
 
@@ -63,6 +65,25 @@ def test_the_same_numbers_choose_the_same_tokens(device, dtype, num_tokens, seed
             assert row[: kept + 1].tolist() == wanted[: kept + 1].tolist()
         seen.update(result.num_accepted.tolist())
     assert len(seen) >= 3  # refused at once, later, and never
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parts_of_a_row_are_one_row(device, dtype, monkeypatch, backwards):
+    """Whoever arrives last finishes it; of equal logits the first counts, in whatever part."""
+    given = make_round(device, dtype, 600, 3)
+    given[3][:, [70, 300, 599]] = 20.0
+    whole = accept_block(*given)
+    module = sys.modules[accept_block.__module__]
+    monkeypatch.setattr(module, "ROW_SPAN", 128)
+    monkeypatch.setattr(module, "BLOCK_ROW", 64)
+    in_parts = accept_block(*given)
+    expected = accept_block_reference(*given)
+    backwards()
+    for result in (whole, in_parts, accept_block(*given)):
+        assert result.next_ids.tolist() == expected.next_ids.tolist()
+        assert result.num_accepted.tolist() == expected.num_accepted.tolist()
+    given[3][:, 599] = float("nan")
+    assert accept_block(*given).num_accepted.tolist() == [-1] * REQUESTS
 
 
 def test_the_reference_is_the_engines_rule():

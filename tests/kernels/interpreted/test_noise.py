@@ -12,7 +12,6 @@ from dspark_kernels.noise import (
     gumbel_row,
     words,
 )
-from dspark_kernels.uniforms import uniforms, uniforms_reference
 
 BLOCK = 64
 CASES = [(0, 0), (5, 17), (2**63 + 9, 3), (2**64 - 1, 2**31 + 5), (-7, 4097)]
@@ -48,13 +47,3 @@ def test_bits_and_noise_are_those_of_the_host(device):
         wanted = gumbel_row(seed, place, shape[1])
         assert torch.equal(exact[row].cpu(), wanted)
         assert (quick[row].cpu() - wanted).abs().max() < MARGIN.value / 8
-
-
-def test_uniform_numbers_are_those_of_the_host(device):
-    seeds = torch.tensor([3, -5, 2**62], device=device)
-    places = torch.tensor([0, 9, 2**33], device=device)
-    for count in (1, 6, 9):
-        like = torch.empty(3, count, device=device)
-        ours = uniforms(seeds, places, like)
-        assert torch.equal(ours, uniforms_reference(seeds, places, like))
-        assert (ours >= 0).all() and (ours < 1).all()

@@ -39,6 +39,17 @@ def test_add_rms_norm(device, dtype, width):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_what_was_normed_is_kept_as_a_tap(device, dtype):
+    x, residual = torch.randn(2, 5, 63, device=device).to(dtype)
+    weight = torch.randn(63, device=device).to(dtype)
+    taps = torch.full((5, 2, 63), float("nan"), device=device, dtype=dtype)
+    normed, total = add_rms_norm(x, residual, weight, 1e-6, taps[:, 1])
+    assert torch.equal(taps[:, 1], total)
+    assert torch.equal(rms_norm(total, weight, 1e-6, taps[:, 0]), normed)
+    assert torch.equal(taps[:, 0], total)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_does_not_depend_on_the_others(device, dtype):
     x = torch.randn(17, 1000, device=device).to(dtype)
     weight = torch.randn(1000, device=device).to(dtype)
