@@ -16,13 +16,15 @@ def library_of(function: str) -> str:
     """Operations with formats or sizes have a library for each: few are ever needed."""
     from dspark_kernels.cpu.driver_text import EXPORTS
 
-    if function.startswith(("matrix_", "attend_", "embed_")):
+    if function.startswith(("matrix_", "attend_", "embed_", "floats_")):
         return function
     return "driver" if function in EXPORTS else "rows"
 
 
 def source(library: str, variant: Variant) -> Source:
     from dspark_kernels.cpu import driver_text, matrix_text, rows_text
+    from dspark_kernels.cpu.file_weight import PACKINGS
+    from dspark_kernels.cpu.float_matrix_text import float_matrix_text
 
     if library == "driver":
         return Source(lambda: driver_text.driver_text(not _is_arm()), driver_text.EXPORTS)
@@ -32,6 +34,9 @@ def source(library: str, variant: Variant) -> Source:
     if kind == "attend":
         head_dim, group = map(int, which.split("_"))
         return Source(lambda: rows_text.attend_text(head_dim, group), [library])
+    if kind == "floats":
+        packed = next(each for each in PACKINGS if each == which)
+        return Source(lambda: float_matrix_text(packed, variant.name), [library])
     if kind == "embed":
         return Source(lambda: rows_text.embed_text(which), [library])
     return Source(lambda: matrix_text.matrix_text(which, variant.name), [library])

@@ -1,0 +1,120 @@
+"""A weight [N, K] in the bytes of its file: plain numbers, FP8 in blocks, or FP4 in runs of 32.
+
+FP8 is e4m3 and FP4 is e2m1, two codes to a byte with the even column in the low half; a block has
+the byte of an exponent (e8m0): 2^(byte - 127). Bytes may be mapped from the file: nothing copies
+them.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+
+Kind = Literal["float32", "bfloat16", "fp8", "fp4"]
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # by the lower three bits; the highest is the sign
+SCALE_BIAS = 127
+SMALLEST_SCALE, LARGEST_SCALE = 1, 254  # 255 is no number, and 0 no normal float32
+
+
+class Packing(NamedTuple):
+    """`exponent`: codes as the bits of half floats are 2^-exponent of their value."""
+
+    bits: int
+    exponent: int = 0
+
+
+PACKINGS: dict[Kind, Packing] = {
+    "float32": Packing(32),
+    "bfloat16": Packing(16),
+    "fp8": Packing(8, 8),
+    "fp4": Packing(4, 14),
+}
+KINDS: dict[torch.dtype, Kind] = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float8_e4m3fn: "fp8",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FileWeight:
+    """codes uint8 [N, bytes of a row]; scales uint8 [N / height, K / width] of blocks, None for
+    plain numbers."""
+
+    kind: Kind
+    codes: torch.Tensor
+    scales: torch.Tensor | None = None
+    height: int = 1
+    width: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for scales that do not fit."""
+        (num_rows, num_columns), found = self.shape, None
+        if self.scales is not None:
+            found = tuple(self.scales.shape)
+        wanted = None
+        if self.width:
+            wanted = (-(-num_rows // self.height), -(-num_columns // self.width))
+        if found != wanted or (self.kind in ("fp8", "fp4")) != (wanted is not None):
+            raise ValueError(f"scales are {found}, {wanted} expected")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.codes.shape[0], self.codes.shape[1] * 8 // PACKINGS[self.kind].bits
+
+    @property
+    def num_bytes(self) -> int:
+        return self.codes.numel() + (0 if self.scales is None else self.scales.numel())
+
+    def rows(self, begin: int, end: int) -> "FileWeight":
+        """Rows `begin` to `end`, in the same memory. Raises ValueError inside a block."""
+        if begin % self.height:
+            raise ValueError(f"row {begin} is inside a block of {self.height}")
+        scales = self.scales
+        if scales is not None:
+            scales = scales[begin // self.height : -(-end // self.height)]
+        return replace(self, codes=self.codes[begin:end], scales=scales)
+
+    def values(self) -> torch.Tensor:
+        """Codes as numbers, without their scales: float32 [N, K]."""
+        if self.kind == "fp4":
+            signed = torch.tensor([*E2M1, *(-value for value in E2M1)])
+            both = torch.stack([self.codes & 15, self.codes >> 4], dim=-1)
+            return signed[both.flatten(1).int()]
+        dtype = next(dtype for dtype, kind in KINDS.items() if kind == self.kind)
+        return self.codes.contiguous().view(dtype).float()
+
+    def factors(self) -> torch.Tensor:
+        """Of blocks: float32 [N / height, K / width]."""
+        assert self.scales is not None
+        return scale_values(self.scales)
+
+    def dequantized(self) -> torch.Tensor:
+        """float32 [N, K]."""
+        values = self.values()
+        if self.scales is None:
+            return values
+        num_rows, num_columns = self.shape
+        factors = self.factors().repeat_interleave(self.height, dim=0)[:num_rows]
+        return values * factors.repeat_interleave(self.width, dim=1)[:, :num_columns]
+
+
+def scale_values(scales: torch.Tensor) -> torch.Tensor:
+    """uint8 exponents, none of them 0 or 255 -> float32."""
+    return (scales.int() << 23).view(torch.float32)
+
+
+def file_weight(
+    tensor: torch.Tensor, scales: torch.Tensor | None = None, height: int = 1, width: int = 0
+) -> FileWeight:
+    """Of a tensor [N, K] as it is stored; bytes without a dtype of their own are FP4."""
+    kind = KINDS.get(tensor.dtype, "fp4")
+    if scales is not None:
+        scales = scales.view(torch.uint8)
+    return FileWeight(kind, tensor.view(torch.uint8), scales, height, width)
+
+
+def has_invalid_scale(scales: torch.Tensor) -> bool:
+    """scales uint8 [...]."""
+    low, high = scales.aminmax()
+    return bool(low < SMALLEST_SCALE or high > LARGEST_SCALE)

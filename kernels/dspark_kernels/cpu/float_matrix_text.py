@@ -1,0 +1,140 @@
+"""Rows of float32 times weights in the bytes of their file, in LLVM's text."""
+
+from collections.abc import Sequence
+
+from dspark_kernels.cpu.file_weight import PACKINGS, Kind
+from dspark_kernels.cpu.float_matrix import OUTPUTS
+from dspark_kernels.cpu.float_text import FLOATS, LANES, numbers, write_declarations, write_tree
+from dspark_kernels.cpu.llvm_text import Carried, Loop, Text, constant
+
+ROWS = {16: (4, 2, 1), 8: (2, 1), 4: (1,)}  # together, by how many floats a register holds
+TOGETHER = {16: 4, 8: 2, 4: 2}  # outputs
+REGISTER = {"vnni512": 16, "avxvnni": 8, "avx2": 8, "neon": 4, "generic": 4}
+SHORTS = f"<{LANES} x i16>"
+
+
+
+def float_matrix_text(kind: Kind, variant: str) -> str:
+    """The text of `floats_{kind}`; its words are those of multiply_floats_op."""
+    text, lanes = Text(), REGISTER[variant]
+    text.raw(f"define void @floats_{kind}(ptr %own, ptr %step, i64 %first, i64 %last) {{")
+    x, x_stride = text.argument("%own", 0, "ptr"), text.argument("%own", 1)
+    out, out_stride = text.argument("%own", 2, "ptr"), text.argument("%own", 3)
+    rows = text.load("i64", "%step", 8)
+    units = Loop(text, "%first", "%last")
+    for begin in range(0, OUTPUTS, TOGETHER[lanes]):
+        places = range(begin, begin + TOGETHER[lanes])
+        outputs = [_output(text, kind, units.index, place) for place in places]
+        done = "0"
+        for count in ROWS[lanes]:
+            end = text.set(f"and i64 {rows}, {-count}")
+            tiles = Loop(text, done, end, step=str(count))
+            here = [text.set(f"add i64 {tiles.index}, {index}") for index in range(count)]
+            xs = [text.at(x, text.set(f"mul i64 {row}, {x_stride}")) for row in here]
+            outs = [text.at(out, text.set(f"mul i64 {row}, {out_stride}")) for row in here]
+            _tile(text, kind, xs, outs, outputs)
+            tiles.close()
+            done = end
+    units.close()
+    text.do("ret void")
+    text.raw("}")
+    write_declarations(text)
+    text.raw("declare i64 @llvm.smin.i64(i64, i64)")
+    return str(text)
+
+
+class _Output:
+    """One row of the weight: its number, its codes and its scales."""
+
+    def __init__(self, number: str, codes: str, scales: str) -> None:
+        self.number, self.codes, self.scales = number, codes, scales
+
+
+def _output(text: Text, kind: Kind, unit: str, place: int) -> _Output:
+    """Of a unit; the last output again where the weight has no more."""
+    most = text.set(f"sub i64 {text.argument('%own', 11)}, 1")
+    wanted = text.set(f"add i64 {text.set(f'mul i64 {unit}, {OUTPUTS}')}, {place}")
+    number = text.set(f"call i64 @llvm.smin.i64(i64 {wanted}, i64 {most})")
+    row_bytes = text.argument("%own", 5)
+    codes = text.at(text.argument("%own", 4, "ptr"), text.set(f"mul i64 {number}, {row_bytes}"))
+    if not PACKINGS[kind].exponent:
+        return _Output(number, codes, "null")
+    block = text.set(f"udiv i64 {number}, {text.argument('%own', 8)}")
+    inside = text.set(f"mul i64 {block}, {text.argument('%own', 7)}")
+    return _Output(number, codes, text.at(text.argument("%own", 6, "ptr"), inside))
+
+
+def _tile(
+    text: Text, kind: Kind, xs: Sequence[str], outs: Sequence[str], outputs: Sequence[_Output]
+) -> None:
+    """Some rows times some outputs."""
+    pairs = [(row, output) for row in range(len(xs)) for output in range(len(outputs))]
+    zeros = [Carried(FLOATS, "zeroinitializer")] * len(pairs)
+    num_chunks, packing = text.argument("%own", 10), PACKINGS[kind]
+    blocks = Loop(text, "0", text.argument("%own", 9), zeros)
+    before = text.set(f"mul i64 {blocks.index}, {num_chunks}")
+    chunks = Loop(text, "0", num_chunks, zeros)
+    chunk = text.set(f"add i64 {before}, {chunks.index}")
+    code_at = text.set(f"mul i64 {chunk}, {packing.bits * LANES // 8}")
+    x_at = text.set(f"shl i64 {chunk}, 6")
+    weights = [_weights(text, kind, text.at(each.codes, code_at)) for each in outputs]
+    values = [text.load(FLOATS, text.at(each, x_at)) for each in xs]
+    sums = [
+        text.fma(LANES, weights[output], values[row], sum_before)
+        for (row, output), sum_before in zip(pairs, chunks.values, strict=True)
+    ]
+    sums = chunks.close(sums)
+    if packing.exponent:
+        factors = [_factor(text, text.at(each.scales, blocks.index)) for each in outputs]
+        grown = numbers(2.0**packing.exponent)
+        sums = [
+            text.fma(LANES, text.set(f"fmul {FLOATS} {each}, {grown}"), factors[output], total)
+            for (_, output), each, total in zip(pairs, sums, blocks.values, strict=True)
+        ]
+    totals = blocks.close(sums)
+    for (row, output), total in zip(pairs, totals, strict=True):
+        place = text.at(outs[row], text.set(f"shl i64 {outputs[output].number}, 2"))
+        text.store("float", write_tree(text, total), place)
+
+
+def _factor(text: Text, scale: str) -> str:
+    byte = text.set(f"zext i8 {text.load('i8', scale)} to i32")
+    factor = text.set(f"bitcast i32 {text.set(f'shl i32 {byte}, 23')} to float")
+    return text.splat("float", LANES, factor)
+
+
+def _weights(text: Text, kind: Kind, address: str) -> str:
+    """16 codes as floats; of FP8 and FP4 as if they were half floats."""
+    if kind == "float32":
+        return text.load(FLOATS, address)
+    if kind == "bfloat16":
+        words = text.set(f"zext {SHORTS} {text.load(SHORTS, address)} to <{LANES} x i32>")
+        moved = text.set(f"shl <{LANES} x i32> {words}, {constant('i32', LANES, 16)}")
+        return text.set(f"bitcast <{LANES} x i32> {moved} to {FLOATS}")
+    bits = _fp8_bits(text, address) if kind == "fp8" else _fp4_bits(text, address)
+    halves = text.set(f"bitcast {SHORTS} {bits} to <{LANES} x half>")
+    return text.set(f"fpext <{LANES} x half> {halves} to {FLOATS}")
+
+
+def _fp8_bits(text: Text, address: str) -> str:
+    """Sign, four bits of exponent, three of mantissa, moved to where a half float has them."""
+    codes = text.load(f"<{LANES} x i8>", address)
+    shorts = text.set(f"zext <{LANES} x i8> {codes} to {SHORTS}")
+    high = text.set(f"shl {SHORTS} {shorts}, {constant('i16', LANES, 8)}")
+    moved = text.set(f"ashr {SHORTS} {high}, {constant('i16', LANES, 1)}")
+    return text.set(f"and {SHORTS} {moved}, {constant('i16', LANES, -0x4001)}")
+
+
+def _fp4_bits(text: Text, address: str) -> str:
+    """As _fp8_bits, of two bits of exponent and one of mantissa, two codes in a byte."""
+    codes = text.load(f"<{LANES // 2} x i8>", address)
+    twice = ", ".join(f"i32 {lane // 2}" for lane in range(LANES))
+    kind = f"<{LANES // 2} x i8>"
+    pairs = text.set(f"shufflevector {kind} {codes}, {kind} poison, <{LANES} x i32> <{twice}>")
+    shorts = text.set(f"zext <{LANES} x i8> {pairs} to {SHORTS}")
+    places = ", ".join(f"i16 {12 - 4 * (lane % 2)}" for lane in range(LANES))
+    high = text.set(f"shl {SHORTS} {shorts}, <{places}>")  # the code in the four highest bits
+    sign = text.set(f"and {SHORTS} {high}, {constant('i16', LANES, -0x8000)}")
+    moved = text.set(f"lshr {SHORTS} {high}, {constant('i16', LANES, 3)}")
+    size = text.set(f"and {SHORTS} {moved}, {constant('i16', LANES, 0x0E00)}")
+    return text.set(f"or {SHORTS} {sign}, {size}")
