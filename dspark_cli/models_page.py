@@ -43,9 +43,9 @@ substitute that was tested. *Golden runs*: equal to the reference implementation
 on tiny models. *First blocks*: equal to the reference's drafts and logits after a prompt, on a tiny
 model. *Toy models*: files by an independent writer, read back and decoded. *Needs* is the total
 memory of a chat of 4,096 tokens on a CPU, in float32 (the default) and in bfloat16 (`--dtype
-bfloat16`); for DeepSeek-V4, on GPUs that keep FP8, and with FP8 unpacked. It leaves out heads of
-unknown size. `dspark list` shows how much each pair needs on your machine, `dspark show PAIR` the
-source of each figure.
+bfloat16`); for DeepSeek-V4, on GPUs that keep FP8, as stored on a CPU, and with FP8 unpacked. It
+leaves out heads of unknown size. `dspark list` shows how much each pair needs on your machine,
+`dspark show PAIR` the source of each figure.
 """
 
 
@@ -86,9 +86,10 @@ def _pairs() -> Iterator[str]:
 
 
 def _needs(of: Footprint) -> Iterator[str]:
-    """As `dspark list` prints it on a CPU, and in bfloat16; for FP8, on a GPU that keeps it."""
+    """As `dspark list` prints it on a CPU, and in bfloat16; FP8 also on a GPU that keeps it."""
     if of.stored_bytes is not None:
         yield f"{_on(of, 'cuda', 2)} with FP8"
+        yield f"{_on(of, 'cpu', 4)} on a CPU"
         yield f"{_on(of, 'cpu', 2)} else"
         return
     yield _on(of, "cpu", 4)

@@ -1,29 +1,28 @@
 """The DSpark head in a DeepSeek-V4 target's own shards: only `mtp.*`, found by the index."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from dspark.checkpoints.deepseek_v4_check import check_layout, scale_of, wanted_tensors
 from dspark.checkpoints.deepseek_v4_config import (
     ENGINES,
     DeepseekV4HeadConfig,
     dense_shapes,
-    expert_shapes,
 )
+from dspark.checkpoints.deepseek_v4_layout import expert_shapes
 from dspark.checkpoints.model_folder import Folder, ModelFolder
-from dspark.checkpoints.safetensors_dir import FLOATS, TensorInfo, iterate_tensors, tensor_infos
+from dspark.checkpoints.safetensors_dir import TensorInfo, iterate_tensors, tensor_infos
 from dspark.errors import CheckpointError
 from dspark_kernels.quantized_weight import QuantizedWeight
-from dspark_kernels.repacked_weight import FP4_GROUP, e8m0, from_fp4, from_fp8
+from dspark_kernels.repacked_weight import e8m0, from_fp4, from_fp8
 
 PREFIX = "mtp."
 STAGE = re.compile(r"mtp\.(\d{1,3})\.")
 EXPERT = re.compile(r"mtp\.(\d+)\.ffn\.experts\.(\d+)\.(w[123])")
-SCALES = ("F8_E8M0", "U8")
-BYTES = ("I8", "U8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ def read_own_head(
     experts: dict[tuple[int, int, str], QuantizedWeight] = {}
     waiting: dict[str, torch.Tensor] = {}  # of two halves, the first one read
     for name, tensor in iterate_tensors(folder, PREFIX):
-        if _scale_of(name) not in infos and not name.endswith(".scale"):
+        if scale_of(name) not in infos and not name.endswith(".scale"):
             dense[name] = _typed(name, tensor.to(device), dtype)
             continue
         waiting[name] = tensor.to(device)
@@ -105,44 +104,10 @@ def _typed(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     )
 
 
-def _scale_of(name: str) -> str:
-    return f"{name.removesuffix('.weight')}.scale"
-
-
 def _check(infos: Mapping[str, TensorInfo], config: DeepseekV4HeadConfig, folder: Path) -> None:
     """Raises CheckpointError naming the first tensor that is missing, unexpected or different."""
     if config.num_stages * config.num_experts > len(infos):  # before generating that many names
         raise CheckpointError(f"{folder} lacks experts of its DSpark head", ENGINES)
-    expected = dict(_wanted(infos, config))
-    wrong = [
-        *(f"it lacks {name}" for name in expected if name not in infos),
-        *(f"it has the unexpected {name[:80]!r}" for name in infos if name not in expected),
-        *(
-            f"{name} is {info.dtype} {list(info.shape)}, not {types[0]} {list(shape)}"
-            for name, (types, shape) in expected.items()
-            if (info := infos.get(name)) and (info.dtype not in types or info.shape != shape)
-        ),
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"the DSpark head in {folder} is damaged or of another kind: {wrong[0]}", ENGINES
-        )
-
-
-def _wanted(
-    infos: Mapping[str, TensorInfo], config: DeepseekV4HeadConfig
-) -> Iterator[tuple[str, tuple[tuple[str, ...], tuple[int, ...]]]]:
-    """Name -> types and shape. A dense matrix may be quantised, or plain without a scale."""
-    rows, columns = config.scale_block
-    for name, shape in dense_shapes(config).items():
-        if _scale_of(name) not in infos:
-            yield name, (FLOATS, shape)
-            continue
-        yield name, (("F8_E4M3",), shape)
-        yield _scale_of(name), (SCALES, (-(-shape[0] // rows), -(-shape[1] // columns)))
-    for stage in range(config.num_stages):
-        for expert in range(config.num_experts):
-            for matrix, (height, width) in expert_shapes(config).items():
-                name = f"mtp.{stage}.ffn.experts.{expert}.{matrix}"
-                yield f"{name}.weight", (BYTES, (height, width // 2))
-                yield f"{name}.scale", (SCALES, (height, width // FP4_GROUP))
+    stages = [f"mtp.{stage}" for stage in range(config.num_stages)]
+    expected = dict(wanted_tensors(infos, dense_shapes(config), stages, config))
+    check_layout(infos, expected, "the DSpark head", folder, ENGINES)

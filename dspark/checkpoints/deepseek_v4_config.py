@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dspark.checkpoints.config_values import LARGEST_SIZE, positive
+from dspark.checkpoints.deepseek_v4_layout import block_shapes, collapse_shapes, expert_shapes
 from dspark.checkpoints.dspark_config import LARGEST_BLOCK
 from dspark.checkpoints.head_config import MarkovType
 from dspark.config import Algorithm
@@ -195,39 +196,14 @@ def _refuse_unestablished(raw: Mapping[str, Any], num_stages: int) -> None:
 def dense_shapes(config: DeepseekV4HeadConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor except the routed experts' and the scales."""
     hidden, streams = config.hidden_size, config.num_streams
-    mixes = (2 + streams) * streams
-    queries = config.num_heads * config.head_dim
-    outputs = config.output_groups * config.output_rank
-    stage: dict[str, tuple[int, ...]] = {
-        "attn.wq_a.weight": (config.query_rank, hidden),
-        "attn.wq_b.weight": (queries, config.query_rank),
-        "attn.wkv.weight": (config.head_dim, hidden),
-        "attn.wo_a.weight": (outputs, queries // config.output_groups),
-        "attn.wo_b.weight": (hidden, outputs),
-        "attn.q_norm.weight": (config.query_rank,),
-        "attn.kv_norm.weight": (config.head_dim,),
-        "attn.attn_sink": (config.num_heads,),
-        "attn_norm.weight": (hidden,),
-        "ffn_norm.weight": (hidden,),
-        "ffn.gate.weight": (config.num_experts, hidden),
-        "ffn.gate.bias": (config.num_experts,),
-        **{f"ffn.shared_experts.{n}.weight": s for n, s in expert_shapes(config).items()},
-    }
-    for part in ("hc_attn", "hc_ffn"):
-        stage |= {
-            f"{part}_fn": (mixes, streams * hidden),
-            f"{part}_base": (mixes,),
-            f"{part}_scale": (3,),
-        }
+    stage = block_shapes(config)
     last = f"mtp.{config.num_stages - 1}"
     return {
         **{f"mtp.{i}.{name}": s for i in range(config.num_stages) for name, s in stage.items()},
         "mtp.0.main_proj.weight": (hidden, config.tap_width),
         "mtp.0.main_norm.weight": (hidden,),
         f"{last}.norm.weight": (hidden,),
-        f"{last}.hc_head_fn": (streams, streams * hidden),
-        f"{last}.hc_head_base": (streams,),
-        f"{last}.hc_head_scale": (1,),
+        **{f"{last}.{name}": shape for name, shape in collapse_shapes(hidden, streams).items()},
         f"{last}.markov_head.markov_w1.weight": (config.vocab_size, config.markov_rank),
         f"{last}.markov_head.markov_w2.weight": (config.vocab_size, config.markov_rank),
         f"{last}.confidence_head.proj.weight": (1, hidden + config.markov_rank),
@@ -239,9 +215,3 @@ def count_own_parameters(config: DeepseekV4HeadConfig) -> int:
     experts = sum(math.prod(shape) for shape in expert_shapes(config).values())
     dense = sum(math.prod(shape) for shape in dense_shapes(config).values())
     return dense + config.num_stages * config.num_experts * experts
-
-
-def expert_shapes(config: DeepseekV4HeadConfig) -> dict[str, tuple[int, int]]:
-    """w1 is the gate, w3 the up and w2 the down projection."""
-    hidden, inner = config.hidden_size, config.expert_size
-    return {"w1": (inner, hidden), "w2": (hidden, inner), "w3": (inner, hidden)}

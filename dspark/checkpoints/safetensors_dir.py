@@ -1,5 +1,6 @@
 """Tensors of a folder of safetensors files, with all headers checked before any tensor is read."""
 
+import warnings
 from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +155,27 @@ class StoredTensors(MutableMapping[str, torch.Tensor]):
         return len(self._places)
 
 
+def mapped_tensors(folder: Folder, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """Tensors of `names` in the memory of their mapped files: nothing is read before it is used.
+    They must not be written to."""
+    found = {}
+    for file, entry in _entries(ModelFolder.of(folder)):
+        if entry.name in names:
+            found[entry.name] = _mapped(file, entry)
+    return found
+
+
+def _mapped(file: SafetensorsFile, entry: Entry) -> torch.Tensor:
+    dtype = _dtype(file, entry)
+    if not entry.num_bytes or entry.start % dtype.itemsize:
+        return _numbers(file, entry)
+    with warnings.catch_warnings():  # that it cannot be written to
+        warnings.simplefilter("ignore")
+        count = entry.num_bytes // dtype.itemsize
+        flat = torch.frombuffer(file.mapped, dtype=dtype, count=count, offset=entry.start)
+    return flat.view(entry.shape)
+
+
 def has_codes(folder: Folder) -> bool:
     """Whether weights of the folder are stored in the codes of a GGUF."""
     return any(entry.codes for _, entry in ModelFolder.of(folder).entries())
@@ -170,12 +192,17 @@ def _tensor(file: SafetensorsFile, entry: Entry) -> torch.Tensor:
     return _numbers(file, entry) if weight is None else weight.dequantized()
 
 
-def _numbers(file: SafetensorsFile, entry: Entry) -> torch.Tensor:
+def _dtype(file: SafetensorsFile, entry: Entry) -> torch.dtype:
     dtype = KINDS.get(entry.dtype)
     if dtype is None:
         raise CheckpointError(
             f"{file.path} holds {shown(entry.name)} in {entry.dtype}, which is not supported"
         )
+    return dtype
+
+
+def _numbers(file: SafetensorsFile, entry: Entry) -> torch.Tensor:
+    dtype = _dtype(file, entry)
     *sizes, last = entry.shape or (1,)
     if dtype is torch.float4_e2m1fn_x2:  # two numbers per element
         last //= 2

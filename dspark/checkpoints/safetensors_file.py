@@ -7,11 +7,13 @@ that whatever it refuses is refused here too.
 
 import json
 import math
+import mmap
 import os
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,12 @@ class SafetensorsFile:
                 if not (num_read := self._file.readinto(memory)):
                     raise ValueError(f"truncated at {shown(entry.name)}")
                 memory = memory[num_read:]
+
+    @cached_property
+    def mapped(self) -> mmap.mmap:
+        """The whole file, read-only; the system reads what is looked at, and may forget it."""
+        with _told(self.path, "cannot be mapped"):
+            return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 @contextmanager

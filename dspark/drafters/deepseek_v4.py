@@ -6,6 +6,7 @@ de-quantised; engines with FP8 kernels round the inputs as well.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -122,7 +123,7 @@ class DeepseekV4Drafter:
         windows, is_there = _side_by_side([slot.keys for slot in slots])
         for stage, window in zip(self._stages, windows, strict=True):
             streams = stage(streams, angles, window, is_there)
-        return collapse(streams, config, self._last)
+        return collapse(streams, config, self._last, _linear(self._last["hc_head_fn"]))
 
     def _choose_left_to_right(
         self, base: torch.Tensor, hidden: torch.Tensor, anchors: torch.Tensor, chooser: Chooser
@@ -161,8 +162,10 @@ class _Stage:
         stage_tensors = _below(weights.dense, f"mtp.{index}.")
         self.attention = WindowAttention(config, stage_tensors)
         self._experts = Experts(config, stage_tensors, weights.experts[index])
-        self._around_attention = StreamMixer(config, stage_tensors, "hc_attn")
-        self._around_experts = StreamMixer(config, stage_tensors, "hc_ffn")
+        self._around_attention, self._around_experts = (
+            StreamMixer(config, stage_tensors, name, _linear(stage_tensors[f"{name}_fn"]))
+            for name in ("hc_attn", "hc_ffn")
+        )
         self._attention_norm, self._experts_norm = (
             stage_tensors["attn_norm.weight"],
             stage_tensors["ffn_norm.weight"],
@@ -184,6 +187,10 @@ class _Stage:
         x = norm(x, self._experts_norm, self._eps)
         out = self._experts(x.flatten(0, 1)).view_as(x)
         return taken_up(streams, out, post, mix)
+
+
+def _linear(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    return partial(F.linear, weight=weight)
 
 
 def _below(weights: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from dspark.hub.memory_needed import (
     Footprint,
     Room,
     brings_own_head,
+    is_mapped,
     memory_needed,
     of_folders,
     of_pair,
@@ -72,12 +73,17 @@ def _bytes(dtype: str) -> int:
     return FLOAT if dtype == "float32" else HALF
 
 
-def settings(found: list[Room]) -> list[tuple[Room, str]]:
-    """The default device and number format first; then two bytes per number, wherever that fits,
-    with the options that select it."""
+def settings(found: list[Room], of: Footprint | None = None) -> list[tuple[Room, str]]:
+    """The default device and number format first; then, with the options that select them, where
+    `of` runs as it is stored, and two bytes per number wherever that fits."""
+    mapped = [
+        (room, f"--device {room.device}")
+        for room in found[1:]
+        if of is not None and is_mapped(of, room)
+    ]
     halves = [replace(room, value_bytes=HALF, keeps_codes=False) for room in found]
     asked = [f"--device {room.device} --dtype bfloat16" for room in found]
-    return [(found[0], ""), *zip(halves, asked, strict=True)]
+    return [(found[0], ""), *mapped, *zip(halves, asked, strict=True)]
 
 
 def footprint(pair: Pair) -> Footprint | None:
@@ -112,13 +118,13 @@ def check_memory(pair: Pair, runtime: RuntimeConfig | None = None) -> None:
 def check_room(of: Footprint, name: str, runtime: RuntimeConfig | None, other_ways: str) -> None:
     """Raises MemoryFullError with alternatives: options with which it fits, then others."""
     devices = rooms()
-    possible = [each for each, _ in settings(devices)]
+    possible = [each for each, _ in settings(devices, of)]
     asked = possible if runtime is None else [room_for(runtime, devices)]
     if any(memory_needed(of, room) <= room.usable for room in asked):
         return
     needed = " or ".join(dict.fromkeys(_told(of, room) for room in asked))
     there = ", ".join(f"{gigabytes(room.total)} ({room.device})" for room in devices)
-    fitting = [options for room, options in settings(devices) if _fits(of, room) and options]
+    fitting = [options for room, options in settings(devices, of) if _fits(of, room) and options]
     first = f"It fits with {fitting[0]}; {other_ways}" if fitting else other_ways
     raise MemoryFullError(
         f"{name} needs {needed} of memory; there is {there}", first[:1].upper() + first[1:]
@@ -140,6 +146,8 @@ def _told(of: Footprint, room: Room) -> str:
 def number_format(of: Footprint | None, room: Room) -> str:
     """The form in which the weights are held there; the room's own for a pair of unknown size."""
     if of is not None and of.stored_bytes is not None:
+        if is_mapped(of, room):
+            return "as stored"
         return "FP8" if room.keeps_quantized else "FP8 unpacked"
     if of is not None and of.coded_values and room.keeps_codes:
         return "as stored"

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dspark.checkpoints.deepseek_v4_config import MODEL_TYPE
+from dspark.checkpoints.deepseek_v4_target_config import is_published_layout
 from dspark.checkpoints.detect import SUBFOLDER, Packaging
 from dspark.checkpoints.model_folder import (
     DRAFT_VOCABULARY,
@@ -85,7 +87,8 @@ class Footprint:
 
     `cache`: of one token, target and head. `stored_bytes`: of FP8 weights if they stay quantized.
     `coded_values`: those that are stored in the codes of a GGUF, which are `coded_bytes`.
-    `copied_values`: those of a head that are int8 copies beside it.
+    `copied_values`: those of a head that are int8 copies beside it. `runs_mapped`: DeepSeek-V4's
+    own layout, whose `stored_bytes` a CPU multiplies with where the files have them.
     """
 
     values: int
@@ -98,6 +101,7 @@ class Footprint:
     coded_values: int = 0
     coded_bytes: int = 0
     copied_values: int = 0
+    runs_mapped: bool = False
 
     def plus_head(self, values: int, cache: int, copied_values: int = 0) -> "Footprint":
         return replace(
@@ -121,8 +125,8 @@ def weight_bytes(of: Footprint, room: Room) -> int:
     when needed.
     """
     if of.stored_bytes is not None:  # bfloat16 unless kept quantized, whatever the dtype
-        stored = of.stored_bytes if room.keeps_quantized else of.values * 2
-        return stored
+        is_kept = room.keeps_quantized or is_mapped(of, room)
+        return of.stored_bytes if is_kept else of.values * 2
     if room.keeps_codes and of.coded_values:
         numbers = of.values - of.coded_values - of.copied_values
         small = of.coded_bytes + int(of.copied_values * COPY_BYTE)
@@ -130,6 +134,12 @@ def weight_bytes(of: Footprint, room: Room) -> int:
     packs = of.is_dense and room.device == "cpu" and room.value_bytes == FLOAT
     copy = of.vocab_size * of.hidden_size if packs else 0
     return (of.values + copy) * room.value_bytes
+
+
+def is_mapped(of: Footprint, room: Room) -> bool:
+    """Whether weights are read where their files have them, in memory that others may take back
+    at the price of reading again."""
+    return of.runs_mapped and room.device == "cpu" and room.value_bytes == FLOAT
 
 
 def cache_bytes(of: Footprint, room: Room, tokens: int = CACHE_TOKENS) -> int:
@@ -166,6 +176,9 @@ def of_folders(target: Folder, draft: Folder | None) -> Footprint:
     )
     coded_values, coded_bytes = coded_sizes(target)
     footprint = replace(footprint, coded_values=coded_values, coded_bytes=coded_bytes)
+    if is_published_layout(config):
+        num_bytes = sum(entry.num_bytes for _, entry in target.entries())
+        footprint = of_listing(config, num_bytes, is_whole_v4=True)
     if draft is None or ModelFolder.of(draft).path == target.path:  # a head in its own shards, too
         return footprint
     return footprint.plus_head(*_head_values(ModelFolder.of(draft), footprint))
@@ -197,7 +210,10 @@ def of_listing(config: dict[str, Any], num_bytes: int, *, is_whole_v4: bool) -> 
     if not is_whole_v4:
         return _of_target(config, values)
     footprint = _of_target(config, int(num_bytes * UNPACKED_GROWTH / 2))
-    return Footprint(footprint.values, cache=footprint.cache, stored_bytes=num_bytes)
+    mapped = is_published_layout(config)
+    return Footprint(
+        footprint.values, cache=footprint.cache, stored_bytes=num_bytes, runs_mapped=mapped
+    )
 
 
 def stored_values(config: dict[str, Any], num_bytes: int) -> int:
@@ -220,7 +236,9 @@ def of_pair(pair: Pair) -> Footprint | None:
         head = pair.head.num_parameters if pair.head else None
         # as stored, the head is among the target's bytes; unpacked, it adds to the target's
         beside = 0 if head is None else int(head * FP4_HEAD / 2)
-        return Footprint(values + beside, stored_bytes=pair.target_num_bytes)
+        num_bytes = pair.target_num_bytes
+        mapped = pair.facts is not None and pair.facts.model_type == MODEL_TYPE
+        return Footprint(values + beside, stored_bytes=num_bytes, runs_mapped=mapped)
     facts = pair.facts or TargetFacts("", 0, 0, 0)
     width = facts.kv_width or facts.hidden_size // 4  # not established: a quarter, as is common
     footprint = Footprint(

@@ -1,8 +1,9 @@
-"""Chooses the implementation of a target: `stored` for the codes of a GGUF on a CPU, `dense` where
-it is exact, otherwise transformers."""
+"""Chooses the implementation of a target: on a CPU `stored` for the codes of a GGUF and our own
+DeepSeek-V4, `dense` where it is exact, otherwise transformers."""
 
 import torch
 
+from dspark.checkpoints.deepseek_v4_target_config import is_published_layout
 from dspark.checkpoints.model_folder import Folder, ModelFolder
 from dspark.config import KVFormat
 from dspark.kvcache.caches import check_numbers
@@ -26,6 +27,11 @@ def load_target(
     the codes of a GGUF are multiplied with as they are, and `dtype` is that of rows. Raises
     InputError for a `kv` that this target does not have."""
     folder = ModelFolder.of(directory)
+    if device.type == "cpu" and dtype == torch.float32 and is_published_layout(folder.config):
+        from dspark.targets.deepseek_v4_native import load_deepseek_v4
+
+        check_numbers(kv)
+        return load_deepseek_v4(folder, tap_layers=tap_layers)
     config = read_dense_config(folder) or read_config(folder)
     if as_stored and device.type == "cpu":
         from dspark.targets.stored import load_stored, stored_runtime

@@ -1,5 +1,5 @@
-"""A DeepSeek-V4 pair as a whole, tiny, from files in the original layout: loaded by transformers,
-taken back without another pass, greedy output as plain decoding's. About 10 s."""
+"""A DeepSeek-V4 pair as a whole, tiny, from files in the original layout: by transformers, taken
+back without another pass, and by our own forward, greedy output as plain decoding's. About 10 s."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ import torch
 from dspark.config import StopConfig
 from dspark.engine.session import Session
 from dspark.events import Finished, Round
-from dspark.targets.hf import HfTarget
+from dspark.targets.deepseek_v4_native import DeepseekV4Target
+from dspark.targets.hf import HfTarget, load_hf
 from tests.deepseek_v4_toy import CONFIG, write
 from tests.engine.pairs import decode, open_pair, request
 
@@ -30,9 +31,10 @@ def session(toy: tuple[Path, dict[str, torch.Tensor]]) -> Session:
 
 
 @pytest.fixture(scope="module")
-def target(session: Session) -> HfTarget:
-    assert isinstance(session.engine.target, HfTarget)
-    return session.engine.target
+def target(toy: tuple[Path, dict[str, torch.Tensor]]) -> HfTarget:
+    """By transformers, which runs it on a GPU and in other formats than float32."""
+    where = {"device": torch.device("cpu"), "dtype": torch.float32}
+    return load_hf(toy[0], tap_layers=(1, 2, 3), stop_token_ids=frozenset(), **where)
 
 
 def test_transformers_reads_the_original_shards(
@@ -130,6 +132,7 @@ def test_nothing_stands_before_the_cache_once_a_pass_is_committed(target: HfTarg
 
 
 def test_greedy_output_is_plain_decodings(session: Session) -> None:
+    assert isinstance(session.engine.target, DeepseekV4Target)
     for start in (0, 20):
         prompt = IDS[start : start + 13].tolist()
         plain, drafted = (

@@ -13,7 +13,6 @@ REGISTER = {"vnni512": 16, "avxvnni": 8, "avx2": 8, "neon": 4, "generic": 4}
 SHORTS = f"<{LANES} x i16>"
 
 
-
 def float_matrix_text(kind: Kind, variant: str) -> str:
     """The text of `floats_{kind}`; its words are those of multiply_floats_op."""
     text, lanes = Text(), REGISTER[variant]

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from dspark_kernels.cpu.embed import embed
+from dspark_kernels.cpu.file_weight import FileTable
 from dspark_kernels.cpu.stored_weight import StoredWeight
 
 
@@ -34,4 +35,4 @@ class WeightTable:
         return torch.zeros(shape)
 
 
-Table = torch.Tensor | WeightTable
+Table = torch.Tensor | WeightTable | FileTable

@@ -1,0 +1,129 @@
+"""DeepSeek-V4 as it is published, on a CPU: our own forward over weights mapped from their files.
+
+What is always read (FP8 and bfloat16) meets rows in float32. Routed experts stay in FP4; rows meet
+them in float32 or, faster and rounded as stated in `rounded_experts`, in 8 bits.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+
+import torch
+
+from dspark.checkpoints.deepseek_v4_target import TargetWeights, read_target
+from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
+from dspark.checkpoints.files import one_line
+from dspark.checkpoints.model_folder import Folder, ModelFolder
+from dspark.errors import CheckpointError
+from dspark.kvcache.page_pool import PagedPool
+from dspark.kvcache.row_pool import KVSlot
+from dspark.models.deepseek_v4.cache import MAX_ROWS, RequestCaches
+from dspark.models.deepseek_v4.decoder import Decoder, FeedExperts
+from dspark.models.deepseek_v4.float_experts import feed_experts
+from dspark.targets.base import Pass, TargetSpec
+from dspark.targets.stop_tokens import stop_tokens
+from dspark_kernels.cpu.file_weight import FileTable
+from dspark_kernels.cpu.float_matrix import multiply_floats
+
+
+class DeepseekV4Target:
+    """A target whose requests share passes; rolling back is setting a length."""
+
+    def __init__(
+        self,
+        config: DeepseekV4TargetConfig,
+        weights: TargetWeights,
+        *,
+        tap_layers: tuple[int, ...] = (),
+        stop_token_ids: frozenset[int] = frozenset(),
+        feed: FeedExperts = feed_experts,
+    ) -> None:
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+        self.tap_layers, self._weights = tap_layers, weights
+        self._embedding = FileTable(weights.matrices["embed.weight"])
+        self._head = partial(multiply_floats, weight=weights.matrices["head.weight"])
+        self.caches = RequestCaches(config)
+        self._decoder = Decoder(config, weights, feed)
+        self.spec = TargetSpec(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_layers=config.num_layers,
+            context_limit=config.max_positions,
+            stop_token_ids=stop_token_ids,
+            rollback="crop",
+            batches=True,
+            max_rows=MAX_ROWS,
+        )
+
+    @property
+    def pool(self) -> PagedPool:
+        return self.caches.pool
+
+    def embedding(self) -> FileTable:
+        """As Target.embedding."""
+        return self._embedding
+
+    def output_head(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """As Target.output_head."""
+        return self._head
+
+    def open(self) -> KVSlot:
+        return self.caches.open()
+
+    def close(self, slot: KVSlot) -> None:
+        self.caches.close(slot)
+
+    def length(self, slot: KVSlot) -> int:
+        return slot.length
+
+    def prefill(self, slot: KVSlot, token_ids: torch.Tensor, total: int | None = None) -> Pass:
+        """As Target.prefill."""
+        hidden, taps = self._run(token_ids, [slot], [len(token_ids)])
+        slot.length += len(token_ids)
+        return Pass(self._head(hidden[-1:]), taps)
+
+    def verify(self, slots: Sequence[KVSlot], blocks: Sequence[torch.Tensor]) -> Pass:
+        """As Target.verify; of a request at most MAX_ROWS rows, as the rings have room for."""
+        sizes = [len(block) for block in blocks]
+        if max(sizes) > MAX_ROWS:
+            raise ValueError(f"a block of {max(sizes)} rows, {MAX_ROWS} can be taken back")
+        hidden, taps = self._run(torch.cat(list(blocks)), slots, sizes)
+        return Pass(self._head(hidden), taps)
+
+    def commit(self, slots: Sequence[KVSlot], num_kept: Sequence[int]) -> None:
+        for slot, kept in zip(slots, num_kept, strict=True):
+            slot.length += kept
+
+    def fork(self, slot: KVSlot, length: int) -> KVSlot | None:
+        """As Target.fork: None where the window before `length` is overwritten already."""
+        return self.caches.fork(slot, length)
+
+    def held_bytes(self, slots: Collection[KVSlot]) -> int:
+        """As Target.held_bytes."""
+        return self.caches.held_bytes(slots)
+
+    def truncate(self, slot: KVSlot, length: int, total: int | None = None) -> bool:
+        """As Target.truncate."""
+        if not self.caches.can_cut(slot, min(length, slot.length)):
+            return False
+        slot.length = min(slot.length, length)
+        return True
+
+    def _run(
+        self, token_ids: torch.Tensor, slots: Sequence[KVSlot], sizes: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        stretches = self.caches.stretches(slots, sizes)
+        return self._decoder.run(token_ids, self.caches, stretches, self.tap_layers)
+
+
+def load_deepseek_v4(folder: Folder, *, tap_layers: tuple[int, ...]) -> DeepseekV4Target:
+    """Of a folder in the published layout. Raises CheckpointError."""
+    folder = ModelFolder.of(folder)
+    config = DeepseekV4TargetConfig.from_json(folder.config)
+    weights = read_target(folder, config)
+    stops = stop_tokens(folder, config)
+    try:
+        return DeepseekV4Target(config, weights, tap_layers=tap_layers, stop_token_ids=stops)
+    except (KeyError, TypeError, ValueError) as error:  # of rope_scaling, or sizes of blocks
+        raise CheckpointError(
+            f"the config in {folder.path} is invalid: {one_line(error)}"
+        ) from error
