@@ -43,8 +43,8 @@ FAMILIES = (
     TargetFamily(
         "DeepSeek-V4",
         f"{PLAIN}; its own FP8 and FP4",
-        "hf",
-        "rebuilt from the rows that the pass added",
+        "its own forward on a CPU; hf elsewhere",
+        "rows are left behind the length; hf: rebuilt from the rows that the pass added",
     ),
 )
 HEADER = """\
