@@ -2,7 +2,9 @@
 
 import os
 import platform
+import re
 import shutil
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -68,7 +70,46 @@ def describe_machine() -> dict[str, str | int | float | None]:
         "torch_threads": torch.get_num_threads(),
         "memory_gib": round(total_memory("cpu") / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if has_cuda else None,
+        **describe_clocks(),
     }
+
+
+def describe_clocks() -> dict[str, str | float | None]:
+    """What decides the speed of a moment: governor and clock of the processor, load (mean number of
+    running programs), and the GPU's clocks and power; None where it cannot be read."""
+    frequency = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+    return {
+        "governor": _text(frequency / "scaling_governor"),
+        "processor_mhz": _processor_mhz(),
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "gpu_state": _gpu_state(),
+    }
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text().strip() or None
+    except OSError:
+        return None
+
+
+def _processor_mhz() -> float | None:
+    """Of the fastest core at this moment."""
+    found = re.findall(r"^cpu MHz\s*:\s*([\d.]+)", _text(Path("/proc/cpuinfo")) or "", re.M)
+    return max(map(float, found), default=None)
+
+
+def _gpu_state() -> str | None:
+    """Driver, clocks of multiprocessors and memory, power limit, as nvidia-smi states them."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    query = "driver_version,clocks.sm,clocks.mem,power.limit,persistence_mode"
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return run.stdout.strip().splitlines()[0] if run.stdout.strip() else None
 
 
 def describe_versions() -> dict[str, str | None]:

@@ -1,26 +1,40 @@
-"""Shared by all benchmarks: encoded prompts, and a progress bar on stderr."""
+"""What benchmarks share: prompts, encoded prompts, and a progress bar on stderr."""
 
 from collections.abc import Generator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from dspark.bench.prompts import BenchPrompt, PromptText
 from dspark.errors import InputError
 from dspark.progress import follow
 from dspark_cli.loading import progress_bars
-from dspark_cli.prompt import encode_prompt
 
 if TYPE_CHECKING:
     from dspark.bench.runner import BenchProgress
+    from dspark.bench.suites import PromptSet
     from dspark.engine.session import Session
 
 Report = TypeVar("Report")
 
 
+def chosen_prompts(files: Sequence[Path], suite: str | None, limit: int | None) -> "PromptSet":
+    """Our own prompts, those of files, or a suite, which is fetched if needed."""
+    from dspark.bench.suites import file_set, find_suite, own_set
+
+    if files and suite is not None:
+        raise InputError("--prompts and --suite exclude each other", "Give one of them.")
+    if files:
+        return file_set(files, limit)
+    if suite is None:
+        return own_set().first(limit)
+    with progress_bars(is_bytes=True) as bars:
+        return follow(find_suite(suite), bars.show).first(limit)
+
+
 def encode_all(session: "Session", texts: Sequence[PromptText]) -> list[BenchPrompt]:
-    return [
-        BenchPrompt(each.category, tuple(encode_prompt(session, each.text, is_raw=False)))
-        for each in texts
-    ]
+    from dspark.bench.encode import encode_prompts
+
+    return encode_prompts(session, texts)
 
 
 def parse_counts(text: str | None, *, is_alone: bool, option: str = "--concurrency") -> list[int]:
@@ -32,10 +46,33 @@ def parse_counts(text: str | None, *, is_alone: bool, option: str = "--concurren
             "--concurrency runs every schedule of one head",
             "Leave --drafters, --schedule and --confidence-threshold out.",
         )
-    counts = [int(part) for part in text.split(",") if part.strip().isdigit()]
-    if len(counts) != text.count(",") + 1 or min(counts) < 1:
+    counts = whole_numbers(text, option)
+    if min(counts) < 1:
         raise InputError(f"{option} {text} is no list of numbers", "Write it like 1,2,4,8.")
-    return sorted(set(counts))
+    return counts
+
+
+def whole_numbers(text: str | None, option: str) -> list[int]:
+    """Ascending, each once; empty without the option."""
+    if text is None:
+        return []
+    numbers = [int(part) for part in text.split(",") if part.strip().isdigit()]
+    if len(numbers) != text.count(",") + 1:
+        raise InputError(f"{option} {text} is no list of numbers", "Write it like 1,2,4,8.")
+    return sorted(set(numbers))
+
+
+def temperatures_of(text: str | None) -> list[float]:
+    """In the order given; empty without the option."""
+    if text is None:
+        return []
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 <= each < float("inf") for each in found):
+        raise InputError(f"--temperatures {text} is no list of temperatures", "Write it like 0,1.")
+    return list(dict.fromkeys(found))
 
 
 def follow_bench(

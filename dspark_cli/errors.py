@@ -19,6 +19,7 @@ class ExitCode(IntEnum):
     OK = 0
     FAILED = 1
     USAGE = 2
+    REGRESSED = 3  # dspark bench --compare found a figure that is worse by more than noise
     INTERRUPTED = 130
 
 

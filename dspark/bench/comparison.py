@@ -9,7 +9,7 @@ from dspark.bench.config import BenchConfig
 from dspark.bench.prompts import BenchPrompt
 from dspark.bench.report import BenchReport
 from dspark.bench.runner import Arm, BenchProgress, batched_runs, check_work, timed_runs
-from dspark.bench.summary import summarise
+from dspark.bench.summary import Run, summarise
 
 if TYPE_CHECKING:
     from dspark.bench.heads import OpenHead, OpenHeads
@@ -73,11 +73,23 @@ def compare(
 ) -> Generator[BenchProgress, None, Comparison]:
     """Plain decoding and every head on the same prompts; timed one answer at a time."""
     check_work(prompts, config)
-    arms = [
-        Arm(PLAIN, opened.plain, is_plain=True),
-        *(Arm(head.name, head.session) for head in opened.heads),
-    ]
-    runs = yield from (timed_runs if is_timed else batched_runs)(arms, prompts, config)
+    runs = yield from (timed_runs if is_timed else batched_runs)(arms_of(opened), prompts, config)
+    return comparison_of(opened, runs, prompts, config, is_timed=is_timed)
+
+
+def arms_of(opened: "OpenHeads") -> list[Arm]:
+    heads = (Arm(head.name, head.session) for head in opened.heads)
+    return [Arm(PLAIN, opened.plain, is_plain=True), *heads]
+
+
+def comparison_of(
+    opened: "OpenHeads",
+    runs: Sequence[Run],
+    prompts: Sequence[BenchPrompt],
+    config: BenchConfig,
+    *,
+    is_timed: bool,
+) -> Comparison:
     figures = (
         HeadFigures(head, summarise(runs, prompts, config, opened.plain.next_logits, head.name))
         for head in opened.heads

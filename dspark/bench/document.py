@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from dspark.bench.heads import OpenHeads
     from dspark.engine.runtime import ResolvedRuntime
 
+VERSION = 2  # of the document; a change of meaning raises it
+
 
 def report_document(
     report: BenchReport,
@@ -28,6 +30,7 @@ def report_document(
     command: str,
 ) -> dict[str, Any]:
     return {
+        "version": VERSION,
         "pair": pair,
         "plain": figure_object(report.plain.decode),
         "dspark": figure_object(report.dspark.decode),
@@ -103,6 +106,7 @@ def comparison_document(
     timed = {"plain": figure_object(reports[0].plain.decode)} if comparison.is_timed else {}
     runtime = opened.plain.runtime
     return {
+        "version": VERSION,
         "target": opened.plain.name,
         **timed,
         "drafters": [head_object(each, comparison.is_timed) for each in comparison.heads],
@@ -128,6 +132,7 @@ def head_object(figures: "HeadFigures", is_timed: bool) -> dict[str, Any]:
     if is_timed:
         timed = {
             "decode": figure_object(report.dspark.decode),
+            "end_to_end": figure_object(report.dspark.end_to_end),
             "speedup": report.speedup.median,
             "speedup_trials": list(report.speedup.trials),
         }

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dspark.bench.report import ARMS
 from dspark.checkpoints.deepspec import read_draft_config
 from dspark.checkpoints.head_config import HeadConfig
 from dspark.config import Algorithm, EngineConfig, Headless, RuntimeConfig
 from dspark.drafters.kinds import trained_parameters
 from dspark.engine.session import Session, open_session
+from dspark.errors import InputError
 from dspark.events import LoadProgress
 from dspark.hub.catalog.pairs import PairFiles
 
@@ -65,6 +67,26 @@ def open_heads(
         session = plain.with_head(head.name, head.source, tap_layers)
         opened.append(_open_head(head, shape, session))
     return OpenHeads(plain, tuple(opened))
+
+
+def pair_heads(session: Session, head: Path | None, *, with_lookup: bool) -> OpenHeads:
+    """An open pair with its own drafter, called `dspark`, and n-gram lookup beside it if asked."""
+    if not session.has_drafter:
+        raise InputError(
+            f"{session.name} has no head to measure",
+            "Name one with --draft HEAD, or measure --draft lookup.",
+        )
+    config = getattr(session.engine.drafter, "config", None)
+    if isinstance(config, HeadConfig):
+        training = _training(head) if head is not None and head.is_dir() else {}
+        facts = (config.algorithm, trained_parameters(config), training)
+        own = OpenHead(ARMS[1], head, *facts, session)
+    else:
+        own = OpenHead(ARMS[1], head, "lookup" if head is None else "dspark", 0, {}, session)
+    if not with_lookup or own.algorithm == "lookup":
+        return OpenHeads(session, (own,))
+    beside = session.with_head("lookup", "lookup", ())
+    return OpenHeads(session, (own, OpenHead("lookup", None, "lookup", 0, {}, beside)))
 
 
 def _shape(source: Path | Headless) -> HeadConfig | None:

@@ -83,10 +83,15 @@ class Session:
         return encode_prompt(self._codec(), prompt, is_raw=is_raw)
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        *,
+        thinking: bool | None = None,
     ) -> list[int]:
-        """Prompt ids of a conversation, up to the assistant's turn; `tools` as JSON schemas."""
-        return self._codec().encode_chat(messages, tools)
+        """Prompt ids of a conversation, up to the assistant's turn; `tools` as JSON schemas;
+        `thinking` turns a template's switch on or off."""
+        return self._codec().encode_chat(messages, tools, thinking=thinking)
 
     def encode(self, text: str) -> list[int]:
         return self._codec().encode(text)

@@ -8,6 +8,7 @@ from dspark.errors import InputError
 
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
+THINKING_SWITCH = "enable_thinking"  # the variable by which templates turn thinking on and off
 PLACE = "dspark-answer"  # placeholder for a message when only the template's output matters
 RAW = "dspark generate --raw sends the text as it is, without the template."
 
@@ -21,16 +22,22 @@ class ChatTemplate:
         named = stated if isinstance(stated, dict) else {"default": stated}
         self.source: str = named.get("default") or next(iter(named.values()), None) or ""
 
-    def write(self, messages: Messages, tools: Tools = ()) -> str:
+    @property
+    def has_thinking_switch(self) -> bool:
+        """Whether the template lets its reader choose between thinking and not."""
+        return THINKING_SWITCH in self.source
+
+    def write(self, messages: Messages, tools: Tools = (), *, thinking: bool | None = None) -> str:
         """The conversation up to the assistant's turn; `tools` are JSON schemas of functions. A
         model without a system role gets the instructions at the beginning of the first prompt.
+        `thinking` None leaves the template's switch alone.
 
         Raises InputError if there is no template, or it fails or refuses the conversation.
         """
         if not self.source:
             raise InputError("this model has no chat template", RAW)
         try:
-            return self._write(messages, tools)
+            return self._write(messages, tools, thinking)
         except Exception as error:  # a template is a program: it may refuse, and fail in any way
             raise InputError(
                 f"the chat template does not accept this conversation ({one_line(error)})", RAW
@@ -44,26 +51,36 @@ class ChatTemplate:
         except Exception:  # it does not accept such a chat
             return ""
 
-    def _write(self, messages: Messages, tools: Tools) -> str:
+    def _write(self, messages: Messages, tools: Tools, thinking: bool | None) -> str:
         folded = _without_system(messages)
         if folded is None:
-            return self._render(messages, tools)
+            return self._render(messages, tools, thinking)
         try:
-            text = self._render(messages, tools)
+            text = self._render(messages, tools, thinking)
         except Exception as error:
             try:
-                return self._render(folded, tools)
+                return self._render(folded, tools, thinking)
             except Exception:  # so the system role was not the reason
                 raise error from None
-        return text if messages[0]["content"].strip() in text else self._render(folded, tools)
+        is_told = messages[0]["content"].strip() in text
+        return text if is_told else self._render(folded, tools, thinking)
 
-    def _render(self, messages: Messages, tools: Tools = (), *, is_asked: bool = True) -> str:
+    def _render(
+        self,
+        messages: Messages,
+        tools: Tools = (),
+        thinking: bool | None = None,
+        *,
+        is_asked: bool = True,
+    ) -> str:
+        switch = {} if thinking is None else {THINKING_SWITCH: thinking}
         text: str = self._tokenizer.apply_chat_template(
             [dict(message) for message in messages],
             chat_template=self.source,
             tools=[dict(tool) for tool in tools] or None,
             tokenize=False,
             add_generation_prompt=is_asked,
+            **switch,
         )
         return text
 

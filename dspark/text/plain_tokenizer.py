@@ -99,6 +99,7 @@ class PlainTokenizer:
         tokenize: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool,
+        **variables: object,
     ) -> str:
         assert not tokenize, "encode does that"
         return render(
@@ -107,6 +108,7 @@ class PlainTokenizer:
             tools=tools,
             add_generation_prompt=add_generation_prompt,
             **self._roles,
+            **variables,
         )
 
     def _id_of(self, role: str) -> int | None:

@@ -88,7 +88,14 @@ class TextCodec:
         """Encodes a continuation, without special tokens around it."""
         return self._encode(text, add_special_tokens=False)
 
-    def encode_chat(self, messages: Messages, tools: Tools = ()) -> list[int]:
+    @property
+    def has_thinking_switch(self) -> bool:
+        """Whether the chat template lets its reader choose between thinking and not."""
+        return self._chat.has_thinking_switch
+
+    def encode_chat(
+        self, messages: Messages, tools: Tools = (), *, thinking: bool | None = None
+    ) -> list[int]:
         """The conversation up to the assistant's turn. Raises InputError for tools that the
         template does not offer, or whose calls cannot be read."""
         if tools and not knows_tools(self._chat.source):
@@ -96,7 +103,8 @@ class TextCodec:
                 "this model's chat template has no tools that dspark can read",
                 "Leave tools out, or use a model of the Qwen or Hermes families.",
             )
-        return self._encode(self._chat.write(messages, tools), add_special_tokens=False)
+        text = self._chat.write(messages, tools, thinking=thinking)
+        return self._encode(text, add_special_tokens=False)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         with _told("the tokenizer cannot encode this text", InputError):

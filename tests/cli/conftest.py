@@ -24,6 +24,7 @@ from dspark_cli.main import run
 
 class FakeCodec:
     has_chat_template = True
+    has_thinking_switch = False
 
 
 def scripted_answer(prompt_tokens: int, is_plain: bool = False) -> list[Event]:
@@ -80,6 +81,7 @@ class FakeSession:
     asked: list[tuple[list[int], SamplingConfig, StopConfig, bool]] = field(default_factory=list)
     opened: list[tuple[PairFiles, RuntimeConfig, EngineConfig]] = field(default_factory=list)
     is_closed: bool = False
+    engine: Any = field(default_factory=lambda: SimpleNamespace(drafter=None))
     runtime: Any = field(
         default_factory=lambda: SimpleNamespace(device="cpu", dtype="float32", reason="no GPU")
     )
