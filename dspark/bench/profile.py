@@ -1,7 +1,7 @@
 """What a pair's passes cost here, and what drafting should gain by number of requests."""
 
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dspark.bench.prompts import BenchPrompt
@@ -9,6 +9,7 @@ from dspark.bench.summary import acceptance_by_position
 from dspark.config import ScheduleConfig, StopConfig
 from dspark.engine.current_device import on_device
 from dspark.engine.request import Request
+from dspark.engine.schedule.expected_gain import Gain, expected_gain
 from dspark.engine.schedule.policies import SpsSchedule
 from dspark.engine.schedule.sps_profile import (
     CONTEXT_TOKENS,
@@ -28,23 +29,6 @@ TRIALS = 5
 KNEE = 1.5  # times a pass of one row
 TOKENS = 48  # of each answer from which acceptance is taken
 PROMPTS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Gain:
-    """Expected of one number of requests, in seconds: `length` drafts are the best choice, `gain`
-    their tokens per second over plain decoding's."""
-
-    requests: int
-    plain_seconds: float
-    draft_seconds: float
-    round_seconds: float
-    length: int
-    gain: float
-
-    @property
-    def pays(self) -> bool:
-        return self.gain > 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +72,7 @@ def run_profile(
     wanted = [(n, CONTEXT_TOKENS) for n in counts if n > 1 and target.spec.batches]
     if target.spec.context_limit > DEPTH + 2 * drafter.block_size:
         wanted.append((1, DEPTH))
-    table, total = schedule.table, len(wanted) + 1
+    table, total = replace(schedule.table, corrections=()), len(wanted) + 1
     for done, (count, depth) in enumerate(wanted):
         yield LoadProgress(f"timing {count} at {depth} tokens", done, total)
         with on_device(target.device):
@@ -116,17 +100,3 @@ def _survival(session: "Session", prompts: Sequence[BenchPrompt]) -> tuple[float
     positions = acceptance_by_position([e for e in events if isinstance(e, Round)])
     engine.close()
     return tuple(each.rate for each in positions)
-
-
-def expected_gain(table: SpsTable, survival: Sequence[float], count: int) -> Gain:
-    """Of the best fixed length: accepted tokens against the time of draft and verification."""
-    plain, draft = table.verify(count, count), table.draft(count)
-
-    def seconds(length: int) -> float:
-        return draft + table.verify(count * (length + 1), count)
-
-    def gain(length: int) -> float:
-        return (1 + sum(survival[:length])) * plain / seconds(length)
-
-    best = max(range(1, len(survival) + 1), key=gain)
-    return Gain(count, plain, draft, seconds(best), best, gain(best))

@@ -112,9 +112,10 @@ def _point(
             lengths = schedule.admit(each.confidences, [block] * count)
         took = table.verify(count + sum(lengths), count)
         took += table.draft(count) if has_drafts else 0.0
-        gained = sum(1 + min(n, a) for n, a in zip(lengths, each.accepted, strict=True))
+        blocks = [(n, min(n, a)) for n, a in zip(lengths, each.accepted, strict=True)]
+        gained = sum(1 + accepted for _, accepted in blocks)
         if parking is not None:
-            parking.record(count, took, gained, has_drafts=has_drafts)
+            parking.record(took, blocks, has_drafts=has_drafts)
         tokens, seconds = tokens + gained, seconds + took
         verified, drafted = verified + sum(lengths), drafted + has_drafts
     rate = tokens / seconds

@@ -21,7 +21,7 @@ from dspark.engine.machine_errors import is_of_the_machine
 from dspark.engine.request import ActiveRequest, Request, State, activate
 from dspark.engine.request_caches import RequestCaches
 from dspark.engine.rounds.choose import choose_rounds
-from dspark.engine.rounds.host import HostRounds, Outcome, context_left
+from dspark.engine.rounds.host import Outcome, context_left
 from dspark.engine.sampling import check_sound
 from dspark.engine.schedule.parking import Parking
 from dspark.engine.schedule.policies import Scheduler
@@ -57,10 +57,8 @@ class Engine:
         self._entropy = random.Random(config.entropy)
         self._parking = parking
         with on_device(target.device):
-            self._rounds = choose_rounds(target, drafter, scheduler, config, parking)
-        # a table is of uncaptured passes; and the device has launched its next round before this
-        # one is read
-        self._sps_watch = sps_watch if type(self._rounds) is HostRounds else None
+            self._rounds = choose_rounds(target, drafter, scheduler, config, parking, sps_watch)
+        self._sps_watch = sps_watch
         budget = config.prefix_cache_bytes
         self._caches = RequestCaches(target, drafter, self._rounds, budget)
         self._requests: dict[int, ActiveRequest] = {}  # all running, oldest first
@@ -162,10 +160,16 @@ class Engine:
             self._untold.extend(self._advance(running))
         if not self._requests:
             self._caches.check_idle()
-            if self._parking is not None:
-                self._parking.save()
+            self._save_learned()
         events, self._untold = self._untold, []
         return events
+
+    def _save_learned(self) -> None:
+        """Of parking and passes, for the next process."""
+        if self._parking is not None:
+            self._parking.save()
+        if self._sps_watch is not None:
+            self._sps_watch.save()
 
     def discard(self, request_ids: Iterable[int]) -> None:
         """Drop requests; they yield no further events."""
@@ -357,8 +361,6 @@ class Engine:
         for outcome in outcomes:
             yield self._round_event(outcome)
             yield from self._finish_if_over(outcome.active)
-        if self._sps_watch is not None and self.drafter is not None and self._in("running"):
-            self._sps_watch.follow(self.target, self.drafter, outcomes)
 
     def _is_between_rounds(self, active: ActiveRequest) -> bool:
         """Whether its cache ends before the anchor; if not, the round cannot be repeated."""

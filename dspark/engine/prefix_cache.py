@@ -1,20 +1,23 @@
 """Caches of finished requests, for prompts that begin as they do."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dspark.config import MOST_KEPT
 from dspark.drafters.base import DraftSlot
+from dspark.engine.draft_backlog import DraftBacklog
 from dspark.targets.base import Slot
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CachedText:
-    """Token ids as they were decoded, in the slots of target and drafter."""
+    """Token ids as they were decoded, in the slots of target and drafter; the last ones may wait in
+    the backlog instead of the drafter's."""
 
     token_ids: tuple[int, ...]
     slot: Slot
     draft_slot: DraftSlot | None
+    backlog: DraftBacklog = field(default_factory=DraftBacklog)
 
     def covers(self, other: "CachedText") -> bool:
         """Whether nobody needs the other beside this one."""

@@ -3,6 +3,7 @@
 from weakref import WeakKeyDictionary, WeakSet
 
 from dspark.drafters.base import Drafter
+from dspark.engine.draft_backlog import DraftBacklog, catch_up
 from dspark.engine.prefix_cache import CachedText, PrefixCache, shared_prefix
 from dspark.engine.request import ActiveRequest
 from dspark.engine.rounds.host import RoundRunner
@@ -70,7 +71,9 @@ class RequestCaches:
         active.is_open = False
         tokens = (*active.request.prompt_ids, *active.token_ids)
         committed = tokens[: self._target.length(active.slot)]
-        self._kept.keep(CachedText(committed, active.slot, active.draft_slot))
+        text = CachedText(committed, active.slot, active.draft_slot, active.backlog)
+        active.backlog = DraftBacklog()
+        self._kept.keep(text)
 
     def close(self, active: ActiveRequest) -> None:
         active.backlog.clear()
@@ -135,8 +138,10 @@ class RequestCaches:
         slot = self._target.fork(text.slot, length)
         if slot is None:
             return False
-        active.slot = slot
-        active.draft_slot = None if drafter is None else drafter.fork(text.draft_slot, length)
+        active.slot, active.draft_slot = slot, None
+        if drafter is not None:
+            catch_up(drafter, [text.draft_slot], [text.backlog])
+            active.draft_slot = drafter.fork(text.draft_slot, length)
         if text in self._kept.texts(with_drafts=False):
             self._kept.touch(text)
         return True
@@ -150,6 +155,7 @@ class RequestCaches:
         self._num_open -= 1
         active.slot, active.draft_slot = text.slot, text.draft_slot
         if drafter is not None:
+            catch_up(drafter, [text.draft_slot], [text.backlog])
             drafter.truncate(text.draft_slot, length)
         elif self._drafter is not None and text.draft_slot is not None:
             self._drafter.close(text.draft_slot)

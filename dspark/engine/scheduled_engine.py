@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from dspark.drafters.base import Drafter
 from dspark.engine.current_device import on_device
 from dspark.engine.loop import Engine
 from dspark.engine.runtime import ResolvedRuntime
+from dspark.engine.schedule.expected_gain import expected_gain
 from dspark.engine.schedule.parking import Parking
 from dspark.engine.schedule.policies import (
     AsyncSpsSchedule,
@@ -45,22 +47,28 @@ def scheduled_engine(
         return Engine(target, drafter, FullSchedule(schedule.most_drafts), codec, config)
     path = sps_path(name, target, drafter, runtime)
     if not drafter.num_weights:  # drafts that cost nothing come without confidences to weigh
-        parking = Parking(path.with_suffix(PARKING))
+        parking = Parking(path.with_suffix(PARKING), block_size=drafter.block_size)
         return Engine(target, drafter, FullSchedule(), codec, config, parking=parking)
     table = SpsTable.load(path)
-    if table is None or table.is_noisy:
+    if table is None or table.is_noisy or table.has_drifted:
         with on_device(target.device):
             table = measure_sps(target, drafter, name)
         table.save(path)
     scheduler = (AsyncSpsSchedule if schedule.mode == "async" else SpsSchedule)(table)
     watch = SpsWatch(scheduler, path)
-    parking = Parking(path.with_suffix(PARKING), _plain_seconds(table), scheduler.draft_cost)
+    parking = Parking(
+        path.with_suffix(PARKING),
+        _plain_seconds(table),
+        lambda count, survival: expected_gain(scheduler.table, survival, count),
+        drafter.block_size,
+    )
     return Engine(target, drafter, scheduler, codec, config, watch, parking)
 
 
 def _plain_seconds(table: SpsTable) -> Callable[[int], float]:
-    """Of a plain round by its number of requests, as the table says at present."""
-    return lambda num_requests: table.verify(num_requests, num_requests)
+    """Of a plain round by its number of requests, as the table said at first: what rounds say
+    later must not change the measure of earlier ones."""
+    return cache(lambda num_requests: table.curve(num_requests).verify(num_requests))
 
 
 def sps_folder() -> Path:

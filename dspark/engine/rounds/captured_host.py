@@ -16,6 +16,7 @@ from dspark.engine.rounds.host import HostRounds
 from dspark.engine.rounds.page_room import FixedPageRoom, page_count, page_counts
 from dspark.engine.schedule.parking import Parking
 from dspark.engine.schedule.policies import Scheduler
+from dspark.engine.schedule.sps_watch import SpsWatch
 from dspark.events import LoadProgress
 from dspark.kvcache.caches import PagedCache
 from dspark.kvcache.row_pool import KVSlot
@@ -35,8 +36,9 @@ class CapturedHostRounds(HostRounds):
         scheduler: Scheduler,
         config: EngineConfig,
         parking: Parking | None = None,
+        sps_watch: SpsWatch | None = None,
     ) -> None:
-        super().__init__(target, drafter, scheduler, config, parking)
+        super().__init__(target, drafter, scheduler, config, parking, sps_watch)
         rows = 1 + drafter.block_size
         room = FixedPageRoom(target, [cache], config, self.capacity, rows)
         self.room, self.capacity = room, room.capacity

@@ -7,6 +7,7 @@ from dspark.engine.rounds.captured_host import CapturedHostRounds
 from dspark.engine.rounds.host import HostRounds, RoundRunner
 from dspark.engine.schedule.parking import Parking
 from dspark.engine.schedule.policies import Scheduler
+from dspark.engine.schedule.sps_watch import SpsWatch
 from dspark.targets.base import DeviceTarget, Target
 
 
@@ -16,12 +17,13 @@ def choose_rounds(
     scheduler: Scheduler,
     config: EngineConfig,
     parking: Parking | None = None,
+    sps_watch: SpsWatch | None = None,
 ) -> RoundRunner:
     """Over pages the host's passes are captured too; other targets, such as transformers', are as
     slow without drafts as with them."""
     cache = target.paged_cache() if isinstance(target, DeviceTarget) else None
     if not isinstance(target, DeviceTarget) or cache is None:
-        return HostRounds(target, drafter, scheduler, config, parking)
+        return HostRounds(target, drafter, scheduler, config, parking, sps_watch)
     if drafter is None or isinstance(drafter, DeviceDrafter):
         return DeviceAndHostRounds(target, cache, drafter, scheduler, config)
-    return CapturedHostRounds(target, cache, drafter, scheduler, config, parking)
+    return CapturedHostRounds(target, cache, drafter, scheduler, config, parking, sps_watch)

@@ -9,12 +9,14 @@ import torch
 
 from dspark.config import EngineConfig
 from dspark.drafters.base import Drafter, Proposals
+from dspark.engine.draft_backlog import MOST_BYTES, MOST_KEPT_BYTES, catch_up
 from dspark.engine.logprobs import token_logprobs
 from dspark.engine.request import ActiveRequest
 from dspark.engine.rounds.page_room import PageRoom, growing_room
 from dspark.engine.sampling import BatchChooser
 from dspark.engine.schedule.parking import Parking
 from dspark.engine.schedule.policies import Scheduler
+from dspark.engine.schedule.sps_watch import SpsWatch
 from dspark.errors import BrokenLogitsError
 from dspark.events import LoadProgress, TokenLogprobs
 from dspark.targets.base import Pass, Slot, Target
@@ -46,7 +48,8 @@ class RoundRunner(Protocol):
     room: PageRoom
 
     def settle(self, active: ActiveRequest) -> None:
-        """Make its drafter's cache as long as its target's, before both are kept."""
+        """Make its drafter's cache, with its backlog, as long as its target's, before they are
+        kept."""
         ...
 
     def forget(self) -> None:
@@ -85,15 +88,18 @@ class HostRounds:
         scheduler: Scheduler,
         config: EngineConfig,
         parking: Parking | None = None,
+        sps_watch: SpsWatch | None = None,
     ) -> None:
         self.target, self.drafter, self.scheduler = target, drafter, scheduler
-        self._parking = parking
+        self._parking, self._sps_watch = parking, sps_watch
+        self._caught_up_seconds = 0.0  # of the round under way
         self.capacity = capacity_of(target, 1 + (drafter.block_size if drafter else 0), config)
         self.room = growing_room(target, drafter, config, self.capacity)
 
     @torch.inference_mode()
     def settle(self, active: ActiveRequest) -> None:
-        self._catch_up([active])
+        if active.backlog.num_bytes > MOST_KEPT_BYTES:
+            self._catch_up([active])
 
     def forget(self) -> None:
         pass
@@ -106,14 +112,25 @@ class HostRounds:
         can_draft = any(active.draft_slot is not None for active in batch)
         wants_drafts = self._parking is None or self._parking.wants_drafts(len(batch))
         outcomes = self._round(batch, can_draft and wants_drafts)
-        if self._parking is not None and can_draft:
-            tokens = sum(outcome.accepted + 1 for outcome in outcomes)
-            seconds = outcomes[0].seconds
-            self._parking.record(len(batch), seconds, tokens, has_drafts=wants_drafts)
+        if can_draft:
+            self._learn(outcomes, has_drafts=wants_drafts)
         return outcomes
 
+    def _learn(self, outcomes: Sequence[Outcome], *, has_drafts: bool) -> None:
+        """What the next rounds go by."""
+        caught_up, first = self._caught_up_seconds, outcomes[0]
+        seconds = first.seconds - caught_up
+        blocks = [(outcome.verified, outcome.accepted) for outcome in outcomes]
+        if self._parking is not None:
+            self._parking.record(seconds, blocks, has_drafts=has_drafts, caught_up=caught_up)
+        if self._sps_watch is not None:
+            rows = sum(verified + 1 for verified, _ in blocks)
+            depth = mean_length(self.target, [outcome.active for outcome in outcomes])
+            others = seconds - first.verify_seconds if has_drafts else 0.0
+            self._sps_watch.follow(len(blocks), rows, depth, first.verify_seconds, others)
+
     def _round(self, batch: Sequence[ActiveRequest], has_drafts: bool) -> list[Outcome]:
-        started = time.perf_counter()
+        started, self._caught_up_seconds = time.perf_counter(), 0.0
         proposals = self._propose(batch) if has_drafts else None
         drafts = self._admit(batch, proposals)
         drafted = time.perf_counter()
@@ -121,8 +138,12 @@ class HostRounds:
         verified = self._run([active.slot for active in batch], blocks)
         accepted = self._accept(batch, drafts, blocks, verified)
         ended = time.perf_counter()
-        self._commit(batch, blocks, verified, accepted)
-        times = (drafted - started, ended - drafted, time.perf_counter() - started)
+        self._commit(batch, blocks, verified, accepted, has_drafts=has_drafts)
+        times = (
+            drafted - started - self._caught_up_seconds,
+            ended - drafted,
+            time.perf_counter() - started,
+        )
         logits = verified.logits.split([len(block) for block in blocks])
         outcomes = []
         for active, draft, rows, acceptance in zip(batch, drafts, logits, accepted, strict=True):
@@ -137,7 +158,9 @@ class HostRounds:
         drafting = [active for active in batch if active.draft_slot is not None]
         if self.drafter is None or not drafting:
             return None
+        started = time.perf_counter()
         self._catch_up(drafting)
+        self._caught_up_seconds = time.perf_counter() - started
         anchors = torch.tensor([a.anchor for a in drafting], device=self.target.device)
         chooser = BatchChooser(
             [active.sampler for active in drafting],
@@ -209,23 +232,28 @@ class HostRounds:
         blocks: Sequence[torch.Tensor],
         verified: Pass,
         accepted: Sequence[Acceptance],
+        *,
+        has_drafts: bool,
     ) -> None:
         num_rows = [acceptance.num_accepted + 1 for acceptance in accepted]
         self.target.commit([active.slot for active in batch], num_rows)
-        taps = verified.taps.split([len(block) for block in blocks])
-        for active, block, rows, own in zip(batch, blocks, num_rows, taps, strict=True):
+        drafting = [active for active in batch if active.draft_slot is not None]
+        if not drafting:
+            return
+        # what waits must not be overwritten by the next pass
+        taps = verified.taps if has_drafts else verified.taps.clone()
+        own_taps = taps.split([len(block) for block in blocks])
+        for active, block, rows, own in zip(batch, blocks, num_rows, own_taps, strict=True):
             if active.draft_slot is not None:
                 active.backlog.add(block[:rows], own[:rows])
-        pairs = zip(batch, blocks, strict=True)
-        self._catch_up([a for a, block in pairs if len(block) > 1 or a.backlog.is_full])
+        most = MOST_BYTES // len(drafting)
+        self._catch_up([a for a in drafting if has_drafts or a.backlog.num_bytes > most])
 
     def _catch_up(self, batch: Sequence[ActiveRequest]) -> None:
         """What was committed without drafts goes into the drafter's cache."""
-        behind = [active for active in batch if active.backlog]
-        if self.drafter is not None and behind:
-            taken = [active.backlog.take() for active in behind]
-            ids, taps = zip(*taken, strict=True)
-            self.drafter.extend([active.draft_slot for active in behind], ids, taps)
+        if self.drafter is not None:
+            slots = [active.draft_slot for active in batch]
+            catch_up(self.drafter, slots, [active.backlog for active in batch])
 
 
 def capacity_of(target: Target, num_rows: int, config: EngineConfig) -> int:

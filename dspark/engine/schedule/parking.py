@@ -2,48 +2,70 @@
 
 Each number of requests has a ledger in units of plain rounds. A round with drafts is worth the
 tokens that a request gained in it, and costs its time over that of a plain round. Drafting is
-parked once the ledger is ALLOWANCE in debt, for as long as makes that loss PROBE_COST of the time,
-and for longer after each attempt that fails. So what attempts lose is bounded; the
-time in which tables are measured is not counted. Whether to
-draft depends on finished rounds only, so that it changes no token and no distribution.
+parked once the ledger is in debt by more than chance explains, for as long as makes that loss
+PROBE_COST of the time, and for longer after each attempt that fails. A number of requests that is
+new begins with an attempt if the table of pass times and the acceptance so far say that drafts
+pay; if not, parked, for as long as the attempt would cost. So what attempts lose is bounded.
+Whether to draft depends on finished rounds only, so that it changes no token and no distribution.
 """
 
 import json
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import sqrt
 from pathlib import Path
 from statistics import fmean, median
+from typing import Any
 
 from dspark.atomic import replacing
+from dspark.engine.schedule.acceptance import Acceptance
+from dspark.engine.schedule.expected_gain import Gain
 
-ALLOWANCE = 8.0  # plain rounds that an attempt may lose
-CREDIT = 16.0  # plain rounds of earlier gains that count: more would delay parking
-PROBE_COST = 0.02  # share of the time that attempts may lose
+ALLOWANCE = 8.0  # plain rounds that an attempt of one request may lose; chance averages over more
+CREDIT = 2.0  # times the allowance: earlier gains that count; more would delay parking
+PROBE_COST = 0.01  # share of the time that attempts may lose
 MOST_DOUBLINGS = 3  # of the interval between attempts
+MARGIN = 1.05  # expected gain that is tried at once
+SURE = 1.3  # expected gain that is tried without plain rounds to compare with
+ATTEMPT = 24  # requests' rounds that tell whether an attempt succeeds
 COMPARED = 3  # plain rounds in a row that a comparison needs
 REFRESH_COST = 0.005  # share of the time that measuring plain rounds may lose while drafting
 REFRESH_ROUNDS = (32, 512)  # between two such measurements
-OUTLIER = 2.0  # times the median: another program had the processor
-KNOWN_ROUNDS = 64  # with drafts, after which their mean number of tokens is believed
+OUTLIER = 2.0  # times the usual: another program had the processor
 LEARNING_RATE = 1 / 64  # of the mean number of tokens
 
 Seconds = Callable[[int], float]
+ExpectedGain = Callable[[int, Sequence[float]], Gain]
+# of a ledger, kept for the next process
+STORED: dict[str, Callable[[Any], Any]] = {
+    "parked_for": int,
+    "interval": int,
+    "failures": int,
+    "balance": float,
+    "cost": float,
+    "tokens": float,
+    "is_tried": bool,
+}
 
 
 @dataclass(slots=True)
 class Ledger:
-    """Of one number of requests. `parked_for` rounds are left until the next attempt."""
+    """Of one number of requests. `parked_for` rounds are left until the next attempt, and
+    `interval` are as many as the last one's loss is worth."""
 
+    requests: int
     parked_for: int = 0
+    interval: int = 0
     failures: int = 0
     balance: float = 0.0
     cost: float = 0.0  # of a round with drafts, in plain rounds; 0: not known yet
     tokens: float = 0.0  # mean of a round with drafts
+    is_tried: bool = False
+    catching_up: float = 0.0  # plain rounds that this attempt spent on what was parked
     plain: deque[float] = field(default_factory=lambda: deque(maxlen=2 * COMPARED))
     drafted: deque[float] = field(default_factory=lambda: deque(maxlen=16))
-    is_warm: bool = False  # whether this attempt has had its first round
     since_plain: int = 0  # rounds with drafts since the last plain one
     refreshes: int = 0
     plain_due: int = COMPARED  # plain rounds to run before the next one with drafts
@@ -51,6 +73,10 @@ class Ledger:
     @property
     def is_parked(self) -> bool:
         return self.parked_for > 0
+
+    @property
+    def allowance(self) -> float:
+        return ALLOWANCE / sqrt(self.requests)
 
     def add_plain(self, seconds: float) -> None:
         self.plain.append(seconds)
@@ -61,67 +87,91 @@ class Ledger:
             if not self.parked_for:
                 self._attempt()
 
-    def add_drafted(self, seconds: float, tokens: float) -> None:
-        """`tokens` per request."""
+    def add_drafted(self, seconds: float, tokens: float, caught_up: float) -> None:
+        """`tokens` per request; `caught_up` are seconds besides, of what was committed without
+        drafts."""
         self.since_plain += 1
-        self.tokens = _mean(self.tokens, tokens)
-        if self.is_warm:  # the first round also catches up on what was committed without drafts
-            self.drafted.append(seconds)
-        self.is_warm = True
-        if len(self.drafted) >= COMPARED and self.plain:
-            self.cost = _typical(self.drafted) / median(self.plain)
-        if not self.cost:
+        self.tokens = _mean(self.tokens if self.is_tried else 0.0, tokens)
+        self.is_tried = True
+        if not self.plain:
             return
-        self.balance = min(self.balance + tokens - self.cost, CREDIT)
-        if self.balance >= ALLOWANCE:
+        self.drafted.append(seconds)
+        usual = median(self.plain)
+        self.catching_up += caught_up / usual
+        gain = tokens - self._cost_of(seconds / usual, usual)
+        self.balance = min(self.balance + gain, CREDIT * self.allowance)
+        if self.balance >= self.allowance:
             self.failures = 0
-        if self.balance < -ALLOWANCE:
+        if self.balance < -self.allowance:
             self._park()
         elif self.since_plain >= self._refresh_after():
             self.plain_due = COMPARED
             self.refreshes += 1
 
-    def park_at_first(self) -> None:
-        """Without an attempt, where it would probably fail."""
-        self.parked_for = int(ALLOWANCE / PROBE_COST) // 2
+    def expect(self, gain: Gain) -> None:
+        """Park without an attempt, where it would probably fail, for as long as it would cost."""
+        self.cost, self.tokens = gain.cost, gain.gain * gain.cost
+        if gain.gain >= MARGIN:
+            self.parked_for = 0
+            self.trust_table()
+            return
+        rounds = max(ATTEMPT // self.requests, 2)
+        loss = min(rounds * gain.cost * (1 - gain.gain), self.allowance + gain.cost)
+        self.interval = int(max(loss, self.allowance) / PROBE_COST)
+        self.parked_for = min(self.parked_for or self.interval, self.interval)
+
+    def trust_table(self) -> None:
+        """For a plain round's time, where drafts pay by far."""
+        if not self.plain and self.tokens > SURE * self.cost > 0:
+            self.plain.append(1.0)
+            self.plain_due = 0
 
     def try_sooner(self) -> None:
         """A new text may suit the drafter better."""
-        self.parked_for = min(self.parked_for, int(ALLOWANCE / PROBE_COST))
+        self.parked_for = min(self.parked_for, self.interval)
+
+    def _cost_of(self, cost: float, plain: float) -> float:
+        """Of a round in plain rounds; of several the mean, since blocks differ in length."""
+        if len(self.drafted) >= COMPARED:
+            self.cost = _typical(self.drafted) / plain
+            return self.cost
+        return min(cost, OUTLIER * self.cost) if self.cost else cost
 
     def _attempt(self) -> None:
-        self.balance, self.is_warm = 0.0, False
+        self.balance, self.catching_up = 0.0, 0.0
         self.drafted.clear()
 
     def _park(self) -> None:
-        self.parked_for = int(-self.balance / PROBE_COST) << self.failures
+        self.interval = int((self.catching_up - self.balance) / PROBE_COST)
+        self.parked_for = self.interval << self.failures
         self.failures = min(self.failures + 1, MOST_DOUBLINGS)
         self.balance = 0.0
 
     def _refresh_after(self) -> int:
         """Rounds until plain rounds are measured again; at a loss, before it is believed."""
         least, most = REFRESH_ROUNDS
-        if self.balance < 0:
+        if self.balance < 0 or not self.cost:
             return least // 2
         gain = self.tokens / self.cost - 1
         # the first plain rounds of a process are slow, so they are soon measured again
-        early = least // 2 << min(self.refreshes, 5)
+        early = 2 * least << min(self.refreshes, 5)
         return int(min(max(COMPARED * gain / REFRESH_COST, least), most, early))
 
 
 class Parking:
-    """`plain_seconds` and `draft_cost` are what a table says of a number of requests: seconds of a
-    plain round, up to a factor, and the cost of drafting in plain rounds (None: unknown)."""
+    """`plain_seconds` is what a table says of a plain round by the number of requests, up to a
+    factor, `expected_gain` what it says of drafting with some survival (None: nothing)."""
 
     def __init__(
         self,
         path: Path | None = None,
         plain_seconds: Seconds = lambda num_requests: 1.0,
-        draft_cost: Seconds | None = None,
+        expected_gain: ExpectedGain | None = None,
+        block_size: int = 1,
     ) -> None:
-        self._path, self._plain_seconds, self._draft_cost = path, plain_seconds, draft_cost
+        self._path, self._plain_seconds, self._expected_gain = path, plain_seconds, expected_gain
         self._ledgers: dict[int, Ledger] = {}
-        self._tokens, self._rounds = 0.0, 0  # mean of the rounds with drafts, and their number
+        self._acceptance = Acceptance(block_size)
         self._is_changed = False
         if path is not None:
             self._load(path)
@@ -133,22 +183,39 @@ class Parking:
     def is_parked(self, num_requests: int) -> bool:
         return self._ledger(num_requests).is_parked
 
-    def record(self, num_requests: int, seconds: float, tokens: int, *, has_drafts: bool) -> None:
-        """A finished round of that many requests, which committed `tokens` in all."""
+    def figures(self, num_requests: int) -> tuple[float, float]:
+        """Of a round with drafts: its time in plain rounds, and its tokens; as measured, or else
+        as expected."""
         ledger = self._ledger(num_requests)
-        normalised = seconds / self._plain_seconds(num_requests)
+        return ledger.cost, ledger.tokens
+
+    def record(
+        self,
+        seconds: float,
+        blocks: Sequence[tuple[int, int]],
+        *,
+        has_drafts: bool,
+        caught_up: float = 0.0,
+    ) -> None:
+        """A finished round: drafts verified and accepted of each request. `caught_up` seconds, not
+        among the others, went into what was committed without drafts."""
+        num_requests = len(blocks)
+        ledger, unit = self._ledger(num_requests), self._plain_seconds(num_requests)
         self._is_changed = True
         if not has_drafts:
-            ledger.add_plain(normalised)
+            ledger.add_plain(seconds / unit)
             return
-        mean = tokens / num_requests
-        self._tokens, self._rounds = _mean(self._tokens, mean), self._rounds + 1
-        ledger.add_drafted(normalised, mean)
+        for verified, accepted in blocks:
+            self._acceptance.record(verified, accepted)
+        tokens = 1 + sum(accepted for _, accepted in blocks) / num_requests
+        ledger.add_drafted(seconds / unit, tokens, caught_up / unit)
 
     def begin_text(self) -> None:
         """A new request: drafting is tried again as soon as its cost allows."""
         for ledger in self._ledgers.values():
             ledger.try_sooner()
+            if ledger.is_parked and not ledger.is_tried:
+                self._judge(ledger)
 
     def save(self) -> None:
         """So that a short answer of the next process does not try again what has failed."""
@@ -156,16 +223,15 @@ class Parking:
             return
         self._is_changed = False
         known = {
-            count: [ledger.parked_for, ledger.failures, ledger.balance, ledger.cost]
-            for count, ledger in self._ledgers.items()
+            each.requests: {name: getattr(each, name) for name in STORED}
+            for each in self._ledgers.values()
         }
+        seen = {"tried": self._acceptance.tried, "kept": self._acceptance.kept}
         own = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self._path, own) as partial:
-                partial.write_text(
-                    json.dumps({"tokens": self._tokens, "rounds": self._rounds, "ledgers": known})
-                )
+                partial.write_text(json.dumps({"acceptance": seen, "ledgers": known}))
         except OSError:
             return
 
@@ -174,27 +240,29 @@ class Parking:
         try:
             stored = json.loads(path.read_text())
             ledgers = {
-                int(count): Ledger(int(parked), int(failures), float(balance), float(cost))
-                for count, (parked, failures, balance, cost) in stored["ledgers"].items()
+                int(count): Ledger(
+                    int(count), **{name: kind(own[name]) for name, kind in STORED.items()}
+                )
+                for count, own in stored["ledgers"].items()
             }
-            tokens, rounds = float(stored["tokens"]), int(stored["rounds"])
+            self._acceptance.load(**stored["acceptance"])
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return
-        self._ledgers, self._tokens, self._rounds = ledgers, tokens, rounds
+        self._ledgers = ledgers
+        for ledger in ledgers.values():
+            ledger.trust_table()
 
     def _ledger(self, num_requests: int) -> Ledger:
         """Shared by numbers up to a factor of two."""
         key = 1 << (num_requests - 1).bit_length()
         if key not in self._ledgers:
-            self._ledgers[key] = self._new_ledger(num_requests)
+            self._ledgers[key] = Ledger(key)
+            self._judge(self._ledgers[key])
         return self._ledgers[key]
 
-    def _new_ledger(self, num_requests: int) -> Ledger:
-        ledger = Ledger()
-        cost = 0.0 if self._draft_cost is None else self._draft_cost(num_requests)
-        if self._rounds >= KNOWN_ROUNDS and self._tokens < cost:
-            ledger.park_at_first()
-        return ledger
+    def _judge(self, ledger: Ledger) -> None:
+        if self._expected_gain is not None:
+            ledger.expect(self._expected_gain(ledger.requests, self._acceptance.survival))
 
 
 def _mean(so_far: float, tokens: float) -> float:

@@ -128,11 +128,6 @@ class SpsSchedule:
             lengths[request] += 1
         return lengths
 
-    def draft_cost(self, num_requests: int) -> float:
-        """Of a round that verifies one draft per request, in plain rounds."""
-        steps = self.table.steps_per_second(2 * num_requests, num_requests)
-        return 1.0 / steps / self.table.verify(num_requests, num_requests)
-
     def even_length(self, survival: Sequence[Sequence[float]], choices: Sequence[int]) -> int:
         num_requests = len(survival)
         steps = self._steps(num_requests, CONTEXT_TOKENS)

@@ -6,7 +6,9 @@ import statistics
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ from dspark.targets.base import Slot, Target
 CONTEXT_TOKENS = 128
 TRIALS = 7
 NOISY_SPREAD = 0.5  # idle machines stay below 0.2; one other busy process gives 0.5 to 3
+DRIFT = 1.5  # ratio of a single request's rounds to the table, or its inverse: another machine
+SEVERAL = 4  # requests whose draft is timed too
+LEAST_SHARE = 0.1  # of a corrected pass: no line makes it free
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +45,32 @@ class SpsCurve:
     def steps_per_second(self, rows: int) -> float:
         return 1.0 / (self.verify(rows) + self.draft_seconds)
 
+    def corrected(self, by: "Correction") -> "SpsCurve":
+        """As rounds take it."""
+        plain = self.verify(self.requests)
+        seconds = tuple(
+            max(by.level * plain + by.slope * (each - plain), LEAST_SHARE * by.level * each)
+            for each in self.verify_seconds
+        )
+        return replace(self, verify_seconds=seconds, draft_seconds=by.draft * self.draft_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """What finished rounds of so many requests took, in times of what was measured: a plain pass,
+    each further row, and all of a round that is not the pass."""
+
+    requests: int
+    level: float
+    slope: float
+    draft: float
+
 
 @dataclass(frozen=True, slots=True)
 class SpsTable:
     """Seconds of a verify pass by its rows, and of drafting by the number of requests, at
-    CONTEXT_TOKENS; `curves` are further measurements, of more requests or at greater depths.
+    CONTEXT_TOKENS; `curves` are further measurements, of more requests or at greater depths, and
+    `corrections` what finished rounds said of all that.
 
     `spread` is the largest interquartile range of a point's trials over their median,
     `measured_at` a Unix time, `pair` the name under which it was measured.
@@ -58,11 +84,18 @@ class SpsTable:
     measured_at: float = 0.0
     pair: str = ""
     curves: tuple[SpsCurve, ...] = ()
+    corrections: tuple[Correction, ...] = ()
 
     @property
     def is_noisy(self) -> bool:
         """Whether the machine was too busy for a usable measurement."""
         return self.spread > NOISY_SPREAD
+
+    @property
+    def has_drifted(self) -> bool:
+        """Whether rounds of one request take so much else that it is worth another measurement."""
+        alone = [each.level for each in self.corrections if each.requests == 1]
+        return any(not 1 / DRIFT < level < DRIFT for level in alone)
 
     def verify(self, rows: int, num_requests: int = 1, depth: int = CONTEXT_TOKENS) -> float:
         """Seconds of a pass over that many rows of all requests, each with `depth` tokens of
@@ -87,8 +120,15 @@ class SpsTable:
         seconds = self.verify(rows, num_requests, depth) + self.draft(num_requests, depth)
         return 1.0 / seconds
 
-    def curve(self, num_requests: int, depth: int) -> SpsCurve:
-        """Between the measured ones, for many questions of one kind."""
+    def curve(self, num_requests: int, depth: int = CONTEXT_TOKENS) -> SpsCurve:
+        """For many questions of one kind, as finished rounds correct it; where there were none, as
+        those of the nearest number of requests do."""
+        measured = self.measured_curve(num_requests, depth)
+        known = sorted(self.corrections, key=lambda each: abs(log(each.requests / num_requests)))
+        return measured.corrected(known[0]) if known else measured
+
+    def measured_curve(self, num_requests: int, depth: int = CONTEXT_TOKENS) -> SpsCurve:
+        """Between what was measured."""
         known = self._by_requests().values()
         every = [(n, curve.requests) for curves in known for curve in curves for n in curve.rows]
         scaled = {max(n * num_requests // own, 1) for n, own in every}
@@ -138,7 +178,9 @@ class SpsTable:
                 {n: tuple(v) if isinstance(v, list) else v for n, v in curve.items()}
                 for curve in columns.pop("curves", ())
             ]
-            table = cls(**columns, curves=tuple(SpsCurve(**curve) for curve in curves))
+            corrections = tuple(Correction(**each) for each in columns.pop("corrections", ()))
+            curves_of = tuple(SpsCurve(**curve) for curve in curves)
+            table = cls(**columns, curves=curves_of, corrections=corrections)
             is_whole = len(table.rows) == len(table.verify_seconds) > 0 < table.measured_at
         except (OSError, ValueError, TypeError, AttributeError):
             return None
@@ -157,10 +199,11 @@ class SpsTable:
 
 
 def _interpolate(xs: Sequence[int], ys: Sequence[float], x: float) -> float:
-    """Linear between measured points, proportional beyond the last."""
+    """Linear between measured points, and beyond the last as from the first to the last."""
     index = bisect_left(xs, x)
     if index == len(xs):
-        return ys[-1] * x / xs[-1]
+        slope = (ys[-1] - ys[0]) / (xs[-1] - xs[0]) if len(xs) > 1 else ys[-1] / xs[-1]
+        return ys[-1] + slope * (x - xs[-1])
     if xs[index] == x or index == 0:
         return ys[index]
     share = (x - xs[index - 1]) / (xs[index] - xs[index - 1])
@@ -183,48 +226,29 @@ def stored_tables(folder: Path) -> Iterator[SpsTable]:
     return iter(sorted(usable, key=lambda table: -table.measured_at))
 
 
-def measure_sps(target: Target, drafter: Drafter, pair: str = "") -> SpsTable:
-    """Medians on this machine, at a short context."""
-    with torch.inference_mode():
-        slot, draft_slot = target.open(), drafter.open()
-        context = torch.arange(CONTEXT_TOKENS, device=target.device) % 7
-        drafter.extend([draft_slot], [context], [target.prefill(slot, context).taps])
-    try:
-        return measure_sps_at(target, drafter, slot, draft_slot, pair, TRIALS)
-    finally:
-        target.close(slot)
-        drafter.close(draft_slot)
-
-
 @torch.inference_mode()
-def measure_sps_at(
-    target: Target,
-    drafter: Drafter,
-    slot: Slot,
-    draft_slot: DraftSlot,
-    pair: str,
-    trials: int,
-) -> SpsTable:
-    """Medians at the context of an open request, which is left unchanged. Trials are interleaved,
-    so that a slow moment affects all points alike."""
+def measure_sps(target: Target, drafter: Drafter, pair: str = "") -> SpsTable:
+    """Medians on this machine, at a short context. Trials are interleaved, so that a slow moment
+    affects all points alike."""
+    counts = (1, SEVERAL) if target.spec.batches else (1,)
     rows = measured_rows(drafter.block_size)
-    verify: dict[int, list[float]] = {n: [] for n in rows}
-    draft: list[float] = []
-    for _ in range(trials):
-        for n in rows:
-            block = torch.zeros(n, dtype=torch.long, device=target.device)
-            started = time.perf_counter()
-            float(target.verify([slot], [block]).logits[-1, 0])
-            verify[n].append(time.perf_counter() - started)
-            target.commit([slot], [0])
-        draft += draft_seconds(drafter, [draft_slot], target.device, 1)
+    with _open_requests(target, drafter, 1, counts[-1], CONTEXT_TOKENS) as opened:
+        (slot,), draft_slots, taps = opened
+        verify: dict[int, list[float]] = {n: [] for n in rows}
+        draft: dict[int, list[float]] = {n: [] for n in counts}
+        for _ in range(TRIALS):
+            for n in rows:
+                verify[n].append(_verify_seconds(target, [slot], n))
+            for n in counts:
+                draft[n].append(_draft_seconds(drafter, draft_slots[:n], taps))
     medians = [statistics.median(verify[n]) for n in rows]
+    drafting = [statistics.median(draft[n]) for n in counts]
     return SpsTable(
         rows=tuple(rows),
         verify_seconds=tuple(_never_falling(medians)),
-        requests=(1,),
-        draft_seconds=(statistics.median(draft),),
-        spread=max(_spread(trial) for trial in (*verify.values(), draft)),
+        requests=counts,
+        draft_seconds=tuple(_never_falling(drafting)),
+        spread=max(_spread(trial) for trial in (*verify.values(), draft[1])),
         measured_at=time.time(),
         pair=pair,
     )
@@ -234,58 +258,67 @@ def measure_sps_at(
 def measure_with_requests(
     target: Target, drafter: Drafter, num_requests: int, depth: int, trials: int
 ) -> SpsCurve:
-    """With requests of its own, each with `depth` tokens of context."""
-    slots = [target.open() for _ in range(num_requests)]
-    draft_slots = [drafter.open() for _ in range(num_requests)]
-    context = torch.arange(depth, device=target.device) % 7
-    try:
-        for slot, draft_slot in zip(slots, draft_slots, strict=True):
-            drafter.extend([draft_slot], [context], [target.prefill(slot, context).taps])
-        return measure_curve(target, drafter, slots, draft_slots, depth, trials)
-    finally:
-        for slot, draft_slot in zip(slots, draft_slots, strict=True):
-            target.close(slot)
-            drafter.close(draft_slot)
-
-
-@torch.inference_mode()
-def measure_curve(
-    target: Target,
-    drafter: Drafter,
-    slots: Sequence[Slot],
-    draft_slots: Sequence[DraftSlot],
-    depth: int,
-    trials: int,
-) -> SpsCurve:
-    """Medians with open requests, which are left unchanged: plain, one draft each, whole
+    """Medians of requests with `depth` tokens of context each: plain, one draft each, whole
     blocks."""
     sizes = sorted({1, 2, drafter.block_size + 1})
     verify: dict[int, list[float]] = {size: [] for size in sizes}
-    for _ in range(trials):
-        for size in sizes:
-            blocks = [torch.zeros(size, dtype=torch.long, device=target.device)] * len(slots)
-            started = time.perf_counter()
-            float(target.verify(slots, blocks).logits[-1, 0])
-            verify[size].append(time.perf_counter() - started)
-            target.commit(slots, [0] * len(slots))
-    drafting = draft_seconds(drafter, draft_slots, target.device, trials)
+    drafting = []
+    with _open_requests(target, drafter, num_requests, num_requests, depth) as opened:
+        slots, draft_slots, taps = opened
+        for _ in range(trials):
+            for size in sizes:
+                verify[size].append(_verify_seconds(target, slots, size))
+            drafting.append(_draft_seconds(drafter, draft_slots, taps))
     medians = _never_falling([statistics.median(verify[size]) for size in sizes])
-    rows = tuple(size * len(slots) for size in sizes)
-    return SpsCurve(len(slots), depth, rows, tuple(medians), statistics.median(drafting))
+    rows = tuple(size * num_requests for size in sizes)
+    return SpsCurve(num_requests, depth, rows, tuple(medians), statistics.median(drafting))
 
 
-@torch.inference_mode()
-def draft_seconds(
-    drafter: Drafter, slots: Sequence[DraftSlot], device: torch.device, trials: int
-) -> list[float]:
-    """Seconds per trial of a draft for all of these requests, until the host has read it."""
+@contextmanager
+def _open_requests(
+    target: Target, drafter: Drafter, num_requests: int, num_drafting: int, depth: int
+) -> Iterator[tuple[list[Slot], list[DraftSlot], torch.Tensor]]:
+    """Slots of the target and of the drafter, with `depth` tokens each, and their taps."""
+    slots, draft_slots = [], []
+    context = torch.arange(depth, device=target.device) % 7
+    taps = torch.empty(0)
+    try:
+        for _ in range(num_requests):
+            slots.append(target.open())
+            taps = target.prefill(slots[-1], context).taps.clone()
+        for _ in range(num_drafting):
+            draft_slots.append(drafter.open())
+            drafter.extend([draft_slots[-1]], [context], [taps])
+        yield slots, draft_slots, taps
+    finally:
+        for slot in slots:
+            target.close(slot)
+        for draft_slot in draft_slots:
+            drafter.close(draft_slot)
+
+
+def _verify_seconds(target: Target, slots: Sequence[Slot], size: int) -> float:
+    """Of `size` rows for each of these requests, until the host has read them."""
+    blocks = [torch.zeros(size, dtype=torch.long, device=target.device)] * len(slots)
+    started = time.perf_counter()
+    float(target.verify(slots, blocks).logits[-1, 0])
+    seconds = time.perf_counter() - started
+    target.commit(slots, [0] * len(slots))
+    return seconds
+
+
+def _draft_seconds(drafter: Drafter, slots: Sequence[DraftSlot], taps: torch.Tensor) -> float:
+    """Of a draft for all of these requests, until the host has read it, and of taking in the two
+    tokens that a round adds."""
+    device, depth = taps.device, len(taps)
     anchors = torch.zeros(len(slots), dtype=torch.long, device=device)
     chooser = BatchChooser([Sampler(SamplingConfig())] * len(slots))
-    seconds = []
-    for _ in range(trials):
-        started = time.perf_counter()
-        int(drafter.propose(slots, anchors, chooser).token_ids[0, -1])
-        seconds.append(time.perf_counter() - started)
+    started = time.perf_counter()
+    drafter.extend(slots, [anchors.new_zeros(2)] * len(slots), [taps[:2]] * len(slots))
+    int(drafter.propose(slots, anchors, chooser).token_ids[0, -1])
+    seconds = time.perf_counter() - started
+    for slot in slots:
+        drafter.truncate(slot, depth)
     return seconds
 
 

@@ -1,104 +1,134 @@
-"""Measures the SPS table again when rounds no longer match it.
+"""Corrects the SPS table by the rounds that run anyway, so that no request waits for a measurement.
 
-Otherwise a table measured on a busy machine would decide permanently how much is verified.
+For each number of requests, up to a factor of two, a line is fitted to what passes took: plain
+ones give its level, those with drafts its slope over the rows. Old rounds are forgotten, and so is
+a busy minute.
 """
 
-import statistics
-import time
-from collections import deque
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import log
 from pathlib import Path
 
-from dspark.drafters.base import Drafter
-from dspark.engine.rounds.host import Outcome, context_left, mean_length
-from dspark.engine.schedule.policies import SpsSchedule
-from dspark.engine.schedule.sps_profile import (
-    CONTEXT_TOKENS,
-    measure_curve,
-    measure_sps_at,
-    measured_rows,
-)
-from dspark.targets.base import Target
+from dspark.engine.schedule.policies import DEPTH_STEP, SpsSchedule
+from dspark.engine.schedule.sps_profile import CONTEXT_TOKENS, Correction, SpsCurve, SpsTable
 
-WINDOW = 12  # rounds whose median is compared
-DEEPER = 4  # times the greatest depth known: measured again
-DRIFT = 1.5  # ratio to the table's time, or its inverse
-PAUSE_SECONDS = 30.0  # minimum between two measurements
-TRIALS = 4
+MEMORY = 1 - 1 / 48  # per round
+RIDGE = 0.02  # variance, in times of twice the rows, at which rounds say as much as the table does
+FIRST_ROUNDS = 4  # that a stored correction counts for
+OUTLIER = 2.0  # times what was expected: another program had the processor
+KNOWN = 8.0  # rounds after which one can be an outlier
+EVERY = 16  # rounds between two corrections of the table
+LEAST_SECONDS = LEAST_RIDGE = 1e-9
+
+
+@dataclass(slots=True)
+class _Fit:
+    """Of one number of requests: x is the pass by the table, over a plain one, less 1; y its time
+    over a plain one by the table."""
+
+    weight: float = 0.0
+    x: float = 0.0
+    y: float = 0.0
+    xx: float = 0.0
+    xy: float = 0.0
+    ridge: float = 0.0
+    draft: float = 1.0
+    num_drafts: int = 0
+
+    def add(self, x: float, y: float, scale: float) -> None:
+        """`scale` is x at twice the rows of a plain pass."""
+        if self.weight >= KNOWN:
+            level, slope = self.line()
+            y = min(y, OUTLIER * (level + slope * x))
+        self.weight = MEMORY * self.weight + 1
+        self.x, self.y = MEMORY * self.x + x, MEMORY * self.y + y
+        self.xx, self.xy = MEMORY * self.xx + x * x, MEMORY * self.xy + x * y
+        self.ridge = MEMORY * self.ridge + RIDGE * scale * scale
+
+    def add_draft(self, ratio: float) -> None:
+        self.num_drafts += 1
+        ratio = min(ratio, OUTLIER * self.draft) if self.num_drafts > KNOWN else ratio
+        self.draft += max(1 - MEMORY, 1 / (self.num_drafts + 1)) * (ratio - self.draft)
+
+    def line(self) -> tuple[float, float]:
+        """Level and slope; where rows hardly varied, as steep as the table."""
+        x, y = self.x / self.weight, self.y / self.weight
+        variance, covariance = self.xx / self.weight - x * x, self.xy / self.weight - x * y
+        as_measured, ridge = y / (1 + x), self.ridge / self.weight + LEAST_RIDGE
+        slope = max((covariance + ridge * as_measured) / (variance + ridge), 0.0)
+        return max(y - slope * x, as_measured / OUTLIER), slope
+
+    def correction(self, num_requests: int) -> Correction:
+        level, slope = self.line()
+        return Correction(num_requests, level, slope, self.draft)
+
+
+def _fit_of(known: Correction) -> _Fit:
+    """As if some rounds had said so."""
+    fit = _Fit(draft=known.draft, num_drafts=FIRST_ROUNDS)
+    for _ in range(FIRST_ROUNDS // 2):
+        for x in (0.0, 0.5):
+            fit.add(x, known.level + known.slope * x, 0.0)
+    return fit
 
 
 class SpsWatch:
-    """Follows rounds with drafts, and those in which drafting is parked. Several requests, and
-    contexts much deeper than those measured, are measured at their first occurrence, with the
-    requests' own slots."""
+    """Follows plain rounds and those with drafts."""
 
     def __init__(self, schedule: SpsSchedule, path: Path) -> None:
         self._schedule, self._path = schedule, path
-        self._ratios: deque[float] = deque(maxlen=WINDOW)
-        # ratio of a round's seconds to the table's; None: not known yet
-        self._usual: float | None = 1.0
-        self._next_at = 0.0
+        self._rounds, self._is_changed = 0, False
+        self._fits: dict[int, _Fit] = {}
+        self._begin_with(schedule.table)
 
-    def follow(self, target: Target, drafter: Drafter, outcomes: Sequence[Outcome]) -> None:
-        """Record one round; measure again if recent rounds persistently differ from the table."""
-        if not all(outcome.draft or outcome.is_parked for outcome in outcomes):
-            return
-        first = outcomes[0]
-        depth = mean_length(target, [outcome.active for outcome in outcomes])
-        if not first.is_parked:
-            self._measure_new(target, drafter, outcomes, depth)
-        rows = sum(outcome.verified + 1 for outcome in outcomes)
-        table, size = self._schedule.table, len(outcomes)
-        expected = table.verify(rows, size, depth)
-        expected += 0.0 if first.is_parked else table.draft(size, depth)
-        self._ratios.append((first.draft_seconds + first.verify_seconds) / expected)
-        if self._is_outdated() and self._has_room(target, drafter, first):
-            self._measure(target, drafter, first)
-
-    def _measure_new(
-        self, target: Target, drafter: Drafter, outcomes: Sequence[Outcome], depth: int
+    def follow(
+        self, num_requests: int, rows: int, depth: int, pass_seconds: float, other_seconds: float
     ) -> None:
-        """Measure the largest of 1, 2, 4, 8, ... requests that are available, at a depth four
-        times the greatest one known."""
-        num_requests = 1 << (len(outcomes).bit_length() - 1)
-        table = self._schedule.table
-        known = [curve.depth for curve in table.curves if curve.requests == num_requests]
-        known += [CONTEXT_TOKENS] * (num_requests == 1)
-        if known and depth < DEEPER * max(known):
-            return
-        chosen = [outcome.active for outcome in outcomes[:num_requests]]
-        whole = drafter.block_size + 1
-        if not all(a.is_open and context_left(target, a) >= whole for a in chosen):
-            return  # one of them has ended
-        slots = [active.slot for active in chosen]
-        draft_slots = [active.draft_slot for active in chosen]
-        curve = measure_curve(target, drafter, slots, draft_slots, depth, TRIALS)
-        table = table.with_curve(curve)
-        if num_requests > 1 and num_requests not in table.requests:
-            table = table.with_requests(num_requests, curve.draft_seconds)
-        self._schedule.table = table
-        table.save(self._path)
-        self._ratios.clear()
-        self._usual = None
+        """One finished round: `other_seconds` are those of drafting (0: a plain round)."""
+        if self._schedule.table is not self._table:  # somebody has measured again
+            self._begin_with(self._schedule.table)
+        curve = self._curve(num_requests, depth)
+        plain = curve.verify(num_requests)
+        key = 1 << (num_requests - 1).bit_length()
+        if key not in self._fits:
+            self._fits[key] = self._like_neighbours(key)
+        fit = self._fits[key]
+        excess, scale = (curve.verify(n) / plain - 1 for n in (rows, 2 * num_requests))
+        fit.add(excess, pass_seconds / plain, scale)
+        if other_seconds:
+            fit.add_draft(other_seconds / max(curve.draft_seconds, LEAST_SECONDS))
+        self._rounds += 1
+        if self._rounds % EVERY == 0:
+            self._correct()
 
-    def _is_outdated(self) -> bool:
-        if len(self._ratios) < WINDOW:
-            return False
-        ratio = statistics.median(self._ratios)
-        if self._usual is None:
-            self._usual = ratio  # time of sampling and rollback on top of a newly measured pass
-        has_drifted = not 1 / DRIFT < ratio / self._usual < DRIFT
-        return has_drifted and time.monotonic() >= self._next_at
+    def save(self) -> None:
+        if self._is_changed:
+            self._is_changed = False
+            self._schedule.table.save(self._path)
 
-    def _has_room(self, target: Target, drafter: Drafter, outcome: Outcome) -> bool:
-        return context_left(target, outcome.active) >= max(measured_rows(drafter.block_size))
+    def _correct(self) -> None:
+        self._is_changed = True
+        corrections = tuple(
+            fit.correction(requests) for requests, fit in sorted(self._fits.items())
+        )
+        self._table = self._schedule.table = replace(self._measured, corrections=corrections)
 
-    def _measure(self, target: Target, drafter: Drafter, outcome: Outcome) -> None:
-        slot, draft_slot = outcome.active.slot, outcome.active.draft_slot
-        pair = self._schedule.table.pair
-        table = measure_sps_at(target, drafter, slot, draft_slot, pair, TRIALS)
-        table.save(self._path)  # batches are measured again when they occur
-        self._schedule.table = table
-        self._ratios.clear()
-        self._usual = None
-        self._next_at = time.monotonic() + PAUSE_SECONDS
+    def _begin_with(self, table: SpsTable) -> None:
+        self._table = table
+        self._measured: SpsTable = replace(table, corrections=())
+        self._curves: dict[tuple[int, int], SpsCurve] = {}
+        self._fits = {known.requests: _fit_of(known) for known in table.corrections}
+
+    def _like_neighbours(self, num_requests: int) -> _Fit:
+        """Of the nearest number of requests that is known."""
+        near = sorted(self._fits, key=lambda each: abs(log(each / num_requests)))
+        if not near:
+            return _Fit()
+        return _fit_of(self._fits[near[0]].correction(num_requests))
+
+    def _curve(self, num_requests: int, depth: int) -> SpsCurve:
+        key = num_requests, depth // DEPTH_STEP
+        if key not in self._curves:
+            middle = max(key[1] * DEPTH_STEP + DEPTH_STEP // 2, CONTEXT_TOKENS)
+            self._curves[key] = self._measured.measured_curve(num_requests, middle)
+        return self._curves[key]
