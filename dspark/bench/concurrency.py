@@ -1,12 +1,14 @@
 """Many requests at a time: plain decoding against fixed blocks, a threshold and both schedulers.
 
 As many requests as asked for begin together and run equally long. Rates are those of the stretch
-in which all of them decode: from the first token of the last one to the end of the first one.
+in which all of them decode: from the first token of the last one to the end of the first one. Every
+arm runs beside a plain run, so that ratios are of the same seconds, and the schedulers have run
+once before at every number of requests, as a user's have.
 """
 
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import fmean, median, quantiles
 from typing import TYPE_CHECKING
@@ -30,8 +32,9 @@ THRESHOLD = 0.5  # of the static threshold
 
 @dataclass(frozen=True, slots=True)
 class LoadRun:
-    """One arm with some requests at once. Rates are tokens per second; `gaps` are the seconds from
-    one arrival of tokens to the next, of all requests."""
+    """One arm with some requests at once. Rates are tokens per second, `plain_rate` the total of
+    the plain run beside it; `gaps` are the seconds from one arrival of tokens to the next, of all
+    requests."""
 
     arm: str
     requests: int
@@ -45,11 +48,12 @@ class LoadRun:
     accepted: int
     parked: int
     answers: tuple[tuple[int, ...], ...]
+    plain_rate: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class LoadFigures:
-    """One arm at one number of requests, over all trials. `over_plain` is paired by trial;
+    """One arm at one number of requests, over all trials. `over_plain` is of the plain runs beside;
     `verified` is per request and round, `parked` a share of the rounds."""
 
     arm: str
@@ -83,9 +87,9 @@ class LoadReport:
         return next(f for f in self.figures if (f.arm, f.requests) == (arm, requests))
 
     def best_static(self, requests: int) -> float:
-        """Tokens per second of the best among plain decoding and every fixed length."""
-        static = [arm for arm in self.arms if arm == PLAIN or arm.startswith("fixed")]
-        return max(self.of(arm, requests).total.median for arm in static)
+        """Of plain decoding and every fixed length the best, in times of plain decoding."""
+        fixed = [arm for arm in self.arms if arm.startswith("fixed")]
+        return max([1.0, *(self.of(arm, requests).over_plain.median for arm in fixed)])
 
 
 def schedules(block_size: int, has_confidence: bool) -> dict[str, ScheduleConfig]:
@@ -116,22 +120,26 @@ def run_load(
     wanted = [arm for arm in known if not arms or arm in arms]
     sessions = {arm: session.with_schedule(known[arm]) for arm in wanted}
     engines = {PLAIN: session.engine, **{arm: each.engine for arm, each in sessions.items()}}
-    total = len(engines) * len(counts) * config.trials
+    total = (len(wanted) + (len(wanted) + 1) // 2) * len(counts)
     runs: list[LoadRun] = []
-    yield BenchProgress(0, total, "warm-up", 0, None)
+    yield BenchProgress(0, total * config.trials, "warm-up", 0, None)
     for count in counts:
         for arm, engine in engines.items():  # schedulers learn whether drafts pay
             tokens = config.max_tokens if arm in SCHEDULERS else config.warmup_tokens
             one_load(arm, engine, prompts, count, 0, config, tokens)
     try:
         for trial in range(config.trials):
-            for arm, count in _order(trial, list(engines), counts):
-                runs.append(
-                    one_load(arm, engines[arm], prompts, count, trial, config, config.max_tokens)
-                )
-                yield BenchProgress(len(runs), total, f"{arm}, {count} at once", trial, None)
+            for group, count in _order(trial, wanted, counts):
+                own = []
+                for arm in group:
+                    parts = (arm, engines[arm], prompts, count, trial, config, config.max_tokens)
+                    own.append(one_load(*parts))
+                    done, label = len(runs) + len(own), f"{arm}, {count} at once"
+                    yield BenchProgress(done, total * config.trials, label, trial, None)
+                (plain,) = (run for run in own if run.arm == PLAIN)
+                runs += [replace(run, plain_rate=plain.total_rate) for run in own]
     except KeyboardInterrupt:
-        runs = runs[: len(runs) // (len(engines) * len(counts)) * len(engines) * len(counts)]
+        runs = runs[: len(runs) // total * total]
         if not runs:
             raise
     return summarise_load(runs, is_compared=config.sampling.acceptance != "rejection")
@@ -143,12 +151,16 @@ def _has_confidence(session: "Session") -> bool:
     return bool(getattr(config, "has_confidence", False))
 
 
-def _order(trial: int, arms: Sequence[str], counts: Sequence[int]) -> Iterator[tuple[str, int]]:
-    """The arms take turns in going first, at every number of requests."""
+def _order(
+    trial: int, arms: Sequence[str], counts: Sequence[int]
+) -> Iterator[tuple[Sequence[str], int]]:
+    """Two arms at a time, with a plain run between them. They take turns in going first."""
     for place, count in enumerate(counts):
         first = (trial + place) % len(arms)
-        for arm in (*arms[first:], *arms[:first]):
-            yield arm, count
+        turned = (*arms[first:], *arms[:first])
+        for index in range(0, len(turned), 2):
+            before, *after = turned[index : index + 2]
+            yield (before, PLAIN, *after), count
 
 
 def one_load(
@@ -210,14 +222,15 @@ def _load_run(
 
 
 def summarise_load(runs: Sequence[LoadRun], *, is_compared: bool) -> LoadReport:
-    keys = dict.fromkeys((run.arm, run.requests) for run in runs)
+    known = dict.fromkeys((run.arm, run.requests) for run in runs)
+    keys = sorted(known, key=lambda key: key[0] != PLAIN)
     trials = 1 + max(run.trial for run in runs)
     return LoadReport(tuple(_figures(runs, *key, is_compared) for key in keys), trials)
 
 
 def _figures(runs: Sequence[LoadRun], arm: str, requests: int, is_compared: bool) -> LoadFigures:
     own = _by_trial(runs, arm, requests)
-    plain = _by_trial(runs, PLAIN, requests)
+    plain = _by_trial(runs, PLAIN, requests)[0].answers
     total = Figure(tuple(run.total_rate for run in own))
     rounds = sum(run.rounds for run in own)
     parked = sum(run.parked for run in own)
@@ -228,7 +241,7 @@ def _figures(runs: Sequence[LoadRun], arm: str, requests: int, is_compared: bool
         arm=arm,
         requests=requests,
         total=total,
-        over_plain=total.paired_ratio(Figure(tuple(run.total_rate for run in plain))),
+        over_plain=total.paired_ratio(Figure(tuple(run.plain_rate for run in own))),
         per_request=fmean(rate for run in own for rate in run.request_rates),
         first_token_seconds=median(s for run in own for s in run.first_token_seconds),
         gap_p50=cuts[49],
@@ -236,7 +249,7 @@ def _figures(runs: Sequence[LoadRun], arm: str, requests: int, is_compared: bool
         tau=1 + sum(run.accepted for run in own) / drafted,
         verified=sum(run.verified for run in own) / rounds if rounds else 0.0,
         parked=parked / rounds if rounds else 0.0,
-        is_identical=all(run.answers == plain[0].answers for run in own) if is_compared else None,
+        is_identical=all(run.answers == plain for run in own) if is_compared else None,
     )
 
 

@@ -19,23 +19,24 @@ from tests.engine.pairs import PROMPT, golden
 PROMPTS = [BenchPrompt("chat", PROMPT), BenchPrompt("chat", PROMPT[3:])]
 
 
-def run(arm, trial, rate, answers=((1, 2),), verified=0, parked=0):
-    return LoadRun(
-        arm, 1, trial, rate, (rate,), (0.5,), (0.1, 0.3), 10, verified, 5, parked, answers
-    )
+def run(arm, trial, rate, answers=((1, 2),), verified=0, parked=0, plain=1.0):
+    times = (rate,), (0.5,), (0.1, 0.3)
+    return LoadRun(arm, 1, trial, rate, *times, 10, verified, 5, parked, answers, plain)
 
 
-def test_figures_are_medians_and_ratios_of_the_same_trial():
-    plain = [run("plain", trial, rate) for trial, rate in enumerate((10.0, 20.0, 40.0))]
-    other = [
-        run("fixed 2", trial, rate, verified=20) for trial, rate in enumerate((15.0, 20.0, 80.0))
+def test_figures_are_medians_and_ratios_to_the_run_beside():
+    rates = enumerate(((10.0, 15.0), (20.0, 20.0), (40.0, 80.0)))
+    pairs = [
+        (run("plain", trial, rate, plain=rate), run("fixed 2", trial, own, verified=20, plain=rate))
+        for trial, (rate, own) in rates
     ]
+    plain, other = zip(*pairs, strict=True)
     report = summarise_load([*plain, *other], is_compared=True)
     figures = report.of("fixed 2", 1)
     assert figures.total.median == 20.0 and figures.over_plain.trials == (1.5, 1.0, 2.0)
     assert figures.over_plain.median == 1.5 and figures.verified == 2.0 and figures.tau == 1.5
     assert figures.gap_p50 == pytest.approx(0.2) and figures.is_identical
-    assert report.best_static(1) == 20.0
+    assert report.best_static(1) == 1.5
 
 
 def test_another_answer_is_told():
@@ -72,7 +73,7 @@ def test_an_interrupted_bench_keeps_its_complete_trials(monkeypatch):
 
     def interrupted(*parts, one_load=concurrency.one_load):
         done.append(parts)
-        if len(done) > 2 + 2 + 1:  # warm-up, one trial of two arms, one run more
+        if len(done) > 2 + 2 + 1:  # warm-up, one trial with its plain run, one run more
             raise KeyboardInterrupt
         return one_load(*parts)
 
