@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from dspark.checkpoints.config_values import architecture_of
 from dspark.checkpoints.head_config import (
+    Calibration,
     Family,
     HeadConfig,
     MarkovType,
@@ -26,7 +27,8 @@ class DSparkConfig(HeadConfig):
     `sample_from_anchor`: the anchor's row, 0, predicts the first draft; otherwise row 1 does, and
     a block has one row more than drafts. `draft_vocab_size`: rows of the output head if it knows
     fewer tokens than the target; the tensor d2t maps them to the target's ids.
-    `confidence_temperatures` is our addition: one per position, None for all 1.
+    `confidence_temperatures` (one per position, None for all 1) and `greedy_confidence` (where
+    greedy requests have a calibration of their own) are our additions.
     """
 
     architectures: ClassVar[Mapping[Family, str]] = {
@@ -45,6 +47,7 @@ class DSparkConfig(HeadConfig):
     has_confidence: bool = False
     confidence_with_markov: bool = False
     confidence_temperatures: tuple[float, ...] | None = None
+    greedy_confidence: Calibration | None = None
     sample_from_anchor: bool = True
     draft_vocab_size: int | None = None
 
@@ -54,8 +57,12 @@ class DSparkConfig(HeadConfig):
         return "dflash" if self.markov_type == "none" else "dspark"
 
     @property
-    def temperatures(self) -> tuple[float, ...]:
-        return self.confidence_temperatures or (1.0,) * self.block_size
+    def sampled_calibration(self) -> Calibration:
+        return Calibration(self.confidence_temperatures or (1.0,) * self.block_size)
+
+    @property
+    def greedy_calibration(self) -> Calibration:
+        return self.greedy_confidence or self.sampled_calibration
 
     @property
     def block_rows(self) -> int:
@@ -86,6 +93,7 @@ class DSparkConfig(HeadConfig):
             has_confidence=bool(raw["enable_confidence_head"]),
             confidence_with_markov=bool(raw.get("confidence_head_with_markov", False)),
             confidence_temperatures=_numbers_or_none(raw, "confidence_temperatures"),
+            greedy_confidence=_greedy_confidence(raw),
         )
 
     def _check(self) -> None:
@@ -96,14 +104,8 @@ class DSparkConfig(HeadConfig):
             raise ValueError("confidence_head_with_markov needs markov_rank > 0")
         if not 1 <= self.block_size <= LARGEST_BLOCK or not self.mask_token_id < self.vocab_size:
             raise ValueError("block_size or mask_token_id is out of range")
-        temperatures = self.temperatures
-        if len(temperatures) != self.block_size:
-            raise ValueError(
-                f"confidence_temperatures has {len(temperatures)} numbers "
-                f"for a block of {self.block_size}"
-            )
-        if not all(math.isfinite(t) and t > 0.0 for t in temperatures):
-            raise ValueError("confidence_temperatures are not all positive numbers")
+        for calibration in (self.sampled_calibration, self.greedy_calibration):
+            _check_calibration(calibration, self.block_size)
 
     @classmethod
     def for_training(
@@ -122,10 +124,11 @@ class DSparkConfig(HeadConfig):
         )
 
     def to_json(self) -> dict[str, Any]:
-        temperatures = self.confidence_temperatures
-        calibration = (
-            {} if temperatures is None else {"confidence_temperatures": list(temperatures)}
-        )
+        calibration: dict[str, Any] = {}
+        if self.confidence_temperatures is not None:
+            calibration["confidence_temperatures"] = list(self.confidence_temperatures)
+        if self.greedy_confidence is not None:
+            calibration["greedy_confidence"] = self.greedy_confidence.to_json()
         return {
             "architectures": [self.architectures[self.family]],
             **self._common_json(),
@@ -173,6 +176,30 @@ class DSparkConfig(HeadConfig):
             width = hidden + (rank if self.confidence_with_markov else 0)
             shapes |= {"confidence_head.proj.weight": (1, width), "confidence_head.proj.bias": (1,)}
         return shapes
+
+
+def _check_calibration(calibration: Calibration, block_size: int) -> None:
+    temperatures = calibration.temperatures
+    if len(temperatures) != block_size:
+        raise ValueError(
+            f"the confidences have {len(temperatures)} temperatures for a block of {block_size}"
+        )
+    if not all(math.isfinite(t) and t > 0.0 for t in temperatures):
+        raise ValueError("the temperatures of the confidences are not all positive numbers")
+    if not math.isfinite(calibration.shift):
+        raise ValueError("the shift of greedy_confidence is not a number")
+
+
+def _greedy_confidence(raw: Mapping[str, Any]) -> Calibration | None:
+    stated = raw.get("greedy_confidence")
+    if stated is None:
+        return None
+    if not isinstance(stated, Mapping):
+        raise ValueError(f"greedy_confidence {stated!r} is no object")
+    temperatures = _numbers_or_none(stated, "temperatures")
+    if temperatures is None:
+        raise ValueError("greedy_confidence has no temperatures")
+    return Calibration(temperatures, float(stated.get("shift", 0.0)))
 
 
 def _numbers_or_none(raw: Mapping[str, Any], key: str) -> tuple[float, ...] | None:

@@ -16,6 +16,17 @@ Family = Literal["qwen3", "gemma4"]
 MarkovType = Literal["none", "vanilla", "gated", "rnn"]
 
 
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What makes confidences of the head's logits z: c_k = sigmoid((z_k + shift) / T_k)."""
+
+    temperatures: tuple[float, ...]
+    shift: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {"shift": self.shift, "temperatures": list(self.temperatures)}
+
+
 class AnyHeadConfig(Protocol):
     """What can be asked of every head, whatever its kind and its files.
 
@@ -104,9 +115,14 @@ class HeadConfig:
         return False
 
     @property
-    def temperatures(self) -> tuple[float, ...]:
-        """Divisor of the confidence logit at each position."""
-        return (1.0,) * self.block_size
+    def sampled_calibration(self) -> Calibration:
+        """Of requests that draw their tokens."""
+        return Calibration((1.0,) * self.block_size)
+
+    @property
+    def greedy_calibration(self) -> Calibration:
+        """Of requests at temperature 0."""
+        return self.sampled_calibration
 
     @property
     def sample_from_anchor(self) -> bool:

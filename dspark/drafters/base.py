@@ -39,6 +39,11 @@ class Race(NamedTuple):
 class Chooser(Protocol):
     """Chooses one token for each of R requests, position by position in a block."""
 
+    @property
+    def are_greedy(self) -> Sequence[bool]:
+        """Of each request: whether a draft is accepted only if it is the target's likeliest."""
+        ...
+
     def races(self, num_places: int) -> Sequence[Race] | None:
         """How each request chooses, if that is known before the logits are; None if not."""
         ...
@@ -99,8 +104,8 @@ class DeviceDrafter(Drafter, Protocol):
     """A drafter whose rounds the device can drive; a slot's `context` is its slot in the cache.
 
     A block is drafted from `block_rows` rows. `draft_vocabulary` [N] are the ids that a request
-    drafts from in addition to its own tokens, None for all. `calibration` [K] divides the logits
-    of confidences.
+    drafts from in addition to its own tokens, None for all. `calibration` [2, 1 + K] is of
+    the logits of confidences, as Calibrator.table.
     """
 
     cache: PagedCache

@@ -1,11 +1,33 @@
-"""Sequential temperature scaling (STS; DSpark, DeepSeek 2026): c_k = sigmoid(z_k / T_k), with one
-temperature per position. c_k still depends on the tokens before x_k only, so schedules stay
-lossless.
+"""Sequential temperature scaling (STS; DSpark, DeepSeek 2026): c_k = sigmoid((z_k + shift) / T_k),
+with one temperature per position. c_k still depends on the tokens before x_k only, so schedules
+stay lossless.
+
+Greedy requests and those that sample accept by different rules, so each kind has its own numbers.
 """
+
+from collections.abc import Sequence
 
 import torch
 
+from dspark.checkpoints.head_config import Calibration, HeadConfig
+
 LARGEST_LOGIT = 15.0  # beyond about this, float32 probabilities no longer distinguish logits
+
+
+class Calibrator:
+    """A head's, for batches of both kinds of requests."""
+
+    def __init__(self, config: HeadConfig, device: torch.device) -> None:
+        """`table` [2, 1 + K]: of requests that sample and of greedy ones, the shift and the
+        temperatures."""
+        kinds = (config.sampled_calibration, config.greedy_calibration)
+        rows = [(kind.shift, *kind.temperatures) for kind in kinds]
+        self.table = torch.tensor(rows, device=device)
+
+    def __call__(self, logits: torch.Tensor, are_greedy: Sequence[bool]) -> torch.Tensor:
+        """logits [R, K] -> probabilities [R, K]."""
+        own = self.table[[int(is_greedy) for is_greedy in are_greedy]]
+        return scaled_confidence(logits + own[:, :1], own[:, 1:])
 
 
 def scaled_confidence(logits: torch.Tensor, temperature: float | torch.Tensor) -> torch.Tensor:
@@ -13,7 +35,8 @@ def scaled_confidence(logits: torch.Tensor, temperature: float | torch.Tensor) -
     return (logits / temperature).sigmoid()
 
 
-def confidence_logits(confidences: torch.Tensor, temperatures: tuple[float, ...]) -> torch.Tensor:
-    """The head's logits [N, K], from its confidences [N, K] after temperature scaling."""
+def confidence_logits(confidences: torch.Tensor, calibration: Calibration) -> torch.Tensor:
+    """The head's logits [N, K], from its calibrated confidences [N, K]."""
     logits = confidences.double().logit().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
-    return logits * torch.tensor(temperatures, dtype=torch.float64)
+    temperatures = torch.tensor(calibration.temperatures, dtype=torch.float64)
+    return logits * temperatures - calibration.shift

@@ -9,7 +9,7 @@ import torch
 
 from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.drafters.base import Chooser, Proposals
-from dspark.drafters.calibration import scaled_confidence
+from dspark.drafters.calibration import Calibrator
 from dspark.drafters.head_drafter import HeadDrafter, stack_present
 from dspark.drafters.vocabulary import OutputHead
 from dspark.kvcache.pooled_attention import PooledAttention
@@ -45,6 +45,7 @@ class DSparkDrafter(HeadDrafter):
         self.config = config
         parts = (config, tensors, embedding, output_head)
         super().__init__(*parts, draft_vocabulary=draft_vocabulary, prepack=prepack)
+        self._calibrator = Calibrator(config, self.device)
         self._mask_embedding = self._embedding[config.mask_token_id]
 
     def _count_weights(self, num_columns: int) -> int:
@@ -123,7 +124,7 @@ class DSparkDrafter(HeadDrafter):
         base_logits = vocabulary.logits(hidden, owns)
         previous, embedding = anchors, None
         state = markov.initial_state(hidden[:, 0]) if markov else None
-        ids, probs, confidences = [], [], []
+        ids, probs, confidence_logits = [], [], []
         for k in range(self.block_size):
             logits = base_logits[:, k]
             if markov and state is not None:
@@ -131,9 +132,7 @@ class DSparkDrafter(HeadDrafter):
                 features, state = markov.step(embedding, hidden[:, k], state)
                 logits = logits + vocabulary.bias(features, owns)
             if confidence:
-                logits_of_acceptance = confidence(hidden[:, k], embedding)
-                temperature = self.config.temperatures[k]
-                confidences.append(scaled_confidence(logits_of_acceptance, temperature))
+                confidence_logits.append(confidence(hidden[:, k], embedding))
             columns, chosen_probs = chooser.choose(logits, known)
             previous = vocabulary.token_ids(columns, owns)
             ids.append(previous)
@@ -143,10 +142,14 @@ class DSparkDrafter(HeadDrafter):
                     for p, own_tokens in zip(chosen_probs, owns, strict=True)
                 ]
             )
+        confidences = None
+        if confidence_logits:
+            stacked = torch.stack(confidence_logits, dim=1)
+            confidences = self._calibrator(stacked, chooser.are_greedy)
         return Proposals(
             token_ids=torch.stack(ids, dim=1),
             probs=[stack_present(request_probs) for request_probs in zip(*probs, strict=True)],
-            confidences=torch.stack(confidences, dim=1) if confidences else None,
+            confidences=confidences,
         )
 
     def _plan(

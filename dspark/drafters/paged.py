@@ -75,7 +75,7 @@ class PagedDSparkDrafter(DSparkDrafter):
         self._sequential = _sequential(head, weights)
         self.draft_vocabulary = draft_vocabulary
         self.block_rows, self.has_confidence = config.block_rows, config.has_confidence
-        self.calibration = torch.tensor(config.temperatures, device=self.device)
+        self.calibration = self._calibrator.table
         masks = torch.full((1, 1), config.mask_token_id, device=self.device)
         self._masks = masks.expand(1, config.block_rows - 1)
         self._tap_places: torch.Tensor | None = None

@@ -13,7 +13,6 @@ from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.model_folder import Folder
 from dspark.config import DraftWeights
 from dspark.drafters.base import Chooser, Proposals, Race
-from dspark.drafters.calibration import scaled_confidence
 from dspark.drafters.dspark import DSparkDrafter, DSparkSlot
 from dspark.drafters.head_drafter import TargetTables
 from dspark.drafters.vocabulary import OWN_TOKENS, OutputHead
@@ -138,7 +137,6 @@ class StoredDSparkDrafter(DSparkDrafter):
             most=MAX_ROWS // config.block_rows,
         )
         self._fixed_ids = fixed.ids
-        self._temperatures = torch.tensor(config.temperatures[: config.block_size])
 
     def extend(
         self,
@@ -170,7 +168,9 @@ class StoredDSparkDrafter(DSparkDrafter):
         parts = [self._choose(slots[span], anchors[span], races[span]) for span in spans]
         tokens = torch.cat([part.tokens for part in parts])
         logits = [part.confidences for part in parts if part.confidences is not None]
-        confidences = scaled_confidence(torch.cat(logits), self._temperatures) if logits else None
+        confidences = None
+        if logits:
+            confidences = self._calibrator(torch.cat(logits), chooser.are_greedy)
         return Proposals(tokens, [None] * len(slots), confidences)
 
     def _choose(

@@ -156,6 +156,11 @@ class BatchChooser:
         self._drafts: list[list[int]] = [[] for _ in samplers]
         self._all_greedy = all(s.is_greedy for s in samplers) and not any(self._rules)
 
+    @property
+    def are_greedy(self) -> list[bool]:
+        """As Chooser.are_greedy."""
+        return [sampler.is_greedy for sampler in self._samplers]
+
     def races(self, num_places: int) -> list[Race] | None:
         """As Chooser.races."""
         if any(self._rules):

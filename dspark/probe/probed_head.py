@@ -161,6 +161,7 @@ class _Forced:
 
     def __init__(self, token_ids: torch.Tensor) -> None:
         self._steps = iter(token_ids.unbind(1))
+        self.are_greedy = [True] * len(token_ids)
 
     def races(self, num_places: int) -> None:
         return None

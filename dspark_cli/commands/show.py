@@ -9,6 +9,7 @@ from dspark_cli.output.facts import print_json, size_text
 from dspark_cli.output.tables import print_facts, wrapped
 
 if TYPE_CHECKING:
+    from dspark.checkpoints.head_config import AnyHeadConfig
     from dspark.hub import Pair
 
 EXAMPLES = ("dspark show demo", "dspark show ./my-head --json")
@@ -149,7 +150,19 @@ def _head(path: Path) -> dict[str, Any]:
         "markov_type": config.markov_type,
         "markov_rank": config.markov_rank,
         "has_confidence": config.has_confidence,
+        "calibration": _calibration(config),
     }
+
+
+def _calibration(config: "AnyHeadConfig") -> str | None:
+    """For which requests the confidences are calibrated; None without a confidence head."""
+    from dspark.checkpoints.dspark_config import DSparkConfig
+
+    if not config.has_confidence or not isinstance(config, DSparkConfig):
+        return None
+    if config.greedy_confidence is not None:
+        return "greedy and sampled requests apart"
+    return "one for all requests" if config.confidence_temperatures else "none"
 
 
 def _print(facts: dict[str, Any]) -> None:
@@ -169,6 +182,7 @@ def _print(facts: dict[str, Any]) -> None:
             "taps": f"layers {', '.join(map(str, head['target_layer_ids']))}",
             "markov": f"{head['markov_type']}, rank {head['markov_rank']}",
             "confidence": "yes" if head["has_confidence"] else "no",
+            "calibration": head["calibration"],
             "verdict": head["verdict"],
         }
     rows |= {f"origin of {key}": text for key, text in facts.get("origins", {}).items()}

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from dspark.checkpoints.head_config import HeadConfig
     from dspark.graft.job import GraftEvent, Prepared
     from dspark.graft.judge.acceptance import Evaluation
-    from dspark.graft.judge.calibrate import Calibrated
+    from dspark.graft.judge.calibrate import Calibrated, Fit
     from dspark.graft.judge.speedup import Speedup
     from dspark.graft.train.trainer import StepReport
 
@@ -64,16 +64,24 @@ def _evaluation_line(event: "Evaluation") -> str:
 
 
 def _calibration_lines(event: "Calibrated") -> list[str]:
+    return [
+        *calibration_lines(event.sampled, "answers at temperature 1"),
+        *calibration_lines(event.greedy, "greedy answers"),
+    ]
+
+
+def calibration_lines(fit: "Fit", kind: str) -> list[str]:
     errors = ", ".join(
         f"{before.ece:.1%} -> {after.ece:.1%}"
-        for before, after in zip(event.before, event.after, strict=True)
+        for before, after in zip(fit.before, fit.after, strict=True)
     )
-    ranking = " ".join("-" if each.auc is None else f"{each.auc:.2f}" for each in event.after)
-    noise = max(each.noise for each in event.after)
+    ranking = " ".join("-" if each.auc is None else f"{each.auc:.2f}" for each in fit.after)
+    noise = max(each.noise for each in fit.after)
     return [
-        f"confidences calibrated; calibration error by position, before -> after: {errors}",
+        f"confidences calibrated for {kind}; calibration error by position, before -> after: "
+        f"{errors}",
         f"how well confidences rank drafts (AUC by position, 0.5 is chance): {ranking}, over "
-        f"{counted(event.rounds, 'round')} of prompts outside the fit; with so few, even a perfect "
+        f"{counted(fit.rounds, 'round')} of prompts outside the fit; with so few, even a perfect "
         f"head would show a calibration error of up to {noise:.1%}",
     ]
 

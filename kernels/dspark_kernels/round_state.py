@@ -50,27 +50,31 @@ class RoundPlan(NamedTuple):
 def plan_round(
     confidence_logits: torch.Tensor | None,
     calibration: torch.Tensor | None,
+    temperatures: torch.Tensor,
     state: LaneState,
     num_slots: int,
     most: int,
     longest: int,
     threshold: float | None,
 ) -> RoundPlan:
-    """confidence_logits [R, K] before calibration [K], both None without that head; K is num_slots.
+    """confidence_logits [R, K] before calibration, both None without that head; K is num_slots.
+    calibration [2, 1 + K]: a shift and temperatures, of requests that sample and of those whose
+    `temperatures` [R] float32 is 0.
 
     Verified are at most `most` drafts, as many as leave a request below `longest` tokens, and with
     a threshold those before the first confidence below it.
     """
-    given = (confidence_logits, calibration, state, num_slots, most, longest, threshold)
+    given = (confidence_logits, calibration, temperatures, state, num_slots, most, longest)
     device, num_requests = state.anchors.device, len(state.anchors)
     uniforms = torch.empty(num_requests, num_slots + 1, dtype=torch.float32, device=device)
     if not use_triton(uniforms):
-        return plan_round_reference(*given)
+        return plan_round_reference(*given, threshold)
     num_drafts = torch.empty_like(state.anchors)
     confidences = uniforms.new_empty(num_requests, num_slots)
     plan_round_kernel[(num_requests,)](
         confidence_logits,
         calibration,
+        temperatures,
         state.lengths,
         state.noise_seeds,
         state.most_drafts,
@@ -93,6 +97,7 @@ def plan_round(
 def plan_round_reference(
     confidence_logits: torch.Tensor | None,
     calibration: torch.Tensor | None,
+    temperatures: torch.Tensor,
     state: LaneState,
     num_slots: int,
     most: int,
@@ -103,7 +108,8 @@ def plan_round_reference(
     uniforms = uniform_reference(state.noise_seeds, state.lengths, num_slots + 1)
     confidences = torch.zeros_like(uniforms[:, :-1])
     if confidence_logits is not None and calibration is not None:
-        confidences = (confidence_logits / calibration).sigmoid()
+        own = torch.where((temperatures == 0).unsqueeze(1), calibration[1], calibration[0])
+        confidences = ((confidence_logits + own[:, :1]) / own[:, 1:]).sigmoid()
     room = longest - 1 - state.lengths
     num_drafts = torch.minimum(state.most_drafts, room).clamp(0, most)
     if threshold is not None and most:
@@ -164,7 +170,8 @@ def end_round_reference(
 @jit
 def plan_round_kernel(
     confidence_logits: tl.tensor,  # [R, K]
-    calibration: tl.tensor,  # [K]
+    calibration: tl.tensor,  # [2, 1 + K]
+    temperatures: tl.tensor,
     lengths: tl.tensor,
     noise_seeds: tl.tensor,
     most_drafts: tl.tensor,
@@ -188,7 +195,10 @@ def plan_round_kernel(
     confidence = tl.zeros((BLOCK,), tl.float32)
     if HAS_CONFIDENCE:
         logit = tl.load(confidence_logits + request * num_slots + slot, mask=is_draft, other=0.0)
-        scaled = logit / tl.load(calibration + slot, mask=is_draft, other=1.0)
+        is_greedy = (tl.load(temperatures + request) == 0.0).to(tl.int32)
+        own = calibration + is_greedy * (num_slots + 1)
+        logit += tl.load(own)
+        scaled = logit / tl.load(own + 1 + slot, mask=is_draft, other=1.0)
         confidence = 1.0 / (1.0 + tl.exp(-scaled))
     tl.store(confidences + request * num_slots + slot, confidence, mask=is_draft)
     count = tl.minimum(tl.load(most_drafts + request), longest - 1 - length)
@@ -248,7 +258,7 @@ def builds() -> list[KernelBuild]:
     state = dict.fromkeys(("lengths", "noise_seeds"), "*i64")
     plan = state | {"most_drafts": "*i64", "num_drafts": "*i64", "confidences": "*fp32"}
     plan |= {"uniforms": "*fp32", "num_slots": "i32", "most": "i32", "longest": "i32"}
-    plan |= {"threshold": "fp32"}
+    plan |= {"threshold": "fp32", "temperatures": "*fp32"}
     end = state | dict.fromkeys(("num_accepted", "next_ids", "new_lengths", "draft_ids"), "*i64")
     end |= {"num_drafts": "*i64", "confidences": "*fp32", "anchors": "*i64", "seeds": "*i64"}
     end |= {"is_seeded": "*i1", "is_live": "*i1", "readback": "*i32", "num_slots": "i32"}

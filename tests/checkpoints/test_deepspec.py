@@ -20,6 +20,7 @@ from dspark.checkpoints.deepspec import (
     write_head,
 )
 from dspark.checkpoints.dspark_config import DSparkConfig
+from dspark.checkpoints.head_config import Calibration
 from dspark.engine.session import load_drafter
 from dspark.errors import CheckpointError, PairMismatchError, StorageError
 from dspark.targets.load import load_target
@@ -205,16 +206,35 @@ def test_taps_beyond_the_last_layer_are_refused():
 
 def test_temperatures_are_read_written_and_otherwise_left_out(head_dir, tmp_path):
     config, tensors = read_head(head_dir)
-    assert config.confidence_temperatures is None and set(config.temperatures) == {1.0}
-    assert "confidence_temperatures" not in config.to_json()
+    ones = Calibration((1.0,) * config.block_size)
+    assert config.sampled_calibration == config.greedy_calibration == ones
+    assert not {"confidence_temperatures", "greedy_confidence"} & config.to_json().keys()
     write_head(tmp_path, config, tensors, {"graft": {"seed": 3}})
     chosen = [1.0 + k / 4 for k in range(config.block_size)]
     update_head_config(tmp_path, {"confidence_temperatures": chosen, "graft": {"ece": 0.5}})
     again, _ = read_head(tmp_path)
     assert again == replace(config, confidence_temperatures=tuple(chosen))
     assert again.to_json()["confidence_temperatures"] == chosen
+    assert again.greedy_calibration == Calibration(tuple(chosen))  # one set serves both
     raw = json.loads((tmp_path / "config.json").read_text())
     assert raw["graft"] == {"seed": 3, "ece": 0.5}
+
+
+def test_greedy_requests_may_have_a_calibration_of_their_own(head_dir):
+    own = {"shift": -0.25, "temperatures": [2.0] * read_head_config(head_dir).block_size}
+    change_config(head_dir, greedy_confidence=own)
+    config = read_head_config(head_dir)
+    assert config.greedy_calibration == Calibration(tuple(own["temperatures"]), -0.25)
+    assert set(config.sampled_calibration.temperatures) == {1.0}
+    assert json.loads(json.dumps(config.to_json()))["greedy_confidence"] == own
+    for wrong in (
+        own | {"temperatures": [1.0]},
+        own | {"shift": float("inf")},
+        {"shift": 1.0},
+        [1],
+    ):
+        change_config(head_dir, greedy_confidence=wrong)
+        assert re.search("malformed|is not a number", refused(head_dir))
 
 
 @pytest.mark.parametrize(

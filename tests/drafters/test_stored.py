@@ -10,6 +10,7 @@ from gguf import GGMLQuantizationType as Kind
 from dspark import hub
 from dspark.checkpoints.deepspec import write_head
 from dspark.checkpoints.dspark_config import DSparkConfig
+from dspark.checkpoints.head_config import Calibration
 from dspark.config import EngineConfig, RuntimeConfig, ScheduleConfig
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.drafters.stored import StoredDSparkDrafter
@@ -43,6 +44,8 @@ def write_random_head(folder: Path, target: Path) -> Path:
         **{"target_layer_ids": (-1, 0), "num_target_layers": raw["num_hidden_layers"]},
         **{"markov_type": "vanilla", "markov_rank": 8, "has_confidence": True},
         confidence_with_markov=True,
+        confidence_temperatures=(1.5, 0.5, 1.0, 2.0),
+        greedy_confidence=Calibration((0.7, 1.1, 3.0, 1.0), -0.4),
     )
     generator = torch.Generator().manual_seed(5)
     tensors = {
@@ -115,16 +118,16 @@ def test_a_draft_is_the_same_in_any_company_and_however_its_context_came(session
     assert torch.equal(drafter._backbone([slot], anchors[4:5]), hidden[4])
 
 
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "seed": 3}])
+@pytest.mark.parametrize("sampling", [[{}], [{"temperature": 0.9, "seed": 3}, {}]])
 @torch.inference_mode()
 def test_one_call_chooses_what_the_head_in_numbers_chooses(session, sampling) -> None:
     drafter, width = session.engine.drafter, session.engine.drafter.config.tap_width
     slots, anchors = filled(drafter, [*range(20, 40)], width), torch.arange(20) + 2
     size = session.engine.target.spec.vocab_size
-    config = request(**sampling).sampling
+    configs = [request(**each).sampling for each in sampling * len(slots)]
 
     def proposed(propose):
-        samplers = [Sampler(config, index) for index in range(len(slots))]
+        samplers = [Sampler(configs[index], index) for index in range(len(slots))]
         return propose(slots, anchors, BatchChooser(samplers, range(7, 107, 5), size))
 
     own = proposed(drafter.propose)

@@ -13,6 +13,7 @@ from dspark.engine.schedule.policies import SpsSchedule
 from dspark.events import Round
 from dspark.targets.dense_files import load_dense, read_config
 from dspark.targets.hf import load_hf
+from tests.engine.paged import paged  # noqa: F401
 from tests.engine.pairs import (
     GOLDEN,
     PROMPT,
@@ -54,6 +55,39 @@ def test_temperatures_change_confidences_and_never_the_text(tmp_path):
     torch.testing.assert_close(after.logit(), before.logit() / torch.tensor(chosen))
 
 
+@pytest.fixture
+def getfixture(request):
+    return request.getfixturevalue
+
+
+@pytest.mark.parametrize("leader", ["host", "device"])
+def test_each_request_of_a_batch_has_the_calibration_of_its_kind(leader, tmp_path, getfixture):
+    if leader == "device":
+        getfixture("paged")
+    shutil.copytree(GOLDEN / "vanilla" / "draft", tmp_path / "draft")
+    raw = golden("vanilla")
+    of_sampled = torch.linspace(0.5, 2.0, raw.engine.drafter.block_size)
+    of_greedy, shift = of_sampled.flip(0) * 1.5, -0.3
+    greedy = {"shift": shift, "temperatures": of_greedy.tolist()}
+    changes = {"confidence_temperatures": of_sampled.tolist(), "greedy_confidence": greedy}
+    update_head_config(tmp_path / "draft", changes)
+    own = open_pair(GOLDEN / "vanilla" / "target", tmp_path / "draft")
+    asks = [request(), request(temperature=0.8, seed=3), request(PROMPTS[1])]
+    before, after = (confidences_of(session.engine, asks) for session in (raw, own))
+    for index, (then, now) in enumerate(zip(before, after, strict=True)):
+        expected = then.logit() / of_sampled if index == 1 else (then.logit() + shift) / of_greedy
+        torch.testing.assert_close(now.logit(), expected, rtol=1e-4, atol=1e-4)
+
+
+def confidences_of(engine, asks) -> list[torch.Tensor]:
+    """[rounds, K] of each request, decoded together."""
+    found: dict[int, list] = {}
+    for event in engine.run(asks):
+        if isinstance(event, Round):
+            found.setdefault(event.request_id, []).append(event.confidence)
+    return [torch.tensor(found[request_id]) for request_id in sorted(found)]
+
+
 def _thresholded(session):
     return session.with_schedule(ScheduleConfig("threshold", 0.4)).engine
 
@@ -83,11 +117,10 @@ def test_more_requests_than_fit_are_all_answered():
 
 @pytest.mark.parametrize("model", ["tiny_llama_dir", "tiny_qwen3_dir"])
 def test_random_head_changes_nothing(model, request: pytest.FixtureRequest, make_tiny_head):
-    from tests.engine import pairs
 
     target = request.getfixturevalue(model)
     session = open_pair(target, make_tiny_head(target))
-    ask = pairs.request(range(20, 50), 60)
+    ask = request(range(20, 50), 60)
     assert decode(session.engine, [ask]) == decode(session.engine, [replace(ask, plain=True)])
 
 

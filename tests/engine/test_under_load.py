@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from dspark.config import EngineConfig, RuntimeConfig, ScheduleConfig
+from dspark.config import EngineConfig, LogitsConfig, RuntimeConfig, ScheduleConfig
 from dspark.engine.loop import Engine
 from dspark.engine.request import Request
 from dspark.engine.session import open_session
@@ -18,6 +18,22 @@ from tests.engine.pairs import PROMPT, decode, golden, request
 SYSTEM = tuple(3 + (i * 7) % 50 for i in range(40))
 LONG = tuple(3 + (i * 11) % 50 for i in range(PAGE - 22))  # its answer goes over to a second page
 SAMPLINGS = ({}, {"temperature": 0.8, "seed": 4}, {"temperature": 1.0})
+PENALTIES = LogitsConfig(presence_penalty=0.7, repetition_penalty=1.3)
+
+
+def asks_of_every_kind() -> list[Request]:
+    """Shared beginnings, lengths up to more than a page, one token to 40, four temperatures, some
+    with penalties."""
+    draw, asks = random.Random(7), []
+    for k in range(60):
+        prompt = (*SYSTEM, *draw.sample(range(50), draw.randrange(1, 40)))
+        if k % 3 == 0:
+            prompt = (k, *LONG[draw.randrange(20) :])
+        ask = request(prompt, draw.randrange(1, 41), plain=k % 5 == 4, **SAMPLINGS[k % 4 % 3])
+        if k % 4 == 1:
+            ask = replace(ask, sampling=replace(ask.sampling, temperature=draw.choice((0.3, 1.5))))
+        asks.append(replace(ask, logits=PENALTIES) if k % 7 == 6 else ask)
+    return asks
 
 
 def asks_of(prompts, most_tokens: int) -> list[Request]:
@@ -71,15 +87,16 @@ def check_load(engine: Engine, alone: Engine, asks, num_requests: int, seed: int
 def test_nobody_notices_the_others(leader, num_requests, request):
     if leader == "device":
         request.getfixturevalue("paged")
-    engine = golden("vanilla", cache_tokens=4 * PAGE, max_requests=6).engine
-    prompts = [(*SYSTEM, *PROMPT[k:]) for k in range(6)] + [(k + 1, *LONG[k:]) for k in range(3)]
-    if num_requests < 500:
-        prompts = prompts[4:8]
+    is_long = num_requests == 500
+    engine = golden("vanilla", cache_tokens=(3 if is_long else 4) * PAGE, max_requests=6).engine
+    prompts = [*((*SYSTEM, *PROMPT[k:]) for k in (4, 5)), *((k, *LONG[k:]) for k in (1, 2))]
+    asks = asks_of_every_kind() if is_long else asks_of(prompts, 8)
     alone = golden("vanilla", prefix_cache_bytes=0).engine
-    done = check_load(engine, alone, asks_of(prompts, 8), num_requests, num_requests)
+    done = check_load(engine, alone, asks, num_requests, num_requests)
     assert sum(each.stats.cached_tokens for each in done) > 0
-    if leader == "device" and num_requests == 500:
-        assert sum(each.stats.preemptions for each in done) > 0
+    if is_long:
+        assert {"cancelled", "max_tokens"} <= {each.reason for each in done}
+        assert leader == "host" or sum(each.stats.preemptions for each in done) > 0
 
 
 @pytest.mark.demo

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,14 @@ from dspark.bench.reliability import (
 )
 from dspark.checkpoints.deepspec import CONFIDENCE_BIAS as BIAS
 from dspark.checkpoints.deepspec import read_head, read_head_config
-from dspark.config import RuntimeConfig
+from dspark.checkpoints.head_config import Calibration
+from dspark.config import RuntimeConfig, StopConfig
+from dspark.engine.request import Request
 from dspark.events import Round
 from dspark.graft.judge.calibrate import (
     Calibrated,
     JudgedRounds,
+    calibrate_greedy,
     calibrate_head,
     fit_shift,
     fit_temperatures,
@@ -116,7 +120,7 @@ def test_the_table_adds_up_to_the_ece() -> None:
 
 
 def test_no_rounds_leave_every_temperature_at_one() -> None:
-    assert fit_temperatures(judge([], (3.0, 1.0))) == (1.0, 1.0)
+    assert fit_temperatures(judge([], Calibration((3.0, 1.0)))) == (1.0, 1.0)
 
 
 def _round(confidence: tuple[float, ...], verified: int, accepted: int) -> Round:
@@ -125,11 +129,12 @@ def _round(confidence: tuple[float, ...], verified: int, accepted: int) -> Round
     )
 
 
-def test_logits_are_recovered_from_whole_rounds_alone() -> None:
+@pytest.mark.parametrize("shift", [0.0, -0.8])
+def test_logits_are_recovered_from_whole_rounds_alone(shift: float) -> None:
     logits = torch.tensor([[1.0, -2.0, 4.0]])
-    said = tuple((logits / torch.tensor(BENT)).sigmoid()[0].tolist())
+    said = tuple(((logits + shift) / torch.tensor(BENT)).sigmoid()[0].tolist())
     events = [_round(said, 3, 2), _round(said, 2, 2), _round((1.0, 0.0, 0.5), 3, 0)]
-    rounds = judge(events, BENT)
+    rounds = judge(events, Calibration(BENT, shift))
     assert rounds.accepted.tolist() == [2, 0]
     torch.testing.assert_close(rounds.logits[0], logits[0].double(), rtol=1e-5, atol=1e-5)
     assert rounds.logits.isfinite().all()
@@ -141,34 +146,87 @@ def files(tmp_path: Path) -> PairFiles:
     return PairFiles("golden", GOLDEN / "vanilla" / "target", tmp_path / "draft")
 
 
+@contextmanager
+def opened(files: PairFiles) -> Iterator[tuple[OpenTarget, Path]]:
+    assert files.draft is not None
+    with OpenTarget(files, [files.draft], RuntimeConfig("cpu", "float32")) as target:
+        yield target, files.draft
+
+
 def calibrated(
     files: PairFiles, prompts: Sequence[tuple[int, ...]], max_tokens: int
 ) -> Calibrated | None:
-    assert files.draft is not None
-    with OpenTarget(files, [files.draft], RuntimeConfig("cpu", "float32")) as target:
-        return calibrate_head(target, files.draft, prompts, max_tokens)
+    with opened(files) as (target, head):
+        return calibrate_head(target, head, prompts, max_tokens)
+
+
+PROMPTS = [
+    tuple(torch.randint(60, (6,), generator=torch.Generator().manual_seed(k)).tolist())
+    for k in range(8)
+]
 
 
 def test_a_head_is_calibrated_in_place(files: PairFiles) -> None:
-    generator = torch.Generator().manual_seed(7)
-    prompts = [tuple(torch.randint(60, (6,), generator=generator).tolist()) for _ in range(8)]
     assert files.draft is not None
     _, raw_tensors = read_head(files.draft)
-    result = calibrated(files, prompts, 30)
-    assert result is not None and result.fitted_rounds > 0 and result.rounds > 0
+    result = calibrated(files, PROMPTS, 30)
+    assert result is not None
     config, tensors = read_head(files.draft)
-    assert config.temperatures == result.temperatures
     assert float(tensors[BIAS]) == pytest.approx(float(raw_tensors[BIAS]) + result.shift, abs=1e-6)
     assert all(t.equal(tensors[name]) for name, t in raw_tensors.items() if name != BIAS)
-    assert any(t != 1.0 for t in result.temperatures)
     raw = json.loads((files.draft / "config.json").read_text())
-    assert raw["graft"]["calibration"]["rounds"] == result.rounds
+    kinds = {
+        "sampled": (result.sampled, config.sampled_calibration),
+        "greedy": (result.greedy, config.greedy_calibration),
+    }
+    for kind, (fit, read) in kinds.items():
+        assert fit.fitted_rounds > 0 and fit.rounds > 0 and fit.calibration == read
+        assert any(t != 1.0 for t in fit.calibration.temperatures)
+        assert raw["graft"]["calibration"][kind] == fit.figures()
+    assert result.sampled.calibration.shift == 0.0  # the bias has it
+    assert result.sampled.calibration != result.greedy.calibration
 
-    again = calibrated(files, prompts, 30)
+    again = calibrated(files, PROMPTS, 30)
     assert again is not None
-    assert again.temperatures == pytest.approx(result.temperatures, rel=1e-3)
-    for now, then in zip(again.before, result.after, strict=True):
-        assert now.ece == pytest.approx(then.ece, abs=0.02)
+    for now, then in ((again.sampled, result.sampled), (again.greedy, result.greedy)):
+        assert now.calibration.temperatures == pytest.approx(
+            then.calibration.temperatures, rel=0.02
+        )
+        for before, after in zip(now.before, then.after, strict=True):
+            assert before.ece == pytest.approx(after.ece, abs=0.02)
+
+
+def test_greedy_requests_alone_are_calibrated_without_a_word_for_the_others(
+    files: PairFiles,
+) -> None:
+    assert files.draft is not None
+    calibrated(files, PROMPTS[:4], 30)
+    before, weights = read_head(files.draft)
+    with opened(files) as (target, head):
+        fit = calibrate_greedy(target, head, PROMPTS, 30)
+    after, same = read_head(files.draft)
+    assert fit is not None and after.greedy_calibration == fit.calibration
+    assert after.sampled_calibration == before.sampled_calibration
+    assert all(t.equal(same[name]) for name, t in weights.items())
+    raw = json.loads((files.draft / "config.json").read_text())["graft"]["calibration"]
+    assert raw["greedy"] == fit.figures() and raw["sampled"]["rounds"] > 0
+
+
+def test_a_new_fit_of_greedy_requests_is_judged_as_decoding_will_use_it(files: PairFiles) -> None:
+    """What the fit promises for fresh prompts is what the engine's own confidences say there."""
+    with opened(files) as (target, head):
+        fit = calibrate_greedy(target, head, PROMPTS, 30)
+        assert fit is not None
+        requests = [Request(p, stop=StopConfig(max_tokens=30)) for p in PROMPTS[1::2]]
+        with target.with_head(head) as session:
+            rounds = [e for e in session.engine.run(requests) if isinstance(e, Round)]
+    judged = [r for r in rounds if r.confidence is not None and r.verified == len(r.draft)]
+    assert len(judged) == fit.rounds
+    survival = torch.tensor([r.confidence for r in judged], dtype=torch.float64).cumprod(1)
+    accepted = torch.tensor([r.accepted for r in judged])
+    for k, promised in enumerate(fit.after):
+        ece = expected_calibration_error(survival[:, k].contiguous(), accepted > k)
+        assert float(ece) == pytest.approx(promised.ece, abs=0.03)
 
 
 def test_one_prompt_is_too_few_and_changes_nothing(files: PairFiles) -> None:

@@ -12,6 +12,7 @@ from dspark.errors import InputError, StorageError
 from dspark.graft.judge.plots import draw_run
 
 PNG = b"\x89PNG\r\n\x1a\n"
+RELIABILITY = ("reliability.png", "reliability-greedy.png")
 
 
 def _figures(kind: str, step: int) -> dict[str, Any]:
@@ -29,7 +30,8 @@ def _figures(kind: str, step: int) -> dict[str, Any]:
 def _calibration() -> dict[str, Any]:
     bins = [{"rounds": 9, "survival": 0.2, "accepted": 0.1}]
     positions = [{"ece": 0.1, "noise": 0.01, "auc": None, "bins": bins}] * 2
-    return {"kind": "calibration", "step": 6, "before": positions, "after": positions}
+    figures = {"before": positions, "after": positions}
+    return {"kind": "calibration", "step": 6, "sampled": figures, "greedy": figures}
 
 
 def _write(out: Path, lines: list[dict[str, Any]]) -> None:
@@ -48,7 +50,7 @@ def out(tmp_path: Path) -> Path:
 def test_every_picture_is_drawn(out: Path) -> None:
     pytest.importorskip("matplotlib")
     drawn = draw_run(out)
-    names = ["loss.png", "tau.png", "acceptance.png", "reliability.png"]
+    names = ["loss.png", "tau.png", "acceptance.png", *RELIABILITY]
     assert [path.name for path in drawn] == names
     assert sorted(path.name for path in (out / "plots").iterdir()) == sorted(names)
     for path in drawn:

@@ -70,14 +70,15 @@ def test_from_prompts_to_a_head_that_the_engine_decodes_with(job: GraftJob) -> N
     figures = json.loads((job.out / "config.json").read_text())["graft"]
     evaluation, calibrated = (e for e in events[-4:] if not isinstance(e, CorpusProgress))
     assert isinstance(evaluation, Evaluation) and isinstance(calibrated, Calibrated)
-    assert config.temperatures == calibrated.temperatures
+    assert config.sampled_calibration == calibrated.sampled.calibration
+    assert config.greedy_calibration == calibrated.greedy.calibration
     assert figures["calibration"] == calibrated.figures()
     assert figures["tau_greedy"] == round(evaluation.tau, 4)
     assert (figures["seed"], figures["steps"], figures["answers"]) == (5, 6, 7)
 
     session = _session(job)
     assert isinstance(session.engine.drafter, DSparkDrafter)
-    assert session.engine.drafter.config.temperatures == calibrated.temperatures
+    assert session.engine.drafter.config == config
     prompt = session.encode_chat([{"role": "user", "content": "Say more"}])
     drafted = [e for e in session.generate(prompt) if isinstance(e, Finished)]
     plain = [e for e in session.generate(prompt, plain=True) if isinstance(e, Finished)]

@@ -146,6 +146,7 @@ class Lanes:
         chosen = plan_round(
             drafted.confidence_logits,
             None if self._drafter is None else self._drafter.calibration,
+            self._filters.temperature,
             requests,
             drafted.token_ids.shape[1],
             count,

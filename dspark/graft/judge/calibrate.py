@@ -1,14 +1,16 @@
 """Calibration of a head's confidences by sequential temperature scaling (STS; DeepSeek 2026).
 
-The survival a_k = c_1 ... c_k is compared with "at least k drafts were accepted". First one number
-is added to every logit, by the confidence head's bias: a head is more confident on the answers it
-was trained on than on others, which no temperature corrects. Then the temperatures are fitted left
-to right, each by a line search with the previous ones fixed.
+The survival a_k = c_1 ... c_k is compared with "at least k drafts were accepted": once for requests
+that sample (rejection's rule at temperature 1) and once for greedy ones (the likeliest token).
+First one number is added to every logit, by the confidence head's bias and, for greedy requests, by
+a shift of their own: a head is more confident on the answers it was trained on than on others,
+which no temperature corrects. Then the temperatures are fitted left to right, each by a line search
+with the previous ones fixed.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from dspark.checkpoints.deepspec import (
     shift_confidence,
     update_head_config,
 )
+from dspark.checkpoints.files import read_json
+from dspark.checkpoints.head_config import Calibration
 from dspark.config import SamplingConfig, StopConfig
 from dspark.drafters.calibration import confidence_logits, scaled_confidence
 from dspark.engine.request import Request
@@ -60,31 +64,40 @@ class JudgedRounds:
 
 
 @dataclass(frozen=True, slots=True)
-class Calibrated:
-    """Figures by position, all on prompts not used for the fit; greedy ones with the same fit."""
+class Fit:
+    """Of one kind of requests, judged by position on prompts that were not used for the fit."""
 
-    shift: float
-    temperatures: tuple[float, ...]
+    calibration: Calibration
     fitted_rounds: int
     rounds: int
     before: tuple[Reliability, ...]
     after: tuple[Reliability, ...]
-    greedy_rounds: int
-    greedy: tuple[Reliability, ...]
 
     def figures(self) -> dict[str, Any]:
-        """The record in a head's config.json."""
         return {
             "rounds": self.rounds,
             "fitted_rounds": self.fitted_rounds,
-            "shift": round(self.shift, 4),
             "ece_before": [round(each.ece, 4) for each in self.before],
             "ece_after": [round(each.ece, 4) for each in self.after],
             "ece_of_a_perfect_head": [round(each.noise, 4) for each in self.after],
-            "ece_greedy": [round(each.ece, 4) for each in self.greedy],
             "auc_before": [each.auc and round(each.auc, 4) for each in self.before],
             "auc_after": [each.auc and round(each.auc, 4) for each in self.after],
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """`shift`: what the bias of the head's confidences has gained; greedy requests' own comes on
+    top."""
+
+    shift: float
+    sampled: Fit
+    greedy: Fit
+
+    def figures(self) -> dict[str, Any]:
+        """The record in a head's config.json."""
+        kinds = {"sampled": self.sampled.figures(), "greedy": self.greedy.figures()}
+        return {"shift": round(self.shift, 4), **kinds}
 
 
 def calibrate_head(
@@ -97,64 +110,102 @@ def calibrate_head(
     config = read_draft_config(head)
     if not config.has_confidence:
         return None
-    stop = StopConfig(max_tokens=max_tokens)
-    with target.with_head(head) as session:
-
-        def judged(some: Sequence[tuple[int, ...]], temperature: float) -> JudgedRounds:
-            requests = [Request(prompt, SamplingConfig(temperature), stop) for prompt in some]
-            return judge(session.engine.run(requests), config.temperatures)
-
-        fitted, fresh = judged(prompts[::2], TEMPERATURE), judged(prompts[1::2], TEMPERATURE)
-        greedy = judged(prompts[1::2], 0.0)
-    if not min(len(rounds.accepted) for rounds in (fitted, fresh, greedy)):
+    sampled = _judged_halves(target, head, prompts, max_tokens, TEMPERATURE)
+    greedy = _judged_halves(target, head, prompts, max_tokens, 0.0)
+    if not all(len(rounds.accepted) for rounds in (*sampled, *greedy)):
         return None
-    result = _calibrated(head, config.temperatures, fitted, fresh, greedy)
-    update_head_config(
-        head,
-        {
-            "confidence_temperatures": list(result.temperatures),
-            "graft": {"calibration": result.figures()},
-        },
+    shift = shift_confidence(head, fit_shift(sampled[0]))
+    moved = [rounds.shifted(shift) for rounds in (*sampled, *greedy)]
+    # what the old numbers are to a head whose bias has moved
+    old_sampled, old_greedy = (
+        replace(old, shift=old.shift - shift)
+        for old in (config.sampled_calibration, config.greedy_calibration)
     )
+    result = Calibrated(
+        shift=shift,
+        sampled=_fit(moved[0], moved[1], old_sampled, Calibration(fit_temperatures(moved[0]))),
+        greedy=_fit(moved[2], moved[3], old_greedy, fit_calibration(moved[2])),
+    )
+    _write(head, result.sampled.calibration, result.greedy.calibration, result.figures())
     return result
 
 
-def _calibrated(
+def calibrate_greedy(
+    target: OpenTarget, head: Path, prompts: Sequence[tuple[int, ...]], max_tokens: int
+) -> Fit | None:
+    """As calibrate_head, but of greedy requests alone: what others get stays as it is."""
+    config = read_draft_config(head)
+    if not config.has_confidence:
+        return None
+    fitted, fresh = _judged_halves(target, head, prompts, max_tokens, 0.0)
+    if not (len(fitted.accepted) and len(fresh.accepted)):
+        return None
+    fit = _fit(fitted, fresh, config.greedy_calibration, fit_calibration(fitted))
+    recorded = read_json(head / "config.json").get("graft", {}).get("calibration", {})
+    figures = {**recorded, "greedy": fit.figures()}
+    _write(head, config.sampled_calibration, fit.calibration, figures)
+    return fit
+
+
+def _judged_halves(
+    target: OpenTarget,
     head: Path,
-    before: tuple[float, ...],
-    fitted: JudgedRounds,
-    fresh: JudgedRounds,
-    greedy: JudgedRounds,
-) -> Calibrated:
-    """Shifts the head's confidences and fits temperatures to `fitted`; the others judge both."""
-    shift = shift_confidence(head, fit_shift(fitted))
-    temperatures = tuple(round(t, 4) for t in fit_temperatures(fitted.shifted(shift)))
-    return Calibrated(
-        shift=shift,
-        temperatures=temperatures,
+    prompts: Sequence[tuple[int, ...]],
+    max_tokens: int,
+    temperature: float,
+) -> tuple[JudgedRounds, JudgedRounds]:
+    """Answers to every other prompt, and to the rest."""
+    config, stop = read_draft_config(head), StopConfig(max_tokens=max_tokens)
+    known = config.sampled_calibration if temperature else config.greedy_calibration
+    with target.with_head(head) as session:
+
+        def judged(some: Sequence[tuple[int, ...]]) -> JudgedRounds:
+            requests = [Request(prompt, SamplingConfig(temperature), stop) for prompt in some]
+            return judge(session.engine.run(requests), known)
+
+        return judged(prompts[::2]), judged(prompts[1::2])
+
+
+def _fit(fitted: JudgedRounds, fresh: JudgedRounds, old: Calibration, new: Calibration) -> Fit:
+    new = Calibration(tuple(round(t, 4) for t in new.temperatures), round(new.shift, 4))
+    return Fit(
+        calibration=new,
         fitted_rounds=len(fitted.accepted),
         rounds=len(fresh.accepted),
-        before=reliability(fresh, before),
-        after=reliability(fresh.shifted(shift), temperatures),
-        greedy_rounds=len(greedy.accepted),
-        greedy=reliability(greedy.shifted(shift), temperatures),
+        before=reliability(fresh.shifted(old.shift), old.temperatures),
+        after=reliability(fresh.shifted(new.shift), new.temperatures),
     )
 
 
-def judge(events: Iterable[Event], temperatures: tuple[float, ...]) -> JudgedRounds:
-    """The rounds with whole blocks verified; `temperatures` are those already applied."""
+def _write(
+    head: Path, sampled: Calibration, greedy: Calibration, figures: Mapping[str, Any]
+) -> None:
+    changes = {
+        "confidence_temperatures": list(sampled.temperatures),
+        "greedy_confidence": greedy.to_json(),
+        "graft": {"calibration": figures},
+    }
+    update_head_config(head, changes)
+
+
+def judge(events: Iterable[Event], known: Calibration) -> JudgedRounds:
+    """The rounds with whole blocks verified; `known` is the calibration already applied."""
+    size = len(known.temperatures)
     rounds = [
         event
         for event in events
-        if isinstance(event, Round)
-        and event.confidence is not None
-        and event.verified == len(temperatures)
+        if isinstance(event, Round) and event.confidence is not None and event.verified == size
     ]
     confidences = torch.tensor([r.confidence for r in rounds], dtype=torch.float64)
     return JudgedRounds(
-        confidence_logits(confidences.reshape(-1, len(temperatures)), temperatures),
+        confidence_logits(confidences.reshape(-1, size), known),
         torch.tensor([r.accepted for r in rounds], dtype=torch.long),
     )
+
+
+def fit_calibration(rounds: JudgedRounds) -> Calibration:
+    shift = fit_shift(rounds)
+    return Calibration(fit_temperatures(rounds.shifted(shift)), shift)
 
 
 def fit_shift(rounds: JudgedRounds) -> float:

@@ -147,7 +147,7 @@ def _figures(
         ("acceptance by position, once reached", _numbers(f"{rate:.2f}" for rate in rates)),
         *_measured_rows(measured),
     ]
-    return "\n".join([_table(rows), *(_calibration(line) for line in calibrations[-1:])])
+    return "\n".join([_table(rows), *_calibrations(calibrations)])
 
 
 def _measured_rows(measured: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
@@ -185,16 +185,26 @@ def _output(is_identical: bool | None) -> str:
     return "identical to plain decoding's" if is_identical else "differs from plain decoding's"
 
 
-def _calibration(line: Line) -> str:
+def _calibrations(lines: Sequence[Line]) -> list[str]:
+    """Of the last line."""
+    return [
+        _calibration(line[kind], title)
+        for line in lines[-1:]
+        for kind, title in (("sampled", "at temperature 1"), ("greedy", "of greedy answers"))
+    ]
+
+
+def _calibration(line: Line, title: str) -> str:
     header = (
-        f"\nConfidences, over {counted(line['rounds'], 'round')} of prompts that the temperatures "
-        "were not fitted on (ECE is the expected calibration error of the survival):\n"
+        f"\nConfidences {title}, over {counted(line['rounds'], 'round')} of prompts that the "
+        "temperatures were not fitted on (ECE is the expected calibration error of the survival):\n"
     )
     rows = [
         f"| {place} | {temperature:.2f} | {before['ece']:.1%} | {after['ece']:.1%} "
         f"| {after['noise']:.1%} | {_share(before['auc'])} | {_share(after['auc'])} |"
         for place, (temperature, before, after) in enumerate(
-            zip(line["temperatures"], line["before"], line["after"], strict=True), start=1
+            zip(line["calibration"]["temperatures"], line["before"], line["after"], strict=True),
+            start=1,
         )
     ]
     head = [

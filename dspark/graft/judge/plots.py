@@ -1,6 +1,7 @@
 """Plots of a grafting: OUT/plots/*.png from OUT/training/metrics.jsonl. Needs matplotlib."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,14 @@ def draw_run(out: Path) -> list[Path]:
             "held-out acceptance",
         ),
     ]
-    calibrations = of_kind(lines, "calibration")
-    if calibrations:
+    calibrations = [line for line in of_kind(lines, "calibration") if "sampled" in line]
+    for kind, name in (("sampled", "reliability"), ("greedy", "reliability-greedy")):
+        if not calibrations:
+            break
         drawn.append(
             _save(
-                out / "plots" / "reliability.png",
-                lambda axes: _reliability(axes, calibrations[-1]),
+                out / "plots" / f"{name}.png",
+                partial(_reliability, calibration=calibrations[-1][kind]),
                 "predicted survival",
                 "observed survival",
             )

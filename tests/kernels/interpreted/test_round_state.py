@@ -1,5 +1,7 @@
 """A round's plan and its end against torch, and the numbers of its tests against the host's."""
 
+import math
+
 import pytest
 import torch
 
@@ -38,12 +40,19 @@ def make_state(device) -> LaneState:
 def test_a_plan(device, slots, threshold, is_confident):
     state = make_state(device)
     logits = 2 * torch.randn(LANES, slots, device=device) if is_confident else None
-    calibration = 0.5 + torch.rand(slots, device=device) if is_confident else None
-    given = (logits, calibration, state, slots, min(slots, SLOTS), LONGEST, threshold)
+    calibration = 0.5 + torch.rand(2, 1 + slots, device=device) if is_confident else None
+    temperatures = torch.tensor([0.0, 0.8, 0.0, 1.0], device=device)
+    given = (logits, calibration, temperatures, state, slots, min(slots, SLOTS), LONGEST, threshold)
     found, wanted = plan_round(*given), plan_round_reference(*given)
     assert found.num_drafts.tolist() == wanted.num_drafts.tolist()
     assert found.num_drafts[2] <= 2 and found.num_drafts[3] == 0
     assert_near(found.confidences, wanted.confidences)
+    if logits is not None and calibration is not None:
+        for row, temperature in enumerate(temperatures.tolist()):
+            shift, *divisors = calibration[int(temperature == 0)].tolist()
+            pairs = zip(logits[row].tolist(), divisors, strict=True)
+            expected = [1 / (1 + math.exp(-(logit + shift) / divisor)) for logit, divisor in pairs]
+            assert found.confidences[row].tolist() == pytest.approx(expected, rel=1e-4)
     assert torch.equal(found.uniforms, wanted.uniforms)
     numbers = uniform_reference(state.noise_seeds, state.lengths, slots + 1)
     assert torch.equal(found.uniforms, numbers)
@@ -52,8 +61,9 @@ def test_a_plan(device, slots, threshold, is_confident):
 
 def test_a_confidence_that_is_no_number_is_not_sure(device):
     logits = torch.tensor([[3.0, float("nan"), 3.0]] * LANES, device=device)
-    ones = torch.ones(SLOTS, device=device)
-    found = plan_round(logits, ones, make_state(device), SLOTS, SLOTS, LONGEST, 0.5)
+    table = torch.tensor([[0.0] + [1.0] * SLOTS] * 2, device=device)
+    greedy = torch.zeros(LANES, device=device)
+    found = plan_round(logits, table, greedy, make_state(device), SLOTS, SLOTS, LONGEST, 0.5)
     assert found.num_drafts.tolist() == [1, 1, 1, 0]
 
 
