@@ -119,6 +119,12 @@ class Engine:
     def num_requests(self) -> int:
         return len(self._requests) + len(self._submitted)
 
+    @property
+    def num_waiting(self) -> int:
+        """Of these, those that nothing has been run of, or that made way for others."""
+        known = [*self._requests.values()]  # at once: another thread changes the table
+        return len(self._submitted) + sum(active.state == "waiting" for active in known)
+
     # -- from the thread that decodes -------------------------------------------------------------
 
     def run(self, requests: Iterable[Request]) -> Iterator[Event]:

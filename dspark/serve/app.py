@@ -61,7 +61,8 @@ def _add_own_routes(app: FastAPI, serving: Serving) -> None:
 
     @app.get("/metrics", response_class=PlainTextResponse, responses=described(401))
     async def metrics() -> Response:
-        text = serving.metrics.text(serving.decoding.num_requests)
+        num_waiting = serving.session.engine.num_waiting
+        text = serving.metrics.text(serving.decoding.num_requests, num_waiting)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/dspark/rounds", response_class=EventStream, responses=described(401))

@@ -1,0 +1,54 @@
+"""Fits a head's confidences to greedy requests; those of requests that sample stay as they are.
+
+python recipes/calibrate_greedy.py demo HEAD --prompts questions.jsonl --own 80
+
+The prompts are those of the files and as many as asked for that the target writes itself. Every
+other one is for the fit, the rest judge it. Of the shipped head: 120 training questions of
+grade-school-math, the 3,466th to the 3,585th, which its own training has not seen, and 80 own ones.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from dspark.config import PairChoice, RuntimeConfig
+from dspark.graft.data.write_answers import encode_prompt, write_prompts
+from dspark.graft.judge.calibrate import calibrate_greedy
+from dspark.graft.judge.open_target import OpenTarget
+from dspark_cli.loading import find_files
+from dspark_cli.views.graft_lines import calibration_lines
+
+SEED = 20261128  # of the prompts that the target writes; no other recipe's
+
+
+def main() -> None:
+    arguments = parse()
+    files = find_files(PairChoice(arguments.pair))
+    prompts = [
+        json.loads(line)["prompt"]
+        for path in arguments.prompts
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    with OpenTarget(files, [arguments.head], RuntimeConfig()) as target:
+        with target.with_head(arguments.head) as session:
+            prompts += [text for _, text in write_prompts(session, arguments.own, SEED, {})]
+            encoded = [encode_prompt(session, prompt) for prompt in prompts]
+        fit = calibrate_greedy(target, arguments.head, encoded, arguments.max_tokens)
+    if fit is None:
+        raise SystemExit("nothing was fitted: no confidence head, or too few prompts")
+    print("\n".join(calibration_lines(fit, "greedy answers")))
+    print(json.dumps({**fit.calibration.to_json(), **fit.figures()}))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pair")
+    parser.add_argument("head", type=Path, help="folder of the head, which is changed")
+    parser.add_argument("--prompts", type=Path, nargs="*", default=[])
+    parser.add_argument("--own", type=int, default=0, help="prompts that the target writes")
+    parser.add_argument("--max-tokens", type=int, default=96)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
