@@ -1,10 +1,10 @@
 """Fits a head's confidences to greedy requests; those of requests that sample stay as they are.
 
-python recipes/calibrate_greedy.py demo HEAD --prompts questions.jsonl --own 80
+python recipes/calibrate_greedy.py demo HEAD --prompts questions.jsonl --own 40
 
 The prompts are those of the files and as many as asked for that the target writes itself. Every
-other one is for the fit, the rest judge it. Of the shipped head: 120 training questions of
-grade-school-math, the 3,466th to the 3,585th, which its own training has not seen, and 80 own ones.
+other one is for the fit, the rest judge it. Of the shipped head: 60 training questions of
+grade-school-math, the 3,466th to the 3,525th, which its own training has not seen, and 40 own ones.
 """
 
 import argparse

@@ -24,7 +24,8 @@ State = Literal["waiting", "prefilling", "running", "finished"]
 class Request:
     """Prompt ids and how to continue them. plain: decode without drafts. is_raw: unprocessed text,
     including the marks of thinking. The answer (after thinking that the prompt has begun) follows
-    the grammar. num_logprobs: tell each token's log-probability and that many of the likeliest."""
+    the grammar. num_logprobs: tell each token's log-probability and that many of the likeliest.
+    calls_tools: the marks of calls are part of the text."""
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingConfig = SamplingConfig()
@@ -34,6 +35,7 @@ class Request:
     logits: LogitsConfig = LogitsConfig()
     grammar: Grammar | None = None
     num_logprobs: int | None = None
+    calls_tools: bool = False
 
     @property
     def has_rules(self) -> bool:
@@ -213,4 +215,5 @@ def _rules(
 
 def _stream(codec: TextCodec, request: Request) -> TextStream:
     prompt_ids = None if request.is_raw else request.prompt_ids
-    return TextStream(codec, request.stop.strings, prompt_ids)
+    stops, shows_calls = request.stop.strings, request.calls_tools
+    return TextStream(codec, stops, prompt_ids, shows_calls=shows_calls)

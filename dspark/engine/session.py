@@ -46,6 +46,7 @@ from dspark.targets.load import load_target
 from dspark.targets.stored import StoredTarget, build_kernels
 from dspark.text.grammar import Vocabulary
 from dspark.text.stream import TextCodec
+from dspark.text.tool_format import ToolFormat
 from dspark_kernels.cpu.runtime import keep_compiled
 
 STAGES = ("reading the target", "reading the head", "measuring this machine", "ready")
@@ -92,6 +93,11 @@ class Session:
         """Prompt ids of a conversation, up to the assistant's turn; `tools` as JSON schemas;
         `thinking` turns a template's switch on or off."""
         return self._codec().encode_chat(messages, tools, thinking=thinking)
+
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How the model calls tools. Raises InputError if it cannot."""
+        return self._codec().tool_format
 
     def encode(self, text: str) -> list[int]:
         return self._codec().encode(text)

@@ -1,10 +1,12 @@
 """Conversations rendered by the model's chat template."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dspark.checkpoints.files import one_line
 from dspark.errors import InputError
+from dspark.text.tool_format import ToolCall, ToolFormat
 
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
@@ -83,6 +85,23 @@ class ChatTemplate:
             **switch,
         )
         return text
+
+
+def with_calls_in_text(messages: Messages, form: ToolFormat, template: str) -> Messages:
+    """Calls of earlier answers as their text, for a template that does not write them."""
+    if form.write is None or "tool_calls" in template:
+        return messages
+    return [_with_calls(message, form.write) for message in messages]
+
+
+def _with_calls(
+    message: Mapping[str, Any], write: Callable[[Sequence[ToolCall]], str]
+) -> Mapping[str, Any]:
+    functions = [call["function"] for call in message.get("tool_calls", ())]
+    if not functions:
+        return message
+    calls = [ToolCall(each["name"], json.dumps(each["arguments"])) for each in functions]
+    return {**message, "content": message["content"] + write(calls)}
 
 
 def _without_system(messages: Messages) -> list[Mapping[str, str]] | None:

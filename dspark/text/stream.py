@@ -14,7 +14,7 @@ from dspark.checkpoints.model_folder import Folder, ModelFolder
 from dspark.errors import CheckpointError, DSparkError, InputError
 from dspark.text.answer_gate import AnswerGate
 from dspark.text.characters import Characters, TokenTexts
-from dspark.text.chat_template import ChatTemplate, Messages, Tools
+from dspark.text.chat_template import ChatTemplate, Messages, Tools, with_calls_in_text
 from dspark.text.deepseek_v4_template import with_own_prompt
 from dspark.text.grammar import Vocabulary
 from dspark.text.marks import Marks, without_marks
@@ -23,7 +23,8 @@ from dspark.text.spans import Span
 from dspark.text.stops import StopMatcher
 from dspark.text.thinking import Splitter, Thinking, ThinkSplitter
 from dspark.text.tokenizer_class import is_plain, tokenizer_class
-from dspark.text.tool_calls import knows_tools
+from dspark.text.tool_format import ToolFormat
+from dspark.text.tool_formats import format_of
 
 NEWER = "A newer library may know it: pip install -U transformers tokenizers."
 TOKENIZER_FILES = (
@@ -98,13 +99,15 @@ class TextCodec:
     ) -> list[int]:
         """The conversation up to the assistant's turn. Raises InputError for tools that the
         template does not offer, or whose calls cannot be read."""
-        if tools and not knows_tools(self._chat.source):
-            raise InputError(
-                "this model's chat template has no tools that dspark can read",
-                "Leave tools out, or use a model of the Qwen or Hermes families.",
-            )
+        if tools:
+            messages = with_calls_in_text(messages, self.tool_format, self._chat.source)
         text = self._chat.write(messages, tools, thinking=thinking)
         return self._encode(text, add_special_tokens=False)
+
+    @cached_property
+    def tool_format(self) -> ToolFormat:
+        """How the model calls tools. Raises InputError if it cannot, or dspark cannot read it."""
+        return format_of(self._chat.source)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         with _told("the tokenizer cannot encode this text", InputError):
@@ -184,10 +187,16 @@ class TextStream:
         codec: TextCodec,
         stop_strings: Sequence[str] = (),
         prompt_ids: Sequence[int] | None = None,
+        *,
+        shows_calls: bool = False,
     ) -> None:
-        """prompt_ids: the prompt, to separate thinking; None: all is text and marks are shown."""
+        """prompt_ids: the prompt, to separate thinking; None: all is text and marks are shown.
+        shows_calls: the special tokens of tool calls are text, too."""
         self._characters = Characters(codec.texts)
         self._marks = codec.marks
+        specials = codec.tool_format.specials if shows_calls else ()
+        ids = {name: codec.texts.id_of(name) for name in specials}
+        self._shown = {i: name for name, i in ids.items() if i in codec.texts.special_ids}
         self._splitter = codec.splitter(prompt_ids)
         self._matcher = StopMatcher(codec.marks.patterns(stop_strings))
         self._ready: deque[Span] = deque()
@@ -210,7 +219,8 @@ class TextStream:
     def push(self, token_id: int) -> str:
         """The text that this token makes final, of the kind given by `is_thinking`. After a
         stop string `is_stopped` is True."""
-        text = self._marks.replace(token_id, self._characters.push(token_id))
+        text, shown = self._characters.push(token_id), self._shown.get(token_id)
+        text = self._marks.replace(token_id, text) if shown is None else text + shown
         self._sort(self._splitter.push(text))
         return self._next()
 

@@ -5,7 +5,17 @@ import random
 
 import pytest
 
-from dspark.text.tool_calls import ToolCall, ToolCallReader, knows_tools
+from dspark.errors import InputError
+from dspark.text.chat_template import with_calls_in_text
+from dspark.text.stream import TextCodec, TextStream
+from dspark.text.tool_calls import ToolCallReader
+from dspark.text.tool_calls_dsml import DSML
+from dspark.text.tool_calls_gemma import GEMMA
+from dspark.text.tool_calls_hermes import HERMES
+from dspark.text.tool_calls_lfm import LFM
+from dspark.text.tool_format import ToolCall
+from dspark.text.tool_formats import format_of
+from tests.automaton import write_byte_tokenizer
 
 WEATHER = ToolCall("weather", '{"city": "Paris"}')
 TIME = ToolCall("time", "{}")
@@ -16,8 +26,8 @@ def written(call: ToolCall) -> str:
     return f"<tool_call>\n{json.dumps(body)}\n</tool_call>"
 
 
-def read(text: str, cuts: list[int]) -> list[str | ToolCall]:
-    reader, parts = ToolCallReader(), []
+def read(text: str, cuts: list[int], form=HERMES) -> list[str | ToolCall]:
+    reader, parts = ToolCallReader((), form), []
     for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
         parts += reader.push(text[start:end])
     parts += reader.finish()
@@ -89,6 +99,158 @@ def test_text_is_not_held_back_where_no_call_can_begin():
     assert [*reader.push("p>")] == [" <top>"]
 
 
-def test_a_template_that_has_no_tools_knows_none():
-    assert not knows_tools("{% for message in messages %}")
-    assert knows_tools("{% if tools %}Answer with <tool_call>{% endif %}")
+def call(name: str, **arguments: object) -> ToolCall:
+    return ToolCall(name, json.dumps(arguments))
+
+
+# as the families' own documents show them: ai.google.dev (function calling with Gemma 4), the model
+# cards of LFM2, docs.liquid.ai, and encoding/README.md of DeepSeek-V4
+PUBLISHED = [
+    (
+        GEMMA,
+        '<|tool_call>call:get_current_temperature{location:<|"|>London<|"|>}<tool_call|>',
+        [call("get_current_temperature", location="London")],
+    ),
+    (
+        LFM,
+        '<|tool_call_start|>[get_candidate_status(candidate_id="12345")]<|tool_call_end|>'
+        "Checking the current status of candidate ID 12345.",
+        [
+            call("get_candidate_status", candidate_id="12345"),
+            "Checking the current status of candidate ID 12345.",
+        ],
+    ),
+    (
+        DSML,
+        '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="edit">\n'
+        '<｜DSML｜parameter name="path" string="true">/tmp/x.c</｜DSML｜parameter>\n'
+        '<｜DSML｜parameter name="line" string="false">42</｜DSML｜parameter>\n'
+        "</｜DSML｜invoke>\n</｜DSML｜tool_calls>",
+        [call("edit", path="/tmp/x.c", line=42)],
+    ),
+]
+OURS = [
+    (
+        GEMMA,
+        'Well.\n<|tool_call>call:f{a:1.5,b:true,c:null,d:{x:<|"|>{,}:"<|"|>,y:[]},e:[1,<|"|>z<|"|>]}'
+        "<tool_call|><|tool_call>call:now{}<tool_call|>",
+        [
+            "Well.",
+            call("f", a=1.5, b=True, c=None, d={"x": '{,}:"', "y": []}, e=[1, "z"]),
+            call("now"),
+        ],
+    ),
+    (GEMMA, "<|tool_call>call:f{unit:celsius}<tool_call|>", [call("f", unit="celsius")]),
+    (GEMMA, "<|tool_call>call:f{a:}<tool_call|>", ["<|tool_call>call:f{a:}<tool_call|>"]),
+    (GEMMA, "<|tool_call>call:f{a:1<tool_call|>", ["<|tool_call>call:f{a:1<tool_call|>"]),
+    (
+        LFM,
+        "<|tool_call_start|>[a.b(x=[1, -2], y={'k': true}, z=None), now()]<|tool_call_end|>",
+        [call("a.b", x=[1, -2], y={"k": True}, z=None), call("now")],
+    ),
+    (
+        LFM,
+        '<|tool_call_start|>[{"name": "f", "arguments": {"a": null}}]<|tool_call_end|>',
+        [call("f", a=None)],
+    ),
+    *(
+        (LFM, text, [text])
+        for text in (
+            "<|tool_call_start|>[f(1)]<|tool_call_end|>",
+            "<|tool_call_start|>[f(x=g())]<|tool_call_end|>",
+            "<|tool_call_start|>[f(**{'a': 1})]<|tool_call_end|>",
+            "<|tool_call_start|>f(<|tool_call_end|>",
+        )
+    ),
+    (
+        DSML,
+        'Both.\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name="a">\n'
+        '<｜DSML｜parameter name="t" string="true">if a < b:\n  "c"</｜DSML｜parameter>\n'
+        '<｜DSML｜parameter name="l" string="false">[1, {"x": null}]</｜DSML｜parameter>\n'
+        '</｜DSML｜invoke>\n<｜DSML｜invoke name="b">\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>',
+        ["Both.", call("a", t='if a < b:\n  "c"', l=[1, {"x": None}]), call("b")],
+    ),
+    (
+        DSML,
+        "<｜DSML｜tool_calls>x</｜DSML｜tool_calls>",
+        ["<｜DSML｜tool_calls>x</｜DSML｜tool_calls>"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("form", "text", "parts"), [*PUBLISHED, *OURS])
+def test_each_form_whatever_the_cuts(form, text, parts):
+    assert read(text, [], form) == parts
+    assert read(text, list(range(1, len(text))), form) == parts
+    draw = random.Random(1)
+    for _ in range(20):
+        cuts = sorted(draw.sample(range(1, len(text)), min(4, len(text) - 1)))
+        assert read(text, cuts, form) == parts
+
+
+def test_earlier_calls_of_lfm_are_written_into_the_text_that_is_read_again():
+    functions = [
+        {"name": "f", "arguments": {"a": 'x"y', "b": [True]}},
+        {"name": "g", "arguments": {}},
+    ]
+    message = {
+        "role": "assistant",
+        "content": "Yes.",
+        "tool_calls": [{"function": f} for f in functions],
+    }
+    chat = [{"role": "user", "content": "Go."}, message]
+    (asked, told) = with_calls_in_text(chat, LFM, "List of tools: [")
+    assert asked == chat[0]
+    expected = ["Yes.", call("f", a='x"y', b=[True]), call("g")]
+    assert read(told["content"], [], LFM) == expected
+    assert with_calls_in_text(chat, LFM, "{{ message.tool_calls }}") == chat
+    assert with_calls_in_text(chat, HERMES, "") == chat
+
+
+@pytest.mark.parametrize(
+    ("template", "form"),
+    [
+        ("{% if tools %}Answer with <tool_call>{% endif %}", HERMES),
+        ("{% if tools %}<|tool>...{% endif %}<|tool_call>call:", GEMMA),
+        ("{% if tools %}{{ 'List of tools: [' }}", LFM),
+        ("{% if tools %}<｜DSML｜invoke", DSML),
+    ],
+)
+def test_the_template_tells_the_form(template, form):
+    assert format_of(template) is form
+
+
+@pytest.mark.parametrize(
+    ("template", "family"),
+    [
+        ("{% for message in messages %}", "has no tools"),
+        ("{% if tools %}[AVAILABLE_TOOLS]", "Mistral"),
+        ("{% if tools %}<tool_call>name<arg_key>", "GLM"),
+        ("{{ tools }}<｜tool▁calls▁begin｜>", "DeepSeek-V3"),
+        ("{{ tools }} to=functions.", "gpt-oss"),
+        ("{{ tools }}<|python_tag|>", "Llama 3"),
+    ],
+)
+def test_forms_that_are_not_read_are_refused_by_name(template, family):
+    with pytest.raises(InputError, match=family) as told:
+        format_of(template)
+    assert "Gemma 4" in told.value.hint
+
+
+@pytest.mark.parametrize(("form", "text", "parts"), PUBLISHED)
+def test_special_tokens_of_calls_are_text_where_tools_are_offered(form, text, parts, tmp_path):
+    """And of no answer else."""
+    template = f"{{% if tools %}}{form.opening}{{% endif %}}{{{{ messages }}}}"
+    write_byte_tokenizer(tmp_path, special=form.specials, chat_template=template)
+    codec = TextCodec.from_directory(tmp_path)
+    ids = codec.encode(text)
+    assert set(form.specials) <= {codec.texts.text_of(i) for i in ids}
+    for shows_calls in (True, False):
+        stream = TextStream(codec, (), codec.encode("q"), shows_calls=shows_calls)
+        assert [span.text for span in stream.preview(ids[:1])] != [""] or not shows_calls
+        shown = "".join([*map(stream.push, ids), stream.finish()])
+        bare = text
+        for special in form.specials:
+            bare = bare.replace(special, "")
+        assert shown == (text if shows_calls else bare)
+        assert (read(shown, [], form) == parts) == shows_calls

@@ -156,6 +156,7 @@ class CommonBody(BaseModel):
         *,
         is_raw: bool = False,
         grammar: Grammar | None = None,
+        calls_tools: bool = False,
     ) -> list[Request]:
         """One for each choice. max_tokens: if none is given."""
         return [
@@ -168,6 +169,7 @@ class CommonBody(BaseModel):
                 self.logits(),
                 grammar,
                 self.num_logprobs,
+                calls_tools,
             )
             for choice in range(self.num_choices)
         ]

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from dspark.config import SamplingConfig
@@ -10,8 +10,8 @@ from dspark.events import Finished, Piece
 from dspark.serve.openai.logprobs import Json, TokenBytes, chat_logprobs
 from dspark.serve.openai.responses_body import ResponsesBody
 from dspark.serve.openai.shapes import NewText, usage_of
-from dspark.text.chat_template import Tools
-from dspark.text.tool_calls import ToolCall, ToolCallReader
+from dspark.text.tool_calls import ToolCallReader
+from dspark.text.tool_format import ToolCall
 
 CUT = ("max_tokens", "context", "cancelled")
 
@@ -25,13 +25,13 @@ class ResponseWriter:
         model: str,
         sampling: SamplingConfig,
         *,
-        tools: Tools,
+        reader: Callable[[], ToolCallReader] | None,
         token_bytes: TokenBytes | None,
     ) -> None:
-        """sampling: as decoded. tools: those offered. token_bytes: where log-probabilities are
-        told."""
+        """sampling: as decoded. reader: makes what reads calls, where tools are offered.
+        token_bytes: where log-probabilities are told."""
         self._token_bytes = token_bytes
-        self._reader = ToolCallReader(tools) if tools else None
+        self._reader = None if reader is None else reader()
         self._num_events = 0
         self._items: list[Json] = []
         self._open: _OpenItem | None = None

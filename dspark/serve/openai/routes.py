@@ -53,9 +53,11 @@ def openai_routes(serving: Serving) -> APIRouter:
             )
         )
         defaults = session.sampling_defaults
-        requests = body.requests(prompt_ids, defaults, None, grammar=grammar)
+        requests = body.requests(
+            prompt_ids, defaults, None, grammar=grammar, calls_tools=bool(use.offered)
+        )
         token_bytes = None if body.num_logprobs is None else session.token_bytes
-        shape = ChatShape(serving.name, tools=use.offered, token_bytes=token_bytes)
+        shape = ChatShape(serving.name, reader=use.reader(session), token_bytes=token_bytes)
         return await respond(serving, http, body, requests, shape)
 
     @router.post("/completions", response_model=None, **posted)
@@ -84,12 +86,16 @@ def openai_routes(serving: Serving) -> APIRouter:
                 answer_grammar(session, use, body.answer_schema()),
             )
         )
-        requests = body.requests(prompt_ids, session.sampling_defaults, None, grammar=grammar)
+        requests = body.requests(
+            *(prompt_ids, session.sampling_defaults, None),
+            grammar=grammar,
+            calls_tools=bool(use.offered),
+        )
         writer = ResponseWriter(
             body,
             serving.name,
             requests[0].sampling,
-            tools=use.offered,
+            reader=use.reader(session),
             token_bytes=None if body.num_logprobs is None else session.token_bytes,
         )
         answer = streamed(serving, requests, writer) if body.stream else None

@@ -3,14 +3,14 @@
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from dspark.events import Event, Finished, FinishReason, Piece
 from dspark.serve.openai.logprobs import Json, TokenBytes, chat_logprobs, completion_logprobs
-from dspark.text.chat_template import Tools
-from dspark.text.tool_calls import ToolCall, ToolCallReader
+from dspark.text.tool_calls import ToolCallReader
+from dspark.text.tool_format import ToolCall
 
 _REASONS: dict[FinishReason, Literal["stop", "length"]] = {
     "stop_token": "stop",
@@ -75,20 +75,24 @@ class ChatShape:
     of tools, if any are offered, into `tool_calls`."""
 
     def __init__(
-        self, model: str, *, tools: Tools = (), token_bytes: TokenBytes | None = None
+        self,
+        model: str,
+        *,
+        reader: Callable[[], ToolCallReader] | None = None,
+        token_bytes: TokenBytes | None = None,
     ) -> None:
-        """tools: those offered, whose calls are read. token_bytes: where log-probabilities are
-        told."""
+        """reader: makes what reads calls, where tools are offered. token_bytes: where
+        log-probabilities are told."""
         self._envelope = _Envelope(model, f"chatcmpl-{uuid.uuid4().hex}")
-        self._tools, self._token_bytes = tools, token_bytes
-        self._readers: dict[int, ToolCallReader] = defaultdict(lambda: ToolCallReader(tools))
+        self._reader, self._token_bytes = reader, token_bytes
+        self._readers: dict[int, ToolCallReader] = defaultdict(reader)
         self._num_calls: dict[int, int] = defaultdict(int)
 
     def chunk(self, index: int, new: NewText, *, is_first: bool) -> Json:
         delta: Json = {"role": "assistant", "content": ""} if is_first else {}
         if new.thinking:
             delta["reasoning_content"] = new.thinking
-        if self._tools:
+        if self._reader is not None:
             self._add(delta, index, self._readers[index].push(new.text))
         elif new.text:
             delta["content"] = new.text
@@ -104,7 +108,7 @@ class ChatShape:
 
     def last_chunk(self, index: int, reason: FinishReason) -> Json:
         delta: Json = {}
-        if self._tools:
+        if self._reader is not None:
             self._add(delta, index, self._readers[index].finish())
         named = _named(reason, has_called=self._num_calls[index] > 0)
         return self._chunk([{"index": index, "delta": delta, "finish_reason": named}])
@@ -133,8 +137,8 @@ class ChatShape:
         if choice.thinking:
             message["reasoning_content"] = choice.thinking
         calls: list[ToolCall] = []
-        if self._tools:
-            reader = ToolCallReader(self._tools)
+        if self._reader is not None:
+            reader = self._reader()
             text, calls = _sorted([*reader.push(choice.text), *reader.finish()])
             message["content"] = text or None
         if calls:

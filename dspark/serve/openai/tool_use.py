@@ -1,13 +1,14 @@
 """The tools that a request offers, and whether the answer must call one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Self
 
 from dspark.engine.session import Session
 from dspark.errors import InputError
 from dspark.text.grammar import Grammar
-from dspark.text.tool_calls import call_grammar
+from dspark.text.tool_calls import ToolCallReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,12 @@ class ToolUse:
 
     offered: Sequence[dict[str, Any]]
     must_call: bool = False
+
+    def reader(self, session: Session) -> Callable[[], ToolCallReader] | None:
+        """Makes what reads an answer's calls; None if none are offered."""
+        if not self.offered:
+            return None
+        return partial(ToolCallReader, self.offered, session.tool_format)
 
     @classmethod
     def chosen(
@@ -46,5 +53,11 @@ def answer_grammar(session: Session, use: ToolUse, schema: dict[str, Any] | None
             "Leave response_format out, or set tool_choice to none.",
         )
     if use.must_call:
-        return session.grammars().of_lark(call_grammar(use.offered))
+        form = session.tool_format
+        if form.grammar is None:
+            raise InputError(
+                f"tool_choice cannot force a call in the form of {form.title}",
+                "Set tool_choice to auto.",
+            )
+        return session.grammars().of_lark(form.grammar(use.offered))
     return None if schema is None else session.grammars().of_schema(schema)
