@@ -17,6 +17,7 @@ PREFILL_CHUNK = 256  # tokens of a prompt in one pass
 GPU_PREFILL_CHUNK = 2048  # shorter passes leave a GPU waiting for its host
 MAX_TOKENS = 512  # new ones in an answer
 MOST_KEPT = 64  # finished requests whose caches are kept
+PREFIX_CACHE_BYTES = 2**30  # of them, where memory is taken as it is needed
 LEAST_TEMPERATURE = 1e-20  # below it sampling is greedy: logits divided by less would overflow
 
 
@@ -124,16 +125,18 @@ class EngineConfig:
     """Sizes of the engine; with `entropy`, requests without a seed sample the same in every run.
 
     prefix_cache_bytes bounds the caches that finished requests leave for prompts that begin alike;
-    the last request's stay in any case, unless it is 0. On a GPU they take what nobody else needs.
+    the last request's stay in any case, unless it is 0. None: PREFIX_CACHE_BYTES, or where memory
+    is taken once, as on a GPU, what nobody else needs.
     prefill_chunk None: PREFILL_CHUNK, or GPU_PREFILL_CHUNK where our kernels run. On a GPU the
     memory for keys and values holds max_requests at their longest, or cache_tokens of all of them,
-    as far as they fit; on a CPU it grows up to that.
+    or cache_bytes, as far as they fit; on a CPU it grows up to that.
     """
 
     prefill_chunk: int | None = None
     max_requests: int = 64
     cache_tokens: int | None = None
-    prefix_cache_bytes: int = 2**30
+    cache_bytes: int | None = None
+    prefix_cache_bytes: int | None = None
     schedule: ScheduleConfig = ScheduleConfig()
     entropy: int | None = None
 

@@ -59,6 +59,11 @@ class Engine:
         with on_device(target.device):
             self._rounds = choose_rounds(target, drafter, scheduler, config, parking, sps_watch)
         self._sps_watch = sps_watch
+        if config.cache_bytes is not None and not self._rounds.room.pools:
+            raise InputError(
+                "keys and values of this target are not on pages, so their memory has no limit",
+                "Leave --kv-memory out.",
+            )
         budget = config.prefix_cache_bytes
         self._caches = RequestCaches(target, drafter, self._rounds, budget)
         self._requests: dict[int, ActiveRequest] = {}  # all running, oldest first

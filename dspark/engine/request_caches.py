@@ -2,6 +2,7 @@
 
 from weakref import WeakKeyDictionary, WeakSet
 
+from dspark.config import PREFIX_CACHE_BYTES
 from dspark.drafters.base import Drafter
 from dspark.engine.draft_backlog import DraftBacklog, catch_up
 from dspark.engine.prefix_cache import CachedText, PrefixCache, shared_prefix
@@ -20,12 +21,13 @@ class RequestCaches:
     """Every slot that an engine holds is opened and closed here."""
 
     def __init__(
-        self, target: Target, drafter: Drafter | None, rounds: RoundRunner, budget: int
+        self, target: Target, drafter: Drafter | None, rounds: RoundRunner, budget: int | None
     ) -> None:
-        """`budget` in bytes is for the caches of finished requests, unless memory is fixed."""
+        """`budget` in bytes is for the caches of finished requests, as in EngineConfig."""
         self._target, self._drafter, self._room = target, drafter, rounds.room
-        most = None if self._room.is_fixed else budget
-        self._kept = PrefixCache(most, target.held_bytes, self._close_text)
+        if budget is None and not self._room.is_fixed:
+            budget = PREFIX_CACHE_BYTES
+        self._kept = PrefixCache(budget, target.held_bytes, self._close_text)
         self._open: dict[int, ActiveRequest] = {}
         self._num_open = 0
         for pool in self._room.pools:

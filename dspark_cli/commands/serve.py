@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import typer
@@ -34,7 +35,7 @@ OWN_OPTIONS = (
         "confidence_threshold",
         "schedule",
     ),
-    *("host", "port", "api_key", "max_queue", "max_seconds"),
+    *("host", "port", "api_key", "max_queue", "max_seconds", "prefix_memory", "kv_memory"),
 )
 OTHER_OPTIONS = ("gpus", "only_print", "trust_remote_code", "as_json")
 
@@ -95,6 +96,26 @@ MaxSeconds = Annotated[
     float,
     typer.Option(min=0.001, help="Longest time for one answer.", rich_help_panel=SERVER),
 ]
+PrefixMemory = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        metavar="GIB",
+        help="Memory for finished texts, which later prompts may begin with. Default: 1; on a GPU "
+        "what running requests do not need.",
+        rich_help_panel=SERVER,
+    ),
+]
+KVMemory = Annotated[
+    float | None,
+    typer.Option(
+        "--kv-memory",
+        min=0.0,
+        metavar="GIB",
+        help="Memory for keys and values of all requests. Default: what the weights leave.",
+        rich_help_panel=SERVER,
+    ),
+]
 
 
 def serve(
@@ -114,6 +135,8 @@ def serve(
     api_key: ApiKey = SERVE.api_key,
     max_queue: MaxQueue = SERVE.max_queue,
     max_seconds: MaxSeconds = SERVE.max_seconds,
+    prefix_memory: PrefixMemory = None,
+    kv_memory: KVMemory = None,
     engine: EngineOption = "dspark",
     gpus: Gpus = 1,
     only_print: Print = False,
@@ -132,9 +155,17 @@ def serve(
     serve_here(
         PairChoice(options.one_pair(pair, pair_option, target), target, draft),
         RuntimeConfig(device, dtype, draft_weights, kv),
-        options.engine_config(confidence_threshold, schedule),
+        replace(
+            options.engine_config(confidence_threshold, schedule),
+            prefix_cache_bytes=_bytes(prefix_memory),
+            cache_bytes=_bytes(kv_memory),
+        ),
         ServeConfig(host, port, api_key, max_queue=max_queue, max_seconds=max_seconds),
     )
+
+
+def _bytes(gibibytes: float | None) -> int | None:
+    return None if gibibytes is None else int(gibibytes * 2**30)
 
 
 def _check_options(context: typer.Context, names: tuple[str, ...], what: str) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dspark.errors import MemoryFullError
+from dspark.errors import InputError, MemoryFullError
 from dspark.events import Failed, Finished
 from dspark_kernels.paged_cache import PAGE
 from tests.engine.paged import paged  # noqa: F401
@@ -81,6 +81,18 @@ def test_an_answer_without_a_limit_ends_with_the_memory():
         engine.submit(request(ALMOST_A_PAGE, 100))
     with pytest.raises(MemoryFullError):
         engine.submit(request((1, 2) * (PAGE // 2), None))
+
+
+def test_memory_in_bytes_is_that_of_its_pages():
+    """Of target and drafter together; what finished requests may keep of it can be bounded, too."""
+    page = sum(pool.page_bytes for pool in golden("vanilla").engine._rounds.room.pools)
+    engine = golden("vanilla", cache_bytes=4 * page - 1, prefix_cache_bytes=0).engine
+    assert [pool.num_pages for pool in engine._rounds.room.pools] == [4, 4]  # one is scratch
+    found = answers(engine, asks())
+    assert sum(each.stats.preemptions for each in found) >= 1
+    assert len(engine._caches._kept) == 0
+    with pytest.raises(InputError, match="no page"):
+        golden("vanilla", cache_bytes=page - 1)
 
 
 def test_engines_on_one_target_do_not_block_each_other():

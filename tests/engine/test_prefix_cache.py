@@ -3,6 +3,7 @@
 import pytest
 
 from dspark.engine.prefix_cache import shared_prefix
+from dspark.errors import InputError
 from dspark.events import Finished, Round
 from dspark_kernels.paged_cache import PAGE, num_pages_for
 from tests.engine.paged import paged  # noqa: F401
@@ -115,6 +116,11 @@ def test_the_text_used_longest_ago_leaves_first():
         answered(engine, request(text, 4))
     kept = [each.token_ids[:30] for each in engine._caches._kept.texts(with_drafts=True)]
     assert kept == [texts[0], texts[2]]
+
+
+def test_memory_that_is_not_on_pages_has_no_limit():
+    with pytest.raises(InputError, match="not on pages"):
+        golden("vanilla", cache_bytes=2**30)
 
 
 @pytest.mark.parametrize(("budget", "count"), [(0, 0), (1, 1)])

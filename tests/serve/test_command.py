@@ -47,6 +47,40 @@ def test_it_answers_until_it_is_interrupted(tiny_chat_dir):
         assert "Traceback" not in process.stderr.read()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_killed_in_an_answer_it_starts_again_where_it_was(tiny_chat_dir, tmp_path, monkeypatch):
+    """The port is free, no file of the store is half written, and the answer is the same."""
+    home = tmp_path / "store"
+    monkeypatch.setenv("DSPARK_HOME", str(home))
+    with started(tiny_chat_dir, "--draft", "lookup") as (process, url):
+        port = url.rpartition(":")[2]
+        expected = asked(url, tiny_chat_dir).json()["choices"]
+        whole = files_of(home)
+        assert any(name.startswith("sps") for name in whole), "what passes cost"
+        body = {"model": tiny_chat_dir.name, "prompt": "Hi", "max_tokens": 10**6, "stream": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, trust_env=False) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            process.kill()
+            process.wait(timeout=20)
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(lines)
+    assert files_of(home) == whole
+    with started(tiny_chat_dir, "--draft", "lookup", "--port", port) as (_, url):
+        assert url.endswith(f":{port}")
+        assert asked(url, tiny_chat_dir).json()["choices"] == expected
+    again = files_of(home)
+    assert again.keys() == whole.keys()
+    for name in again.keys() - {each for each in whole if each.endswith(".parking")}:
+        assert again[name] == whole[name]  # measured once; only what parking learned goes on
+
+
+def files_of(folder) -> dict[str, bytes]:
+    """All but locks, which the system frees with their holder."""
+    found = {path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
 def test_a_port_in_use_is_told_before_anything_is_loaded(tiny_chat_dir, capsys):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])

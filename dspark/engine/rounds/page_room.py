@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 from dspark.config import MOST_KEPT, EngineConfig
 from dspark.drafters.base import Drafter
 from dspark.engine.request import ActiveRequest, Request
-from dspark.errors import MemoryFullError
+from dspark.errors import InputError, MemoryFullError
 from dspark.kvcache.caches import PagedCache
 from dspark.kvcache.page_pool import PagedPool
 from dspark.kvcache.row_pool import KVSlot
@@ -132,8 +132,7 @@ class FixedPageRoom(PageRoom):
         num_slots = 2 * config.max_requests + OTHER_SLOTS
         max_length = target.spec.context_limit + slack
         pages = capacity * num_pages_for(max_length)
-        if config.cache_tokens is not None:
-            pages = min(pages, num_pages_for(config.cache_tokens))
+        pages = min(pages, _asked_pages(config, [cache.pool for cache in caches], pages))
         fix_pages(caches, num_slots, pages, max_length, leaves_room=leaves_room)
         num_slots = caches[0].pool.tables.shape[0]  # an engine before this one may have fixed it
         self.capacity = min(capacity, (num_slots - OTHER_SLOTS) // 2)
@@ -152,10 +151,23 @@ def growing_room(
     slack = 2 + (drafter.block_size if drafter is not None else 0)
     room = PageRoom(target, holders, slack)
     most = capacity * num_pages_for(target.spec.context_limit + slack)
+    limit_pages(room.pools, _asked_pages(config, room.pools, most), str(target.device))
+    return room
+
+
+def _asked_pages(config: EngineConfig, pools: Sequence[PagedPool], most: int) -> int:
+    """Of each pool for requests; `most` where nothing is asked for."""
     if config.cache_tokens is not None:
         most = num_pages_for(config.cache_tokens)
-    limit_pages(room.pools, most, str(target.device))
-    return room
+    if config.cache_bytes is None:
+        return most
+    fitting = config.cache_bytes // sum(pool.page_bytes for pool in pools)
+    if not fitting:
+        raise InputError(
+            f"{config.cache_bytes:,} bytes hold no page of {PAGE} tokens' keys and values",
+            "Give a larger --kv-memory.",
+        )
+    return min(most, fitting)
 
 
 def _total(pool: PagedPool) -> int:
