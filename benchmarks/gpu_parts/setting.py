@@ -13,7 +13,7 @@ from dspark.kvcache.page_pool import PagedPool, page_rows
 from dspark.kvcache.row_pool import KVSlot, RowPlan
 from dspark_kernels.paged_cache import PagedRows
 from dspark_kernels.quantized_weight import FP8_BLOCK, QuantizedWeight
-from dspark_kernels.repacked_weight import FP4_GROUP, from_fp4, from_fp8
+from dspark_kernels.repacked_weight import FP4_GROUP, GGUF_GROUP, from_fp4, from_fp8
 from gpu_parts.shapes import SHAPES, TINY, ModelShape
 
 Item = TypeVar("Item")
@@ -154,6 +154,19 @@ def random_weight(
         codes = torch.randint(-127, 128, shape, device=device, dtype=torch.int8)
         of_rows = scales(num_rows, 1, of=dtype, spread=73.0)
         return QuantizedWeight("int8", codes, of_rows, num_columns)
+    if kind.startswith("q4"):  # of a GGUF
+        half, groups = (num_rows, num_columns // 2), (num_rows, num_columns // GGUF_GROUP)
+        packed = torch.randint(0, 256, half, device=device, dtype=torch.uint8)
+        precision = torch.float32 if kind == "q4_k" else torch.float16
+        of_groups = scales(*groups, of=precision, spread=6.5)
+        if kind == "q4_0":
+            zeros = torch.full(groups, 8, device=device, dtype=torch.uint8)
+            return QuantizedWeight("int4", packed, of_groups, GGUF_GROUP, zeros=zeros)
+        return QuantizedWeight("int4", packed, of_groups, GGUF_GROUP, leasts=-8 * of_groups)
+    if kind == "q8_0":
+        codes = torch.randint(-127, 128, shape, device=device, dtype=torch.int8)
+        of_groups = scales(num_rows, num_columns // GGUF_GROUP, of=torch.float16, spread=73.0)
+        return QuantizedWeight("int8", codes, of_groups, GGUF_GROUP)
     if kind == "int4":
         half, groups = (num_rows, num_columns // 2), (num_rows, num_columns // INT4_GROUP)
         packed = torch.randint(0, 256, half, device=device, dtype=torch.uint8)
@@ -174,8 +187,7 @@ def random_weight(
 def weight_bytes(weight: Weight) -> int:
     if not isinstance(weight, QuantizedWeight):
         return weight.nbytes
-    tensors = (weight.codes, weight.scales, weight.zeros)
-    return sum(part.nbytes for part in tensors if part is not None)
+    return sum(part.nbytes for part in weight.tensors.values())
 
 
 def random_pool(

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from dspark.checkpoints.model_folder import Folder, ModelFolder
 from dspark.checkpoints.safetensors_file import FETCH_AGAIN, Entry, SafetensorsFile
 from dspark.errors import CheckpointError
 from dspark_kernels.cpu.stored_weight import StoredWeight, num_bytes
+from dspark_kernels.repacked_weight import from_gguf
 
 Shapes = dict[str, tuple[int, ...]]
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -174,6 +176,18 @@ def _mapped(file: SafetensorsFile, entry: Entry) -> torch.Tensor:
         count = entry.num_bytes // dtype.itemsize
         flat = torch.frombuffer(file.mapped, dtype=dtype, count=count, offset=entry.start)
     return flat.view(entry.shape)
+
+
+class CodedTensors(StoredTensors):
+    """As StoredTensors, but a layer's matrix is a QuantizedWeight in the codes of its GGUF, if
+    kernels on a GPU multiply with them."""
+
+    def __getitem__(self, name: str) -> Any:
+        stored = self.in_codes(name) if name.endswith("_proj.weight") else None
+        weight = None if stored is None else from_gguf(stored)
+        if weight is None:
+            return super().__getitem__(name)
+        return weight.moved(lambda tensor: tensor.to(self._device))
 
 
 def has_codes(folder: Folder) -> bool:

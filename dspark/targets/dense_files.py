@@ -12,7 +12,12 @@ from dspark.checkpoints.quantized_targets import (
     plain_infos,
     quantized_format,
 )
-from dspark.checkpoints.safetensors_dir import StoredTensors, check_tensors, tensor_infos
+from dspark.checkpoints.safetensors_dir import (
+    CodedTensors,
+    StoredTensors,
+    check_tensors,
+    tensor_infos,
+)
 from dspark.checkpoints.target_architectures import DENSE
 from dspark.config import KVFormat
 from dspark.errors import CheckpointError
@@ -80,12 +85,13 @@ def load_dense(
     how = quantized_format(getattr(config, "quantization_config", None))
     plain = infos if how is None else plain_infos(infos, how)
     check_tensors(plain, *expected_tensors(config), str(folder.path))
+    keep_quantized = choose_backend(device).name == "triton"
     tensors: Weights  # read one after the other, as the layers are built
     if how is None:
-        tensors = StoredTensors(folder, names=infos, device=device, dtype=dtype)
+        kind = CodedTensors if keep_quantized else StoredTensors
+        tensors = kind(folder, names=infos, device=device, dtype=dtype)
     else:
         stored = StoredTensors(folder, names=infos, device=device)
-        keep_quantized = choose_backend(device).name == "triton"
         tensors = QuantizedTensors(stored, infos, how, keep_quantized=keep_quantized, dtype=dtype)
     return DenseTarget(
         read_shape(config),

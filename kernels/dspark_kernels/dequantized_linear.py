@@ -27,6 +27,8 @@ def kernel_codes(
     """Codes and scales that kernels read, how they read them, and the columns that share a
     scale."""
     codes, scales, group = weight.codes, weight.scales, weight.group
+    if weight.leasts is not None:
+        return codes, scales, "int4_least", group
     if weight.kind == "fp4":
         return codes, scales.view(torch.uint8), "fp4", group
     if weight.kind != "int4" and group >= weight.shape[1]:
@@ -63,12 +65,12 @@ def dequantize_rows(weight: QuantizedWeight, first: int, out: torch.Tensor) -> N
     """Rows `first` on of weight [N, K] into out [n, K], in the order of the codes."""
     codes, scales, kind, group = kernel_codes(weight, out.device)
     num_rows, num_columns = out.shape
-    block = group if kind in NIBBLES else min(BLOCK_COLUMNS, next_power_of_2(group))
+    block = group if weight.kind in NIBBLES else min(BLOCK_COLUMNS, next_power_of_2(group))
     grid = (triton.cdiv(num_rows, BLOCK_ROWS), triton.cdiv(num_columns, block))
     dequantize_kernel[grid](
         codes,
         scales,
-        codes if weight.zeros is None else weight.zeros,
+        weight.zeros if weight.leasts is None else weight.leasts,
         out,
         first,
         num_rows,
@@ -85,7 +87,7 @@ def dequantize_rows(weight: QuantizedWeight, first: int, out: torch.Tensor) -> N
 def dequantize_kernel(
     codes: tl.tensor,
     scales: tl.tensor,
-    zeros: tl.tensor,
+    zeros: tl.tensor,  # or leasts
     out: tl.tensor,  # [num_rows, num_columns]
     first_row: tl.tensor,
     num_rows: tl.tensor,
@@ -96,7 +98,8 @@ def dequantize_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
-    """A tile of a weight as numbers: code less zero, times scale in float32, rounded once."""
+    """A tile of a weight as numbers: code less zero, times scale, plus the least, in float32 and
+    rounded once."""
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     step = tl.program_id(1) * BLOCK_K
     is_row = (row < num_rows)[:, None]
@@ -108,17 +111,22 @@ def dequantize_kernel(
     scale = scale.to(tl.float32)[:, None]
     dtype: tl.constexpr = out.dtype.element_ty
     at = out + row.to(tl.int64)[:, None] * num_columns + step
-    if KIND == "int4" or KIND == "fp4":
+    if KIND == "int4" or KIND == "int4_least" or KIND == "fp4":
         half = tl.arange(0, BLOCK_K // 2)[None, :]
         packed = tl.load(codes + of_weight[:, None] * (num_columns // 2) + step // 2 + half)
         if KIND == "int4":
             zero = tl.load(zeros + at_scale).to(tl.int8)[:, None]
             low, high = (packed & 15).to(tl.int8) - zero, (packed >> 4).to(tl.int8) - zero
+        elif KIND == "int4_least":
+            low, high = packed & 15, packed >> 4
         else:
             low, high = doubled_e2m1(packed & 15), doubled_e2m1(packed >> 4)
-        tl.store(at + half, round_to(low.to(tl.float32) * scale, dtype), mask=is_row)
-        high = round_to(high.to(tl.float32) * scale, dtype)
-        tl.store(at + BLOCK_K // 2 + half, high, mask=is_row)
+        low, high = low.to(tl.float32) * scale, high.to(tl.float32) * scale
+        if KIND == "int4_least":
+            least = tl.load(zeros + at_scale).to(tl.float32)[:, None]
+            low, high = low + least, high + least
+        tl.store(at + half, round_to(low, dtype), mask=is_row)
+        tl.store(at + BLOCK_K // 2 + half, round_to(high, dtype), mask=is_row)
     else:
         column = tl.arange(0, BLOCK_K)[None, :]
         is_kept = is_row & (step + column < num_columns)
@@ -132,15 +140,18 @@ def builds() -> list[KernelBuild]:
         # codes, scales, kind, group, rows_per_scale, least capability
         ("*i8", "*bf16", "int8", 128, 1, 80),
         ("*u8", "*bf16", "int4", 128, 1, 80),
+        ("*u8", "*fp16", "int4_least", 32, 1, 80),
+        ("*u8", "*fp32", "int4_least", 32, 1, 80),
         ("*u8", "*u8", "fp4", 32, 1, 80),
         ("*fp8e4nv", "*fp32", "fp8", 128, 128, 89),
         ("*u8", "*fp32", "fp8_bits", 128, 128, 80),
     ]
     return [
         KernelBuild(
-            f"dequantize {kind} {group}",
+            f"dequantize {kind} {group} {scales}",
             dequantize_kernel,
-            {"codes": codes, "scales": scales, "zeros": "*u8", "out": "*bf16"}
+            {"codes": codes, "scales": scales, "out": "*bf16"}
+            | {"zeros": scales if kind == "int4_least" else "*u8"}
             | dict.fromkeys(("first_row", "num_rows", "num_columns"), "i32"),
             {"KIND": kind, "GROUP": group, "ROWS_PER_SCALE": rows_per_scale}
             | {"BLOCK_N": BLOCK_ROWS, "BLOCK_K": min(group, BLOCK_COLUMNS)},

@@ -20,11 +20,12 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # by the lower three bits; the 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
-    """weight[n, k] = (code - zero) · scale, in groups along k.
+    """weight[n, k] = (code - zero) · scale + least, in groups along k.
 
     codes [N, K] int8 or float8_e4m3fn; int4 and fp4 are uint8 [N, K / 2], where byte j of a group
     holds its element j in the low half and element j + group / 2 in the high half. scales
-    [N / rows_per_scale, K / group], fp4's of float8_e8m0fnu; zeros uint8 [N, K / group], int4 only.
+    [N / rows_per_scale, K / group], fp4's of float8_e8m0fnu. int4 has either zeros, uint8
+    [N, K / group], or leasts [N, K / group]; no other kind has any.
     `order` [K] are the columns of x in the order of the codes, None for the order they have.
     """
 
@@ -35,6 +36,14 @@ class QuantizedWeight:
     rows_per_scale: int = 1
     zeros: torch.Tensor | None = None
     order: torch.Tensor | None = None
+    leasts: torch.Tensor | None = None
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Those that it has, by name."""
+        names = ("codes", "scales", "zeros", "order", "leasts")
+        found = {name: getattr(self, name) for name in names}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -48,6 +57,8 @@ class QuantizedWeight:
         scales = self.scales.float().repeat_interleave(min(self.rows_per_scale, num_rows), dim=0)
         scales = scales.repeat_interleave(min(self.group, num_columns), dim=1)
         values = values * scales[:num_rows, :num_columns]
+        if self.leasts is not None:
+            values += self.leasts.float().repeat_interleave(self.group, dim=1)
         if self.order is not None:
             values = torch.empty_like(values).index_copy_(1, self.order, values)
         return values.to(dtype)
@@ -59,22 +70,12 @@ class QuantizedWeight:
         if begin % per:
             raise ValueError(f"row {begin} is inside a block of {per}")
         last = None if end is None else -(-end // per)
-        return replace(
-            self,
-            codes=self.codes[begin:end],
-            scales=self.scales[begin // per : last],
-            zeros=None if self.zeros is None else self.zeros[begin:end],
-        )
+        of_rows = {n: t[begin:end] for n, t in self.tensors.items() if n not in ("scales", "order")}
+        return replace(self, scales=self.scales[begin // per : last], **of_rows)
 
     def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "QuantizedWeight":
         """The same weight of other tensors, such as on another device."""
-        return replace(
-            self,
-            codes=move(self.codes),
-            scales=move(self.scales),
-            zeros=None if self.zeros is None else move(self.zeros),
-            order=None if self.order is None else move(self.order),
-        )
+        return replace(self, **{name: move(tensor) for name, tensor in self.tensors.items()})
 
     def _values(self) -> torch.Tensor:
         """Codes [N, K] as numbers, less their zeros."""
@@ -85,7 +86,8 @@ class QuantizedWeight:
         if self.kind == "fp4":
             signed = torch.tensor([*E2M1, *(-value for value in E2M1)], device=codes.device)
             return signed[codes.flatten(1).int()]
-        assert self.zeros is not None
+        if self.zeros is None:
+            return codes.float().flatten(1)
         return (codes.float() - self.zeros.float().unsqueeze(-1)).flatten(1)
 
 
@@ -128,17 +130,16 @@ def concatenated(weights: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
     first = weights[0]
     if len(weights) == 1:
         return first
-    layouts = {(each.kind, each.group, each.rows_per_scale) for each in weights}
+    layouts = {
+        (each.kind, each.group, each.rows_per_scale, each.scales.dtype, *each.tensors)
+        for each in weights
+    }
     is_whole = all(each.shape[0] % first.rows_per_scale == 0 for each in weights[:-1])
     if len(layouts) > 1 or not is_whole or not all(_share_order(first, e) for e in weights):
         return None
-    zeros = [each.zeros for each in weights if each.zeros is not None]
-    return replace(
-        first,
-        codes=torch.cat([each.codes for each in weights]),
-        scales=torch.cat([each.scales for each in weights]),
-        zeros=torch.cat(zeros) if zeros else None,
-    )
+    of_rows = [name for name in first.tensors if name != "order"]
+    joined = {name: torch.cat([each.tensors[name] for each in weights]) for name in of_rows}
+    return replace(first, **joined)
 
 
 def _share_order(one: QuantizedWeight, other: QuantizedWeight) -> bool:

@@ -1,11 +1,14 @@
-"""Weights of AWQ, GPTQ, fp8 and fp4 checkpoints, repacked as a QuantizedWeight."""
+"""Weights of AWQ, GPTQ, fp8, fp4 and GGUF files, repacked as a QuantizedWeight."""
 
 import torch
 
+from dspark_kernels.cpu.formats import FORMATS
+from dspark_kernels.cpu.stored_weight import StoredWeight, group_factors
 from dspark_kernels.quantized_weight import FP8_BLOCK, QuantizedWeight, pack_nibbles
 
 INT4_GROUPS = (32, 64, 128)
 FP4_GROUP = 32
+GGUF_GROUP = 32
 # position of the nibble of column i among the eight of an AWQ word
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 
@@ -102,3 +105,23 @@ def _nibbles(words: torch.Tensor, order: range | tuple[int, ...]) -> torch.Tenso
     """int32 [A, B] -> uint8 [A, 8 B]; order[i] is where element i sits in its word."""
     shifts = torch.tensor([4 * place for place in order], device=words.device)
     return (words.unsqueeze(-1) >> shifts & 15).to(torch.uint8).flatten(1)
+
+
+def from_gguf(weight: StoredWeight) -> QuantizedWeight | None:
+    """The same codes, to the number; None of formats with codes of 5 or 6 bits in groups that have
+    a least number or are narrower than 32."""
+    form = FORMATS[weight.kind]
+    if form.parts > 1 or (form.has_least and form.bits != 4):
+        return None
+    parts = weight.parts(torch.arange(weight.num_outputs))
+    scales, leasts = parts.factors, parts.leasts
+    if form.is_super:  # products of two, exact in float32
+        scales, leasts = group_factors(form, parts)
+    if form.bits != 4:
+        codes = (parts.codes.int() - form.offset).to(torch.int8)
+        return QuantizedWeight("int8", codes, scales, GGUF_GROUP)
+    codes = pack_nibbles(parts.codes, GGUF_GROUP)
+    if leasts is not None:
+        return QuantizedWeight("int4", codes, scales, GGUF_GROUP, leasts=leasts)
+    zeros = torch.full(scales.shape, form.offset, dtype=torch.uint8)
+    return QuantizedWeight("int4", codes, scales, GGUF_GROUP, zeros=zeros)

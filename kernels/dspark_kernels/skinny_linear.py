@@ -99,7 +99,8 @@ class Tiling:
     ) -> "Tiling":
         """group: columns that share a scale; element: bytes of one number of x."""
         block_n = 64
-        block_k = group if kind in NIBBLES else min(group, 128 if element == 2 else 32)
+        is_halved = kind in (*NIBBLES, "int4_least")
+        block_k = group if is_halved else min(group, 128 if element == 2 else 32)
         num_steps, num_splits = -(-num_columns // block_k), 1
         # enough programs to fill a large card, each with enough steps to fill its pipeline
         num_blocks = -(-num_outputs // block_n)
@@ -145,7 +146,7 @@ def launch(
         x,
         codes,
         scales,
-        None if quantized is None else quantized.zeros,
+        None if quantized is None else _offsets(quantized),
         bias,
         None if residual is None else residual.contiguous(),
         parts,
@@ -173,6 +174,10 @@ def launch(
     return out
 
 
+def _offsets(weight: QuantizedWeight) -> torch.Tensor | None:
+    return weight.zeros if weight.leasts is None else weight.leasts
+
+
 def builds() -> list[KernelBuild]:
     sizes = dict.fromkeys(("num_rows", "num_outputs", "num_columns"), "i32")
     formats = [
@@ -184,6 +189,11 @@ def builds() -> list[KernelBuild]:
         ("bf16", "*i8", "*bf16", "int8", 128, 1, 80),
         ("bf16", "*u8", "*bf16", "int4", 128, 1, 80),
         ("bf16", "*u8", "*bf16", "int4", 32, 1, 80),
+        # of a GGUF
+        ("bf16", "*u8", "*fp16", "int4", 32, 1, 80),
+        ("bf16", "*i8", "*fp16", "int8", 32, 1, 80),
+        ("bf16", "*u8", "*fp16", "int4_least", 32, 1, 80),
+        ("bf16", "*u8", "*fp32", "int4_least", 32, 1, 80),
         ("fp16", "*u8", "*fp16", "int4", 128, 1, 80),
         ("bf16", "*u8", "*u8", "fp4", 32, 1, 80),
         ("fp16", "*u8", "*u8", "fp4", 32, 1, 80),
@@ -193,7 +203,7 @@ def builds() -> list[KernelBuild]:
     kernels = []
     for x, codes, scales, kind, group, rows_per_scale, least in formats:
         tiling = Tiling.of(4096, 4096, kind, group, 4 if x == "fp32" else 2)
-        many = (1, 4) if x != "fp16" and group == 128 else (1,)
+        many = (1, 4) if x != "fp16" and (group == 128 or scales == "*fp16") else (1,)
         for gated, num_tiles in product((False, True), many):
             # as gate and up with a bias, or as down, which adds to the residual stream
             given = ("bias",) if gated else ("residual",)
@@ -201,13 +211,13 @@ def builds() -> list[KernelBuild]:
             signature = {"x": f"*{x}", "codes": codes, "scales": scales, "out": f"*{x}"}
             signature |= dict.fromkeys(given, f"*{x}") | sizes
             signature |= {"parts": "*fp32", "counters": "*i32"}
-            if kind == "int4":
-                signature["zeros"] = "*u8"
+            if kind.startswith("int4"):
+                signature["zeros"] = "*u8" if kind == "int4" else scales
             else:
                 absent.add("zeros")
             kernels.append(
                 KernelBuild(
-                    f"skinny {x} {kind} {group}{' gated' if gated else ''}"
+                    f"skinny {x} {kind} {group} {scales}{' gated' if gated else ''}"
                     f"{f' {16 * num_tiles} rows' if num_tiles > 1 else ''}",
                     skinny_kernel,
                     signature,

@@ -80,9 +80,9 @@ def weight_tile(
     EVEN_K: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> tl.tensor:
-    """weight[columns, step ..]^T without its scale, and the scale. Two halves where a byte holds
-    two codes; twice the same otherwise."""
-    HALVES: tl.constexpr = KIND == "int4" or KIND == "fp4"
+    """weight[columns, step ..]^T without its scale, the scale, and the least that is added. Two
+    halves where a byte holds two codes; twice the same otherwise."""
+    HALVES: tl.constexpr = KIND == "int4" or KIND == "int4_least" or KIND == "fp4"
     width = num_columns // 2 if HALVES else num_columns
     code_row = codes + columns.to(tl.int64)[None, :] * width
     at_scale = columns // ROWS_PER_SCALE * tl.cdiv(num_columns, GROUP) + step // GROUP
@@ -92,6 +92,8 @@ def weight_tile(
         if KIND == "int4":
             zero = tl.load(zeros + at_scale)[None, :]
             first, second = codes_less_zero(packed, zero, dtype)
+        elif KIND == "int4_least":
+            first, second = codes_less_zero(packed, (columns * 0)[None, :], dtype)
         else:
             first = exact(doubled_e2m1(packed & 15), dtype)
             second = exact(doubled_e2m1(packed >> 4), dtype)
@@ -111,7 +113,10 @@ def weight_tile(
         if KIND == "fp4":
             scale = e8m0_value(scale) * 0.5
         scale = scale.to(tl.float32)[None, :]
-    return first, second, scale
+    least = scale
+    if KIND == "int4_least":
+        least = tl.load(zeros + at_scale).to(tl.float32)[None, :]
+    return first, second, scale, least
 
 
 @jit
@@ -129,7 +134,7 @@ def x_tiles(
     """x[rows, step ..] in the two halves of a weight_tile."""
     is_row = (rows < num_rows)[:, None]
     x_row = x + rows[:, None] * num_columns
-    if KIND == "int4" or KIND == "fp4":
+    if KIND == "int4" or KIND == "int4_least" or KIND == "fp4":
         k = step + tl.arange(0, GROUP // 2)
         first = tl.load(x_row + k[None, :], mask=is_row, other=0.0)
         second = tl.load(x_row + (k + GROUP // 2)[None, :], mask=is_row, other=0.0)
@@ -148,15 +153,21 @@ def tile_product(
     first: tl.tensor,
     second: tl.tensor,
     scale: tl.tensor,
+    least: tl.tensor,
     total: tl.tensor,
     KIND: tl.constexpr,
 ) -> tl.tensor:
-    """total [16, BLOCK_N] + x_tiles times a weight_tile."""
+    """total [16, BLOCK_N] + x_tiles times a weight_tile. A row of x is added up as a product with
+    ones, whose order is that of every product."""
     if KIND == "dense":
         return product(x_first, first, total)
     part = product(x_first, first, tl.zeros_like(total))
-    if KIND == "int4" or KIND == "fp4":
+    if KIND == "int4" or KIND == "int4_least" or KIND == "fp4":
         part = product(x_second, second, part)
+    if KIND == "int4_least":
+        ones = tl.full(first.shape, 1.0, first.dtype)
+        sums = product(x_second, ones, product(x_first, ones, tl.zeros_like(total)))
+        total += sums * least
     return total + part * scale
 
 
@@ -176,7 +187,7 @@ def touch_weights(
     LINES: tl.constexpr,
 ) -> None:
     """The first lines of what a program will read, into the L2."""
-    PER_BYTE: tl.constexpr = 2 if KIND == "int4" or KIND == "fp4" else 1
+    PER_BYTE: tl.constexpr = 2 if KIND == "int4" or KIND == "int4_least" or KIND == "fp4" else 1
     PER_LINE: tl.constexpr = LINE_BYTES * 8 // codes.dtype.element_ty.primitive_bitwidth
     at = tl.minimum(begin // PER_BYTE + tl.arange(0, LINES) * PER_LINE, end // PER_BYTE - 1)
     touch(codes + columns.to(tl.int64)[:, None] * (num_columns // PER_BYTE) + at[None, :])
@@ -187,7 +198,7 @@ def skinny_kernel(
     x: tl.tensor,  # [num_rows, num_columns]
     codes: tl.tensor,
     scales: tl.tensor,
-    zeros: tl.tensor,
+    zeros: tl.tensor,  # or leasts
     bias: tl.tensor,
     residual: tl.tensor,  # as out
     parts: tl.tensor,  # [NUM_SPLITS, num_rows, all outputs]
@@ -234,12 +245,12 @@ def skinny_kernel(
     total_0, total_1, total_2, total_3 = none, none, none, none
     up_0, up_1, up_2, up_3 = none, none, none, none
     for step in range(begin, end, BLOCK_K):
-        first, second, scale = weight_tile(
+        first, second, scale, least = weight_tile(
             codes, scales, zeros, columns, step, num_columns, dtype,
             KIND, GROUP, ROWS_PER_SCALE, EVEN_K, BLOCK_K,
         )  # fmt: skip
         if GATED:
-            up_first, up_second, up_scale = weight_tile(
+            up_first, up_second, up_scale, up_least = weight_tile(
                 codes, scales, zeros, columns + num_outputs, step, num_columns, dtype,
                 KIND, GROUP, ROWS_PER_SCALE, EVEN_K, BLOCK_K,
             )  # fmt: skip
@@ -247,32 +258,32 @@ def skinny_kernel(
             x, rows, step, num_rows, num_columns,
             KIND, GROUP, EVEN_K, BLOCK_K,
         )  # fmt: skip
-        total_0 = tile_product(low, high, first, second, scale, total_0, KIND)
+        total_0 = tile_product(low, high, first, second, scale, least, total_0, KIND)
         if GATED:
-            up_0 = tile_product(low, high, up_first, up_second, up_scale, up_0, KIND)
+            up_0 = tile_product(low, high, up_first, up_second, up_scale, up_least, up_0, KIND)
         if NUM_TILES > 1:
             low, high = x_tiles(
                 x, rows + ROW_TILE, step, num_rows, num_columns,
                 KIND, GROUP, EVEN_K, BLOCK_K,
             )  # fmt: skip
-            total_1 = tile_product(low, high, first, second, scale, total_1, KIND)
+            total_1 = tile_product(low, high, first, second, scale, least, total_1, KIND)
             if GATED:
-                up_1 = tile_product(low, high, up_first, up_second, up_scale, up_1, KIND)
+                up_1 = tile_product(low, high, up_first, up_second, up_scale, up_least, up_1, KIND)
         if NUM_TILES > 2:
             low, high = x_tiles(
                 x, rows + 2 * ROW_TILE, step, num_rows, num_columns,
                 KIND, GROUP, EVEN_K, BLOCK_K,
             )  # fmt: skip
-            total_2 = tile_product(low, high, first, second, scale, total_2, KIND)
+            total_2 = tile_product(low, high, first, second, scale, least, total_2, KIND)
             if GATED:
-                up_2 = tile_product(low, high, up_first, up_second, up_scale, up_2, KIND)
+                up_2 = tile_product(low, high, up_first, up_second, up_scale, up_least, up_2, KIND)
             low, high = x_tiles(
                 x, rows + 3 * ROW_TILE, step, num_rows, num_columns,
                 KIND, GROUP, EVEN_K, BLOCK_K,
             )  # fmt: skip
-            total_3 = tile_product(low, high, first, second, scale, total_3, KIND)
+            total_3 = tile_product(low, high, first, second, scale, least, total_3, KIND)
             if GATED:
-                up_3 = tile_product(low, high, up_first, up_second, up_scale, up_3, KIND)
+                up_3 = tile_product(low, high, up_first, up_second, up_scale, up_least, up_3, KIND)
 
     is_last = True
     if NUM_SPLITS > 1:

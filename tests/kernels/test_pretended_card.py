@@ -22,6 +22,7 @@ GOLDEN = tuple(
 )
 CODED = ("golden:vanilla:bfloat16:int8", "golden:vanilla:bfloat16:fp8")
 FORMATS = ("4b:bf16", "4b:int8", "4b:int4", "4b:fp8", "4b:bf16:int8", "4b:bf16:fp8")
+OF_GGUF = ("4b:q4_0", "4b:q4_1", "4b:q4_k", "4b:q8_0")
 # nodes of the graphs of one request, plain step and round: lower them whenever they fall
 BUDGETS = {
     "golden:vanilla:bfloat16": (44, 86),
@@ -131,8 +132,9 @@ def test_every_golden_pair(card):
 
 @pytest.mark.cards
 @pytest.mark.parametrize("card", CARDS)
-def test_every_format(card):
-    check(run_rounds(card, *FORMATS, options=("--layers", "2")))
+@pytest.mark.parametrize("formats", [FORMATS, OF_GGUF], ids=["numbers and codes", "gguf"])
+def test_every_format(card, formats):
+    check(run_rounds(card, *formats, options=("--layers", "2")))
 
 
 @pytest.mark.cards

@@ -1,10 +1,21 @@
 """Quantised weights: repacked checkpoints mean what their own packing says, own ones are near."""
 
+import numpy as np
 import pytest
 import torch
+from gguf import GGMLQuantizationType as Kind
+from gguf.quants import dequantize, quantize
 
+from dspark_kernels.cpu.stored_weight import stored_weight
 from dspark_kernels.quantized_weight import concatenated, quantize_fp8, quantize_int4, quantize_int8
-from dspark_kernels.repacked_weight import e8m0, from_awq, from_fp4, from_fp8, from_gptq
+from dspark_kernels.repacked_weight import (
+    e8m0,
+    from_awq,
+    from_fp4,
+    from_fp8,
+    from_gguf,
+    from_gptq,
+)
 
 ROWS, COLUMNS, GROUP = 24, 256, 64
 AWQ_ELEMENTS = (0, 2, 4, 6, 1, 3, 5, 7)  # which of eight neighbours each nibble of a word holds
@@ -155,3 +166,30 @@ def test_a_quantised_weight_is_near(quantize, step):
     difference = (quantize(weight).dequantized(torch.float32) - weight).abs()
     assert difference.max() <= step * weight.abs().max() * 1.01
     assert difference.max() > 0
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q8_0"])
+def test_codes_of_a_gguf_are_the_numbers_that_its_own_package_reads(kind):
+    """To the bit, in any part of the rows, and joined with others."""
+    if kind == "Q4_K":  # which that package only reads: any bits under scales of the right size
+        blocks = np.random.default_rng(1).integers(0, 256, (ROWS, 144), dtype=np.uint8)
+        blocks[:, :4] = np.array([1e-4, 7.5e-4], np.float16).view(np.uint8)
+    else:
+        blocks = quantize(torch.randn(ROWS, COLUMNS).numpy(), Kind[kind])
+    expected = torch.from_numpy(dequantize(blocks, Kind[kind]))
+    weight = from_gguf(stored_weight(kind.lower(), torch.from_numpy(blocks)))
+    assert weight is not None and weight.kind == ("int4" if kind[1] == "4" else "int8")
+    assert torch.equal(weight.dequantized(torch.float32), expected)
+    assert torch.equal(weight.rows(5, 9).dequantized(torch.float32), expected[5:9])
+    twice = concatenated([weight, weight.rows(3)])
+    assert twice is not None
+    assert torch.equal(twice.dequantized(torch.float32), torch.cat([expected, expected[3:]]))
+
+
+def test_codes_with_zeros_and_with_leasts_are_not_joined():
+    values = torch.randn(ROWS, COLUMNS).numpy()
+    pair = [
+        from_gguf(stored_weight(kind.lower(), torch.from_numpy(quantize(values, Kind[kind]))))
+        for kind in ("Q4_0", "Q4_1")
+    ]
+    assert concatenated([each for each in pair if each is not None]) is None

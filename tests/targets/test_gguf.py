@@ -27,8 +27,11 @@ from transformers.integrations.gguf.dequant import dequantize  # not the package
 from dspark import hub
 from dspark.checkpoints.gguf_tokenizer import write_tokenizer
 from dspark.errors import CheckpointError
+from dspark.targets import dense_files
 from dspark.targets.dense import DenseTarget
 from dspark.targets.load import load_target
+from dspark_kernels import QuantizedWeight
+from dspark_kernels.backend import Backend
 
 PLACE = {"device": torch.device("cpu"), "dtype": torch.float32}
 ALPHABET = sorted(ByteLevel.alphabet())
@@ -62,7 +65,7 @@ KINDS = {
     int: gguf.GGUFValueType.UINT32,
     str: gguf.GGUFValueType.STRING,
 }
-CODES = (Kind.Q8_0, Kind.Q4_K, Kind.Q6_K)
+NUMBERS = (Kind.F16, Kind.BF16)  # the others are kept in their codes
 LINEAR = {"rope_type": "linear", "factor": 4.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 STATED = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
@@ -162,7 +165,7 @@ def add_weight(
     if value.dim() == 1:
         value = value + torch.rand_like(value) / 2
         writer.add_tensor(gguf_name(key), value.numpy())
-        return value if kind in CODES else value.bfloat16().float()
+        return value.bfloat16().float() if kind in NUMBERS else value
     stored = value if num_heads is None else neighbours(value, num_heads)
     data = encoded(stored, kind)
     writer.add_tensor(gguf_name(key), data, raw_dtype=kind)
@@ -171,7 +174,7 @@ def add_weight(
     else:
         meant = dequantize(torch.tensor(data.view(np.uint8)), int(kind)).view(stored.shape)
     meant = meant if num_heads is None else apart(meant, num_heads)
-    return meant if kind in CODES else meant.bfloat16().float()
+    return meant.bfloat16().float() if kind in NUMBERS else meant
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, pre: str) -> None:
@@ -200,6 +203,34 @@ def test_logits_are_those_of_the_model_it_means(tmp_path: Path, name: str, kind:
     assert isinstance(target, DenseTarget)
     assert target.spec.stop_token_ids == {1}
     ids = torch.randint(0, len(TOKENS), (40,))
+    with torch.inference_mode():
+        wanted = model(input_ids=ids[None]).logits[0]
+        found = target.verify([target.open()], [ids]).logits
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "kept"),
+    [
+        *((kind, "int4") for kind in (Kind.Q4_0, Kind.Q4_1, Kind.Q4_K)),
+        (Kind.Q8_0, "int8"),
+        (Kind.Q6_K, ""),
+    ],
+)
+def test_codes_stay_codes_where_kernels_multiply_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind, kept: str
+) -> None:
+    """On a GPU, of formats that its kernels read; others become numbers."""
+    model = write(tmp_path / "model.gguf", "llama", kind)
+    folder = hub.resolve_target(str(tmp_path / "model.gguf"))
+    chosen = Backend("triton", "chosen here")
+    monkeypatch.setattr(dense_files, "choose_backend", lambda device: chosen)
+    target = load_target(folder, tap_layers=(), **PLACE)
+    assert isinstance(target, DenseTarget)
+    weights = [each.gate_up.weight for each in target.decoder.layers]
+    kinds = {each.kind if isinstance(each, QuantizedWeight) else "" for each in weights}
+    assert kinds == {kept}
+    ids = torch.arange(30) % 60
     with torch.inference_mode():
         wanted = model(input_ids=ids[None]).logits[0]
         found = target.verify([target.open()], [ids]).logits

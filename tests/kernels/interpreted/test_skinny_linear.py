@@ -5,12 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import quantize
 
 from dspark_kernels import ResidualStream, last_arriver
 from dspark_kernels import dequantized_linear as dequantized
+from dspark_kernels.cpu.stored_weight import stored_weight
 from dspark_kernels.norm import rms_norm_reference
 from dspark_kernels.quantized_weight import quantize_fp8, quantize_int4, quantize_int8
-from dspark_kernels.repacked_weight import from_fp4, from_fp8
+from dspark_kernels.repacked_weight import from_fp4, from_fp8, from_gguf
 from dspark_kernels.skinny_linear import Tiling, skinny_linear, skinny_linear_reference
 from tests.kernels.closeness import assert_near
 
@@ -23,12 +26,25 @@ def fp4(weight):
     return from_fp4(codes, torch.randint(124, 129, (rows, columns // 32), device=device).byte())
 
 
+def of_gguf(kind):
+    """As the gguf package quantizes."""
+
+    def quantized(weight):
+        blocks = quantize(weight.float().cpu().numpy(), GGMLQuantizationType[kind.upper()])
+        stored = stored_weight(kind, torch.from_numpy(blocks))
+        return from_gguf(stored).moved(lambda tensor: tensor.to(weight.device))
+
+    return quantized
+
+
 FORMATS = {
     "dense": lambda w: w,
     "int8": quantize_int8,
     "int8 groups": lambda w: quantize_int8(w, 64),
     "int4": quantize_int4,
     "int4 groups of 32": lambda w: quantize_int4(w, 32),
+    "q4_1": of_gguf("q4_1"),
+    "q8_0": of_gguf("q8_0"),
     "fp4": fp4,
     "fp8": quantize_fp8,
     "fp8 rows": lambda w: from_fp8(w.to(torch.float8_e4m3fn), torch.rand(w.shape[0]) + 0.5),
@@ -75,13 +91,14 @@ def test_quantized_product(device, dtype, name, gated):
         ("dense", (1, 2, 3, 5, 8, 15, 16, 17, 33, 64)),
         ("int8", (8, 17, 64)),
         ("int4", (8, 17, 64)),
+        ("q4_1", (8, 17, 64)),
         ("fp8", (8, 17, 64)),
         ("fp4", (8, 17, 64)),
     ],
 )
 @pytest.mark.parametrize("gated", [False, True])
 def test_a_row_does_not_depend_on_the_number_of_rows(device, name, numbers_of_rows, gated):
-    width = 256 if name == "fp4" else 1024
+    width = 256 if name in ("fp4", "q4_1") else 1024
     x = torch.randn(64, width, device=device).bfloat16()
     weight = FORMATS[name](torch.randn(24, width, device=device).bfloat16())
     rows = (0, 1, 7, 15, 16, 32, 63)
@@ -109,7 +126,7 @@ def test_every_fp4_code_and_scale_is_read_exactly(device):
     assert bool(product[-1].isnan().all()) and bool(expected[-1].isnan().all())
 
 
-@pytest.mark.parametrize("name", ["int4 groups of 32", "fp4"])
+@pytest.mark.parametrize("name", ["int4 groups of 32", "q4_1", "fp4"])
 def test_a_single_group(device, name):
     x = torch.randn(3, 32, device=device)
     weight = FORMATS[name](torch.randn(66, 32, device=device))
