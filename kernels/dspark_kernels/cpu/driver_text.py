@@ -1,10 +1,13 @@
 """The driver in LLVM's text: threads take units of an operation and continue when all are done.
 
 A program is a table of operations, OP_WORDS words each: function, units, units per row, the fewest
-of them taken at once, the parts in which an operation is taken, then the function's own words.
+of them taken at once, the number of threads, then the function's own words.
 `step` is the table of what changes from pass to pass, its first word the number of rows. A function
 is void(own words, step, first unit, unit after the last).
 A unit's result does not depend on the thread that takes it.
+
+A thread takes its share of the units that are left: first a large piece, so that neighbours share
+what they read and memory is read ahead, then smaller ones, so that all threads end together.
 
 Nobody waits for a thread, only for units: one that the system has put aside holds up nothing unless
 it has taken some. Every operation has two counters, units taken and units done, with the number of
@@ -25,12 +28,12 @@ COUNTERS = INSIDE + LINE * MAX_THREADS
 STATE_BYTES = COUNTERS + LINE * MAX_OPS
 JOB_SHIFT = 32
 SPINS_BEFORE_YIELD = 64
-EXPORTS = ("run_alone", "run_job", "await_job", "join_job")
+EXPORTS = ("run_alone", "run_job", "serve_jobs")
 
 
 def driver_text(is_x86: bool) -> str:
     text = Text()
-    for write in (_run_alone, _run_job, _await, _join, _take_part):
+    for write in (_run_alone, _run_job, _serve, _await, _join, _take_part):
         write(text)
     pause = "@llvm.x86.sse2.pause()" if is_x86 else "@llvm.aarch64.hint(i32 1)"
     text.raw(f"declare void {pause.replace('i32 1', 'i32')}")
@@ -57,20 +60,26 @@ def _run_alone(text: Text) -> None:
     rows = text.load("i64", "%step", 8)
     loop = Loop(text, "0", "%length")
     op = text.at("%program", text.set(f"mul i64 {loop.index}, {8 * OP_WORDS}"))
-    function, own, units, _ = _header(text, op, rows)
+    function, own, units = _header(text, op, rows)
     text.do(f"call void {function}(ptr {own}, ptr %step, i64 0, i64 {units})")
     loop.close()
     text.do("ret void")
     text.raw("}")
 
 
-def _header(text: Text, op: str, rows: str) -> tuple[str, str, str, str]:
-    """Function, own words, units, units taken at once."""
+def _header(text: Text, op: str, rows: str) -> tuple[str, str, str]:
+    """Function, own words, units."""
     function, own = text.argument(op, 0, "ptr"), text.at(op, 8 * HEADER_WORDS)
-    fixed, by_row, fewest, parts = (text.argument(op, index) for index in (1, 2, 3, 4))
-    units = text.set(f"add i64 {fixed}, {text.set(f'mul i64 {by_row}, {rows}')}")
-    part = text.set(f"udiv i64 {units}, {parts}")
-    return function, own, units, text.set(f"call i64 @llvm.smax.i64(i64 {part}, i64 {fewest})")
+    fixed, by_row = text.argument(op, 1), text.argument(op, 2)
+    return function, own, text.set(f"add i64 {fixed}, {text.set(f'mul i64 {by_row}, {rows}')}")
+
+
+def _share(text: Text, op: str, left: str) -> str:
+    """Units to be taken, at least so many as the operation wants at once."""
+    fewest, threads = text.argument(op, 3), text.argument(op, 4)
+    rounded_up = text.set(f"add i64 {left}, {text.set(f'sub i64 {threads}, 1')}")
+    share = text.set(f"udiv i64 {rounded_up}, {threads}")
+    return text.set(f"call i64 @llvm.smax.i64(i64 {share}, i64 {fewest})")
 
 
 def _run_job(text: Text) -> None:
@@ -134,9 +143,29 @@ def _spin(text: Text, address: str, is_over: str, limit: str | None) -> str:
     return value
 
 
+def _serve(text: Text) -> None:
+    """serve_jobs(state, thread, last job seen, turns): takes part in every job; the last one, once
+    none came for so many turns. Between jobs a thread stays away from Python and its lock."""
+    text.raw("define i64 @serve_jobs(ptr %state, i64 %thread, i64 %seen, i64 %limit) {")
+    text.do("br label %wait")
+    text.label("wait")
+    last = "%last"
+    place = text.place()
+    found = text.set(f"call i64 @await_job(ptr %state, i64 {last}, i64 %limit)")
+    is_none = text.set(f"icmp eq i64 {found}, {last}")
+    text.do(f"br i1 {is_none}, label %leave, label %join")
+    text.label("join")
+    joined = text.set("call i64 @join_job(ptr %state, i64 %thread)")
+    text.do("br label %wait")
+    text.fill(place, f"{last} = phi i64 [%seen, %0], [{joined}, %join]")
+    text.label("leave")
+    text.do(f"ret i64 {last}")
+    text.raw("}")
+
+
 def _await(text: Text) -> None:
     """await_job(state, last job seen, turns): the next job, or the same if none came."""
-    text.raw("define i64 @await_job(ptr %state, i64 %seen, i64 %limit) {")
+    text.raw("define internal i64 @await_job(ptr %state, i64 %seen, i64 %limit) {")
     value = _spin(text, _field(text, "job"), "icmp ne i64 VALUE, %seen", "%limit")
     text.do(f"ret i64 {value}")
     text.raw("}")
@@ -144,7 +173,7 @@ def _await(text: Text) -> None:
 
 def _join(text: Text) -> None:
     """join_job(state, thread): takes part in the job there is; its number."""
-    text.raw("define i64 @join_job(ptr %state, i64 %thread) {")
+    text.raw("define internal i64 @join_job(ptr %state, i64 %thread) {")
     lines = text.set(f"mul i64 %thread, {LINE}")
     inside = text.at(text.at("%state", INSIDE), lines)
     begun = _field(text, "begun")
@@ -181,7 +210,7 @@ def _take_part(text: Text) -> None:
     base = text.set(f"shl i64 %job, {JOB_SHIFT}")
     loop = Loop(text, "0", "%length")
     op = text.at("%program", text.set(f"mul i64 {loop.index}, {8 * OP_WORDS}"))
-    function, own, units, at_once = _header(text, op, "%rows")
+    function, own, units = _header(text, op, "%rows")
     taken = text.at(counters, text.set(f"mul i64 {loop.index}, {LINE}"))
     done = text.at(taken, 8)
     text.do("br label %take")
@@ -195,7 +224,8 @@ def _take_part(text: Text) -> None:
     is_some = text.set(f"icmp slt i64 {first}, {units}")
     text.do(f"br i1 {is_some}, label %try, label %over")
     text.label("try")
-    wanted = text.set(f"add i64 {first}, {at_once}")
+    share = _share(text, op, text.set(f"sub i64 {units}, {first}"))
+    wanted = text.set(f"add i64 {first}, {share}")
     last = text.set(f"call i64 @llvm.smin.i64(i64 {wanted}, i64 {units})")
     new = text.set(f"add i64 {base}, {last}")
     pair = text.set(f"cmpxchg ptr {taken}, i64 {value}, i64 {new} acq_rel monotonic")

@@ -24,8 +24,7 @@ class Pool:
         word, pointer = ctypes.c_int64, ctypes.c_void_p
         self._alone = _callable(addresses["run_alone"], None, pointer, word, pointer)
         self._run = _callable(addresses["run_job"], None, pointer, pointer, word, pointer)
-        self._await = _callable(addresses["await_job"], word, pointer, word, word)
-        self._join = _callable(addresses["join_job"], word, pointer, word)
+        self._serve = _callable(addresses["serve_jobs"], word, pointer, word, word, word)
         self._memory = torch.zeros(STATE_BYTES + LINE, dtype=torch.uint8)
         self._state = -(-self._memory.data_ptr() // LINE) * LINE
         yield_field = self._state + LINE * STATE.index("yield")
@@ -80,11 +79,8 @@ class Pool:
     def _work(self, thread: int) -> None:
         seen = 0
         while not self._is_closed:
-            job = self._await(self._state, seen, SPINS)
-            if job == seen:
-                self._sleep(seen)
-            else:
-                seen = self._join(self._state, thread)
+            seen = self._serve(self._state, thread, seen, SPINS)
+            self._sleep(seen)
 
     def _sleep(self, seen: int) -> None:
         with self._changed:

@@ -17,8 +17,6 @@ from dspark_kernels.cpu.pool import Pool
 from dspark_kernels.cpu.processor import CpuBackend, Variant, choose_cpu_backend
 from dspark_kernels.cpu.sources import library_of, source
 
-TAKES_PER_THREAD = 8  # parts into which an operation is divided, if it has that many units
-
 
 class Op(NamedTuple):
     """One operation of a program: `units` + `units_by_row` · rows units of work, of which a thread
@@ -93,8 +91,8 @@ class Runtime:
 
 def _row(runtime: Runtime, op: Op) -> list[int]:
     words = [w.data_ptr() if isinstance(w, torch.Tensor) else w for w in op.words]
-    parts = TAKES_PER_THREAD * runtime.pool.num_threads
-    header = [runtime.address(op.function), op.units, op.units_by_row, op.fewest, parts]
+    sizes = (op.units, op.units_by_row, op.fewest, runtime.pool.num_threads)
+    header = [runtime.address(op.function), *sizes]
     return header + words + [0] * (OP_WORDS - HEADER_WORDS - len(words))
 
 
