@@ -22,18 +22,18 @@ HEADER_WORDS = 5
 MAX_OPS, MAX_THREADS = 4096, 256
 LINE = 64
 # the shared state: words on separate cache lines, then a line for each thread and operation
-STATE = ("job", "begun", "program", "length", "step", "rows", "yield")
+STATE = ("job", "begun", "program", "length", "step", "rows", "yield", "where", "caller")
 INSIDE = LINE * len(STATE)
 COUNTERS = INSIDE + LINE * MAX_THREADS
 STATE_BYTES = COUNTERS + LINE * MAX_OPS
 JOB_SHIFT = 32
 SPINS_BEFORE_YIELD = 64
-EXPORTS = ("run_alone", "run_job", "serve_jobs")
+EXPORTS = ("run_alone", "run_job", "serve_jobs", "nowhere")
 
 
 def driver_text(is_x86: bool) -> str:
     text = Text()
-    for write in (_run_alone, _run_job, _serve, _await, _join, _take_part):
+    for write in (_run_alone, _run_job, _nowhere, _serve, _await, _join, _take_part):
         write(text)
     pause = "@llvm.x86.sse2.pause()" if is_x86 else "@llvm.aarch64.hint(i32 1)"
     text.raw(f"declare void {pause.replace('i32 1', 'i32')}")
@@ -88,6 +88,7 @@ def _run_job(text: Text) -> None:
     last = _get(text, _field(text, "job"))
     job = text.set(f"add i64 {last}, 1")
     text.do(f"atomicrmw xchg ptr {_field(text, 'begun')}, i64 {job} seq_cst")
+    _put(text, _where(text), _field(text, "caller"))
     rows = text.load("i64", "%step", 8)
     program, step = (text.set(f"ptrtoint ptr {p} to i64") for p in ("%program", "%step"))
     fields = {"program": program, "length": "%length", "step": step, "rows": rows}
@@ -143,23 +144,42 @@ def _spin(text: Text, address: str, is_over: str, limit: str | None) -> str:
     return value
 
 
+def _nowhere(text: Text) -> None:
+    """Where a system does not say on which processor a thread runs."""
+    text.raw("define i32 @nowhere() {")
+    text.do("ret i32 -1")
+    text.raw("}")
+
+
+def _where(text: Text) -> str:
+    """The processor of this thread."""
+    function = text.load("ptr", _field(text, "where"), 8)
+    return text.set(f"sext i32 {text.set(f'call i32 {function}()')} to i64")
+
+
 def _serve(text: Text) -> None:
     """serve_jobs(state, thread, last job seen, turns): takes part in every job; the last one, once
-    none came for so many turns. Between jobs a thread stays away from Python and its lock."""
+    none came for so many turns, or once it ran on the caller's own processor. Between jobs a thread
+    stays away from Python and its lock."""
     text.raw("define i64 @serve_jobs(ptr %state, i64 %thread, i64 %seen, i64 %limit) {")
     text.do("br label %wait")
     text.label("wait")
-    last = "%last"
     place = text.place()
-    found = text.set(f"call i64 @await_job(ptr %state, i64 {last}, i64 %limit)")
-    is_none = text.set(f"icmp eq i64 {found}, {last}")
-    text.do(f"br i1 {is_none}, label %leave, label %join")
+    found = text.set("call i64 @await_job(ptr %state, i64 %last, i64 %limit)")
+    is_none = text.set(f"icmp eq i64 {found}, %last")
+    text.do(f"br i1 {is_none}, label %none, label %join")
+    text.label("none")
+    text.do("ret i64 %last")
     text.label("join")
     joined = text.set("call i64 @join_job(ptr %state, i64 %thread)")
-    text.do("br label %wait")
-    text.fill(place, f"{last} = phi i64 [%seen, %0], [{joined}, %join]")
-    text.label("leave")
-    text.do(f"ret i64 {last}")
+    caller = _get(text, _field(text, "caller"))
+    is_known = text.set(f"icmp sge i64 {caller}, 0")
+    is_same = text.set(f"icmp eq i64 {_where(text)}, {caller}")
+    is_shared = text.set(f"and i1 {is_known}, {is_same}")
+    text.do(f"br i1 {is_shared}, label %shared, label %wait")
+    text.fill(place, f"%last = phi i64 [%seen, %0], [{joined}, %join]")
+    text.label("shared")
+    text.do(f"ret i64 {joined}")
     text.raw("}")
 
 

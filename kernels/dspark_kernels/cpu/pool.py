@@ -1,6 +1,7 @@
 """Our own threads: they spin for a moment, then sleep; a program is one call each."""
 
 import ctypes
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -27,8 +28,8 @@ class Pool:
         self._serve = _callable(addresses["serve_jobs"], word, pointer, word, word, word)
         self._memory = torch.zeros(STATE_BYTES + LINE, dtype=torch.uint8)
         self._state = -(-self._memory.data_ptr() // LINE) * LINE
-        yield_field = self._state + LINE * STATE.index("yield")
-        ctypes.c_int64.from_address(yield_field).value = _yield_address()
+        self._field("yield").value = _yield_address()
+        self._field("where").value = _processor_address() or addresses["nowhere"]
         self._one_program = threading.Lock()
         self._changed = threading.Condition()
         self._job, self._sleepers, self._is_closed = 0, 0, False
@@ -73,6 +74,9 @@ class Pool:
             }
         self._kept[self._job] = table
 
+    def _field(self, name: str) -> ctypes.c_int64:
+        return ctypes.c_int64.from_address(self._state + LINE * STATE.index(name))
+
     def _inside(self, thread: int) -> int:
         return ctypes.c_int64.from_address(self._state + INSIDE + LINE * thread).value
 
@@ -80,7 +84,18 @@ class Pool:
         seen = 0
         while not self._is_closed:
             seen = self._serve(self._state, thread, seen, SPINS)
-            self._sleep(seen)
+            if not self._leave_processor():
+                self._sleep(seen)
+
+    def _leave_processor(self) -> bool:
+        """To another one than the caller's, on which the system may leave both for long."""
+        caller = self._field("caller").value
+        if sys.platform != "linux" or caller < 0 or caller not in os.sched_getaffinity(0):
+            return False
+        others = os.sched_getaffinity(os.getpid()) - {caller}
+        if others:
+            os.sched_setaffinity(0, others)
+        return bool(others)
 
     def _sleep(self, seen: int) -> None:
         with self._changed:
@@ -93,6 +108,13 @@ class Pool:
 def _callable(address: int, result: Any, *arguments: Any) -> Callable[..., Any]:
     """Called without Python's lock."""
     return ctypes.CFUNCTYPE(result, *arguments)(address)
+
+
+def _processor_address() -> int:
+    """Of a function that tells the processor on which it runs; 0 where there is none."""
+    if sys.platform != "linux":
+        return 0
+    return ctypes.cast(ctypes.CDLL(None).sched_getcpu, ctypes.c_void_p).value or 0
 
 
 def _yield_address() -> int:

@@ -1,6 +1,7 @@
 """Threads that wait, sleep and wake, and programs of several callers."""
 
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -45,6 +46,30 @@ def test_threads_sleep_and_wake(runtime):
         with using(runtime):
             for _ in range(50):  # awake in between
                 assert torch.equal(round_rows(x).data, expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are moved on Linux alone")
+def test_threads_leave_the_callers_processor(runtime):
+    """Where the system put both, it may leave them for long, and one waits for the other."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one processor")
+    round_rows_of(runtime)
+    here = {runtime.pool._field("caller").value}
+    helpers = [thread.native_id for thread in runtime.pool._threads]
+    for helper in helpers:
+        os.sched_setaffinity(helper, here)
+
+    def have_left() -> bool:
+        round_rows_of(runtime)
+        caller = runtime.pool._field("caller").value
+        return all(caller not in os.sched_getaffinity(helper) for helper in helpers)
+
+    wait_until(have_left)
+
+
+def round_rows_of(runtime: Runtime) -> None:
+    with using(runtime):
+        round_rows(torch.randn(40, 96))
 
 
 def test_operations_follow_one_another(runtime):
