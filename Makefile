@@ -1,7 +1,7 @@
 # `make check` is what a change has to pass. PYTHON picks another interpreter than .venv's.
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 
-.PHONY: check format-check lint types contracts test kernels cards cards-of-each-triton interpreted format demo readme
+.PHONY: check format-check lint types contracts test kernels cards cards-of-each-triton interpreted format demo readme cli
 
 check: format-check lint types contracts test
 
@@ -56,3 +56,7 @@ format:
 # the figures of README.md, from benchmarks/results
 readme:
 	$(PYTHON) benchmarks/readme_figures.py
+
+# the reference of commands, from the code
+cli:
+	$(PYTHON) -m dspark_cli.cli_page > build-cli.md && mv build-cli.md docs/cli.md

@@ -1,106 +1,47 @@
-"""What the comparisons with other programs share: arms that take turns, their rates, the table."""
+"""What the comparisons with other programs share: options, measurement, document, table.
+
+The engines themselves are those of `dspark bench --against` (dspark/bench/peers).
+"""
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dspark.bench.document import figure_object
+from dspark.bench.encode import encode_prompts
+from dspark.bench.peers.against import answers_in_turns, decode_figure, end_to_end_figure
+from dspark.bench.peers.arm import Answer, PeerArm
 from dspark.bench.prompts import own_prompts
 from dspark.bench.report import Figure
-from dspark.config import SamplingConfig, StopConfig
 from dspark.engine.session import Session
-from dspark.events import Finished
-from dspark_cli.prompt import encode_prompt
+from dspark.progress import follow
 
 RESULTS = Path(__file__).parent / "results"
-WARMUP_TOKENS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """New tokens, the time to the first of them, and the time from there to the last."""
-
-    token_ids: tuple[int, ...]
-    prefill_seconds: float
-    decode_seconds: float
-
-
-Arm = Callable[[Sequence[int], int], Answer]
 Trials = Sequence[Sequence[Answer]]
 
 
-def our_arms(session: Session) -> dict[str, Arm]:
-    """Without drafts, and with a drafter where there is one."""
-    arms = {"plain": _our_arm(session, plain=True)}
-    if session.has_drafter:
-        arms["dspark"] = _our_arm(session, plain=False)
-    return arms
-
-
-def _our_arm(session: Session, plain: bool) -> Arm:
-    def answer(prompt_ids: Sequence[int], max_tokens: int) -> Answer:
-        stop = StopConfig(max_tokens=max_tokens)
-        for event in session.generate(prompt_ids, SamplingConfig(), stop, plain=plain):
-            if isinstance(event, Finished):
-                stats = event.stats
-                return Answer(event.token_ids, stats.prefill_seconds, stats.decode_seconds)
-        raise AssertionError("a decode ends with Finished")
-
-    return answer
-
-
-def encoded_prompts(session: Session, count: int | None) -> list[list[int]]:
+def encoded_prompts(session: Session, count: int | None) -> list[tuple[int, ...]]:
     """Our own prompts through the chat template, only the first `count`."""
-    texts = [each.text for each in own_prompts()[:count]]
-    return [encode_prompt(session, text, is_raw=False) for text in texts]
+    return [each.token_ids for each in encode_prompts(session, own_prompts()[:count])]
 
 
 def measure(
-    arms: dict[str, Arm], prompts: Sequence[Sequence[int]], trials: int, max_tokens: int
+    arms: Sequence[PeerArm], prompts: Sequence[Sequence[int]], trials: int, max_tokens: int
 ) -> dict[str, list[list[Answer]]]:
-    """Answers of each arm, trial by trial. Who goes first moves on with every prompt."""
-    answers: dict[str, list[list[Answer]]] = {name: [] for name in arms}
-    for name in arms:
-        arms[name](prompts[0], WARMUP_TOKENS)
-    for trial in range(trials):
-        for name in arms:
-            answers[name].append([])
-        for index, prompt in enumerate(prompts):
-            for name in _rotated(list(arms), trial + index):
-                answers[name][trial].append(arms[name](prompt, max_tokens))
-            print(f"trial {trial + 1}, prompt {index + 1} of {len(prompts)}", file=sys.stderr)
-    return answers
-
-
-def _rotated(names: list[str], by: int) -> Iterator[str]:
-    start = by % len(names)
-    yield from names[start:] + names[:start]
-
-
-def decode_figure(trials: Trials) -> Figure:
-    """Tokens after the first per second of decoding, by trial."""
-    return Figure(
-        tuple(
-            sum(len(each.token_ids) - 1 for each in answers)
-            / sum(each.decode_seconds for each in answers)
-            for answers in trials
-        )
+    """Answers of each arm, trial by trial, in turns; progress on stderr."""
+    return follow(
+        answers_in_turns(arms, prompts, trials, max_tokens),
+        lambda step: print(f"{step.done} of {step.total}: {step.arm}", file=sys.stderr),
     )
 
 
 def program_object(trials: Trials, **counts: int) -> dict[str, Any]:
     """One program's part of the document; `counts` are its prompts answered as others do."""
-    end_to_end = tuple(
-        sum(len(each.token_ids) for each in answers)
-        / sum(each.prefill_seconds + each.decode_seconds for each in answers)
-        for answers in trials
-    )
     return {
         "decode": figure_object(decode_figure(trials)),
-        "end_to_end": figure_object(Figure(end_to_end)),
+        "end_to_end": figure_object(end_to_end_figure(trials)),
         **counts,
     }
 
