@@ -243,7 +243,7 @@ def noise(runs: Runs) -> float | None:
 
 def prompt_tokens(runs: Runs) -> float:
     tokens = {run["prompt"]: run["prompt_tokens"] for run in runs}
-    return sum(tokens.values()) / len(tokens)
+    return float(sum(tokens.values()) / len(tokens))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ PYTHONPATH=Model-Optimizer/examples/specdec_bench:benchmarks \\
     python benchmarks/specdec_bench_model.py demo --specbench question.jsonl --output_length 128
 
 `DSparkModel` has the three methods that specdec_bench asks of an engine: `__init__`, `run`, `stop`.
-The command takes over one entry of specdec_bench's table of engines and hands all other arguments to
-its run.py, which wants the tokenizer as a folder of transformers (`--tokenizer`; by default the
+The command takes over one entry of specdec_bench's table of engines and hands all other arguments
+to its run.py, which wants the tokenizer as a folder of transformers (`--tokenizer`; by default the
 pair's target). One request at a time: `--concurrency 1`. Written after its public interface and
 tested against that; run.py itself needs its own installation and was not run.
 """

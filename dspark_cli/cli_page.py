@@ -1,4 +1,4 @@
-"""docs/cli.md: every command with its arguments and options, from the code. `make cli` writes it."""
+"""docs/cli.md: every command with its options, from the code. `make cli` writes it."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,8 +11,8 @@ from dspark_cli.errors import ExitCode
 HEADER = """\
 # Commands
 <!-- Written by `make cli`; a test compares. -->
-`dspark help COMMAND` prints the same in the terminal. `--debug` shows the traceback of an error with any command.
-What a command answers goes to stdout, everything else to stderr.
+`dspark help COMMAND` prints the same in the terminal. `--debug` shows the traceback of an error
+with any command. What a command answers goes to stdout, everything else to stderr.
 """
 EXIT_CODES = {
     ExitCode.OK: "done",
