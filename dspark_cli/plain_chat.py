@@ -2,15 +2,17 @@
 
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from itertools import groupby
 from types import FrameType
 from typing import BinaryIO
 
+from dspark.chat import settings as chat_settings
 from dspark.chat.ask import LeftOut, PendingAnswer
 from dspark.chat.backend import ChatBackend, ChatSettings
-from dspark.chat.commands import parse_command, unknown_command
+from dspark.chat.commands import COMMANDS, Command, parse_command, unknown_command
 from dspark.chat.control_characters import visible
 from dspark.chat.conversation import Conversation, Turn
 from dspark.chat.shared_wording import ending_words, sampling_words
@@ -24,28 +26,63 @@ from dspark_cli.output.answer import ThinkingLine, say, stats_line
 SIGN = "> "
 
 
-HELP = """\
-/help  this help, also /?
-/bye   quit, also /exit, /quit and Ctrl+D
-Ctrl+C stops an answer; at the prompt it clears the line, pressed twice it quits."""
+HELP_END = "Ctrl+C stops an answer; at the prompt it clears the line, pressed twice it quits."
 QUIT_AGAIN = "Ctrl+C again quits, as do Ctrl+D and /bye."
 
 
 def run_plain_chat(backend: ChatBackend, settings: ChatSettings, prompts: BinaryIO) -> None:
     """Runs until the prompts end. A failed answer ends it too, unless stdin is a terminal."""
-    conversation = Conversation(settings.system)
+    chat = PlainChat(backend, settings)
     with closing(backend):
         _load(backend)
         say(_greeting(backend, settings, is_person=prompts.isatty()))
-        for prompt in _all_prompts(settings.prompts, prompts):
+        for prompt in _all_prompts(chat, prompts):
             try:
-                finished = _answer(backend, settings, conversation, prompt)
+                finished = _answer(backend, chat.settings, chat.conversation, prompt)
             except (InputError, NetworkSetupError, ServerError) as error:
                 if not prompts.isatty():
                     raise
                 report(error, is_debug=False)
                 continue
             say(_summary(backend, finished))
+
+
+@dataclass
+class PlainChat:
+    """What the commands change."""
+
+    backend: ChatBackend
+    settings: ChatSettings
+
+    def __post_init__(self) -> None:
+        self.conversation = Conversation(self.settings.system)
+
+    def obey(self, command: Command, text: str) -> None:
+        match command.name:
+            case "/help":
+                say("\n".join([*_help_lines(), HELP_END]))
+            case "/set":
+                self._set(command.argument)
+            case "/show":
+                lines = chat_settings.shown(self.settings, self.backend.info)
+                say("\n".join(f"{name:<12} {value}" for name, value in lines))
+            case "/clear":
+                self.conversation = Conversation(self.settings.system)
+                say("The chat begins anew.")
+            case _:
+                say(unknown_command(text))
+
+    def _set(self, argument: str) -> None:
+        try:
+            self.settings = chat_settings.set_by_words(self.settings, argument)
+        except InputError as error:
+            report(error, is_debug=False)
+        self.conversation.system = self.settings.system
+
+
+def _help_lines() -> list[str]:
+    usages = [(f"{name} {use.argument}", use) for name, use in COMMANDS.items() if use.in_plain]
+    return [f"{name:<16} {use.meaning}" for name, use in usages]
 
 
 def _greeting(backend: ChatBackend, settings: ChatSettings, *, is_person: bool) -> str:
@@ -64,23 +101,22 @@ def _load(backend: ChatBackend) -> None:
                 bars.show(step)
 
 
-def _all_prompts(first: Sequence[str], prompts: BinaryIO) -> Iterator[str]:
+def _all_prompts(chat: PlainChat, prompts: BinaryIO) -> Iterator[str]:
     """One prompt per line; empty lines are skipped. Commands work at a terminal only."""
-    for prompt in first:
+    for prompt in chat.settings.prompts:
         if prompts.isatty():
             say(f"{SIGN}{visible(prompt)}")
         yield prompt
     for line in _typed_lines(prompts) if prompts.isatty() else _piped_lines(prompts):
         prompt = line.strip()
-        command = parse_command(prompt) if prompts.isatty() else None
-        if command == "quit":
+        command = parse_command(prompt, in_plain=True) if prompts.isatty() else None
+        if command is None:
+            if prompt:
+                yield prompt
+        elif command.name == "/bye":
             return
-        if command == "help":
-            say(HELP)
-        elif command == "unknown":
-            say(unknown_command(prompt))
-        elif prompt:
-            yield prompt
+        else:
+            chat.obey(command, prompt)
 
 
 def _piped_lines(prompts: BinaryIO) -> Iterator[str]:

@@ -48,6 +48,8 @@ class PendingAnswer:
         """While the context is too small, the older half of what was said before is left out:
         large steps, because the model reads anew all that comes behind a gap."""
         messages = self.messages
+        if self.settings.schedule is not None:
+            self.backend.use_schedule(self.settings.schedule)
         while not self.is_cancelled:
             try:
                 events = self.backend.answer(messages, self.settings.sampling, self.settings.stop)
@@ -57,7 +59,7 @@ class PendingAnswer:
                 return
             except ContextFullError:
                 opening = int(messages[0]["role"] == "system")
-                turns = (len(messages) - opening) // MESSAGES_PER_TURN
+                turns = (len(messages) - opening - 1) // MESSAGES_PER_TURN
                 if not turns:
                     raise
                 leaving = (turns + 1) // 2

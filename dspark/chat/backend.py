@@ -9,7 +9,14 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from dspark.config import EngineConfig, RuntimeConfig, SamplingChoice, SamplingConfig, StopConfig
+from dspark.config import (
+    EngineConfig,
+    RuntimeConfig,
+    SamplingChoice,
+    SamplingConfig,
+    ScheduleConfig,
+    StopConfig,
+)
 from dspark.errors import InputError
 from dspark.events import Event, FetchProgress, LoadProgress, TextDelta
 
@@ -57,12 +64,14 @@ def info_of(session: Session) -> BackendInfo:
 
 @dataclass(frozen=True, slots=True)
 class ChatSettings:
-    """Settings from the command line, the same for every answer. `prompts` are asked first."""
+    """How answers are made, as the command line and the user's commands say. `prompts` are asked
+    first; schedule None is the backend's own."""
 
     sampling: SamplingChoice = SamplingChoice()
     stop: StopConfig = StopConfig(max_tokens=None)
     system: str = ""
     prompts: tuple[str, ...] = ()
+    schedule: ScheduleConfig | None = None
 
 
 class ChatBackend(Protocol):
@@ -80,12 +89,26 @@ class ChatBackend(Protocol):
     def answer(
         self, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig
     ) -> Iterator[ChatEvent]:
-        """Raises ContextFullError where the conversation leaves no room for an answer."""
+        """A last message of the assistant is continued. Raises ContextFullError where the
+        conversation leaves no room for an answer."""
+        ...
+
+    def use_schedule(self, schedule: ScheduleConfig) -> None:
+        """For the answers from now on; a backend that does not schedule ignores it."""
         ...
 
     def cancel(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class OtherModels:
+    """Models that a chat can change to. `open` raises DSparkError for an unknown name; the backend
+    is not loaded yet."""
+
+    names: Callable[[], Sequence[str]]
+    open: Callable[[str], ChatBackend]
 
 
 class ContextFullError(InputError):
@@ -133,9 +156,9 @@ class EngineBackend:
     def answer(
         self, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig
     ) -> Iterator[Event]:
-        prompt_ids = self.session.encode_chat(messages)
+        prompt_ids = self._encoded(messages)
         limit, used = self.session.context_limit, len(prompt_ids)
-        has_past = any(message["role"] == "assistant" for message in messages)
+        has_past = any(message["role"] == "assistant" for message in messages[:-1])
         if used + (_room(stop, limit) if has_past else 1) > limit:
             raise ContextFullError(
                 f"the prompt has {used:,} tokens including system prompt and template, "
@@ -145,6 +168,17 @@ class EngineBackend:
         return self.session.generate(
             prompt_ids, sampling.over(self.session.sampling_defaults), stop
         )
+
+    def _encoded(self, messages: ChatMessages) -> list[int]:
+        if messages[-1]["role"] != "assistant":
+            return self.session.encode_chat(messages)
+        return self.session.encode_begun(messages[:-1], messages[-1]["content"])
+
+    def use_schedule(self, schedule: ScheduleConfig) -> None:
+        old = self.session
+        if old.engine.config.schedule != schedule:
+            self._session = old.with_schedule(schedule)
+            old.close()
 
     def cancel(self) -> None:
         if self._session is not None:

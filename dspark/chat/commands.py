@@ -1,25 +1,66 @@
-"""Commands to the chat itself, not to the model: /help, /bye and their aliases."""
+"""Commands to the chat itself, not to the model, as ollama has them."""
 
 import re
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-Command = Literal["help", "quit", "unknown"]
 
-HELP_NAMES = ("/help", "/?")
-QUIT_NAMES = ("/bye", "/exit", "/quit")
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """`argument` as it is shown, "" for a command that takes none; `in_plain`: without a screen
+    too."""
+
+    meaning: str
+    argument: str = ""
+    in_plain: bool = False
+
+
+COMMANDS: Mapping[str, Usage] = {
+    "/help": Usage("Keys and commands", in_plain=True),
+    "/set": Usage("Change a setting; the value default undoes it", "NAME VALUE", in_plain=True),
+    "/show": Usage("The settings and the model", in_plain=True),
+    "/clear": Usage("Begin a new chat", in_plain=True),
+    "/save": Usage("Name this chat, or write it to FILE.md or FILE.json", "NAME or FILE"),
+    "/load": Usage("Open the chat with that name, or one from FILE.json", "NAME or FILE"),
+    "/search": Usage("Find words in all chats", "WORDS"),
+    "/delete": Usage("Delete this chat"),
+    "/fork": Usage("A new chat with everything up to prompt N", "[N]"),
+    "/edit": Usage("Edit prompt N, or the last one, and ask again", "[N]"),
+    "/regenerate": Usage("Answer the last prompt again"),
+    "/continue": Usage("Edit the last answer, and let the model continue it"),
+    "/copy": Usage("Copy the last answer, or its code block N", "[N]"),
+    "/model": Usage("Change to another model", "NAME"),
+    "/race": Usage("Race plain decoding and drafts on the last prompt"),
+    "/bye": Usage("Quit", in_plain=True),
+}
+OTHER_NAMES = {"/?": "/help", "/exit": "/bye", "/quit": "/bye", "/new": "/clear"}
 # One word with one slash: a path or a sentence that begins with a slash is a prompt.
 _WORD = re.compile(r"/[\w?!.-]*")
 
 
-def parse_command(text: str) -> Command | None:
-    """None for a prompt, which goes to the model."""
-    word = text.strip().lower()
-    if word in HELP_NAMES:
-        return "help"
-    if word in QUIT_NAMES:
-        return "quit"
-    return "unknown" if _WORD.fullmatch(word) else None
+@dataclass(frozen=True, slots=True)
+class Command:
+    """`name` is one of COMMANDS, or "" for an unknown one."""
+
+    name: str
+    argument: str = ""
+
+
+def parse_command(text: str, *, in_plain: bool = False) -> Command | None:
+    """None for a prompt, which goes to the model: what is longer than a command is one."""
+    word, _, argument = text.strip().partition(" ")
+    name = OTHER_NAMES.get(word.lower(), word.lower())
+    usage = COMMANDS.get(name)
+    if usage is not None and (usage.in_plain or not in_plain):
+        is_command = not argument or (bool(usage.argument) and "\n" not in word)
+        return Command(name, argument.strip()) if is_command else None
+    return Command("") if _WORD.fullmatch(text.strip()) else None
 
 
 def unknown_command(text: str) -> str:
     return f"There is no command {text.strip()[:20]}; /help lists the commands."
+
+
+def completions(text: str) -> list[str]:
+    """The commands that begin like this."""
+    return [name for name in COMMANDS if name.startswith(text.lower())]

@@ -8,7 +8,7 @@ from time import monotonic
 from dspark.chat.backend import ChatEvent, ChatMessages
 from dspark.chat.conversation import Turn
 from dspark.chat.trace import TracedAnswer
-from dspark.config import SamplingChoice, StopConfig
+from dspark.config import SamplingChoice, ScheduleConfig, StopConfig
 from dspark.errors import InputError
 from dspark.events import FetchProgress, Finished, LoadProgress, Round
 
@@ -39,6 +39,9 @@ class ReplayBackend:
             raise InputError("a replay has no model to answer with", "dspark chat starts one.")
         self._cancelled.clear()
         return self._replayed(self._coming.popleft())
+
+    def use_schedule(self, schedule: ScheduleConfig) -> None:
+        """What is replayed was scheduled when it was written."""
 
     def step(self) -> None:
         """The next round may come."""

@@ -3,6 +3,7 @@
 from dspark.config import SamplingChoice, SamplingConfig
 from dspark.events import Finished
 
+GREEDY = "greedy"
 PARKED = "drafts parked: plain is faster now"
 END_NOTES = {
     "cancelled": "stopped",
@@ -24,7 +25,7 @@ def sampling_words(choice: SamplingChoice, own: SamplingConfig | None) -> str:
     sampling = choice.over(own or SamplingConfig())
     is_told = own is not None or choice.temperature is not None
     if is_told and sampling.temperature == 0:
-        return "greedy"
+        return GREEDY
     words = [f"temperature {sampling.temperature:g}"] if is_told else []
     words += [f"top-k {sampling.top_k}"] if sampling.top_k else []
     words += [f"top-p {sampling.top_p:g}"] if sampling.top_p < 1 else []

@@ -12,7 +12,7 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from dspark.chat.backend import BackendInfo, ChatBackend, ChatEvent, ChatMessages
-from dspark.config import SamplingChoice, SamplingConfig, StopConfig
+from dspark.config import SamplingChoice, SamplingConfig, ScheduleConfig, StopConfig
 from dspark.errors import InputError
 from dspark.events import FetchProgress, LoadProgress
 from dspark.round_records import VERSION, read_event, record_of
@@ -109,7 +109,11 @@ class TracingBackend:
     ) -> Iterator[ChatEvent]:
         events = self.backend.answer(messages, sampling, stop)  # raises before there is an answer
         drawn = sampling.over(self.info.sampling or SamplingConfig())
-        return self.trace.traced(messages[-1]["content"], self.info, drawn, events)
+        asked = next(each["content"] for each in reversed(messages) if each["role"] == "user")
+        return self.trace.traced(asked, self.info, drawn, events)
+
+    def use_schedule(self, schedule: ScheduleConfig) -> None:
+        self.backend.use_schedule(schedule)
 
     def cancel(self) -> None:
         self.backend.cancel()

@@ -99,6 +99,10 @@ class Session:
         """How the model calls tools. Raises InputError if it cannot."""
         return self._codec().tool_format
 
+    def encode_begun(self, messages: Sequence[Mapping[str, Any]], opening: str) -> list[int]:
+        """Prompt ids of a conversation and the beginning of an answer that is to be continued."""
+        return self._codec().encode_begun(messages, opening)
+
     def encode(self, text: str) -> list[int]:
         return self._codec().encode(text)
 

@@ -109,6 +109,19 @@ class TextCodec:
         """How the model calls tools. Raises InputError if it cannot, or dspark cannot read it."""
         return format_of(self._chat.source)
 
+    def encode_begun(self, messages: Messages, opening: str) -> list[int]:
+        """The conversation and the beginning of an answer; thinking that the template opens is
+        closed before it. Raises InputError for channels."""
+        prompt_ids = self.encode_chat(messages)
+        splitter = self.splitter(prompt_ids)
+        if not isinstance(splitter, ThinkSplitter):
+            raise InputError(
+                "this model answers in channels, and such an answer cannot be continued",
+                "Ask for it again instead.",
+            )
+        closing = self.marks.show(splitter.closing, frozenset(self.marks.known))
+        return prompt_ids + self.encode_rest(f"{closing}\n\n{opening}" if closing else opening)
+
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         with _told("the tokenizer cannot encode this text", InputError):
             return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))

@@ -141,6 +141,11 @@ class ThinkSplitter:
         """Whether thinking is open."""
         return self._open is not None
 
+    @property
+    def closing(self) -> str:
+        """The mark that would close it, or ""."""
+        return "" if self._open is None else self._open.closing
+
     def push(self, text: str) -> list[Span]:
         self._pending += text.replace(OTHER, "")
         spans: list[Span] = []

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dspark.config import EngineConfig, PairChoice, RuntimeConfig, ServerConfig, StopConfig
+from dspark.config import PairChoice, RuntimeConfig, ServerConfig, StopConfig
 from dspark.errors import InputError
 from dspark_cli import options
 from dspark_cli.naming import settled
+from dspark_cli.stored_chats import chosen_chat, engine_backend, open_store, other_models
 
 if TYPE_CHECKING:
     from dspark.chat.backend import ChatBackend
@@ -18,10 +19,11 @@ EXAMPLES = (
     "dspark chat",
     'dspark chat qwen3-4b "Explain speculative decoding."',
     'dspark chat demo --system "Answer in one sentence." --temperature 0.7',
+    "dspark chat --continue",
     "dspark chat ./my-model --draft lookup",
     "dspark chat --server http://localhost:8000",
 )
-SERVER = "Server"
+SERVER, STORED = "Server", "Stored chats"
 # options of a model that runs here; a server would ignore them
 LOCAL_OPTIONS = (
     *("pair", "pair_option", "target", "draft", "device", "dtype", "draft_weights", "kv"),
@@ -53,6 +55,31 @@ Model = Annotated[
     ),
 ]
 
+Continue = Annotated[
+    bool,
+    typer.Option(
+        "--continue",
+        "-c",
+        help="Go on with the last chat, and with its model if none is named.",
+        rich_help_panel=STORED,
+    ),
+]
+StoredSession = Annotated[
+    str | None,
+    typer.Option(
+        "--session",
+        metavar="TITLE",
+        help="Go on with the chat whose title begins like this, or which has this number.",
+        rich_help_panel=STORED,
+    ),
+]
+Private = Annotated[
+    bool,
+    typer.Option(
+        "--private", help="Store nothing; chats end with the program.", rich_help_panel=STORED
+    ),
+]
+
 
 def chat(
     context: typer.Context,
@@ -77,6 +104,9 @@ def chat(
     server: Server = None,
     model: Model = None,
     trace: options.Trace = None,
+    continues: Continue = False,
+    session: StoredSession = None,
+    private: Private = False,
 ) -> None:
     """Chat with a model and see which tokens were drafted."""
     from dspark.chat.backend import ChatSettings
@@ -86,7 +116,17 @@ def chat(
         pair, prompt = None, pair  # the model is named already, so the word is a prompt
     if model is not None and server is None:
         raise InputError("--model names a model of a server", "Give --server as well.")
+    is_plain = plain or not has_screen()
+    if is_plain and (continues or session is not None):
+        raise InputError(
+            "--continue and --session need the screen of a terminal", "Leave them and --plain out."
+        )
+    store = open_store(is_private=private or is_plain)
+    stored = chosen_chat(store, continues=continues, session=session)
+    if stored is not None and server is None and pair is None and not (pair_option or target):
+        pair = stored.model if _is_pair(stored.model) else None
     backend: ChatBackend
+    models = None
     if server is not None:
         prompt = _check_server_options(context, pair, prompt)
         backend = _server_backend(server, model)
@@ -95,7 +135,8 @@ def chat(
         # reported now, before the screen is taken
         runtime = RuntimeConfig(device, dtype, draft_weights, kv)
         choice = settled(PairChoice(name, target, draft), runtime)
-        backend = _engine_backend(choice, runtime, engine)
+        backend = engine_backend(choice, runtime, engine)
+        models = other_models(runtime, engine)
     if trace is not None:
         from dspark.chat.trace import TraceFile, TracingBackend
 
@@ -106,14 +147,15 @@ def chat(
         system=system,
         prompts=(prompt,) if prompt else (),
     )
-    if plain or not has_screen():
+    if is_plain:
         from dspark_cli.plain_chat import run_plain_chat
 
         run_plain_chat(backend, settings, sys.stdin.buffer)
     else:
         from dspark_tui.app import run_chat
 
-        raise typer.Exit(run_chat(backend, settings))
+        first_chat = None if stored is None else stored.id
+        raise typer.Exit(run_chat(backend, settings, store, first_chat, models))
 
 
 def _is_pair(word: str | None) -> bool:
@@ -146,21 +188,6 @@ def _server_backend(url: str, model: str | None) -> "ChatBackend":
     from dspark.chat.openai.client import ServerBackend
 
     return ServerBackend(ServerConfig(url, model))
-
-
-def _engine_backend(
-    choice: PairChoice, runtime: RuntimeConfig, engine: EngineConfig
-) -> "ChatBackend":
-    from dspark.chat.backend import EngineBackend
-    from dspark.hub.find_files import find_files
-    from dspark.hub.paths import shown_name
-
-    return EngineBackend(
-        name=shown_name(choice.target or choice.pair),
-        find_files=lambda: find_files(choice, runtime),
-        runtime=runtime,
-        engine=engine,
-    )
 
 
 def has_screen() -> bool:

@@ -16,8 +16,10 @@ from dspark.chat.backend import (
     ChatMessages,
     ChatSettings,
     ContextFullError,
+    OtherModels,
 )
-from dspark.config import SamplingChoice, SamplingConfig, StopConfig
+from dspark.chat.sessions.store import ChatStore
+from dspark.config import SamplingChoice, SamplingConfig, ScheduleConfig, StopConfig
 from dspark.events import (
     DecodeStats,
     Event,
@@ -30,6 +32,7 @@ from dspark.events import (
 )
 from dspark_tui.app import DSparkApp
 from dspark_tui.screens.chat import ChatScreen
+from dspark_tui.token_styles import View
 from dspark_tui.widgets.prompt_box import PromptBox
 
 PATIENCE_SECONDS = 20
@@ -77,6 +80,7 @@ class ScriptedBackend:
     sampling: list[SamplingChoice] = field(default_factory=list)
     is_closed: bool = False
     most_messages: int | None = None  # what the context holds
+    schedules: list[ScheduleConfig] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._gate = threading.Semaphore(0)
@@ -102,6 +106,9 @@ class ScriptedBackend:
     def cancel(self) -> None:
         self.is_cancelled = True
         self.num_cancels += 1
+
+    def use_schedule(self, schedule: ScheduleConfig) -> None:
+        self.schedules.append(schedule)
 
     def close(self) -> None:
         self.is_closed = True
@@ -303,19 +310,25 @@ class Chat:
 
 @pytest.fixture
 def open_chat(backend: ScriptedBackend) -> Callable[..., AbstractAsyncContextManager[Chat]]:
-    """open_chat(script, ..., size=(columns, rows)) with the fixture `backend` playing."""
+    """open_chat(script, ..., size=(columns, rows)) with the fixture `backend` playing; answers that
+    have ended keep their marks unless `rendered`."""
 
     @asynccontextmanager
     async def start(
         *scripts: Script,
         size: tuple[int, int] = (80, 24),
         settings: ChatSettings = SETTINGS,
+        rendered: bool = False,
+        store: ChatStore | None = None,
+        first_chat: int | None = None,
+        models: OtherModels | None = None,
     ) -> AsyncIterator[Chat]:
         backend.scripts += scripts
-        app = DSparkApp(backend, settings)
+        app = DSparkApp(backend, settings, store, first_chat, models)
         async with app.run_test(size=size, notifications=True) as pilot:
             chat = Chat(app, pilot)
             await chat.until(lambda: len(app.screen_stack) > 1)
+            chat.screen.view = View(rendered=rendered)
             yield chat
             # Whatever still waits for the test may go on, so that the thread ends.
             backend.is_held = False

@@ -7,7 +7,7 @@ import pytest
 from dspark.chat.backend import ChatSettings, ContextFullError
 from dspark.config import SamplingChoice
 from dspark.errors import InputError
-from dspark_tui.widgets.answer import Block
+from dspark_tui.widgets.spans import Block
 
 
 @pytest.fixture

@@ -2,10 +2,12 @@
 
 import os
 import sys
+from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
 
+from dspark.chat.sessions.store import FILE, ChatStore
 from dspark.config import EngineConfig, RuntimeConfig, SamplingChoice, ScheduleConfig, StopConfig
 from dspark.events import FetchProgress
 from dspark.hub import PairFiles
@@ -14,12 +16,25 @@ from dspark_cli.main import run
 
 
 @pytest.fixture
-def started(monkeypatch):
+def started_with():
+    """The rest of what the screen was given."""
+    rest = {}
+    yield rest
+    if "store" in rest:
+        rest["store"].close()
+
+
+@pytest.fixture
+def started(monkeypatch, started_with):
     """What the chosen front end was given: (front end, backend, settings)."""
     calls = []
-    monkeypatch.setattr(
-        "dspark_tui.app.run_chat", lambda *given: calls.append(("screen", *given)) or 0
-    )
+
+    def run_chat(backend, settings, store, first_chat, models):
+        calls.append(("screen", backend, settings))
+        started_with.update(store=store, first_chat=first_chat, models=models)
+        return 0
+
+    monkeypatch.setattr("dspark_tui.app.run_chat", run_chat)
     monkeypatch.setattr(
         "dspark_cli.plain_chat.run_plain_chat", lambda *given: calls.append(("plain", *given[:2]))
     )
@@ -150,3 +165,44 @@ def test_what_would_be_ignored_or_is_nothing_is_refused(
     shown = capsys.readouterr().err
     assert words in shown and shown.count("\n") == 1
     assert started == []
+
+
+@pytest.fixture
+def chats(monkeypatch, tmp_path):
+    """Two stored chats, the second one newer."""
+    monkeypatch.setenv("DSPARK_HOME", str(tmp_path))
+    with closing(ChatStore(tmp_path / FILE)) as store:
+        return [store.add_chat(title) for title in ("Rivers of Europe", "Birds")]
+
+
+def test_the_last_chat_is_continued(started, terminal, chats, started_with):
+    assert run(["chat", "--continue"]) == 0
+    assert started_with["first_chat"] == chats[1] and started_with["store"].is_kept
+    assert started[0][1].name == "demo"
+
+
+@pytest.mark.parametrize("name", ["Rivers of Europe", "rivers", "1"])
+def test_a_chat_is_opened_by_its_title_or_number(started, terminal, chats, started_with, name):
+    assert run(["chat", "--session", name]) == 0
+    assert started_with["first_chat"] == chats[0]
+
+
+def test_a_private_chat_is_not_stored(started, terminal, chats, started_with):
+    assert run(["chat", "--private"]) == 0
+    assert not started_with["store"].is_kept and started_with["first_chat"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--session", "fish"], "no chat is called fish"),
+        (["--continue", "--plain"], "need the screen"),
+        (["--continue", "--private"], "no chat to continue yet"),
+    ],
+)
+def test_a_chat_that_cannot_be_opened_is_said_in_a_line(
+    started, terminal, chats, capsys, arguments, words
+):
+    assert run(["chat", *arguments]) != 0
+    shown = capsys.readouterr().err
+    assert words in shown and shown.count("\n") == 1 and started == []

@@ -189,15 +189,20 @@ async def test_a_path_goes_to_the_model(open_chat, backend, script):
 @pytest.mark.parametrize(
     ("text", "command"),
     [
-        ("/help", "help"),
-        ("/?", "help"),
-        ("/bye", "quit"),
-        ("/quit\n", "quit"),
-        ("/set", "unknown"),
-        ("/", "unknown"),
+        ("/help", ("/help", "")),
+        ("/?", ("/help", "")),
+        ("/bye", ("/bye", "")),
+        ("/quit\n", ("/bye", "")),
+        ("/set", ("/set", "")),
+        ("/set temperature 0.7", ("/set", "temperature 0.7")),
+        ("/SET system You are\nkind", ("/set", "system You are\nkind")),
+        ("/", ("", "")),
+        ("/nothing", ("", "")),
         ("bye", None),
         ("/help me with this", None),
         ("/bye\n/bye", None),
+        ("/set\ntemperature 1", None),
+        ("/nothing at all", None),
         ("/usr/bin", None),
         ("//", None),
         ("/* comment */", None),
@@ -206,5 +211,12 @@ async def test_a_path_goes_to_the_model(open_chat, backend, script):
         ("", None),
     ],
 )
-def test_one_word_alone_is_a_command(text, command):
-    assert parse_command(text) == command
+def test_a_command_is_one_word_or_takes_what_follows(text, command):
+    parsed = parse_command(text)
+    assert (parsed and (parsed.name, parsed.argument)) == command
+
+
+def test_without_a_screen_some_commands_are_unknown():
+    assert parse_command("/fork", in_plain=True).name == ""
+    assert parse_command("/set seed 1", in_plain=True).name == "/set"
+    assert parse_command("/fork 2", in_plain=True) is None

@@ -298,6 +298,8 @@ async def test_the_line_of_keys_is_cut_at_no_word(open_chat, backend, script, wi
             "F1 Help",
             "F2 Rounds",
             "^N New chat",
+            "^B Chats",
+            "^O Marks",
             "^R Rejected",
             "^T Shading",
             "^P Commands",

@@ -6,6 +6,7 @@ import pytest
 
 from dspark.chat.token_spans import marks_of
 from dspark.events import Finished, Piece, Round
+from dspark_tui.widgets.spans import Spans
 
 
 @pytest.fixture
@@ -111,4 +112,4 @@ async def test_thinking_comes_and_goes(open_chat, script):
         await chat.until_shown("the end")
         order = [chat.shown.index(text) for text in ("Start", "first", "one", "second", "the end")]
         assert order == sorted(order) and chat.shown.count("Thinking") == 2
-        assert answer.text == "Start\none answer\nthe end"
+        assert answer.query_one(Spans).text == "Start\none answer\nthe end"

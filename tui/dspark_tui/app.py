@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -13,10 +14,12 @@ from textual.content import Content
 from textual.screen import Screen
 
 from dspark.atomic import replacing
-from dspark.chat.backend import ChatBackend, ChatSettings
+from dspark.chat.backend import ChatBackend, ChatSettings, OtherModels
+from dspark.chat.sessions.store import ChatStore
 from dspark_tui.screens.chat import ChatScreen
 from dspark_tui.screens.help import HelpScreen
 from dspark_tui.themes import DARK, LIGHT, theme_for_terminal
+from dspark_tui.token_styles import View
 from dspark_tui.widgets.status_bar import Hint
 
 TEXTUAL_OWN_DEFAULT_THEME = "textual-dark"
@@ -30,11 +33,23 @@ class DSparkApp(App[None]):
     CSS_PATH = "app.tcss"
     HORIZONTAL_BREAKPOINTS = WIDTHS
     VERTICAL_BREAKPOINTS = HEIGHTS
+    FIRST_VIEW = View()
 
-    def __init__(self, backend: ChatBackend, settings: ChatSettings) -> None:
+    def __init__(
+        self,
+        backend: ChatBackend,
+        settings: ChatSettings,
+        store: ChatStore | None = None,
+        first_chat: int | None = None,
+        models: OtherModels | None = None,
+    ) -> None:
+        """Without a store, chats end with the program; `first_chat` of the store is shown."""
         super().__init__()
         self.backend = backend
         self.settings = settings
+        self.store = store or ChatStore()
+        self._first_chat = first_chat
+        self.models = models
         self.register_theme(DARK)
         self.register_theme(LIGHT)
         # TEXTUAL_THEME overrides it.
@@ -42,7 +57,10 @@ class DSparkApp(App[None]):
             self.theme = theme_for_terminal().name
 
     def on_mount(self) -> None:
-        self.chat = ChatScreen(self.backend, self.settings)
+        self.chat = ChatScreen(
+            self.backend, self.settings, self.store, self._first_chat, self.models
+        )
+        self.chat.view = self.FIRST_VIEW
         self.push_screen(self.chat)
 
     def notify(
@@ -96,25 +114,39 @@ class DSparkApp(App[None]):
 def chat_commands(chat: ChatScreen) -> Iterable[SystemCommand]:
     rejected = "Hide rejected drafts" if chat.view.show_rejected else "Show rejected drafts"
     shading = "Colour by origin" if chat.view.shading else "Shade by confidence"
+    rendered = "Show the marks" if chat.view.rendered else "Render Markdown"
     yield SystemCommand("New chat", "This one is set aside", chat.action_new_chat)
+    yield SystemCommand("Chats", "All chats; open, search, rename, delete", chat.action_sidebar)
+    yield SystemCommand("Choose a message", "To edit, fork or copy", lambda: chat.action_choose(-1))
+    yield SystemCommand(rendered, "Of answers that have ended", chat.action_toggle_rendered)
     yield SystemCommand(rejected, "Drafts that the target refused", chat.action_toggle_rejected)
     yield SystemCommand(shading, "How drafts are marked", chat.action_toggle_shading)
     yield SystemCommand("Inspect rounds", "Drafts, verdicts and times", chat.action_inspect_rounds)
     yield SystemCommand("Copy last answer", "As plain text, without marks", chat.action_copy_answer)
     if chat.phase == "answering":
         yield SystemCommand("Stop the answer", "Keep what was written", chat.action_stop)
+    for name in chat.models.names() if chat.models else ():
+        change = partial(chat.run_worker_for_model, name)
+        yield SystemCommand(f"Model: {name}", "The chat goes on with it", change)
 
 
-def run_chat(backend: ChatBackend, settings: ChatSettings) -> int:
+def run_chat(
+    backend: ChatBackend,
+    settings: ChatSettings,
+    store: ChatStore | None = None,
+    first_chat: int | None = None,
+    models: OtherModels | None = None,
+) -> int:
     """Runs until the user quits; returns the exit code. A thread may still be running: it is a
     daemon, and the process may end without waiting for it."""
-    return run_app(DSparkApp(backend, settings))
+    return run_app(DSparkApp(backend, settings, store, first_chat, models))
 
 
 def run_app(app: DSparkApp) -> int:
     """As `run_chat`."""
     app.run()
-    app.backend.cancel()
+    app.chat.worker.backend.cancel()
+    app.store.close()
     for child in psutil.Process().children():  # pip, if it is downloading
         with suppress(psutil.Error):
             child.terminate()

@@ -30,17 +30,24 @@ class LoadFailed(Message):
 
 
 @dataclass
-class AnswerEvent(Message):
-    """An event of the answer to turn number `turn`."""
+class AnswerEvents(Message):
+    """What came of the answer to turn number `turn` since the last frame."""
 
     turn: int
-    event: LeftOut | ChatEvent
+    events: tuple[LeftOut | ChatEvent, ...]
 
 
 @dataclass
 class AnswerFailed(Message):
     turn: int
     error: DSparkError
+
+
+@dataclass
+class CopyRequested(Message):
+    """A click on "copy" beside some code."""
+
+    text: str
 
 
 def as_dspark_error(error: Exception) -> DSparkError:

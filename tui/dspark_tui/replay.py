@@ -9,12 +9,14 @@ from dspark.chat.backend import ChatSettings
 from dspark.chat.replay import ReplayBackend
 from dspark_tui.app import DSparkApp, run_app
 from dspark_tui.themes import DARK
+from dspark_tui.token_styles import View
 from dspark_tui.widgets.status_bar import Hint
 
 FIRST_HINT = "Right arrow plays the next round."
 
 
 class ReplayApp(DSparkApp):
+    FIRST_VIEW = View(rendered=False)
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("right", "next_round", "Next round", priority=True)
     ]

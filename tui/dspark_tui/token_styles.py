@@ -29,10 +29,11 @@ DEEPEST_SHADE_PERCENT = 60
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How marks are shown."""
+    """How answers are shown: `rendered` as Markdown once they have ended, otherwise marked."""
 
     show_rejected: bool = True
     shading: bool = False
+    rendered: bool = True
 
 
 def style_of(mark: Mark, view: View) -> str:

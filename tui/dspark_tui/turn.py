@@ -1,5 +1,6 @@
 """A turn on the screen."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dspark.chat.conversation import Conversation, Turn
@@ -24,14 +25,21 @@ class ShownTurn:
     def prompt(self) -> str:
         return self.turn.prompt
 
-    def write(self, event: PrefillProgress | Round | TextDelta) -> None:
-        if isinstance(event, PrefillProgress):
-            done, total = f"{event.done:,}", f"{event.total:,}"
-            self.answer.note = f"reading the prompt, {done} of {total} tokens"
-        if event.pieces or isinstance(event, Round):
-            self.answer.note = ""
-            self.answer.add(marks_of(event))
+    def write(self, events: Iterable[PrefillProgress | Round | TextDelta]) -> None:
+        """What came within a frame is drawn once."""
+        marks = []
+        for event in events:
+            if isinstance(event, PrefillProgress):
+                done, total = f"{event.done:,}", f"{event.total:,}"
+                self.answer.note = f"reading the prompt, {done} of {total} tokens"
+            if event.pieces or isinstance(event, Round):
+                self.answer.note = ""
+                marks += marks_of(event)
+        if marks:
+            self.answer.add(marks)
 
     def end(self, event: Finished, has_drafter: bool, refused: str) -> None:
-        self.answer.add(marks_of(event))
+        if marks := marks_of(event):
+            self.answer.add(marks)
         self.answer.note = wording.end_note(event, has_drafter, refused)
+        self.answer.end()

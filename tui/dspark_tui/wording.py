@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from textual.content import Content
 
 from dspark.chat.shared_wording import PARKED, ending_words
+from dspark.errors import DSparkError
 from dspark.events import Finished
 from dspark.plural import counted
 
@@ -27,7 +28,28 @@ CLEARED = "Cleared; Ctrl+Z brings it back."
 SET_ASIDE = "New chat. Ctrl+N again brings the last one back."
 NO_ROUNDS = "There are no rounds to look at yet."
 NOTHING_TO_COPY = "There is no answer to copy yet."
-COPIED = "Copied the last answer."
+COPIED = "Copied the answer."
+COPIED_CODE = "Copied the code."
+COPY_CODE = "copy"
+RENDERED = "Answers are rendered as Markdown; Ctrl+O shows the marks of their tokens."
+MARKED = "Answers show where each token came from; Ctrl+O renders Markdown."
+
+SEARCH = "Search all chats"
+NEW_TITLE = "New title; Enter keeps it"
+NO_CHATS = "No chats"
+SIDEBAR_KEYS = "Enter opens  Del deletes\nF2 renames  Esc closes"
+DELETED = "Deleted; Ctrl+Z in the list brings it back until you quit."
+FORKED = "This is a copy; the first chat is in the sidebar."
+NOTHING_TO_FORK = "There is no answer to fork from yet."
+EDITING = {
+    "prompt": "Edit the prompt; Enter asks again, Esc leaves it",
+    "answer": "Edit the answer; the model continues it. Esc leaves it",
+}
+WAIT_FOR_ANSWER = "Wait for the answer, or stop it with Esc."
+SAME_AGAIN = "Greedy decoding writes the same again; /set temperature 0.7 samples."
+NOT_CHANGEABLE = "This chat was started with one model and cannot change it."
+
+NO_RACE = "There is nothing to race yet."
 
 TYPE_AHEAD = "You can type already."
 WITH_DRAFTER = (
@@ -42,6 +64,34 @@ FROM_SERVER = "A server writes the answers; it does not report which tokens were
 def capitalised(sentence: str) -> str:
     """Capitalised, unless it begins with a name or an address."""
     return sentence[:1].upper() + sentence[1:] if re.match(r"[a-z']+(\s|$)", sentence) else sentence
+
+
+def folded_thinking(text: str) -> str:
+    return f"{THINKING} ({counted(len(text.split()), 'word')})"
+
+
+def folded(characters: int, lines: int) -> str:
+    return f"{characters:,} characters in {counted(lines, 'line')}; a click unfolds them"
+
+
+def forked(title: str) -> str:
+    return f"{title} (copy)"
+
+
+def store_failed(reason: str) -> str:
+    return f"The stored chats could not be read or written: {reason}."
+
+
+def no_code(count: int) -> str:
+    return f"The answer has {counted(count, 'block')} of code."
+
+
+def code_copied(number: int) -> str:
+    return f"Copied code block {number}."
+
+
+def in_one_line(error: DSparkError) -> str:
+    return f"{capitalised(error.message)}. {error.hint}".strip()
 
 
 def still_queued(count: int) -> str:

@@ -1,26 +1,37 @@
 """The only module of the screen that talks to the backend: threads that post messages.
 
-They are daemons, so that quitting does not wait for them.
+They are daemons, so that quitting does not wait for them. Events of an answer are handed on once a
+frame, however fast they come.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from contextvars import copy_context
+from itertools import groupby
+from time import monotonic
 
+from textual import on
 from textual.message import Message
 from textual.widget import Widget
 
-from dspark.chat.ask import PendingAnswer
-from dspark.chat.backend import ChatBackend
+from dspark.chat.ask import LeftOut, PendingAnswer
+from dspark.chat.backend import ChatBackend, ChatEvent
 from dspark_tui.messages import (
-    AnswerEvent,
+    AnswerEvents,
     AnswerFailed,
     BackendReady,
     LoadFailed,
     LoadStep,
     as_dspark_error,
 )
+
+FRAME_SECONDS = 1 / 30
+AnyEvent = LeftOut | ChatEvent
+
+
+class Woken(Message, bubble=False):
+    """There is something to hand on."""
 
 
 class BackendWorker(Widget):
@@ -33,13 +44,19 @@ class BackendWorker(Widget):
         self.backend = backend
         self._one_at_a_time = threading.Lock()
         self._pending: PendingAnswer | None = None
+        self._coming: list[tuple[int, AnyEvent | Exception]] = []
+        self._coming_lock = threading.Lock()
+        self._handed_on = 0.0
 
     def load(self) -> None:
         self._start(self._load)
 
-    def answer(self, turn: int, pending: PendingAnswer) -> None:
+    def answer(
+        self, turn: int, pending: PendingAnswer, events: Iterable[AnyEvent] | None = None
+    ) -> None:
+        """`events` are those of `pending`, on their way through somebody who writes them down."""
         self._pending = pending
-        self._start(lambda: self._answer(turn, pending))
+        self._start(lambda: self._answer(turn, pending if events is None else events))
 
     def stop_answer(self) -> None:
         if self._pending is not None:
@@ -57,21 +74,50 @@ class BackendWorker(Widget):
         threading.Thread(target=copy_context().run, args=(work,), daemon=True).start()
 
     def _load(self) -> None:
+        backend = self.backend
         try:
-            for step in self.backend.load():
+            for step in backend.load():
                 self._tell(LoadStep(step))
-            self._tell(BackendReady(self.backend.info))
+            self._tell(BackendReady(backend.info))
         except Exception as error:
             self._tell(LoadFailed(as_dspark_error(error)))
 
-    def _answer(self, turn: int, pending: PendingAnswer) -> None:
+    def _answer(self, turn: int, events: Iterable[AnyEvent]) -> None:
         try:
             # A stopped answer runs to the end of its round before the next one may start.
             with self._one_at_a_time:
-                for event in pending:
-                    self._tell(AnswerEvent(turn, event))
+                for event in events:
+                    self._collect(turn, event)
         except Exception as error:
-            self._tell(AnswerFailed(turn, as_dspark_error(error)))
+            self._collect(turn, error)
+
+    def _collect(self, turn: int, event: AnyEvent | Exception) -> None:
+        with self._coming_lock:
+            self._coming.append((turn, event))
+            is_first = len(self._coming) == 1
+        if is_first:
+            self._tell(Woken())
+
+    @on(Woken)
+    def _hand_on_soon(self) -> None:
+        wait = self._handed_on + FRAME_SECONDS - monotonic()
+        if wait > 0:
+            self.set_timer(wait, self._hand_on)
+        else:
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        with self._coming_lock:
+            coming, self._coming = self._coming, []
+        self._handed_on = monotonic()
+        for turn, group in groupby(coming, key=lambda each: each[0]):
+            told = [event for _, event in group]
+            events = tuple(event for event in told if not isinstance(event, Exception))
+            if events:
+                self._tell(AnswerEvents(turn, events))
+            for error in told:
+                if isinstance(error, Exception):
+                    self._tell(AnswerFailed(turn, as_dspark_error(error)))
 
     def _tell(self, message: Message) -> None:
         with suppress(RuntimeError):  # the app has just ended, and its loop is closed

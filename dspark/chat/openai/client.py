@@ -26,7 +26,7 @@ from dspark.chat.openai.request import (
     shown_url,
 )
 from dspark.chat.openai.waiting import Waiting
-from dspark.config import SamplingChoice, ServerConfig, StopConfig
+from dspark.config import SamplingChoice, ScheduleConfig, ServerConfig, StopConfig
 from dspark.errors import InputError, ServerError
 from dspark.events import LoadProgress
 
@@ -95,6 +95,9 @@ class ServerBackend:
                 yield written.cancelled()
                 return
         yield written.end(self.info.name)
+
+    def use_schedule(self, schedule: ScheduleConfig) -> None:
+        """The server has its own."""
 
     def cancel(self) -> None:
         if self._waiting is not None:

@@ -185,6 +185,17 @@ class ChatStore:
             self._do("UPDATE chats SET leaf = ? WHERE id = ?", parent, copy)
         return copy
 
+    def add_whole(self, title: str, settings: str, turns: Sequence[tuple[Turn, list[str]]]) -> int:
+        """A chat that is complete already: turns, and the records of their events."""
+        with self._transaction():
+            chat, parent = self.add_chat(title, settings), None
+            for turn, records in turns:
+                parent = self.begin_turn(chat, parent, turn, "")
+                for number, record in enumerate(records):
+                    self.add_event(parent, number, record)
+                self.end_turn(parent, read_turn(turn.prompt, turn.opening, records).text)
+        return chat
+
     # One turn
 
     def begin_turn(self, chat: int, parent: int | None, turn: Turn, model: str) -> int:
@@ -208,7 +219,8 @@ class ChatStore:
                 *(answer, packed(row[0] for row in rows), turn),
             )
             self._do("DELETE FROM events WHERE turn = ?", turn)
-        self._do("PRAGMA wal_checkpoint(PASSIVE)")
+        if not self._database.in_transaction:
+            self._do("PRAGMA wal_checkpoint(PASSIVE)")
 
     def drop_turn(self, turn: int) -> None:
         """One that came to nothing."""

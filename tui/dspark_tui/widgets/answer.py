@@ -1,135 +1,80 @@
-"""One answer: blocks of marked text, of which only the last one changes while it streams."""
+"""One answer: marked while it is written, Markdown once it has ended, and a line of figures."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from textual.app import ComposeResult
-from textual.containers import Vertical
-from textual.content import Content
+from textual.containers import VerticalGroup
 from textual.reactive import reactive
-from textual.selection import Selection
-from textual.timer import Timer
 from textual.widgets import Static
 
-from dspark.chat.token_spans import Mark
-from dspark_tui import wording
-from dspark_tui.token_styles import View, content_of
-
-FULL_BLOCK_CHARACTERS = 800
-# A frame costs as much as a small round: more frames would slow down decoding.
-FRAME_SECONDS = 1 / 20
-_REFUSED = "\0"
+from dspark.chat.conversation import Turn
+from dspark.chat.token_spans import Mark, marks_of
+from dspark_tui.token_styles import View
+from dspark_tui.widgets.rendered import Rendered
+from dspark_tui.widgets.spans import Spans
 
 
-class Block(Static):
-    """Some lines of an answer. Closed lines are not rendered again until the view changes."""
+class Answer(VerticalGroup):
+    """The model's text, and a line of progress or figures. Either form of an ended answer is built
+    when it is first shown."""
 
-    def __init__(self, view: View, is_thinking: bool = False) -> None:
-        super().__init__(markup=False, classes="thinking" if is_thinking else None)
-        self.marks: list[Mark] = []
-        self.view = view
-        self.is_thinking = is_thinking
-        self._length = 0
-
-    @property
-    def is_full(self) -> bool:
-        return self._length >= FULL_BLOCK_CHARACTERS
-
-    def append(self, mark: Mark) -> None:
-        self.marks.append(mark)
-        self._length += len(mark.text)
-
-    def show(self, view: View) -> None:
-        self.view = view
-        content = content_of(self.marks, view)
-        self.update(content, layout=self._needs_room(content))
-
-    def _needs_room(self, content: Content) -> bool:
-        """Most rounds stay on their line, and a layout of the screen costs more than drawing it."""
-        width, height = self.size
-        return width == 0 or content.get_height({}, width) != height
-
-    def get_selection(self, selection: Selection) -> tuple[str, str] | None:
-        """Copies only the answer, without rejected drafts."""
-        blanked = (
-            replace(mark, text=_REFUSED * len(mark.text)) if mark.kind == "rejected" else mark
-            for mark in self.marks
-        )
-        text = content_of(blanked, self.view).plain
-        return selection.extract(text).replace(_REFUSED, ""), "\n"
-
-
-class Answer(Vertical):
-    """The model's text, with thinking set apart, and a line of progress or figures."""
-
-    view: reactive[View] = reactive(View())
+    view: reactive[View] = reactive(View(), init=False)
     note: reactive[str] = reactive("")
 
-    def __init__(self) -> None:
+    def __init__(self, turn: Turn) -> None:
         super().__init__(classes="empty")
-        self._blocks = [Block(View())]
-        self._note = Static(markup=False, classes="note")
-        self._next_frame: Timer | None = None
+        self._turn = turn
+        self._has_ended = turn.finished is not None
+        self._spans: Spans | None = None
+        self._rendered: Rendered | None = None
+        self._note = Static(classes="note", markup=False)
 
     def compose(self) -> ComposeResult:
-        yield from self._blocks
         yield self._note
 
+    def on_mount(self) -> None:
+        self._show()
+
     def add(self, marks: Iterable[Mark]) -> None:
-        for mark in marks:
-            self._add_one(mark)
-        self.set_class(self.is_empty, "empty")
-        if self._next_frame is None:
-            self._next_frame = self.set_timer(FRAME_SECONDS, self._draw)
+        """More of an answer that is being written."""
+        spans = self._spans_of_turn()
+        spans.add(marks)
+        self.set_class(spans.is_empty, "empty")
 
-    def _draw(self) -> None:
-        self._next_frame = None
-        self._blocks[-1].show(self.view)
-
-    def _add_one(self, mark: Mark) -> None:
-        block = self._blocks[-1]
-        if mark.kind != "rejected" and mark.text and mark.is_thinking != block.is_thinking:
-            self._begin_section(mark)
-        elif not block.is_full or mark.kind == "rejected" or "\n" not in mark.text:
-            block.append(mark)
-        else:
-            before, after = mark.text.split("\n", 1)
-            block.append(replace(mark, text=before))
-            self._begin_block(block.is_thinking).append(replace(mark, text=after))
-
-    def _begin_section(self, mark: Mark) -> None:
-        """Switches between thinking and answer; the style sheet spaces them."""
-        text = mark.text.lstrip("\n")
-        if not text:
-            return
-        if self._blocks[-1].is_thinking:
-            self._blocks[-1].add_class("end")
-        if mark.is_thinking:
-            self.mount(Static(wording.THINKING, classes="thinking label"), before=self._note)
-        self._begin_block(mark.is_thinking).append(replace(mark, text=text))
-
-    def _begin_block(self, is_thinking: bool) -> Block:
-        self._blocks[-1].show(self.view)
-        self._blocks.append(Block(self.view, is_thinking))
-        self.mount(self._blocks[-1], before=self._note)
-        return self._blocks[-1]
-
-    @property
-    def text(self) -> str:
-        """The answer alone, without thinking and rejected drafts."""
-        return "\n".join(
-            "".join(mark.text for mark in block.marks if mark.kind != "rejected")
-            for block in self._blocks
-            if block.marks and not block.is_thinking
-        )
+    def end(self) -> None:
+        self._has_ended = True
+        self._show()
 
     @property
     def is_empty(self) -> bool:
-        return not any(block.marks for block in self._blocks)
+        return not self._turn.text and not self._turn.thinking
 
-    def watch_view(self, view: View) -> None:
-        for block in self._blocks:
-            block.show(view)
+    def _show(self) -> None:
+        is_rendered = self._has_ended and self.view.rendered
+        self.set_class(self.is_empty, "empty")
+        if is_rendered and self._rendered is None:
+            self._rendered = Rendered(self._turn.thinking, self._turn.text)
+            self.mount(self._rendered, before=self._note)
+        if not is_rendered:
+            self._spans_of_turn().show(self.view)
+        if self._rendered is not None:
+            self._rendered.display = is_rendered
+        if self._spans is not None:
+            self._spans.display = not is_rendered
+
+    def _spans_of_turn(self) -> Spans:
+        """With all that the turn holds, unless they are there already."""
+        if self._spans is None:
+            self._spans = Spans(self.view)
+            self.mount(self._spans, before=self._note)
+            if self._turn.opening:
+                self._spans.add([Mark(self._turn.opening, "own")])
+            if self._has_ended:
+                self._spans.add(mark for event in self._turn.events for mark in marks_of(event))
+        return self._spans
+
+    def watch_view(self) -> None:
+        self._show()
 
     def watch_note(self, note: str) -> None:
         self._note.update(note)

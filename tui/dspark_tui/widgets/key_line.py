@@ -29,11 +29,46 @@ TAKE_BACK = Key("Esc", "Take back", "screen.stop", 9)
 HELP = Key("F1", "Help", "app.help", 8)
 NEW = Key("^N", "New chat", "screen.new_chat", 6)
 OLD = Key("^N", "Last chat", "screen.new_chat", 6)
+CHATS = Key("^B", "Chats", "screen.sidebar", 4)
 ROUNDS = Key("F2", "Rounds", "screen.inspect_rounds", 4)
-REJECTED = Key("^R", "Rejected", "screen.toggle_rejected", 4)
-SHADING = Key("^T", "Shading", "screen.toggle_shading", 3)
+RENDERED = Key("^O", "Marks", "screen.toggle_rendered", 3)
+REJECTED = Key("^R", "Rejected", "screen.toggle_rejected", 2)
+SHADING = Key("^T", "Shading", "screen.toggle_shading", 1)
 COMMANDS = Key("^P", "Commands", "app.command_palette", 5)
 QUIT = Key("^Q", "Quit", "app.quit", 7)
+OF_A_MESSAGE = (
+    Key("Esc", "Back", "screen.leave_choice", 9),
+    Key("E", "Edit", "screen.edit_chosen", 8),
+    Key("R", "Regenerate", "screen.regenerate_chosen", 7),
+    Key("F", "Fork", "screen.fork_chosen", 6),
+    Key("C", "Copy", "screen.copy_answer", 5),
+    Key("1-9", "Copy code", "screen.copy_code(1)", 2),
+    Key("← →", "Versions", "screen.version(1)", 3),
+    Key("F2", "Rounds", "screen.inspect_rounds", 1),
+)
+
+
+def keys_of(
+    *,
+    is_choosing: bool,
+    is_answering: bool,
+    has_queue: bool,
+    comes_back: bool,
+    has_drafter: bool,
+) -> tuple[Key, ...]:
+    """The keys that do something now."""
+    if is_choosing:
+        return OF_A_MESSAGE
+    stop = (STOP,) if is_answering else ()
+    return (
+        *((TAKE_BACK,) if has_queue else stop),
+        HELP,
+        OLD if comes_back else NEW,
+        CHATS,
+        *((ROUNDS, RENDERED, REJECTED, SHADING) if has_drafter else ()),
+        COMMANDS,
+        QUIT,
+    )
 
 
 class KeyLine(Widget):

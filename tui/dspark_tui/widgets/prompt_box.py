@@ -29,13 +29,46 @@ class PromptBox(TextArea):
 
     def __init__(self) -> None:
         super().__init__(show_line_numbers=False, compact=True, highlight_cursor_line=False)
+        self._earlier: list[str] = []
+        self._place: int | None = None  # of the earlier prompt that is shown
+
+    def remember(self, *prompts: str) -> None:
+        """Prompts to walk through with the arrows, the newest last."""
+        self._earlier = [each for each in self._earlier if each not in prompts]
+        self._earlier += prompts
+        self._place = None
+
+    def recall(self, by: int) -> None:
+        """The earlier prompt before (-1) or after the one that is shown."""
+        at = len(self._earlier) if self._place is None else self._place
+        if at + by >= len(self._earlier):
+            self._place = None
+            self.clear()
+        else:
+            self._place = max(at + by, 0)
+            self.put(self._earlier[self._place])
+
+    @property
+    def _is_recalled(self) -> bool:
+        """Whether the box shows an earlier prompt as it was."""
+        return self._place is not None and self.text == self._earlier[self._place]
 
     async def _on_key(self, event: events.Key) -> None:
+        if self._walks(event.key):
+            event.prevent_default().stop()
+            self.recall(-1 if event.key == "up" else 1)
+            return
         if (message := self._message_of(event.key)) is not None:
             event.prevent_default().stop()
             self.post_message(message)
             return
         await super()._on_key(event)
+
+    def _walks(self, key: str) -> bool:
+        """Up on the first line and Down on the last one of an earlier prompt."""
+        row = self.cursor_location[0]
+        edge = {"up": 0, "down": self.document.line_count - 1}.get(key)
+        return self._is_recalled and row == edge
 
     def _message_of(self, key: str) -> Message | None:
         if key == "enter":

@@ -1,20 +1,52 @@
 """The conversation from top to bottom; follows its end until the user scrolls away."""
 
+from typing import ClassVar
+
 from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
 from textual.containers import VerticalGroup, VerticalScroll
 from textual.content import Content
+from textual.reactive import reactive
 from textual.widget import Widget
 from textual.widgets import Static
 
 from dspark.chat.control_characters import visible
+from dspark_tui import wording
 from dspark_tui.wording import capitalised
+
+FOLDED_ROWS, FOLDED_CHARACTERS = 24, 2000
 
 
 class UserMessage(Static):
-    """A prompt as it was sent."""
+    """A prompt as it was sent; a long one is folded, and a click unfolds it. `version`: which of
+    how many versions it is."""
+
+    version: reactive[tuple[int, int]] = reactive((1, 1), init=False)
 
     def __init__(self, text: str) -> None:
-        super().__init__(visible(text), markup=False)
+        self._lines = visible(text).split("\n")
+        self._is_folded = len(self._lines) > FOLDED_ROWS or len(text) > FOLDED_CHARACTERS
+        super().__init__(self._content(), markup=False)
+
+    def _content(self) -> Content:
+        text = "\n".join(self._lines)
+        if not self._is_folded:
+            return Content(text)
+        shown = "\n".join(self._lines[: FOLDED_ROWS // 2])[: FOLDED_CHARACTERS // 2]
+        return Content.assemble(
+            shown, (f"\n… {wording.folded(len(text), len(self._lines))}", "$foreground-muted")
+        )
+
+    def on_click(self) -> None:
+        is_long = len(self._lines) > FOLDED_ROWS or sum(map(len, self._lines)) > FOLDED_CHARACTERS
+        if is_long and not self.screen.get_selected_text():
+            self._is_folded = not self._is_folded
+            self.update(self._content())
+
+    def watch_version(self, version: tuple[int, int]) -> None:
+        at, count = version
+        self.border_subtitle = f"‹ {at}/{count} ›" if count > 1 else ""
+        self.set_class(count > 1, "versions")
 
 
 class Notice(Static):
@@ -47,8 +79,23 @@ class Turns(VerticalGroup):
         yield Welcome()
 
 
-class Transcript(VerticalScroll, can_focus=False):
-    """Shows one conversation and can set another one aside."""
+class Transcript(VerticalScroll, can_focus=True, inherit_bindings=False):
+    """Shows one conversation and can set another one aside. It has the keyboard while a message is
+    chosen."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up,k", "screen.choose(-1)", "Before", show=False),
+        Binding("down,j", "screen.choose(1)", "After", show=False),
+        Binding("enter,e", "screen.edit_chosen", "Edit", show=False),
+        Binding("r", "screen.regenerate_chosen", "Regenerate", show=False),
+        Binding("f", "screen.fork_chosen", "Fork", show=False),
+        Binding("c", "screen.copy_answer", "Copy", show=False),
+        *(Binding(f"{n}", f"screen.copy_code({n})", "Copy code", show=False) for n in range(1, 10)),
+        Binding("left", "screen.version(-1)", "Version before", show=False),
+        Binding("right", "screen.version(1)", "Version after", show=False),
+        Binding("escape", "screen.leave_choice", "Back", show=False),
+    ]
+    FOCUS_ON_CLICK = False
 
     def __init__(self) -> None:
         super().__init__()
