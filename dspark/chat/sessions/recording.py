@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dspark.chat.ask import LeftOut
 from dspark.chat.backend import ChatEvent
 from dspark.chat.conversation import Conversation, Turn
-from dspark.chat.sessions.store import ChatStore
+from dspark.chat.sessions.store import ChatStore, title_of
 from dspark.chat.sessions.turn_records import is_kept, written
 from dspark.events import Finished
 
@@ -25,7 +25,7 @@ class Recording:
         """The turn follows the last one of the conversation, which gets a place in the store."""
         try:
             if conversation.saved_id is None:
-                conversation.title = conversation.title or self.turn.prompt
+                conversation.title = conversation.title or title_of(self.turn.prompt)
                 conversation.saved_id = self.store.add_chat(conversation.title, settings)
             before = conversation.turns[-1].saved_id if conversation.turns else None
             self.turn.saved_id = self.store.begin_turn(
