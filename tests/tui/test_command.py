@@ -201,7 +201,7 @@ def test_a_private_chat_is_not_stored(started, terminal, chats, started_with):
     ],
 )
 def test_a_chat_that_cannot_be_opened_is_said_in_a_line(
-    started, terminal, chats, capsys, arguments, words
+    capsys, started, terminal, chats, arguments, words
 ):
     assert run(["chat", *arguments]) != 0
     shown = capsys.readouterr().err
