@@ -203,6 +203,7 @@ def test_a_private_chat_is_not_stored(started, terminal, chats, started_with):
 def test_a_chat_that_cannot_be_opened_is_said_in_a_line(
     capsys, started, terminal, chats, arguments, words
 ):
+    terminal()  # the streams that capsys has put there
     assert run(["chat", *arguments]) != 0
     shown = capsys.readouterr().err
     assert words in shown and shown.count("\n") == 1 and started == []
