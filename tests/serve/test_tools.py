@@ -7,6 +7,10 @@ import pytest
 import torch
 
 from dspark.text.chat_template import ChatTemplate
+from dspark.text.tool_calls_gemma import GEMMA
+from tests.automaton import chain, write_automaton, write_byte_tokenizer
+from tests.engine.pairs import open_pair as open_automaton
+from tests.serve.conftest import serving
 from tests.serve.test_openai import events_of
 
 WEATHER = {
@@ -31,8 +35,8 @@ def scripted(served, monkeypatch):
     prompts: list[str] = []
     write = ChatTemplate.write
 
-    def noting(self, messages, tools=()):
-        prompts.append(write(self, messages, tools))
+    def noting(self, messages, tools=(), **options):
+        prompts.append(write(self, messages, tools, **options))
         return prompts[-1]
 
     monkeypatch.setattr(ChatTemplate, "write", noting)
@@ -83,6 +87,30 @@ def test_tools_that_are_not_to_be_called_are_not_offered(scripted):
 def test_a_template_without_tools_is_told(served):
     answer = served.chat(tools=[WEATHER])
     assert answer.status_code == 400 and "tools" in answer.json()["error"]["message"]
+
+
+def test_a_form_whose_marks_are_special_tokens_is_called_like_any_other(tmp_path):
+    """Gemma 4's, by a model that answers everybody with this call."""
+    asked, end, body = "<|asked|>", "<|end|>", "call:weather{days:3}"
+    marks = {"special": [asked, end, *GEMMA.specials], "words": [b"Sure.", body.encode()]}
+    template = "{% if tools %}" + GEMMA.opening + "{% endif %}{{ messages[-1].content }}" + asked
+    ids = write_byte_tokenizer(tmp_path, **marks, eos_token=end, chat_template=template)
+    said = [ids[asked], ids[b"Sure."], ids[GEMMA.opening], ids[body.encode()], ids[GEMMA.closing]]
+    write_automaton(tmp_path, chain(*said, ids[end]), max(ids.values()) + 1, ids[end])
+    with open_automaton(tmp_path, None) as session, serving(session) as server:
+        choice = server.chat(tools=[WEATHER], max_tokens=9).json()["choices"][0]
+        assert choice["message"]["content"] == "Sure." and choice["finish_reason"] == "tool_calls"
+        (call,) = choice["message"]["tool_calls"]
+        assert call["function"] == {"name": "weather", "arguments": '{"days": 3}'}
+        chunks = events_of(server.chat(tools=[WEATHER], max_tokens=9, stream=True))
+        deltas = [each["delta"] for chunk in chunks for each in chunk["choices"]]
+        streamed = [each for delta in deltas for each in delta.get("tool_calls", [])]
+        assert [each["function"] for each in streamed] == [call["function"]]
+        assert "".join(delta.get("content") or "" for delta in deltas) == "Sure."
+        bare = server.chat(max_tokens=9).json()["choices"][0]["message"]
+        assert bare["content"] == f"Sure.{body}" and "tool_calls" not in bare
+        forced = server.chat(tools=[WEATHER], tool_choice="required")
+        assert forced.status_code == 400 and "Gemma 4" in forced.json()["error"]["message"]
 
 
 def play(served, answer, monkeypatch):
