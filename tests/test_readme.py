@@ -1,4 +1,4 @@
-"""The README's commands are the ones that CI runs, and every command in it exists."""
+"""The README's commands are the ones that CI runs, and every command in the documents exists."""
 
 import re
 import shlex
@@ -16,6 +16,10 @@ README = (ROOT / "README.md").read_text("utf-8")
 GROUP: Any = typer.main.get_command(app)
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 BLOCKS = [text for language, text in FENCED.findall(README) if not language]
+PAGES = [path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "log.md"]
+DOCUMENTS = "\n".join([README, *(path.read_text("utf-8") for path in PAGES)])
+DOCUMENT_BLOCKS = [text for language, text in FENCED.findall(DOCUMENTS) if not language]
+QUICK_START = (ROOT / "docs" / "quickstart.md").read_text("utf-8")
 LIBRARY = (ROOT / "docs" / "library.md").read_text("utf-8")
 PYTHON = [
     text
@@ -25,8 +29,8 @@ PYTHON = [
 ]
 COMMANDS = sorted(
     {
-        line.partition("#")[0].partition("<")[0].strip()
-        for block in BLOCKS
+        re.split("[#<>]", line)[0].strip()
+        for block in DOCUMENT_BLOCKS
         for line in block.splitlines()
         if line.startswith("dspark ")
     }
@@ -59,16 +63,17 @@ def test_every_command_in_it_parses(command):
         assert context.params
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\((?!https?:)([^)]+)\)", README))
-def test_every_link_leads_somewhere(target):
-    assert (ROOT / target).exists()
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page):
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text("utf-8"))
+    assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
 def test_the_options_named_in_the_text_exist():
     parent = GROUP.make_context("dspark", [])
     commands = [GROUP, *(GROUP.get_command(parent, name) for name in GROUP.list_commands(parent))]
     known = {name for each in commands for param in each.get_params(parent) for name in param.opts}
-    named = set(re.findall(r"`(?:dspark )?(--?[a-z][a-z-]*)", README))
+    named = set(re.findall(r"`(?:dspark )?(--?[a-z][a-z-]*)", README + QUICK_START))
     assert {"--system", "-h"} <= named <= known
 
 
