@@ -19,6 +19,7 @@ from dspark.kvcache.row_pool import KVSlot
 from dspark.models.deepseek_v4.cache import MAX_ROWS, RequestCaches
 from dspark.models.deepseek_v4.decoder import Decoder, FeedExperts
 from dspark.models.deepseek_v4.float_experts import feed_experts
+from dspark.models.deepseek_v4.rounded_experts import feed_rounded
 from dspark.targets.base import Pass, TargetSpec
 from dspark.targets.stop_tokens import stop_tokens
 from dspark_kernels.cpu.file_weight import FileTable
@@ -26,7 +27,8 @@ from dspark_kernels.cpu.float_matrix import multiply_floats
 
 
 class DeepseekV4Target:
-    """A target whose requests share passes; rolling back is setting a length."""
+    """A target whose requests share passes; rolling back is setting a length. `kinds`: the formats
+    that rows are rounded for, none if they meet all weights in float32."""
 
     def __init__(
         self,
@@ -37,6 +39,7 @@ class DeepseekV4Target:
         stop_token_ids: frozenset[int] = frozenset(),
         feed: FeedExperts = feed_experts,
     ) -> None:
+        self.kinds = ("fp4",) if feed is feed_rounded else ()
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.tap_layers, self._weights = tap_layers, weights
         self._embedding = FileTable(weights.matrices["embed.weight"])
@@ -115,14 +118,20 @@ class DeepseekV4Target:
         return self._decoder.run(token_ids, self.caches, stretches, self.tap_layers)
 
 
-def load_deepseek_v4(folder: Folder, *, tap_layers: tuple[int, ...]) -> DeepseekV4Target:
-    """Of a folder in the published layout. Raises CheckpointError."""
+def load_deepseek_v4(
+    folder: Folder, *, tap_layers: tuple[int, ...], rounds: bool = False
+) -> DeepseekV4Target:
+    """Of a folder in the published layout. `rounds`: rows meet routed experts in 8 bits. Raises
+    CheckpointError."""
     folder = ModelFolder.of(folder)
     config = DeepseekV4TargetConfig.from_json(folder.config)
     weights = read_target(folder, config)
     stops = stop_tokens(folder, config)
     try:
-        return DeepseekV4Target(config, weights, tap_layers=tap_layers, stop_token_ids=stops)
+        feed = feed_rounded if rounds else feed_experts
+        return DeepseekV4Target(
+            config, weights, tap_layers=tap_layers, stop_token_ids=stops, feed=feed
+        )
     except (KeyError, TypeError, ValueError) as error:  # of rope_scaling, or sizes of blocks
         raise CheckpointError(
             f"the config in {folder.path} is invalid: {one_line(error)}"

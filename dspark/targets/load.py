@@ -24,14 +24,14 @@ def load_target(
     kv: KVFormat = "auto",
 ) -> Target:
     """Read the model in `directory`, tapping the given layers. `as_stored`: on a CPU, weights in
-    the codes of a GGUF are multiplied with as they are, and `dtype` is that of rows. Raises
-    InputError for a `kv` that this target does not have."""
+    the codes of a GGUF are multiplied with as they are, and `dtype` is that of rows; rows meet
+    DeepSeek-V4's experts in 8 bits. Raises InputError for a `kv` that this target does not have."""
     folder = ModelFolder.of(directory)
     if device.type == "cpu" and dtype == torch.float32 and is_published_layout(folder.config):
         from dspark.targets.deepseek_v4_native import load_deepseek_v4
 
         check_numbers(kv)
-        return load_deepseek_v4(folder, tap_layers=tap_layers)
+        return load_deepseek_v4(folder, tap_layers=tap_layers, rounds=as_stored)
     config = read_dense_config(folder) or read_config(folder)
     if as_stored and device.type == "cpu":
         from dspark.targets.stored import load_stored, stored_runtime

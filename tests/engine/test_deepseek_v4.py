@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from dspark.config import StopConfig
-from dspark.engine.session import Session
+from dspark.config import EngineConfig, RuntimeConfig, ScheduleConfig, StopConfig
+from dspark.engine.session import Session, open_session
 from dspark.events import Finished, Round
+from dspark.hub import PairFiles
+from dspark.progress import follow
 from dspark.targets.deepseek_v4_native import DeepseekV4Target
 from dspark.targets.hf import HfTarget, load_hf
 from tests.deepseek_v4_toy import CONFIG, write
@@ -139,6 +141,22 @@ def test_greedy_output_is_plain_decodings(session: Session) -> None:
             decode(session.engine, [request(prompt, 24, plain=plain)])[0] for plain in (True, False)
         )
         assert drafted == plain and len(set(plain)) > 3
+
+
+def test_by_default_rows_meet_the_experts_in_8_bits(
+    toy: tuple[Path, dict[str, torch.Tensor]],
+) -> None:
+    """And drafts change nothing then either, beside other requests."""
+    files = PairFiles("test", toy[0], toy[0])
+    config = EngineConfig(schedule=ScheduleConfig("full"))
+    with follow(open_session(files, RuntimeConfig("cpu"), config)) as session:
+        assert session.runtime.dtype == "fp4"
+        prompts = [IDS[start : start + 9].tolist() for start in (0, 20)]
+        plain, drafted = (
+            decode(session.engine, [request(prompt, 16, plain=plain) for prompt in prompts])
+            for plain in (True, False)
+        )
+        assert plain == drafted and len(set(plain[0])) > 3
 
 
 def test_a_seed_writes_the_same_with_drafts_and_without(session: Session) -> None:

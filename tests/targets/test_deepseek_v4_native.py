@@ -105,8 +105,16 @@ def test_after_any_rollback_it_goes_on_as_if_nothing_had_been_refused(
     target.close(slot)
 
 
+@pytest.fixture(scope="module")
+def rounding(folder: Path) -> DeepseekV4Target:
+    """With experts on rows of 8 bits."""
+    return load_deepseek_v4(folder, tap_layers=TAPS, rounds=True)
+
+
 @torch.inference_mode()
-def test_a_row_has_the_same_bits_in_any_company(target: DeepseekV4Target) -> None:
+@pytest.mark.parametrize("which", ["target", "rounding"])
+def test_a_row_has_the_same_bits_in_any_company(which: str, request: pytest.FixtureRequest) -> None:
+    target = request.getfixturevalue(which)
     lengths = (19, 5, 40)
     slots = [target.open() for _ in lengths]
     for slot, length in zip(slots, lengths, strict=True):
