@@ -40,7 +40,8 @@ class Int8Rows:
         """int8 [N, K], in the order of the columns."""
         stored = self.data[:, :, :GROUP].contiguous().view(torch.int8)
         by_parity = stored.unflatten(2, (-1, 2, 4))
-        return by_parity.transpose(3, 4).flatten(1)
+        out: torch.Tensor = by_parity.transpose(3, 4).flatten(1)
+        return out
 
     def half_scales(self) -> torch.Tensor:
         """float32 [N, K / 32]."""
