@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from dspark.checkpoints.config_values import architecture_of
 from dspark.checkpoints.head_config import (
+    AnyHeadConfig,
     Calibration,
     Family,
     HeadConfig,
@@ -176,6 +177,15 @@ class DSparkConfig(HeadConfig):
             width = hidden + (rank if self.confidence_with_markov else 0)
             shapes |= {"confidence_head.proj.weight": (1, width), "confidence_head.proj.bias": (1,)}
         return shapes
+
+
+def calibrated_for(config: AnyHeadConfig) -> str | None:
+    """The requests whose confidences are calibrated, in words; None without a confidence head."""
+    if not config.has_confidence or not isinstance(config, DSparkConfig):
+        return None
+    if config.greedy_confidence is not None:
+        return "greedy and sampled requests apart"
+    return "one for all requests" if config.confidence_temperatures else "none"
 
 
 def _check_calibration(calibration: Calibration, block_size: int) -> None:

@@ -7,11 +7,12 @@ expected acceptance of its first drafts is compared place by place.
 
 import math
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
+from dspark.checkpoints.dspark_config import calibrated_for
 from dspark.checkpoints.heads import read_draft_config
 from dspark.config import RuntimeConfig
 from dspark.engine.runtime import resolve_runtime
@@ -68,7 +69,7 @@ class ProbeReport:
     """The first drafts as configured, and the neighbours, best first.
 
     acceptance: of rejection sampling at temperature 1, given that all drafts before were accepted;
-    agreement: drafts that are the target's likeliest token.
+    agreement: drafts that are the target's likeliest token. calibration: of its confidences.
     """
 
     prompts: int
@@ -76,6 +77,7 @@ class ProbeReport:
     acceptance_by_position: tuple[float, ...]
     agreement_by_position: tuple[float, ...]
     trials: tuple[Trial, ...]
+    calibration: str | None = None
 
     @property
     def fault(self) -> str | None:
@@ -130,7 +132,8 @@ def probe(
         thetas=(target_theta(files.target),),
         masks=() if mask is None else possible_masks(files.target, mask, config.vocab_size),
     )
-    return (yield from compare(head, texts, others))
+    report = yield from compare(head, texts, others)
+    return replace(report, calibration=calibrated_for(config))
 
 
 def compare(

@@ -17,7 +17,7 @@ from dspark.extras import install_command
 from dspark.text.answer_gate import AnswerGate
 
 # a model that writes white space for ever would never reach the end
-OPTIONS = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,40}"}
+JSON_OPTIONS = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,40}"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Vocabulary:
     def of_schema(self, schema: dict[str, Any] | bool) -> Grammar:
         """Raises InputError for a schema that is invalid or cannot be enforced whole."""
         return self._checked(
-            _library().LLMatcher.grammar_from_json_schema(json.dumps(schema), OPTIONS)
+            _library().LLMatcher.grammar_from_json_schema(json.dumps(schema), JSON_OPTIONS)
         )
 
     def of_lark(self, text: str) -> Grammar:

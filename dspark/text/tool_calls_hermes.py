@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dspark.text.grammar import JSON_OPTIONS
 from dspark.text.tool_format import Functions, ToolCall, ToolFormat
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -21,9 +22,10 @@ _PARAMETER = re.compile(
 def call_grammar(tools: Sequence[Mapping[str, Any]]) -> str:
     """In Lark's language: one call of one of these tools, as JSON schemas of functions."""
     calls = [_call_schema(tool["function"]) for tool in tools]
+    schema = {"anyOf": calls, "x-guidance": JSON_OPTIONS}
     return (
         f"start: {json.dumps(OPEN)} NL call NL {json.dumps(CLOSE)}\n"
-        f'NL: "\\n"\ncall: %json {json.dumps({"anyOf": calls})}\n'
+        f'NL: "\\n"\ncall: %json {json.dumps(schema)}\n'
     )
 
 

@@ -9,7 +9,6 @@ from dspark_cli.output.facts import print_json, size_text
 from dspark_cli.output.tables import print_facts, wrapped
 
 if TYPE_CHECKING:
-    from dspark.checkpoints.head_config import AnyHeadConfig
     from dspark.hub import Pair
 
 EXAMPLES = ("dspark show demo", "dspark show ./my-head --json")
@@ -136,6 +135,7 @@ def _folder(path: Path) -> dict[str, Any]:
 
 
 def _head(path: Path) -> dict[str, Any]:
+    from dspark.checkpoints.dspark_config import calibrated_for
     from dspark.checkpoints.heads import count_head_parameters, read_any_config
     from dspark.graft.judge.speedup import read_measured
 
@@ -150,19 +150,8 @@ def _head(path: Path) -> dict[str, Any]:
         "markov_type": config.markov_type,
         "markov_rank": config.markov_rank,
         "has_confidence": config.has_confidence,
-        "calibration": _calibration(config),
+        "calibration": calibrated_for(config),
     }
-
-
-def _calibration(config: "AnyHeadConfig") -> str | None:
-    """For which requests the confidences are calibrated; None without a confidence head."""
-    from dspark.checkpoints.dspark_config import DSparkConfig
-
-    if not config.has_confidence or not isinstance(config, DSparkConfig):
-        return None
-    if config.greedy_confidence is not None:
-        return "greedy and sampled requests apart"
-    return "one for all requests" if config.confidence_temperatures else "none"
 
 
 def _print(facts: dict[str, Any]) -> None:

@@ -14,6 +14,8 @@ def probe_lines(report: "ProbeReport") -> list[str]:
         f"acceptance of the first drafts: {rates} (sampled at temperature 1, at "
         f"{counted(report.places, 'place')} in {counted(report.prompts, 'answer')})"
     ]
+    if report.calibration is not None:
+        lines.append(f"calibration of its confidences: {report.calibration}")
     if report.fault is not None:
         return [*lines, f"misread: {report.fault}"]
     nearest = max(report.trials, key=lambda trial: trial.gain, default=None)

@@ -19,7 +19,7 @@ from dspark.checkpoints.deepspec import (
     write_draft_vocabulary,
     write_head,
 )
-from dspark.checkpoints.dspark_config import DSparkConfig
+from dspark.checkpoints.dspark_config import DSparkConfig, calibrated_for
 from dspark.checkpoints.head_config import Calibration
 from dspark.engine.session import load_drafter
 from dspark.errors import CheckpointError, PairMismatchError, StorageError
@@ -226,6 +226,10 @@ def test_greedy_requests_may_have_a_calibration_of_their_own(head_dir):
     config = read_head_config(head_dir)
     assert config.greedy_calibration == Calibration(tuple(own["temperatures"]), -0.25)
     assert set(config.sampled_calibration.temperatures) == {1.0}
+    assert calibrated_for(config) == "greedy and sampled requests apart"
+    together = replace(config, greedy_confidence=None, confidence_temperatures=(2.0,))
+    assert calibrated_for(together) == "one for all requests"
+    assert calibrated_for(replace(together, has_confidence=False)) is None
     assert json.loads(json.dumps(config.to_json()))["greedy_confidence"] == own
     for wrong in (
         own | {"temperatures": [1.0]},

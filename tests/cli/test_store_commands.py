@@ -155,6 +155,7 @@ def test_show_describes_the_head(dspark, shipped_head) -> None:
     assert (head["block_size"], head["target_layer_ids"]) == (4, [0, 1])
     assert (head["markov_type"], head["markov_rank"]) == ("vanilla", 8)
     assert head["has_confidence"] is True
+    assert head["calibration"] == "none"
     tensors = load_file(shipped_head / "model.safetensors")
     assert head["num_parameters"] == sum(tensor.size for tensor in tensors.values())
     text = dspark("show").out

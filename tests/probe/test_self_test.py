@@ -40,6 +40,7 @@ def test_a_sound_pair_has_no_fault(sound: Sound) -> None:
     assert report.fault is None
     assert min(report.acceptance_by_position) > 0.3
     assert report.tau > 1.5
+    assert report.calibration == "none"
     assert len(report.trials) >= 15
 
 

@@ -8,6 +8,7 @@ import torch
 
 from dspark.errors import InputError
 from dspark.text.stream import TextCodec
+from dspark.text.tool_calls_hermes import call_grammar
 from tests.automaton import write_byte_tokenizer
 
 SIZE = 300
@@ -69,6 +70,10 @@ def test_any_walk_with_refused_drafts_allows_what_a_fresh_matcher_does(codec):
 def test_white_space_has_an_end(codec):
     matcher = vocabulary(codec).of_schema({"type": "object"}).matcher()
     assert "\n" not in allowed_texts(matcher, [*b"{", *b"\n" * 40])
+    called = vocabulary(codec).of_lark(call_grammar([{"function": {"name": "f"}}])).matcher()
+    begun = [*b"<tool_call>\n{"]
+    assert "\n" in allowed_texts(called, begun)
+    assert "\n" not in allowed_texts(called, [*begun, *b"\n" * 40])
 
 
 def test_it_begins_behind_thinking_that_the_prompt_opened(codec):
