@@ -138,6 +138,21 @@ def test_every_format(card, formats):
 
 
 @pytest.mark.cards
+@pytest.mark.parametrize("card", CARDS)
+def test_passes_of_rounds_that_the_host_leads(card):
+    """Of every format: the layers, the first norm among them, the last one and the output head."""
+    from gpu_parts.time_model import layer_nodes
+
+    formats = [*FORMATS, *OF_GGUF]
+    found = run_rounds(card, *formats, options=("--layers", "2", "--host-led", "--of-one"))
+    check(found)
+    for name in formats:
+        launched = found["nodes"][name]["pass"]
+        assert sum(launched.values()) == 2 * layer_nodes() + 2, (name, launched)
+        assert "embedded_blocks.embedded_blocks_kernel" in launched
+
+
+@pytest.mark.cards
 def test_nodes_of_the_graphs():
     pairs = [pair for pair in BUDGETS if not pair.startswith("golden")]
     found = run_rounds(90, *pairs, options=("--of-one",))

@@ -20,9 +20,11 @@ import triton
 from benchmarks.gpu import ROOT  # which also makes gpu_parts known
 from dspark.checkpoints.heads import read_any_config
 from dspark.config import EngineConfig, KVFormat
+from dspark.drafters.lookup import LookupDrafter
+from dspark.engine.rounds.captured_host import CapturedHostRounds
 from dspark.engine.rounds.device import DeviceRounds
 from dspark.engine.rounds.device_batch import Plan
-from dspark.engine.schedule.policies import ThresholdSchedule
+from dspark.engine.schedule.policies import FullSchedule, ThresholdSchedule
 from dspark.engine.session import load_drafter
 from dspark.targets.dense_files import load_dense, read_config
 from tests.kernels.pretended.card import PretendedCard, capturing, listed_launches
@@ -81,6 +83,22 @@ def run_halves(
     return nodes
 
 
+@torch.inference_mode()
+def run_passes(card: PretendedCard, target: Any, *, of_one: bool) -> dict[str, int]:
+    """Nodes of a captured pass of host-led rounds: one request, a whole block."""
+    rounds = CapturedHostRounds(
+        target, target.cache, LookupDrafter(), FullSchedule(), EngineConfig(max_requests=8)
+    )
+    passes, block = rounds._passes, 1 + LookupDrafter().block_size
+    for num_lanes in LANES[: 1 if of_one else None]:
+        for size in (block,) if of_one else (1, block):
+            for num_pages in PAGES[: 1 if of_one else None]:
+                found = nodes_of(card, passes._pass(num_lanes, size, num_pages)._run)
+                if num_lanes == 1:
+                    nodes = found
+    return nodes
+
+
 def prefill(target: Any, drafter: Any) -> None:
     """A short prompt, of as many rows as kernels take, and one that torch's products take."""
     for size in (9, 100):
@@ -122,6 +140,7 @@ def main() -> int:
     parser.add_argument("pairs", nargs="+")
     parser.add_argument("--card", type=int, default=90)
     parser.add_argument("--of-one", action="store_true", help="only one request, whole blocks")
+    parser.add_argument("--host-led", action="store_true", help="passes of rounds led by the host")
     parser.add_argument("--layers", type=int, default=0, help="of a random target; 0: its own")
     options = parser.parse_args()
     card, nodes = PretendedCard(options.card), {}
@@ -130,7 +149,10 @@ def main() -> int:
             first, *rest = name.split(":")
             is_golden = first == "golden"
             pair = golden_pair(*rest) if is_golden else random_pair(first, options.layers, *rest)
-            nodes[name] = run_halves(card, *pair, of_one=options.of_one)
+            if options.host_led:
+                nodes[name] = {"pass": run_passes(card, pair[0], of_one=options.of_one)}
+            else:
+                nodes[name] = run_halves(card, *pair, of_one=options.of_one)
         json.dump(report(card, nodes), sys.stdout)
     return 0
 
