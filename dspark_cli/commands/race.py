@@ -47,6 +47,7 @@ def race(
     device: options.Device = options.RUNTIME.device,
     dtype: options.DtypeOption = options.RUNTIME.dtype,
     draft_weights: options.DraftWeightsOption = options.RUNTIME.draft_weights,
+    kv: options.KVOption = options.RUNTIME.kv,
     temperature: options.Temperature = options.SAMPLING.temperature,
     top_k: options.TopK = options.SAMPLING.top_k,
     top_p: options.TopP = options.SAMPLING.top_p,
@@ -73,7 +74,7 @@ def race(
     engine = options.engine_config(confidence_threshold, schedule, max_requests=1)
     sampling = options.sampling_config(temperature, top_k, top_p, seed)
     stop, text = options.stop_config(max_tokens, None), read_prompt(prompt)
-    runtime = RuntimeConfig(device, dtype, draft_weights)
+    runtime = RuntimeConfig(device, dtype, draft_weights, kv)
     choice = PairChoice(options.one_pair(named, pair, target), target, draft)
     with _runners(choice, heads, runtime, engine) as runners:
         from dspark.bench import race as racing

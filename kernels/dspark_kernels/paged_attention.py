@@ -101,7 +101,7 @@ def paged_attention(
         HAS_SOFT_CAP=soft_cap > 0,
         HAS_SINKS=sinks is not None,
         **sizes,
-        num_warps=warps_of_a_block(sizes),
+        num_warps=warps_of_a_block(sizes, query.element_size()),
         num_stages=stages_at(card_capability(query.device), head_dim, query.element_size()),
         **launch_options(query.device),
     )
@@ -141,9 +141,10 @@ def sizes_of_a_block(group: int, head_dim: int, itemsize: int) -> dict[str, int]
     }
 
 
-def warps_of_a_block(sizes: dict[str, int]) -> int:
-    """Enough that the sums of a block fit in their registers."""
-    return 8 if sizes["BLOCK_PAIRS"] * sizes["BLOCK_DIM"] > 4096 else 4
+def warps_of_a_block(sizes: dict[str, int], itemsize: int) -> int:
+    """Enough that the sums of a block fit in their registers; of float32, which is multiplied
+    without tensor cores, its operands too."""
+    return 8 if sizes["BLOCK_PAIRS"] * sizes["BLOCK_DIM"] * itemsize > 8192 else 4
 
 
 def paged_attention_reference(
@@ -382,6 +383,6 @@ def _build_of(
         paged_attention_kernel,
         signature,
         constants,
-        num_warps=warps_of_a_block(sizes),
+        num_warps=warps_of_a_block(sizes, itemsize),
         stages_at=lambda capability: stages_at(capability, head_dim, itemsize),
     )
