@@ -75,7 +75,8 @@ class Round:
     `draft` holds every drafted id, `verified` the number the target checked, `accepted` the
     number it kept, `next` the correction or bonus id. `pieces` is the reader's text (cut at a
     stop), `rejected` the drafted pieces that the target checked and refused. `is_parked`: nothing
-    was drafted, because plain decoding is faster at present.
+    was drafted, because plain decoding is faster at present: a round with drafts takes `draft_cost`
+    plain ones and gives `draft_tokens` (0: not known).
     """
 
     request_id: int
@@ -93,6 +94,8 @@ class Round:
     verify_seconds: float
     seconds: float
     is_parked: bool = False
+    draft_cost: float = 0.0
+    draft_tokens: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,8 @@ class DecodeStats:
     the `parked` rounds, in which nothing was drafted because it does not pay.
 
     `cached_tokens` of the prompt needed no pass; `thinking_tokens` of the new ones are thinking;
-    `preemptions` is how often it had to make way for others.
+    `preemptions` is how often it had to make way for others; `draft_cost` and `draft_tokens` are
+    those of the last parked round.
     """
 
     prompt_tokens: int
@@ -126,6 +130,8 @@ class DecodeStats:
     thinking_tokens: int = 0
     preemptions: int = 0
     parked: int = 0
+    draft_cost: float = 0.0
+    draft_tokens: float = 0.0
 
     @property
     def tau(self) -> float:

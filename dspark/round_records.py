@@ -59,6 +59,8 @@ def round_record(event: Round) -> dict[str, Any]:
         "verify_seconds": event.verify_seconds,
         "seconds": event.seconds,
         "parked": event.is_parked,
+        "draft_cost": event.draft_cost,
+        "draft_tokens": event.draft_tokens,
     }
 
 
@@ -132,6 +134,8 @@ def read_round(record: dict[str, Any], request_id: int) -> PrefillProgress | Rou
         verify_seconds=float(record["verify_seconds"]),
         seconds=float(record["seconds"]),
         is_parked=bool(record.get("parked", False)),
+        draft_cost=float(record.get("draft_cost", 0.0)),
+        draft_tokens=float(record.get("draft_tokens", 0.0)),
     )
 
 

@@ -33,4 +33,6 @@ def add_event(stats: DecodeStats, event: ChatEvent) -> DecodeStats:
         accepted=stats.accepted + event.accepted,
         decode_seconds=stats.decode_seconds + event.seconds,
         parked=stats.parked + event.is_parked,
+        draft_cost=event.draft_cost if event.is_parked else stats.draft_cost,
+        draft_tokens=event.draft_tokens if event.is_parked else stats.draft_tokens,
     )

@@ -1,15 +1,24 @@
 """Texts that both front ends show."""
 
 from dspark.config import SamplingChoice, SamplingConfig
-from dspark.events import Finished
+from dspark.events import DecodeStats, Finished
 
 GREEDY = "greedy"
-PARKED = "drafts parked: plain is faster now"
 END_NOTES = {
     "cancelled": "stopped",
     "max_tokens": "stopped at the maximum number of tokens",
     "context": "stopped: the context is full; the next prompt leaves out the oldest",
 }
+
+
+def parked_words(stats: DecodeStats) -> str:
+    """Why nothing is drafted at present."""
+    if not stats.draft_cost:
+        return "drafts parked: plain is faster now"
+    return (
+        f"drafts parked: a round would take {stats.draft_cost:.1f} plain ones and give "
+        f"{stats.draft_tokens:.1f} tokens"
+    )
 
 
 def ending_words(event: Finished, refused: str = "") -> list[str]:

@@ -393,6 +393,8 @@ class Engine:
         )
         active.anchor = outcome.next_id
         active.count_round(len(ids), outcome.verified, num_accepted, is_parked=outcome.is_parked)
+        if outcome.is_parked:
+            active.draft_figures = outcome.draft_cost, outcome.draft_tokens
         return Round(
             request_id=active.request_id,
             index=active.rounds - 1,
@@ -409,6 +411,8 @@ class Engine:
             verify_seconds=outcome.verify_seconds,
             seconds=outcome.seconds,
             is_parked=outcome.is_parked,
+            draft_cost=outcome.draft_cost,
+            draft_tokens=outcome.draft_tokens,
         )
 
 

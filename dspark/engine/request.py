@@ -82,6 +82,7 @@ class ActiveRequest:
     verified: int = 0
     accepted: int = 0
     parked: int = 0  # rounds without drafts because they do not pay
+    draft_figures: tuple[float, float] = (0.0, 0.0)  # why, in the last of them
     submitted_at: float = field(default_factory=time.perf_counter)
     decoding_since: float = 0.0
     last_token_at: float = 0.0
@@ -174,6 +175,8 @@ class ActiveRequest:
             thinking_tokens=self.num_thinking,
             preemptions=self.preemptions,
             parked=self.parked,
+            draft_cost=self.draft_figures[0],
+            draft_tokens=self.draft_figures[1],
         )
 
 

@@ -30,6 +30,16 @@ class Metrics:
             "1 if drafting is parked at present because plain decoding is faster.",
             registry=self._registry,
         )
+        self._draft_cost = Gauge(
+            "dspark_draft_cost",
+            "While parked: time of a round with drafts, in plain rounds; 0 if not known.",
+            registry=self._registry,
+        )
+        self._draft_tokens = Gauge(
+            "dspark_draft_tokens",
+            "While parked: tokens that a round with drafts gives a request; 0 if not known.",
+            registry=self._registry,
+        )
         self._verified_at = self._counter(
             "verified_at_position", "Verified drafts by their position.", "position"
         )
@@ -72,6 +82,9 @@ class Metrics:
             self._parked_rounds.inc(event.is_parked)
             if event.is_parked or event.draft:
                 self._parked.set(event.is_parked)
+            if event.is_parked:
+                self._draft_cost.set(event.draft_cost)
+                self._draft_tokens.set(event.draft_tokens)
             self._new_tokens.inc(len(event.pieces))
             self._drafted.inc(len(event.draft))
             self._verified.inc(event.verified)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
-from dspark.chat.shared_wording import PARKED
+from dspark.chat.shared_wording import parked_words
 from dspark.config import EngineConfig, SamplingConfig, StopConfig
 from dspark.events import DecodeStats, Finished, Round
 from dspark.plural import counted
@@ -77,7 +77,7 @@ def stats_line(stats: DecodeStats, sampling: SamplingConfig | None = None) -> st
     if stats.drafted and not stats.is_parked:
         figures += [f"τ {stats.tau:.2f}", f"{stats.verified_per_round:.1f} verified per round"]
     if stats.is_parked:
-        figures.append(PARKED)
+        figures.append(parked_words(stats))
     if sampling is not None and sampling.acceptance == "coupling":
         figures.append(f"seed {sampling.seed}")
     if sampling is not None and sampling.acceptance == "rejection":

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from textual.content import Content
 
-from dspark.chat.shared_wording import PARKED, ending_words
+from dspark.chat.shared_wording import ending_words, parked_words
 from dspark.errors import DSparkError
 from dspark.events import Finished
 from dspark.plural import counted
@@ -105,7 +105,7 @@ def end_note(event: Finished, has_drafter: bool, refused: str = "") -> str:
     if stats.decode_seconds:
         words.append(f"{stats.decode_tokens_per_second:.1f} tok/s")
     if has_drafter and stats.decode_seconds:
-        words.append(PARKED if stats.is_parked else f"τ {stats.tau:.2f}")
+        words.append(parked_words(stats) if stats.is_parked else f"τ {stats.tau:.2f}")
     return " · ".join([*words, *ending_words(event, refused)])
 
 

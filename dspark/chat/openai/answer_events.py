@@ -100,6 +100,7 @@ class Written:
         seconds = self._last_at - self._first_at
         if seconds < BURST_SECONDS * (self._deltas - 1):
             seconds = 0.0
+        parked = [each for each in self._rounds if each.is_parked]
         stats = DecodeStats(
             prompt_tokens=self._counted("prompt_tokens"),
             new_tokens=self._counted("completion_tokens") or self._deltas,
@@ -109,7 +110,9 @@ class Written:
             accepted=sum(each.accepted for each in self._rounds),
             prefill_seconds=self._last_at - self._asked_at - seconds,
             decode_seconds=seconds,
-            parked=sum(each.is_parked for each in self._rounds),
+            parked=len(parked),
+            draft_cost=parked[-1].draft_cost if parked else 0.0,
+            draft_tokens=parked[-1].draft_tokens if parked else 0.0,
         )
         text, thinking = "".join(self._texts), "".join(self._thoughts)
         return Finished(

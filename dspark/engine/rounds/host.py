@@ -39,6 +39,8 @@ class Outcome:
     seconds: float
     logprobs: Sequence[TokenLogprobs] | None = None  # of the accepted drafts and the next token
     is_parked: bool = False
+    draft_cost: float = 0.0  # if parked, as in Round
+    draft_tokens: float = 0.0
 
 
 class RoundRunner(Protocol):
@@ -145,13 +147,14 @@ class HostRounds:
             time.perf_counter() - started,
         )
         logits = verified.logits.split([len(block) for block in blocks])
+        why = () if has_drafts or self._parking is None else self._parking.figures(len(batch))
         outcomes = []
         for active, draft, rows, acceptance in zip(batch, drafts, logits, accepted, strict=True):
             tokens = [*draft.ids[: acceptance.num_accepted], acceptance.next_id]
             logprobs = token_logprobs(active.request, rows, tokens)
             facts = (active, draft.ids, draft.confidences, draft.length, *acceptance, *times)
             is_parked = not has_drafts and active.draft_slot is not None
-            outcomes.append(Outcome(*facts, logprobs, is_parked))
+            outcomes.append(Outcome(*facts, logprobs, is_parked, *(why if is_parked else ())))
         return outcomes
 
     def _propose(self, batch: Sequence[ActiveRequest]) -> Proposals | None:

@@ -7,7 +7,7 @@ from textual.reactive import reactive
 from textual.widget import Widget
 
 from dspark.chat.running_stats import NOTHING_YET
-from dspark.chat.shared_wording import PARKED
+from dspark.chat.shared_wording import parked_words
 from dspark.events import DecodeStats
 
 FULL_CONTEXT = 0.9
@@ -84,7 +84,7 @@ def _figures(status: Status, has_drafter: bool, words: int) -> list[Field]:
     if not has_drafter:
         return [*figures, [("plain", "$foreground-muted")]]
     if stats.is_parked:
-        return [*figures, [(PARKED if words == 3 else "parked", "$foreground-muted")]]
+        return [*figures, [(parked_words(stats) if words == 3 else "parked", "$foreground-muted")]]
     tau = f"{stats.tau:.2f}" if measured else "–"
     verified = f"{stats.verified_per_round:.1f}" if measured else "–"
     figures.append([("τ ", "$foreground-muted"), (tau, "bold")])
