@@ -11,9 +11,10 @@ import torch
 from dspark.checkpoints.deepspec import write_draft_vocabulary
 from dspark.config import EngineConfig, RuntimeConfig, ScheduleConfig, StopConfig
 from dspark.engine.loop import Engine
-from dspark.engine.rounds import cuda_graph, device
+from dspark.engine.rounds import cuda_graph, device, waiting_taps
 from dspark.engine.rounds.device import DeviceRounds
 from dspark.engine.rounds.host import HostRounds
+from dspark.engine.schedule.parking import Parking
 from dspark.engine.schedule.policies import FullSchedule, SpsSchedule
 from dspark.engine.session import Session, open_session
 from dspark.errors import BrokenLogitsError, InputError, MemoryFullError
@@ -34,6 +35,7 @@ from tests.engine.pairs import (
     with_scheduler,
 )
 from tests.engine.test_distribution import FALSE_ALARM, asks_of, chi_square_p
+from tests.engine.test_parking import Pattern
 
 pytestmark = pytest.mark.usefixtures("paged")
 PROMPTS = [PROMPT, PROMPT[:3], PROMPT * 7]
@@ -389,3 +391,73 @@ def test_what_the_host_reads_is_copied_into_memory_that_is_taken_once(monkeypatc
     engine = golden("vanilla").engine
     assert [decode(engine, [ask]) for ask in asks] == wanted
     assert len(made) == 2 * len(engine._rounds._calls) < 20
+
+
+# -- parking --------------------------------------------------------------------------------------
+
+
+def parked_engine(session: Session, pattern: Pattern) -> Engine:
+    old = session.engine
+    parts = (old.target, old.drafter, old.scheduler, old._codec, old.config)
+    return Engine(*parts, parking=pattern)
+
+
+@pytest.mark.parametrize("variant", ["vanilla", "gated", "rnn", "dflash"])
+def test_parked_rounds_are_the_hosts(variant):
+    """Also what is drafted after them: the drafter has taken in all that was committed."""
+    session = golden(variant)
+    ours = parked_engine(session, Pattern(7, 2))
+    host = led_by_host(session)
+    host._rounds._parking = Pattern(7, 2)
+    events = events_of(ours, [request()])
+    assert events == events_of(host, [request()])
+    rounds = [e for e in events if isinstance(e, Round)]
+    assert {e.is_parked for e in rounds} == {True, False}
+    assert all(e.draft == () for e in rounds if e.is_parked)
+
+
+def test_parking_changes_no_token_of_requests_that_come_and_go(monkeypatch):
+    monkeypatch.setattr(waiting_taps, "MOST_ROUNDS", 3)
+    session = golden("vanilla", max_requests=3)
+    asks = [request(p, 20 + 9 * i) for i, p in enumerate(PROMPTS)]
+    asks += [request(PROMPT[:9], 30, plain=True), request(PROMPT[:5], 12)]
+    expected = decode(session.engine, [replace(ask, plain=True) for ask in asks])
+    for pattern in (Pattern(5, 2), Pattern(10**6, 1)):
+        assert decode(parked_engine(session, pattern), asks) == expected
+
+
+def test_a_parked_round_leaves_the_drafter_alone(monkeypatch):
+    session = golden("vanilla")
+    engine, calls = parked_engine(session, Pattern(10**6, 1)), []
+    append = engine.drafter.append
+
+    def appending(taps, rows):
+        calls.append(len(taps))
+        append(taps, rows)
+
+    monkeypatch.setattr(engine.drafter, "append", appending)
+    (text,) = decode(engine, [request(max_tokens=40)])
+    sizes = [size for size in calls if size != len(PROMPT)]
+    assert len(sizes) < 10 and sum(sizes) >= 39  # in few calls, once the text is over
+    longer = request((*PROMPT, *text, 5, 6), 30)
+    engine._rounds._parking = None
+    ours, fresh = (
+        [e.draft for e in each.run([longer]) if isinstance(e, Round)]
+        for each in (engine, led_by_device(session))
+    )
+    assert ours == fresh
+
+
+def test_the_ledger_of_device_rounds_parks_what_does_not_pay(monkeypatch):
+    session, parking = golden("vanilla"), Parking(block_size=6)
+    record = parking.record
+
+    def recording(seconds, blocks, *, has_drafts):
+        record(50.0 if has_drafts else 1.0, blocks, has_drafts=has_drafts)
+
+    monkeypatch.setattr(parking, "record", recording)
+    events = list(parked_engine(session, parking).run([request(max_tokens=60)]))
+    rounds = [e for e in events if isinstance(e, Round)]
+    assert sum(not e.is_parked for e in rounds) <= 3  # two are launched ahead
+    (finished,) = (e for e in events if isinstance(e, Finished))
+    assert finished.stats.is_parked and finished.stats.draft_cost > 10

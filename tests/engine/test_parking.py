@@ -12,6 +12,8 @@ from dspark.engine.schedule.acceptance import Acceptance
 from dspark.engine.schedule.parking import Parking
 from dspark.engine.schedule.policies import FullSchedule, SpsSchedule
 from dspark.events import Finished, Round
+from dspark.serve.metrics import Metrics
+from dspark_cli.output.answer import stats_line
 from tests.engine.machine import (
     BLOCK,
     CARD,
@@ -190,6 +192,9 @@ class Pattern(Parking):
         self._round += 1
         return (self._round - 1) % self._period >= self._parked
 
+    def figures(self, num_requests: int) -> tuple[float, float]:
+        return 3.0, 2.0
+
 
 def engine_with(variant: str, parking: Parking | None) -> Engine:
     old = golden(variant).engine
@@ -240,6 +245,13 @@ def test_a_parked_round_is_told_and_costs_no_acceptance():
     parked = [e for e in told if e.is_parked]
     assert parked and all(e.draft == () and e.accepted == 0 for e in parked)
     assert finished.stats.parked == len(parked) < finished.stats.rounds
+    assert {(e.draft_cost, e.draft_tokens) for e in parked} == {(3.0, 2.0)}
+    said = "drafts parked: a round would take 3.0 plain ones and give 2.0 tokens"
+    assert said in stats_line(finished.stats)
+    metrics = Metrics()
+    for event in events:
+        metrics.observe(event)
+    assert "dspark_draft_cost 3.0" in metrics.text(0).decode()
     drafted = [e for e in told if not e.is_parked]
     assert finished.stats.tau == pytest.approx(sum(e.accepted + 1 for e in drafted) / len(drafted))
 

@@ -13,7 +13,9 @@ from dspark.engine.request import ActiveRequest
 from dspark.engine.rounds.captured_host import CapturedPasses
 from dspark.engine.rounds.device import DeviceRounds
 from dspark.engine.rounds.host import HostRounds, Outcome
+from dspark.engine.schedule.parking import Parking
 from dspark.engine.schedule.policies import Scheduler
+from dspark.engine.schedule.sps_watch import SpsWatch
 from dspark.kvcache.caches import PagedCache
 from dspark.kvcache.row_pool import KVSlot
 from dspark.targets.base import DeviceTarget, Pass
@@ -29,8 +31,11 @@ class DeviceAndHostRounds(DeviceRounds):
         drafter: DeviceDrafter | None,
         scheduler: Scheduler,
         config: EngineConfig,
+        parking: Parking | None = None,
+        sps_watch: SpsWatch | None = None,
     ) -> None:
-        super().__init__(target, cache, drafter, scheduler, config)
+        """Parking is of the device's rounds; the others have costs of their own."""
+        super().__init__(target, cache, drafter, scheduler, config, parking, sps_watch)
         self._of_host = _HostRounds(target, cache, drafter, scheduler, config)
         self._is_hosts_turn = False
 

@@ -25,5 +25,5 @@ def choose_rounds(
     if not isinstance(target, DeviceTarget) or cache is None:
         return HostRounds(target, drafter, scheduler, config, parking, sps_watch)
     if drafter is None or isinstance(drafter, DeviceDrafter):
-        return DeviceAndHostRounds(target, cache, drafter, scheduler, config)
+        return DeviceAndHostRounds(target, cache, drafter, scheduler, config, parking, sps_watch)
     return CapturedHostRounds(target, cache, drafter, scheduler, config, parking, sps_watch)

@@ -24,7 +24,9 @@ from dspark.engine.rounds.cuda_graph import (
 from dspark.engine.rounds.device_batch import Lanes, Plan
 from dspark.engine.rounds.host import Outcome, capacity_of
 from dspark.engine.rounds.page_room import FixedPageRoom, PageRoom, page_count, page_counts
+from dspark.engine.schedule.parking import Parking
 from dspark.engine.schedule.policies import Scheduler
+from dspark.engine.schedule.sps_watch import SpsWatch
 from dspark.errors import BrokenLogitsError
 from dspark.events import LoadProgress
 from dspark.kvcache.caches import MAX_VERIFY_ROWS, PagedCache
@@ -89,8 +91,12 @@ class DeviceRounds:
         drafter: DeviceDrafter | None,
         scheduler: Scheduler,
         config: EngineConfig,
+        parking: Parking | None = None,
+        sps_watch: SpsWatch | None = None,
     ) -> None:
         """`cache` is the target's."""
+        self._parking, self._sps_watch = parking, sps_watch
+        self._parked: tuple[Lanes, int] | None = None  # whose taps wait, with the pages to read
         self._target, self._cache, self._drafter = target, cache, drafter
         self._scheduler, self._device = scheduler, target.device
         self._block_size = drafter.block_size if drafter is not None else 0
@@ -114,10 +120,11 @@ class DeviceRounds:
     # -- rounds -----------------------------------------------------------------------------------
 
     def settle(self, active: ActiveRequest) -> None:
-        """As RoundRunner.settle: a round appends to both caches."""
+        self._catch_up()
 
     def forget(self) -> None:
         self._sent.clear()
+        self._catch_up()
 
     @torch.inference_mode()
     def advance(self, batch: Sequence[ActiveRequest]) -> list[Outcome]:
@@ -127,6 +134,7 @@ class DeviceRounds:
         if self._sent and self._sent[-1].batch != batch:
             return self._read(batch)
         if not self._sent:
+            self._catch_up()
             self._lanes_for(batch).load_requests(batch)
             self._survival = []
         while len(self._sent) < MOST_IN_FLIGHT:
@@ -139,7 +147,11 @@ class DeviceRounds:
         lanes.load_requests(())
         counts = sorted({0, self._block_size})
         # every plan of one request, so that nothing is captured in the middle of an answer
-        plans = [Plan(count, pages) for count in counts for pages in page_counts(self._cache)]
+        pages = page_counts(self._cache)
+        plans = [Plan(count, number) for count in counts for number in pages]
+        if self._parking is not None:
+            lanes.waiting.prepare()
+            plans += [Plan(0, number, is_parked=True) for number in pages]
         for done, plan in enumerate(plans):
             yield LoadProgress("preparing the device", done, len(plans))
             self._launch(lanes, plan)
@@ -161,8 +173,16 @@ class DeviceRounds:
         lanes = self._lanes_for(batch)
         # maximum lengths when this round begins: the previous one is not read yet
         longest = max(active.slot.length for active in batch) + self._slack
-        plan = Plan(self._num_drafts(batch, lanes), page_count(self._cache, longest))
+        is_parked, num_pages = self._is_parked(batch), page_count(self._cache, longest)
+        if not is_parked or lanes.waiting.is_full:
+            self._catch_up()
+        if is_parked:
+            lanes.waiting.prepare()
+            self._parked = lanes, num_pages
+        num_drafts = 0 if is_parked else self._num_drafts(batch, lanes)
+        plan = Plan(num_drafts, num_pages, is_parked)
         started, readback, drafted = self._launch(lanes, plan)
+        lanes.waiting.number += is_parked
         self._sent.append(
             _InFlightRound(batch, plan, readback, started, drafted, Moment(self._device))
         )
@@ -173,6 +193,20 @@ class DeviceRounds:
         calls.draft()
         drafted = Moment(self._device)
         return started, calls.to_host(calls.finish()), drafted
+
+    def _is_parked(self, batch: tuple[ActiveRequest, ...]) -> bool:
+        """Decided from rounds that were read."""
+        if self._parking is None or all(active.draft_slot is None for active in batch):
+            return False
+        return not self._parking.wants_drafts(len(batch))
+
+    @torch.inference_mode()
+    def _catch_up(self) -> None:
+        """Launches what makes the drafter's caches as long as the target's."""
+        if self._parked is not None:
+            lanes, num_pages = self._parked
+            self._parked = None
+            lanes.catch_up(num_pages)
 
     def _read(self, batch: tuple[ActiveRequest, ...]) -> list[Outcome]:
         """Reads the oldest launched round; results of other requests are discarded."""
@@ -190,6 +224,7 @@ class DeviceRounds:
         confidences = facts[:, 3 + count :].contiguous().view(torch.float32)[:, :count]
         self._survival = confidences.cumprod(dim=1).tolist()
         known = confidences.tolist() if self._has_confidence else [None] * len(sent.batch)
+        why = self._parking.figures(len(batch)) if self._parking and sent.plan.is_parked else ()
         outcomes = []
         for active, row, draft_ids in zip(sent.batch, facts.tolist(), known, strict=True):
             if active not in batch:
@@ -201,8 +236,26 @@ class DeviceRounds:
             active.slot.length += accepted + 1
             if active.draft_slot is not None:
                 active.draft_slot.context.length += accepted + 1
-            outcomes.append(Outcome(active, ids, readback, verified, accepted, next_id, *times))
+            given = (active, ids, readback, verified, accepted, next_id, *times, None)
+            is_parked = sent.plan.is_parked and active.draft_slot is not None
+            outcomes.append(Outcome(*given, is_parked, *(why if is_parked else ())))
+        if len(outcomes) == len(sent.batch):
+            self._learn(outcomes, sent.plan)
         return outcomes
+
+    def _learn(self, outcomes: Sequence[Outcome], plan: Plan) -> None:
+        """What the next rounds go by."""
+        if not plan.num_drafts and not plan.is_parked:
+            return
+        first, size = outcomes[0], len(outcomes)
+        if self._parking is not None:
+            blocks = [(outcome.verified, outcome.accepted) for outcome in outcomes]
+            has_drafts = not plan.is_parked
+            self._parking.record(first.seconds, blocks, has_drafts=has_drafts)
+        if self._sps_watch is not None:
+            rows, depth = size * (plan.num_drafts + 1), outcomes[0].active.slot.length
+            others = first.draft_seconds if plan.num_drafts else 0.0
+            self._sps_watch.follow(size, rows, depth, first.verify_seconds, others)
 
     @property
     def _has_confidence(self) -> bool:

@@ -9,6 +9,7 @@ import torch
 
 from dspark.drafters.base import DeviceDrafter
 from dspark.engine.request import ActiveRequest
+from dspark.engine.rounds.waiting_taps import WaitingTaps
 from dspark.kvcache.caches import PagedCache
 from dspark.kvcache.row_pool import KVSlot
 from dspark.targets.base import DeviceTarget
@@ -28,10 +29,12 @@ MASKED_LOGIT = -3e4  # below any logit, and finite in every format: a whole bloc
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A round's shape: number of drafts to verify (0: plain) and pages to read."""
+    """A round's shape: number of drafts to verify (0: plain) and pages to read. If parked, what the
+    drafter would take in waits."""
 
     num_drafts: int
     num_pages: int
+    is_parked: bool = False
 
 
 class Lanes:
@@ -83,10 +86,14 @@ class Lanes:
             else torch.zeros(num_lanes, target.spec.vocab_size, device=device, dtype=target.dtype)
         )
         mask = () if self._logit_mask is None else (self._logit_mask,)
-        self.state = (*self._requests[:3], *mask)
+        width = len(target.tap_layers) * target.spec.hidden_size
+        self.waiting = WaitingTaps(num_lanes, width, target.dtype, device)
+        self._batch: tuple[ActiveRequest, ...] = ()
+        self.state = (*self._requests[:3], self.waiting.place, *mask)
 
     def load_requests(self, batch: tuple[ActiveRequest, ...]) -> None:
         """Load these requests from the host; the remaining lanes idle."""
+        self._batch = batch
         idle, idle_draft = self._scratch
 
         def fill(tensor: torch.Tensor, values: list[int] | list[float], rest: float) -> None:
@@ -94,17 +101,12 @@ class Lanes:
             tensor.copy_(torch.tensor([*values, *missing], dtype=tensor.dtype))
 
         samplings = [active.request.sampling for active in batch]
-        draft_slots = [
-            active.draft_slot.context if active.draft_slot is not None else idle_draft
-            for active in batch
-        ]
         requests = self._requests
         fill(requests.anchors, [active.anchor for active in batch], 0)
         fill(requests.lengths, [active.slot.length for active in batch], 0)
         fill(self._slots, [active.slot.index for active in batch], idle.index)
         if idle_draft is not None:
-            indices = [slot.index for slot in draft_slots if slot is not None]
-            fill(self._draft_slots, indices, idle_draft.index)
+            fill(self._draft_slots, self._draft_places(batch), idle_draft.index)
         most = [0 if active.draft_slot is None else self.block_size for active in batch]
         fill(requests.most_drafts, most, 0)
         fill(requests.is_live, [1] * len(batch), 0)
@@ -116,6 +118,15 @@ class Lanes:
         fill(self._filters.top_p, [sampling.top_p for sampling in samplings], 1)
 
         self._mask_logits(batch)
+
+    def _draft_places(self, batch: tuple[ActiveRequest, ...]) -> list[int]:
+        """Slots of the drafter; scratch for a request without one, or none any more."""
+        _, idle = self._scratch
+        assert idle is not None
+        return [
+            active.draft_slot.context.index if active.draft_slot and active.is_open else idle.index
+            for active in batch
+        ]
 
     def _mask_logits(self, batch: tuple[ActiveRequest, ...]) -> None:
         """A request drafts from the draft vocabulary and its own tokens."""
@@ -171,17 +182,38 @@ class Lanes:
         if self._drafter is not None and count:
             draft_rows = self._rows(self._draft_slots, count + 1, plan, causal=False)
             self._drafter.append(passed.taps, self._drafter.cache.over(draft_rows))
+        if plan.is_parked:
+            self.waiting.add(passed.taps)
         if self._logit_mask is not None:  # all but the last were drafts
             self._logit_mask.scatter_(1, accepted.next_ids.unsqueeze(1), 0.0)
         return end_round(accepted, drafted.token_ids, chosen, requests)
 
+    def catch_up(self, num_pages: int) -> None:
+        """The drafter takes in what waits, of the requests that are still open."""
+        drafter, number = self._drafter, self.waiting.number
+        assert drafter is not None
+        places = self._draft_slots.clone()
+        own = self._draft_places(self._batch)
+        places[: len(own)] = torch.tensor(own, dtype=torch.int32)
+        starts = (self._requests.lengths - number).clamp(min=0)  # idle lanes never moved on
+        for taps in self.waiting.take():
+            size = taps.shape[1]
+            rows = PagedRows(places, starts, self._starts_of(size), size, num_pages, False)
+            drafter.append(taps.flatten(0, 1), drafter.cache.over(rows))
+            starts = starts + size
+
     def _rows(self, slots: torch.Tensor, size: int, plan: Plan, *, causal: bool) -> PagedRows:
         """`size` rows of every lane, after its committed ones."""
-        if size not in self._row_starts:
-            ends = torch.arange(self.num_lanes + 1, device=slots.device, dtype=torch.int32)
-            self._row_starts[size] = ends * size
-        given = (slots, self._requests.lengths, self._row_starts[size])
+        given = (slots, self._requests.lengths, self._starts_of(size))
         return PagedRows(*given, size, plan.num_pages, causal)
+
+    def _starts_of(self, size: int) -> torch.Tensor:
+        """The lanes' first rows, if each has `size`."""
+        if size not in self._row_starts:
+            device = self._slots.device
+            ends = torch.arange(self.num_lanes + 1, device=device, dtype=torch.int32)
+            self._row_starts[size] = ends * size
+        return self._row_starts[size]
 
 
 def _signed(seed: int) -> int:

@@ -135,7 +135,8 @@ class Ledger:
         if len(self.drafted) >= COMPARED:
             self.cost = _typical(self.drafted) / plain
             return self.cost
-        return min(cost, OUTLIER * self.cost) if self.cost else cost
+        self.cost = self.cost or cost
+        return min(cost, OUTLIER * self.cost)
 
     def _attempt(self) -> None:
         self.balance, self.catching_up = 0.0, 0.0
