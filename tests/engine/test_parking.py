@@ -251,7 +251,7 @@ def test_a_parked_round_is_told_and_costs_no_acceptance():
     metrics = Metrics()
     for event in events:
         metrics.observe(event)
-    assert "dspark_draft_cost 3.0" in metrics.text(0).decode()
+    assert "dspark_draft_cost 3.0" in metrics.text(0, 0).decode()
     drafted = [e for e in told if not e.is_parked]
     assert finished.stats.tau == pytest.approx(sum(e.accepted + 1 for e in drafted) / len(drafted))
 
