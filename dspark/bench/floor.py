@@ -1,6 +1,7 @@
 """The floor of a pass: the time in which this machine's memory yields the target's weights."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -8,14 +9,13 @@ from pathlib import Path
 from dspark.checkpoints.model_folder import ModelFolder, coded_sizes, read_shapes
 from dspark.hub.memory_needed import is_dense
 
-COPIED_BYTES = 2**27  # beyond any cache of a CPU, and of a GPU's L2
-COPIES = 5
+MOST_BYTES = 2**28  # of the measurement; more do not fit into a cache either
+TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """A pass of few rows reads every weight once: `weight_bytes` at `bytes_per_second`, which was
-    measured by copying."""
+    """A pass of few rows reads every weight once: `weight_bytes` at `bytes_per_second`."""
 
     weight_bytes: int
     bytes_per_second: float
@@ -28,7 +28,7 @@ class Floor:
 def measure_floor(target: Path, dtype: str, device: str) -> Floor | None:
     """None for targets that do not read all their weights in every pass, such as experts."""
     num_bytes = step_bytes(target, dtype)
-    return None if num_bytes is None else Floor(num_bytes, copy_bandwidth(device))
+    return None if num_bytes is None else Floor(num_bytes, bandwidth(num_bytes, device))
 
 
 def step_bytes(target: Path, dtype: str) -> int | None:
@@ -52,17 +52,29 @@ def step_bytes(target: Path, dtype: str) -> int | None:
     return int((values - unread) * size)
 
 
-def copy_bandwidth(device: str) -> float:
-    """Bytes per second that are read and written by the fastest of a few copies."""
+def bandwidth(num_bytes: int, device: str) -> float:
+    """Bytes per second of the fastest way to read as many bytes again and again, as a decoder does
+    with its weights: a sum, a dot product, or a copy, which reads and writes."""
     import torch
 
-    source = torch.zeros(COPIED_BYTES, dtype=torch.uint8, device=device)
+    source = torch.zeros(min(num_bytes, MOST_BYTES) // 4, device=device)
     target = torch.empty_like(source)
+    ways = (
+        (1, lambda: source.sum()),
+        (1, lambda: torch.dot(source, source)),
+        (2, lambda: target.copy_(source)),
+    )
+    return max(passes * source.nbytes / _fastest(work, device) for passes, work in ways)
+
+
+def _fastest(work: Callable[[], object], device: str) -> float:
+    import torch
+
     seconds = []
-    for _ in range(COPIES):
+    for _ in range(TRIES):
         started = time.perf_counter()
-        target.copy_(source)
+        work()
         if device.startswith("cuda"):
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    return 2 * COPIED_BYTES / min(seconds)
+    return min(seconds)

@@ -6,8 +6,9 @@ questions as Parquet, which takes another library.
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,7 @@ class PromptSet:
         return digest.hexdigest()
 
     def first(self, limit: int | None) -> "PromptSet":
-        return PromptSet(
-            self.name, self.source, self.revision, self.licence, self.wording, self.texts[:limit]
-        )
+        return replace(self, texts=tuple(first_of_each_kind(self.texts, limit)))
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -145,7 +144,27 @@ def find_suite(name: str) -> Generator[FetchProgress, None, PromptSet]:
             f"there is no suite and no file {name}",
             f"Suites are {', '.join(SUITES)}; a file has a prompt on each line, as JSON.",
         )
-    return file_set((path,))
+    known = _published(path)
+    return file_set((path,)) if known is None else _read(known, path)
+
+
+def _published(path: Path) -> Suite | None:
+    """The suite whose very file this is, fetched by hand."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    return next((suite for suite in SUITES.values() if suite.sha256 == digest), None)
+
+
+def first_of_each_kind(texts: Sequence[PromptText], limit: int | None) -> list[PromptText]:
+    """At most `limit` prompts, in their order: the first of every category, then the second, so
+    that a short run has seen all."""
+    if limit is None:
+        return list(texts)
+    seen: Counter[str] = Counter()
+    ranks = []
+    for place, each in enumerate(texts):
+        ranks.append((seen[each.category], place))
+        seen[each.category] += 1
+    return [texts[place] for place in sorted(place for _, place in sorted(ranks)[:limit])]
 
 
 def own_set() -> PromptSet:
@@ -155,8 +174,8 @@ def own_set() -> PromptSet:
 
 
 def file_set(paths: Sequence[Path], limit: int | None = None) -> PromptSet:
-    """Of files of one's own, the first `limit` of each."""
-    texts = [text for path in paths for text in read_prompts(path)[:limit]]
+    """Of files of one's own, at most `limit` of each."""
+    texts = [text for path in paths for text in first_of_each_kind(read_prompts(path), limit)]
     names = ", ".join(path.name for path in paths)
     return PromptSet(names, names, None, None, AS_IT_IS, tuple(texts))
 

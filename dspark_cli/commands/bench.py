@@ -96,7 +96,7 @@ def bench(
         typer.Option(
             metavar="N",
             min=1,
-            help="Only the first N prompts of a file or suite.",
+            help="Only N prompts of a file or suite, of every kind in turn.",
             rich_help_panel=WORK,
         ),
     ] = None,

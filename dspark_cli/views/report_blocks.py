@@ -173,7 +173,7 @@ def round_blocks(section: Document, floor: Document | None) -> Iterator[Block]:
         yield Paragraph(
             f"The floor, {floor['seconds'] * 1e3:.2f} ms, is the time to read the target's "
             f"{floor['weight_bytes'] / 1e6:,.0f} MB of weights once at "
-            f"{floor['bytes_per_second'] / 1e9:.1f} GB/s, this machine's copy bandwidth."
+            f"{floor['bytes_per_second'] / 1e9:.1f} GB/s, the fastest that was measured here."
         )
     bars = {name: [each[part] * 1e3 for part in PARTS] for name, each in told.items()}
     line = None if floor is None else floor["seconds"] * 1e3

@@ -106,6 +106,21 @@ def test_a_file_of_ones_own_is_a_suite(tmp_path):
         follow(find_suite("gsm9k"))
 
 
+def test_a_suites_file_fetched_by_hand_is_read_as_the_suite(host, monkeypatch, tmp_path):
+    served(monkeypatch, "gsm8k")
+    path = tmp_path / "test.jsonl"
+    path.write_bytes(RAW)
+    assert follow(find_suite(str(path))) == follow(find_suite("gsm8k"))
+
+
+def test_a_short_run_has_every_kind():
+    texts = [PromptText(kind, f"{kind}{n}") for kind in "abc" for n in range(3)]
+    few = suites.PromptSet("x", "y", None, None, "", tuple(texts)).first(4).texts
+    assert [each.text for each in few] == ["a0", "a1", "b0", "c0"]
+    assert suites.first_of_each_kind(texts, None) == texts
+    assert suites.first_of_each_kind(texts, 99) == texts
+
+
 def test_equal_work_has_an_equal_hash():
     texts = (PromptText("a", "b"), PromptText("c", "d"))
     one = suites.PromptSet("x", "y", None, None, "", texts)

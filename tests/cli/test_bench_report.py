@@ -2,6 +2,7 @@
 
 import json
 import re
+from xml.etree import ElementTree
 
 import pytest
 
@@ -38,6 +39,11 @@ def test_the_page_needs_nothing_from_elsewhere(bench, tmp_path):
     assert bench("--html", str(tmp_path / "page.html")).code == 0
     page = (tmp_path / "page.html").read_text("utf-8")
     assert not re.search(r"<(script|link|img|iframe)|@import|url\(|\bsrc=|\bhref=", page)
+    for plot in re.findall(r"<svg.*?</svg>", page):
+        assert all(
+            not each.tail for each in ElementTree.fromstring(plot)
+        )  # well-formed, no stray text
+        assert "nan" not in plot
     assert set(re.findall(r"https?://[^\s\"<]+", page)) <= {"http://www.w3.org/2000/svg"}
 
 

@@ -176,3 +176,12 @@ def test_what_a_tokenizer_raises_is_one_line(tmp_path):
     codec._tokenizer.error = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         codec.encode("x")
+
+
+def test_a_switch_for_thinking_is_left_alone_unless_asked_for(tmp_path):
+    switch = "{% if enable_thinking is defined %}|{{ enable_thinking }}{% endif %}"
+    codec = codec_of(tmp_path / "with", LOOP + switch)
+    told = [bytes(codec.encode_chat([USER], thinking=t)).decode() for t in (None, True, False)]
+    assert told == ["[user]Hi", "[user]Hi|True", "[user]Hi|False"]
+    assert codec.has_thinking_switch
+    assert not codec_of(tmp_path / "without", LOOP).has_thinking_switch
