@@ -148,7 +148,7 @@ MarkovType = Annotated[
     ),
 ]
 MarkovRank = Annotated[
-    int, typer.Option(min=1, help="Rank of the Markov tables.", rich_help_panel=HEAD)
+    int, typer.Option(min=1, help="Rank of the tables with a row per token.", rich_help_panel=HEAD)
 ]
 Init = Annotated[
     Literal["target", "random"],

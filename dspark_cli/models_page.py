@@ -123,5 +123,5 @@ def _elsewhere() -> Iterator[str]:
     yield "dspark refuses them by name:"
     for each in (*ELSEWHERE.values(), GGUF, NEMOTRON, EAGLE3, MTP):
         yield f"- {each.what}: {each.engines}"
-    yield "- a head that slides a window over its context, as"
+    yield "- a DSpark or DFlash head that slides a window over its context, as"
     yield "  RedHatAI/Qwen3.8-27B-speculator.dspark does: vLLM and SGLang run such heads."

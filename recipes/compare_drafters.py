@@ -1,9 +1,9 @@
-"""DSpark, DFlash, Eagle3 and MTP-1 heads for one target: trained alike, then compared.
+"""DSpark, DFlash, DFlash 2, Eagle3 and MTP-1 heads for one target: trained alike, then compared.
 
 python recipes/compare_drafters.py --answers answers.jsonl --out compare --steps 2000 \\
     --prompts gsm8k_test.jsonl humaneval.jsonl mt_bench.jsonl -- --lr 2e-3 --batch-size 4
 
-All four see the same answers, batches, anchors and learning rates; what follows `--` goes to every
+All see the same answers, batches, anchors and learning rates; what follows `--` goes to every
 `dspark graft`. Loss and its weights are each algorithm's own unless given there. The budget is the
 trained parameters of the DSpark head, Markov tables included; the MLPs of the others are widened
 until they have as many, within 2 %. Stopped at any moment, the same command goes on: a head that
@@ -68,7 +68,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--base", default=DEFAULT_PAIR, help="alias or folder of the target")
     parser.add_argument("--answers", type=Path, required=True, help="as dspark graft keeps them")
     parser.add_argument("--prompts", type=Path, nargs="+", required=True, help="to compare on")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the four heads")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the heads")
     parser.add_argument("--json", type=Path, help="default: benchmarks/results/compare-drafters-*")
     parser.add_argument("--steps", type=int, default=DEFAULTS.steps)
     parser.add_argument("--seed", type=int, default=DEFAULTS.seed)
@@ -108,13 +108,17 @@ def target_choice(arguments: argparse.Namespace) -> PairChoice:
 
 def shape_settings(algorithm: Algorithm, arguments: argparse.Namespace) -> dict[str, Any]:
     """Of GraftConfig; MTP-1 drafts one token, and only the block drafters may have more layers."""
-    layers = {"dspark": arguments.layers, "dflash": arguments.dflash_layers}
+    layers = {
+        "dspark": arguments.layers,
+        "dflash": arguments.dflash_layers,
+        "dflash2": arguments.layers,
+    }
     settings: dict[str, Any] = {"num_kv_heads": arguments.kv_heads}
     if algorithm != "mtp":
         settings["block_size"] = arguments.block_size
     if algorithm in layers:
         settings["num_layers"] = layers[algorithm]
-    if algorithm == "dspark":
+    if algorithm in ("dspark", "dflash2"):
         settings["markov_rank"] = arguments.markov_rank
     return settings
 

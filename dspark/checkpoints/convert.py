@@ -1,4 +1,5 @@
-"""Writes a head in another engine's layout: DeepSpec's, or that of speculators for vLLM."""
+"""Writes a head in another engine's layout: DeepSpec's, that of speculators for vLLM, or its
+authors' own."""
 
 import json
 from dataclasses import dataclass
@@ -11,15 +12,17 @@ from safetensors.torch import save_file
 
 from dspark.atomic import new_folder, share
 from dspark.checkpoints.deepspec import write_head
+from dspark.checkpoints.dflash2_config import NESTED, DFlash2Config
 from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.head_config import HeadConfig
+from dspark.checkpoints.head_configs import OWN_LAYOUT
 from dspark.checkpoints.heads import SHARED_WITH_TARGET, find_head, read_draft
 from dspark.checkpoints.model_folder import DRAFT_VOCABULARY
 from dspark.checkpoints.safetensors_dir import iterate_tensors
 from dspark.config import ALGORITHMS
 from dspark.errors import CheckpointError, InputError, StorageError
 
-Layout = Literal["deepspec", "speculators"]
+Layout = Literal["deepspec", "speculators", "dflash"]
 TARGET_NAMES = {
     "model.embed_tokens.weight": "embed_tokens.weight",
     "lm_head.weight": "lm_head.weight",
@@ -62,11 +65,11 @@ def convert_head(
         dropped.append("the record of its training")
     try:
         with new_folder(out) as folder:
-            if layout == "deepspec":
-                _refuse_for_deepspec(config)
-                write_head(folder, config, tensors, {})
-            else:
+            if layout == "speculators":
                 dropped += _write_speculators(folder, config, tensors, target_name)
+            else:
+                _refuse_for(layout, config)
+                write_head(folder, config, tensors, {})
     except (OSError, SafetensorError) as error:
         raise StorageError(
             f"could not write the head to {out} ({error})", "Free some space and try again."
@@ -92,7 +95,19 @@ def _borrowed(
     return tables
 
 
-def _refuse_for_deepspec(config: HeadConfig) -> None:
+def _refuse_for(layout: Layout, config: HeadConfig) -> None:
+    """A head is written in the one of the two layouts that its kind has."""
+    title = ALGORITHMS[config.algorithm].title
+    if layout == "dflash" and not isinstance(config, OWN_LAYOUT):
+        raise CheckpointError(
+            f"{title} heads are not written in the layout of DFlash", "Use --to deepspec."
+        )
+    if layout == "dflash":
+        return
+    if isinstance(config, OWN_LAYOUT):
+        raise CheckpointError(
+            f"DeepSpec's layout has no {title} heads", "Use --to dflash or --to speculators."
+        )
     if config.draft_vocab_size or not config.sample_from_anchor:
         what = "a reduced vocabulary" if config.draft_vocab_size else "an anchor without a draft"
         raise CheckpointError(f"DeepSpec's layout cannot represent {what}", "Use --to speculators.")
@@ -102,12 +117,15 @@ def _write_speculators(
     folder: Path, config: HeadConfig, tensors: dict[str, torch.Tensor], target_name: str
 ) -> list[str]:
     """Returns the settings that the layout cannot hold."""
-    if not isinstance(config, DSparkConfig):
+    if type(config) not in (DSparkConfig, DFlash2Config):
         raise _beyond_speculators(f"{ALGORITHMS[config.algorithm].title} heads")
+    assert isinstance(config, DSparkConfig)
     if config.family != "qwen3":  # its library only builds Qwen3's layers
         raise _beyond_speculators("heads of Gemma4's layers")
     if config.final_logit_softcapping is not None:
         raise _beyond_speculators("soft-capped logits")
+    if isinstance(config, DFlash2Config) and config.scales:
+        raise _beyond_speculators("scaled embeddings or logits")
     raw = _speculators_json(config, target_name)
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     if config.draft_vocab_size:
@@ -123,22 +141,33 @@ def _beyond_speculators(what: str) -> CheckpointError:
     return CheckpointError(f"the speculators layout does not support {what}", "Use --to deepspec.")
 
 
+DSPARK_KEYS = (
+    *("mask_token_id", "markov_rank", "markov_head_type"),
+    *("enable_confidence_head", "confidence_head_with_markov"),
+)
+DFLASH2_KEYS = (
+    *("mask_token_id", "conv_kernel_size", "conv_group_size"),
+    *("selector_rank", "selector_top_k"),
+)
+
+
 def _speculators_json(config: DSparkConfig, target_name: str) -> dict[str, Any]:
+    is_dflash2 = isinstance(config, DFlash2Config)
     settings = config.to_json()
-    same = ("mask_token_id", "markov_rank", "markov_head_type")
-    flags = ("enable_confidence_head", "confidence_head_with_markov")
+    settings |= settings.get(NESTED, {})
+    name = "dflash2" if is_dflash2 else "dspark"
     return {
-        "architectures": ["DSparkDraftModel"],
-        "speculators_model_type": "dspark",
+        "architectures": ["DFlash2DraftModel" if is_dflash2 else "DSparkDraftModel"],
+        "speculators_model_type": name,
         "transformer_layer_config": {key: settings[key] for key in SPECULATORS_KEYS},
         "draft_vocab_size": config.num_columns,
         "block_size": config.block_rows,
         "aux_hidden_state_layer_ids": [i + 1 for i in config.target_layer_ids],
         "sample_from_anchor": config.sample_from_anchor,
-        "sliding_window_non_causal": False,
-        **{key: settings[key] for key in (*same, *flags)},
+        "sliding_window_non_causal": config.sliding_window is not None,
+        **{key: settings[key] for key in (DFLASH2_KEYS if is_dflash2 else DSPARK_KEYS)},
         "speculators_config": {
-            "algorithm": "dspark",
+            "algorithm": name,
             "default_proposal_method": "greedy",
             "proposal_methods": [
                 {"proposal_type": "greedy", "speculative_tokens": config.block_size}

@@ -34,6 +34,7 @@ BY_ARCHITECTURE = {
     "Lfm2DSparkDraftModel": Packaging.LFM2,
     "DSparkDraftModel": Packaging.SPECFORGE,
     "DFlashDraftModel": Packaging.DFLASH,
+    "DFlash2DraftModel": Packaging.DFLASH,
 }
 ELSEWHERE = {
     "K3DSparkModel": Elsewhere("a Kimi K3 DSpark head (MLA)", "vLLM, SGLang and ATOM run it."),
@@ -41,7 +42,6 @@ ELSEWHERE = {
     "Qwen35DSparkModel": Elsewhere(
         "a Qwen3.5 DSpark head (gated attention)", "mlx-dspark runs it."
     ),
-    "DFlash2DraftModel": Elsewhere("a DFlash 2 head", "SGLang and mlx-dspark run it."),
 }
 EAGLE3 = Elsewhere(
     "an Eagle3 head in another layout than DeepSpec's", "vLLM and SGLang run most of them."

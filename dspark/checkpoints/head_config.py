@@ -129,6 +129,21 @@ class HeadConfig:
         return True
 
     @property
+    def table_rank(self) -> int:
+        """Of the trained tables with a row per token; 0 without any."""
+        return self.markov_rank
+
+    @property
+    def untrained(self) -> str | None:
+        """What the head has and no training keeps."""
+        return None
+
+    @property
+    def sliding_window(self) -> int | None:
+        """A row sees keys less than this many positions away; None for all."""
+        return None
+
+    @property
     def draft_vocab_size(self) -> int | None:
         """Rows of the output head where it knows fewer tokens than the target."""
         return None

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
+from dspark.checkpoints.config_values import architecture_of
 from dspark.checkpoints.detect import Packaging
+from dspark.checkpoints.dflash2_config import DFlash2Config, flattened
 from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.head_config import HeadConfig
 from dspark.checkpoints.qwen3_head_layers import refuse_sliding
@@ -40,6 +42,8 @@ def canonical_name(name: str) -> str | None:
 def read_family_config(raw: Mapping[str, Any], packaging: Packaging, infos: Infos) -> DSparkConfig:
     """`infos` under canonical names. Raises CheckpointError naming a missing or unknown tensor."""
     flat = _flat(raw, packaging)
+    if kind := _kind_of_its_own(flat):
+        return kind.from_json(flat)
     flat |= _sizes(flat, infos) | {"architectures": [DSparkConfig.architectures["qwen3"]]}
     from_anchor = _samples_from_anchor(flat, packaging)
     if not from_anchor:
@@ -59,9 +63,20 @@ def read_family_config(raw: Mapping[str, Any], packaging: Packaging, infos: Info
 def refuse_unbuilt(raw: Mapping[str, Any], packaging: Packaging) -> None:
     """Raises CheckpointError if config.json alone shows that the head cannot be run."""
     flat = _flat(raw, packaging)
+    if kind := _kind_of_its_own(flat):
+        kind.from_json(flat)
+        return
     _refuse_unbuilt(flat, {})
     refuse_sliding(flat)
     _samples_from_anchor(flat, packaging)
+
+
+def _kind_of_its_own(flat: Mapping[str, Any]) -> type[DSparkConfig] | None:
+    """The config of a head that is more than DSpark or DFlash; its sizes are complete."""
+    is_dflash2 = architecture_of(flat) == DFlash2Config.architectures["qwen3"]
+    if is_dflash2 or flat.get("speculators_model_type") == "dflash2":
+        return DFlash2Config
+    return None
 
 
 def _flat(raw: Mapping[str, Any], packaging: Packaging) -> dict[str, Any]:
@@ -77,9 +92,9 @@ def _flat(raw: Mapping[str, Any], packaging: Packaging) -> dict[str, Any]:
 
 def _flat_speculators(raw: Mapping[str, Any]) -> dict[str, Any]:
     kind = raw.get("speculators_model_type")
-    if kind not in ("dspark", "dflash"):
+    if kind not in ("dspark", "dflash", "dflash2"):
         raise CheckpointError(
-            f"the speculators head is of the kind {kind!r}; dspark and dflash can be read",
+            f"the speculators head is of the kind {kind!r}; dspark, dflash and dflash2 can be read",
             "vLLM runs the others.",
         )
     layer = _object(raw, "transformer_layer_config")
@@ -99,7 +114,7 @@ def _flat_nested(raw: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError(
             f"the head's projector {str(projector)[:40]!r} is not supported", "SGLang may run it."
         )
-    return {"num_target_layers": None, **raw, **nested, **dspark_keys}
+    return flattened(raw) | dspark_keys
 
 
 def _sizes(flat: Mapping[str, Any], infos: Infos) -> dict[str, Any]:

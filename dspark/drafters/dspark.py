@@ -3,7 +3,7 @@ Without that head it is DFlash (z-lab, Block Diffusion for Flash Speculative Dec
 
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -14,7 +14,7 @@ from dspark.drafters.head_drafter import HeadDrafter, stack_present
 from dspark.drafters.vocabulary import OutputHead
 from dspark.kvcache.pooled_attention import PooledAttention
 from dspark.kvcache.row_pool import KVSlot, RowPlan, SlotPool
-from dspark.models.draft_layer import DraftLayer
+from dspark.models.draft_layer import DraftAttention, DraftLayer
 from dspark.models.dspark_head import DSparkHead
 from dspark_kernels.cpu.weight_table import Table
 
@@ -30,7 +30,7 @@ class DSparkSlot:
 class DSparkDrafter(HeadDrafter):
     """Keeps, for each request, the keys and values of its context features."""
 
-    module = DSparkHead
+    module: ClassVar[type[DSparkHead]] = DSparkHead
 
     def __init__(
         self,
@@ -101,18 +101,25 @@ class DSparkDrafter(HeadDrafter):
     def _backbone(self, slots: Sequence[DSparkSlot], anchors: torch.Tensor) -> torch.Tensor:
         """anchors [R] -> hidden states of all block rows [R * block_rows, H], after the final
         norm."""
-        block_rows = self.config.block_rows
-        hidden = self._mask_embedding.repeat(len(slots), block_rows, 1)
-        hidden[:, 0] = self._embedding[anchors]
-        hidden = hidden.flatten(0, 1)
-        attend, cos, sin = self._plan(slots, [block_rows] * len(slots))
+        hidden = self._block_inputs(anchors).flatten(0, 1)
+        attend, cos, sin = self._plan(slots, [self.config.block_rows] * len(slots))
         for index, layer in enumerate(self._layers()):
-            x = layer.input_layernorm(hidden)
-            query = layer.self_attn.queries(x, cos, sin)
-            keys, values = layer.self_attn.keys_values(x, cos, sin)
-            hidden = layer.finish(hidden, attend(index, query, keys, values))
+
+            def attended(
+                x: torch.Tensor, index: int = index, attention: DraftAttention = layer.self_attn
+            ) -> torch.Tensor:
+                own = attention.keys_values(x, cos, sin)
+                return attend(index, attention.queries(x, cos, sin), *own)
+
+            hidden = layer(hidden, attended)
         out: torch.Tensor = self._head.norm(hidden)
         return out
+
+    def _block_inputs(self, anchors: torch.Tensor) -> torch.Tensor:
+        """Embeddings of the anchors [R] and the masks behind them [R, block_rows, H]."""
+        rows = self._mask_embedding.repeat(len(anchors), self.config.block_rows, 1)
+        rows[:, 0] = self._embedding[anchors]
+        return rows
 
     def _choose_left_to_right(
         self, hidden: torch.Tensor, owns: Sequence[Any], anchors: torch.Tensor, chooser: Chooser
@@ -156,7 +163,8 @@ class DSparkDrafter(HeadDrafter):
         self, slots: Sequence[DSparkSlot], sizes: Sequence[int]
     ) -> tuple[PooledAttention, torch.Tensor, torch.Tensor]:
         """Attention, cos and sin for the next rows of each request."""
-        plan = RowPlan([slot.context for slot in slots], sizes, causal=False)
+        contexts, window = [slot.context for slot in slots], self.config.sliding_window
+        plan = RowPlan(contexts, sizes, causal=False, window=window)
         attend = PooledAttention(self._pool, plan, self.config.attention_scale)
         return attend, *self._rotary.at(plan.positions.to(self.device), plan.end - 1)
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from dspark.checkpoints.deepseek_v4_config import DeepseekV4HeadConfig
+from dspark.checkpoints.dflash2_config import DFlash2Config
 from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.eagle3_config import Eagle3Config
 from dspark.checkpoints.head_config import AnyHeadConfig, HeadConfig
@@ -15,6 +16,7 @@ from dspark.checkpoints.model_folder import Folder
 from dspark.config import DraftWeights, Headless
 from dspark.drafters.base import Drafter
 from dspark.drafters.deepseek_v4 import DeepseekV4Drafter
+from dspark.drafters.dflash2 import DFlash2Drafter
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.drafters.eagle3 import Eagle3Drafter
 from dspark.drafters.eagle3_training_blocks import unrolled_hidden
@@ -24,6 +26,7 @@ from dspark.drafters.paged import PagedDSparkDrafter
 from dspark.drafters.stored import StoredDSparkDrafter, stored_kernels
 from dspark.drafters.training_blocks import TrainingHidden, block_hidden
 from dspark.errors import InputError
+from dspark.models.dflash2_head import DFlash2Head
 from dspark.models.dspark_head import DSparkHead
 from dspark.models.eagle3_head import Eagle3Head
 from dspark.models.head_module import HeadModule
@@ -74,6 +77,12 @@ KINDS = (
         joined=DSparkDrafter,
         training=Training(DSparkHead, block_hidden),
         cpu_kernels=stored_kernels,
+    ),
+    HeadKind(
+        DFlash2Config,
+        DFlash2Drafter,
+        joined=DFlash2Drafter,
+        training=Training(DFlash2Head, block_hidden),
     ),
     HeadKind(
         Eagle3Config,

@@ -75,28 +75,31 @@ def block_hidden(
 
     Row (a, k) sees the context features before anchor a, and the whole of its own block.
     """
-    num_anchors, block_size = blocks.labels.shape
+    num_anchors, rows = len(blocks.anchors), head.config.block_rows
     last = int(blocks.anchors[-1])
     features = head.context_features(taps[:last])
     context = rotary.at(torch.arange(last, device=taps.device), last)
-    block_rotary = rotary.at(blocks.positions.flatten(), last + block_size)
+    places = blocks.anchors.unsqueeze(1) + torch.arange(rows, device=taps.device)
+    block_rotary = rotary.at(places.flatten(), last + rows)
     visible = torch.arange(last, device=taps.device) < blocks.anchors.unsqueeze(1)  # [A, last]
-    inputs = torch.full_like(blocks.labels, head.config.mask_token_id)
+    inputs = torch.full_like(places, head.config.mask_token_id)
     inputs[:, 0] = blocks.token_ids[blocks.anchors]
     hidden = embedding[inputs].flatten(0, 1).to(taps.dtype)
     layer: DraftLayer
     for layer in head.layers:  # type: ignore[assignment]
-        x = layer.input_layernorm(hidden)
-        attended = attend_blocks(
-            layer.self_attn,
-            layer.self_attn.queries(x, *block_rotary).unflatten(0, (num_anchors, block_size)),
-            layer.self_attn.keys_values(features, *context),
-            layer.self_attn.keys_values(x, *block_rotary),
-            visible,
-        )
-        hidden = layer.finish(hidden, attended)
+
+        def attended(x: torch.Tensor, attention: DraftAttention = layer.self_attn) -> torch.Tensor:
+            return attend_blocks(
+                attention,
+                attention.queries(x, *block_rotary).unflatten(0, (num_anchors, rows)),
+                attention.keys_values(features, *context),
+                attention.keys_values(x, *block_rotary),
+                visible,
+            )
+
+        hidden = layer(hidden, attended)
     out: torch.Tensor = head.norm(hidden)
-    return out.view(num_anchors, block_size, -1)
+    return out.view(num_anchors, rows, -1)[:, -blocks.block_size :]
 
 
 def attend_blocks(

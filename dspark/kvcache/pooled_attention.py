@@ -93,7 +93,7 @@ class PooledAttention:
 
     def _folded_mask(self, group: int, query: torch.Tensor) -> torch.Tensor | None:
         """Added to the scores; made at the first layer; None if every row sees every key."""
-        if self._rows is None and not self._plan.causal:
+        if self._plan.is_whole:
             return None
         if self._mask is None:
             visible = (self._rows or BatchedRows(self._plan, self._end)).mask

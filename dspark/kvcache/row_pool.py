@@ -109,12 +109,20 @@ class RowPlan:
     """Destinations of one pass's flattened rows: row i of request r has position length + i.
 
     Made once per pass and used by every layer. `block` rows of a request see each other only up to
-    themselves (causal) or all of them (a draft block).
+    themselves (causal) or all of them (a draft block); with a window, keys less than that many
+    positions in front of them.
     """
 
-    def __init__(self, slots: Sequence[KVSlot], sizes: Sequence[int], *, causal: bool) -> None:
+    def __init__(
+        self,
+        slots: Sequence[KVSlot],
+        sizes: Sequence[int],
+        *,
+        causal: bool,
+        window: int | None = None,
+    ) -> None:
         self.sizes = list(sizes)
-        self.causal = causal
+        self.causal, self.window = causal, window
         self.starts = [slot.length for slot in slots]
         self.slots = [slot.index for slot in slots]
         self.end = max(start + size for start, size in zip(self.starts, sizes, strict=True))
@@ -124,6 +132,12 @@ class RowPlan:
     @property
     def num_requests(self) -> int:
         return len(self.sizes)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every row of a single request sees every key."""
+        fits = self.window is None or self.end <= self.window
+        return self.num_requests == 1 and not self.causal and fits
 
 
 class BatchedRows:
@@ -143,7 +157,11 @@ class BatchedRows:
     def _mask(self, plan: RowPlan, num_keys: int) -> torch.Tensor:
         """[slots, rows, L] bool: True if a row may attend. Idle slots attend to their first key."""
         visible = torch.ones(self.num_slots, self.num_rows, 1, dtype=torch.long)
+        first = torch.zeros_like(visible)
         for slot, start, size in zip(plan.slots, plan.starts, plan.sizes, strict=True):
             rows = torch.arange(1, self.num_rows + 1).clamp(max=size)
             visible[slot - self.first_slot, :, 0] = start + (rows if plan.causal else size)
-        return torch.arange(num_keys) < visible
+            if plan.window is not None:
+                first[slot - self.first_slot, :, 0] = start + rows - plan.window
+        keys = torch.arange(num_keys)
+        return (keys < visible) & (keys >= first)

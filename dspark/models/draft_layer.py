@@ -3,6 +3,8 @@
 Parameter names are those of DeepSpec's layout.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -107,6 +109,13 @@ class DraftLayer(nn.Module):
         self.post_attention_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = attention(config, input_width)
         self.mlp = DraftMLP(config)
+
+    def forward(
+        self, hidden: torch.Tensor, attend: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """hidden [N, H] -> the layer's output [N, H]; `attend` turns the normed rows [N, H] into
+        [N, heads * D]."""
+        return self.finish(hidden, attend(self.input_layernorm(hidden)))
 
     def finish(self, residual: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """residual [..., H], attended [..., heads * D] -> the layer's output [..., H]."""

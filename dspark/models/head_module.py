@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable
 
+import torch
 from torch import nn
 
 from dspark.checkpoints.head_config import HeadConfig
+from dspark.models.candidate_selector import CandidateSelector
 from dspark.models.draft_layer import Norm, full_rotary
 from dspark.models.sequential_heads import ConfidenceHead, MarkovHead
 from dspark_kernels import RotaryTable
@@ -24,11 +26,22 @@ class HeadModule(nn.Module):
     norm: Norm | None
     markov_head: MarkovHead | None
     confidence_head: ConfidenceHead | None
+    candidate_selector: CandidateSelector | None
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
         self.config, self.layers = config, ()
         self.fc = self.norm = self.markov_head = self.confidence_head = None
+        self.candidate_selector = None
+
+    def begin(self, generator: torch.Generator) -> None:
+        """First values of the parts that only this kind has, after all linear maps have theirs."""
+
+    @property
+    def tables(self) -> list[torch.Tensor]:
+        """Trained parameters with a row per token, which have a learning rate of their own."""
+        markov = self.markov_head
+        return [] if markov is None else [markov.markov_w1.weight, markov.markov_w2.weight]
 
     @property
     def feature_norm(self) -> Norm | None:

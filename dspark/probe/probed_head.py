@@ -144,6 +144,7 @@ class ProbedHead:
         drafter._rotary = rotary
         # shown tokens are ids already
         drafter._vocabulary.token_ids = lambda columns, owns: columns
+        drafter._tokens_at = lambda candidates, token_ids: token_ids
         return drafter, rotary
 
     def _renamed(self, convention: Convention) -> dict[str, torch.Tensor]:

@@ -22,8 +22,11 @@ Source = Annotated[
 ]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist yet.")]
 To = Annotated[
-    Literal["deepspec", "speculators"],
-    typer.Option("--to", help="deepspec, or speculators, which vLLM reads."),
+    Literal["deepspec", "speculators", "dflash"],
+    typer.Option(
+        "--to",
+        help="deepspec; speculators, which vLLM reads; or dflash, that of DFlash 2's authors.",
+    ),
 ]
 Lender = Annotated[
     str | None,

@@ -37,7 +37,13 @@ def test_all_heads_are_of_one_size(recipe, parsed):
     arguments, graft_options = parsed("--block-size", "3", "--layers", "2", "--", "--lr", "1e-3")
     assert graft_options == ["--lr", "1e-3"]
     candidates = recipe.plan(arguments)
-    assert [each.algorithm for each in candidates] == ["dspark", "dflash", "eagle3", "mtp"]
+    assert [each.algorithm for each in candidates] == [
+        "dspark",
+        "dflash",
+        "dflash2",
+        "eagle3",
+        "mtp",
+    ]
     sizes = [each.parameters for each in candidates]
     assert max(sizes) / min(sizes) < 1.02
     options = {each.algorithm: each.shape_options for each in candidates}

@@ -200,7 +200,6 @@ def test_what_is_not_built_is_refused(method, word, tmp_path):
         ("K3DSparkModel", "Kimi", "vLLM"),
         ("DSparkMiniMaxDraftModel", "MiniMax", "SGLang"),
         ("Qwen35DSparkModel", "Qwen3.5", "mlx"),
-        ("DFlash2DraftModel", "DFlash 2", "SGLang"),
         ("LlamaForCausalLMEagle3", "Eagle3 head in another layout", "vLLM"),
         ("LlamaForCausalLM", "LlamaForCausalLM", "target"),
     ],

@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from dspark.checkpoints.detect import BY_ARCHITECTURE, Packaging
-from dspark.checkpoints.head_configs import HEAD_CONFIGS, config_trained_by, parse_config
+from dspark.checkpoints.head_configs import (
+    HEAD_CONFIGS,
+    OWN_LAYOUT,
+    config_trained_by,
+    parse_config,
+)
 from dspark.config import ALGORITHMS, HEADLESS, Algorithm, Headless, graft_config
 from dspark.drafters.kinds import (
     HEADLESS_DRAFTERS,
@@ -41,7 +46,9 @@ def test_every_name_has_its_entry():
 def test_architectures_belong_to_one_kind_and_are_recognised():
     names = [name for config in HEAD_CONFIGS for name in config.architectures.values()]
     assert len(set(names)) == len(names)
-    assert all(BY_ARCHITECTURE[name] is Packaging.DEEPSPEC for name in names)
+    for config in HEAD_CONFIGS:
+        layout = Packaging.DFLASH if config in OWN_LAYOUT else Packaging.DEEPSPEC
+        assert all(BY_ARCHITECTURE[name] is layout for name in config.architectures.values())
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -22,11 +22,9 @@ from transformers import (
 )
 
 from dspark.checkpoints.deepspec import read_draft
-from dspark.checkpoints.eagle3_config import Eagle3Config
 from dspark.config import EngineConfig, RuntimeConfig, SamplingConfig, ScheduleConfig
 from dspark.drafters.base import Drafter
-from dspark.drafters.dspark import DSparkDrafter
-from dspark.drafters.eagle3 import Eagle3Drafter
+from dspark.drafters.kinds import kind_of
 from dspark.engine import sampling
 from dspark.engine.loop import Engine
 from dspark.engine.request import Request
@@ -49,9 +47,10 @@ NUM_SAMPLES = 3000
 def load_drafter_of(variant: str, target: Target, draft_vocabulary: torch.Tensor) -> Drafter:
     config, tensors = read_draft(GOLDEN / variant / "draft")
     parts = (tensors, target.embedding(), target.output_head())
-    if isinstance(config, Eagle3Config):
-        return Eagle3Drafter(config, *parts, draft_vocabulary=draft_vocabulary)
-    return DSparkDrafter(config, *parts, draft_vocabulary=draft_vocabulary)
+    joined = kind_of(config).joined
+    assert joined is not None
+    drafter: Any = joined(config, *parts, draft_vocabulary=draft_vocabulary)
+    return drafter
 
 
 def chi_square_p(counts: Counter, probabilities: list[float]) -> float:
@@ -103,7 +102,7 @@ def prefilling_once(target: Any) -> Callable[..., Pass]:
     return copied
 
 
-VARIANTS = ("vanilla", "gated", "rnn", "dflash", "eagle3")
+VARIANTS = ("vanilla", "gated", "rnn", "dflash", "dflash2", "eagle3")
 COUNTED_ALWAYS = {("vanilla", "full"), ("dflash", "full"), ("vanilla", "sps")}
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dspark.checkpoints.deepspec import read_draft
+from dspark.checkpoints.dflash2_config import DFlash2Config
 from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.eagle3_config import Eagle3Config
 from dspark.config import ALGORITHMS, Algorithm, GraftConfig, StopConfig, graft_config
@@ -33,7 +34,7 @@ from dspark.progress import follow
 from tests.graft.forced import Forced
 
 MASK = 95
-OTHERS: tuple[Algorithm, ...] = ("dflash", "eagle3", "mtp")
+OTHERS: tuple[Algorithm, ...] = ("dflash", "dflash2", "eagle3", "mtp")
 MakeTrainer = Callable[..., Trainer]
 
 
@@ -130,6 +131,8 @@ def test_from_prompts_to_a_head_that_the_engine_decodes_with(
     if algorithm == "dflash":
         assert isinstance(config, DSparkConfig) and config.markov_type == "none"
         assert not config.has_confidence
+    elif algorithm == "dflash2":
+        assert isinstance(config, DFlash2Config) and config.block_rows == 5
     elif algorithm in ("eagle3", "mtp"):
         assert isinstance(config, Eagle3Config)
         assert (config.ttt_length, config.step_loss_decay) == (config.block_size, 0.8)

@@ -1,5 +1,7 @@
 """The chunked loss against plain autograd over whole logits, in float64."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,8 @@ from dspark.graft.train.loss import (
     RowTerms,
     distribution_loss,
 )
+from dspark.graft.train.selector_loss import selector_loss
+from dspark.models.candidate_selector import CandidateSelector
 
 HIDDEN, VOCABULARY, RANK, POSITIONS = 12, 41, 5, 9
 TARGET_ROWS = torch.tensor([0, 0, 1, 2, 2, 2, 5, 6, 8, 8, 8])
@@ -109,3 +113,39 @@ def test_a_draft_equal_to_the_target_has_no_distance() -> None:
         given["hidden"].copy_(given["target_hidden"][TARGET_ROWS])
     _, terms = _chunked(given, DEEPSPEC, 4)
     torch.testing.assert_close(terms.accept_rate, torch.ones(ROWS, dtype=torch.float64))
+
+
+def test_the_selectors_loss_is_cross_entropy_among_the_candidates() -> None:
+    """Against plain autograd; rows whose label is no candidate have neither loss nor gradient."""
+    given = _inputs(0)
+    weights, num, rank = given["row_weights"], 6, 4
+    size = {"vocab_size": VOCABULARY, "hidden_size": HIDDEN, "selector_rank": rank}
+    selector = CandidateSelector(SimpleNamespace(**size)).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in selector.parameters():
+            parameter.normal_(0.0, 1.0, generator=generator)
+    previous = torch.randint(VOCABULARY, (ROWS,), generator=generator)
+    head = OutputHead(given["head"], 0)
+    common = (given["target_hidden"], TARGET_ROWS, given["labels"], weights, head)
+    _, terms = distribution_loss(
+        given["hidden"], None, None, *common, LossWeights(1.0, 0.0), 3, num
+    )
+    rows = SimpleNamespace(hidden=given["hidden"], previous=previous)
+    loss, of_choice = selector_loss(selector, rows, terms, head, None, given["labels"], weights, 3)
+    trained = [given["hidden"], *selector.parameters()]
+    found = torch.autograd.grad(loss, trained)
+
+    logits = given["hidden"] @ given["head"].T
+    context = selector.predecessor_codebook[previous] * selector.hidden_projection(given["hidden"])
+    scores = logits + context @ selector.successor_codebook.T
+    outside = logits < logits.topk(num).values[:, -1:]
+    probs = scores.masked_fill(outside, float("-inf")).softmax(-1)
+    of_label = probs.gather(1, given["labels"].unsqueeze(1)).squeeze(1)
+    is_in = of_label > 0
+    assert 0 < int(is_in.sum()) < ROWS
+    expected = -(weights[is_in] * of_label[is_in].log()).sum()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(found, torch.autograd.grad(expected, trained, retain_graph=True))
+    target = (given["target_hidden"] @ given["head"].T).softmax(-1)[TARGET_ROWS]
+    torch.testing.assert_close(of_choice.accept_rate, torch.minimum(probs, target).sum(-1))

@@ -29,6 +29,11 @@ def with_shape_of(config: GraftConfig, head: HeadConfig, given: Container[str]) 
             f"{config.algorithm} cannot continue from the head given to --init-from",
             f"Choose --algo {' or '.join(head.algorithms)} for it.",
         )
+    if head.untrained is not None:
+        raise InputError(
+            f"the head given to --init-from has {head.untrained}, which no training keeps",
+            "Give another head, or train one from the target.",
+        )
     head_fields: dict[str, Any] = {
         "block_size": head.block_size,
         "num_layers": head.num_layers,
@@ -39,7 +44,9 @@ def with_shape_of(config: GraftConfig, head: HeadConfig, given: Container[str]) 
     if head.has_mask:
         head_fields["mask_token_id"] = head.mask_token_id
     if "none" not in (head.markov_type, config.markov_type):
-        head_fields |= {"markov_type": head.markov_type, "markov_rank": head.markov_rank}
+        head_fields["markov_type"] = head.markov_type
+    if head.table_rank and (config.markov_type != "none" or head.markov_type == "none"):
+        head_fields["markov_rank"] = head.table_rank
     return replace(config, **{name: head_fields[name] for name in head_fields if name not in given})
 
 

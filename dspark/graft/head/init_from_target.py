@@ -25,6 +25,7 @@ def start_random(head: HeadModule, generator: torch.Generator) -> None:
     markov = head.markov_head
     if markov is not None:
         markov.markov_w2.weight.zero_()
+    head.begin(generator)
 
 
 @torch.no_grad()
@@ -90,7 +91,9 @@ def _take_layer(layer: nn.Module, original: nn.Module) -> str:
     missing = [
         name
         for name in head_state
-        if name not in target_state and not name.endswith("_norm.weight")
+        if name not in target_state
+        and not name.endswith("_norm.weight")
+        and not name.startswith(("attention_conv.", "mlp_conv."))  # they begin as no-ops
     ]
     if missing:
         return f"the head's layers start at random: the target's have no {missing[0]}"

@@ -28,11 +28,17 @@ class LossWeights:
 
 @dataclass(slots=True)
 class RowTerms:
-    """Per row, without gradient. accept_rate is 1 - L1 / 2, the mass both distributions share."""
+    """Per row, without gradient. accept_rate is 1 - L1 / 2, the mass both distributions share.
+
+    `candidates` [R, C] are the columns of the largest draft logits, where they were asked for, and
+    `target_probs` [R, C] the target's probabilities of them.
+    """
 
     cross_entropy: torch.Tensor
     accept_rate: torch.Tensor
     distillation: torch.Tensor
+    candidates: torch.Tensor
+    target_probs: torch.Tensor
 
 
 class OutputHead:
@@ -80,6 +86,7 @@ def distribution_loss(
     head: OutputHead,
     weights: LossWeights,
     chunk_rows: int = 128,
+    num_candidates: int = 0,
 ) -> tuple[torch.Tensor, RowTerms]:
     """Sum over rows of row_weight times the terms that `weights` names.
 
@@ -89,7 +96,9 @@ def distribution_loss(
     """
     rows = hidden if features is None else torch.cat([hidden, features], dim=-1)
     table = rows.new_zeros(0) if w2 is None else w2
-    terms = RowTerms(*(rows.new_zeros(len(rows)) for _ in range(3)))
+    first, second, third = (rows.new_zeros(len(rows)) for _ in range(3))
+    target_probs = rows.new_zeros(len(rows), num_candidates)
+    terms = RowTerms(first, second, third, target_probs.long(), target_probs)
     job = _Job(target_hidden, target_rows, labels, row_weights, head, weights, chunk_rows, terms)
     loss: torch.Tensor = _DistributionLoss.apply(rows, table, job)  # type: ignore[no-untyped-call]
     return loss, terms
@@ -168,6 +177,8 @@ def _compare(chunk: _Chunk, job: _Job, *, has_gradient: bool) -> torch.Tensor:
     target_hidden = job.target_hidden[first : first + len(chunk.target)]
     target = _cap(_logits(target_hidden, job.head.weight, chunk.target), job.head.softcap)
     logits = _draft_logits(chunk, job.head)
+    if job.terms.candidates.shape[1]:
+        _note_candidates(logits, target, target_rows - first, job.terms, span)
     terms = distribution_terms(
         logits,
         target,
@@ -182,6 +193,20 @@ def _compare(chunk: _Chunk, job: _Job, *, has_gradient: bool) -> torch.Tensor:
     job.terms.accept_rate[span] = terms.accept_rate
     job.terms.distillation[span] = terms.distillation
     return logits
+
+
+def _note_candidates(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    target_rows: torch.Tensor,
+    terms: RowTerms,
+    span: slice,
+) -> None:
+    """Of draft logits [n, V], compared with target_rows [n] of target logits [P, V]."""
+    columns = logits.topk(terms.candidates.shape[1], dim=-1).indices
+    of_target = target[target_rows.unsqueeze(1), columns]
+    log_sums = target.logsumexp(-1)[target_rows].unsqueeze(1)
+    terms.candidates[span], terms.target_probs[span] = columns, (of_target - log_sums).exp()
 
 
 def _logits(rows: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from dspark.drafters.training_blocks import Blocks, sample_blocks
 from dspark.graft.data.answer_file import Answer
 from dspark.graft.target.frozen_target import FrozenTarget
 from dspark.graft.train.loss import LossWeights, OutputHead, distribution_loss
+from dspark.graft.train.selector_loss import selector_loss
 from dspark.graft.train.supervised_rows import Rows, join, row_sums, supervised_rows
 from dspark.models.head_module import HeadModule
 
@@ -48,6 +49,7 @@ class Objective(nn.Module):
         self._hidden, self._rotary = training.hidden, head.rotary_table()
         markov = head.markov_head
         rank = 0 if markov is None else markov.rank
+        self._num_candidates = getattr(head.config, "selector_top_k", 0)
         self._output_head = OutputHead(target.output_head.float(), rank, target.softcap)
 
     def sample(self, batch: Sequence[Answer], generator: torch.Generator) -> list[Sampled]:
@@ -98,7 +100,13 @@ class Objective(nn.Module):
             head,
             LossWeights(c.cross_entropy_weight, c.l1_weight, c.distillation_weight),
             c.chunk_rows,
+            self._num_candidates,
         )
+        if (selector := self.head.candidate_selector) is not None:
+            choice, terms = selector_loss(
+                selector, rows, terms, head, tokens, labels, weights, c.chunk_rows
+            )
+            loss = loss + c.selector_weight * choice
         surprise = loss.new_zeros(())
         if rows.confidence is not None:
             surprise = F.binary_cross_entropy_with_logits(

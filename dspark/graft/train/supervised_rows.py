@@ -20,6 +20,7 @@ class Rows:
     target_hidden: torch.Tensor  # [P, H]
     target_rows: torch.Tensor  # [R]
     labels: torch.Tensor  # [R]
+    previous: torch.Tensor  # [R], the token before each label
     positions: torch.Tensor  # [R], of each row in its block
     blocks: torch.Tensor  # [R], index of the row's block in the batch
     num_blocks: int
@@ -44,6 +45,7 @@ def supervised_rows(
         target_hidden=target_hidden[targets],
         target_rows=target_rows,
         labels=blocks.labels.flatten()[rows],
+        previous=blocks.previous.flatten()[rows],
         positions=rows % blocks.block_size,
         blocks=rows // blocks.block_size,
         num_blocks=len(blocks.anchors),
@@ -66,6 +68,7 @@ def join(parts: Sequence[Rows]) -> Rows:
         target_hidden=torch.cat([part.target_hidden for part in parts]),
         target_rows=torch.cat(target_rows),
         labels=torch.cat([part.labels for part in parts]),
+        previous=torch.cat([part.previous for part in parts]),
         positions=torch.cat([part.positions for part in parts]),
         blocks=torch.cat(block_ids),
         num_blocks=blocks,

@@ -158,9 +158,8 @@ class Trainer:
 
 
 def _parameter_groups(head: HeadModule, config: GraftConfig) -> list[dict[str, Any]]:
-    """Separates the Markov tables: with a row per token, they memorise rare examples."""
-    markov = head.markov_head
-    tables = [] if markov is None else [markov.markov_w1.weight, markov.markov_w2.weight]
+    """Separates the tables with a row per token: they memorise rare examples."""
+    tables = head.tables
     others = [p for p in head.parameters() if all(p is not table for table in tables)]
     return [
         {"params": others, "share": 1.0},
