@@ -1,11 +1,13 @@
-"""All matrices of a SmolLM2-135M-shaped step on a CPU, and whole passes, against torch in float32.
+"""All matrices of a SmolLM2-135M-shaped step on a CPU against torch in float32, and passes by
+operation.
 
 python benchmarks/cpu_kernels.py --json benchmarks/results/cpu-kernels.json
 
 Random Q4_1 weights, a bank of them for each layer, so that they come from memory as in a model. All
 variants take turns; a figure is the sum over layers of each layer's quickest turn, rounding of rows
 included, because the machine may be busy with other things: it is what the kernels need, not what a
-user waits. A pass is the quickest of its turns as a whole.
+user waits. The table of passes is of all threads, one request, and the demo's formats: layers in
+Q4_1, output head in Q8_0.
 """
 
 import argparse
@@ -20,32 +22,33 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from cpu_pass_profile import pass_table, print_pass_table
+
 from dspark.bench.document import provenance, write_document
-from dspark_kernels import RotaryTable, SkinnyLinear
-from dspark_kernels.cpu.decoder_pass import Decoder, DecoderLayer, DecoderPass, Projection
+from dspark_kernels import SkinnyLinear
+from dspark_kernels.cpu.decoder_pass import Decoder, DecoderLayer, Projection
 from dspark_kernels.cpu.matrix import multiply_op
 from dspark_kernels.cpu.processor import variants
 from dspark_kernels.cpu.rope_write import Heads
 from dspark_kernels.cpu.rounded import empty_rounded
 from dspark_kernels.cpu.runtime import Op, Program, Runtime
-from dspark_kernels.cpu.step_words import Pages, Place
 from dspark_kernels.cpu.stored_weight import StoredWeight, stored_weight
-from dspark_kernels.paged_cache import PAGE, num_pages_for
 
-KIND, BLOCK_BYTES = "q4_1", 20
+BLOCKS = {"q4_1": (20, 2), "q8_0": (34, 1)}  # bytes, and halves at their beginning
 HIDDEN, INNER, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 576, 1536, 9, 3, 64
-VOCABULARY, LAYERS, CAPACITY = 49_152, 30, 512
+VOCABULARY, LAYERS = 49_152, 30
 LAYER = ((HIDDEN, 960), (HIDDEN, HIDDEN), (HIDDEN, 2 * INNER), (INNER, HIDDEN))  # in, out
 ROWS = (1, 2, 5, 8, 64)
 SLOW, FEW = "generic", 8  # a variant that is not tried with more rows
-BEFORE = 200  # positions in the cache of a pass
+PASS_ROWS, PASS_BEFORE = (1, 2, 3, 5, 8, 16), (200, 1000)  # positions in the cache before
 
 
-def random_weight(width: int, outputs: int) -> StoredWeight:
-    blocks = torch.randint(256, (outputs, width // 32, BLOCK_BYTES), dtype=torch.uint8)
-    scales = torch.randn(outputs, width // 32, 2) * 0.002
-    blocks[..., :4] = scales.half().view(torch.uint8)
-    return stored_weight(KIND, blocks.flatten(1))
+def random_weight(width: int, outputs: int, kind: str = "q4_1") -> StoredWeight:
+    size, halves = BLOCKS[kind]
+    blocks = torch.randint(256, (outputs, width // 32, size), dtype=torch.uint8)
+    scales = torch.randn(outputs, width // 32, halves) * 0.002
+    blocks[..., : 2 * halves] = scales.half().view(torch.uint8)
+    return stored_weight(kind, blocks.flatten(1))
 
 
 class Timings:
@@ -112,19 +115,6 @@ def decoder(layers: list[list[StoredWeight]], head: StoredWeight) -> Decoder:
     return Decoder(head, made, norm, 1e-5)
 
 
-def pass_of(run: DecoderPass, rows: int) -> Callable[[], object]:
-    inverse = 1e5 ** (-torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
-    cos, sin = RotaryTable(inverse, 1.0, torch.float32).upto(CAPACITY - 1)
-    table = cos.contiguous(), sin.contiguous()
-    num_pages = num_pages_for(CAPACITY)
-    cached = torch.zeros(LAYERS, 2, num_pages, NUM_KV_HEADS, PAGE, HEAD_DIM)
-    cache = Pages(cached, torch.arange(num_pages, dtype=torch.int32).unsqueeze(0))
-    positions = torch.arange(BEFORE, BEFORE + rows)
-    place = Place(positions, torch.zeros(rows, dtype=torch.int64), positions + 1)
-    tokens = torch.randint(VOCABULARY, (rows,))
-    return lambda: run(tokens, cache, place, table)
-
-
 def read_all(weights: list[list[StoredWeight]]) -> list[Callable[[], object]]:
     """Sums of the same bytes by torch, for the memory's own speed."""
     words = [torch.cat([w.data for w in layer]) for layer in weights]
@@ -146,11 +136,6 @@ def measure(turns: int, threads: tuple[int, ...]) -> tuple[dict[str, float], flo
                     continue
                 name = f"{variant.name}, {count} threads, {rows} rows"
                 jobs.append((name, [layer_program(runtime, bank, rows) for bank in banks]))
-            if variant == next(iter(variants().values())):
-                run = DecoderPass(runtime, decoder(layers, head))
-                for rows in ROWS:
-                    name = f"pass without output head, {count} threads, {rows} rows"
-                    jobs.append((name, [pass_of(run, rows)]))
         for rows, work in float_layers(count).items():
             jobs.append((f"torch float32, {count} threads, {rows} rows", [*work]))
     jobs.append(("reading the codes", read_all(banks)))
@@ -162,21 +147,38 @@ def measure(turns: int, threads: tuple[int, ...]) -> tuple[dict[str, float], flo
     return timings.milliseconds(), sum(w.data.numel() for bank in banks for w in bank) / 1e6
 
 
+def passes(turns: int, threads: int) -> dict[str, dict[str, float]]:
+    layers = [[random_weight(k, n) for k, n in LAYER] for _ in range(LAYERS)]
+    demo = decoder(layers, random_weight(HIDDEN, VOCABULARY, "q8_0"))
+    fastest = next(iter(variants().values()))
+    sizes = [(rows, before) for before in PASS_BEFORE for rows in PASS_ROWS]
+    return pass_table(demo, fastest, threads, sizes, turns)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=12)
+    parser.add_argument("--pass-turns", type=int, default=100)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--note", default="", help="note on the machine's other load")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    torch.manual_seed(0)
+    table = passes(arguments.pass_turns, arguments.threads[-1])
+    print_pass_table(table)
     times, megabytes = measure(arguments.turns, tuple(arguments.threads))
     for name, milliseconds in times.items():
         print(f"{name:50} {milliseconds:8.2f} ms")
     if arguments.json:
         document = {
             "milliseconds": {name: round(value, 3) for name, value in times.items()},
+            "passes_milliseconds": table,
             "weights_megabytes": round(megabytes, 1),
-            "settings": {"turns": arguments.turns, "before": BEFORE, "note": arguments.note},
+            "settings": {
+                "turns": arguments.turns,
+                "pass_turns": arguments.pass_turns,
+                "note": arguments.note,
+            },
         }
         command = shlex.join(["python", "benchmarks/cpu_kernels.py", *sys.argv[1:]])
         write_document(arguments.json, {**document, **provenance(command)})

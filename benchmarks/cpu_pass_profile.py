@@ -2,7 +2,8 @@
 
 Between the operations of a real pass stand stamps, which write the processor's clock once all
 threads have ended what stands before them. A figure is the sum over layers of each layer's quickest
-turn; `stamps` is what they themselves cost, each as much as an operation that does nothing.
+turn; `stamps` is what they themselves cost, each as much as an operation that does nothing, and
+`whole pass` the quickest turn without them.
 """
 
 import time
@@ -128,3 +129,32 @@ class Quickest:
         table["all"] = sum(table.values()) - table["stamps"]
         table["whole pass"] = min(turn.whole for turn in self._turns)
         return table
+
+
+def pass_table(
+    decoder: Decoder,
+    variant: Variant,
+    threads: int,
+    sizes: Sequence[tuple[int, int]],
+    turns: int,
+) -> dict[str, dict[str, float]]:
+    """Milliseconds by operation for each pair of rows and positions before them, in turns."""
+    runtime = StampingRuntime(variant, threads)
+    passes = {
+        f"{rows} rows after {before}": ProfiledPass(runtime, decoder, rows, before)
+        for rows, before in sizes
+    }
+    quickest = {name: Quickest() for name in passes}
+    for _ in range(turns):
+        for name, each in passes.items():
+            quickest[name].add(each.turn())
+    return {
+        name: {part: round(time, 3) for part, time in each.milliseconds().items()}
+        for name, each in quickest.items()
+    }
+
+
+def print_pass_table(table: dict[str, dict[str, float]]) -> None:
+    print(f"{'ms':12}" + "".join(f"{name.replace(' rows after ', ' @ '):>10}" for name in table))
+    for part in next(iter(table.values())):
+        print(f"{part:12}" + "".join(f"{column[part]:10.3f}" for column in table.values()))
