@@ -127,7 +127,8 @@ class RowPlan:
         self.slots = [slot.index for slot in slots]
         self.end = max(start + size for start, size in zip(self.starts, sizes, strict=True))
         spans = zip(self.starts, sizes, strict=True)
-        self.positions = torch.cat([torch.arange(start, start + n) for start, n in spans])
+        rows = [at for start, n in spans for at in range(start, start + n)]
+        self.positions = torch.tensor(rows, dtype=torch.long)
 
     @property
     def num_requests(self) -> int:

@@ -37,6 +37,7 @@ class TokenTexts:
         self._tokenizer = tokenizer
         kinds = _decoder_kinds(tokenizer)
         self._is_byte_level = "ByteLevel" in kinds
+        self._alone: dict[int, bytes | None] = {}
         self._has_byte_tokens = "ByteFallback" in kinds
         self.has_context = not self._is_byte_level
         # its bytes are unknown: a replacement character at the end may still become complete
@@ -59,6 +60,11 @@ class TokenTexts:
 
     def alone(self, token_id: int) -> bytes | None:
         """The bytes of a token if they are the same in any place; else None."""
+        if token_id not in self._alone:
+            self._alone[token_id] = self._bytes_alone(token_id)
+        return self._alone[token_id]
+
+    def _bytes_alone(self, token_id: int) -> bytes | None:
         if not (self._is_byte_level or self._has_byte_tokens):
             return None
         token = self._tokenizer.convert_ids_to_tokens(token_id)

@@ -20,7 +20,7 @@ from dspark_kernels.cpu.norm_round import norm_round_op, norm_round_reference
 from dspark_kernels.cpu.rope_write import Heads, rope_write_op, rope_write_reference
 from dspark_kernels.cpu.rounded import RoundedRows, empty_rounded
 from dspark_kernels.cpu.runtime import Op, Program, Runtime
-from dspark_kernels.cpu.step_words import Pages, Place, step_words, token_words
+from dspark_kernels.cpu.step_words import Pages, Place, check_tokens, step_words
 from dspark_kernels.cpu.stored_weight import LANES, StoredWeight
 from dspark_kernels.cpu.swiglu_round import swiglu_round_op, swiglu_round_reference
 
@@ -103,7 +103,8 @@ class DecoderPass:
         self._qkv = torch.zeros(MAX_ROWS, first.qkv.num_columns)
         self._queries = torch.zeros(MAX_ROWS, heads.num_heads, heads.head_dim)
         self._scratch = attend_scratch(MAX_ROWS, heads)
-        self._gate_up = torch.zeros(MAX_ROWS, widest)
+        # rows must not lie whole pages apart: processors mistake their stores for each other's
+        self._gate_up = torch.zeros(MAX_ROWS, widest + LANES)
         self._rounded = empty_rounded(MAX_ROWS, self._width).data
         self._attended = empty_rounded(MAX_ROWS, heads.num_heads * heads.head_dim).data
         self._gated = empty_rounded(MAX_ROWS, first.down.weights[0].width).data
@@ -130,7 +131,7 @@ class DecoderPass:
         num_rows = len(token_ids)
         if num_rows > MAX_ROWS:
             raise ValueError(f"{num_rows} rows in a pass of at most {MAX_ROWS}")
-        token_words(token_ids, self._decoder.embedding.num_outputs)
+        check_tokens(token_ids, self._decoder.embedding.num_outputs)
         words = step_words(place, rotary, cache, token_ids)
         if logits is None:
             self._program(words)

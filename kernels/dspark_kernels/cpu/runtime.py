@@ -54,12 +54,18 @@ class Runtime:
     def __init__(self, variant: Variant, num_threads: int, cache_folder: Path | None) -> None:
         self.variant, self._cache_folder = variant, cache_folder
         self._libraries: dict[str, Library] = {}
+        self._addresses: dict[str, int] = {}
         self._lock = threading.RLock()
         self.address("run_alone")
         self.pool = Pool(self._libraries["driver"], num_threads)
         self.close = weakref.finalize(self, self.pool.close)  # at the end of the process, too
 
     def address(self, function: str) -> int:
+        if function not in self._addresses:
+            self._addresses[function] = self._load(function)
+        return self._addresses[function]
+
+    def _load(self, function: str) -> int:
         name = library_of(function)
         with self._lock:
             if name not in self._libraries:

@@ -8,6 +8,7 @@ import torch
 from dspark_kernels.paged_cache import PAGE
 
 MAX_HEAD_DIM = 512
+FEW = 64
 WORDS = ("rows", "tokens", "positions", "slots", "visible", "cos", "sin", "cache", "tables")
 STRIDES = ("layer_bytes", "value_bytes", "page_bytes", "head_bytes", "table_bytes")
 
@@ -43,9 +44,14 @@ def index_of(name: str) -> int:
     return (WORDS + STRIDES).index(name)
 
 
-def token_words(token_ids: torch.Tensor, num_tokens: int) -> torch.Tensor:
-    """For operations that only read tokens. Raises ValueError if one is not below `num_tokens`."""
+def check_tokens(token_ids: torch.Tensor, num_tokens: int) -> None:
+    """Raises ValueError if one is not below `num_tokens`."""
     _check("tokens", token_ids, 0, num_tokens - 1)
+
+
+def token_words(token_ids: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """For operations that only read tokens. Raises ValueError as check_tokens."""
+    check_tokens(token_ids, num_tokens)
     return torch.tensor([len(token_ids), token_ids.data_ptr()])
 
 
@@ -88,6 +94,10 @@ def _check(what: str, values: torch.Tensor, low: int, high: int) -> None:
         raise ValueError(f"{what} are {kind} in one piece, not {values.dtype}")
     if not values.numel():
         return
-    least, most = (int(each) for each in values.aminmax())
+    if values.numel() <= FEW:  # for so few a list is the quicker way
+        numbers = values.flatten().tolist()
+        least, most = min(numbers), max(numbers)
+    else:
+        least, most = (int(each) for each in values.aminmax())
     if not low <= least <= most <= high:
         raise ValueError(f"{what} from {least} to {most}, not {low} to {high}")
