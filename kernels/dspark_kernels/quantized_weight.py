@@ -7,7 +7,7 @@ bf16, so a product needs the scale once per group and rounds nothing else.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -70,12 +70,17 @@ class QuantizedWeight:
         if begin % per:
             raise ValueError(f"row {begin} is inside a block of {per}")
         last = None if end is None else -(-end // per)
-        of_rows = {n: t[begin:end] for n, t in self.tensors.items() if n not in ("scales", "order")}
+        of_rows: dict[str, Any] = {
+            name: tensor[begin:end]
+            for name, tensor in self.tensors.items()
+            if name not in ("scales", "order")
+        }
         return replace(self, scales=self.scales[begin // per : last], **of_rows)
 
     def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "QuantizedWeight":
         """The same weight of other tensors, such as on another device."""
-        return replace(self, **{name: move(tensor) for name, tensor in self.tensors.items()})
+        moved: dict[str, Any] = {name: move(tensor) for name, tensor in self.tensors.items()}
+        return replace(self, **moved)
 
     def _values(self) -> torch.Tensor:
         """Codes [N, K] as numbers, less their zeros."""
@@ -138,7 +143,9 @@ def concatenated(weights: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
     if len(layouts) > 1 or not is_whole or not all(_share_order(first, e) for e in weights):
         return None
     of_rows = [name for name in first.tensors if name != "order"]
-    joined = {name: torch.cat([each.tensors[name] for each in weights]) for name in of_rows}
+    joined: dict[str, Any] = {
+        name: torch.cat([each.tensors[name] for each in weights]) for name in of_rows
+    }
     return replace(first, **joined)
 
 
