@@ -1,0 +1,223 @@
+"""DeepSeek-V4 on a CPU, scaled down: real head and expert sizes, few layers, random weights.
+
+python benchmarks/deepseek_v4_cpu.py --json benchmarks/results/deepseek-v4-cpu.json
+
+Files in the published layout are written to a temporary folder. Packed experts, a new set in every
+call so that they come from memory, against a sum over as many bytes, in turns; then a step of the
+whole model beside the same model in transformers, unpacked to bfloat16, in turns. Routers with
+random weights are uniform, so these are times of a step, not of the released model.
+"""
+
+import argparse
+import json
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from dspark.bench.document import provenance, write_document
+from dspark.checkpoints.deepseek_v4_layout import expert_shapes
+from dspark.checkpoints.deepseek_v4_target import HASH_TABLE, Expert, dense_shapes
+from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
+from dspark.models.deepseek_v4.rounded_experts import feed_rounded
+from dspark.targets.base import Target
+from dspark.targets.deepseek_v4_native import DeepseekV4Target, load_deepseek_v4
+
+GB = 1e9
+CONFIG: dict[str, Any] = {
+    "architectures": ["DeepseekV4ForCausalLM"],
+    "model_type": "deepseek_v4",
+    "vocab_size": 8192,
+    "hidden_size": 4096,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 1,
+    "head_dim": 512,
+    "qk_rope_head_dim": 64,
+    "q_lora_rank": 1024,
+    "o_lora_rank": 1024,
+    "o_groups": 8,
+    "moe_intermediate_size": 2048,
+    "n_routed_experts": 32,
+    "num_experts_per_tok": 6,
+    "n_shared_experts": 1,
+    "num_hash_layers": 1,
+    "scoring_func": "sqrtsoftplus",
+    "topk_method": "noaux_tc",
+    "routed_scaling_factor": 1.5,
+    "norm_topk_prob": True,
+    "swiglu_limit": 10.0,
+    "hidden_act": "silu",
+    "sliding_window": 128,
+    "hc_mult": 4,
+    "hc_sinkhorn_iters": 20,
+    "hc_eps": 1e-6,
+    "rms_norm_eps": 1e-6,
+    "index_n_heads": 64,
+    "index_head_dim": 128,
+    "index_topk": 512,
+    "rope_theta": 10000,
+    "compress_rope_theta": 160000,
+    "compress_ratios": [0, 4, 128],
+    "max_position_embeddings": 65536,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "tie_word_embeddings": False,
+    "expert_dtype": "fp4",
+    "quantization_config": {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
+        "scale_fmt": "ue8m0",
+        "weight_block_size": [128, 128],
+    },
+}
+PLAIN = ("embed.", "head.", "gate.", "compressor.", "weights_proj", "norm", "_fn", "_base")
+PLAIN += ("_scale", "attn_sink")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--folder", type=Path, help="where the files are or will be kept")
+    parser.add_argument("--experts", type=int, default=CONFIG["n_routed_experts"])
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each comparison; 0: write")
+    parser.add_argument("--no-transformers", action="store_true")
+    chosen = parser.parse_args()
+    config = CONFIG | {"n_routed_experts": chosen.experts}
+    with tempfile.TemporaryDirectory() as fresh, torch.inference_mode():
+        folder = chosen.folder or Path(fresh)
+        if not (folder / "config.json").exists():
+            write(folder, config)
+        if chosen.seconds == 0:
+            return
+        num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        target = load_deepseek_v4(folder, tap_layers=(), rounds=True)
+        document: dict[str, Any] = {"stored_bytes": num_bytes, "config": config}
+        document |= {"experts": measure_experts(target, chosen.seconds)}
+        targets: dict[str, Target] = {"as published": target}
+        if not chosen.no_transformers:
+            targets["transformers, bfloat16"] = by_transformers(folder)
+        document |= {"steps": measure_steps(targets, chosen.seconds)}
+    print(json.dumps({key: document[key] for key in ("experts", "steps")}, indent=2))
+    if chosen.json:
+        command = shlex.join(["python", "benchmarks/deepseek_v4_cpu.py", *sys.argv[1:]])
+        write_document(chosen.json, provenance(command) | document)
+
+
+def measure_experts(target: DeepseekV4Target, seconds: float) -> dict[str, Any]:
+    """Medians of GB/s, experts and the sum over as many bytes in turns."""
+    experts = [expert for block in target._weights.blocks for expert in block.experts]
+    size = sum(each.num_bytes for each in (experts[0].gate, experts[0].up, experts[0].down))
+    plain = torch.randint(256, (len(experts) * size // 8 * 8,), dtype=torch.uint8)
+    words, found = plain.view(torch.int64), {}
+    for rows in (1, 2, 4):
+        x, rates = torch.randn(rows, 4096), {"experts": [], "sum": []}
+        limit, at, per_call = CONFIG["swiglu_limit"], 0, 6
+        ids = torch.arange(per_call).repeat(rows, 1)
+        end = time.perf_counter() + seconds / 3
+        while time.perf_counter() < end:
+            some: list[Expert] = experts[at : at + per_call]
+            part = words[at * size // 8 : (at + per_call) * size // 8]
+            taken = timed(partial(feed_rounded, x, ids, some, limit))
+            rates["experts"].append(per_call * size / taken / GB)
+            rates["sum"].append(per_call * size / timed(part.sum) / GB)
+            at = (at + per_call) % (len(experts) - per_call)
+        medians = {name: statistics.median(each) for name, each in rates.items()}
+        found[f"{rows} rows"] = medians | {"share": medians["experts"] / medians["sum"]}
+    return found
+
+
+def measure_steps(targets: dict[str, Target], seconds: float) -> dict[str, Any]:
+    """Median seconds of a step of one token behind a prompt of 64, in turns."""
+    ids = torch.randint(2, CONFIG["vocab_size"], (64,))
+    slots, taken = {}, {name: [] for name in targets}
+    for name, target in targets.items():
+        slots[name] = target.open()
+        target.prefill(slots[name], ids)
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for name, target in targets.items():
+            token = torch.randint(2, CONFIG["vocab_size"], (1,))
+            taken[name].append(timed(partial(target.verify, [slots[name]], [token])))
+            target.commit([slots[name]], [1])
+    return {
+        name: {"seconds": statistics.median(each), "steps": len(each)}
+        for name, each in taken.items()
+    }
+
+
+def timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def by_transformers(folder: Path) -> Target:
+    from dspark.targets.hf import load_hf
+
+    where = {"device": torch.device("cpu"), "dtype": torch.bfloat16}
+    return load_hf(folder, tap_layers=(), stop_token_ids=frozenset(), **where)
+
+
+def write(folder: Path, config: dict[str, Any]) -> None:
+    """Files in the published layout."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    sizes = DeepseekV4TargetConfig.from_json(config)
+    places = {}
+    for shard in range(-1, sizes.num_layers):
+        file = f"model-{shard + 2:05}-of-{sizes.num_layers + 1:05}.safetensors"
+        tensors = dict(_tensors(sizes, shard))
+        save_file(tensors, folder / file)
+        places |= dict.fromkeys(tensors, file)
+    index = {"metadata": {}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _tensors(sizes: DeepseekV4TargetConfig, layer: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """Of one layer, of -1 those outside of all."""
+    prefix = f"layers.{layer}."
+    for name, shape in dense_shapes(sizes).items():
+        if name.startswith("layers.") != (layer >= 0) or (layer >= 0 and prefix not in name):
+            continue
+        if len(shape) < 2 or any(part in name for part in PLAIN) or name.endswith("ape"):
+            is_float = len(shape) < 2 or name.endswith(("_fn", "ape"))
+            mean = 1.0 if "norm" in name else 0.0
+            tensor = mean + torch.randn(shape) * shape[-1] ** -0.5
+            yield name, tensor.to(torch.float32 if is_float else torch.bfloat16)
+            continue
+        codes = torch.randint(40, 56, shape, dtype=torch.uint8)  # from 0.25 to 0.94
+        signs = torch.randint(2, shape, dtype=torch.uint8) << 7
+        yield name, (codes | signs).view(torch.float8_e4m3fn)
+        blocks = -(-shape[0] // 128), -(-shape[1] // 128)
+        scales = torch.full(blocks, 122, dtype=torch.uint8)
+        yield name.replace(".weight", ".scale"), scales.view(torch.float8_e8m0fnu)
+    if layer < 0:
+        return
+    for expert in range(sizes.num_experts):
+        for matrix, (rows, columns) in expert_shapes(sizes).items():
+            name = f"{prefix}ffn.experts.{expert}.{matrix}"
+            codes = torch.randint(256, (rows, columns // 2), dtype=torch.uint8)
+            yield f"{name}.weight", codes.view(torch.int8)
+            scales = torch.full((rows, columns // 32), 120, dtype=torch.uint8)
+            yield f"{name}.scale", scales.view(torch.float8_e8m0fnu)
+    if layer < sizes.num_hash_layers:
+        shape = sizes.vocab_size, sizes.num_experts
+        yield (
+            f"{prefix}{HASH_TABLE}",
+            torch.rand(shape).argsort(1)[:, : sizes.experts_per_token].contiguous(),
+        )
+
+
+if __name__ == "__main__":
+    main()
