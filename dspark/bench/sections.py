@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING
 
 from dspark.bench.bootstrap import speedup_interval
@@ -14,6 +15,7 @@ from dspark.bench.prompts import BenchPrompt, PromptText
 from dspark.bench.round_time import RoundTime, accepted_lengths, round_time
 from dspark.bench.runner import BenchProgress, batched_runs, check_work, timed_runs
 from dspark.bench.summary import Run
+from dspark.events import Round
 
 if TYPE_CHECKING:
     from dspark.bench.heads import OpenHeads
@@ -153,20 +155,22 @@ def _tokens_rounds(runs: Sequence[Run], prompts: int) -> tuple[tuple[int, int], 
 
 
 def _reliability(runs: Sequence[Run]) -> "tuple[Reliability, ...] | None":
-    """Of the rounds that verified their whole block; None without a confidence head or such
-    rounds."""
+    """By position, of the rounds that verified a draft there: a schedule chooses by confidences
+    alone, so that what is accepted at a confidence does not depend on its choice. None without a
+    confidence head."""
     rounds = [each for run in runs for each in run.rounds if each.confidence]
-    whole = [each for each in rounds if each.verified == len(each.draft)]
-    block = max((len(each.draft) for each in whole), default=0)
-    whole = [each for each in whole if len(each.draft) == block]
-    if not whole:
+    block = max((each.verified for each in rounds), default=0)
+    if not block:
         return None
+    return tuple(_reliability_at(k, rounds) for k in range(1, block + 1))
+
+
+def _reliability_at(position: int, rounds: Sequence[Round]) -> "Reliability":
     import torch
 
     from dspark.bench.reliability import reliability_of
 
-    survival = torch.tensor([each.confidence for each in whole], dtype=torch.float64).cumprod(1)
-    accepted = torch.tensor([each.accepted for each in whole])
-    survived = accepted[:, None] > torch.arange(block)
-    columns = zip(survival.T.contiguous(), survived.T.contiguous(), strict=True)
-    return tuple(reliability_of(a, hit) for a, hit in columns)
+    told = [each for each in rounds if each.verified >= position]
+    survival = [prod((each.confidence or ())[:position]) for each in told]
+    survived = [each.accepted >= position for each in told]
+    return reliability_of(torch.tensor(survival, dtype=torch.float64), torch.tensor(survived))

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 640, 260
-LEFT, RIGHT, TOP, BOTTOM = 52, 16, 14, 40
+LEFT, RIGHT, TOP, BOTTOM = 52, 16, 24, 34
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # Okabe and Ito
 DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 3", "10 4")  # so that colour is never alone
+LINE = 15  # height of a line of text
+CHARACTER = 7  # width of one
+TICKS = HEIGHT - BOTTOM + 14
 ROW = 26  # height of a stacked bar
 NAMES = 150  # width of its label
 
@@ -36,7 +39,7 @@ def bar_plot(
     bar = width * 0.8 / max(len(series), 1)
     parts = _y_axis(y, top, y_title)
     for place, group in enumerate(groups):
-        parts.append(_text(LEFT + width * (place + 0.5), HEIGHT - 22, group, "middle"))
+        parts.append(_text(LEFT + width * (place + 0.5), TICKS, group, "middle"))
         for number, values in enumerate(series.values()):
             x = LEFT + width * place + width * 0.1 + bar * number
             value = values[place]
@@ -46,7 +49,7 @@ def bar_plot(
             )
             parts.append(_text(x + bar * 0.46, y(value) - 3, f"{value:.2f}", "middle"))
     parts.append(_line(LEFT, y(line), WIDTH - RIGHT, y(line), "4 4"))
-    return _svg([*parts, *_legend(list(series))], HEIGHT)
+    return _with_legend(parts, list(series), HEIGHT)
 
 
 def line_plot(
@@ -66,8 +69,8 @@ def line_plot(
     ticks = (
         sorted(set(xs)) if len(set(xs)) <= 16 and x_range is None else [low, (low + high) / 2, high]
     )
-    parts += [_text(x(tick), HEIGHT - 24, f"{tick:g}", "middle") for tick in ticks]
-    parts.append(_text(WIDTH - RIGHT, HEIGHT - 24, x_title, "end"))
+    parts += [_text(x(tick), TICKS, f"{tick:g}", "middle") for tick in ticks]
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, TICKS + LINE, x_title, "middle"))
     if has_diagonal:
         parts.append(_line(x(0), y(0), x(1), y(1), "4 4"))
     for number, points in enumerate(curves.values()):
@@ -80,7 +83,7 @@ def line_plot(
             f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="3.2" fill="{_colour(number)}"/>'
             for a, b in points
         ]
-    return _svg([*parts, *_legend(list(curves))], HEIGHT)
+    return _with_legend(parts, list(curves), HEIGHT)
 
 
 def stacked_plot(
@@ -89,7 +92,7 @@ def stacked_plot(
     """A horizontal bar for each row, made of parts; a dashed line at `line` across all."""
     longest = max([line or 0.0, *(sum(values) for values in rows.values())]) * 1.12 or 1.0
     x = Scale(0.0, longest, NAMES, WIDTH - RIGHT)
-    drawn, height = [], TOP + ROW * len(rows) + BOTTOM
+    drawn, height = [], TOP + ROW * len(rows) + LINE
     for place, (name, values) in enumerate(rows.items()):
         top, start = TOP + ROW * place, 0.0
         drawn.append(_text(NAMES - 8, top + ROW / 2 + 3, name, "end"))
@@ -102,8 +105,8 @@ def stacked_plot(
         drawn.append(_text(x(start) + 4, top + ROW / 2 + 3, f"{start:.2f} {unit}", "start"))
     if line is not None:
         drawn.append(_line(x(line), TOP, x(line), TOP + ROW * len(rows), "4 4"))
-        drawn.append(_text(x(line), height - 24, f"floor {line:.2f} {unit}", "middle"))
-    return _svg([*drawn, *_legend(list(parts_of), height)], height)
+        drawn.append(_text(x(line), TOP - 6, f"floor {line:.2f} {unit}", "middle"))
+    return _with_legend(drawn, parts_of, height)
 
 
 def _y_axis(y: Scale, top: float, title: str) -> list[str]:
@@ -116,16 +119,22 @@ def _y_axis(y: Scale, top: float, title: str) -> list[str]:
     return [*lines, *labels, _text(4, 11, title, "start")]
 
 
-def _legend(names: Sequence[str], height: float = HEIGHT) -> list[str]:
-    parts, x = [], float(LEFT)
+def _with_legend(parts: Sequence[str], names: Sequence[str], height: float) -> str:
+    """The names below, in as many lines as they take."""
+    drawn, x, y = list(parts), float(LEFT), height + LINE
     for number, name in enumerate(names):
-        parts.append(
-            f'<rect x="{x:.0f}" y="{height - 14:.0f}" width="10" height="10" '
-            f'fill="{_colour(number)}"/>'
+        width = 28 + CHARACTER * len(name)
+        if x + width > WIDTH and x > LEFT:
+            x, y = float(LEFT), y + LINE
+        drawn.append(
+            f'<rect x="{x:.0f}" y="{y - 9:.0f}" width="10" height="10" fill="{_colour(number)}"/>'
         )
-        parts.append(_text(x + 14, height - 5, name, "start"))
-        x += 28 + 7 * len(name)
-    return parts
+        drawn.append(_text(x + 14, y, name, "start"))
+        x += width
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {y + 6:.0f}" role="img" '
+        f'xmlns="http://www.w3.org/2000/svg">{"".join(drawn)}</svg>'
+    )
 
 
 def _colour(number: int) -> str:
@@ -140,11 +149,4 @@ def _line(x1: float, y1: float, x2: float, y2: float, dash: str) -> str:
     return (
         f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" '
         f'class="mark" stroke-dasharray="{dash}"/>'
-    )
-
-
-def _svg(parts: Sequence[str], height: float) -> str:
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
-        f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
     )

@@ -86,3 +86,19 @@ def test_interval_and_estimate_belong_together(report):
 
 def test_condition_without_anything_asked_is_the_default():
     assert conditions(SamplingConfig(), (), (), ()) == (Condition(),)
+
+
+def test_reliability_counts_every_verified_draft(report):
+    lines = [json.loads(line) for line in rounds_path(report).read_text().splitlines()]
+    (drafter,) = json.loads(report.read_text())["sections"][0]["drafters"]
+    rounds = [
+        each
+        for run in lines
+        if (run["section"], run["arm"]) == (0, "dspark")
+        for each in run["rounds"]
+    ]
+    for position, found in enumerate(drafter["reliability"], start=1):
+        told = [each for each in rounds if each["verified"] >= position]
+        observed = sum(each["accepted"] >= position for each in told)
+        assert sum(b["rounds"] for b in found["bins"]) == len(told)
+        assert sum(b["rounds"] * b["accepted"] for b in found["bins"]) == pytest.approx(observed)
