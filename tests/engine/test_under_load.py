@@ -107,10 +107,10 @@ def test_the_demo_under_load(num_requests, demo_files):
     runtime = RuntimeConfig("cpu")
     alone = follow(open_session(demo_files, runtime, replace(config, prefix_cache_bytes=0)))
     engine = follow(
-        open_session(demo_files, runtime, replace(config, cache_tokens=5 * PAGE))
+        open_session(demo_files, runtime, replace(config, cache_tokens=3 * PAGE))
     ).engine
     text = alone.encode_prompt("Tell me a story about the sea, a ship and its captain. " * 30)
-    prompts = [text[: PAGE - 12 - k] for k in range(6)] + [(*text[:90], k) for k in range(3)]
+    prompts = [text[k : PAGE - 12] for k in range(6)] + [(*text[:90], k) for k in range(3)]
     done = check_load(engine, alone.engine, asks_of(prompts, 24), num_requests, 1)
     assert sum(each.stats.cached_tokens for each in done) > 0
     assert sum(each.stats.preemptions for each in done) > 0

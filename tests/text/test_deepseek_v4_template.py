@@ -3,12 +3,15 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from dspark.text.stream import TextCodec
+from dspark.text.tool_calls import ToolCallReader
+from dspark.text.tool_format import ToolCall
 
 MARKS = (
     "<｜begin▁of▁sentence｜>",
@@ -76,3 +79,45 @@ def test_a_template_that_is_shipped_is_taken(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0]['content'] }}!")
     codec = TextCodec.from_directory(tmp_path)
     assert codec is not None and prompt_of(codec, ("user", "x")) == "x!"
+
+
+def test_tools_their_calls_and_results(tmp_path: Path) -> None:
+    """As encoding/README.md of the repositories shows a call; what is written is read again."""
+    codec = write_tokenizer(tmp_path, (*MARKS, "｜DSML｜"))
+    arguments = {"path": "/tmp/<x>.c", "line": 42, "flags": ["a", None]}
+    tools = [{"type": "function", "function": {"name": "edit", "parameters": {"type": "object"}}}]
+    chat: list[dict[str, Any]] = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Go."},
+        {
+            "role": "assistant",
+            "content": "Yes.",
+            "tool_calls": [{"function": {"name": "edit", "arguments": arguments}}],
+        },
+        {"role": "tool", "content": "done"},
+        {"role": "tool", "content": "done, too"},
+        {"role": "user", "content": "And?"},
+    ]
+    ids = codec.encode_chat(chat, tools)
+    said = str(codec._tokenizer.decode(ids, skip_special_tokens=False))
+    system, _, rest = said.partition("<｜User｜>")
+    assert system.startswith("<｜begin▁of▁sentence｜>Be brief.\n\n## Tools\n\n")
+    assert system.endswith('\n{"name": "edit", "parameters": {"type": "object"}}\n')
+    called, _, results = rest.partition("<｜end▁of▁sentence｜>")
+    assert called == (
+        "Go.<｜Assistant｜></think>Yes.\n\n<｜DSML｜tool_calls>\n"
+        '<｜DSML｜invoke name="edit">\n'
+        '<｜DSML｜parameter name="path" string="true">/tmp/<x>.c</｜DSML｜parameter>\n'
+        '<｜DSML｜parameter name="line" string="false">42</｜DSML｜parameter>\n'
+        '<｜DSML｜parameter name="flags" string="false">["a", null]</｜DSML｜parameter>\n'
+        "</｜DSML｜invoke>\n</｜DSML｜tool_calls>"
+    )
+    assert results == (
+        "<｜User｜><tool_result>done</tool_result>\n\n<tool_result>done, too</tool_result>"
+        "\n\nAnd?<｜Assistant｜></think>"
+    )
+    text, call = [*ToolCallReader(tools, codec.tool_format).push(called.partition("</think>")[2])]
+    assert text == "Yes." and isinstance(call, ToolCall)
+    assert (call.name, json.loads(call.arguments)) == ("edit", arguments)
+    bare = str(codec._tokenizer.decode(codec.encode_chat(chat[1:2], tools)))
+    assert bare.startswith("<｜begin▁of▁sentence｜>\n\n## Tools") and "<｜User｜>Go." in bare
