@@ -115,7 +115,7 @@ def _y_axis(y: Scale, top: float, title: str) -> list[str]:
         f'<line x1="{LEFT}" y1="{y(t):.1f}" x2="{WIDTH - RIGHT}" y2="{y(t):.1f}" class="grid"/>'
         for t in ticks
     ]
-    labels = [_text(LEFT - 6, y(t) + 3, f"{t:.2g}", "end") for t in ticks]
+    labels = [_text(LEFT - 6, y(t) + 3, f"{t:.3g}", "end") for t in ticks]
     return [*lines, *labels, _text(4, 11, title, "start")]
 
 
