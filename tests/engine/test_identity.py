@@ -116,9 +116,8 @@ def test_more_requests_than_fit_are_all_answered():
 
 
 @pytest.mark.parametrize("model", ["tiny_llama_dir", "tiny_qwen3_dir"])
-def test_random_head_changes_nothing(model, request: pytest.FixtureRequest, make_tiny_head):
-
-    target = request.getfixturevalue(model)
+def test_random_head_changes_nothing(model, getfixture, make_tiny_head):
+    target = getfixture(model)
     session = open_pair(target, make_tiny_head(target))
     ask = request(range(20, 50), 60)
     assert decode(session.engine, [ask]) == decode(session.engine, [replace(ask, plain=True)])
