@@ -7,7 +7,12 @@ from pathlib import Path
 
 import torch
 
-from dspark.checkpoints.deepseek_v4_check import check_layout, scale_of, wanted_tensors
+from dspark.checkpoints.deepseek_v4_check import (
+    check_layout,
+    check_scales,
+    scale_of,
+    wanted_tensors,
+)
 from dspark.checkpoints.deepseek_v4_config import (
     ENGINES,
     DeepseekV4HeadConfig,
@@ -15,26 +20,33 @@ from dspark.checkpoints.deepseek_v4_config import (
 )
 from dspark.checkpoints.deepseek_v4_layout import expert_shapes
 from dspark.checkpoints.model_folder import Folder, ModelFolder
-from dspark.checkpoints.safetensors_dir import TensorInfo, iterate_tensors, tensor_infos
+from dspark.checkpoints.safetensors_dir import (
+    TensorInfo,
+    iterate_tensors,
+    mapped_tensors,
+    tensor_infos,
+)
 from dspark.errors import CheckpointError
+from dspark_kernels.cpu.file_weight import FileWeight, file_weight
 from dspark_kernels.quantized_weight import QuantizedWeight
-from dspark_kernels.repacked_weight import e8m0, from_fp4, from_fp8
+from dspark_kernels.repacked_weight import FP4_GROUP, e8m0, from_fp4, from_fp8
 
 PREFIX = "mtp."
 STAGE = re.compile(r"mtp\.(\d{1,3})\.")
 EXPERT = re.compile(r"mtp\.(\d+)\.ffn\.experts\.(\d+)\.(w[123])")
+ExpertWeight = QuantizedWeight | FileWeight
 
 
 @dataclass(frozen=True, slots=True)
 class DeepseekV4Weights:
     """`dense`: de-quantised tensors by their name in the file; `experts`: of each stage, in FP4, by
-    the name of the matrix and then by expert.
+    the name of the matrix and then by expert; a FileWeight is still in its mapped file.
 
     Tensors that route, mix streams or normalise are float32, as in the target.
     """
 
     dense: Mapping[str, torch.Tensor]
-    experts: tuple[Mapping[str, Sequence[QuantizedWeight]], ...]
+    experts: tuple[Mapping[str, Sequence[ExpertWeight]], ...]
 
 
 def read_own_config(folder: Folder) -> DeepseekV4HeadConfig:
@@ -44,18 +56,23 @@ def read_own_config(folder: Folder) -> DeepseekV4HeadConfig:
 
 
 def read_own_head(
-    folder: Folder, *, device: torch.device, dtype: torch.dtype
+    folder: Folder, *, device: torch.device, dtype: torch.dtype, maps_experts: bool = False
 ) -> tuple[DeepseekV4HeadConfig, DeepseekV4Weights]:
     """Every name, type and shape is checked before a tensor is read; besides the result, one tensor
-    at a time is in memory."""
+    at a time is in memory. `maps_experts`: for a CPU, routed experts stay where the files have
+    them."""
     folder = ModelFolder.of(folder)
     infos = tensor_infos(folder, PREFIX)
     config = _config(folder, infos)
     _check(infos, config, folder.path)
     dense: dict[str, torch.Tensor] = {}
-    experts: dict[tuple[int, int, str], QuantizedWeight] = {}
+    experts: dict[tuple[int, int, str], ExpertWeight] = {}
+    names = infos.keys()
+    if maps_experts:
+        experts |= _mapped_experts(folder, config)
+        names = {name for name in infos if not EXPERT.match(name)}
     waiting: dict[str, torch.Tensor] = {}  # of two halves, the first one read
-    for name, tensor in iterate_tensors(folder, PREFIX):
+    for name, tensor in iterate_tensors(folder, PREFIX, names):
         if scale_of(name) not in infos and not name.endswith(".scale"):
             dense[name] = _typed(name, tensor.to(device), dtype)
             continue
@@ -73,9 +90,27 @@ def read_own_head(
     return config, DeepseekV4Weights(dense, _by_stage(experts, config))
 
 
+def _mapped_experts(
+    folder: ModelFolder, config: DeepseekV4HeadConfig
+) -> dict[tuple[int, int, str], FileWeight]:
+    places = {
+        (stage, expert, matrix): f"{PREFIX}{stage}.ffn.experts.{expert}.{matrix}"
+        for stage in range(config.num_stages)
+        for expert in range(config.num_experts)
+        for matrix in expert_shapes(config)
+    }
+    ends = (".weight", ".scale")
+    found = mapped_tensors(folder, {base + end for base in places.values() for end in ends})
+    check_scales(found, folder)
+    return {
+        place: file_weight(found[f"{base}.weight"], found[f"{base}.scale"], 1, FP4_GROUP)
+        for place, base in places.items()
+    }
+
+
 def _by_stage(
-    experts: Mapping[tuple[int, int, str], QuantizedWeight], config: DeepseekV4HeadConfig
-) -> tuple[Mapping[str, Sequence[QuantizedWeight]], ...]:
+    experts: Mapping[tuple[int, int, str], ExpertWeight], config: DeepseekV4HeadConfig
+) -> tuple[Mapping[str, Sequence[ExpertWeight]], ...]:
     return tuple(
         {
             name: [experts[stage, expert, name] for expert in range(config.num_experts)]

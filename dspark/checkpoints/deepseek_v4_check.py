@@ -3,9 +3,14 @@
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+import torch
+
 from dspark.checkpoints.deepseek_v4_layout import BlockSizes, expert_shapes
+from dspark.checkpoints.model_folder import ModelFolder
 from dspark.checkpoints.safetensors_dir import FLOATS, TensorInfo
+from dspark.checkpoints.safetensors_file import FETCH_AGAIN
 from dspark.errors import CheckpointError
+from dspark_kernels.cpu.file_weight import has_invalid_scale
 from dspark_kernels.repacked_weight import FP4_GROUP
 
 SCALES = ("F8_E8M0", "U8")
@@ -53,3 +58,12 @@ def check_layout(
     ]
     if wrong:
         raise CheckpointError(f"{what} in {path} is damaged or of another kind: {wrong[0]}", way)
+
+
+def check_scales(found: Mapping[str, torch.Tensor], folder: ModelFolder) -> None:
+    """Raises CheckpointError for a scale that is no number, or too small for one."""
+    for name, tensor in found.items():
+        if name.endswith(".scale") and has_invalid_scale(tensor.view(torch.uint8)):
+            raise CheckpointError(
+                f"{name} in {folder.path} holds a scale that is no number", FETCH_AGAIN
+            )

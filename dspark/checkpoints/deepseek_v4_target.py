@@ -9,7 +9,12 @@ from typing import TypeVar
 
 import torch
 
-from dspark.checkpoints.deepseek_v4_check import check_layout, scale_of, wanted_tensors
+from dspark.checkpoints.deepseek_v4_check import (
+    check_layout,
+    check_scales,
+    scale_of,
+    wanted_tensors,
+)
 from dspark.checkpoints.deepseek_v4_config import ENGINES
 from dspark.checkpoints.deepseek_v4_layout import block_shapes, collapse_shapes
 from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
@@ -17,7 +22,7 @@ from dspark.checkpoints.model_folder import Folder, ModelFolder
 from dspark.checkpoints.safetensors_dir import TensorInfo, mapped_tensors, tensor_infos
 from dspark.checkpoints.safetensors_file import FETCH_AGAIN
 from dspark.errors import CheckpointError
-from dspark_kernels.cpu.file_weight import FileWeight, file_weight, has_invalid_scale
+from dspark_kernels.cpu.file_weight import FileWeight, file_weight
 from dspark_kernels.repacked_weight import FP4_GROUP
 
 HEAD_PREFIX = "mtp."  # of its DSpark head, which a reader of its own takes
@@ -60,7 +65,7 @@ def read_target(folder: Folder, config: DeepseekV4TargetConfig) -> TargetWeights
     dense = dense_shapes(config)
     _check(folder, infos, dense, config)
     found = mapped_tensors(folder, infos.keys())
-    _check_scales(found, folder)
+    check_scales(found, folder)
     rows, columns = config.scale_block
     matrices: dict[str, FileWeight] = {}
     tensors: dict[str, torch.Tensor] = {}
@@ -129,14 +134,6 @@ def _check(
         shape = (config.vocab_size, config.experts_per_token)
         expected[f"layers.{layer}.{HASH_TABLE}"] = INTEGERS, shape
     check_layout(infos, expected, "the target", folder.path, ENGINES)
-
-
-def _check_scales(found: Mapping[str, torch.Tensor], folder: ModelFolder) -> None:
-    for name, tensor in found.items():
-        if name.endswith(".scale") and has_invalid_scale(tensor.view(torch.uint8)):
-            raise CheckpointError(
-                f"{name} in {folder.path} holds a scale that is no number", FETCH_AGAIN
-            )
 
 
 def _checked_table(

@@ -47,7 +47,8 @@ class DeepseekV4Drafter:
         cls, folder: Folder, tables: TargetTables, weights: DraftWeights
     ) -> "DeepseekV4Drafter":
         """From the target's own files."""
-        head = read_own_head(folder, device=tables.device, dtype=tables.dtype)
+        maps = tables.device.type == "cpu" and tables.dtype == torch.float32
+        head = read_own_head(folder, device=tables.device, dtype=tables.dtype, maps_experts=maps)
         return cls(*head, tables.embedding, tables.output_head)
 
     def __init__(

@@ -10,6 +10,7 @@ from dspark.checkpoints.deepseek_v4 import read_own_head
 from dspark.drafters.deepseek_v4 import DeepseekV4Drafter, DeepseekV4Slot
 from dspark.errors import PairMismatchError
 from dspark_kernels import QuantizedWeight
+from dspark_kernels.cpu.file_weight import FileWeight
 from tests.deepseek_v4_toy import CONFIG, STAGES, write
 
 CPU = torch.device("cpu")
@@ -279,3 +280,18 @@ def test_in_bfloat16_the_logits_are_near_those_of_float32(
 def test_another_target_is_refused(drafter: DeepseekV4Drafter) -> None:
     with pytest.raises(PairMismatchError, match="lies in a target"):
         drafter.config.check_target(vocab_size=96, hidden_size=64, num_layers=5)
+
+
+def test_experts_in_their_mapped_file_draft_the_same(
+    drafter: DeepseekV4Drafter, toy: tuple[Path, dict[str, torch.Tensor]]
+) -> None:
+    folder, meaning = toy
+    config, weights = read_own_head(folder, device=CPU, dtype=torch.float32, maps_experts=True)
+    assert all(isinstance(each, FileWeight) for stage in weights.experts for each in stage["w2"])
+    mapped = DeepseekV4Drafter(config, weights, meaning["embed.weight"], drafter._output_head)
+    anchors, found = torch.tensor([5]), []
+    for each in (drafter, mapped):
+        chooser = Greedy()
+        each.propose([filled(each, taps_of(11))], anchors, chooser)
+        found.append(torch.cat(chooser.seen))
+    torch.testing.assert_close(found[0], found[1], **CLOSE)

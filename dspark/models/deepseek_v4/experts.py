@@ -7,8 +7,10 @@ import torch.nn.functional as F
 
 from dspark.checkpoints.deepseek_v4_config import DeepseekV4HeadConfig
 from dspark_kernels import QuantizedWeight, skinny_linear
+from dspark_kernels.cpu.file_weight import FileWeight
+from dspark_kernels.cpu.float_matrix import multiply_floats
 
-Weight = torch.Tensor | QuantizedWeight
+Weight = torch.Tensor | QuantizedWeight | FileWeight
 Weights = Mapping[str, torch.Tensor]
 
 
@@ -19,7 +21,7 @@ class Experts:
         self,
         config: DeepseekV4HeadConfig,
         weights: Weights,
-        routed: Mapping[str, Sequence[QuantizedWeight]],
+        routed: Mapping[str, Sequence[QuantizedWeight | FileWeight]],
     ) -> None:
         self._config, self._weights, self._routed = config, weights, routed
 
@@ -50,5 +52,12 @@ class Experts:
     def _feed(self, x: torch.Tensor, gate: Weight, down: Weight, up: Weight) -> torch.Tensor:
         """x [N, H] -> [N, H], gate and value cut off at the limit."""
         limit = self._config.swiglu_limit
-        gated = F.silu(skinny_linear(x, gate).clamp(max=limit))
-        return skinny_linear(gated * skinny_linear(x, up).clamp(-limit, limit), down)
+        gated = F.silu(_times(x, gate).clamp(max=limit))
+        return _times(gated * _times(x, up).clamp(-limit, limit), down)
+
+
+def _times(x: torch.Tensor, weight: Weight) -> torch.Tensor:
+    """x [N, K], weight [M, K] -> [N, M]."""
+    if isinstance(weight, FileWeight):
+        return multiply_floats(x, weight)
+    return skinny_linear(x, weight)
