@@ -67,7 +67,7 @@ def read_own_head(
     _check(infos, config, folder.path)
     dense: dict[str, torch.Tensor] = {}
     experts: dict[tuple[int, int, str], ExpertWeight] = {}
-    names = infos.keys()
+    names = set(infos)
     if maps_experts:
         experts |= _mapped_experts(folder, config)
         names = {name for name in infos if not EXPERT.match(name)}
