@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dspark.bench.sections import Section
 
 FAR_FROM_FLOOR = 3.0  # times the floor: the baseline leaves most of the memory's bandwidth unused
+LEAST_ANSWERS = 4  # of an arm, for a forecast
 PEER_AHEAD = 1.05  # times our own plain decoding
 Kind = Literal["noisy", "one_trial", "not_lossless", "slow_baseline", "parked", "no_gain"]
 
@@ -110,6 +111,8 @@ def expectation(section: "Section") -> str:
         low, high = min(taus), max(taus)
         return f"Expect {low:.2f} to {high:.2f} tokens per round; no time was measured."
     low, high = interval or (report.speedup.low, report.speedup.high)
+    if report.prompts * report.trials < LEAST_ANSWERS:
+        return "Too little was measured to say what to expect: use more prompts or trials."
     text = {
         True: "with the same text",
         False: "with a different text",

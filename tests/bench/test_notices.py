@@ -93,3 +93,8 @@ def test_engines_take_turns_and_count_alike():
 def test_drafts_that_lose_are_told_to_lose():
     (section,) = measured(ScriptedSession(draft_speed=0.3)).sections
     assert expectation(section).startswith("Drafts do not pay here")
+
+
+def test_one_answer_is_no_forecast():
+    (section,) = measured(ScriptedSession(draft_speed=0.3), trials=1, texts=TEXTS[:1]).sections
+    assert expectation(section).startswith("Too little was measured")
