@@ -31,6 +31,7 @@ MARGIN = 1.05  # expected gain that is tried at once
 SURE = 1.3  # expected gain that is tried without plain rounds to compare with
 ATTEMPT = 24  # requests' rounds that tell whether an attempt succeeds
 COMPARED = 3  # plain rounds in a row that a comparison needs
+KNOWN = 8  # rounds with drafts whose mean is believed
 REFRESH_COST = 0.005  # share of the time that measuring plain rounds may lose while drafting
 REFRESH_ROUNDS = (32, 512)  # between two such measurements
 OUTLIER = 2.0  # times the usual: another program had the processor
@@ -98,7 +99,7 @@ class Ledger:
         self.drafted.append(seconds)
         usual = median(self.plain)
         self.catching_up += caught_up / usual
-        gain = tokens - self._cost_of(seconds / usual, usual)
+        gain = tokens - self._cost_of(usual)
         self.balance = min(self.balance + gain, CREDIT * self.allowance)
         if self.balance >= self.allowance:
             self.failures = 0
@@ -130,13 +131,15 @@ class Ledger:
         """A new text may suit the drafter better."""
         self.parked_for = min(self.parked_for, self.interval)
 
-    def _cost_of(self, cost: float, plain: float) -> float:
-        """Of a round in plain rounds; of several the mean, since blocks differ in length."""
-        if len(self.drafted) >= COMPARED:
-            self.cost = _typical(self.drafted) / plain
-            return self.cost
-        self.cost = self.cost or cost
-        return min(cost, OUTLIER * self.cost)
+    def _cost_of(self, plain: float) -> float:
+        """Of a round in plain rounds; of many the mean, since blocks differ in length, and of few
+        the least, since other programs hold up several in a row."""
+        is_known = len(self.drafted) >= KNOWN
+        cost = (_typical(self.drafted) if is_known else min(self.drafted)) / plain
+        if len(self.drafted) == 1 and self.cost:
+            return min(cost, OUTLIER * self.cost)
+        self.cost = cost
+        return cost
 
     def _attempt(self) -> None:
         self.balance, self.catching_up = 0.0, 0.0
