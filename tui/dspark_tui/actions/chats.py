@@ -101,10 +101,8 @@ async def show(screen: "ChatTurns", conversation: Conversation) -> None:
 
 
 def shown_turn(screen: "ChatTurns", turn: Turn, conversation: Conversation) -> ShownTurn:
-    from dspark_tui.screens.chat_turns import ChatTurns
-
     screen.turn_count += 1
-    answer = Answer(turn).data_bind(ChatTurns.view)
+    answer = Answer(turn, screen.view)
     return ShownTurn(screen.turn_count, turn, UserMessage(turn.prompt), answer, conversation)
 
 

@@ -31,6 +31,7 @@ from dspark_tui.messages import (
 from dspark_tui.token_styles import View
 from dspark_tui.turn import ShownTurn
 from dspark_tui.widgets import key_line
+from dspark_tui.widgets.answer import Answer
 from dspark_tui.widgets.key_line import Key
 from dspark_tui.widgets.loading import LoadingPanel
 from dspark_tui.widgets.prompt_box import PromptBox
@@ -254,6 +255,11 @@ class ChatTurns(Screen[None]):
     def watch_phase(self, phase: Phase) -> None:
         if self.is_mounted:
             self._follow_phase(phase)
+
+    def watch_view(self, view: View) -> None:
+        """Of the chat set aside too."""
+        for answer in self.query(Answer):
+            answer.view = view
 
     def watch_queue(self) -> None:
         self.name_keys()

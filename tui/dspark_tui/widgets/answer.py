@@ -21,8 +21,9 @@ class Answer(VerticalGroup):
     view: reactive[View] = reactive(View(), init=False)
     note: reactive[str] = reactive("")
 
-    def __init__(self, turn: Turn) -> None:
+    def __init__(self, turn: Turn, view: View) -> None:
         super().__init__(classes="empty")
+        self.set_reactive(Answer.view, view)
         self._turn = turn
         self._has_ended = turn.finished is not None
         self._spans: Spans | None = None
