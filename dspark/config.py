@@ -10,7 +10,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DraftWeights = Literal["auto", "bf16", "int8", "fp8"]
 KVFormat = Literal["auto", "int8", "fp8"]
 Acceptance = Literal["greedy", "rejection", "coupling"]
-Algorithm = Literal["dspark", "dflash", "dflash2", "eagle3", "mtp"]
+Algorithm = Literal["dspark", "dflash", "dflash2", "domino", "eagle3", "mtp"]
 Headless = Literal["lookup"]
 DEFAULT_PAIR = "demo"
 PREFILL_CHUNK = 256  # tokens of a prompt in one pass
@@ -252,6 +252,9 @@ ALGORITHMS: Mapping[Algorithm, AlgorithmFacts] = {
     "dspark": AlgorithmFacts("DSpark", "a block at once, corrected token by token"),
     "dflash": AlgorithmFacts("DFlash", "a block at once, no sequential head", _DFLASH),
     "dflash2": AlgorithmFacts("DFlash 2", "a block at once, chosen among candidates", _DFLASH),
+    "domino": AlgorithmFacts(
+        "Domino", "a block at once, corrected by a GRU", {**_DFLASH, "position_decay": 7.0}
+    ),
     "eagle3": AlgorithmFacts("Eagle3", "token after token, one layer", _UNROLLED),
     "mtp": AlgorithmFacts("MTP-1", "one token a round, one layer", {**_UNROLLED, "block_size": 1}),
 }

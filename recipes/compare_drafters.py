@@ -1,4 +1,4 @@
-"""DSpark, DFlash, DFlash 2, Eagle3 and MTP-1 heads for one target: trained alike, then compared.
+"""Heads of every algorithm for one target, DSpark to MTP-1: trained alike, then compared.
 
 python recipes/compare_drafters.py --answers answers.jsonl --out compare --steps 2000 \\
     --prompts gsm8k_test.jsonl humaneval.jsonl mt_bench.jsonl -- --lr 2e-3 --batch-size 4
@@ -112,13 +112,14 @@ def shape_settings(algorithm: Algorithm, arguments: argparse.Namespace) -> dict[
         "dspark": arguments.layers,
         "dflash": arguments.dflash_layers,
         "dflash2": arguments.layers,
+        "domino": arguments.layers,
     }
     settings: dict[str, Any] = {"num_kv_heads": arguments.kv_heads}
     if algorithm != "mtp":
         settings["block_size"] = arguments.block_size
     if algorithm in layers:
         settings["num_layers"] = layers[algorithm]
-    if algorithm in ("dspark", "dflash2"):
+    if algorithm in ("dspark", "dflash2", "domino"):
         settings["markov_rank"] = arguments.markov_rank
     return settings
 

@@ -35,6 +35,7 @@ BY_ARCHITECTURE = {
     "DSparkDraftModel": Packaging.SPECFORGE,
     "DFlashDraftModel": Packaging.DFLASH,
     "DFlash2DraftModel": Packaging.DFLASH,
+    "DominoDraftModel": Packaging.DFLASH,
 }
 ELSEWHERE = {
     "K3DSparkModel": Elsewhere("a Kimi K3 DSpark head (MLA)", "vLLM, SGLang and ATOM run it."),

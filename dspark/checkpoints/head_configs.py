@@ -5,13 +5,19 @@ from typing import Any
 
 from dspark.checkpoints.config_values import architecture_of
 from dspark.checkpoints.dflash2_config import DFlash2Config
+from dspark.checkpoints.domino_config import DominoConfig
 from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.eagle3_config import Eagle3Config
 from dspark.checkpoints.head_config import HeadConfig
 from dspark.config import Algorithm
 
-HEAD_CONFIGS: tuple[type[HeadConfig], ...] = (DSparkConfig, Eagle3Config, DFlash2Config)
-OWN_LAYOUT = (DFlash2Config,)  # kinds that DeepSpec's layout does not have
+HEAD_CONFIGS: tuple[type[HeadConfig], ...] = (
+    DSparkConfig,
+    Eagle3Config,
+    DFlash2Config,
+    DominoConfig,
+)
+OWN_LAYOUT = (DFlash2Config, DominoConfig)  # kinds that DeepSpec's layout does not have
 DEEPSPEC_ARCHITECTURES = [
     name
     for config in HEAD_CONFIGS

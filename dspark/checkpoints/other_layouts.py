@@ -14,6 +14,7 @@ import torch
 from dspark.checkpoints.config_values import architecture_of
 from dspark.checkpoints.detect import Packaging
 from dspark.checkpoints.dflash2_config import DFlash2Config, flattened
+from dspark.checkpoints.domino_config import DominoConfig
 from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.head_config import HeadConfig
 from dspark.checkpoints.qwen3_head_layers import refuse_sliding
@@ -76,7 +77,8 @@ def _kind_of_its_own(flat: Mapping[str, Any]) -> type[DSparkConfig] | None:
     is_dflash2 = architecture_of(flat) == DFlash2Config.architectures["qwen3"]
     if is_dflash2 or flat.get("speculators_model_type") == "dflash2":
         return DFlash2Config
-    return None
+    is_domino = architecture_of(flat) == DominoConfig.architectures["qwen3"]
+    return DominoConfig if is_domino or flat.get("projector_type") == "domino" else None
 
 
 def _flat(raw: Mapping[str, Any], packaging: Packaging) -> dict[str, Any]:
@@ -110,7 +112,7 @@ def _flat_nested(raw: Mapping[str, Any]) -> dict[str, Any]:
     nested = _object(raw, "dflash_config")
     dspark_keys = _object(raw, "dspark_config") if "dspark_config" in raw else {}
     projector = nested.get("projector_type")
-    if projector not in (None, "dflash", "dspark"):
+    if projector not in (None, "dflash", "dspark", "domino"):
         raise CheckpointError(
             f"the head's projector {str(projector)[:40]!r} is not supported", "SGLang may run it."
         )

@@ -92,7 +92,7 @@ class HeadDrafter:
             tensors.pop(OUTPUT_HEAD, None), ids, output_head, prepack and draft_vocabulary is None
         )
         self._head = self._filled_head(config, tensors)
-        markov, softcap = self._head.markov_head, config.final_logit_softcapping
+        markov, softcap = self._head.output_map, config.final_logit_softcapping
         self._vocabulary: DraftVocabulary = (
             FullVocabulary(output_head, markov, softcap, ids, len(embedding))
             if draft_vocabulary is None

@@ -9,6 +9,7 @@ import torch
 
 from dspark.checkpoints.deepseek_v4_config import DeepseekV4HeadConfig
 from dspark.checkpoints.dflash2_config import DFlash2Config
+from dspark.checkpoints.domino_config import DominoConfig
 from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.eagle3_config import Eagle3Config
 from dspark.checkpoints.head_config import AnyHeadConfig, HeadConfig
@@ -17,6 +18,7 @@ from dspark.config import DraftWeights, Headless
 from dspark.drafters.base import Drafter
 from dspark.drafters.deepseek_v4 import DeepseekV4Drafter
 from dspark.drafters.dflash2 import DFlash2Drafter
+from dspark.drafters.domino import DominoDrafter
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.drafters.eagle3 import Eagle3Drafter
 from dspark.drafters.eagle3_training_blocks import unrolled_hidden
@@ -27,6 +29,7 @@ from dspark.drafters.stored import StoredDSparkDrafter, stored_kernels
 from dspark.drafters.training_blocks import TrainingHidden, block_hidden
 from dspark.errors import InputError
 from dspark.models.dflash2_head import DFlash2Head
+from dspark.models.domino_head import DominoHead
 from dspark.models.dspark_head import DSparkHead
 from dspark.models.eagle3_head import Eagle3Head
 from dspark.models.head_module import HeadModule
@@ -83,6 +86,12 @@ KINDS = (
         DFlash2Drafter,
         joined=DFlash2Drafter,
         training=Training(DFlash2Head, block_hidden),
+    ),
+    HeadKind(
+        DominoConfig,
+        DominoDrafter,
+        joined=DominoDrafter,
+        training=Training(DominoHead, block_hidden),
     ),
     HeadKind(
         Eagle3Config,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from dspark.models.sequential_heads import MarkovHead
+from dspark.models.head_module import OutputMap
 from dspark_kernels import SkinnyLinear
 from dspark_kernels.cpu.output_head import StoredOutputHead
 from dspark_kernels.cpu.rounded import GROUP
@@ -90,7 +90,7 @@ class FullVocabulary:
     def __init__(
         self,
         output_head: OutputHead,
-        markov: MarkovHead | None,
+        markov: OutputMap | None,
         softcap: float | None = None,
         ids: torch.Tensor | None = None,
         vocab_size: int = 0,
@@ -225,7 +225,7 @@ class ReducedVocabulary:
         self,
         fixed_ids: torch.Tensor,
         output_head: OutputHead,
-        markov: MarkovHead | None,
+        markov: OutputMap | None,
         *,
         softcap: float | None = None,
         prepack: bool = True,

@@ -1,6 +1,7 @@
 """What every trained head has, whatever its kind."""
 
 from collections.abc import Iterable
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -10,6 +11,13 @@ from dspark.models.candidate_selector import CandidateSelector
 from dspark.models.draft_layer import Norm, full_rotary
 from dspark.models.sequential_heads import ConfidenceHead, MarkovHead
 from dspark_kernels import RotaryTable
+
+
+class OutputMap(Protocol):
+    """Holds the map from a sequential head's features [..., r] to the bias of logits [..., V]."""
+
+    @property
+    def markov_w2(self) -> Any: ...
 
 
 class HeadModule(nn.Module):
@@ -36,6 +44,11 @@ class HeadModule(nn.Module):
 
     def begin(self, generator: torch.Generator) -> None:
         """First values of the parts that only this kind has, after all linear maps have theirs."""
+
+    @property
+    def output_map(self) -> OutputMap | None:
+        """None without a sequential head that changes all logits."""
+        return self.markov_head
 
     @property
     def tables(self) -> list[torch.Tensor]:

@@ -25,7 +25,7 @@ To = Annotated[
     Literal["deepspec", "speculators", "dflash"],
     typer.Option(
         "--to",
-        help="deepspec; speculators, which vLLM reads; or dflash, that of DFlash 2's authors.",
+        help="deepspec; speculators, which vLLM reads; or dflash, that of DFlash 2 and Domino.",
     ),
 ]
 Lender = Annotated[

@@ -32,7 +32,7 @@ from tests.engine.pairs import GOLDEN, PROMPT, open_pair, request
 
 TARGET = GOLDEN / "vanilla" / "target"
 TRAINED = GOLDEN / "vanilla" / "draft"
-TAPS = {"dflash": (0, 2), "dflash2": (0, 2), "eagle3": (-1, 1), "mtp": (2,)}
+TAPS = {"dflash": (0, 2), "dflash2": (0, 2), "domino": (0, 2), "eagle3": (-1, 1), "mtp": (2,)}
 PROMPTS = [
     BenchPrompt("gsm8k_test", PROMPT),
     BenchPrompt("gsm8k_test", PROMPT[:3]),
@@ -73,10 +73,16 @@ def batched(opened: OpenHeads) -> Comparison:
 
 def test_every_kind_of_head_writes_what_plain_decoding_writes(batched):
     kinds = [each.head.algorithm for each in batched.heads]
-    assert kinds == ["dspark", "dflash", "dflash2", "eagle3", "mtp"]
+    assert kinds == ["dspark", "dflash", "dflash2", "domino", "eagle3", "mtp"]
     assert all(each.report.is_identical is True for each in batched.heads)
-    assert [len(each.report.acceptance_by_position) for each in batched.heads][1:] == [5, 5, 5, 1]
-    assert [each.head.training for each in batched.heads[1:]] == [{"steps": 3}] * 4
+    assert [len(each.report.acceptance_by_position) for each in batched.heads][1:] == [
+        5,
+        5,
+        5,
+        5,
+        1,
+    ]
+    assert [each.head.training for each in batched.heads[1:]] == [{"steps": 3}] * 5
 
 
 def test_one_at_a_time_and_many_at_a_time_accept_the_same(opened, batched):
@@ -186,9 +192,15 @@ def test_the_document_claims_no_speed_that_was_not_measured(opened, batched):
     untimed = comparison_document(batched, CONFIG, engine, opened, "dspark bench")
     assert "speed" not in json.dumps(untimed["drafters"])
     assert [each["algorithm"] for each in untimed["drafters"]] == [
-        *("dspark", "dflash", "dflash2", "eagle3", "mtp")
+        *("dspark", "dflash", "dflash2", "domino", "eagle3", "mtp")
     ]
-    assert [each["over"] for each in untimed["gains"]] == ["dflash", "dflash2", "eagle3", "mtp"]
+    assert [each["over"] for each in untimed["gains"]] == [
+        "dflash",
+        "dflash2",
+        "domino",
+        "eagle3",
+        "mtp",
+    ]
     timed = comparison_document(
         replace(batched, is_timed=True), CONFIG, engine, opened, "dspark bench"
     )
@@ -201,7 +213,7 @@ def test_nothing_to_compare_on_is_refused(opened):
         list(compare(opened, [], CONFIG, is_timed=False))
 
 
-@pytest.mark.parametrize("algorithm", ["dspark", "dflash", "dflash2", "eagle3", "mtp"])
+@pytest.mark.parametrize("algorithm", ["dspark", "dflash", "dflash2", "domino", "eagle3", "mtp"])
 def test_a_head_is_made_as_large_as_another(algorithm):
     target = AutoConfig.from_pretrained(TARGET)
 

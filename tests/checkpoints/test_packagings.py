@@ -184,7 +184,7 @@ def test_the_number_of_drafts_tells_the_first_slot(drafts, from_anchor, tmp_path
         ({"causal": True}, "causal"),
         ({"swa_window_size": 2048}, "sliding window"),
         ({"attention_sink_bias": True}, "Nemotron"),
-        ({"projector_type": "domino"}, "domino"),
+        ({"projector_type": "causal_v5"}, "causal_v5"),
         ({"shift_label": True}, "shifted"),
     ],
 )

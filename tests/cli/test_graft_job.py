@@ -21,7 +21,7 @@ def params_of(*arguments: str) -> dict[str, Any]:
         return dict(context.params)
 
 
-@pytest.mark.parametrize("algorithm", ["dspark", "dflash", "dflash2", "eagle3", "mtp"])
+@pytest.mark.parametrize("algorithm", ["dspark", "dflash", "dflash2", "domino", "eagle3", "mtp"])
 def test_without_options_it_is_the_algorithms_default(algorithm):
     assert graft_settings(params_of("--algo", algorithm)) == graft_config(algorithm)
 

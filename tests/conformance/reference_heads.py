@@ -1,12 +1,13 @@
-"""DFlash 2 in plain torch, after its published description, and the golden runs made with it.
+"""DFlash 2 and Domino in plain torch, after their published descriptions, and their golden runs.
 
-`python -m tests.conformance.reference_heads` trains a tiny head for the target of `dflash/`
-and writes its files and its greedy runs. Nothing here is shared with dspark: no cache, no layers,
-every block from the whole text. Tensors have the names of the published files.
+`python -m tests.conformance.reference_heads dflash2 domino` trains a tiny head of each for the
+target of `dflash/` and writes its files and its greedy runs. Nothing here is shared with dspark: no
+cache, no layers, every block from the whole text. Tensors have the names of the published files.
 """
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,20 @@ DFLASH2: dict[str, Any] = SHAPE | {
         "input_embedding_scale": 1.5,
         "output_multiplier": 0.75,
         "final_logit_softcapping": 20.0,
+    },
+}
+DOMINO: dict[str, Any] = SHAPE | {
+    "architectures": ["DominoDraftModel"],
+    "layer_types": ["full_attention"] * 2,
+    "block_size": 7,
+    "dflash_config": {
+        "projector_type": "domino",
+        "mask_token_id": 64,
+        "target_layer_ids": [0, 1, 2],
+        "emb_dim": 8,
+        "gru_hidden_dim": 16,
+        "pure_draft_prefix_len": 1,
+        "shift_label": True,
     },
 }
 
@@ -274,6 +289,81 @@ def dflash2_weights(raw: dict[str, Any], generator: torch.Generator) -> Tensors:
     return w
 
 
+def domino_weights(raw: dict[str, Any], generator: torch.Generator) -> Tensors:
+    def draw(*shape: int, scale: float = 0.15) -> torch.Tensor:
+        return torch.randn(shape, generator=generator) * scale
+
+    nested, hidden = raw["dflash_config"], raw["hidden_size"]
+    width, state = nested["emb_dim"], nested["gru_hidden_dim"]
+    return layer_weights(raw, draw) | {
+        "prefix_gru.weight_ih_l0": draw(3 * state, hidden),
+        "prefix_gru.weight_hh_l0": draw(3 * state, state),
+        "embed_proj.0.weight": draw(width, hidden + state),
+        "embed_proj.2.weight": draw(raw["vocab_size"], width, scale=0.05),
+    }
+
+
+def domino_states(w: Tensors, embedded: torch.Tensor) -> torch.Tensor:
+    """torch's own GRU over embedded tokens [N, K, H] -> its states [N, K, G]."""
+    weights = [w["prefix_gru.weight_ih_l0"], w["prefix_gru.weight_hh_l0"]]
+    start = embedded.new_zeros(1, len(embedded), weights[1].shape[1])
+    return torch.gru(embedded, start, weights, False, 1, 0.0, False, False, True)[0]
+
+
+def domino_logits(
+    raw: dict[str, Any], w: Tensors, tables: Tensors, hidden: torch.Tensor, before: torch.Tensor
+) -> torch.Tensor:
+    """hidden [N, K, H] of the rows that draft, before [N, K] the tokens before their drafts."""
+    states = domino_states(w, tables["embedding"][before])
+    inner = F.silu(torch.cat([hidden, states], -1) @ w["embed_proj.0.weight"].T)
+    correction = inner @ w["embed_proj.2.weight"].T
+    first = raw["dflash_config"]["pure_draft_prefix_len"]
+    return unary_logits(raw, hidden, tables["head"]) + torch.cat(
+        [torch.zeros_like(correction[:, :first]), correction[:, first:]], dim=1
+    )
+
+
+def domino_draft(
+    raw: dict[str, Any],
+    w: Tensors,
+    tables: Tensors,
+    taps: torch.Tensor,
+    start: int,
+    anchor: int,
+) -> list[int]:
+    """Every draft from the whole prefix anew."""
+    hidden = block_hidden(
+        raw, w, tables["embedding"], taps[None], torch.tensor([start]), torch.tensor([anchor])
+    )
+    if not raw["dflash_config"]["shift_label"]:
+        hidden = hidden[:, 1:]
+    text = [anchor]
+    for k in range(hidden.shape[1]):
+        before = torch.tensor([text])
+        text.append(int(domino_logits(raw, w, tables, hidden[:, : k + 1], before)[0, k].argmax()))
+    return text[1:]
+
+
+def domino_loss(
+    raw: dict[str, Any],
+    w: Tensors,
+    tables: Tensors,
+    hidden: torch.Tensor,
+    tokens: torch.Tensor,
+    done: float,
+) -> torch.Tensor:
+    """tokens [N, B + 1] from the anchor on; the uncorrected logits weigh 1 at first, 0 at last."""
+    labels, before = tokens[:, 1:], tokens[:, :-1]
+    decay = torch.exp(-torch.arange(labels.shape[1]) / GAMMA).expand(labels.shape)
+
+    def weighted(logits: torch.Tensor) -> torch.Tensor:
+        each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        return (each.view_as(decay) * decay).sum() / decay.sum()
+
+    base = weighted(unary_logits(raw, hidden, tables["head"]))
+    return done * weighted(domino_logits(raw, w, tables, hidden, before)) + (1 - done) * base
+
+
 class Target:
     def __init__(self) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(TARGET, dtype=torch.float32).eval()
@@ -405,7 +495,11 @@ def main() -> None:
         return dflash2_loss(raw, w, tables, hidden, tokens[:, :-1])
 
     weights = dflash2_weights(DFLASH2, torch.Generator().manual_seed(3))
-    write("dflash2", DFLASH2, weights, loss_of, dflash2_draft)
+    if "dflash2" in sys.argv[1:]:
+        write("dflash2", DFLASH2, weights, loss_of, dflash2_draft)
+    if "domino" in sys.argv[1:]:
+        weights = domino_weights(DOMINO, torch.Generator().manual_seed(3))
+        write("domino", DOMINO, weights, domino_loss, domino_draft)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from dspark.hub.catalog.pairs import PairFiles
 from dspark.progress import follow
 
 HERE = Path(__file__).parent
-VARIANTS = ("vanilla", "gated", "rnn", "dflash", "dflash2", "eagle3", "gemma4")
+VARIANTS = ("vanilla", "gated", "rnn", "dflash", "dflash2", "domino", "eagle3", "gemma4")
 
 
 def load(variant: str, threshold: float = 0.0) -> Session:

@@ -102,7 +102,7 @@ def prefilling_once(target: Any) -> Callable[..., Pass]:
     return copied
 
 
-VARIANTS = ("vanilla", "gated", "rnn", "dflash", "dflash2", "eagle3")
+VARIANTS = ("vanilla", "gated", "rnn", "dflash", "dflash2", "domino", "eagle3")
 COUNTED_ALWAYS = {("vanilla", "full"), ("dflash", "full"), ("vanilla", "sps")}
 
 

@@ -28,7 +28,9 @@ from tests.engine.pairs import (
 PROMPTS = [PROMPT, PROMPT[:3], PROMPT * 7]
 
 
-@pytest.mark.parametrize("variant", ["vanilla", "gated", "rnn", "dflash", "dflash2", "eagle3"])
+@pytest.mark.parametrize(
+    "variant", ["vanilla", "gated", "rnn", "dflash", "dflash2", "domino", "eagle3"]
+)
 def test_every_schedule_equals_plain_decoding(variant):
     session = golden(variant, prefill_chunk=40)
     plain = [decode(session.engine, [request(p, plain=True)])[0] for p in PROMPTS]
@@ -93,7 +95,7 @@ def _thresholded(session):
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "top_k": 20, "seed": 3}])
-@pytest.mark.parametrize("variant", ["vanilla", "rnn", "dflash", "dflash2", "eagle3"])
+@pytest.mark.parametrize("variant", ["vanilla", "rnn", "dflash", "dflash2", "domino", "eagle3"])
 def test_requests_together_equal_the_same_alone(variant, sampling):
     session = golden(variant)
     requests = [request(p, 20 + 7 * i, **sampling) for i, p in enumerate(PROMPTS)]

@@ -74,7 +74,7 @@ def engines_of(session, variant: str) -> dict[str, Engine]:
     }
 
 
-@pytest.mark.parametrize("variant", ["vanilla", "rnn", "dflash", "dflash2", "eagle3"])
+@pytest.mark.parametrize("variant", ["vanilla", "rnn", "dflash", "dflash2", "domino", "eagle3"])
 def test_every_drafter_and_schedule_writes_what_the_target_draws_alone(variant):
     session = golden(variant, prefill_chunk=40)
     asks = [

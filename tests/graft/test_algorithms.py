@@ -10,6 +10,7 @@ import torch
 
 from dspark.checkpoints.deepspec import read_draft
 from dspark.checkpoints.dflash2_config import DFlash2Config
+from dspark.checkpoints.domino_config import DominoConfig
 from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.eagle3_config import Eagle3Config
 from dspark.config import ALGORITHMS, Algorithm, GraftConfig, StopConfig, graft_config
@@ -34,7 +35,7 @@ from dspark.progress import follow
 from tests.graft.forced import Forced
 
 MASK = 95
-OTHERS: tuple[Algorithm, ...] = ("dflash", "dflash2", "eagle3", "mtp")
+OTHERS: tuple[Algorithm, ...] = ("dflash", "dflash2", "domino", "eagle3", "mtp")
 MakeTrainer = Callable[..., Trainer]
 
 
@@ -133,6 +134,8 @@ def test_from_prompts_to_a_head_that_the_engine_decodes_with(
         assert not config.has_confidence
     elif algorithm == "dflash2":
         assert isinstance(config, DFlash2Config) and config.block_rows == 5
+    elif algorithm == "domino":
+        assert isinstance(config, DominoConfig) and config.block_rows == 4
     elif algorithm in ("eagle3", "mtp"):
         assert isinstance(config, Eagle3Config)
         assert (config.ttt_length, config.step_loss_decay) == (config.block_size, 0.8)

@@ -15,9 +15,10 @@ from dspark.drafters.kinds import kind_of
 from dspark.drafters.training_blocks import Blocks, sample_blocks
 from dspark.graft.data.answer_file import Answer
 from dspark.graft.target.frozen_target import FrozenTarget
-from dspark.graft.train.loss import LossWeights, OutputHead, distribution_loss
+from dspark.graft.train.loss import LossWeights, OutputHead, RowTerms, distribution_loss
 from dspark.graft.train.selector_loss import selector_loss
 from dspark.graft.train.supervised_rows import Rows, join, row_sums, supervised_rows
+from dspark.models.domino_head import DominoHead
 from dspark.models.head_module import HeadModule
 
 
@@ -36,6 +37,7 @@ class Part:
     sequences: Sequence[Sampled]
     total_weight: float
     tokens: torch.Tensor | None
+    progress: float = 1.0  # of the training, from 0 to 1
 
 
 class Objective(nn.Module):
@@ -47,8 +49,8 @@ class Objective(nn.Module):
         training = kind_of(head.config).training
         assert training is not None
         self._hidden, self._rotary = training.hidden, head.rotary_table()
-        markov = head.markov_head
-        rank = 0 if markov is None else markov.rank
+        outputs = head.output_map
+        rank = 0 if outputs is None else outputs.markov_w2.weight.shape[1]
         self._num_candidates = getattr(head.config, "selector_top_k", 0)
         self._output_head = OutputHead(target.output_head.float(), rank, target.softcap)
 
@@ -80,8 +82,8 @@ class Objective(nn.Module):
         rows = join([self._rows(each) for each in part.sequences])
         weights = self._decay(rows.positions) / part.total_weight
         tokens = None if part.tokens is None else part.tokens.to(rows.labels.device)
-        markov = self.head.markov_head
-        w2 = None if markov is None else markov.markov_w2.weight
+        outputs = self.head.output_map
+        w2 = None if outputs is None else outputs.markov_w2.weight
         head, labels = self._output_head, rows.labels
         if tokens is not None:
             head, labels = head.restricted(tokens), torch.searchsorted(tokens, labels)
@@ -89,19 +91,30 @@ class Objective(nn.Module):
         if w2 is not None:
             head.load_markov(w2)
         c = self.config
-        loss, terms = distribution_loss(
-            rows.hidden,
-            rows.features,
-            w2,
-            rows.target_hidden,
-            rows.target_rows,
-            labels,
-            weights,
-            head,
-            LossWeights(c.cross_entropy_weight, c.l1_weight, c.distillation_weight),
-            c.chunk_rows,
-            self._num_candidates,
-        )
+
+        def loss_with(
+            features: torch.Tensor | None, table: torch.Tensor | None
+        ) -> tuple[torch.Tensor, RowTerms]:
+            return distribution_loss(
+                rows.hidden,
+                features,
+                table,
+                rows.target_hidden,
+                rows.target_rows,
+                labels,
+                weights,
+                head,
+                LossWeights(c.cross_entropy_weight, c.l1_weight, c.distillation_weight),
+                c.chunk_rows,
+                self._num_candidates,
+            )
+
+        loss, terms = loss_with(rows.features, w2)
+        share = 1.0 - part.progress  # of the uncorrected logits: Domino begins with these alone
+        if isinstance(self.head, DominoHead) and share > 0.0:
+            assert rows.features is not None and w2 is not None
+            base, _ = loss_with(torch.zeros_like(rows.features), w2.detach())
+            loss = (1.0 - share) * loss + share * base
         if (selector := self.head.candidate_selector) is not None:
             choice, terms = selector_loss(
                 selector, rows, terms, head, tokens, labels, weights, c.chunk_rows
@@ -126,6 +139,10 @@ class Objective(nn.Module):
         with torch.autocast(view.taps.device.type, torch.bfloat16, enabled=is_half):
             blocks, embedding = sampled.blocks, self.target.embedding
             hidden = self._hidden(self.head, self._rotary, embedding, view.taps, blocks)
+            if isinstance(self.head, DominoHead):
+                before = embedding[blocks.previous].to(hidden.dtype)
+                corrected = self.head.block_features(hidden, before)
+                return supervised_rows(blocks, view.hidden, hidden, corrected)
             features, confidence = sequential(self.head, hidden, blocks.previous)
             return supervised_rows(blocks, view.hidden, hidden, features, confidence)
 

@@ -151,7 +151,9 @@ class Trainer:
         for start in range(0, len(local_batch), size):
             is_last = start + size >= len(local_batch)
             with nullcontext() if is_last else ranks.without_sync(self._shared):
-                loss, part = self._shared(Part(local_batch[start : start + size], total, tokens))
+                done = self.step_index / self.config.steps
+                part_of_batch = Part(local_batch[start : start + size], total, tokens, done)
+                loss, part = self._shared(part_of_batch)
                 (loss * ranks.count).backward()  # compensates for the mean over processes
             sums.append(part)
         return ranks.total(torch.stack(sums).sum(dim=0))
