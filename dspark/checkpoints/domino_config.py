@@ -43,11 +43,9 @@ class DominoConfig(DSparkConfig):
         """As HeadConfig.untrained."""
         if not self.sample_from_anchor:
             return "an anchor that drafts nothing"
-        same = (self.prefix_length, self.gru_width) == (
-            1,
-            STATE_PER_FEATURE * self.projector_width,
-        )
-        return None if same else "a projector of another shape"
+        usual = (1, _gru_width(self.projector_width, self.hidden_size))
+        is_usual = (self.prefix_length, self.gru_width) == usual
+        return None if is_usual else "a projector of another shape"
 
     @classmethod
     def _parse(cls, raw: Mapping[str, Any]) -> "DominoConfig":
@@ -80,7 +78,7 @@ class DominoConfig(DSparkConfig):
             block_size=settings.block_size,
             mask_token_id=mask_token_id,
             projector_width=settings.markov_rank,
-            gru_width=STATE_PER_FEATURE * settings.markov_rank,
+            gru_width=_gru_width(settings.markov_rank, sizes["hidden_size"]),
         )
 
     def _check(self) -> None:
@@ -117,3 +115,8 @@ class DominoConfig(DSparkConfig):
             "embed_proj.0.weight": (width, hidden + state),
             "embed_proj.2.weight": (self.vocab_size, width),
         }
+
+
+def _gru_width(projector_width: int, hidden_size: int) -> int:
+    """The published ratio, but no more than the embeddings that the GRU reads."""
+    return min(STATE_PER_FEATURE * projector_width, hidden_size)
