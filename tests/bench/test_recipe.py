@@ -41,6 +41,7 @@ def test_all_heads_are_of_one_size(recipe, parsed):
         "dspark",
         "dflash",
         "dflash2",
+        "domino",
         "eagle3",
         "mtp",
     ]
