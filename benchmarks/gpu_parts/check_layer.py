@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from dspark_kernels import QuantizedWeight, rms_norm, skinny_linear, swiglu
+from dspark_kernels import EmbeddedBlocks, QuantizedWeight, rms_norm, skinny_linear, swiglu
 from dspark_kernels.norm import add_rms_norm
 from dspark_kernels.norm_rope_write import HeadNorms, norm_rope_write
 from dspark_kernels.paged_cache import gather_request
@@ -81,6 +81,24 @@ def check_norm(setting: Setting, shape: ModelShape, dtype: torch.dtype) -> Recor
             "norm of the sum": near(out, norm_in_float64(total, weight)),
         },
         each_row_alone=torch.equal(single, out),
+    )
+
+
+def check_embedded_blocks(setting: Setting, shape: ModelShape, dtype: torch.dtype) -> Record:
+    """Three blocks whose tokens behind the first are a part of wider rows."""
+    table = torch.randn(shape.vocab_size, shape.hidden_size, device=setting.device).to(dtype)
+    weight = (1 + 0.1 * torch.randn(shape.hidden_size, device=setting.device)).to(dtype)
+    ids = torch.randint(shape.vocab_size, (3, 8), device=setting.device)
+    taps = torch.zeros(15, 2, shape.hidden_size, device=setting.device, dtype=dtype)
+    blocks = EmbeddedBlocks(table, ids[:, 0], ids[:, 1:5])
+    out, stream = blocks.normed(weight, EPS, taps[:, 1])
+    rows = table[ids[:, :5].flatten()]
+    return verdict(
+        {"norm": near(out, norm_in_float64(rows, weight))},
+        rows=torch.equal(stream.total, rows),
+        tap=torch.equal(taps[:, 1], rows),
+        other_tap_untouched=not taps[:, 0].any(),
+        as_the_norm_alone=torch.equal(out, rms_norm(rows, weight, EPS)),
     )
 
 

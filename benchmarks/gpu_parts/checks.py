@@ -12,9 +12,15 @@ import torch
 
 from gpu_parts.check_attention import check_attention
 from gpu_parts.check_head import check_head
-from gpu_parts.check_layer import check_norm, check_norm_rope_write, check_skinny, check_swiglu
+from gpu_parts.check_layer import (
+    check_embedded_blocks,
+    check_norm,
+    check_norm_rope_write,
+    check_skinny,
+    check_swiglu,
+)
 from gpu_parts.check_outcome import check_accept, check_terms
-from gpu_parts.setting import KINDS, Record, Setting, attempt
+from gpu_parts.setting import KINDS, OF_GGUF, Record, Setting, attempt
 
 DTYPES = (torch.bfloat16, torch.float32)
 
@@ -72,10 +78,11 @@ def cases(setting: Setting) -> Iterator[tuple[Record, Callable[[], Record]]]:
     """Names and checks. The slow ones come first, for workers that share them."""
     for shape in setting.shapes:
         for name, size in shape.matrices().items():
-            for kind in KINDS:
+            for kind in (*KINDS, *OF_GGUF):
                 for dtype in DTYPES:
-                    # float32 is no format of these models: one shape of it shows the path
-                    if dtype == torch.float32 and (shape, name) != (setting.shapes[0], "qkv"):
+                    # float32 and a GGUF's codes are rare: one shape of each shows the path
+                    is_rare = dtype == torch.float32 or kind in OF_GGUF
+                    if is_rare and (shape, name) != (setting.shapes[0], "qkv"):
                         continue
                     facts = {"kernel": "skinny linear", "shape": f"{shape.name} {name}"}
                     facts |= {"kind": kind, "dtype": str(dtype).removeprefix("torch.")}
@@ -100,6 +107,7 @@ def cases(setting: Setting) -> Iterator[tuple[Record, Callable[[], Record]]]:
                     )
             for kernel, check in (
                 ("norm", check_norm),
+                ("embedded blocks", check_embedded_blocks),
                 ("norm, rope, write", check_norm_rope_write),
                 ("swiglu", check_swiglu),
             ):

@@ -21,6 +21,7 @@ Record = dict[str, Any]
 Weight = torch.Tensor | QuantizedWeight
 
 KINDS = ("bf16", "int8", "int4", "fp8", "fp4")
+OF_GGUF = ("q4_0", "q4_1", "q4_k", "q8_0")
 INT4_GROUP = 128
 # RMS error over RMS of the reference. float32: another order of a few thousand terms. bf16: one
 # rounding of the result is 2**-8 / sqrt(12) on average; some kernels round up to three times.

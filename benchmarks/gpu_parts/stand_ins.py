@@ -20,6 +20,7 @@ MODULES = {
     "skinny linear": "skinny_linear",
     "attention": "paged_attention",
     "norm": "norm",
+    "embedded blocks": "embedded_blocks",
     "norm, rope, write": "norm_rope_write",
     "swiglu": "swiglu",
     "sequential head": "sequential_head",

@@ -47,7 +47,7 @@ class EmbeddedBlocks:
         rest, block = self.rest, next_power_of_2(width)
         embedded_blocks_kernel[(self.num_rows,)](
             self.table,
-            self.first,
+            self.first.contiguous(),
             rest,
             weight,
             total,

@@ -12,7 +12,7 @@ from dspark_kernels import EmbeddedBlocks, ResidualStream
 def test_the_first_norm_looks_rows_up(device, dtype, width, count):
     table = torch.randn(50, width, device=device).to(dtype)
     weight = torch.randn(width, device=device).to(dtype)
-    first = torch.tensor([49, 0, 7], device=device)
+    first = torch.tensor([[49, 1], [0, 1], [7, 1]], device=device)[:, 0]
     drafts = torch.randint(50, (3, 6), device=device)[:, :count]  # a part of wider rows
     masks = torch.full((1, 1), 13, device=device).expand(3, count)
     for rest in (None,) if count == 0 else (drafts, masks):
