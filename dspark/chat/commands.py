@@ -30,7 +30,6 @@ COMMANDS: Mapping[str, Usage] = {
     "/continue": Usage("Edit the last answer, and let the model continue it"),
     "/copy": Usage("Copy the last answer, or its code block N", "[N]"),
     "/model": Usage("Change to another model", "NAME"),
-    "/race": Usage("Race plain decoding and drafts on the last prompt"),
     "/bye": Usage("Quit", in_plain=True),
 }
 OTHER_NAMES = {"/?": "/help", "/exit": "/bye", "/quit": "/bye", "/new": "/clear"}

@@ -177,7 +177,7 @@ async def test_selecting_text_copies_the_answer_alone(open_chat, script):
 
 
 async def test_help_explains_and_closes(open_chat):
-    async with open_chat(size=(80, 40)) as chat:
+    async with open_chat(size=(80, 60)) as chat:
         await chat.pilot.press("f1")
         await chat.until(lambda: isinstance(chat.app.screen, HelpScreen))
         await chat.until_shown("Marks", "Figures", "Keys", "Ctrl+Q", "Esc closes")

@@ -49,7 +49,6 @@ WAIT_FOR_ANSWER = "Wait for the answer, or stop it with Esc."
 SAME_AGAIN = "Greedy decoding writes the same again; /set temperature 0.7 samples."
 NOT_CHANGEABLE = "This chat was started with one model and cannot change it."
 
-NO_RACE = "There is nothing to race yet."
 
 TYPE_AHEAD = "You can type already."
 WITH_DRAFTER = (

@@ -136,10 +136,6 @@ async def _model(screen: "ChatScreen", argument: str) -> None:
     await screen.change_model(argument)
 
 
-async def _race(screen: "ChatScreen", argument: str) -> None:
-    screen.action_race()
-
-
 def _numbered(screen: "ChatScreen", argument: str) -> ShownTurn | None:
     """The turn of prompt N, counted from 1, or the last one."""
     if not argument:
@@ -165,6 +161,5 @@ _DOERS: dict[str, Callable[["ChatScreen", str], Awaitable[None]]] = {
     "/continue": _continue,
     "/copy": _copy,
     "/model": _model,
-    "/race": _race,
     "/bye": _quit,
 }

@@ -190,9 +190,6 @@ class ChatScreen(ChatTurns):
         self.phase = "loading"
         self.worker.load()
 
-    def action_race(self) -> None:
-        self.say(Hint(wording.NO_RACE))
-
     # A chosen message
 
     def action_choose(self, by: int) -> None:

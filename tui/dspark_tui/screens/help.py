@@ -9,6 +9,7 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
+from dspark.chat.commands import COMMANDS as ALL_COMMANDS
 from dspark_tui.token_styles import SIGNS
 
 Rows = tuple[tuple[str, str, str], ...]
@@ -27,10 +28,14 @@ KEYS: Rows = tuple(
     (key, "$text-primary bold", meaning)
     for key, meaning in (
         ("Enter", "Send; while an answer is written, queue. Ctrl+J starts a new line."),
-        ("Up", "In an empty box, take back the newest queued prompt."),
-        ("Esc", "The same; if none is queued, stop the answer and keep what was written."),
+        ("Up", "In an empty box, take back the newest queued prompt, or recall earlier ones."),
+        ("Esc", "Take back a queued prompt; if there is none, stop the answer and keep its text."),
         ("Ctrl+C", "Copy the selection, stop the answer or clear the prompt; twice: quit."),
         ("Ctrl+N", "New chat; once more brings the last one back."),
+        ("Ctrl+B", "All chats: open, search, rename (F2), delete (Del)."),
+        ("Alt+Up", "Choose a message: E edit, R regenerate, F fork, C copy, ← → versions."),
+        ("Ctrl+O", "Ended answers as Markdown, or with the marks of their tokens."),
+        ("F4", "Copy the last answer; a click on copy takes one block of code."),
         ("F2", "Walk through the rounds: each draft, what became of it, the time it took."),
         ("Ctrl+R", "Show or hide rejected drafts."),
         ("Ctrl+T", "Shade drafts by the drafter's confidence."),
@@ -39,9 +44,9 @@ KEYS: Rows = tuple(
         ("Ctrl+Q", "Quit. So does Ctrl+D on an empty prompt."),
     )
 )
-COMMANDS: Rows = (
-    ("/help /?", "$text-primary bold", "This help, as F1."),
-    ("/bye", "$text-primary bold", "Quit; also /exit and /quit."),
+COMMANDS: Rows = tuple(
+    (name, "$text-primary bold", f"{usage.argument}: {usage.meaning}".removeprefix(": "))
+    for name, usage in ALL_COMMANDS.items()
 )
 PROMISE = (
     "Drafts make answers faster, never different: greedy or with a seed, each token is the one "
