@@ -135,6 +135,16 @@ def test_new_texts_bring_no_attempt_before_its_cost_allows():
     assert drafted < 0.02 * 200 * 50
 
 
+def test_a_busy_minute_that_ends_is_noticed():
+    """In it drafts paid; plain rounds are twice as fast since, those with drafts a quarter."""
+    parking = Parking(block_size=BLOCK)
+    busy, quiet = Machine(((1, 2.0), (2, 2.0)), 0.4, 0.55), Machine(CASE, 0.8, 0.3)
+    run(busy, parking, 600)
+    assert not parking.is_parked(1)
+    run(quiet, parking, 200)
+    assert parking.is_parked(1)
+
+
 def test_numbers_of_requests_are_judged_apart():
     parking = Parking(block_size=BLOCK)
     run(PAYS, parking, 500)

@@ -34,6 +34,7 @@ COMPARED = 3  # plain rounds in a row that a comparison needs
 KNOWN = 8  # rounds with drafts whose mean is believed
 REFRESH_COST = 0.005  # share of the time that measuring plain rounds may lose while drafting
 REFRESH_ROUNDS = (32, 512)  # between two such measurements
+PACE = 1.25  # ratio of rounds' times, or its inverse, at which plain rounds are measured again
 OUTLIER = 2.0  # times the usual: another program had the processor
 LEARNING_RATE = 1 / 64  # of the mean number of tokens
 
@@ -68,6 +69,7 @@ class Ledger:
     plain: deque[float] = field(default_factory=lambda: deque(maxlen=2 * COMPARED))
     drafted: deque[float] = field(default_factory=lambda: deque(maxlen=16))
     since_plain: int = 0  # rounds with drafts since the last plain one
+    pace: float = 0.0  # their seconds at first
     refreshes: int = 0
     plain_due: int = COMPARED  # plain rounds to run before the next one with drafts
 
@@ -80,8 +82,10 @@ class Ledger:
         return ALLOWANCE / sqrt(self.requests)
 
     def add_plain(self, seconds: float) -> None:
+        if self.since_plain:  # those of an earlier minute
+            self.plain.clear()
         self.plain.append(seconds)
-        self.since_plain = 0
+        self.since_plain, self.pace = 0, 0.0
         self.plain_due = max(self.plain_due - 1, 0)
         if self.parked_for:
             self.parked_for -= 1
@@ -141,6 +145,14 @@ class Ledger:
         self.cost = cost
         return cost
 
+    def _has_another_pace(self) -> bool:
+        """Whether rounds became faster or slower, so that plain ones probably did too."""
+        if len(self.drafted) < KNOWN:
+            return False
+        now = _typical(self.drafted)
+        self.pace = self.pace or now
+        return not 1 / PACE < now / self.pace < PACE
+
     def _attempt(self) -> None:
         self.balance, self.catching_up = 0.0, 0.0
         self.drafted.clear()
@@ -156,6 +168,8 @@ class Ledger:
         least, most = REFRESH_ROUNDS
         if self.balance < 0 or not self.cost:
             return least // 2
+        if self._has_another_pace():
+            return least
         gain = self.tokens / self.cost - 1
         # the first plain rounds of a process are slow, so they are soon measured again
         early = 2 * least << min(self.refreshes, 5)
