@@ -100,7 +100,7 @@ class Conversation:
             self.num_left_out += event.num_turns
             return
         turn.add(event)
-        if isinstance(event, Finished) and event.text.strip():
+        if isinstance(event, Finished) and turn.text.strip():
             self.turns.append(turn)
 
     @property

@@ -103,6 +103,20 @@ async def test_an_edited_answer_is_continued(talk, backend):
         assert chat.screen.store.load(1).turns[1].text == "Twenty-Three"
 
 
+async def test_a_continuation_that_adds_nothing_keeps_the_edited_answer(open_chat, backend, script):
+    store = ChatStore()
+    async with open_chat(script("One"), script(""), script("Two"), store=store) as chat:
+        await chat.asked_and_answered("First")
+        await chat.ask("/continue")
+        await chat.until(lambda: chat.prompt.text == "One")
+        chat.prompt.put("Uno")
+        await chat.pilot.press("enter")
+        await chat.until(lambda: len(backend.asked) == 2 and chat.screen.phase == "ready")
+        await chat.asked_and_answered("Second")
+        assert said(backend) == ["First", "Uno", "Second"]
+        assert [turn.text for turn in store.load(1).turns] == ["Uno", "Two"]
+
+
 async def test_commands_name_a_prompt_by_its_number(talk, backend):
     async with talk as chat:
         await start(chat)

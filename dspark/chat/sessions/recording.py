@@ -53,7 +53,7 @@ class Recording:
         if not isinstance(event, Finished):
             return
         answer = self.turn.opening + event.text
-        if event.text.strip():
+        if answer.strip():
             self._store(lambda turn: self.store.end_turn(turn, answer))
         else:
             self._store(self.store.drop_turn)

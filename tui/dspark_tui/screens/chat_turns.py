@@ -204,7 +204,7 @@ class ChatTurns(Screen[None]):
         self.turn, self.phase = None, "ready"
         if event.reason == "cancelled":
             self.holds_queue = True
-            if not event.text:
+            if not turn.turn.text:
                 await self._give_back(turn)
         if event.stats.new_tokens:
             self.count(turn.turn)
