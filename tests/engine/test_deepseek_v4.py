@@ -159,6 +159,24 @@ def test_by_default_rows_meet_the_experts_in_8_bits(
         assert plain == drafted and len(set(plain[0])) > 3
 
 
+@pytest.mark.long
+def test_greedy_output_is_plain_decodings_over_thousands_of_tokens(tmp_path: Path) -> None:
+    """With YaRN, past a page of 256 positions, ten requests in a pass; about two minutes."""
+    yarn = {"factor": 16, "beta_fast": 32, "beta_slow": 1, "original_max_position_embeddings": 256}
+    write(tmp_path, rope_scaling={"type": "yarn"} | yarn)
+    files = PairFiles("test", tmp_path, tmp_path)
+    config = EngineConfig(schedule=ScheduleConfig("full"))  # drafts are never parked
+    generator = torch.Generator().manual_seed(11)
+    prompts = [torch.randint(2, 95, (n,), generator=generator).tolist() for n in range(5, 41, 2)]
+    with follow(open_session(files, RuntimeConfig("cpu"), config)) as session:
+        plain, drafted = (
+            decode(session.engine, [request(each, 320, plain=plain) for each in prompts])
+            for plain in (True, False)
+        )
+    assert drafted == plain
+    assert sum(map(len, plain)) > 3000
+
+
 def test_a_seed_writes_the_same_with_drafts_and_without(session: Session) -> None:
     for seed, prompt in enumerate(((3, 9, 4), tuple(range(2, 25)))):
         sampling = {"temperature": 0.9, "top_k": 20, "seed": seed}
