@@ -79,7 +79,7 @@ def block_hidden(
     last = int(blocks.anchors[-1])
     features = head.context_features(taps[:last])
     context = rotary.at(torch.arange(last, device=taps.device), last)
-    places = blocks.anchors.unsqueeze(1) + torch.arange(rows, device=taps.device)
+    places = blocks.positions[:, :1] + torch.arange(rows, device=taps.device)
     block_rotary = rotary.at(places.flatten(), last + rows)
     visible = torch.arange(last, device=taps.device) < blocks.anchors.unsqueeze(1)  # [A, last]
     inputs = torch.full_like(places, head.config.mask_token_id)
