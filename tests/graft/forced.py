@@ -11,6 +11,7 @@ class Forced:
     def __init__(self, tokens: list[int]) -> None:
         self._tokens = iter(tokens)
         self.logits: list[torch.Tensor] = []
+        self.are_greedy = [True]
 
     def choose(
         self, logits: torch.Tensor, token_ids: object = None
