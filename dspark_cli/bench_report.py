@@ -4,7 +4,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -50,8 +50,8 @@ class Work:
 class Conditions:
     """Those asked for; `is_full` takes all that the model knows, and lookup beside its head."""
 
-    temperatures: Sequence[float] = ()
-    depths: Sequence[int] = ()
+    temperatures: tuple[float, ...] = ()
+    depths: tuple[int, ...] = ()
     thinking: Thinking | None = None
     is_full: bool = False
 
@@ -60,7 +60,7 @@ class Conditions:
 class Peers:
     """Other engines, with the GGUF that llama.cpp reads."""
 
-    engines: Sequence[Engine] = field(default_factory=tuple)
+    engines: tuple[Engine, ...] = ()
     gguf: Path | None = None
 
 

@@ -37,10 +37,12 @@ def encode_all(session: "Session", texts: Sequence[PromptText]) -> list[BenchPro
     return encode_prompts(session, texts)
 
 
-def parse_counts(text: str | None, *, is_alone: bool, option: str = "--concurrency") -> list[int]:
+def parse_counts(
+    text: str | None, *, is_alone: bool, option: str = "--concurrency"
+) -> tuple[int, ...]:
     """Numbers of requests, ascending; empty without the option."""
     if text is None:
-        return []
+        return ()
     if not is_alone:
         raise InputError(
             "--concurrency runs every schedule of one head",
@@ -52,27 +54,27 @@ def parse_counts(text: str | None, *, is_alone: bool, option: str = "--concurren
     return counts
 
 
-def whole_numbers(text: str | None, option: str) -> list[int]:
+def whole_numbers(text: str | None, option: str) -> tuple[int, ...]:
     """Ascending, each once; empty without the option."""
     if text is None:
-        return []
+        return ()
     numbers = [int(part) for part in text.split(",") if part.strip().isdigit()]
     if len(numbers) != text.count(",") + 1:
         raise InputError(f"{option} {text} is no list of numbers", "Write it like 1,2,4,8.")
-    return sorted(set(numbers))
+    return tuple(sorted(set(numbers)))
 
 
-def temperatures_of(text: str | None) -> list[float]:
+def temperatures_of(text: str | None) -> tuple[float, ...]:
     """In the order given; empty without the option."""
     if text is None:
-        return []
+        return ()
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError:
         found = []
     if not found or not all(0 <= each < float("inf") for each in found):
         raise InputError(f"--temperatures {text} is no list of temperatures", "Write it like 0,1.")
-    return list(dict.fromkeys(found))
+    return tuple(dict.fromkeys(found))
 
 
 def follow_bench(

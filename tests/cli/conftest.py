@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -127,6 +128,7 @@ class FakeSession:
 def fake_session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeSession:
     """Stands behind open_session; the store knows the pair `demo`."""
     session = FakeSession()
+    import_module("dspark.bench.heads")  # binds the true function, not the one below
 
     def open_session(
         files: PairFiles, runtime: RuntimeConfig, config: EngineConfig

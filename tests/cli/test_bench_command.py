@@ -167,3 +167,14 @@ def test_an_interrupted_bench_reports_what_is_complete(
     assert "2.00×" in outcome.out
     document = json.loads(figures.read_text("utf-8"))
     assert (document["partial"], document["settings"]["trials"]) == (True, 1)
+
+
+def test_many_requests_at_a_time(dspark, tiny_chat_dir, prompts, tmp_path):
+    figures = tmp_path / "load.json"
+    sizes = ("--concurrency", "1,2", "--trials", "1", "--max-tokens", "4")
+    files = ("--draft", "lookup", "--prompts", str(prompts), "--output", str(figures))
+    outcome = dspark("bench", str(tiny_chat_dir), *sizes, *files)
+    assert outcome.code == 0, outcome.err
+    measured = json.loads(figures.read_text("utf-8"))["concurrency"]
+    assert [each["requests"] for each in measured] == [1, 2]
+    assert all(arm["is_identical"] for each in measured for arm in each["arms"])
