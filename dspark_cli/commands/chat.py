@@ -2,11 +2,19 @@
 
 import os
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dspark.config import PairChoice, RuntimeConfig, ServerConfig, StopConfig
+from dspark.config import (
+    DEFAULT_PAIR,
+    PairChoice,
+    RuntimeConfig,
+    ScheduleConfig,
+    ServerConfig,
+    StopConfig,
+)
 from dspark.errors import InputError
 from dspark_cli import options
 from dspark_cli.naming import settled
@@ -25,6 +33,7 @@ EXAMPLES = (
 )
 SERVER, STORED = "Server", "Stored chats"
 # options of a model that runs here; a server would ignore them
+DEMO_SCHEDULE = ScheduleConfig("full")  # it is there to show drafts; parked, they are unseen
 LOCAL_OPTIONS = (
     *("pair", "pair_option", "target", "draft", "device", "dtype", "draft_weights", "kv"),
     *("confidence_threshold", "schedule"),
@@ -135,6 +144,9 @@ def chat(
         # reported now, before the screen is taken
         runtime = RuntimeConfig(device, dtype, draft_weights, kv)
         choice = settled(PairChoice(name, target, draft), runtime)
+        has_schedule = schedule is not None or confidence_threshold is not None
+        if name == DEFAULT_PAIR and target is None and not (has_schedule or is_plain):
+            engine = replace(engine, schedule=DEMO_SCHEDULE)
         backend = engine_backend(choice, runtime, engine)
         models = other_models(runtime, engine)
     if trace is not None:

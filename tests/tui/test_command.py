@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from dspark.chat.sessions.store import FILE, ChatStore
-from dspark.config import EngineConfig, RuntimeConfig, SamplingChoice, ScheduleConfig, StopConfig
+from dspark.config import RuntimeConfig, SamplingChoice, ScheduleConfig, StopConfig
 from dspark.events import FetchProgress
 from dspark.hub import PairFiles
 from dspark.progress import follow
@@ -63,7 +63,22 @@ def test_a_terminal_gets_the_screen_with_the_settings_own_defaults(started, term
         StopConfig(max_tokens=None),
         "",
     )
-    assert (backend.runtime, backend.engine) == (RuntimeConfig(), EngineConfig(max_requests=1))
+    assert (backend.runtime, backend.engine.max_requests) == (RuntimeConfig(), 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "mode"),
+    [
+        (["demo"], "full"),
+        (["demo", "--schedule", "auto"], "auto"),
+        (["demo", "--confidence-threshold", "0.4"], "threshold"),
+        (["demo", "--plain"], "auto"),
+        (["qwen3-4b"], "auto"),
+    ],
+)
+def test_the_demo_shows_drafts_in_every_round(started, terminal, options, mode):
+    run(["chat", *options])
+    assert started[0][1].engine.schedule.mode == mode
 
 
 @pytest.mark.parametrize("missing", [{"stdin": False}, {"stdout": False}, {"term": "dumb"}])
