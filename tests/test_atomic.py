@@ -93,6 +93,7 @@ def test_whoever_writes_and_renames_uses_the_helper():
     renaming = {path for path in files if moves.search(path.read_text("utf-8"))}
     assert {path.relative_to(root).as_posix() for path in renaming} == {
         "dspark/atomic.py",
+        "dspark/bench/suites.py",
         "dspark/hub/sources/hf_download.py",
         "dspark/hub/sources/pypi_wheel.py",
     }

@@ -8,7 +8,9 @@ LARGEST_SIZE = 2**31  # of any dimension; a larger one means a damaged file
 
 
 def architecture_of(raw: Mapping[str, Any]) -> str:
-    return str((raw.get("architectures") or ["?"])[0])
+    """The first that it names; "?" if it names none."""
+    names = raw.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else "?"
 
 
 def positive(raw: Mapping[str, Any], key: str) -> float:

@@ -12,6 +12,9 @@ METADATA = "gguf_codes"
 CONVERSION = 3  # increased when the conversion of a GGUF changes its result
 STATED, CONVERSION_OF_FIRST_CODES = "gguf_conversion", 3  # metadata, which the first codes lack
 
+# bytes of a number, with its scales, of the formats that kernels on a GPU multiply with
+GPU_CODE_BYTES = {"q4_0": 0.59375, "q4_1": 0.625, "q4_k": 0.75, "q5_0": 1.0625, "q8_0": 1.0625}
+
 
 class Codes(NamedTuple):
     """The format, and the shape [N, K] of the numbers that the codes stand for."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dspark.checkpoints.files import inside, read_json, shown
-from dspark.checkpoints.gguf_codes import conversion_of_header
+from dspark.checkpoints.gguf_codes import GPU_CODE_BYTES, conversion_of_header
 from dspark.checkpoints.safetensors_file import FETCH_AGAIN, METADATA, Entry, SafetensorsFile
 from dspark.checkpoints.weight_set import INDEX, is_left_over, read_weight_map, weight_names
 from dspark.errors import CheckpointError
@@ -131,6 +131,17 @@ def coded_sizes(folder: Folder) -> tuple[int, int]:
     """How many numbers are stored in the codes of a GGUF, and the bytes of those."""
     coded = [entry for _, entry in ModelFolder.of(folder).entries() if entry.codes]
     return sum(math.prod(each.numbers_shape) for each in coded), sum(e.num_bytes for e in coded)
+
+
+def gpu_coded_sizes(folder: Folder) -> tuple[int, int]:
+    """How many numbers of layers' matrices stay in codes on a GPU, and their bytes there."""
+    values, num_bytes = 0, 0.0
+    for _, entry in ModelFolder.of(folder).entries():
+        is_in_layer = entry.name.endswith("_proj.weight")
+        if entry.codes and entry.codes.kind in GPU_CODE_BYTES and is_in_layer:
+            values += math.prod(entry.numbers_shape)
+            num_bytes += math.prod(entry.numbers_shape) * GPU_CODE_BYTES[entry.codes.kind]
+    return values, int(num_bytes)
 
 
 def conversion_of(folder: Folder) -> int:

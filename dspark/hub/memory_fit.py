@@ -48,7 +48,8 @@ def rooms() -> list[Room]:
 
     if torch.cuda.is_available():
         packed = torch.cuda.get_device_capability() >= NATIVE_FP8_CAPABILITY
-        devices.insert(0, Room("cuda", total_memory("cuda"), HALF, packed))
+        has_kernels = find_spec("triton") is not None
+        devices.insert(0, Room("cuda", total_memory("cuda"), HALF, packed, has_kernels))
     return devices
 
 
@@ -66,7 +67,13 @@ def room_for(runtime: RuntimeConfig, found: list[Room]) -> Room:
     room = replace(room, codes_cache=runtime.kv != "auto")
     if runtime.dtype == "auto":
         return room
-    return replace(room, value_bytes=_bytes(runtime.dtype), keeps_codes=False)
+    return _in_numbers(room, _bytes(runtime.dtype))
+
+
+def _in_numbers(room: Room, value_bytes: int) -> Room:
+    """On a CPU codes are no choice then; on a GPU layers keep them beside any format."""
+    keeps_codes = room.keeps_codes and room.device == "cuda"
+    return replace(room, value_bytes=value_bytes, keeps_codes=keeps_codes)
 
 
 def _bytes(dtype: str) -> int:
@@ -81,7 +88,7 @@ def settings(found: list[Room], of: Footprint | None = None) -> list[tuple[Room,
         for room in found[1:]
         if of is not None and is_mapped(of, room)
     ]
-    halves = [replace(room, value_bytes=HALF, keeps_codes=False) for room in found]
+    halves = [_in_numbers(room, HALF) for room in found]
     asked = [f"--device {room.device} --dtype bfloat16" for room in found]
     return [(found[0], ""), *mapped, *zip(halves, asked, strict=True)]
 
@@ -149,8 +156,10 @@ def number_format(of: Footprint | None, room: Room) -> str:
         if is_mapped(of, room):
             return "as stored"
         return "FP8" if room.keeps_quantized else "FP8 unpacked"
-    if of is not None and of.coded_values and room.keeps_codes:
-        return "as stored"
+    if of is not None and room.keeps_codes:
+        coded = of.gpu_coded_values if room.device == "cuda" else of.coded_values
+        if coded:
+            return "as stored"
     return room.dtype
 
 

@@ -17,6 +17,7 @@ from dspark.checkpoints.model_folder import (
     Folder,
     ModelFolder,
     coded_sizes,
+    gpu_coded_sizes,
     read_shapes,
 )
 from dspark.checkpoints.target_architectures import DENSE
@@ -86,7 +87,8 @@ class Footprint:
     """A pair's size in numbers, not bytes.
 
     `cache`: of one token, target and head. `stored_bytes`: of FP8 weights if they stay quantized.
-    `coded_values`: those that are stored in the codes of a GGUF, which are `coded_bytes`.
+    `coded_values`: those that are stored in the codes of a GGUF, which are `coded_bytes`; those
+    that stay codes on a GPU have sizes of their own.
     `copied_values`: those of a head that are int8 copies beside it. `runs_mapped`: DeepSeek-V4's
     own layout, whose `stored_bytes` a CPU multiplies with where the files have them.
     """
@@ -100,6 +102,8 @@ class Footprint:
     stored_bytes: int | None = None
     coded_values: int = 0
     coded_bytes: int = 0
+    gpu_coded_values: int = 0
+    gpu_coded_bytes: int = 0
     copied_values: int = 0
     runs_mapped: bool = False
 
@@ -127,7 +131,9 @@ def weight_bytes(of: Footprint, room: Room) -> int:
     if of.stored_bytes is not None:  # bfloat16 unless kept quantized, whatever the dtype
         is_kept = room.keeps_quantized or is_mapped(of, room)
         return of.stored_bytes if is_kept else of.values * 2
-    if room.keeps_codes and of.coded_values:
+    if room.device == "cuda" and room.keeps_codes and of.is_dense and of.gpu_coded_values:
+        return (of.values - of.gpu_coded_values) * room.value_bytes + of.gpu_coded_bytes
+    if room.device == "cpu" and room.keeps_codes and of.coded_values:
         numbers = of.values - of.coded_values - of.copied_values
         small = of.coded_bytes + int(of.copied_values * COPY_BYTE)
         return numbers * room.value_bytes + small + KERNEL_BYTES
@@ -176,6 +182,10 @@ def of_folders(target: Folder, draft: Folder | None) -> Footprint:
     )
     coded_values, coded_bytes = coded_sizes(target)
     footprint = replace(footprint, coded_values=coded_values, coded_bytes=coded_bytes)
+    gpu_coded_values, gpu_coded_bytes = gpu_coded_sizes(target)
+    footprint = replace(
+        footprint, gpu_coded_values=gpu_coded_values, gpu_coded_bytes=gpu_coded_bytes
+    )
     if is_published_layout(config):
         num_bytes = sum(entry.num_bytes for _, entry in target.entries())
         footprint = of_listing(config, num_bytes, is_whole_v4=True)

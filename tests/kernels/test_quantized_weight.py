@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
+from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize, quantize
 
+from dspark.checkpoints.gguf_codes import GPU_CODE_BYTES
+from dspark_kernels.cpu.formats import FORMATS
 from dspark_kernels.cpu.stored_weight import stored_weight
 from dspark_kernels.quantized_weight import concatenated, quantize_fp8, quantize_int4, quantize_int8
 from dspark_kernels.repacked_weight import (
@@ -184,6 +187,19 @@ def test_codes_of_a_gguf_are_the_numbers_that_its_own_package_reads(kind):
     twice = concatenated([weight, weight.rows(3)])
     assert twice is not None
     assert torch.equal(twice.dequantized(torch.float32), torch.cat([expected, expected[3:]]))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_bytes_on_a_gpu_are_those_that_memory_is_counted_with(kind):
+    size, num_bytes = GGML_QUANT_SIZES[Kind[kind.upper()]]
+    blocks = torch.zeros(ROWS, COLUMNS // size * num_bytes, dtype=torch.uint8)
+    weight = from_gguf(stored_weight(kind, blocks))
+    counted = GPU_CODE_BYTES.get(kind)
+    if weight is None:
+        assert counted is None
+    else:
+        held = sum(each.numel() * each.element_size() for each in weight.tensors.values())
+        assert held == ROWS * COLUMNS * counted
 
 
 def test_codes_with_zeros_and_with_leasts_are_not_joined():

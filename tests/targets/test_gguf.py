@@ -27,6 +27,7 @@ from transformers.integrations.gguf.dequant import dequantize  # not the package
 from dspark import hub
 from dspark.checkpoints.gguf_tokenizer import write_tokenizer
 from dspark.errors import CheckpointError
+from dspark.hub.memory_needed import Room, of_folders, weight_bytes
 from dspark.targets import dense_files
 from dspark.targets.dense import DenseTarget
 from dspark.targets.load import load_target
@@ -66,6 +67,8 @@ KINDS = {
     str: gguf.GGUFValueType.STRING,
 }
 NUMBERS = (Kind.F16, Kind.BF16)  # the others are kept in their codes
+# codes, and in groups of 32 a scale with a byte, or two numbers of half or full precision
+BYTES_OF_INT4 = {Kind.Q4_0: 0.5 + 3 / 32, Kind.Q4_1: 0.5 + 4 / 32, Kind.Q4_K: 0.5 + 8 / 32}
 LINEAR = {"rope_type": "linear", "factor": 4.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 STATED = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
@@ -230,6 +233,14 @@ def test_codes_stay_codes_where_kernels_multiply_with_them(
     weights = [each.gate_up.weight for each in target.decoder.layers]
     kinds = {each.kind if isinstance(each, QuantizedWeight) else "" for each in weights}
     assert kinds == {kept}
+    card = Room("cuda", 0, 4, keeps_codes=True)
+    values = sum(p.numel() for p in model.parameters())
+    in_layers = sum(
+        p.numel() for name, p in model.named_parameters() if name.endswith("_proj.weight")
+    )
+    each = {"int4": BYTES_OF_INT4.get(kind), "int8": 1 + 2 / 32, "": 4}[kept]
+    counted = weight_bytes(of_folders(folder, None), card)
+    assert counted == (values - in_layers) * 4 + in_layers * each
     ids = torch.arange(30) % 60
     with torch.inference_mode():
         wanted = model(input_ids=ids[None]).logits[0]

@@ -96,12 +96,12 @@ async def test_the_app_shows_what_the_engine_writes(engine_backend):
         await pilot.press("enter")
         while not chat.conversation.turns:
             await pilot.pause(0.01)
-        answer = chat.query_one("Answer")
+        spans = chat.query_one("Spans")
         assert chat.status.model == "tiny" and chat.status.stats.new_tokens == 24
     *_, alone = engine_backend.answer(HELLO, SAMPLING, STOP)
     assert chat.conversation.last_answer == alone.text
     (expected,) = marks_of(PrefillProgress(0, 1, 1, (Piece(1, alone.text, False),)))
-    assert without_torn_end(answer.text) == without_torn_end(expected.text)
+    assert without_torn_end(spans.text) == without_torn_end(expected.text)
 
 
 def without_torn_end(text: str) -> str:
