@@ -27,6 +27,7 @@ from dspark_tui.messages import (
 )
 
 FRAME_SECONDS = 1 / 30
+DRAWS_PER_FRAME = 3  # times that a frame could be drawn before the next: keys come first
 AnyEvent = LeftOut | ChatEvent
 
 
@@ -47,6 +48,7 @@ class BackendWorker(Widget):
         self._coming: list[tuple[int, AnyEvent | Exception]] = []
         self._coming_lock = threading.Lock()
         self._handed_on = 0.0
+        self._draw_seconds = 0.0
 
     def load(self) -> None:
         self._start(self._load)
@@ -100,7 +102,8 @@ class BackendWorker(Widget):
 
     @on(Woken)
     def _hand_on_soon(self) -> None:
-        wait = self._handed_on + FRAME_SECONDS - monotonic()
+        frame = max(FRAME_SECONDS, DRAWS_PER_FRAME * self._draw_seconds)
+        wait = self._handed_on + frame - monotonic()
         if wait > 0:
             self.set_timer(wait, self._hand_on)
         else:
@@ -118,6 +121,10 @@ class BackendWorker(Widget):
             for error in told:
                 if isinstance(error, Exception):
                     self._tell(AnswerFailed(turn, as_dspark_error(error)))
+        self.screen.call_after_refresh(self._note_draw)
+
+    def _note_draw(self) -> None:
+        self._draw_seconds = monotonic() - self._handed_on
 
     def _tell(self, message: Message) -> None:
         with suppress(RuntimeError):  # the app has just ended, and its loop is closed
