@@ -32,8 +32,8 @@ EXAMPLES = (
     "dspark chat --server http://localhost:8000",
 )
 SERVER, STORED = "Server", "Stored chats"
-# options of a model that runs here; a server would ignore them
 DEMO_SCHEDULE = ScheduleConfig("full")  # it is there to show drafts; parked, they are unseen
+# options of a model that runs here; a server would ignore them
 LOCAL_OPTIONS = (
     *("pair", "pair_option", "target", "draft", "device", "dtype", "draft_weights", "kv"),
     *("confidence_threshold", "schedule"),
