@@ -44,8 +44,10 @@ on tiny models. *First blocks*: equal to the reference's drafts and logits after
 model. *Toy models*: files by an independent writer, read back and decoded. *Needs* is the total
 memory of a chat of 4,096 tokens on a CPU, in float32 (the default) and in bfloat16 (`--dtype
 bfloat16`); for DeepSeek-V4, on GPUs that keep FP8, as stored on a CPU, and with FP8 unpacked. It
-leaves out heads of unknown size. `dspark list` shows how much each pair needs on your machine,
-`dspark show PAIR` the source of each figure.
+leaves out heads of unknown size. On a CPU DeepSeek-V4 runs from the released files, in FP8 and FP4;
+routed experts that memory does not hold are read from the SSD, slowly (`dspark pull PAIR --force`).
+`dspark pull PAIR --what-if gpu=24,ram=256` estimates its speed on another machine. `dspark list`
+shows how much each pair needs on your machine, `dspark show PAIR` the source of each figure.
 """
 
 

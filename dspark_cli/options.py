@@ -248,6 +248,16 @@ ScheduleOption = Annotated[
         rich_help_panel=SPECULATION,
     ),
 ]
+WhatIf = Annotated[
+    str | None,
+    typer.Option(
+        "--what-if",
+        metavar="gpu=24,ram=256",
+        help="Tell where the weights would be on such a machine, with an estimate of the speed, "
+        "and stop. Sizes in GB; gpu= may be a card (4090), @ adds GB/s (ram=256@110), ssd= and "
+        "pcie= are GB/s.",
+    ),
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout instead of text.")
 ]

@@ -8,12 +8,14 @@ from pathlib import Path
 from dspark.config import RuntimeConfig
 from dspark.errors import CheckpointError, MemoryFullError
 from dspark.hub.catalog.pairs import HubRepo, Pair
+from dspark.hub.machine_spec import MachineSpec
 from dspark.hub.memory_needed import (
     FLOAT,
     Footprint,
     Room,
     brings_own_head,
     is_mapped,
+    least_memory,
     memory_needed,
     of_folders,
     of_pair,
@@ -51,6 +53,12 @@ def rooms() -> list[Room]:
         has_kernels = find_spec("triton") is not None
         devices.insert(0, Room("cuda", total_memory("cuda"), HALF, packed, has_kernels))
     return devices
+
+
+def this_machine() -> MachineSpec:
+    """Its sizes; its speeds are not measured."""
+    held = {room.device: room.total for room in rooms()}
+    return MachineSpec(held["cpu"], gpu=held.get("cuda", 0))
 
 
 def _has_cpu_kernels() -> bool:
@@ -117,9 +125,15 @@ def pair_fit(pair: Pair, device: str) -> Fit:
 
 
 def check_memory(pair: Pair, runtime: RuntimeConfig | None = None) -> None:
-    """Raises MemoryFullError if the pair cannot run on `runtime`; None: on any device here."""
-    if (of := footprint(pair)) is not None:
-        check_room(of, pair.name, runtime, _other_ways(pair))
+    """Raises MemoryFullError if the pair cannot run on `runtime`; None: on any device here. What
+    was fetched all the same may leave its experts on the SSD."""
+    if (of := footprint(pair)) is None:
+        return
+    if runtime is not None and locate(pair.name) is not None:
+        room = room_for(runtime, rooms())
+        if least_memory(of, room) <= room.usable:
+            return
+    check_room(of, pair.name, runtime, _other_ways(pair, of))
 
 
 def check_room(of: Footprint, name: str, runtime: RuntimeConfig | None, other_ways: str) -> None:
@@ -141,7 +155,7 @@ def check_room(of: Footprint, name: str, runtime: RuntimeConfig | None, other_wa
 def check_loadable(name: str, of: Footprint, runtime: RuntimeConfig) -> None:
     """Raises MemoryFullError if a pair on disk needs more than all memory of its device."""
     room = room_for(runtime, rooms())
-    if memory_needed(of, room) > room.total:
+    if least_memory(of, room) > room.total:
         check_room(of, name, runtime, "use a smaller model, or fewer bits.")
 
 
@@ -167,14 +181,21 @@ def _fits(of: Footprint, room: Room) -> bool:
     return memory_needed(of, room) <= room.usable
 
 
-def _other_ways(pair: Pair) -> str:
+def _other_ways(pair: Pair, of: Footprint) -> str:
     ways = ["use a smaller pair (dspark list shows the memory of each)"]
     if _has_other_engine(pair):
         ways.append(
             f"or on GPUs that hold it: dspark serve {pair.name} --engine vllm, "
             "then dspark chat --server URL"
         )
-    return f"{'; '.join(ways)}; dspark pull {pair.name} --force fetches it anyway."
+    if of.experts is not None:
+        ways.append(
+            f"dspark chat {pair.name} --what-if gpu=24,ram=256 tells what another machine would do"
+        )
+    anyway = f"dspark pull {pair.name} --force fetches it anyway"
+    if least_memory(of, rooms()[-1]) <= rooms()[-1].usable and of.runs_mapped:
+        anyway += ", and experts that memory does not hold are read from the SSD, slowly"
+    return f"{'; '.join(ways)}; {anyway}."
 
 
 def _has_other_engine(pair: Pair) -> bool:

@@ -29,6 +29,7 @@ from dspark.hub.catalog.pairs import (
     TargetFacts,
     WheelMember,
 )
+from dspark.hub.expert_sizes import FP4_BYTE, ExpertSizes, expert_bytes, expert_sizes
 
 USABLE = 0.9  # usable share of a memory; the system and other programs need the rest
 CACHE_TOKENS = 4096  # a long chat; the cache grows with the context
@@ -46,6 +47,8 @@ OWN_TABLES = ("embed_tokens.weight", "lm_head.weight")  # of a head: mostly the 
 PACKED_BYTE = 17 / 32  # bytes of a 4-bit number with its scales
 COPIED = re.compile(r"(layers\.\d+\..+_proj|fc)\.weight$")  # of a head of DSpark's layout
 COPY_BYTE = 1.2  # bytes of an int8 copy with its scales; keys' and values' are there twice
+HEAD_STAGES = 3  # of DeepSeek-V4's own heads, all that were released
+HEAD_REST = 1.06  # times the experts of DeepSeek-V4's own head: all of it
 FP4_HEAD = 0.55  # bytes of a number of DeepSeek-V4's own head: experts in 4 bits, the rest not
 UNPACKED_GROWTH = 3.4  # from FP4 experts and FP8 layers to bfloat16, of DeepSeek-V4-Flash
 HEAD_LAYERS = 5  # of the released heads
@@ -90,7 +93,8 @@ class Footprint:
     `coded_values`: those that are stored in the codes of a GGUF, which are `coded_bytes`; those
     that stay codes on a GPU have sizes of their own.
     `copied_values`: those of a head that are int8 copies beside it. `runs_mapped`: DeepSeek-V4's
-    own layout, whose `stored_bytes` a CPU multiplies with where the files have them.
+    own layout, whose `stored_bytes` a CPU multiplies with where the files have them. `experts` are
+    those of the target among them, `head_bytes` those of its own head.
     """
 
     values: int
@@ -106,6 +110,8 @@ class Footprint:
     gpu_coded_bytes: int = 0
     copied_values: int = 0
     runs_mapped: bool = False
+    experts: ExpertSizes | None = None
+    head_bytes: int = 0
 
     def plus_head(self, values: int, cache: int, copied_values: int = 0) -> "Footprint":
         return replace(
@@ -120,6 +126,12 @@ def memory_needed(of: Footprint, room: Room, tokens: int = CACHE_TOKENS) -> int:
     """Peak bytes with a context of `tokens`: weights, cache, a pass, the program."""
     held = weight_bytes(of, room) + cache_bytes(of, room, tokens)
     return held + pass_bytes(of, room) + program_bytes(of, room)
+
+
+def least_memory(of: Footprint, room: Room, tokens: int = CACHE_TOKENS) -> int:
+    """As memory_needed, with routed experts left in their files where those are mapped."""
+    left = of.experts.total_bytes if of.experts is not None and is_mapped(of, room) else 0
+    return memory_needed(of, room, tokens) - left
 
 
 def weight_bytes(of: Footprint, room: Room) -> int:
@@ -220,9 +232,16 @@ def of_listing(config: dict[str, Any], num_bytes: int, *, is_whole_v4: bool) -> 
     if not is_whole_v4:
         return _of_target(config, values)
     footprint = _of_target(config, int(num_bytes * UNPACKED_GROWTH / 2))
-    mapped = is_published_layout(config)
-    return Footprint(
-        footprint.values, cache=footprint.cache, stored_bytes=num_bytes, runs_mapped=mapped
+    experts = expert_sizes(config)
+    stages = len(config.get("compress_ratios") or ()) - int(config.get("num_hidden_layers") or 0)
+    is_told = experts is not None and stages > 0
+    in_head = stages * experts.per_layer * experts.num_bytes if is_told and experts else 0
+    return replace(
+        footprint,
+        stored_bytes=num_bytes,
+        runs_mapped=is_published_layout(config),
+        experts=experts,
+        head_bytes=int(in_head * HEAD_REST),
     )
 
 
@@ -246,9 +265,18 @@ def of_pair(pair: Pair) -> Footprint | None:
         head = pair.head.num_parameters if pair.head else None
         # as stored, the head is among the target's bytes; unpacked, it adds to the target's
         beside = 0 if head is None else int(head * FP4_HEAD / 2)
-        num_bytes = pair.target_num_bytes
-        mapped = pair.facts is not None and pair.facts.model_type == MODEL_TYPE
-        return Footprint(values + beside, stored_bytes=num_bytes, runs_mapped=mapped)
+        facts = pair.facts or TargetFacts("", 0, 0, 0)
+        experts = _experts_of(facts)
+        in_head = HEAD_STAGES * experts.per_layer * experts.num_bytes if experts else 0
+        return Footprint(
+            values + beside,
+            facts.vocab_size,
+            facts.hidden_size,
+            stored_bytes=pair.target_num_bytes,
+            runs_mapped=facts.model_type == MODEL_TYPE,
+            experts=experts,
+            head_bytes=int(in_head * HEAD_REST),
+        )
     facts = pair.facts or TargetFacts("", 0, 0, 0)
     width = facts.kv_width or facts.hidden_size // 4  # not established: a quarter, as is common
     footprint = Footprint(
@@ -264,6 +292,14 @@ def of_pair(pair: Pair) -> Footprint | None:
             footprint, coded_values=values, coded_bytes=pair.target.member_num_bytes
         )
     return footprint.plus_head(*_registered_head(pair, footprint))
+
+
+def _experts_of(facts: TargetFacts) -> ExpertSizes | None:
+    """In 4 bits, as DeepSeek-V4 stores them."""
+    if not (facts.num_experts and facts.experts_per_token and facts.expert_width):
+        return None
+    size = expert_bytes(facts.hidden_size, facts.expert_width, FP4_BYTE)
+    return ExpertSizes(facts.num_layers, facts.num_experts, facts.experts_per_token, size)
 
 
 def _registered_head(pair: Pair, target: Footprint) -> tuple[int, int, int]:

@@ -15,7 +15,7 @@ from dspark.config import (
     ServerConfig,
     StopConfig,
 )
-from dspark.errors import InputError
+from dspark.errors import InputError, MemoryFullError
 from dspark_cli import options
 from dspark_cli.naming import settled
 from dspark_cli.stored_chats import chosen_chat, engine_backend, open_store, other_models
@@ -28,6 +28,7 @@ EXAMPLES = (
     'dspark chat qwen3-4b "Explain speculative decoding."',
     'dspark chat demo --system "Answer in one sentence." --temperature 0.7',
     "dspark chat --continue",
+    "dspark chat deepseek-v4-flash --what-if gpu=24,ram=256",
     "dspark chat ./my-model --draft lookup",
     "dspark chat --server http://localhost:8000",
 )
@@ -116,6 +117,7 @@ def chat(
     continues: Continue = False,
     session: StoredSession = None,
     private: Private = False,
+    what_if: options.WhatIf = None,
 ) -> None:
     """Chat with a model and see which tokens were drafted."""
     from dspark.chat.backend import ChatSettings
@@ -123,6 +125,11 @@ def chat(
     engine = options.engine_config(confidence_threshold, schedule, max_requests=1)
     if prompt is None and (pair_option or target) and not _is_pair(pair):
         pair, prompt = None, pair  # the model is named already, so the word is a prompt
+    if what_if is not None:
+        from dspark_cli.views.machine_plan import tell_what_if
+
+        tell_what_if(options.one_pair(pair, pair_option, target), what_if)
+        return
     if model is not None and server is None:
         raise InputError("--model names a model of a server", "Give --server as well.")
     is_plain = plain or not has_screen()
@@ -143,7 +150,7 @@ def chat(
         name = options.one_pair(pair, pair_option, target)
         # reported now, before the screen is taken
         runtime = RuntimeConfig(device, dtype, draft_weights, kv)
-        choice = settled(PairChoice(name, target, draft), runtime)
+        choice = _settled_or_plan(PairChoice(name, target, draft), runtime)
         has_schedule = schedule is not None or confidence_threshold is not None
         if name == DEFAULT_PAIR and target is None and not (has_schedule or is_plain):
             engine = replace(engine, schedule=DEMO_SCHEDULE)
@@ -168,6 +175,17 @@ def chat(
 
         first_chat = None if stored is None else stored.id
         raise typer.Exit(run_chat(backend, settings, store, first_chat, models))
+
+
+def _settled_or_plan(choice: PairChoice, runtime: RuntimeConfig) -> PairChoice:
+    """Where memory is too small for a model with routed experts, what would be where is told."""
+    try:
+        return settled(choice, runtime)
+    except MemoryFullError:
+        from dspark_cli.views.machine_plan import tell_this_machine
+
+        tell_this_machine(choice.pair)
+        raise
 
 
 def _is_pair(word: str | None) -> bool:

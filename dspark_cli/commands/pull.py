@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "dspark pull demo",
     "dspark pull qwen3-4b --dry-run",
+    "dspark pull deepseek-v4-flash --what-if gpu=4090,ram=256",
     "dspark pull HuggingFaceTB/SmolLM2-360M-Instruct",
 )
 DryRun = Annotated[
@@ -36,6 +37,7 @@ def pull(
     dry_run: DryRun = False,
     head: Head = False,
     force: Force = False,
+    what_if: options.WhatIf = None,
     as_json: options.Json = False,
 ) -> None:
     """Fetch a pair into the local store. Run it again to resume an interrupted download."""
@@ -47,6 +49,11 @@ def pull(
     pair = options.one_pair(pair, pair_option)
     check_spelling(pair)
     refuse_path(pair, "pull")
+    if what_if is not None:
+        from dspark_cli.views.machine_plan import tell_what_if
+
+        tell_what_if(pair, what_if, as_json)
+        return
     if hub.is_repo_id(pair):
         _pull_published(pair, dry_run, head, force, as_json)
         return

@@ -13,7 +13,7 @@ from dspark.hub import choose, memory_fit
 from dspark.hub.catalog.find import ALIASES, FAMILIES, PAIRS
 from dspark.hub.catalog.pairs import HubRepo
 from dspark.hub.memory_fit import pair_memory
-from dspark.hub.memory_needed import Room
+from dspark.hub.memory_needed import Room, of_pair
 
 GB = 10**9
 DEEPSPEC = ("dspark", "dflash", "eagle3")
@@ -89,7 +89,7 @@ def test_too_small_a_machine_is_told_what_is_needed_and_the_ways_out(machine, na
     machine(64, 141)
     with pytest.raises(MemoryFullError) as failure:
         list(hub.fetch(name))
-    needs = ("168.4 GB (cuda, FP8)", "167.3 GB (cpu, as stored)", "579.3 GB (cpu, FP8 unpacked)")
+    needs = ("168.6 GB (cuda, FP8)", "167.4 GB (cpu, as stored)", "579.4 GB (cpu, FP8 unpacked)")
     for text in (*needs, "141.0 GB (cuda)", "64.0 GB (cpu)"):
         assert text in failure.value.message
     for text in (
@@ -194,3 +194,18 @@ def test_codes_of_keys_and_values_are_counted():
 
 def memory_needed_by(pair: str, room: Room) -> int:
     return pair_memory(PAIRS[pair], room) or 0
+
+
+def test_what_was_fetched_all_the_same_leaves_its_experts_on_the_ssd(machine, monkeypatch) -> None:
+    pair = PAIRS["deepseek-v4-flash"]
+    machine(64)
+    with pytest.raises(MemoryFullError, match="as stored") as failure:
+        hub.check_memory(pair, RuntimeConfig())
+    assert "read from the SSD" in failure.value.hint and "--what-if" in failure.value.hint
+    monkeypatch.setattr(memory_fit, "locate", lambda name: object())
+    monkeypatch.setattr(memory_fit, "footprint", of_pair)
+    hub.check_memory(pair, RuntimeConfig())
+    memory_fit.check_loadable(pair.name, of_pair(pair), RuntimeConfig())
+    machine(16)  # not even what every token reads
+    with pytest.raises(MemoryFullError):
+        hub.check_memory(pair, RuntimeConfig())

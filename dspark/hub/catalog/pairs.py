@@ -90,13 +90,17 @@ HeadSource = AssetFolder | HubRepo | LocalFolder | OtherPair
 
 @dataclass(frozen=True, slots=True)
 class TargetFacts:
-    """Facts that a head must match. `kv_width`: keys and values per token and layer, if known."""
+    """Facts that a head must match. `kv_width`: keys and values per token and layer, if known;
+    the last three tell of routed experts: how many a layer has and a token reads, inner width."""
 
     model_type: str
     hidden_size: int
     num_layers: int
     vocab_size: int
     kv_width: int | None = None
+    num_experts: int | None = None
+    experts_per_token: int | None = None
+    expert_width: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,110 @@
+"""What of a pair would be where on a machine, with an estimate of its speed."""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from dspark.machine import gigabytes
+from dspark_cli.output.facts import print_json
+from dspark_cli.output.tables import wrapped
+
+if TYPE_CHECKING:
+    from dspark.hub.machine_spec import MachineSpec
+    from dspark.hub.memory_needed import Footprint
+    from dspark.hub.tier_plan import Part, Speed, TierPlan
+
+TITLES = {"cpu": "on the CPU", "gpu": "on the GPU"}
+PLACES = {"gpu": "the GPU", "memory": "memory", "ssd": "the SSD"}
+NOT_YET = "dspark cannot put routed experts on a GPU yet; this is what its bandwidth would allow"
+
+
+def tell_what_if(name: str, machine: str, as_json: bool = False) -> None:
+    """Of a known pair or a Hugging Face id, on the machine that `--what-if` names; fetches no
+    weights. Raises InputError."""
+    from dspark.hub.machine_spec import parse_machine
+
+    spec = parse_machine(machine)
+    found = _footprint(name)
+    if as_json:
+        print_json(_plan_object(name, found, spec))
+    else:
+        print("\n".join(plan_lines(name, found, spec)))
+
+
+def tell_this_machine(name: str) -> None:
+    """On stderr, of a known pair with routed experts; nothing of others."""
+    from dspark import hub
+    from dspark.hub.memory_fit import footprint, this_machine
+
+    pair = hub.known_pair(name)
+    found = None if pair is None else footprint(pair)
+    if found is not None and found.experts is not None:
+        print("\n".join(plan_lines(name, found, this_machine())), file=sys.stderr)
+
+
+def plan_lines(name: str, of: "Footprint", machine: "MachineSpec") -> list[str]:
+    from dspark.hub.tier_plan import tier_plans
+
+    lines = [wrapped(f"{name} on a machine with {_machine_text(machine)}:")]
+    for plan in tier_plans(of, machine):
+        lines.append(f"  {TITLES[plan.device]}: {_verdict(plan)}")
+        lines += [f"    {_part_text(part)}" for part in plan.parts]
+        if not plan.exists:
+            lines.append(wrapped(f"({NOT_YET})", indent="    "))
+    return lines
+
+
+def _footprint(name: str) -> "Footprint":
+    from dspark import hub
+    from dspark.errors import InputError
+    from dspark.hub.memory_fit import footprint
+    from dspark.hub.settle import check_spelling
+
+    check_spelling(name)
+    if hub.is_repo_id(name) and hub.known_pair(name) is None:
+        found = hub.look_up(name).plan.footprint
+    else:
+        found = footprint(hub.find_pair(name))
+    if found is None:
+        raise InputError(f"the size of {name} is not established", "Name a pair whose size is.")
+    return found
+
+
+def _machine_text(machine: "MachineSpec") -> str:
+    def rate(name: str, value: float) -> str:
+        return f"{value / 1e9:g} GB/s" + " assumed" * (name in machine.assumed)
+
+    memory = f"{gigabytes(machine.memory)} of memory ({rate('memory', machine.memory_rate)})"
+    ssd = f"an SSD ({rate('ssd', machine.ssd_rate)})"
+    if not machine.gpu:
+        return f"{memory} and {ssd}"
+    gpu = f"a GPU of {gigabytes(machine.gpu)} ({rate('gpu', machine.gpu_rate)})"
+    return f"{gpu}, PCIe ({rate('pcie', machine.pcie_rate)}), {memory} and {ssd}"
+
+
+def _verdict(plan: "TierPlan") -> str:
+    if plan.speed is None:
+        return "does not fit"
+    return f"an estimate of {_speed_text(plan.speed)} tokens a second, before any drafts"
+
+
+def _speed_text(speed: "Speed") -> str:
+    return f"{_rounded(speed.low)} to {_rounded(speed.high)}"
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def _part_text(part: "Part") -> str:
+    return f"{gigabytes(part.num_bytes):>9}  {part.name}, in {PLACES[part.where]}".replace(
+        "in the", "on the"
+    )
+
+
+def _plan_object(name: str, of: "Footprint", machine: "MachineSpec") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from dspark.hub.tier_plan import tier_plans
+
+    plans = [asdict(plan) for plan in tier_plans(of, machine)]
+    return {"name": name, "estimate": True, "machine": asdict(machine), "plans": plans}

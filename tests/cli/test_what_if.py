@@ -1,0 +1,39 @@
+"""What a pair would need on another machine, and how this one refuses what it cannot hold."""
+
+import json
+
+import pytest
+
+from dspark.hub.memory_needed import Room
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("DSPARK_HOME", str(tmp_path / "store"))
+
+
+def test_another_machine_is_told_before_a_byte_is_fetched(dspark, tmp_path) -> None:
+    told = json.loads(
+        dspark("pull", "deepseek-v4-flash", "--what-if", "gpu=24@960,ram=256", "--json").out
+    )
+    assert told["estimate"] and [each["device"] for each in told["plans"]] == ["cpu", "gpu"]
+    text = dspark("chat", "deepseek-v4-flash", "--what-if", "gpu=24@960,ram=256").out
+    for each in ("147.2 GB", "read by every token", "estimate", "assumed", "cannot put"):
+        assert each in text
+    assert not [*tmp_path.rglob("*.safetensors")]
+    failed = dspark("chat", "demo", "--what-if", "gpu=24")
+    assert failed.code == 2
+    assert "needs the machine's memory" in failed.err
+
+
+def test_a_model_too_large_is_refused_with_what_would_be_where(dspark, monkeypatch) -> None:
+    monkeypatch.setattr(
+        "dspark.hub.memory_fit.rooms", lambda: [Room("cpu", 32 * 10**9, 4, keeps_codes=True)]
+    )
+    for name in ("deepseek-v4-flash", "deepseek-v4-pro"):
+        failed = dspark("chat", name)
+        assert failed.code == 1
+        *plan, refusal = failed.err.splitlines()
+        assert f"{name} on a machine with 32.0 GB" in plan[0]
+        assert any("on the SSD" in line for line in plan)
+        assert refusal.startswith(f"dspark: {name} needs") and "--what-if" in refusal
