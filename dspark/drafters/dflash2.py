@@ -62,14 +62,17 @@ class DFlash2Drafter(DSparkDrafter):
         self, hidden: torch.Tensor, owns: Sequence[Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """hidden [R, K, H] -> the largest logits and their tokens, two [R, K, C]."""
-        scaled = hidden * self.config.output_multiplier
-        logits = self._vocabulary.logits(scaled, owns)
+        logits = self._vocabulary.logits(self._before_output(hidden), owns)
         unary, columns = logits.topk(min(self.config.selector_top_k, logits.shape[-1]), dim=-1)
         tokens = [
             each if ids is None else ids[each]
             for each, ids in zip(columns, self._vocabulary.column_ids(owns), strict=True)
         ]
         return unary, torch.stack(tokens)
+
+    def _before_output(self, hidden: torch.Tensor) -> torch.Tensor:
+        scale = self.config.output_multiplier
+        return hidden if scale == 1.0 else hidden * scale
 
     @staticmethod
     def _tokens_at(candidates: torch.Tensor, picked: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,8 @@ from dspark.drafters.eagle3_training_blocks import unrolled_hidden
 from dspark.drafters.head_drafter import HeadDrafter, TargetTables
 from dspark.drafters.lookup import LookupDrafter
 from dspark.drafters.paged import PagedDSparkDrafter
+from dspark.drafters.paged_dflash2 import PagedDFlash2Drafter
+from dspark.drafters.paged_domino import PagedDominoDrafter
 from dspark.drafters.stored import StoredDSparkDrafter, stored_kernels
 from dspark.drafters.training_blocks import TrainingHidden, block_hidden
 from dspark.errors import InputError
@@ -84,12 +86,14 @@ KINDS = (
     HeadKind(
         DFlash2Config,
         DFlash2Drafter,
+        fast=(PagedDFlash2Drafter,),
         joined=DFlash2Drafter,
         training=Training(DFlash2Head, block_hidden),
     ),
     HeadKind(
         DominoConfig,
         DominoDrafter,
+        fast=(PagedDominoDrafter,),
         joined=DominoDrafter,
         training=Training(DominoHead, block_hidden),
     ),

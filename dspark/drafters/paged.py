@@ -37,6 +37,7 @@ class PagedDSparkDrafter(DSparkDrafter):
     """Embedding and output head are the target's, unless `weights` asks for a smaller copy."""
 
     takes_small_weights: ClassVar[bool] = True
+    embedding_scale: float = 1.0  # of a block's inputs
 
     @classmethod
     def supports(cls, config: DSparkConfig, tables: TargetTables) -> bool:  # type: ignore[override]
@@ -61,24 +62,32 @@ class PagedDSparkDrafter(DSparkDrafter):
         super().__init__(config, tensors, embedding, output_head, prepack=False)
         head: DSparkHead = self._head
         sizes = (config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim)
-        shape = HeadShape(*sizes, scale=config.attention_scale)
+        window = config.sliding_window or 0
+        shape = HeadShape(*sizes, scale=config.attention_scale, window=window)
         self.cache = PagedCache(shape, self._rotary, self.device, self.dtype, kv)
-        self._joined = SkinnyLinear(_stored(head.fc.weight, weights), prepack=False)
-        layers = [_fuse(layer, weights) for layer in self._layers()]
+        self._joined = SkinnyLinear(stored_as(head.fc.weight, weights), prepack=False)
+        layers = [self._fused(layer, weights) for layer in self._layers()]
         norm, eps = head.norm.weight.detach(), config.rms_norm_eps
         self.decoder = Decoder(layers, norm, head_dim=config.head_dim, eps=eps)
         del head.layers, head.fc  # their weights live on in the fused ones
         assert isinstance(self._vocabulary, FullVocabulary)
         whole = self._vocabulary.output_weight
         assert isinstance(whole, torch.Tensor), "a target with pages holds numbers"
-        self.output_weight = _stored(whole, weights)
-        self._sequential = _sequential(head, weights)
+        self.output_weight = stored_as(whole, weights)
+        self._prepare_choices(weights)
         self.draft_vocabulary = draft_vocabulary
         self.block_rows, self.has_confidence = config.block_rows, config.has_confidence
         self.calibration = self._calibrator.table
         masks = torch.full((1, 1), config.mask_token_id, device=self.device)
         self._masks = masks.expand(1, config.block_rows - 1)
         self._tap_places: torch.Tensor | None = None
+
+    def _fused(self, layer: DraftLayer, weights: DraftWeights) -> FusedLayer:
+        return fuse(layer, weights)
+
+    def _prepare_choices(self, weights: DraftWeights) -> None:
+        """What chooses the tokens of a block, left to right."""
+        self._sequential = _sequential(self._head, weights)
 
     def choose_taps(self, tap_layers: Sequence[int]) -> None:
         """As DeviceDrafter.choose_taps."""
@@ -121,7 +130,8 @@ class PagedDSparkDrafter(DSparkDrafter):
         norm."""
         assert isinstance(self._embedding, torch.Tensor)
         masks = self._masks.expand(len(anchors), -1)
-        blocks = EmbeddedBlocks(self._embedding, anchors, masks if masks.shape[1] else None)
+        rest = masks if masks.shape[1] else None
+        blocks = EmbeddedBlocks(self._embedding, anchors, rest, self.embedding_scale)
         hidden, _ = self.decoder.run(blocks, rows)
         return hidden
 
@@ -137,25 +147,36 @@ class PagedDSparkDrafter(DSparkDrafter):
         """As DeviceDrafter.draft."""
         hidden = self.hidden(anchors, rows).unflatten(0, (-1, self.config.block_rows))
         hidden = hidden[:, -self.block_size :]
-        logits = skinny_linear(hidden.flatten(0, 1), self.output_weight)
+        logits = skinny_linear(self._before_output(hidden).flatten(0, 1), self.output_weight)
         logits = soft_cap(logits, self.config.final_logit_softcapping)
         logits = logits.unflatten(0, (-1, self.block_size))
-        return draft_block(
-            logits if logit_mask is None else logits + logit_mask.unsqueeze(1),
-            hidden,
-            anchors,
-            self._sequential,
-            temperatures,
-            seeds,
-            positions,
-        )
+        if logit_mask is not None:
+            logits = logits + logit_mask.unsqueeze(1)
+        return self._chosen(logits, hidden, anchors, temperatures, seeds, positions)
+
+    def _before_output(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the output head reads, of hidden states [R, K, H]."""
+        return hidden
+
+    def _chosen(
+        self,
+        logits: torch.Tensor,
+        hidden: torch.Tensor,
+        anchors: torch.Tensor,
+        temperatures: torch.Tensor,
+        seeds: torch.Tensor,
+        positions: torch.Tensor,
+    ) -> DraftedBlock:
+        """As draft_block."""
+        drawn = (temperatures, seeds, positions)
+        return draft_block(logits, hidden, anchors, self._sequential, *drawn)
 
 
 def _contexts(slots: Sequence[DSparkSlot]) -> list[KVSlot]:
     return [slot.context for slot in slots]
 
 
-def _stored(weight: Weight, weights: DraftWeights) -> Weight:
+def stored_as(weight: Weight, weights: DraftWeights) -> Weight:
     if isinstance(weight, QuantizedWeight):  # a quantized target's output head
         return weight
     weight = weight.detach()
@@ -164,14 +185,14 @@ def _stored(weight: Weight, weights: DraftWeights) -> Weight:
     return quantize_fp8(weight) if weights == "fp8" else weight
 
 
-def _fuse(layer: DraftLayer, weights: DraftWeights) -> FusedLayer:
+def fuse(layer: DraftLayer, weights: DraftWeights) -> FusedLayer:
     attention, mlp = layer.self_attn, layer.mlp
 
     def product(*linears: torch.nn.Linear) -> SkinnyLinear:
         weight = torch.cat([linear.weight.detach() for linear in linears])
         biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
         return SkinnyLinear(
-            _stored(weight, weights), torch.cat(biases) if biases else None, prepack=False
+            stored_as(weight, weights), torch.cat(biases) if biases else None, prepack=False
         )
 
     qkv = product(attention.q_proj, attention.k_proj, attention.v_proj)

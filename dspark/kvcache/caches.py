@@ -27,13 +27,15 @@ MAX_VERIFY_ROWS = 64  # of one request; more rows are a chunk of a prompt
 
 
 class HeadShape(NamedTuple):
-    """Sizes of the attention of every layer."""
+    """Sizes of the attention of every layer; `window`: how many positions a row of pages sees back,
+    itself included (0: all)."""
 
     num_layers: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
     scale: float
+    window: int = 0
 
 
 class CachePass(Protocol):
@@ -208,9 +210,8 @@ class PagedPass:
         keys, values = self._pool.layer(layer)
         if self._chunk is not None:
             return self._attend_chunk(self._chunk, query, keys, values)
-        return paged_attention(
-            query, keys, values, self._pool.tables, self._rows, self._shape.scale
-        )
+        given = (query, keys, values, self._pool.tables, self._rows, self._shape.scale)
+        return paged_attention(*given, window=self._shape.window)
 
     def write(self, layer: int, heads: torch.Tensor, norms: HeadNorms | None) -> None:
         """As CachePass.write."""

@@ -10,7 +10,14 @@ from typing import Any
 import torch
 
 from dspark.kvcache.caches import CachePass
-from dspark_kernels import EmbeddedBlocks, HeadNorms, ResidualStream, SkinnyLinear, rms_norm
+from dspark_kernels import (
+    BlockFilter,
+    EmbeddedBlocks,
+    HeadNorms,
+    ResidualStream,
+    SkinnyLinear,
+    rms_norm,
+)
 
 Move = Callable[[torch.Tensor], torch.Tensor]
 
@@ -20,7 +27,8 @@ class FusedLayer:
     """Weights of one layer. Norms of queries and keys are Qwen3's.
 
     qkv [(heads + 2 kv_heads) * D, H], gate_up [2 * I, H] with the gate's rows first. `keys_values`
-    are a drafter's alone: of context features, which ask nothing.
+    are a drafter's alone: of context features, which ask nothing. So are the filters around
+    attention and MLP: DFlash 2's.
     """
 
     input_norm: torch.Tensor
@@ -31,6 +39,8 @@ class FusedLayer:
     gate_up: SkinnyLinear
     down: SkinnyLinear
     keys_values: SkinnyLinear | None = None
+    attention_filter: BlockFilter | None = None
+    mlp_filter: BlockFilter | None = None
 
     def moved(self, move: Move) -> "FusedLayer":
         """The same layer of other tensors; its products must not be prepacked."""
@@ -69,10 +79,13 @@ class Decoder:
         index = -1
         for index, layer in enumerate(self.layers):
             normed, total = stream.normed(layer.input_norm, self._eps, tap_of.pop(index - 1, None))
-            heads = self._by_head(layer.qkv(normed))
-            total = layer.output.onto(total, rows(index, heads, layer.head_norms))
+
+            def attended(x: torch.Tensor, index: int = index, own: FusedLayer = layer) -> Any:
+                return rows(index, self._by_head(own.qkv(x)), own.head_norms)
+
+            total = _added(total, normed, layer.attention_filter, attended, layer.output)
             normed, total = total.normed(layer.mlp_norm, self._eps)
-            stream = layer.down.onto(total, layer.gate_up.gated(normed))
+            stream = _added(total, normed, layer.mlp_filter, layer.gate_up.gated, layer.down)
         normed, _ = stream.normed(self._final_norm, self._eps, tap_of.pop(index, None))
         assert not tap_of, f"the decoder has no layer {min(tap_of)}"
         return normed, taps.flatten(1)
@@ -90,3 +103,18 @@ class Decoder:
     def _by_head(self, projected: torch.Tensor) -> torch.Tensor:
         """[N, heads * D] -> [N, heads, D]."""
         return projected.view(len(projected), -1, self._head_dim)
+
+
+def _added(
+    stream: ResidualStream,
+    normed: torch.Tensor,
+    around: BlockFilter | None,
+    inner: Callable[[torch.Tensor], torch.Tensor],
+    last: SkinnyLinear,
+) -> ResidualStream:
+    """The stream plus a sublayer of normed [N, H]: `inner`, then the product `last`."""
+    if around is None:
+        return last.onto(stream, inner(normed))
+    delta = around.coefficients(normed)
+    out = last(inner(around(normed, delta, 0)))
+    return ResidualStream(stream.total, around(out, delta, 1))

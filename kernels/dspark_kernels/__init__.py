@@ -2,12 +2,15 @@
 
 from dspark_kernels.accept import Acceptance, accept_chosen, accept_greedy, accept_sampled
 from dspark_kernels.accept_block import AcceptedBlock, Filters, Races, accept_block
+from dspark_kernels.block_filter import BlockFilter
+from dspark_kernels.candidate_block import CandidateHead, candidate_block
 from dspark_kernels.distribution_terms import (
     DistributionTerms,
     TermWeights,
     distribution_terms,
 )
 from dspark_kernels.embedded_blocks import EmbeddedBlocks
+from dspark_kernels.gru_head import GruHead, gru_block
 from dspark_kernels.linear import SkinnyLinear
 from dspark_kernels.noise import gumbel_row
 from dspark_kernels.norm import rms_norm
@@ -25,10 +28,13 @@ from dspark_kernels.swiglu import swiglu
 __all__ = [
     "Acceptance",
     "AcceptedBlock",
+    "BlockFilter",
+    "CandidateHead",
     "DistributionTerms",
     "DraftedBlock",
     "EmbeddedBlocks",
     "Filters",
+    "GruHead",
     "HeadNorms",
     "LaneState",
     "PagedRows",
@@ -45,10 +51,12 @@ __all__ = [
     "accept_greedy",
     "accept_sampled",
     "apply_rope",
+    "candidate_block",
     "distribution_terms",
     "draft_block",
     "draw",
     "end_round",
+    "gru_block",
     "gumbel_row",
     "plan_round",
     "probabilities",

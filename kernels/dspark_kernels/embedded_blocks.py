@@ -1,6 +1,7 @@
 """The beginning of the residual stream: rows of the embedding, and the first norm over them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -9,16 +10,18 @@ from dspark_kernels.builds import KernelBuild
 from dspark_kernels.dependent_launch import launch_options, wait_for_previous
 from dspark_kernels.norm import normed_row, rms_norm, warps_of_a_row
 from dspark_kernels.residual_stream import ResidualStream
+from dspark_kernels.rounding import round_to
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedBlocks:
     """Rows of `table` [V, H] for blocks of tokens: each of `first` [R], behind it its row of `rest`
-    [R, K] of any strides; None for blocks of one token. N = R * (K + 1)."""
+    [R, K] of any strides; None for blocks of one token. N = R * (K + 1). All are times `scale`."""
 
     table: torch.Tensor
     first: torch.Tensor
     rest: torch.Tensor | None = None
+    scale: float = 1.0
 
     @property
     def size(self) -> int:
@@ -41,6 +44,7 @@ class EmbeddedBlocks:
         """As ResidualStream.normed."""
         if not use_triton(self.table, weight):
             total = self.table[self.token_ids()]
+            total = total if self.scale == 1.0 else total * self.scale
             return rms_norm(total, weight, eps, tap), ResidualStream(total)
         width = self.table.shape[1]
         total, out = self.table.new_empty(2, self.num_rows, width)
@@ -60,6 +64,7 @@ class EmbeddedBlocks:
             0 if tap is None else tap.stride(0),
             WIDTH=width,
             BLOCK=block,
+            SCALE=self.scale,
             HAS_REST=rest is not None,
             HAS_TAP=tap is not None,
             num_warps=warps_of_a_row(block),
@@ -84,6 +89,7 @@ def embedded_blocks_kernel(
     tap_stride: tl.tensor,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
+    SCALE: tl.constexpr,
     HAS_REST: tl.constexpr,
     HAS_TAP: tl.constexpr,
     DEPENDENT: tl.constexpr,
@@ -101,6 +107,8 @@ def embedded_blocks_kernel(
     inside = column < WIDTH
     source = table + token.to(tl.int64) * WIDTH + column
     embedding = tl.load(source, mask=inside, other=0.0)
+    if SCALE != 1.0:
+        embedding = round_to(embedding.to(tl.float32) * SCALE, dtype)
     at = row.to(tl.int64) * WIDTH + column
     tl.store(total + at, embedding, mask=inside)
     if HAS_TAP:
@@ -120,8 +128,13 @@ def builds() -> list[KernelBuild]:
         block = next_power_of_2(width)
         signature = {name: f"*{dtype}" for name in ("table", "weight", "total", "out")}
         signature |= {"first": "*i64", "eps": "fp32"} | dict.fromkeys(strides, "i32")
-        constexprs = {"WIDTH": width, "BLOCK": block, "HAS_REST": has_rest, "HAS_TAP": has_rest}
-        constexprs |= {"DEPENDENT": True}
+        constexprs: dict[str, Any] = {
+            "WIDTH": width,
+            "BLOCK": block,
+            "HAS_REST": has_rest,
+            "HAS_TAP": has_rest,
+        }
+        constexprs |= {"DEPENDENT": True, "SCALE": 1.0}
         absent = {} if has_rest else {"rest": None, "tap": None}
         signature |= {"rest": "*i64", "tap": f"*{dtype}"} if has_rest else {}
         kernels.append(

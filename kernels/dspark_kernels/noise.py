@@ -86,7 +86,23 @@ def _high(x: tl.tensor) -> tl.tensor:
 @jit
 def gumbel(seed: tl.tensor, place: tl.tensor, first: tl.tensor, BLOCK: tl.constexpr) -> tl.tensor:
     """Noise of the tokens first .. first + BLOCK, within MARGIN of the exact value."""
-    bits = words(seed, place, first, GUMBEL_STREAM, BLOCK)
+    return _gumbel_of(words(seed, place, first, GUMBEL_STREAM, BLOCK))
+
+
+@jit
+def gumbel_at(seed: tl.tensor, place: tl.tensor, tokens: tl.tensor) -> tl.tensor:
+    """As gumbel, of tokens [N] anywhere in the vocabulary."""
+    group = (tokens // GROUP + 1).to(tl.int64)
+    within = (tokens % GROUP).to(tl.int32)
+    zeros = group * 0
+    a, b, c, d = tl.philox(seed, group, zeros + place, zeros + GUMBEL_STREAM, zeros)
+    pair = within // 2
+    pairs = tl.where(pair == 0, a, tl.where(pair == 1, b, tl.where(pair == 2, c, d)))
+    return _gumbel_of(tl.where(within % 2 == 0, _low(pairs), _high(pairs)))
+
+
+@jit
+def _gumbel_of(bits: tl.tensor) -> tl.tensor:
     below = (bits.to(tl.float32) + 0.5) * 2.3283064365386963e-10
     above = ((~bits).to(tl.float32) + 0.5) * 2.3283064365386963e-10
     # -log(1 - above), exact if that is small, as it is for winners

@@ -185,16 +185,15 @@ def draft_block(
         return draft_block_reference(
             base_logits, hidden, anchors, head, temperatures, seeds, positions
         )
-    run = _Run(base_logits.contiguous(), hidden, anchors, head, temperatures, seeds, positions)
+    run = BlockRun(base_logits.contiguous(), hidden, anchors, head, temperatures, seeds, positions)
     num_steps = base_logits.shape[1]
     for k in range(num_steps):
         run.features(k)
-        run.vocabulary(k)
-    run.features(num_steps)
-    return DraftedBlock(run.token_ids, run.logits, run.log_sums, run.confidences)
+        run.vocabulary(k, run.feature_rows, head.w2)
+    return run.ended()
 
 
-class _Run:
+class BlockRun:
     """The buffers of one block and the two launches of a step."""
 
     def __init__(
@@ -267,15 +266,26 @@ class _Run:
             **launch_options(self.base_logits.device),
         )
 
-    def vocabulary(self, step: int) -> None:
+    def ended(self) -> DraftedBlock:
+        """Settles the last token."""
+        self.features(self.base_logits.shape[1])
+        return DraftedBlock(self.token_ids, self.logits, self.log_sums, self.confidences)
+
+    def vocabulary(
+        self,
+        step: int,
+        feature_rows: torch.Tensor,
+        w2: torch.Tensor | QuantizedWeight | None,
+    ) -> None:
+        """The step's logits with W2 [V, r] of the features [R, r] added, and its best tokens."""
         num_requests, num_steps, num_tokens = self.base_logits.shape
-        rank, w2 = self.head.rank, self.head.w2
+        rank = 0 if w2 is None else w2.shape[1]
         is_coded = isinstance(w2, QuantizedWeight)
         vocabulary_kernel[(self.num_blocks,)](
             self.base_logits,
             w2.codes if isinstance(w2, QuantizedWeight) else w2,
             w2.scales if isinstance(w2, QuantizedWeight) else None,
-            self.feature_rows,
+            feature_rows,
             self.temperatures,
             self.seeds,
             self.positions,

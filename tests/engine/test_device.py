@@ -81,7 +81,7 @@ def by_request(events) -> dict[int, list]:
     return found
 
 
-@pytest.mark.parametrize("variant", ["vanilla", "gated", "rnn", "dflash"])
+@pytest.mark.parametrize("variant", ["vanilla", "gated", "rnn", "dflash", "dflash2", "domino"])
 def test_rounds_are_the_hosts(variant):
     session = golden(variant, prefill_chunk=40)
     assert isinstance(session.engine._rounds, DeviceRounds)
@@ -203,6 +203,18 @@ def test_a_round_is_asked_for_before_the_last_is_read(monkeypatch):
     assert calls == ["_launch", *["_launch", "_read"] * num_rounds]  # one wasted at the end
 
 
+@pytest.mark.parametrize("variant", ["dflash2", "domino"])
+@pytest.mark.parametrize("weights", ["int8", "fp8"])
+def test_smaller_weights_of_other_heads_change_drafts_only(variant, weights):
+    folder = GOLDEN / variant
+    files = PairFiles("test", folder / "target", folder / "draft")
+    runtime = RuntimeConfig("cpu", "float32", weights)
+    small = follow(open_session(files, runtime, EngineConfig(schedule=ScheduleConfig("full"))))
+    events = events_of(small.engine, [request(max_tokens=40)])
+    assert events[-1].token_ids == decode(golden(variant).engine, [request(max_tokens=40)])[0]
+    assert any(e.accepted for e in events if isinstance(e, Round))
+
+
 @pytest.mark.parametrize("weights", ["int8", "fp8"])
 def test_smaller_draft_weights_change_drafts_only(weights):
     folder = GOLDEN / "vanilla"
@@ -284,18 +296,25 @@ def test_warming_up_is_told_and_changes_nothing():
 FILTERED = {"top_k": 6, "top_p": 0.9}
 
 
+COUNTED_ALWAYS = [("vanilla", {}, "rejection"), ("vanilla", FILTERED, "coupling")]
+COUNTED_SOMETIMES = [
+    (variant, options, rule)
+    for variant in ("vanilla", "dflash2", "domino")
+    for options in ({}, FILTERED)
+    for rule in ("rejection", "coupling")
+    if (variant, options, rule) not in COUNTED_ALWAYS
+]
+
+
 @pytest.mark.parametrize(
-    ("options", "rule"),
-    [
-        ({}, "rejection"),
-        (FILTERED, "coupling"),
-        pytest.param(FILTERED, "rejection", marks=pytest.mark.counting),
-        pytest.param({}, "coupling", marks=pytest.mark.counting),
-    ],
+    ("variant", "options", "rule"),
+    COUNTED_ALWAYS
+    + [pytest.param(*each, marks=pytest.mark.counting) for each in COUNTED_SOMETIMES],
 )
-def test_sampled_tokens_follow_the_target(options, rule):
+def test_sampled_tokens_follow_the_target(variant, options, rule):
     """A correct engine fails one in a million such tests."""
-    session = golden("vanilla", entropy=0)
+    session = golden(variant, entropy=0)
+    assert isinstance(session.engine._rounds, DeviceRounds)
     target = session.engine.target
     target.spec = replace(target.spec, max_rows=512)  # many at once, to be quick
     engine = with_scheduler(session, FullSchedule())

@@ -206,8 +206,12 @@ def texts_of(
 
 @pytest.mark.parametrize("sampling", FILTERED)
 @pytest.mark.parametrize("rule", ["rejection", "coupling"])
-def test_three_filtered_tokens_follow_their_joint_distribution(rule, sampling):
-    session = many_at_once(golden("vanilla", entropy=0))
+@pytest.mark.parametrize(
+    "variant",
+    ["vanilla", *(pytest.param(v, marks=pytest.mark.counting) for v in ("dflash2", "domino"))],
+)
+def test_three_filtered_tokens_follow_their_joint_distribution(variant, rule, sampling):
+    session = many_at_once(golden(variant, entropy=0))
     law = law_of(session, PROMPT, **sampling)
     assert sum(law.values()) == pytest.approx(1.0) and len(law) > 30
     assert follows(texts_of(session, PROMPT, rule, sampling), law) > FALSE_ALARM

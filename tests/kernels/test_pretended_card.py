@@ -18,7 +18,7 @@ from dspark_kernels.aot import MOST_SPILLED
 CARDS = (80, 86, 89, 90, 120)
 GOLDEN = tuple(
     f"golden:{variant}:{dtype}"
-    for variant in ("vanilla", "gated", "rnn", "dflash")
+    for variant in ("vanilla", "gated", "rnn", "dflash", "dflash2", "domino")
     for dtype in ("bfloat16", "float32")
 )
 CODED = ("golden:vanilla:bfloat16:int8", "golden:vanilla:bfloat16:fp8")

@@ -9,6 +9,7 @@ from dspark_kernels.noise import (
     _words,
     exact_gumbel,
     gumbel,
+    gumbel_at,
     gumbel_row,
     words,
 )
@@ -27,6 +28,20 @@ def noise_kernel(seeds, places, bits, quick, exact, num_blocks, BLOCK: tl.conste
         tl.store(bits + at, words(seed, place, first, GUMBEL_STREAM, BLOCK).to(tl.int64))
         tl.store(quick + at, gumbel(seed, place, first, BLOCK))
         tl.store(exact + at, exact_gumbel(seed, place, first, BLOCK))
+
+
+@jit
+def scattered_kernel(tokens, out, seed, place, COUNT: tl.constexpr):
+    at = tl.arange(0, COUNT)
+    tl.store(out + at, gumbel_at(seed, place, tl.load(tokens + at)))
+
+
+def test_noise_of_a_token_is_the_same_alone(device):
+    tokens = torch.randperm(1000, device=device)[:16]
+    out = torch.empty(16, device=device)
+    scattered_kernel[(1,)](tokens, out, -7, 4097, COUNT=16)
+    wanted = gumbel_row(-7, 4097, 1000)[tokens.cpu()]
+    assert (out.cpu() - wanted).abs().max() < MARGIN.value / 8
 
 
 def test_bits_and_noise_are_those_of_the_host(device):
