@@ -104,7 +104,7 @@ def gumbel_at(seed: tl.tensor, place: tl.tensor, tokens: tl.tensor) -> tl.tensor
 @jit
 def _gumbel_of(bits: tl.tensor) -> tl.tensor:
     below = (bits.to(tl.float32) + 0.5) * 2.3283064365386963e-10
-    above = ((~bits).to(tl.float32) + 0.5) * 2.3283064365386963e-10
+    above = ((bits ^ 0xFFFFFFFF).to(tl.float32) + 0.5) * 2.3283064365386963e-10
     # -log(1 - above), exact if that is small, as it is for winners
     waiting = tl.where(above < 1e-3, above + 0.5 * above * above, -tl.log(below))
     return -tl.log(waiting)
