@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from dspark.checkpoints.deepseek_v4_cache_layout import MAX_ROWS
 from dspark.checkpoints.deepseek_v4_target import TargetWeights, read_target
 from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
 from dspark.checkpoints.files import one_line
@@ -16,7 +17,7 @@ from dspark.checkpoints.model_folder import Folder, ModelFolder
 from dspark.errors import CheckpointError
 from dspark.kvcache.page_pool import PagedPool
 from dspark.kvcache.row_pool import KVSlot
-from dspark.models.deepseek_v4.cache import MAX_ROWS, RequestCaches
+from dspark.models.deepseek_v4.cache import RequestCaches
 from dspark.models.deepseek_v4.decoder import Decoder, FeedExperts
 from dspark.models.deepseek_v4.float_experts import feed_experts
 from dspark.models.deepseek_v4.rounded_experts import feed_rounded

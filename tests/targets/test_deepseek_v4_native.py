@@ -48,8 +48,7 @@ def expected(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
 def poisoned(target: DeepseekV4Target) -> KVSlot:
     """A fresh request in whose memory whatever is not written is NaN."""
     slot = target.open()
-    for ring in target.caches.rings(slot).all():
-        ring.fill_(torch.nan)
+    target.caches.rings(slot).memory.fill_(torch.nan)
     if not target.pool.num_held([slot]) and target.pool.num_free_pages == target.pool.num_pages:
         for half in target.pool.layer(0):
             half.fill_(torch.nan)

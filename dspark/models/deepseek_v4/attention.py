@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 import torch
 
+from dspark.checkpoints.deepseek_v4_cache_layout import compressors
 from dspark.checkpoints.deepseek_v4_target import Block
 from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
-from dspark.models.deepseek_v4.cache import RequestCaches, Stretch, compressors
+from dspark.models.deepseek_v4.cache import RequestCaches, Stretch
 from dspark.models.deepseek_v4.compressor import Compressor
 from dspark.models.deepseek_v4.indexer import Indexer
 from dspark.models.deepseek_v4.rotation import RotationTable, rotated
@@ -75,7 +76,7 @@ class Attention:
 
     def _recent(self, caches: RequestCaches, stretch: Stretch, keys: torch.Tensor) -> torch.Tensor:
         """The window before a stretch and its own keys [n, D], up to its end; stores them."""
-        ring = caches.rings(stretch.slot).window[self._layer]
+        ring = caches.rings(stretch.slot).of(self._layer)
         first = max(0, stretch.start - self._config.window + 1)
         recent = torch.cat([ring[torch.arange(first, stretch.start) % len(ring)], keys])
         kept = keys[-len(ring) :]

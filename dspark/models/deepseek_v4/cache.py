@@ -6,17 +6,21 @@ before anybody sees it, so rolling back is setting the length.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
+from dspark.checkpoints.deepseek_v4_cache_layout import (
+    POSITIONS,
+    WINDOW,
+    entry_places,
+    raw_cells,
+    ring_places,
+    window_cells,
+)
 from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
 from dspark.kvcache.page_pool import PagedPool
 from dspark.kvcache.row_pool import KVSlot
-from dspark_kernels.paged_cache import PAGE
-
-MAX_ROWS = 64  # of a request, in a pass that may be taken back
 
 
 class Stretch(NamedTuple):
@@ -28,16 +32,19 @@ class Stretch(NamedTuple):
     first: int
 
 
-@dataclass(slots=True)
 class Rings:
-    """Of one request. `written`: positions below it were written at some time."""
+    """Of one request, in one piece of memory. `written`: positions below it were written at some
+    time."""
 
-    window: list[torch.Tensor]  # by layer, [cells, D]
-    raw: dict[tuple[int, str], torch.Tensor]  # by layer and compressor, [cells, 2, columns]
-    written: int = 0
+    def __init__(self, config: DeepseekV4TargetConfig, memory: torch.Tensor, written: int) -> None:
+        self.memory, self.written = memory, written
+        self._places, _ = ring_places(config)
 
-    def all(self) -> list[torch.Tensor]:
-        return [*self.window, *self.raw.values()]
+    def of(self, layer: int, name: str = WINDOW) -> torch.Tensor:
+        """[cells, D], or of a compressor's raw rows [cells, 2, columns]."""
+        start, cells, width = self._places[layer, name]
+        ring = self.memory[start : start + cells * width].view(cells, width)
+        return ring if name == WINDOW else ring.unflatten(1, (2, -1))
 
 
 class RequestCaches:
@@ -45,13 +52,14 @@ class RequestCaches:
 
     def __init__(self, config: DeepseekV4TargetConfig) -> None:
         self._config = config
-        self._places, width = _places(config)
+        self._places, width = entry_places(config)
         self.pool = PagedPool(1, 1, width, torch.device("cpu"), torch.float32, num_pages=1)
         self._rings: dict[int, Rings] = {}
 
     def open(self) -> KVSlot:
         slot = self.pool.open()
-        self._rings[slot.index] = self._new_rings()
+        memory = torch.empty(ring_places(self._config)[1])
+        self._rings[slot.index] = Rings(self._config, memory, 0)
         return slot
 
     def close(self, slot: KVSlot) -> None:
@@ -80,9 +88,9 @@ class RequestCaches:
         """Whether a request may go on after its first `length` positions: what it then needs of
         the rings must not be overwritten yet."""
         config, written = self._config, self.rings(slot).written
-        needed = [(max(0, length - config.window + 1), _window_cells(config))]
+        needed = [(max(0, length - config.window + 1), window_cells(config))]
         needed += [
-            (first_raw(config, layer, length), _raw_cells(config, layer))
+            (first_raw(config, layer, length), raw_cells(config, layer))
             for layer in range(config.num_layers)
             if config.ratios[layer]
         ]
@@ -94,46 +102,31 @@ class RequestCaches:
         if not self.can_cut(slot, length):
             return None
         fresh, old = self.pool.fork(slot, length), self.rings(slot)
-        window = [ring.clone() for ring in old.window]
-        raw = {place: ring.clone() for place, ring in old.raw.items()}
-        self._rings[fresh.index] = Rings(window, raw, old.written)
+        self._rings[fresh.index] = Rings(self._config, old.memory.clone(), old.written)
         return fresh
 
     def held_bytes(self, slots: Collection[KVSlot]) -> int:
-        rings = sum(ring.nbytes for slot in slots for ring in self.rings(slot).all())
+        rings = sum(self.rings(slot).memory.nbytes for slot in slots)
         return rings + self.pool.held_bytes(slots)
 
     def entries(self, layer: int, name: str) -> torch.Tensor:
         """[pages, entries of a page, width] of a layer's compressor."""
         half, offset, count, width = self._places[layer, name]
-        pages = self.pool.layer(0)[half]
-        assert isinstance(pages, torch.Tensor)
-        numbers = pages.flatten(1)[:, offset : offset + count * width]
+        numbers = self.halves()[half].flatten(1)[:, offset : offset + count * width]
         found: torch.Tensor = numbers.unflatten(1, (count, width))
         return found
 
+    def halves(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of all pages, each [pages, 1, POSITIONS, D]."""
+        first, second = self.pool.layer(0)
+        assert isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)
+        return first, second
+
     def find(self, slot: KVSlot, layer: int, entries: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Page and place in it of these entries [n] of a request."""
-        count = PAGE // self._config.ratios[layer]
+        count = POSITIONS // self._config.ratios[layer]
         table = self.pool.tables[slot.index]
         return table[entries // count].long(), entries % count
-
-    def _new_rings(self) -> Rings:
-        config, raw = self._config, {}
-        for layer in range(config.num_layers):
-            for name, width in compressors(config, layer).items():
-                columns = width * (1 + config.selects[layer])
-                raw[layer, name] = torch.empty(_raw_cells(config, layer), 2, columns)
-        cells = _window_cells(config), config.head_dim
-        return Rings([torch.empty(cells) for _ in range(config.num_layers)], raw)
-
-
-def compressors(config: DeepseekV4TargetConfig, layer: int) -> dict[str, int]:
-    """A layer's compressors and the widths of their entries."""
-    if not config.ratios[layer]:
-        return {}
-    found = {"compressor": config.head_dim}
-    return found | ({"indexer.compressor": config.index_dim} if config.selects[layer] else {})
 
 
 def first_raw(config: DeepseekV4TargetConfig, layer: int, length: int) -> int:
@@ -141,25 +134,3 @@ def first_raw(config: DeepseekV4TargetConfig, layer: int, length: int) -> int:
     windows that overlap need the one before, too."""
     ratio = config.ratios[layer]
     return max(0, length // ratio - config.selects[layer]) * ratio
-
-
-def _window_cells(config: DeepseekV4TargetConfig) -> int:
-    return config.window - 1 + MAX_ROWS
-
-
-def _raw_cells(config: DeepseekV4TargetConfig, layer: int) -> int:
-    return config.ratios[layer] * (1 + config.selects[layer]) - 1 + MAX_ROWS
-
-
-Place = tuple[int, int, int, int]  # half of the page, first number, entries, width
-
-
-def _places(config: DeepseekV4TargetConfig) -> tuple[dict[tuple[int, str], Place], int]:
-    """Where in a page each layer's entries are, and the numbers a position takes in a half."""
-    ends, places = [0, 0], {}
-    for layer in range(config.num_layers):
-        for name, width in compressors(config, layer).items():
-            half, count = ends.index(min(ends)), PAGE // config.ratios[layer]
-            places[layer, name] = half, ends[half], count, width
-            ends[half] += count * width
-    return places, max(1, -(-max(ends) // PAGE))

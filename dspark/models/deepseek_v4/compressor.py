@@ -43,7 +43,7 @@ class Compressor:
 
     def store(self, caches: RequestCaches, stretch: Stretch, rows: torch.Tensor) -> None:
         """The rows of one request, and the entries whose windows they close."""
-        ring = caches.rings(stretch.slot).raw[self._layer, self._name]
+        ring = caches.rings(stretch.slot).of(self._layer, self._name)
         first = first_raw(self._config, self._layer, stretch.start)
         before = torch.arange(first, stretch.start) % len(ring)
         known = torch.cat([ring[before], rows])

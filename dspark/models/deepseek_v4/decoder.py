@@ -5,33 +5,35 @@ from functools import partial
 
 import torch
 
-from dspark.checkpoints.deepseek_v4_target import Block, Expert, TargetWeights
+from dspark.checkpoints.deepseek_v4_target import Block, TargetWeights
 from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
 from dspark.models.deepseek_v4.attention import Attention
 from dspark.models.deepseek_v4.cache import RequestCaches, Stretch
 from dspark.models.deepseek_v4.float_experts import feed
+from dspark.models.deepseek_v4.layer_program import is_supported
+from dspark.models.deepseek_v4.native_pass import FeedExperts, NativePass
 from dspark.models.deepseek_v4.rotation import RotationTable
+from dspark.models.deepseek_v4.rounded_experts import feed_rounded
 from dspark.models.deepseek_v4.routing import Router
 from dspark.models.deepseek_v4.row_wise import norm, ordered_sum
 from dspark.models.deepseek_v4.streams import StreamMixer, collapse, taken_up
 from dspark_kernels.cpu.file_weight import FileTable
 from dspark_kernels.cpu.float_matrix import multiply_floats
-
-# x [N, H], expert ids [N, k], a layer's experts, the limit of SwiGLU -> [N, k, H]
-FeedExperts = Callable[[torch.Tensor, torch.Tensor, Sequence[Expert], float], torch.Tensor]
+from dspark_kernels.cpu.runtime import Runtime, current
 
 
 class Decoder:
     def __init__(
         self, config: DeepseekV4TargetConfig, weights: TargetWeights, feed_experts: FeedExperts
     ) -> None:
-        self._config, self._weights = config, weights
-        rotations = [
+        self._config, self._weights, self._feed = config, weights, feed_experts
+        self._made: tuple[Runtime, Sequence[int], NativePass] | None = None
+        self._rotations = [
             RotationTable(rope, config.rope_dim)
             for rope in (config.window_rope, config.compressed_rope)
         ]
         self._layers = [
-            _Layer(config, index, block, rotations[config.ratios[index] > 0], feed_experts)
+            _Layer(config, index, block, self._rotations[config.ratios[index] > 0], feed_experts)
             for index, block in enumerate(weights.blocks)
         ]
         self._embedding = FileTable(weights.matrices["embed.weight"])
@@ -48,8 +50,12 @@ class Decoder:
         """The rows of `stretches` -> hidden states [N, H] after the final norm, and taps
         [N, T * H]: means of the streams behind these layers."""
         config, tensors = self._config, self._weights.tensors
-        positions = torch.cat([torch.arange(each.start, each.end) for each in stretches])
         embedded = self._embedding[token_ids]
+        if (native := self._native(tap_layers)) is not None:
+            found = native.run(embedded, token_ids, caches, stretches, self._rotations)
+            caches.wrote(stretches)
+            return found
+        positions = torch.cat([torch.arange(each.start, each.end) for each in stretches])
         streams = embedded.unsqueeze(1).repeat(1, config.num_streams, 1)
         taps = {}
         for index, layer in enumerate(self._layers):
@@ -61,6 +67,17 @@ class Decoder:
         hidden = norm(hidden, tensors["norm.weight"], config.rms_norm_eps)
         tapped = [taps[layer] for layer in tap_layers]
         return hidden, torch.cat(tapped, dim=1) if tapped else hidden.new_empty(len(hidden), 0)
+
+    def _native(self, tap_layers: Sequence[int]) -> NativePass | None:
+        """None where torch does it all."""
+        runtime = current()
+        if runtime is None or not is_supported(self._config):
+            return None
+        if self._made is None or self._made[:2] != (runtime, tap_layers):
+            feed = None if self._feed is feed_rounded else self._feed
+            native = NativePass(self._config, self._weights, tap_layers, feed, runtime)
+            self._made = runtime, tap_layers, native
+        return self._made[2]
 
 
 class _Layer:

@@ -34,6 +34,11 @@ class RotationTable:
             self._reach(int(positions.max()))
         return Turn(self._cos[positions], self._sin[positions])
 
+    def tables(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin of at least the first `length` positions."""
+        self._reach(length - 1)
+        return self._cos, self._sin
+
     def _reach(self, position: int) -> None:
         cos, sin, reached = [self._cos], [self._sin], len(self._cos)
         while reached <= position:

@@ -15,17 +15,21 @@ class Source(NamedTuple):
 def library_of(function: str) -> str:
     """Operations with formats or sizes have a library for each: few are ever needed."""
     from dspark_kernels.cpu import experts_text
+    from dspark_kernels.cpu.deepseek_v4 import library
     from dspark_kernels.cpu.driver_text import EXPORTS
 
     if function.startswith(("matrix_", "attend_", "embed_", "floats_")):
         return function
     if function in experts_text.EXPORTS:
         return "experts"
+    if function in library.WRITERS:
+        return "deepseek_v4"
     return "driver" if function in EXPORTS else "rows"
 
 
 def source(library: str, variant: Variant) -> Source:
     from dspark_kernels.cpu import driver_text, experts_text, matrix_text, rows_text
+    from dspark_kernels.cpu.deepseek_v4.library import WRITERS, deepseek_v4_text
     from dspark_kernels.cpu.file_weight import PACKINGS
     from dspark_kernels.cpu.float_matrix_text import float_matrix_text
 
@@ -33,6 +37,8 @@ def source(library: str, variant: Variant) -> Source:
         return Source(lambda: driver_text.driver_text(not _is_arm()), driver_text.EXPORTS)
     if library == "experts":
         return Source(lambda: experts_text.experts_text(variant.name), experts_text.EXPORTS)
+    if library == "deepseek_v4":
+        return Source(lambda: deepseek_v4_text(variant.name), list(WRITERS))
     if library == "rows":
         return Source(rows_text.rows_text, rows_text.EXPORTS)
     kind, _, which = library.partition("_")

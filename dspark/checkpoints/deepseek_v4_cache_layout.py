@@ -1,0 +1,81 @@
+"""Where a DeepSeek-V4 target keeps what it remembers: the one source of sizes, for caches and for
+the memory that is stated before they exist.
+
+Keys of the window and rows that wait for their compression are in rings of a request, one piece
+of memory; compressed entries and the indexer's keys are in pages, in two halves.
+"""
+
+from typing import NamedTuple
+
+from dspark.checkpoints.deepseek_v4_target_config import MOST_COMPRESSED, DeepseekV4TargetConfig
+
+MAX_ROWS = 64  # of a request, in a pass that may be taken back
+POSITIONS = MOST_COMPRESSED  # of a page
+FLOAT = 4
+WINDOW = "window"
+
+
+class RingPlace(NamedTuple):
+    """`start`: numbers of the request's rings before it; `width`: numbers of a cell."""
+
+    start: int
+    cells: int
+    width: int
+
+
+class EntryPlace(NamedTuple):
+    """`half` of the page, numbers in it before them, entries of a page, width."""
+
+    half: int
+    start: int
+    count: int
+    width: int
+
+
+def compressors(config: DeepseekV4TargetConfig, layer: int) -> dict[str, int]:
+    """A layer's compressors and the widths of their entries."""
+    if not config.ratios[layer]:
+        return {}
+    found = {"compressor": config.head_dim}
+    return found | ({"indexer.compressor": config.index_dim} if config.selects[layer] else {})
+
+
+def ring_places(config: DeepseekV4TargetConfig) -> tuple[dict[tuple[int, str], RingPlace], int]:
+    """By layer and name, WINDOW or a compressor's; and the numbers of all rings of a request."""
+    places, end = {}, 0
+    for layer in range(config.num_layers):
+        sizes = {WINDOW: (window_cells(config), config.head_dim)}
+        for name, width in compressors(config, layer).items():  # values and gates
+            sizes[name] = raw_cells(config, layer), 2 * width * (1 + config.selects[layer])
+        for name, (cells, width) in sizes.items():
+            places[layer, name] = RingPlace(end, cells, width)
+            end += cells * width
+    return places, end
+
+
+def entry_places(config: DeepseekV4TargetConfig) -> tuple[dict[tuple[int, str], EntryPlace], int]:
+    """By layer and compressor, and the numbers that a position takes in a half."""
+    ends, places = [0, 0], {}
+    for layer in range(config.num_layers):
+        for name, width in compressors(config, layer).items():
+            half, count = ends.index(min(ends)), POSITIONS // config.ratios[layer]
+            places[layer, name] = EntryPlace(half, ends[half], count, width)
+            ends[half] += count * width
+    return places, max(1, -(-max(ends) // POSITIONS))
+
+
+def ring_bytes(config: DeepseekV4TargetConfig) -> int:
+    """Of one request."""
+    return FLOAT * ring_places(config)[1]
+
+
+def page_bytes(config: DeepseekV4TargetConfig) -> int:
+    return 2 * FLOAT * POSITIONS * entry_places(config)[1]
+
+
+def window_cells(config: DeepseekV4TargetConfig) -> int:
+    return config.window - 1 + MAX_ROWS
+
+
+def raw_cells(config: DeepseekV4TargetConfig, layer: int) -> int:
+    return config.ratios[layer] * (1 + config.selects[layer]) - 1 + MAX_ROWS

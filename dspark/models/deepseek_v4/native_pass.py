@@ -1,0 +1,161 @@
+"""A pass of DeepSeek-V4 as native programs: one call for all layers, or one up to each layer's
+experts where these are not fed by the program."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from dspark.checkpoints.deepseek_v4_cache_layout import MAX_ROWS
+from dspark.checkpoints.deepseek_v4_target import Expert, TargetWeights
+from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
+from dspark.models.deepseek_v4.cache import RequestCaches, Stretch
+from dspark.models.deepseek_v4.layer_program import LayerProgram, stream_factors, units_op
+from dspark.models.deepseek_v4.pass_memory import PassMemory
+from dspark.models.deepseek_v4.rotation import RotationTable
+from dspark_kernels.cpu.deepseek_v4.step import ROW_WORDS
+from dspark_kernels.cpu.deepseek_v4.streams_text import STREAMS
+from dspark_kernels.cpu.deepseek_v4.text import bits
+from dspark_kernels.cpu.driver_text import MAX_OPS
+from dspark_kernels.cpu.float_matrix import multiply_floats_op
+from dspark_kernels.cpu.float_text import LANES
+from dspark_kernels.cpu.runtime import Op, Program, Runtime
+
+FEWEST_ROWS = 8  # for which there is memory
+# x [N, H], expert ids [N, k], a layer's experts, the limit of SwiGLU -> [N, k, H]
+FeedExperts = Callable[[torch.Tensor, torch.Tensor, Sequence[Expert], float], torch.Tensor]
+Stage = Callable[[torch.Tensor], None]  # of a step
+
+
+class NativePass:
+    """`feed`: of routed experts, None if the program feeds them itself, on rows of 8 bits."""
+
+    def __init__(
+        self,
+        config: DeepseekV4TargetConfig,
+        weights: TargetWeights,
+        tap_layers: Sequence[int],
+        feed: FeedExperts | None,
+        runtime: Runtime,
+    ) -> None:
+        self._config, self._weights, self._taps = config, weights, tuple(tap_layers)
+        self._feed, self._runtime = feed, runtime
+        self._memory = PassMemory(config, FEWEST_ROWS, len(self._taps))
+        self._stages: dict[bool, list[Stage]] = {}
+
+    def run(
+        self,
+        embedded: torch.Tensor,
+        token_ids: torch.Tensor,
+        caches: RequestCaches,
+        stretches: Sequence[Stretch],
+        rotations: Sequence[RotationTable],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As Decoder.run; `embedded` [N, H], `rotations` without and with compression."""
+        num_rows, longest = len(embedded), max(each.end for each in stretches)
+        memory = self._fit(num_rows)
+        memory.streams[:num_rows] = embedded.unsqueeze(1)
+        most = max(
+            (
+                longest // r
+                for r, s in zip(self._config.ratios, self._config.selects, strict=True)
+                if s
+            ),
+            default=0,
+        )
+        selects = most > self._config.index_top
+        scores = torch.empty(num_rows if selects else 0, most)
+        rows = torch.tensor(_records(token_ids.tolist(), caches, stretches))
+        tables = [table for each in rotations for table in each.tables(longest)]
+        halves = caches.halves()
+        step = torch.tensor(
+            [
+                num_rows,
+                rows.data_ptr(),
+                *(half.data_ptr() for half in halves),
+                halves[0].stride(0) * halves[0].itemsize,
+                *(table.data_ptr() for table in tables),
+                scores.data_ptr(),
+                scores.stride(0) * scores.itemsize,
+            ]
+        )
+        for stage in self._stages_of(selects):
+            stage(step)
+        return memory.x[:num_rows].clone(), memory.taps[:num_rows].clone()
+
+    def _fit(self, num_rows: int) -> PassMemory:
+        """Memory for so many rows; of a long prompt it does not stay."""
+        room = self._memory.num_rows
+        if num_rows > room or num_rows <= MAX_ROWS < room:
+            wanted = max(FEWEST_ROWS, 1 << (num_rows - 1).bit_length())
+            self._stages.clear()
+            self._memory = PassMemory(self._config, wanted, len(self._taps))
+        return self._memory
+
+    def _stages_of(self, selects: bool) -> list[Stage]:
+        if selects not in self._stages:
+            self._stages[selects] = self._built(selects)
+        return self._stages[selects]
+
+    def _built(self, selects: bool) -> list[Stage]:
+        config, memory = self._config, self._memory
+        stages: list[Stage] = []
+        ops: list[Op] = []
+        for index, block in enumerate(self._weights.blocks):
+            layer = LayerProgram(config, index, block, memory, selects)
+            ops += layer.until_route()
+            if self._feed is None:
+                ops += layer.feed_experts()
+            else:
+                stages += self._programs(ops)
+                stages.append(_feeding(self._feed, block.experts, memory, config.swiglu_limit))
+                ops = []
+            tap = None
+            if index in self._taps:
+                start = self._taps.index(index) * config.hidden_size
+                tap = memory.taps[:, start : start + config.hidden_size]
+            ops += layer.after_experts(tap)
+        return stages + self._programs([*ops, *self._last()])
+
+    def _programs(self, ops: Sequence[Op]) -> list[Stage]:
+        parts = [ops[start : start + MAX_OPS] for start in range(0, len(ops), MAX_OPS)]
+        return [Program(self._runtime, part) for part in parts]
+
+    def _last(self) -> list[Op]:
+        """The streams to one hidden state, normed."""
+        config, memory, tensors = self._config, self._memory, self._weights.tensors
+        scales = tensors["hc_head_scale"].expand(STREAMS)
+        factors = stream_factors(scales, tensors["hc_head_base"])
+        words = (memory.streams, memory.projected, factors, tensors["norm.weight"], memory.x)
+        sizes = (config.hidden_size // LANES, bits(config.stream_eps), bits(config.rms_norm_eps))
+        fn = self._weights.matrices["hc_head_fn"]
+        return [
+            units_op(config, memory),
+            multiply_floats_op(memory.units, fn, memory.projected),
+            Op("close_streams", 0, 1, (*words, *sizes)),
+        ]
+
+
+def _feeding(
+    feed: FeedExperts, experts: Sequence[Expert], memory: PassMemory, limit: float
+) -> Stage:
+    def run(step: torch.Tensor) -> None:
+        rows = int(step[0])
+        said = feed(memory.x[:rows], memory.experts[:rows], experts, limit).flatten(0, 1)
+        memory.said[: len(said)], memory.places[: len(said)] = said, memory.own[: len(said)]
+
+    return run
+
+
+def _records(
+    tokens: Sequence[int], caches: RequestCaches, stretches: Sequence[Stretch]
+) -> list[list[int]]:
+    """As step.ROW, in ROW_WORDS."""
+    records = []
+    for slot, start, end, first in stretches:
+        rings = caches.rings(slot).memory.data_ptr()
+        pages = caches.pool.tables[slot.index].data_ptr()
+        for position in range(start, end):
+            token = tokens[first + position - start]
+            record = [position, rings, pages, token, first, start, end]
+            records.append(record + [0] * (ROW_WORDS - len(record)))
+    return records
