@@ -28,7 +28,7 @@ class EntryPlace(NamedTuple):
 
     half: int
     start: int
-    count: int
+    per_page: int
     width: int
 
 

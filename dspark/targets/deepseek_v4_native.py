@@ -18,8 +18,9 @@ from dspark.errors import CheckpointError
 from dspark.kvcache.page_pool import PagedPool
 from dspark.kvcache.row_pool import KVSlot
 from dspark.models.deepseek_v4.cache import RequestCaches
-from dspark.models.deepseek_v4.decoder import Decoder, FeedExperts
+from dspark.models.deepseek_v4.decoder import Decoder
 from dspark.models.deepseek_v4.float_experts import feed_experts
+from dspark.models.deepseek_v4.native_pass import FeedExperts
 from dspark.models.deepseek_v4.rounded_experts import feed_rounded
 from dspark.targets.base import Pass, TargetSpec
 from dspark.targets.stop_tokens import stop_tokens

@@ -17,6 +17,7 @@ from dspark.models.deepseek_v4.rounded_experts import feed_rounded
 from dspark.models.deepseek_v4.routing import Router
 from dspark.models.deepseek_v4.row_wise import norm, ordered_sum
 from dspark.models.deepseek_v4.streams import StreamMixer, collapse, taken_up
+from dspark_kernels.cpu.exact import fma
 from dspark_kernels.cpu.file_weight import FileTable
 from dspark_kernels.cpu.float_matrix import multiply_floats
 from dspark_kernels.cpu.runtime import Runtime, current
@@ -125,7 +126,7 @@ class _Layer:
         )
         out = feed(x, gate, up, down, limit)
         for place in range(expert_ids.shape[1]):
-            out = out + said[:, place] * shares[:, place, None]
+            out = fma(said[:, place], shares[:, place, None], out)
         return out
 
     def _times(self, name: str) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from dspark_kernels.cpu import driver_text, matrix_text, rows_text
+from dspark_kernels.cpu.deepseek_v4.library import deepseek_v4_text
 from dspark_kernels.cpu.object_code import emit_assembly
 from dspark_kernels.cpu.processor import BASE_FLAGS, Variant, variants
 
@@ -18,7 +19,8 @@ WINDOWS = ("x86_64-pc-windows-msvc-elf", "haswell", BASE_FLAGS)
 def texts(variant: str, is_x86: bool) -> list[str]:
     matrices = [matrix_text.matrix_text(kind, variant) for kind in ("q4_1", "q8_0")]
     rows = [rows_text.rows_text(), rows_text.attend_text(64, 3), rows_text.embed_text("q5_k")]
-    return [*matrices, *rows, driver_text.driver_text(is_x86)]
+    layers = deepseek_v4_text(variant)
+    return [*matrices, *rows, layers, driver_text.driver_text(is_x86)]
 
 
 @pytest.mark.parametrize(
