@@ -1,7 +1,8 @@
 # `make check` is what a change has to pass. PYTHON picks another interpreter than .venv's.
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 
-.PHONY: check format-check lint types contracts test kernels cards cards-of-each-triton interpreted format demo readme cli
+.PHONY: check format-check lint types contracts test kernels kernels-of-each-triton cards \
+	cards-of-each-triton interpreted format demo readme cli
 
 check: format-check lint types contracts test
 
@@ -20,19 +21,19 @@ contracts:
 test:
 	$(PYTHON) -m pytest
 
-# every Triton kernel for every card, against what the card has; needs no GPU
-kernels:
-	DSPARK_KERNELS=triton $(PYTHON) -m dspark_kernels.aot
-
-# the engine's rounds compiled for cards that are not there; CARDS='-k 90' takes one of them, TRITON=3.6.0
-# another version than the one that is installed
-CARDS ?=
+# every Triton kernel for every card, against what the card has; needs no GPU. TRITON=3.6.0 takes another version
+# than the one that is installed
 TRITON ?=
+kernels: $(TRITON:%=build/triton-%)
+	PYTHONPATH=$(TRITON:%=build/triton-%) DSPARK_KERNELS=triton $(PYTHON) -m dspark_kernels.aot
+
+# the engine's rounds compiled for cards that are not there; CARDS='-k 90' takes one of them
+CARDS ?=
 cards: $(TRITON:%=build/triton-%)
 	PYTHONPATH=$(TRITON:%=build/triton-%) $(PYTHON) -m pytest -m cards tests/kernels/test_pretended_card.py $(CARDS)
 
-cards-of-each-triton:
-	for version in 3.5.1 3.6.0 3.7.1 ''; do $(MAKE) cards TRITON=$$version || exit 1; done
+kernels-of-each-triton cards-of-each-triton: %-of-each-triton:
+	for version in 3.5.1 3.6.0 3.7.1 ''; do $(MAKE) $* TRITON=$$version || exit 1; done
 
 # the tests that run kernels in Triton's interpreter, with TRITON=3.6.0 or another version below 3.9
 interpreted: build/triton-$(TRITON) build/numpy-2.3.5
