@@ -28,6 +28,7 @@ from dspark.drafters.paged import PagedDSparkDrafter
 from dspark.drafters.paged_dflash2 import PagedDFlash2Drafter
 from dspark.drafters.paged_domino import PagedDominoDrafter
 from dspark.drafters.stored import StoredDSparkDrafter, stored_kernels
+from dspark.drafters.stored_domino import StoredDominoDrafter
 from dspark.drafters.training_blocks import TrainingHidden, block_hidden
 from dspark.errors import InputError
 from dspark.models.dflash2_head import DFlash2Head
@@ -93,9 +94,10 @@ KINDS = (
     HeadKind(
         DominoConfig,
         DominoDrafter,
-        fast=(PagedDominoDrafter,),
+        fast=(PagedDominoDrafter, StoredDominoDrafter),
         joined=DominoDrafter,
         training=Training(DominoHead, block_hidden),
+        cpu_kernels=stored_kernels,
     ),
     HeadKind(
         Eagle3Config,

@@ -50,6 +50,7 @@ class StoredDSparkDrafter(DSparkDrafter):
     """A row has the same bits in any company, as the target's have."""
 
     takes_small_weights: ClassVar[bool] = True
+    of_numbers: ClassVar[type[DSparkDrafter]] = DSparkDrafter
 
     @classmethod
     def supports(cls, config: DSparkConfig, tables: TargetTables) -> bool:  # type: ignore[override]
@@ -62,7 +63,7 @@ class StoredDSparkDrafter(DSparkDrafter):
         if weights == "fp8":
             raise InputError("draft weights of fp8 need a GPU", "Leave the draft weights at auto.")
         if weights == "bf16":
-            return DSparkDrafter.load(folder, tables, weights)
+            return cls.of_numbers.load(folder, tables, weights)
         return super().load(folder, tables, weights)
 
     def __init__(

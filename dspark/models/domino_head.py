@@ -23,11 +23,16 @@ class PrefixGRU(nn.Module):
 
     def forward(self, embedding: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """embedding [..., H] of the next token, state [..., G] before it -> the state after."""
-        of_input = F.linear(embedding, self.weight_ih_l0).chunk(3, dim=-1)
-        of_state = F.linear(state, self.weight_hh_l0).chunk(3, dim=-1)
-        reset, update = ((i + s).sigmoid() for i, s in zip(of_input[:2], of_state[:2], strict=True))
-        new = (of_input[2] + reset * of_state[2]).tanh()
-        return (1.0 - update) * new + update * state
+        of_token = F.linear(embedding, self.weight_ih_l0)
+        return gru_state(of_token, F.linear(state, self.weight_hh_l0), state)
+
+
+def gru_state(of_token: torch.Tensor, of_state: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    """Both products [..., 3 G] of the gates and the state [..., G] before -> the state after."""
+    token, old = of_token.chunk(3, dim=-1), of_state.chunk(3, dim=-1)
+    reset, update = ((t + s).sigmoid() for t, s in zip(token[:2], old[:2], strict=True))
+    new = (token[2] + reset * old[2]).tanh()
+    return (1.0 - update) * new + update * state
 
 
 class DominoHead(DSparkHead):
