@@ -7,7 +7,6 @@ import pytest
 from dspark.chat.backend import ChatSettings, ContextFullError
 from dspark.config import SamplingChoice
 from dspark.errors import InputError
-from dspark_tui.widgets.spans import Block
 
 
 @pytest.fixture
@@ -246,23 +245,3 @@ async def test_wide_characters_wrap_within_a_narrow_terminal(open_chat, script):
     async with open_chat(script("こんにちは", *steps), size=(40, 30)) as chat:
         await chat.asked_and_answered("話して")
         await chat.until_shown("こんにちは", "です。")
-
-
-async def test_a_long_answer_only_touches_its_last_block(open_chat, backend, script):
-    backend.is_held = True
-    lines = [([f"line {i} of many", " words in it"], [], ".\n") for i in range(200)]
-    async with open_chat(script("Start\n", *lines)) as chat:
-        backend.release(3)
-        await chat.until(lambda: chat.screen.phase == "ready")
-        await chat.ask("Go")
-        backend.release(201)
-        await chat.until_shown("line 199 of many")
-        blocks = list(chat.screen.query(Block))
-        assert len(blocks) > 2
-        closed = [block.visual for block in blocks[:-1]]
-        text = "\n".join(block.visual.plain for block in blocks)
-        assert text == "Start\n" + "".join(f"line {i} of many words in it.\n" for i in range(200))
-        backend.release(1)
-        await chat.until(lambda: chat.screen.phase == "ready")
-        assert all(a is b.visual for a, b in zip(closed, blocks, strict=False))
-        assert chat.screen.conversation.last_answer == text

@@ -30,7 +30,6 @@ HEIGHTS: list[tuple[int, str]] = [(0, "-short"), (14, "-tall")]
 
 class DSparkApp(App[None]):
     TITLE = "dspark"
-    CSS_PATH = "app.tcss"
     HORIZONTAL_BREAKPOINTS = WIDTHS
     VERTICAL_BREAKPOINTS = HEIGHTS
     FIRST_VIEW = View()

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Literal
 
 from textual import on
-from textual.reactive import reactive
+from textual.reactive import var
 from textual.screen import Screen
 from textual.timer import Timer
 
@@ -46,16 +46,15 @@ HINT_SECONDS = 4.0
 class ChatTurns(Screen[None]):
     """Handlers own the state, the worker only reports. What is shown is in the subclass."""
 
-    view: reactive[View] = reactive(View())
-    status: reactive[Status] = reactive(Status())
-    hint: reactive[Hint | None] = reactive[Hint | None](None)
-    has_drafter: reactive[bool] = reactive(True)
-    phase: reactive[Phase] = reactive[Phase]("loading")
-    turn: reactive[ShownTurn | None] = reactive[ShownTurn | None](
-        None
-    )  # the one that is being answered
-    queue: reactive[tuple[ShownTurn, ...]] = reactive[tuple[ShownTurn, ...]](())
-    keys: reactive[tuple[Key, ...]] = reactive[tuple[Key, ...]](())
+    # Widgets bound to these draw themselves; `reactive` would draw the whole screen each time.
+    view: var[View] = var(View())
+    status: var[Status] = var(Status())
+    hint: var[Hint | None] = var[Hint | None](None)
+    has_drafter: var[bool] = var(True)
+    phase: var[Phase] = var[Phase]("loading")
+    turn: var[ShownTurn | None] = var[ShownTurn | None](None)  # the one that is being answered
+    queue: var[tuple[ShownTurn, ...]] = var[tuple[ShownTurn, ...]](())
+    keys: var[tuple[Key, ...]] = var[tuple[Key, ...]](())
 
     def __init__(
         self,

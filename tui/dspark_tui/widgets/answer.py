@@ -10,11 +10,12 @@ from textual.widgets import Static
 from dspark.chat.conversation import Turn
 from dspark.chat.token_spans import Mark, marks_of
 from dspark_tui.token_styles import View
+from dspark_tui.widgets.backdrop import Backdrop
 from dspark_tui.widgets.rendered import Rendered
 from dspark_tui.widgets.spans import Spans
 
 
-class Answer(VerticalGroup):
+class Answer(VerticalGroup, Backdrop):
     """The model's text, and a line of progress or figures. Either form of an ended answer is built
     when it is first shown."""
 

@@ -1,7 +1,7 @@
 """The meaning of the marks: each word is shown in the style it explains."""
 
 from textual.content import Content
-from textual.reactive import reactive
+from textual.reactive import reactive, var
 from textual.widget import Widget
 
 from dspark.chat.token_spans import Kind, Mark
@@ -19,7 +19,12 @@ GAP = ("  ", "")
 class Legend(Widget):
     view: reactive[View] = reactive(View())
     has_drafter: reactive[bool] = reactive(True)
-    status: reactive[Status] = reactive(Status())
+    status: var[Status] = var(Status())
+
+    def watch_status(self, old: Status, new: Status) -> None:
+        """Figures change with every frame, the legend does not."""
+        if old.tells_rounds != new.tells_rounds:
+            self.refresh()
 
     def render(self) -> Content:
         if not self.status.tells_rounds:

@@ -1,68 +1,28 @@
-"""Marked text in blocks, of which only the last one changes while it streams."""
+"""Marked text in sections of thinking and of answer; only the last one grows."""
 
 from collections.abc import Iterable
 from dataclasses import replace
 
 from textual.app import ComposeResult
 from textual.containers import VerticalGroup
-from textual.content import Content
-from textual.selection import Selection
+from textual.widget import Widget
 from textual.widgets import Static
 
 from dspark.chat.token_spans import Mark
 from dspark_tui import wording
-from dspark_tui.token_styles import View, content_of
-
-FULL_BLOCK_CHARACTERS = 800
-_REFUSED = "\0"
-
-
-class Block(Static):
-    """Some lines of an answer. Closed lines are not rendered again until the view changes."""
-
-    def __init__(self, view: View, is_thinking: bool = False) -> None:
-        super().__init__(markup=False, classes="thinking" if is_thinking else None)
-        self.marks: list[Mark] = []
-        self.view = view
-        self.is_thinking = is_thinking
-        self._length = 0
-
-    @property
-    def is_full(self) -> bool:
-        return self._length >= FULL_BLOCK_CHARACTERS
-
-    def append(self, mark: Mark) -> None:
-        self.marks.append(mark)
-        self._length += len(mark.text)
-
-    def show(self, view: View) -> None:
-        self.view = view
-        content = content_of(self.marks, view)
-        self.update(content, layout=self._needs_room(content))
-
-    def _needs_room(self, content: Content) -> bool:
-        """Most rounds stay on their line, and a layout of the screen costs more than drawing it."""
-        width, height = self.size
-        return width == 0 or content.get_height({}, width) != height
-
-    def get_selection(self, selection: Selection) -> tuple[str, str] | None:
-        """Copies only the answer, without rejected drafts."""
-        blanked = (
-            replace(mark, text=_REFUSED * len(mark.text)) if mark.kind == "rejected" else mark
-            for mark in self.marks
-        )
-        text = content_of(blanked, self.view).plain
-        return selection.extract(text).replace(_REFUSED, ""), "\n"
+from dspark_tui.token_styles import View
+from dspark_tui.widgets.backdrop import Backdrop
+from dspark_tui.widgets.section import Section
 
 
-class Spans(VerticalGroup):
+class Spans(VerticalGroup, Backdrop):
     """Where each token came from, with thinking set apart."""
 
     def __init__(self, view: View) -> None:
         super().__init__()
         self._view = view
-        self._blocks = [Block(view)]
-        self._parts: list[Static] = [*self._blocks]
+        self._sections = [Section(view)]
+        self._parts: list[Widget] = [*self._sections]
         self._is_composed = False
 
     def compose(self) -> ComposeResult:
@@ -70,44 +30,43 @@ class Spans(VerticalGroup):
         yield from self._parts
 
     def add(self, marks: Iterable[Mark]) -> None:
+        """Marks of one section are handed over together."""
+        together: list[Mark] = []
         for mark in marks:
-            self._add_one(mark)
-        self._blocks[-1].show(self._view)
+            if self._begins_section(mark):
+                self._sections[-1].add(together)
+                together = self._begin_section(mark)
+            else:
+                together.append(mark)
+        self._sections[-1].add(together)
 
     def show(self, view: View) -> None:
         self._view = view
-        for block in self._blocks:
-            block.show(view)
+        for section in self._sections:
+            section.show(view)
 
-    def _add_one(self, mark: Mark) -> None:
-        block = self._blocks[-1]
-        if mark.kind != "rejected" and mark.text and mark.is_thinking != block.is_thinking:
-            self._begin_section(mark)
-        elif not block.is_full or mark.kind == "rejected" or "\n" not in mark.text:
-            block.append(mark)
-        else:
-            before, after = mark.text.split("\n", 1)
-            block.append(replace(mark, text=before))
-            self._begin_block(block.is_thinking).append(replace(mark, text=after))
+    def _begins_section(self, mark: Mark) -> bool:
+        """A refused draft stays in its section."""
+        is_told = mark.kind != "rejected" and bool(mark.text)
+        return is_told and mark.is_thinking != self._sections[-1].is_thinking
 
-    def _begin_section(self, mark: Mark) -> None:
-        """Switches between thinking and answer; the style sheet spaces them."""
+    def _begin_section(self, mark: Mark) -> list[Mark]:
+        """Returns what stands at its beginning; the style sheet spaces sections."""
         text = mark.text.lstrip("\n")
         if not text:
-            return
-        if self._blocks[-1].is_thinking:
-            self._blocks[-1].add_class("end")
+            return []
+        if self._sections[-1].is_thinking:
+            self._parts[-1].add_class("end")
+        section = Section(self._view, mark.is_thinking)
+        self._sections.append(section)
         if mark.is_thinking:
             self._append(Static(wording.THINKING, classes="thinking label"))
-        self._begin_block(mark.is_thinking).append(replace(mark, text=text))
+            self._append(VerticalGroup(section, classes="thinking"))
+        else:
+            self._append(section)
+        return [replace(mark, text=text)]
 
-    def _begin_block(self, is_thinking: bool) -> Block:
-        self._blocks[-1].show(self._view)
-        self._blocks.append(Block(self._view, is_thinking))
-        self._append(self._blocks[-1])
-        return self._blocks[-1]
-
-    def _append(self, part: Static) -> None:
+    def _append(self, part: Widget) -> None:
         self._parts.append(part)
         if self._is_composed:
             self.mount(part)
@@ -116,11 +75,11 @@ class Spans(VerticalGroup):
     def text(self) -> str:
         """The answer alone, without thinking and rejected drafts."""
         return "\n".join(
-            "".join(mark.text for mark in block.marks if mark.kind != "rejected")
-            for block in self._blocks
-            if block.marks and not block.is_thinking
+            "".join(mark.text for mark in section.marks if mark.kind != "rejected")
+            for section in self._sections
+            if section.marks and not section.is_thinking
         )
 
     @property
     def is_empty(self) -> bool:
-        return not any(block.marks for block in self._blocks)
+        return not any(section.marks for section in self._sections)

@@ -12,6 +12,7 @@ from textual.widgets import Static
 
 from dspark.chat.control_characters import visible
 from dspark_tui import wording
+from dspark_tui.widgets.backdrop import Backdrop
 from dspark_tui.wording import capitalised
 
 FOLDED_ROWS, FOLDED_CHARACTERS = 24, 2000
@@ -70,7 +71,7 @@ class Welcome(Static):
     """The content of an empty chat."""
 
 
-class Turns(VerticalGroup):
+class Turns(VerticalGroup, Backdrop):
     """At least as high as the view: Textual anchors shorter content to the bottom."""
 
     DEFAULT_CSS = "Turns { min-height: 100%; }"
@@ -79,7 +80,7 @@ class Turns(VerticalGroup):
         yield Welcome()
 
 
-class Transcript(VerticalScroll, can_focus=True, inherit_bindings=False):
+class Transcript(VerticalScroll, Backdrop, can_focus=True, inherit_bindings=False):
     """Shows one conversation and can set another one aside. It has the keyboard while a message is
     chosen."""
 
