@@ -11,7 +11,6 @@ from dspark.checkpoints.deepseek_v4_target_config import MOST_COMPRESSED, Deepse
 
 MAX_ROWS = 64  # of a request, in a pass that may be taken back
 POSITIONS = MOST_COMPRESSED  # of a page
-FLOAT = 4
 WINDOW = "window"
 
 
@@ -64,13 +63,14 @@ def entry_places(config: DeepseekV4TargetConfig) -> tuple[dict[tuple[int, str], 
     return places, max(1, -(-max(ends) // POSITIONS))
 
 
-def ring_bytes(config: DeepseekV4TargetConfig) -> int:
-    """Of one request."""
-    return FLOAT * ring_places(config)[1]
+def token_values(config: DeepseekV4TargetConfig) -> int:
+    """Numbers that a position takes in both halves of its page."""
+    return 2 * entry_places(config)[1]
 
 
-def page_bytes(config: DeepseekV4TargetConfig) -> int:
-    return 2 * FLOAT * POSITIONS * entry_places(config)[1]
+def request_values(config: DeepseekV4TargetConfig) -> int:
+    """Numbers of a request whatever its length: its rings."""
+    return ring_places(config)[1]
 
 
 def window_cells(config: DeepseekV4TargetConfig) -> int:

@@ -9,8 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dspark.checkpoints.deepseek_v4_cache_layout import request_values, token_values
 from dspark.checkpoints.deepseek_v4_config import MODEL_TYPE
-from dspark.checkpoints.deepseek_v4_target_config import is_published_layout
+from dspark.checkpoints.deepseek_v4_target_config import (
+    DeepseekV4TargetConfig,
+    is_published_layout,
+)
 from dspark.checkpoints.detect import SUBFOLDER, Packaging
 from dspark.checkpoints.model_folder import (
     DRAFT_VOCABULARY,
@@ -22,6 +26,7 @@ from dspark.checkpoints.model_folder import (
 )
 from dspark.checkpoints.target_architectures import DENSE
 from dspark.config import GPU_PREFILL_CHUNK, PREFILL_CHUNK
+from dspark.errors import CheckpointError
 from dspark.hub.catalog.pairs import (
     AssetFolder,
     HubRepo,
@@ -89,7 +94,8 @@ class Room:
 class Footprint:
     """A pair's size in numbers, not bytes.
 
-    `cache`: of one token, target and head. `stored_bytes`: of FP8 weights if they stay quantized.
+    `cache`: of one token, target and head; `rings`: of a request of any length.
+    `stored_bytes`: of FP8 weights if they stay quantized.
     `coded_values`: those that are stored in the codes of a GGUF, which are `coded_bytes`; those
     that stay codes on a GPU have sizes of their own.
     `copied_values`: those of a head that are int8 copies beside it. `runs_mapped`: DeepSeek-V4's
@@ -103,6 +109,7 @@ class Footprint:
     inner_size: int = 0
     cache: int = 0
     is_dense: bool = False
+    rings: int = 0
     stored_bytes: int | None = None
     coded_values: int = 0
     coded_bytes: int = 0
@@ -164,7 +171,7 @@ def cache_bytes(of: Footprint, room: Room, tokens: int = CACHE_TOKENS) -> int:
     capacity = MIN_CAPACITY
     while capacity < tokens:
         capacity *= 2
-    return int(of.cache * capacity * room.cached_bytes)
+    return int((of.cache * capacity + of.rings) * room.cached_bytes)
 
 
 def pass_bytes(of: Footprint, room: Room) -> int:
@@ -272,6 +279,8 @@ def of_pair(pair: Pair) -> Footprint | None:
             values + beside,
             facts.vocab_size,
             facts.hidden_size,
+            cache=facts.token_values or 0,
+            rings=facts.request_values or 0,
             stored_bytes=pair.target_num_bytes,
             runs_mapped=facts.model_type == MODEL_TYPE,
             experts=experts,
@@ -334,6 +343,7 @@ def _of_target(config: Mapping[str, Any], values: int) -> Footprint:
         size("intermediate_size", "n_inner", "ffn_dim"),
         cache_values(config),
         is_dense(config),
+        ring_values(config),
     )
 
 
@@ -344,8 +354,23 @@ def is_dense(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in DENSE and not window and not slides
 
 
+def ring_values(config: Mapping[str, Any]) -> int:
+    """Numbers that a request keeps whatever its length."""
+    return request_values(v4) if (v4 := _v4_config(config)) is not None else 0
+
+
+def _v4_config(config: Mapping[str, Any]) -> DeepseekV4TargetConfig | None:
+    """Of DeepSeek-V4's own layout, if it makes sense."""
+    try:
+        return DeepseekV4TargetConfig.from_json(config) if is_published_layout(config) else None
+    except CheckpointError:
+        return None
+
+
 def cache_values(config: Mapping[str, Any]) -> int:
     """Numbers per token in the cache; 0 for a config without the usual keys."""
+    if (v4 := _v4_config(config)) is not None:
+        return token_values(v4)
     config = config.get("text_config", config)
     try:
         num_heads = config["num_attention_heads"]

@@ -70,7 +70,7 @@ def test_all_in_memory_a_cpu_reads_as_fast_as_its_memory(rate, expected) -> None
 
 def test_memory_that_is_short_leaves_experts_on_the_ssd() -> None:
     plans = [tier_plans(flash(), parse_machine(f"ram={ram},ssd=6"))[0] for ram in (192, 128, 96)]
-    assert [round(plan.held("ssd") / 1e9) for plan in plans] == [0, 43, 75]
+    assert [round(plan.held("ssd") / 1e9) for plan in plans] == [0, 44, 76]
     speeds = [plan.speed.low for plan in plans if plan.speed]
     assert speeds == sorted(speeds, reverse=True) and len(speeds) == 3
     (plan,) = tier_plans(flash(), parse_machine("ram=16"))

@@ -91,7 +91,8 @@ HeadSource = AssetFolder | HubRepo | LocalFolder | OtherPair
 @dataclass(frozen=True, slots=True)
 class TargetFacts:
     """Facts that a head must match. `kv_width`: keys and values per token and layer, if known;
-    the last three tell of routed experts: how many a layer has and a token reads, inner width."""
+    then of routed experts: how many a layer has and a token reads, inner width; the last two are
+    numbers in the cache, of a token and of a request of any length, where layers differ."""
 
     model_type: str
     hidden_size: int
@@ -101,6 +102,8 @@ class TargetFacts:
     num_experts: int | None = None
     experts_per_token: int | None = None
     expert_width: int | None = None
+    token_values: int | None = None
+    request_values: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,47 @@
+"""The cache that the fit check states for DeepSeek-V4 is the one that a request allocates."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.deepseek_v4_cpu import CONFIG as PUBLISHED
+from dspark.checkpoints.deepseek_v4_cache_layout import request_values, token_values
+from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
+from dspark.hub.catalog.find import PAIRS
+from dspark.hub.memory_needed import Room, cache_bytes, of_folders, of_listing, of_pair
+from dspark.targets.deepseek_v4_native import load_deepseek_v4
+from tests.deepseek_v4_toy import CONFIG, write
+
+ROOM = Room("cpu", 2**40, 4)
+# of V4-Flash: layers without compression, then by 4 and by 128 in turns
+RATIOS = [0, 0, *[4, 128] * 20, 4]
+FLASH = PUBLISHED | {"num_hidden_layers": 43, "compress_ratios": RATIOS}
+
+
+@pytest.mark.parametrize("length", [20, 300, 600])
+def test_what_is_stated_is_allocated(tmp_path: Path, length: int) -> None:
+    write(tmp_path)
+    stated = cache_bytes(of_folders(tmp_path, None), ROOM, length)
+    assert stated == cache_bytes(of_listing(CONFIG, 10**7, is_whole_v4=True), ROOM, length)
+    target = load_deepseek_v4(tmp_path, tap_layers=())
+    slot = target.open()
+    with torch.inference_mode():
+        target.prefill(slot, torch.zeros(length, dtype=torch.int64))
+    pages = sum(half.nbytes for half in target.caches.halves())
+    assert stated == pages + target.caches.rings(slot).memory.nbytes
+    assert target.held_bytes([slot]) <= stated
+
+
+def test_the_catalogue_tells_the_same_of_flash_as_its_config() -> None:
+    """Entries of 512 in 21 layers by 4 and 20 by 128, keys of the indexer of 128; the two halves of
+    a page are of one size. Rings: 190 keys, 71 raw rows of each kind, 191 of layers by 128."""
+    config = DeepseekV4TargetConfig.from_json(FLASH)
+    exact = 21 * (512 + 128) / 4 + 20 * 512 / 128
+    assert exact <= token_values(config) <= 1.03 * exact
+    raw = 21 * 71 * 4 * (512 + 128) + 20 * 191 * 2 * 512
+    assert request_values(config) == 43 * 191 * 512 + raw
+    footprint = of_pair(PAIRS["deepseek-v4-flash"])
+    assert footprint is not None
+    assert footprint.cache == token_values(config)
+    assert footprint.rings == request_values(config)
