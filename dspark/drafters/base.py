@@ -8,6 +8,7 @@ import torch
 
 from dspark.kvcache.caches import CachePass, PagedCache
 from dspark_kernels import DraftedBlock
+from dspark_kernels.cpu.pool import Job
 
 DraftSlot = Any  # a drafter's state of one request; opaque to others
 
@@ -96,6 +97,23 @@ class Drafter(Protocol):
 
     def truncate(self, slot: DraftSlot, length: int) -> None:
         """Drop the context from `length` tokens on."""
+        ...
+
+
+@runtime_checkable
+class JoiningDrafter(Drafter, Protocol):
+    """A drafter that takes taps in within a KernelTarget's pass: of all its rows, before it is
+    known which of them are committed."""
+
+    def job_of_taps(
+        self, slots: Sequence[DraftSlot], sizes: Sequence[int], taps: torch.Tensor
+    ) -> Job:
+        """For the taps [at least N, T * H] of the next `sizes` rows of each request, N in all; to
+        be run before the next one is asked for. The slots stay as they are."""
+        ...
+
+    def keep(self, slots: Sequence[DraftSlot], token_ids: Sequence[Sequence[int]]) -> None:
+        """Of the rows of the last job, the first of each request: newly committed tokens."""
         ...
 
 

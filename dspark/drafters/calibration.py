@@ -6,6 +6,7 @@ Greedy requests and those that sample accept by different rules, so each kind ha
 """
 
 from collections.abc import Sequence
+from math import tanh
 
 import torch
 
@@ -23,11 +24,23 @@ class Calibrator:
         kinds = (config.sampled_calibration, config.greedy_calibration)
         rows = [(kind.shift, *kind.temperatures) for kind in kinds]
         self.table = torch.tensor(rows, device=device)
+        self._rows = rows
 
     def __call__(self, logits: torch.Tensor, are_greedy: Sequence[bool]) -> torch.Tensor:
         """logits [R, K] -> probabilities [R, K]."""
         own = self.table[[int(is_greedy) for is_greedy in are_greedy]]
         return scaled_confidence(logits + own[:, :1], own[:, 1:])
+
+    def of_rows(
+        self, logits: Sequence[Sequence[float]], are_greedy: Sequence[bool]
+    ) -> list[list[float]]:
+        """As __call__, for the few numbers of lists."""
+        found = []
+        for row, is_greedy in zip(logits, are_greedy, strict=True):
+            shift, *temperatures = self._rows[int(is_greedy)]
+            scaled = [(z + shift) / t for z, t in zip(row, temperatures, strict=True)]
+            found.append([0.5 + 0.5 * tanh(z / 2) for z in scaled])  # exp would overflow
+        return found
 
 
 def scaled_confidence(logits: torch.Tensor, temperature: float | torch.Tensor) -> torch.Tensor:

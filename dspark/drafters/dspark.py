@@ -88,7 +88,7 @@ class DSparkDrafter(HeadDrafter):
             attend.write(index, *layer.self_attn.keys_values(features, cos, sin))
         for slot, ids, size in zip(slots, token_ids, sizes, strict=True):
             slot.context.length += size
-            self._vocabulary.extend(slot.own, ids)
+            self._vocabulary.extend(slot.own, ids.tolist())
 
     def propose(
         self, slots: Sequence[DSparkSlot], anchors: torch.Tensor, chooser: Chooser

@@ -80,7 +80,7 @@ class Eagle3Drafter(HeadDrafter):
         features = self._head.fc(torch.cat(list(taps))).split([len(tap) for tap in taps])
         for slot, ids, own_features in zip(slots, token_ids, features, strict=True):
             slot.features.extend(own_features.unbind())
-            self._vocabulary.extend(slot.own, ids)
+            self._vocabulary.extend(slot.own, ids.tolist())
         self._write_rows(slots, token_ids)
 
     def propose(

@@ -18,7 +18,6 @@ from dspark.drafters.head_drafter import TargetTables
 from dspark.drafters.vocabulary import OWN_TOKENS, OutputHead
 from dspark.errors import InputError
 from dspark.kvcache.page_pool import PagedPool
-from dspark.kvcache.row_pool import RowPlan
 from dspark.models.draft_layer import DraftAttention, DraftLayer
 from dspark.models.sequential_heads import MarkovHead
 from dspark_kernels.cpu.context_pass import Context, ContextLayer, ContextPass
@@ -30,18 +29,19 @@ from dspark_kernels.cpu.decoder_pass import (
     Projection,
 )
 from dspark_kernels.cpu.output_head import StoredOutputHead
+from dspark_kernels.cpu.pool import Job
 from dspark_kernels.cpu.quantize import quantize_q8_0
 from dspark_kernels.cpu.rope_write import Heads
 from dspark_kernels.cpu.rounded import GROUP
 from dspark_kernels.cpu.runtime import Runtime, current
 from dspark_kernels.cpu.sequential_head import (
-    Choices,
+    ChosenRows,
     Noise,
     OwnColumns,
     SequentialPass,
     sequential_head,
 )
-from dspark_kernels.cpu.step_words import MAX_HEAD_DIM, Place
+from dspark_kernels.cpu.step_words import MAX_HEAD_DIM, PassRows
 from dspark_kernels.cpu.weight_table import Table, WeightTable
 from dspark_kernels.host_memory import give_back_freed
 
@@ -93,6 +93,7 @@ class StoredDSparkDrafter(DSparkDrafter):
     def _prepack_head(self, *, is_reduced: bool) -> None:
         runtime = current()
         assert runtime is not None, "supports() asked for it"
+        self._runtime = runtime
         assert isinstance(self._embedding, WeightTable), "a head of the target's own vocabulary"
         norm, context_norm = self._head.norm, self._head.hidden_norm
         joined = quantize_q8_0(self._head.fc.weight)
@@ -145,16 +146,30 @@ class StoredDSparkDrafter(DSparkDrafter):
         token_ids: Sequence[torch.Tensor],
         taps: Sequence[torch.Tensor],
     ) -> None:
-        sizes = [len(tap) for tap in taps]
-        rows = torch.cat(list(taps))
-        plan = RowPlan([slot.context for slot in slots], sizes, causal=True)
-        place, rotary = self._place(plan), self._rotary.upto(plan.end - 1)
-        for start in range(0, len(rows), MAX_ROWS):
-            part = slice(start, start + MAX_ROWS)
-            own = Place(*(each[part] for each in place))
-            self._context_pass(rows[part], self.pool.on_cpu(), own, rotary)
-        for slot, ids, size in zip(slots, token_ids, sizes, strict=True):
-            slot.context.length += size
+        """As Drafter.extend."""
+        sizes, whole = [len(tap) for tap in taps], torch.cat(list(taps))
+        contexts = [slot.context for slot in slots]
+        rows = self.pool.rows_on_cpu(contexts, sizes, causal=True)
+        for at in range(0, len(whole), MAX_ROWS):
+            part = slice(at, at + MAX_ROWS)
+            self._runtime.run_jobs(self._job_of_taps(rows.part(part), whole[part]))
+        self.keep(slots, [ids.tolist() for ids in token_ids])
+
+    def job_of_taps(
+        self, slots: Sequence[DSparkSlot], sizes: Sequence[int], taps: torch.Tensor
+    ) -> Job:
+        """As JoiningDrafter.job_of_taps."""
+        contexts = [slot.context for slot in slots]
+        return self._job_of_taps(self.pool.rows_on_cpu(contexts, sizes, causal=True), taps)
+
+    def _job_of_taps(self, rows: PassRows, taps: torch.Tensor) -> Job:
+        rotary = self._rotary.upto(max(rows.positions))
+        return self._context_pass.job(taps, self.pool.on_cpu(), rows, rotary)
+
+    def keep(self, slots: Sequence[DSparkSlot], token_ids: Sequence[Sequence[int]]) -> None:
+        """As JoiningDrafter.keep."""
+        for slot, ids in zip(slots, token_ids, strict=True):
+            slot.context.length += len(ids)
             self._vocabulary.extend(slot.own, ids)
 
     def propose(
@@ -166,22 +181,27 @@ class StoredDSparkDrafter(DSparkDrafter):
             return super().propose(slots, anchors, chooser)
         at_once = MAX_ROWS // self.config.block_rows
         spans = [slice(start, start + at_once) for start in range(0, len(slots), at_once)]
-        parts = [self._choose(slots[span], anchors[span], races[span]) for span in spans]
-        tokens = torch.cat([part.tokens for part in parts])
-        logits = [part.confidences for part in parts if part.confidences is not None]
+        ids = anchors.tolist()
+        tokens, logits = [], []
+        for span in spans:
+            part = self._choose(slots[span], ids[span], races[span])
+            tokens += part.tokens
+            logits += part.confidences
         confidences = None
         if logits:
-            confidences = self._calibrator(torch.cat(logits), chooser.are_greedy)
-        return Proposals(tokens, [None] * len(slots), confidences)
+            confidences = torch.tensor(self._calibrator.of_rows(logits, chooser.are_greedy))
+        return Proposals(torch.tensor(tokens), [None] * len(slots), confidences)
 
     def _choose(
-        self, slots: Sequence[DSparkSlot], anchors: torch.Tensor, races: Sequence[Race]
-    ) -> Choices:
+        self, slots: Sequence[DSparkSlot], anchors: Sequence[int], races: Sequence[Race]
+    ) -> ChosenRows:
         """Of as many requests as a pass has rows for."""
         assert self._sequential is not None
-        hidden = self._blocks(slots, anchors, self._logits)
+        block = self._job_of_blocks(slots, anchors, self._logits)
         owns = self._vocabulary.own_columns([slot.own for slot in slots])
-        return self._sequential(hidden, self._logits, anchors, owns, self._noise(races, owns))
+        parts = (self._block_pass.hidden, self._logits, anchors, owns, self._noise(races, owns))
+        self._runtime.run_jobs(block, self._sequential.job(*parts))
+        return self._sequential.chosen(len(slots))
 
     def _noise(self, races: Sequence[Race], owns: Sequence[OwnColumns]) -> Noise | None:
         """Of the columns; None if all requests are greedy."""
@@ -197,34 +217,32 @@ class StoredDSparkDrafter(DSparkDrafter):
 
     def _backbone(self, slots: Sequence[DSparkSlot], anchors: torch.Tensor) -> torch.Tensor:
         """Whole blocks, as many as a pass has rows for."""
-        at_once = MAX_ROWS // self.config.block_rows
-        parts = [
-            self._blocks(slots[start : start + at_once], anchors[start : start + at_once])
-            for start in range(0, len(slots), at_once)
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        at_once, anchor_ids = MAX_ROWS // self.config.block_rows, anchors.tolist()
+        parts = []
+        for start in range(0, len(slots), at_once):
+            span = slice(start, start + at_once)
+            self._runtime.run_jobs(self._job_of_blocks(slots[span], anchor_ids[span]))
+            count = len(slots[span]) * self.config.block_rows
+            parts.append(self._block_pass.hidden[:count].clone())
+        return _joined(parts)
 
-    def _blocks(
+    def _job_of_blocks(
         self,
         slots: Sequence[DSparkSlot],
-        anchors: torch.Tensor,
+        anchors: Sequence[int],
         logits: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        block_rows = self.config.block_rows
-        ids = torch.full((len(slots), block_rows), self.config.mask_token_id)
-        ids[:, 0] = anchors
-        plan = RowPlan([slot.context for slot in slots], [block_rows] * len(slots), causal=False)
-        place, rotary = self._place(plan), self._rotary.upto(plan.end - 1)
-        hidden, _ = self._block_pass(ids.flatten(), self.pool.on_cpu(), place, rotary, logits)
-        return hidden
+    ) -> Job:
+        """Every row of a block sees all of it."""
+        num_rows, mask = self.config.block_rows, self.config.mask_token_id
+        tokens = [token for anchor in anchors for token in (anchor, *[mask] * (num_rows - 1))]
+        contexts, sizes = [slot.context for slot in slots], [num_rows] * len(slots)
+        rows = self.pool.rows_on_cpu(contexts, sizes, tokens, causal=False)
+        rotary = self._rotary.upto(max(rows.positions))
+        return self._block_pass.job(rows, self.pool.on_cpu(), rotary, logits)
 
-    def _place(self, plan: RowPlan) -> Place:
-        """The rows of a block see all of it, those of a context need not see any."""
-        self.pool.reserve_rows(plan)
-        spans = list(zip(plan.slots, plan.starts, plan.sizes, strict=True))
-        slots = [slot for slot, _, size in spans for _ in range(size)]
-        ends = [start + size for _, start, size in spans for _ in range(size)]
-        return Place(plan.positions, torch.tensor(slots), torch.tensor(ends))
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def stored_kernels(config: DSparkConfig) -> list[str]:

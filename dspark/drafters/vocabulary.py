@@ -47,8 +47,8 @@ class DraftVocabulary(Protocol):
 
     def open(self) -> Any: ...
 
-    def extend(self, own: Any, token_ids: torch.Tensor) -> None:
-        """token_ids [n] of newly committed tokens."""
+    def extend(self, own: Any, token_ids: Sequence[int]) -> None:
+        """token_ids of newly committed tokens."""
         ...
 
     def truncate(self, own: Any, length: int) -> None: ...
@@ -107,7 +107,7 @@ class FullVocabulary:
     def open(self) -> None:
         return None
 
-    def extend(self, own: None, token_ids: torch.Tensor) -> None:
+    def extend(self, own: None, token_ids: Sequence[int]) -> None:
         """As DraftVocabulary.extend."""
         pass
 
@@ -243,21 +243,20 @@ class ReducedVocabulary:
     def open(self) -> OwnTokens:
         return OwnTokens(self._weight, self._table)
 
-    def extend(self, own: OwnTokens, token_ids: torch.Tensor) -> None:
+    def extend(self, own: OwnTokens, token_ids: Sequence[int]) -> None:
         """As DraftVocabulary.extend."""
-        ids = token_ids.tolist()
-        own.history.extend(ids)
-        own.add([i for i in ids if i not in self._is_fixed])
+        own.history.extend(token_ids)
+        own.add([i for i in token_ids if i not in self._is_fixed])
 
     def fork(self, own: OwnTokens, length: int) -> OwnTokens:
         fresh = self.open()
-        self.extend(fresh, torch.tensor(own.history[:length]))
+        self.extend(fresh, own.history[:length])
         return fresh
 
     def truncate(self, own: OwnTokens, length: int) -> None:
         if length >= len(own.history):
             return
-        kept = torch.tensor(own.history[:length])
+        kept = own.history[:length]
         own.clear()
         self.extend(own, kept)
 

@@ -1,12 +1,12 @@
 """Keys and values of all requests in pages of one buffer."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 
 from dspark.kvcache.row_pool import KVSlot, RowPlan
-from dspark_kernels.cpu.step_words import Pages
+from dspark_kernels.cpu.step_words import Pages, PassRows
 from dspark_kernels.host_memory import give_back_freed
 from dspark_kernels.kv_codes import Cached, CodeKind, coded_bytes, split_codes
 from dspark_kernels.paged_cache import PAGE, PagedRows, num_pages_for
@@ -53,6 +53,7 @@ class PagedPool:
         self._num_holders = [0] * num_pages
         self._free_slots = list(range(num_slots - 1, -1, -1))
         self._pages: dict[int, list[int]] = {}
+        self._as_pages: Pages | None = None
 
     @property
     def num_pages(self) -> int:
@@ -89,8 +90,29 @@ class PagedPool:
         return len({page for slot in slots for page in self._pages[slot.index]})
 
     def on_cpu(self) -> Pages:
-        """As the CPU's kernels read them."""
-        return Pages(self._buffer, self.tables)
+        """As the CPU's kernels read them: the same object until a table changes."""
+        if self._as_pages is None:
+            self._as_pages = Pages(self._buffer, self.tables)
+        return self._as_pages
+
+    def rows_on_cpu(
+        self,
+        slots: Sequence[KVSlot],
+        sizes: Sequence[int],
+        tokens: Sequence[int] = (),
+        *,
+        causal: bool,
+    ) -> PassRows:
+        """The next rows of each slot, request after request, whose pages are reserved; a row sees
+        those before it and itself (causal), or all of its request's."""
+        rows = PassRows(tokens, [], [], [])
+        for slot, size in zip(slots, sizes, strict=True):
+            start, end = slot.length, slot.length + size
+            self.reserve(slot.index, end, start)
+            rows.positions.extend(range(start, end))
+            rows.slots.extend([slot.index] * size)
+            rows.visible.extend(range(start + 1, end + 1) if causal else [end] * size)
+        return rows
 
     def open(self) -> KVSlot:
         if not self._free_slots and not self.grows:
@@ -123,6 +145,7 @@ class PagedPool:
         while len(pages) < num_pages:
             pages.append(self._take_page())
         self.tables[index, first : len(pages)] = torch.tensor(pages[first:], dtype=torch.int32)
+        self._as_pages = None
 
     def reserve_rows(self, plan: RowPlan) -> None:
         """Pages for all rows of a pass."""
@@ -138,6 +161,7 @@ class PagedPool:
             self._num_holders[page] += 1
         self._pages[fresh.index] = [*pages]
         self.tables[fresh.index, : len(pages)] = torch.tensor(pages, dtype=torch.int32)
+        self._as_pages = None
         fresh.length = length
         return fresh
 
@@ -174,7 +198,7 @@ class PagedPool:
             raise MemoryError("no page is free in the pool of keys and values")
         grown = self._buffer.new_empty(*self._buffer.shape[:2], num_pages, *self._buffer.shape[3:])
         grown[:, :, :before] = self._buffer
-        self._buffer = grown
+        self._buffer, self._as_pages = grown, None
         self._free_pages = list(range(num_pages - 1, before - 1, -1))
         self._num_holders += [0] * (num_pages - before)
         give_back_freed()
@@ -195,7 +219,7 @@ class PagedPool:
         old_slots, old_columns = self.tables.shape
         grown = self.tables.new_zeros(num_slots or old_slots, num_columns or old_columns)
         grown[:old_slots, :old_columns] = self.tables
-        self.tables = grown
+        self.tables, self._as_pages = grown, None
 
 
 def page_rows(plan: RowPlan, device: torch.device) -> PagedRows:

@@ -1,12 +1,13 @@
 """The contract of a target: it runs tokens and can roll them back."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
 from dspark.kvcache.caches import CachePass, PagedCache
+from dspark_kernels.cpu.pool import Job
 from dspark_kernels.cpu.weight_table import Table
 
 Rollback = Literal["crop", "rebuild", "replay", "rerun"]
@@ -37,11 +38,13 @@ class TargetSpec:
 class Pass:
     """One pass over the rows of some requests, request after request.
 
-    logits [N, V]; taps [N, T * H] (T = 0 without a drafter).
+    logits [N, V]; taps [N, T * H] (T = 0 without a drafter); the `largest` of each row
+    of logits, as Largest, where the pass has found it.
     """
 
     logits: torch.Tensor
     taps: torch.Tensor
+    largest: tuple[Sequence[int], Sequence[int]] | None = None
 
 
 class Target(Protocol):
@@ -97,6 +100,24 @@ class Target(Protocol):
     def truncate(self, slot: Slot, length: int, total: int | None = None) -> bool:
         """Drop committed tokens from `length` on; False if the cache cannot do that, or if a
         prompt of `total` tokens would have filled it differently."""
+        ...
+
+
+Behind = Callable[[torch.Tensor], Job]
+
+
+@runtime_checkable
+class KernelTarget(Target, Protocol):
+    """A target whose pass is one call of the CPU's kernels, which others can join."""
+
+    def verify_ids(
+        self,
+        slots: Sequence[Slot],
+        blocks: Sequence[Sequence[int]],
+        behind: Behind | None = None,
+    ) -> Pass:
+        """As `verify`, to be read before the next pass overwrites it; `behind` makes a job of the
+        taps [at least N, T * H], for N up to 64, that runs in the same call."""
         ...
 
 

@@ -14,8 +14,8 @@ from dspark.checkpoints.safetensors_dir import StoredTensors, check_tensors, ten
 from dspark.errors import CheckpointError, InputError
 from dspark.events import LoadProgress
 from dspark.kvcache.page_pool import PagedPool
-from dspark.kvcache.row_pool import KVSlot, RowPlan
-from dspark.targets.base import Pass, TargetSpec
+from dspark.kvcache.row_pool import KVSlot
+from dspark.targets.base import Behind, Pass, TargetSpec
 from dspark.targets.context import context_limit
 from dspark.targets.dense_config import read_dense_config
 from dspark.targets.dense_files import read_config, rotary_table, supports
@@ -32,7 +32,7 @@ from dspark_kernels.cpu.decoder_pass import (
 from dspark_kernels.cpu.output_head import StoredOutputHead
 from dspark_kernels.cpu.rope_write import Heads
 from dspark_kernels.cpu.runtime import Op, Runtime, current
-from dspark_kernels.cpu.step_words import MAX_HEAD_DIM, Place
+from dspark_kernels.cpu.step_words import MAX_HEAD_DIM, PassRows
 from dspark_kernels.cpu.stored_weight import StoredWeight, concatenated
 from dspark_kernels.cpu.weight_table import WeightTable
 from dspark_kernels.host_memory import give_back_freed
@@ -62,7 +62,10 @@ class StoredTarget(PoolSlots):
         self._embedding = WeightTable(decoder.embedding)
         head = decoder.embedding if is_tied else weights.matrix(HEAD)
         self._head = StoredOutputHead(runtime, head)
-        self._pass = DecoderPass(runtime, decoder, head, head.num_columns)
+        self._runtime = runtime
+        self._pass = DecoderPass(runtime, decoder, head, head.num_columns, finds_largest=True)
+        self._logits = torch.empty(1, head.num_columns)
+        self._views: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
         self.rotary = rotary_table(config, self.device, self.dtype)
         sizes = (shape.num_layers, shape.num_kv_heads, shape.head_dim)
         self.pool = PagedPool(*sizes, self.device, self.dtype, num_pages=1)
@@ -87,43 +90,75 @@ class StoredTarget(PoolSlots):
         return self.pool
 
     def prefill(self, slot: KVSlot, token_ids: torch.Tensor, total: int | None = None) -> Pass:
-        hidden, taps = self._run(token_ids, [slot], [len(token_ids)])
+        rows = self.pool.rows_on_cpu([slot], [len(token_ids)], token_ids.tolist(), causal=True)
+        taps = torch.empty(len(token_ids), self._pass.taps.shape[1])
+        for at in range(0, len(taps), MAX_ROWS):  # keys are written before they are read
+            part = slice(at, at + MAX_ROWS)
+            self._run(rows.part(part))
+            taps[part] = self._pass.taps[: len(taps[part])]
         slot.length += len(token_ids)
-        return Pass(self._head(hidden[-1:]), taps)
+        last = (len(taps) - 1) % MAX_ROWS
+        return Pass(self._head(self._pass.hidden[last : last + 1]), taps)
 
     def verify(self, slots: Sequence[KVSlot], blocks: Sequence[torch.Tensor]) -> Pass:
-        token_ids, weight = torch.cat(list(blocks)), self._head.weight
-        logits = torch.empty(len(token_ids), weight.stored.num_columns)
-        _, taps = self._run(token_ids, slots, [len(block) for block in blocks], logits)
-        return Pass(logits[:, : len(weight)], taps)
+        found = self.verify_ids(slots, [block.tolist() for block in blocks])
+        return Pass(found.logits.clone(), found.taps.clone(), found.largest)
+
+    def verify_ids(
+        self,
+        slots: Sequence[KVSlot],
+        blocks: Sequence[Sequence[int]],
+        behind: Behind | None = None,
+    ) -> Pass:
+        """As KernelTarget.verify_ids."""
+        tokens = [token for block in blocks for token in block]
+        rows = self.pool.rows_on_cpu(slots, [len(block) for block in blocks], tokens, causal=True)
+        if len(tokens) > MAX_ROWS:
+            return self._in_parts(rows)
+        logits, out, taps = self._memory_of(len(tokens))
+        self._run(rows, logits, behind)
+        return Pass(out, taps, self._pass.largest(len(tokens)))
+
+    def _in_parts(self, rows: PassRows) -> Pass:
+        count = len(rows.tokens)
+        logits, out, _ = self._memory_of(count)
+        taps, best, sound = torch.empty(count, self._pass.taps.shape[1]), [], []
+        for at in range(0, count, MAX_ROWS):  # keys are written before they are read
+            part = slice(at, min(at + MAX_ROWS, count))
+            self._run(rows.part(part), logits[part])
+            size = part.stop - at
+            taps[part] = self._pass.taps[:size]
+            own_best, own_sound = self._pass.largest(size)
+            best += own_best
+            sound += own_sound
+        return Pass(out, taps, (best, sound))
 
     def ops(self) -> list[Op]:
         """Of a pass, for measuring them one by one."""
         return self._pass.ops
 
     def _run(
-        self,
-        token_ids: torch.Tensor,
-        slots: Sequence[KVSlot],
-        sizes: Sequence[int],
-        logits: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states [N, H] after the final norm, taps [N, T * H]; fills logits [N, columns]."""
-        plan = RowPlan(slots, sizes, causal=True)
-        self.pool.reserve_rows(plan)
-        of_rows = [slot for slot, size in zip(plan.slots, sizes, strict=True) for _ in range(size)]
-        place = Place(plan.positions, torch.tensor(of_rows), plan.positions + 1)
-        rotary = self.rotary.upto(plan.end - 1)
-        cache, parts = self.pool.on_cpu(), []
-        for start in range(0, len(token_ids), MAX_ROWS):  # keys are written before they are read
-            rows = slice(start, start + MAX_ROWS)
-            part = Place(*(each[rows] for each in place))
-            out = None if logits is None else logits[rows]
-            parts.append(self._pass(token_ids[rows], cache, part, rotary, out))
-        if len(parts) == 1:
-            return parts[0]
-        hidden, taps = zip(*parts, strict=True)
-        return torch.cat(hidden), torch.cat(taps)
+        self, rows: PassRows, logits: torch.Tensor | None = None, behind: Behind | None = None
+    ) -> None:
+        """At most 64 rows; fills logits [N, columns]."""
+        rotary = self.rotary.upto(max(rows.positions))
+        job = self._pass.job(rows, self.pool.on_cpu(), rotary, logits)
+        if behind is None:
+            self._runtime.run_jobs(job)
+        else:
+            self._runtime.run_jobs(job, behind(self._pass.taps))
+
+    def _memory_of(self, num_rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits [N, columns], of them [N, V], and taps, where they stay until the next pass: every
+        page of fresh memory would first be cleared."""
+        if len(self._logits) < num_rows:
+            self._logits = torch.empty(2 * num_rows, self._logits.shape[1])
+            self._views.clear()
+        if num_rows not in self._views:
+            logits = self._logits[:num_rows]
+            taps = self._pass.taps[:num_rows]
+            self._views[num_rows] = (logits, logits[:, : self.spec.vocab_size], taps)
+        return self._views[num_rows]
 
 
 class _Weights:

@@ -32,8 +32,8 @@ def state(own: OwnTokens) -> tuple:
 def test_its_columns_are_the_full_vocabulary_of_what_it_holds(both):
     full, reduced = both
     owns = [reduced.open(), reduced.open()]
-    reduced.extend(owns[0], torch.tensor([7, 3, 120, 7]))
-    reduced.extend(owns[1], torch.tensor([399]))
+    reduced.extend(owns[0], [7, 3, 120, 7])
+    reduced.extend(owns[1], [399])
     hidden, features = torch.randn(2, 3, 8), torch.randn(2, 3)
     logits = reduced.logits(hidden, owns) + reduced.bias(features, owns).unsqueeze(1)
     expected = full.logits(hidden, [None] * 2) + full.bias(features, [None] * 2).unsqueeze(1)

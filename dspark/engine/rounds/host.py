@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from dspark.config import EngineConfig
-from dspark.drafters.base import Drafter, Proposals
+from dspark.drafters.base import Drafter, JoiningDrafter, Proposals
 from dspark.engine.draft_backlog import MOST_BYTES, MOST_KEPT_BYTES, catch_up
 from dspark.engine.logprobs import token_logprobs
 from dspark.engine.request import ActiveRequest
@@ -19,9 +19,10 @@ from dspark.engine.schedule.policies import Scheduler
 from dspark.engine.schedule.sps_watch import SpsWatch
 from dspark.errors import BrokenLogitsError
 from dspark.events import LoadProgress, TokenLogprobs
-from dspark.targets.base import Pass, Slot, Target
+from dspark.targets.base import KernelTarget, Pass, Slot, Target
 from dspark_kernels import Acceptance, accept_chosen
 from dspark_kernels.cpu.argmax import argmax
+from dspark_kernels.cpu.decoder_pass import MAX_ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,9 @@ class HostRounds:
     ) -> None:
         self.target, self.drafter, self.scheduler = target, drafter, scheduler
         self._parking, self._sps_watch = parking, sps_watch
+        self._kernels = target if isinstance(target, KernelTarget) else None
+        can_join = self._kernels is not None and isinstance(drafter, JoiningDrafter)
+        self._joining = drafter if can_join and isinstance(drafter, JoiningDrafter) else None
         self._caught_up_seconds = 0.0  # of the round under way
         self.capacity = capacity_of(target, 1 + (drafter.block_size if drafter else 0), config)
         self.room = growing_room(target, drafter, config, self.capacity)
@@ -136,22 +140,30 @@ class HostRounds:
         proposals = self._propose(batch) if has_drafts else None
         drafts = self._admit(batch, proposals)
         drafted = time.perf_counter()
-        blocks = self._blocks(batch, drafts)
-        verified = self._run([active.slot for active in batch], blocks)
+        blocks = [(a.anchor, *d.ids[: d.length]) for a, d in zip(batch, drafts, strict=True)]
+        is_joined = has_drafts and self._can_join(batch, blocks)
+        verified = self._verify(batch, blocks, is_joined=is_joined)
         accepted = self._accept(batch, drafts, blocks, verified)
         ended = time.perf_counter()
-        self._commit(batch, blocks, verified, accepted, has_drafts=has_drafts)
+        committed = [block[: a.num_accepted + 1] for block, a in zip(blocks, accepted, strict=True)]
+        self.target.commit([active.slot for active in batch], [len(ids) for ids in committed])
+        if is_joined and self._joining is not None:
+            self._joining.keep([active.draft_slot for active in batch], committed)
+        else:
+            self._hand_on(batch, blocks, committed, verified.taps, has_drafts=has_drafts)
         times = (
             drafted - started - self._caught_up_seconds,
             ended - drafted,
             time.perf_counter() - started,
         )
-        logits = verified.logits.split([len(block) for block in blocks])
         why = () if has_drafts or self._parking is None else self._parking.figures(len(batch))
-        outcomes = []
-        for active, draft, rows, acceptance in zip(batch, drafts, logits, accepted, strict=True):
-            tokens = [*draft.ids[: acceptance.num_accepted], acceptance.next_id]
-            logprobs = token_logprobs(active.request, rows, tokens)
+        outcomes, start = [], 0
+        for active, draft, acceptance in zip(batch, drafts, accepted, strict=True):
+            end, logprobs = start + draft.length + 1, None
+            if active.request.num_logprobs is not None:
+                tokens = [*draft.ids[: acceptance.num_accepted], acceptance.next_id]
+                logprobs = token_logprobs(active.request, verified.logits[start:end], tokens)
+            start = end
             facts = (active, draft.ids, draft.confidences, draft.length, *acceptance, *times)
             is_parked = not has_drafts and active.draft_slot is not None
             outcomes.append(Outcome(*facts, logprobs, is_parked, *(why if is_parked else ())))
@@ -188,14 +200,30 @@ class HostRounds:
         drafts = iter(_drafts_of(proposals, lengths))
         return [NO_DRAFT if active.draft_slot is None else next(drafts) for active in batch]
 
-    def _blocks(
-        self, batch: Sequence[ActiveRequest], drafts: Sequence[_Draft]
-    ) -> Sequence[torch.Tensor]:
-        """What is verified [1 + length] each: the anchor and the admitted drafts."""
-        rows = [(a.anchor, *d.ids[: d.length]) for a, d in zip(batch, drafts, strict=True)]
-        ids = torch.tensor([token for row in rows for token in row], device=self.target.device)
-        blocks: Sequence[torch.Tensor] = ids.split([len(row) for row in rows])
-        return blocks
+    def _can_join(self, batch: Sequence[ActiveRequest], blocks: Sequence[Sequence[int]]) -> bool:
+        """Whether the drafter takes in the taps of all rows while they are verified."""
+        is_possible = self._joining is not None and sum(map(len, blocks)) <= MAX_ROWS
+        return is_possible and all(active.draft_slot is not None for active in batch)
+
+    def _verify(
+        self,
+        batch: Sequence[ActiveRequest],
+        blocks: Sequence[Sequence[int]],
+        *,
+        is_joined: bool,
+    ) -> Pass:
+        """Of each block [1 + length]: the anchor and the admitted drafts."""
+        slots, target, drafter = [active.slot for active in batch], self._kernels, self._joining
+        if target is None:
+            ids = [token for block in blocks for token in block]
+            rows = torch.tensor(ids, device=self.target.device)
+            return self._run(slots, rows.split([len(block) for block in blocks]))
+        if not is_joined or drafter is None:
+            return target.verify_ids(slots, blocks)
+        draft_slots, sizes = [active.draft_slot for active in batch], [len(b) for b in blocks]
+        return target.verify_ids(
+            slots, blocks, lambda taps: drafter.job_of_taps(draft_slots, sizes, taps)
+        )
 
     def _run(self, slots: Sequence[Slot], blocks: Sequence[torch.Tensor]) -> Pass:
         return self.target.verify(slots, blocks)
@@ -204,22 +232,23 @@ class HostRounds:
         self,
         batch: Sequence[ActiveRequest],
         drafts: Sequence[_Draft],
-        blocks: Sequence[torch.Tensor],
+        blocks: Sequence[Sequence[int]],
         verified: Pass,
     ) -> list[Acceptance]:
         """Raises BrokenLogitsError if a row that a token comes from is no distribution."""
-        best, sound = (column.tolist() for column in argmax(verified.logits))
+        best, sound = verified.largest or [column.tolist() for column in argmax(verified.logits)]
         accepted, start = [], 0
         for active, draft, block in zip(batch, drafts, blocks, strict=True):
             end = start + len(block)
-            logits, ids = verified.logits[start:end], draft.ids[: draft.length]
-            if active.rules is not None:
-                logits = active.rules.adjust(logits, ids)
+            ids = draft.ids[: draft.length]
             if active.rules is None and active.sampler.is_greedy:
                 accepted.append(accept_chosen(ids, best[start:end]))
             else:
-                place = self._next_place(active)
-                accepted.append(active.sampler.accept(block[1:], draft.probs, logits, place))
+                logits, place = verified.logits[start:end], self._next_place(active)
+                if active.rules is not None:
+                    logits = active.rules.adjust(logits, ids)
+                of_block = torch.tensor(ids, dtype=torch.long, device=logits.device)
+                accepted.append(active.sampler.accept(of_block, draft.probs, logits, place))
             if not all(sound[start : start + accepted[-1].num_accepted + 1]):
                 raise BrokenLogitsError()
             start = end
@@ -229,26 +258,25 @@ class HostRounds:
         """Place of the token after the anchor, counted from the prompt's first token."""
         return self.target.length(active.slot) + 1
 
-    def _commit(
+    def _hand_on(
         self,
         batch: Sequence[ActiveRequest],
-        blocks: Sequence[torch.Tensor],
-        verified: Pass,
-        accepted: Sequence[Acceptance],
+        blocks: Sequence[Sequence[int]],
+        committed: Sequence[Sequence[int]],
+        taps: torch.Tensor,
         *,
         has_drafts: bool,
     ) -> None:
-        num_rows = [acceptance.num_accepted + 1 for acceptance in accepted]
-        self.target.commit([active.slot for active in batch], num_rows)
+        """Committed tokens with their taps, to the drafter or to those that wait for it."""
         drafting = [active for active in batch if active.draft_slot is not None]
         if not drafting:
             return
         # what waits must not be overwritten by the next pass
-        taps = verified.taps if has_drafts else verified.taps.clone()
+        taps = taps if has_drafts else taps.clone()
         own_taps = taps.split([len(block) for block in blocks])
-        for active, block, rows, own in zip(batch, blocks, num_rows, own_taps, strict=True):
+        for active, ids, own in zip(batch, committed, own_taps, strict=True):
             if active.draft_slot is not None:
-                active.backlog.add(block[:rows], own[:rows])
+                active.backlog.add(torch.tensor(ids, device=taps.device), own[: len(ids)])
         most = MOST_BYTES // len(drafting)
         self._catch_up([a for a in drafting if has_drafts or a.backlog.num_bytes > most])
 

@@ -9,6 +9,7 @@ from dspark_kernels.cpu.float_text import FLOATS, LANES, WORDS
 from dspark_kernels.cpu.llvm_text import Carried, Loop, Text, constant
 from dspark_kernels.cpu.runtime import Op, running
 
+LOGITS_WORD = 0  # of argmax_op's words
 LEAST = -(2**31)
 INFINITY = 0x7F800000  # as `write_key` orders floats; below minus this lies minus infinity
 MINUS_INFINITY = INFINITY ^ -1

@@ -11,11 +11,14 @@ import torch
 from dspark_kernels.cpu.decoder_pass import MAX_ROWS, Projection
 from dspark_kernels.cpu.matrix import multiply_op
 from dspark_kernels.cpu.norm_round import norm_round_op, norm_round_reference
+from dspark_kernels.cpu.pool import Job
 from dspark_kernels.cpu.rope_write import Heads, rope_write_op, rope_write_reference
 from dspark_kernels.cpu.rounded import GROUP, empty_rounded, round_rows_reference
 from dspark_kernels.cpu.runtime import Op, Program, Runtime
-from dspark_kernels.cpu.step_words import Pages, Place, step_words
+from dspark_kernels.cpu.step_words import Pages, PassRows, Place, StepTable
 from dspark_kernels.cpu.stored_weight import StoredWeight
+
+TAPS_WORD = 0  # of the first operation's words
 
 
 class ContextLayer(NamedTuple):
@@ -35,12 +38,13 @@ class Context(NamedTuple):
 
 
 class ContextPass:
-    """Buffers and the program of a pass of up to 64 rows."""
+    """Buffers and the program of a pass of up to 64 rows, which reads taps where they are."""
 
     def __init__(self, runtime: Runtime, context: Context) -> None:
         width, hidden = context.joined.width, context.joined.num_outputs
         widest = max(layer.keys_values.num_columns for layer in context.layers)
-        self._taps, self._joined = torch.zeros(MAX_ROWS, width), torch.zeros(MAX_ROWS, hidden)
+        self._runtime, self._step = runtime, StepTable(MAX_ROWS)
+        self._taps, self._joined = torch.zeros(1, width), torch.zeros(MAX_ROWS, hidden)
         rounded = empty_rounded(MAX_ROWS, width).data
         features, both = empty_rounded(MAX_ROWS, hidden).data, torch.zeros(MAX_ROWS, widest)
         no_queries = torch.zeros(1)
@@ -63,8 +67,24 @@ class ContextPass:
         rotary: tuple[torch.Tensor, torch.Tensor],
     ) -> None:
         """taps float32 [N, T · H], N at most 64; writes into `cache`, the rest as in step_words."""
-        self._taps[: len(taps)] = taps
-        self._program(step_words(place, rotary, cache))
+        if len(taps) > MAX_ROWS:
+            raise ValueError(f"{len(taps)} rows in a pass of at most {MAX_ROWS}")
+        rows = PassRows((), *(each.tolist() for each in place))
+        self._runtime.run_jobs(self.job(taps.contiguous(), cache, rows, rotary))
+
+    def job(
+        self,
+        taps: torch.Tensor,
+        cache: Pages,
+        rows: PassRows,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+    ) -> Job:
+        """As __call__, to be run before the next one is asked for; taps [at least N, T · H]."""
+        self._step.fill(rows, rotary, cache)
+        if taps.data_ptr() != self._taps.data_ptr():
+            self._program.point(0, TAPS_WORD, taps)
+        self._taps = taps
+        return self._program.job(self._step.address)
 
 
 def context_reference(

@@ -4,11 +4,13 @@ Rows of any requests come in as tokens and go out as the final norm's hidden sta
 Python does nothing. The reference is the same operations in torch, one after the other.
 """
 
+import ctypes
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
+from dspark_kernels.cpu.argmax import LOGITS_WORD, Largest, argmax_op
 from dspark_kernels.cpu.attend_round import (
     attend_round_op,
     attend_round_reference,
@@ -17,10 +19,11 @@ from dspark_kernels.cpu.attend_round import (
 from dspark_kernels.cpu.embed import embed_op, embed_reference
 from dspark_kernels.cpu.matrix import OUT_WORD, multiply_op, multiply_reference, padded_bias
 from dspark_kernels.cpu.norm_round import norm_round_op, norm_round_reference
+from dspark_kernels.cpu.pool import Job
 from dspark_kernels.cpu.rope_write import Heads, rope_write_op, rope_write_reference
 from dspark_kernels.cpu.rounded import RoundedRows, empty_rounded
 from dspark_kernels.cpu.runtime import Op, Program, Runtime
-from dspark_kernels.cpu.step_words import Pages, Place, check_tokens, step_words
+from dspark_kernels.cpu.step_words import Pages, PassRows, Place, StepTable
 from dspark_kernels.cpu.stored_weight import LANES, StoredWeight
 from dspark_kernels.cpu.swiglu_round import swiglu_round_op, swiglu_round_reference
 
@@ -83,7 +86,11 @@ class Decoder(NamedTuple):
 class DecoderPass:
     """Buffers and the program of a pass of up to 64 rows, whose operations are `ops`. With an
     output head `head` [V, H] a pass can go on to logits, of `num_columns` columns a row at least
-    V in whole blocks."""
+    V in whole blocks, and with `finds_largest` to the largest of each row.
+
+    Results of a pass lie in `hidden` [N, H] (after the final norm) and `taps` [N, T · H], until
+    the next one.
+    """
 
     def __init__(
         self,
@@ -91,14 +98,17 @@ class DecoderPass:
         decoder: Decoder,
         head: StoredWeight | None = None,
         num_columns: int = 0,
+        *,
+        finds_largest: bool = False,
     ) -> None:
+        self._runtime, self._step = runtime, StepTable(MAX_ROWS)
         self._decoder, self._width = decoder, decoder.final_norm.shape[0]
         first = decoder.layers[0]
         widest = max(layer.gate_up.num_columns for layer in decoder.layers)
         heads = first.heads
         self._total = torch.zeros(MAX_ROWS, self._width)
-        self._normed = torch.zeros(MAX_ROWS, self._width)
-        self._taps = torch.zeros(MAX_ROWS, self._width * len(decoder.taps))
+        self.hidden = torch.zeros(MAX_ROWS, self._width)
+        self.taps = torch.zeros(MAX_ROWS, self._width * len(decoder.taps))
         self._update = torch.zeros(MAX_ROWS, first.output.num_columns)
         self._qkv = torch.zeros(MAX_ROWS, first.qkv.num_columns)
         self._queries = torch.zeros(MAX_ROWS, heads.num_heads, heads.head_dim)
@@ -108,12 +118,19 @@ class DecoderPass:
         self._rounded = empty_rounded(MAX_ROWS, self._width).data
         self._attended = empty_rounded(MAX_ROWS, heads.num_heads * heads.head_dim).data
         self._gated = empty_rounded(MAX_ROWS, first.down.weights[0].width).data
+        self._largest = torch.zeros(2, MAX_ROWS, dtype=torch.int64)
+        # the same memory, for Python: few numbers are the quicker read so
+        numbers = ctypes.c_int64 * self._largest.numel()
+        self._largest_memory = numbers.from_address(self._largest.data_ptr())
         self.ops = self._ops()
         self._program = self._to_logits = Program(runtime, self.ops)
         if head is not None:
-            like = torch.empty(1, num_columns)
+            like = self._logits = torch.empty(1, num_columns)
             ops = [*self.ops, multiply_op(head, None, self._rounded, like)]
+            if finds_largest:
+                ops.append(argmax_op(like[:, : head.num_outputs], Largest(*self._largest)))
             self._to_logits = Program(runtime, ops)
+            self._finds_largest = finds_largest
 
     def __call__(
         self,
@@ -129,23 +146,44 @@ class DecoderPass:
         -> hidden states [N, H] after the final norm, taps [N, T · H].
         """
         num_rows = len(token_ids)
-        if num_rows > MAX_ROWS:
-            raise ValueError(f"{num_rows} rows in a pass of at most {MAX_ROWS}")
-        check_tokens(token_ids, self._decoder.embedding.num_outputs)
-        words = step_words(place, rotary, cache, token_ids)
+        rows = PassRows(token_ids.tolist(), *(each.tolist() for each in place))
+        self._runtime.run_jobs(self.job(rows, cache, rotary, logits))
+        return self.hidden[:num_rows].clone(), self.taps[:num_rows].clone()
+
+    def job(
+        self,
+        rows: PassRows,
+        cache: Pages,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        logits: torch.Tensor | None = None,
+    ) -> Job:
+        """As __call__, to be run before the next one is asked for."""
+        if len(rows.tokens) > MAX_ROWS:
+            raise ValueError(f"{len(rows.tokens)} rows in a pass of at most {MAX_ROWS}")
+        self._step.fill(rows, rotary, cache, self._decoder.embedding.num_outputs)
         if logits is None:
-            self._program(words)
-        else:
-            self._to_logits.point(len(self.ops), OUT_WORD, logits)
-            self._to_logits(words)
-        return self._normed[:num_rows].clone(), self._taps[:num_rows].clone()
+            return self._program.job(self._step.address)
+        if logits.data_ptr() != self._logits.data_ptr():
+            self._point(logits)
+        return self._to_logits.job(self._step.address)
+
+    def largest(self, num_rows: int) -> tuple[list[int], list[int]]:
+        """Of the last pass, as Largest."""
+        memory = self._largest_memory
+        return memory[:num_rows], memory[MAX_ROWS : MAX_ROWS + num_rows]
+
+    def _point(self, logits: torch.Tensor) -> None:
+        self._logits = logits
+        self._to_logits.point(len(self.ops), OUT_WORD, logits)
+        if self._finds_largest:
+            self._to_logits.point(len(self.ops) + 1, LOGITS_WORD, logits)
 
     def _tap(self, layer: int) -> torch.Tensor | None:
         taps = self._decoder.taps
         if layer not in taps:
             return None
         start = taps.index(layer) * self._width
-        return self._taps[:, start : start + self._width]
+        return self.taps[:, start : start + self._width]
 
     def _ops(self) -> list[Op]:
         decoder = self._decoder
@@ -165,7 +203,7 @@ class DecoderPass:
             ops += [swiglu_round_op(gate_up, self._gated)]
             ops += _products(layer.down, self._gated, self._update)
         last = len(decoder.layers) - 1
-        return [*ops, self._norm(norms[-1], update, self._tap(last), self._normed)]
+        return [*ops, self._norm(norms[-1], update, self._tap(last), self.hidden)]
 
     def _norm(
         self,

@@ -28,13 +28,17 @@ COUNTERS = INSIDE + LINE * MAX_THREADS
 STATE_BYTES = COUNTERS + LINE * MAX_OPS
 JOB_SHIFT = 32
 SPINS_BEFORE_YIELD = 64
-EXPORTS = ("run_alone", "run_job", "serve_jobs", "nowhere")
+JOB_KINDS = ("ptr", "i64", "ptr")  # of the words of a job: program, operations, step
+JOB_WORDS = len(JOB_KINDS)
+EXPORTS = ("run_alone", "run_jobs", "serve_jobs", "nowhere")
 
 
 def driver_text(is_x86: bool) -> str:
     text = Text()
-    for write in (_run_alone, _run_job, _nowhere, _serve, _await, _join, _take_part):
+    for write in (_run_one_alone, _run_job, _nowhere, _serve, _await, _join, _take_part):
         write(text)
+    _run_each(text, "run_alone(ptr %jobs, i64 %count)", "run_one_alone(")
+    _run_each(text, "run_jobs(ptr %state, ptr %jobs, i64 %count)", "run_job(ptr %state, ")
     pause = "@llvm.x86.sse2.pause()" if is_x86 else "@llvm.aarch64.hint(i32 1)"
     text.raw(f"declare void {pause.replace('i32 1', 'i32')}")
     text.raw("declare i64 @llvm.smin.i64(i64, i64)")
@@ -54,9 +58,21 @@ def _put(text: Text, value: str, address: str, order: str = "monotonic") -> None
     text.do(f"store atomic i64 {value}, ptr {address} {order}, align 8")
 
 
-def _run_alone(text: Text) -> None:
-    """run_alone(program, operations, step)."""
-    text.raw("define void @run_alone(ptr %program, i64 %length, ptr %step) {")
+def _run_each(text: Text, name: str, call: str) -> None:
+    """Jobs one after another, without a way back to the caller's language between them."""
+    text.raw(f"define void @{name} {{")
+    loop = Loop(text, "0", "%count")
+    job = text.at("%jobs", text.set(f"mul i64 {loop.index}, {8 * JOB_WORDS}"))
+    program, length, step = (text.argument(job, i, kind) for i, kind in enumerate(JOB_KINDS))
+    text.do(f"call void @{call}ptr {program}, i64 {length}, ptr {step})")
+    loop.close()
+    text.do("ret void")
+    text.raw("}")
+
+
+def _run_one_alone(text: Text) -> None:
+    """run_one_alone(program, operations, step)."""
+    text.raw("define internal void @run_one_alone(ptr %program, i64 %length, ptr %step) {")
     rows = text.load("i64", "%step", 8)
     loop = Loop(text, "0", "%length")
     op = text.at("%program", text.set(f"mul i64 {loop.index}, {8 * OP_WORDS}"))
@@ -84,7 +100,7 @@ def _share(text: Text, op: str, left: str) -> str:
 
 def _run_job(text: Text) -> None:
     """run_job(state, program, operations, step): opens a job for all and takes part in it."""
-    text.raw("define void @run_job(ptr %state, ptr %program, i64 %length, ptr %step) {")
+    text.raw("define internal void @run_job(ptr %state, ptr %program, i64 %length, ptr %step) {")
     last = _get(text, _field(text, "job"))
     job = text.set(f"add i64 {last}, 1")
     text.do(f"atomicrmw xchg ptr {_field(text, 'begun')}, i64 {job} seq_cst")

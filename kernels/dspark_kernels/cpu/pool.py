@@ -4,8 +4,8 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,6 +16,13 @@ SPINS = 20_000  # turns of waiting before a thread sleeps, some hundred microsec
 MAX_KEPT = 16  # tables of programs, before it is looked which of them a thread may still read
 
 
+class Job(NamedTuple):
+    """A program's table, and the address of its step: both as in driver_text."""
+
+    table: torch.Tensor
+    step: int
+
+
 class Pool:
     """Runs programs, one at a time, on `num_threads` threads, of which the caller is one."""
 
@@ -23,8 +30,8 @@ class Pool:
         self.num_threads = min(num_threads, MAX_THREADS)
         self._driver, addresses = driver, driver.addresses  # code lives as long as its threads
         word, pointer = ctypes.c_int64, ctypes.c_void_p
-        self._alone = _callable(addresses["run_alone"], None, pointer, word, pointer)
-        self._run = _callable(addresses["run_job"], None, pointer, pointer, word, pointer)
+        self._alone = _callable(addresses["run_alone"], None, pointer, word)
+        self._run = _callable(addresses["run_jobs"], None, pointer, pointer, word)
         self._serve = _callable(addresses["serve_jobs"], word, pointer, word, word, word)
         self._memory = torch.zeros(STATE_BYTES + LINE, dtype=torch.uint8)
         self._state = -(-self._memory.data_ptr() // LINE) * LINE
@@ -41,19 +48,23 @@ class Pool:
         for thread in self._threads:
             thread.start()
 
-    def run(self, table: torch.Tensor, step: torch.Tensor) -> None:
-        """The tables of driver_text; returns when all is done."""
-        if len(table) > MAX_OPS:
-            raise ValueError(f"a program of {len(table)} operations, {MAX_OPS} fit")
+    def run(self, jobs: Sequence[Job]) -> None:
+        """One after another; returns when all is done."""
+        words: list[int] = []
+        for table, step in jobs:
+            if len(table) > MAX_OPS:
+                raise ValueError(f"a program of {len(table)} operations, {MAX_OPS} fit")
+            words += (table.data_ptr(), len(table), step)
+        memory = (ctypes.c_int64 * len(words))(*words)
         with self._one_program:
             if self.num_threads == 1:
-                self._alone(table.data_ptr(), len(table), step.data_ptr())
+                self._alone(memory, len(jobs))
                 return
-            self._keep(table)
+            self._keep(jobs)
             if self._sleepers:
                 with self._changed:
                     self._changed.notify_all()
-            self._run(self._state, table.data_ptr(), len(table), step.data_ptr())
+            self._run(self._state, memory, len(jobs))
 
     def close(self) -> None:
         """Ends the threads, which must not outlive the code they run."""
@@ -64,15 +75,14 @@ class Pool:
             for thread in self._threads:
                 thread.join()
 
-    def _keep(self, table: torch.Tensor) -> None:
+    def _keep(self, jobs: Sequence[Job]) -> None:
         """A thread that was put aside may look at the table of a job that is over."""
-        self._job += 1
         if len(self._kept) >= MAX_KEPT:
-            read = {self._inside(thread) for thread in range(len(self._threads))}
-            self._kept = {
-                job: old for job, old in self._kept.items() if job in read or job == self._job - 1
-            }
-        self._kept[self._job] = table
+            read = {self._job, *(self._inside(thread) for thread in range(len(self._threads)))}
+            self._kept = {job: old for job, old in self._kept.items() if job in read}
+        for table, _ in jobs:
+            self._job += 1
+            self._kept[self._job] = table
 
     def _field(self, name: str) -> ctypes.c_int64:
         return ctypes.c_int64.from_address(self._state + LINE * STATE.index(name))

@@ -13,7 +13,7 @@ import torch
 
 from dspark_kernels.cpu.driver_text import HEADER_WORDS, OP_WORDS
 from dspark_kernels.cpu.object_code import Library, is_kept, load_library
-from dspark_kernels.cpu.pool import Pool
+from dspark_kernels.cpu.pool import Job, Pool
 from dspark_kernels.cpu.processor import CpuBackend, Variant, choose_cpu_backend
 from dspark_kernels.cpu.sources import library_of, source
 
@@ -43,9 +43,13 @@ class Program:
         """Replaces a tensor for the calls that follow; the caller keeps it."""
         self._table[op, HEADER_WORDS + word] = tensor.data_ptr()
 
+    def job(self, step: int) -> Job:
+        """With a step at this address, for Runtime.run_jobs."""
+        return Job(self._table, step)
+
     def __call__(self, step: torch.Tensor) -> None:
         """step int64: the number of rows, then the words of a pass that operations read."""
-        self._runtime.pool.run(self._table, step)
+        self._runtime.run_jobs(self.job(step.data_ptr()))
 
 
 class Runtime:
@@ -89,6 +93,10 @@ class Runtime:
             return name in self._libraries
         text = source(name, self.variant).write()
         return is_kept(f"{name}-{self.variant.name}", text, self.variant, self._cache_folder)
+
+    def run_jobs(self, *jobs: Job) -> None:
+        """One after another, in one call."""
+        self.pool.run(jobs)
 
     def run(self, ops: Sequence[Op], num_rows: int, step: torch.Tensor | None = None) -> None:
         """Once; `step` as in step_words, or the number of rows alone."""

@@ -5,6 +5,7 @@ Bias tables are int8 copies; a request's own columns, and confidences, are float
 the same bits in any company.
 """
 
+import ctypes
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,9 +14,11 @@ import torch
 from dspark_kernels.cpu.exact import fma
 from dspark_kernels.cpu.float_text import LANES, tree_sum
 from dspark_kernels.cpu.matrix import multiply_op, multiply_reference
+from dspark_kernels.cpu.pool import Job
 from dspark_kernels.cpu.quantize import quantize_q8_0
 from dspark_kernels.cpu.rounded import GROUP, empty_rounded, round_rows_reference
 from dspark_kernels.cpu.runtime import Op, Program, Runtime
+from dspark_kernels.cpu.sequential_text import OWN_RECORD, STEP
 from dspark_kernels.cpu.stored_weight import StoredWeight
 
 
@@ -61,6 +64,13 @@ class Choices(NamedTuple):
     confidences: torch.Tensor | None
 
 
+class ChosenRows(NamedTuple):
+    """As Choices, in lists; no confidences without a head for them."""
+
+    tokens: list[list[int]]
+    confidences: list[list[float]]
+
+
 def sequential_head(
     w1: torch.Tensor,
     w2: torch.Tensor,
@@ -96,8 +106,10 @@ class SequentialPass:
         most: int,
     ) -> None:
         """`row_columns`: of a row of logits, where the columns of a request come last."""
-        self._head, self._size = head, block_size
+        self._runtime, self._head, self._size = runtime, head, block_size
         width = head.w2.width
+        self._words = (ctypes.c_int64 * (len(STEP) + most * len(OWN_RECORD)))()
+        self._address = ctypes.addressof(self._words)
         self._hidden_bytes, self._logits_bytes = 4 * hidden_size, 4 * row_columns
         self._first, self._rows = block_rows - block_size, block_rows
         self._tokens = torch.zeros(most, block_size + 1, dtype=torch.int64)
@@ -105,6 +117,11 @@ class SequentialPass:
         self._bias = torch.zeros(most, head.w2.num_blocks * LANES)
         self._rounded = empty_rounded(most, width).data
         self._confidences = torch.zeros(most, block_size)
+        # the same memory, for Python: few numbers are the quicker read so
+        tokens = ctypes.c_int64 * self._tokens.numel()
+        confidences = ctypes.c_float * self._confidences.numel()
+        self._token_memory = tokens.from_address(self._tokens.data_ptr())
+        self._confidence_memory = confidences.from_address(self._confidences.data_ptr())
         own_at = 4 * head.w2.num_blocks * LANES
         self._greedy, self._noisy = (
             Program(runtime, [op for k in range(block_size) for op in self._step(k, name, own_at)])
@@ -121,14 +138,42 @@ class SequentialPass:
     ) -> Choices:
         """hidden float32 [R * block_rows, H]; logits [R * block_rows, row_columns] of the output
         head's columns, to which the bias is added in place, and behind them the own columns'."""
-        count = len(owns)
-        self._tokens[:count, 0] = anchors
-        records = torch.tensor([[o.rows.data_ptr(), o.ids.data_ptr(), o.num_used] for o in owns])
-        pointers = [each.data_ptr() for each in (hidden, logits, records, *(noise or ()))]
-        step = torch.tensor([count, *pointers])
-        (self._greedy if noise is None else self._noisy)(step)
-        confidences = None if self._head.confidence is None else self._confidences[:count].clone()
-        return Choices(self._tokens[:count, 1:].clone(), confidences)
+        self._runtime.run_jobs(self.job(hidden, logits, anchors.tolist(), owns, noise))
+        confidences = None if self._head.confidence is None else self._confidences[: len(owns)]
+        return Choices(
+            self._tokens[: len(owns), 1:].clone(),
+            None if confidences is None else confidences.clone(),
+        )
+
+    def job(
+        self,
+        hidden: torch.Tensor,
+        logits: torch.Tensor,
+        anchors: Sequence[int],
+        owns: Sequence[OwnColumns],
+        noise: Noise | None = None,
+    ) -> Job:
+        """As __call__, to be run, and `chosen` to be read, before the next one is asked for."""
+        count, first = len(owns), len(STEP)
+        self._kept = owns, noise  # until then
+        for request, anchor in enumerate(anchors):
+            self._token_memory[request * (self._size + 1)] = anchor
+        records = [(o.rows.data_ptr(), o.ids.data_ptr(), o.num_used) for o in owns]
+        words = [word for record in records for word in record]
+        self._words[first : first + len(words)] = words
+        pointers = [hidden.data_ptr(), logits.data_ptr(), self._address + 8 * first]
+        pointers += [0, 0] if noise is None else [each.data_ptr() for each in noise]
+        self._words[:first] = [count, *pointers]
+        return (self._greedy if noise is None else self._noisy).job(self._address)
+
+    def chosen(self, count: int) -> ChosenRows:
+        """Of the last job."""
+        width, size = self._size + 1, self._size
+        tokens = [self._token_memory[r * width + 1 : (r + 1) * width] for r in range(count)]
+        if self._head.confidence is None:
+            return ChosenRows(tokens, [])
+        memory = self._confidence_memory
+        return ChosenRows(tokens, [memory[r * size : (r + 1) * size] for r in range(count)])
 
     def _step(self, k: int, choice: str, own_at: int) -> list[Op]:
         head, x_bytes = self._head, 4 * self._x.stride(0)

@@ -1,6 +1,8 @@
 """The words of a pass that change from step to step: number, positions and slots of rows, and the
 pages of slots."""
 
+import ctypes
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,6 +40,18 @@ class Pages(NamedTuple):
         """Where the rows stand in the keys, or the values, of a layer."""
         pages = self.tables[place.slots, place.positions // PAGE].long()
         return pages, slice(None), place.positions % PAGE
+
+
+class PassRows(NamedTuple):
+    """As Place, in lists, and the rows' tokens (none for operations that read none)."""
+
+    tokens: Sequence[int]
+    positions: list[int]
+    slots: list[int]
+    visible: list[int]
+
+    def part(self, rows: slice) -> "PassRows":
+        return PassRows(*(each[rows] for each in self))
 
 
 def index_of(name: str) -> int:
@@ -87,6 +101,57 @@ def step_words(
     return torch.tensor(words)
 
 
+class StepTable:
+    """The words of passes of up to `most` rows, in memory that stays, so that a pass writes
+    only what it changes."""
+
+    def __init__(self, most: int) -> None:
+        first = len(WORDS) + len(STRIDES)
+        self._memory = (ctypes.c_int64 * (first + len(PassRows._fields) * most))()
+        self.address = ctypes.addressof(self._memory)
+        self._columns = [first + most * index for index in range(len(PassRows._fields))]
+        self._known: tuple[torch.Tensor, Pages] | None = None
+        for name, column in zip(PassRows._fields, self._columns, strict=True):
+            self._memory[index_of(name)] = self.address + 8 * column
+        self._limits = (0, 0)
+
+    def fill(
+        self,
+        rows: PassRows,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        cache: Pages,
+        num_tokens: int = 0,
+    ) -> None:
+        """As step_words and check_tokens; `rotary` and `cache` are kept. A cache whose tables
+        change is another object."""
+        if self._known is None or self._known[0] is not rotary[0] or self._known[1] is not cache:
+            self._point(rotary, cache)
+        capacity, num_slots = self._limits
+        _check_numbers("positions", rows.positions, 0, min(capacity, len(rotary[0])) - 1)
+        _check_numbers("slots", rows.slots, 0, num_slots - 1)
+        _check_numbers("visible keys", rows.visible, 1, capacity)
+        if rows.tokens:
+            _check_numbers("tokens", rows.tokens, 0, num_tokens - 1)
+        self._memory[0] = len(rows.positions)
+        for column, values in zip(self._columns, rows, strict=True):
+            self._memory[column : column + len(values)] = values
+
+    def _point(self, rotary: tuple[torch.Tensor, torch.Tensor], cache: Pages) -> None:
+        nowhere = torch.zeros(0, dtype=torch.int64)
+        words = step_words(Place(nowhere, nowhere, nowhere), rotary, cache).tolist()
+        for name in ("cos", "sin", "cache", "tables", *STRIDES):
+            self._memory[index_of(name)] = words[index_of(name)]
+        self._known = (rotary[0], cache)
+        self._limits = (cache.tables.shape[1] * PAGE, cache.tables.shape[0])
+        self._rotary = rotary
+
+
+def _check_numbers(what: str, numbers: Sequence[int], low: int, high: int) -> None:
+    least, most = min(numbers), max(numbers)
+    if not low <= least <= most <= high:
+        raise ValueError(f"{what} from {least} to {most}, not {low} to {high}")
+
+
 def _check(what: str, values: torch.Tensor, low: int, high: int) -> None:
     """Kernels read memory at these numbers."""
     kind = torch.int32 if what == "pages" else torch.int64
@@ -95,9 +160,6 @@ def _check(what: str, values: torch.Tensor, low: int, high: int) -> None:
     if not values.numel():
         return
     if values.numel() <= FEW:  # for so few a list is the quicker way
-        numbers = values.flatten().tolist()
-        least, most = min(numbers), max(numbers)
+        _check_numbers(what, values.flatten().tolist(), low, high)
     else:
-        least, most = (int(each) for each in values.aminmax())
-    if not low <= least <= most <= high:
-        raise ValueError(f"{what} from {least} to {most}, not {low} to {high}")
+        _check_numbers(what, [int(each) for each in values.aminmax()], low, high)
