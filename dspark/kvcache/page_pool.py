@@ -105,7 +105,7 @@ class PagedPool:
     ) -> PassRows:
         """The next rows of each slot, request after request, whose pages are reserved; a row sees
         those before it and itself (causal), or all of its request's."""
-        rows = PassRows(tokens, [], [], [])
+        rows = PassRows([*tokens], [], [], [])
         for slot, size in zip(slots, sizes, strict=True):
             start, end = slot.length, slot.length + size
             self.reserve(slot.index, end, start)

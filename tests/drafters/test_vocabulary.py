@@ -60,8 +60,8 @@ def test_its_columns_are_the_full_vocabulary_of_what_it_holds(both):
 def test_company_changes_nothing(both):
     _, reduced = both
     one, other = reduced.open(), reduced.open()
-    reduced.extend(one, torch.tensor([50, 60]))
-    reduced.extend(other, torch.arange(100, 300))
+    reduced.extend(one, [50, 60])
+    reduced.extend(other, [*range(100, 300)])
     hidden = torch.randn(2, 3, 8)
     alone = reduced.logits(hidden[:1], [one])
     assert torch.equal(reduced.logits(hidden, [one, other])[:1], alone)
@@ -73,16 +73,16 @@ def test_it_follows_from_the_tokens_alone_even_where_columns_ran_out(both, monke
     torch.manual_seed(1)
     tokens = torch.randint(0, 30, (80,))
     whole = reduced.open()
-    reduced.extend(whole, tokens)
+    reduced.extend(whole, tokens.tolist())
     pieces = reduced.open()
     for chunk in tokens.split(7):
-        reduced.extend(pieces, chunk)
+        reduced.extend(pieces, chunk.tolist())
     assert state(whole) == state(pieces)
     held = [int(i) for i, m in zip(whole.ids, whole.mask, strict=True) if m == 0]
     assert len(held) == 5 and not set(held) & set(FIXED.tolist())
-    reduced.extend(pieces, torch.tensor([200, 201, 202, 203, 204, 205]))
+    reduced.extend(pieces, [200, 201, 202, 203, 204, 205])
     reduced.truncate(pieces, 33)
     fresh = reduced.open()
-    reduced.extend(fresh, tokens[:33])
+    reduced.extend(fresh, tokens[:33].tolist())
     live = fresh.mask == 0
     assert torch.equal(fresh.ids[live], pieces.ids[live]) and torch.equal(fresh.mask, pieces.mask)

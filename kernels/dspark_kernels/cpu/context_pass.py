@@ -69,7 +69,7 @@ class ContextPass:
         """taps float32 [N, T · H], N at most 64; writes into `cache`, the rest as in step_words."""
         if len(taps) > MAX_ROWS:
             raise ValueError(f"{len(taps)} rows in a pass of at most {MAX_ROWS}")
-        rows = PassRows((), *(each.tolist() for each in place))
+        rows = PassRows([], *(each.tolist() for each in place))
         self._runtime.run_jobs(self.job(taps.contiguous(), cache, rows, rotary))
 
     def job(

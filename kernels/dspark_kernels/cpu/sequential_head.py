@@ -160,10 +160,11 @@ class SequentialPass:
             self._token_memory[request * (self._size + 1)] = anchor
         records = [(o.rows.data_ptr(), o.ids.data_ptr(), o.num_used) for o in owns]
         words = [word for record in records for word in record]
-        self._words[first : first + len(words)] = words
+        self._words[first : first + len(words)] = [*words]
         pointers = [hidden.data_ptr(), logits.data_ptr(), self._address + 8 * first]
         pointers += [0, 0] if noise is None else [each.data_ptr() for each in noise]
-        self._words[:first] = [count, *pointers]
+        for index, word in enumerate((count, *pointers)):
+            self._words[index] = word
         return (self._greedy if noise is None else self._noisy).job(self._address)
 
     def chosen(self, count: int) -> ChosenRows:

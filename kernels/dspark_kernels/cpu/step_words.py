@@ -45,13 +45,14 @@ class Pages(NamedTuple):
 class PassRows(NamedTuple):
     """As Place, in lists, and the rows' tokens (none for operations that read none)."""
 
-    tokens: Sequence[int]
+    tokens: list[int]
     positions: list[int]
     slots: list[int]
     visible: list[int]
 
     def part(self, rows: slice) -> "PassRows":
-        return PassRows(*(each[rows] for each in self))
+        tokens, positions, slots, visible = (each[rows] for each in self)
+        return PassRows(tokens, positions, slots, visible)
 
 
 def index_of(name: str) -> int:
@@ -134,7 +135,7 @@ class StepTable:
             _check_numbers("tokens", rows.tokens, 0, num_tokens - 1)
         self._memory[0] = len(rows.positions)
         for column, values in zip(self._columns, rows, strict=True):
-            self._memory[column : column + len(values)] = values
+            self._memory[column : column + len(values)] = [*values]
 
     def _point(self, rotary: tuple[torch.Tensor, torch.Tensor], cache: Pages) -> None:
         nowhere = torch.zeros(0, dtype=torch.int64)
