@@ -18,9 +18,10 @@ from dspark.engine.sampling import BatchChooser, Sampler
 from dspark.engine.scheduled_engine import sps_folder
 from dspark.engine.session import Session, load_drafter, open_session
 from dspark.errors import InputError
-from dspark.events import LoadProgress
+from dspark.events import LoadProgress, Round
 from dspark.progress import follow
 from dspark_kernels.cpu import runtime
+from dspark_kernels.cpu.pool import Pool
 from dspark_kernels.cpu.processor import variants
 from tests.engine.pairs import decode, request
 from tests.targets.test_gguf import TOKENS, write
@@ -116,6 +117,43 @@ def test_a_draft_is_the_same_in_any_company_and_however_its_context_came(session
     drafter.extend([slot], [ids[:9]], [taps[:9]])
     drafter.truncate(slot, 100)
     assert torch.equal(drafter._backbone([slot], anchors[4:5]), hidden[4])
+
+
+@torch.inference_mode()
+def test_taps_taken_in_within_a_pass_are_those_of_its_committed_rows(session) -> None:
+    target, drafter = session.engine.target, session.engine.drafter
+    blocks, kept = [[5, 6, 7, 8], [9], [11, 12, 13]], [2, 1, 3]
+    slots = [target.open() for _ in blocks]
+    for index, slot in enumerate(slots):
+        target.prefill(slot, torch.arange(2, 22 + 30 * index))
+    joined, apart = (filled(drafter, [20, 50, 80], drafter.config.tap_width) for _ in range(2))
+    sizes = [len(block) for block in blocks]
+    whole = target.verify(slots, [torch.tensor(block) for block in blocks])
+    found = target.verify_ids(slots, blocks, lambda taps: drafter.job_of_taps(joined, sizes, taps))
+    assert torch.equal(found.logits, whole.logits) and torch.equal(found.taps, whole.taps)
+    assert list(found.largest[0]) == whole.logits.argmax(1).tolist() and all(found.largest[1])
+    drafter.keep(joined, [block[:n] for block, n in zip(blocks, kept, strict=True)])
+    rows = [taps[:n] for taps, n in zip(whole.taps.split(sizes), kept, strict=True)]
+    ids = [torch.tensor(block[:n]) for block, n in zip(blocks, kept, strict=True)]
+    drafter.extend(apart, ids, rows)
+    anchors = torch.tensor([3, 4, 5])
+    hidden = [drafter._backbone(each, anchors) for each in (joined, apart)]
+    assert torch.equal(*hidden)
+
+
+def test_a_greedy_round_is_two_calls_of_kernels_and_a_plain_one_is_one(
+    session, monkeypatch
+) -> None:
+    calls, run = [], Pool.run
+    monkeypatch.setattr(Pool, "run", lambda pool, jobs: (calls.append(jobs), run(pool, jobs)))
+    for plain, most in ((True, 1), (False, 2)):
+        rounds = 0
+        for event in session.engine.run([request([5, 6, 7], 24, plain=plain)]):
+            if isinstance(event, Round):
+                rounds += 1
+                assert len(calls) == most
+            calls.clear()
+        assert rounds > 3
 
 
 @pytest.mark.parametrize("sampling", [[{}], [{"temperature": 0.9, "seed": 3}, {}]])

@@ -92,6 +92,10 @@ def test_operations_follow_one_another(runtime):
             values[-1].zero_()
             program(step)
             assert torch.equal(values[-1], expected)
+        values[-1].zero_()
+        parts = [Program(runtime, ops[at : at + 7]) for at in range(0, len(ops), 7)]
+        runtime.run_jobs(*(part.job(step.data_ptr()) for part in parts))  # in one call
+        assert torch.equal(values[-1], expected)
 
 
 def test_nobody_waits_for_a_thread_that_does_nothing(tmp_path, monkeypatch):
