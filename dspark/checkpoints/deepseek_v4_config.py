@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 from dspark.checkpoints.config_values import LARGEST_SIZE, positive
 from dspark.checkpoints.deepseek_v4_layout import block_shapes, collapse_shapes, expert_shapes
@@ -16,6 +16,28 @@ MODEL_TYPE = "deepseek_v4"
 QUANTISED_RUN = 64  # dimensions of a key that share a scale
 MOST_SINKHORN_STEPS = 1000
 ENGINES = "vLLM and SGLang run it with its target."
+SHARED_SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_heads": "num_attention_heads",
+    "head_dim": "head_dim",
+    "rope_dim": "qk_rope_head_dim",
+    "query_rank": "q_lora_rank",
+    "output_rank": "o_lora_rank",
+    "output_groups": "o_groups",
+    "expert_size": "moe_intermediate_size",
+    "num_experts": "n_routed_experts",
+    "experts_per_token": "num_experts_per_tok",
+    "num_streams": "hc_mult",
+    "sinkhorn_steps": "hc_sinkhorn_iters",
+    "window": "sliding_window",
+    "max_positions": "max_position_embeddings",
+}
+SHARED_NUMBERS = {
+    "routed_scale": "routed_scaling_factor",
+    "swiglu_limit": "swiglu_limit",
+    "stream_eps": "hc_eps",
+}
 # values the drafter implements; others would need a forward that is not established
 ESTABLISHED = {
     "num_key_value_heads": 1,
@@ -26,6 +48,34 @@ ESTABLISHED = {
     "attention_bias": False,
     "expert_dtype": "fp4",
 }
+
+
+class SharedSizes(Protocol):
+    """What is checked of both configs."""
+
+    @property
+    def num_heads(self) -> int: ...
+
+    @property
+    def head_dim(self) -> int: ...
+
+    @property
+    def rope_dim(self) -> int: ...
+
+    @property
+    def output_groups(self) -> int: ...
+
+    @property
+    def num_experts(self) -> int: ...
+
+    @property
+    def experts_per_token(self) -> int: ...
+
+    @property
+    def sinkhorn_steps(self) -> int: ...
+
+    @property
+    def scale_block(self) -> tuple[int, int]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,35 +164,15 @@ class DeepseekV4HeadConfig:
     @classmethod
     def _parse(cls, raw: Mapping[str, Any], num_stages: int) -> "DeepseekV4HeadConfig":
         _refuse_unestablished(raw, num_stages)
-        rows, columns = raw["quantization_config"]["weight_block_size"]
         return cls(
+            **shared_sizes(raw),
             num_stages=num_stages,
-            vocab_size=int(raw["vocab_size"]),
-            hidden_size=int(raw["hidden_size"]),
             num_target_layers=int(raw["num_hidden_layers"]),
-            num_heads=int(raw["num_attention_heads"]),
-            head_dim=int(raw["head_dim"]),
-            rope_dim=int(raw["qk_rope_head_dim"]),
-            query_rank=int(raw["q_lora_rank"]),
-            output_rank=int(raw["o_lora_rank"]),
-            output_groups=int(raw["o_groups"]),
-            expert_size=int(raw["moe_intermediate_size"]),
-            num_experts=int(raw["n_routed_experts"]),
-            experts_per_token=int(raw["num_experts_per_tok"]),
-            num_streams=int(raw["hc_mult"]),
-            sinkhorn_steps=int(raw["hc_sinkhorn_iters"]),
-            window=int(raw["sliding_window"]),
             block_size=int(raw["dspark_block_size"]),
             mask_token_id=int(raw["dspark_noise_token_id"]),
             markov_rank=int(raw["dspark_markov_rank"]),
-            max_positions=int(raw["max_position_embeddings"]),
             target_layer_ids=tuple(int(layer) for layer in raw["dspark_target_layer_ids"]),
-            scale_block=(int(rows), int(columns)),
-            routed_scale=positive(raw, "routed_scaling_factor"),
-            swiglu_limit=positive(raw, "swiglu_limit"),
             rope_theta=positive(raw, "rope_theta"),
-            rms_norm_eps=positive({"rms_norm_eps": 1e-6} | dict(raw), "rms_norm_eps"),
-            stream_eps=positive(raw, "hc_eps"),
         )
 
     def _check(self) -> None:
@@ -151,12 +181,10 @@ class DeepseekV4HeadConfig:
             if field.type is int and not 1 <= size < LARGEST_SIZE and field.name != "mask_token_id":
                 raise ValueError(f"{field.name} {size} is out of range")
         plain = self.head_dim - self.rope_dim
-        if self.rope_dim % 2 or plain <= 0 or plain % QUANTISED_RUN:
+        if plain <= 0 or plain % QUANTISED_RUN:
             raise ValueError(f"qk_rope_head_dim {self.rope_dim} does not fit {self.head_dim}")
-        if self.num_heads % self.output_groups or self.experts_per_token > self.num_experts:
-            raise ValueError("o_groups or num_experts_per_tok is out of range")
-        if self.block_size > LARGEST_BLOCK or self.sinkhorn_steps > MOST_SINKHORN_STEPS:
-            raise ValueError("dspark_block_size or hc_sinkhorn_iters is out of range")
+        if self.block_size > LARGEST_BLOCK:
+            raise ValueError("dspark_block_size is out of range")
         if not 0 <= self.mask_token_id < self.vocab_size:
             raise ValueError(f"dspark_noise_token_id {self.mask_token_id} is not a valid token")
         taps = self.target_layer_ids
@@ -164,8 +192,39 @@ class DeepseekV4HeadConfig:
             raise ValueError(
                 f"dspark_target_layer_ids {list(taps)} are not valid layers of the target"
             )
-        if min(self.scale_block) < 1:
-            raise ValueError(f"weight_block_size {list(self.scale_block)} is out of range")
+        check_shared(self)
+
+
+def shared_sizes(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that configs of the target and of its head have in common, by name. Raises
+    KeyError for a key that is missing, TypeError and ValueError for one that is malformed."""
+    rows, columns = raw["quantization_config"]["weight_block_size"]
+    sizes = {field: int(raw[key]) for field, key in SHARED_SIZES.items()}
+    numbers = {field: positive(raw, key) for field, key in SHARED_NUMBERS.items()}
+    eps = positive({"rms_norm_eps": 1e-6} | dict(raw), "rms_norm_eps")
+    return {**sizes, **numbers, "rms_norm_eps": eps, "scale_block": (int(rows), int(columns))}
+
+
+def check_shared(config: SharedSizes) -> None:
+    """Raises ValueError for sizes that neither the target nor its head can have."""
+    if config.rope_dim % 2:
+        raise ValueError(f"qk_rope_head_dim {config.rope_dim} does not fit {config.head_dim}")
+    if config.num_heads % config.output_groups or config.experts_per_token > config.num_experts:
+        raise ValueError("o_groups or num_experts_per_tok is out of range")
+    if config.sinkhorn_steps > MOST_SINKHORN_STEPS:
+        raise ValueError("hc_sinkhorn_iters is out of range")
+    if min(config.scale_block) < 1:
+        raise ValueError(f"weight_block_size {list(config.scale_block)} is out of range")
+
+
+def refuse_unestablished(raw: Mapping[str, Any], what: str) -> None:
+    """Raises CheckpointError for a value whose forward is not established; `what` cannot run."""
+    for key, value in ESTABLISHED.items():
+        if raw.get(key, value) != value:
+            raise CheckpointError(
+                f"the target's {key} is {str(raw[key])[:40]}, {what}",
+                ENGINES,
+            )
 
 
 def holds_own_head(raw: Mapping[str, Any]) -> bool:
@@ -180,12 +239,7 @@ def _refuse_unestablished(raw: Mapping[str, Any], num_stages: int) -> None:
             "that dspark cannot read",
             ENGINES,
         )
-    for key, value in ESTABLISHED.items():
-        if raw.get(key, value) != value:
-            raise CheckpointError(
-                f"the target's {key} is {str(raw[key])[:40]}, for which dspark cannot run the head",
-                ENGINES,
-            )
+    refuse_unestablished(raw, "for which dspark cannot run the head")
     depth = int(raw["num_hidden_layers"])
     if any(raw.get("compress_ratios", ())[depth : depth + num_stages]):
         raise CheckpointError(

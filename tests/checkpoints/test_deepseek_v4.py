@@ -184,7 +184,7 @@ def test_scales_may_be_bytes(own: Path, toy: tuple[Path, dict[str, torch.Tensor]
         ({"hc_mult": 0}, "num_streams 0 is out of range"),
         ({"swiglu_limit": -1}, "swiglu_limit -1 is not positive"),
         ({"n_routed_experts": 2**30}, "lacks experts"),
-        ({"dspark_block_size": 2**20}, "dspark_block_size or"),
+        ({"dspark_block_size": 2**20}, "dspark_block_size is out"),
         ({"hc_sinkhorn_iters": 2**30}, "hc_sinkhorn_iters is"),
         ({"quantization_config": None}, "malformed"),
         ({"compress_ratios": 4}, "malformed"),

@@ -5,11 +5,12 @@ the byte of an exponent (e8m0): 2^(byte - 127). Bytes may be mapped from the fil
 them.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
+
+from dspark_kernels.cpu.row_table import RowTable
 
 Kind = Literal["float32", "bfloat16", "fp8", "fp4"]
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # by the lower three bits; the highest is the sign
@@ -121,28 +122,13 @@ def has_invalid_scale(scales: torch.Tensor) -> bool:
     return bool(low < SMALLEST_SCALE or high > LARGEST_SCALE)
 
 
-class FileTable:
+class FileTable(RowTable):
     """A plain weight read by rows, as an embedding is: as much of it as that takes."""
 
-    device, dtype = torch.device("cpu"), torch.float32
-
     def __init__(self, weight: FileWeight) -> None:
+        super().__init__(weight.shape)
         self.stored = weight
-        self.shape = torch.Size(weight.shape)
 
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, ids: torch.Tensor | int) -> torch.Tensor:
-        """ids int64 [...] -> float32 [..., K]."""
-        ids = torch.as_tensor(ids)
-        rows = replace(self.stored, codes=self.stored.codes[ids.flatten()])
-        return rows.values().view(*ids.shape, self.shape[1])
-
-    def split(self, num_rows: int) -> Iterator[torch.Tensor]:
-        """All rows, so many at a time."""
-        for start in range(0, len(self), num_rows):
-            yield self[torch.arange(start, min(start + num_rows, len(self)))]
-
-    def new_zeros(self, *shape: int) -> torch.Tensor:
-        return torch.zeros(shape)
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """As RowTable.rows."""
+        return replace(self.stored, codes=self.stored.codes[ids]).values()
