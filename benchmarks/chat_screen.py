@@ -35,6 +35,7 @@ from dspark.chat.replay import ReplayBackend
 from dspark.chat.running_stats import NOTHING_YET, add_event
 from dspark.chat.trace import TracedAnswer
 from dspark.events import Finished, Piece, PrefillProgress, Round
+from dspark_tui.app import run_app
 from dspark_tui.replay import ReplayApp
 
 TOKENS, RATE, PER_ROUND = 20_000, 2_000.0, 3
@@ -101,28 +102,23 @@ class MeasuredApp(ReplayApp):
             asked = time.monotonic() + 0.005
             await asyncio.sleep(0.005)
             self.late.append(time.monotonic() - asked)
-            if time.monotonic() - begun < TOKENS / RATE:  # the rendered answer is told apart
-                ended = time.monotonic()
-        shown, work = time.monotonic(), time.process_time() - busy
-        await asyncio.sleep(1.0)
-        self._write(begun, ended, shown, work)
+        ended, work = time.monotonic(), time.process_time() - busy
+        self._write(begun, ended, work)
         self.exit()
 
-    def _write(self, begun: float, ended: float, shown: float, work: float) -> None:
+    def _write(self, begun: float, ended: float, work: float) -> None:
         at = [begun, *(each for each in self.pictures if begun < each <= ended)]
         gaps = [after - before for before, after in itertools.pairwise(at)]
-        after_end = [each for each in self.pictures if each > ended]
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         found = {
-            "tokens_per_second": TOKENS / (shown - begun),
-            "share_of_a_core": work / (shown - begun),
+            "tokens_per_second": TOKENS / (ended - begun),
+            "share_of_a_core": work / (ended - begun),
             "peak_mb": peak / 1e6,
             "pictures_per_second": len(gaps) / (ended - begun),
             "median_frame_gap": statistics.median(gaps),
             "longest_frame_gap": max(gaps),
             "p99_late": statistics.quantiles(self.late, n=100)[98],
             "longest_late": max(self.late),
-            "seconds_to_markdown": after_end[-1] - ended if after_end else 0.0,
         }
         self.report.write_text(json.dumps(found))
 
@@ -158,7 +154,7 @@ def main() -> None:
     parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.report:
-        MeasuredApp(ReplayBackend([traced_answer()]), arguments.report).run()
+        run_app(MeasuredApp(ReplayBackend([traced_answer()]), arguments.report))
         return
     trials = [in_a_terminal() for _ in range(arguments.trials)]
     medians = {name: statistics.median(each[name] for each in trials) for name in trials[0]}

@@ -1,5 +1,6 @@
 """What a frame of a growing answer costs: rows that are new, however long the answer has become."""
 
+import gc
 import random
 from collections import Counter
 
@@ -11,6 +12,7 @@ from textual.selection import Selection
 from textual.strip import Strip
 
 from dspark.chat.token_spans import Mark
+from dspark_tui.garbage import NEVER
 from dspark_tui.token_styles import View
 from dspark_tui.widgets import rows
 from dspark_tui.widgets.rows import Rows
@@ -186,3 +188,28 @@ def test_tabs_reach_the_stops_of_their_line():
     assert [row.content.plain for row in grown.rows] == [
         line.expandtabs(8) for line in ("ab\tc", "\td\te")
     ]
+
+
+async def test_old_objects_are_not_searched_for_garbage_while_an_answer_is_written(
+    open_chat, backend, script
+):
+    """That takes longer than a frame may."""
+    usual = gc.get_threshold()
+    backend.is_held = True
+    try:
+        async with open_chat(script("The", ([], [], " end"))) as chat:
+            chat.screen.garbage.is_on = True
+            backend.release(3)
+            await chat.until(lambda: chat.screen.phase == "ready")
+            await chat.ask("Go")
+            await chat.until(lambda: chat.screen.phase == "answering")
+            assert gc.get_freeze_count() > 0
+            assert gc.get_threshold() == (*usual[:2], NEVER)
+            backend.release(10)
+            await chat.until(lambda: chat.screen.phase == "ready")
+            assert gc.get_threshold() == usual
+            chat.screen.garbage.collect_all()
+            assert gc.get_freeze_count() == 0
+    finally:
+        gc.set_threshold(*usual)
+        gc.unfreeze()

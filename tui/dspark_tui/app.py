@@ -16,6 +16,7 @@ from textual.screen import Screen
 from dspark.atomic import replacing
 from dspark.chat.backend import ChatBackend, ChatSettings, OtherModels
 from dspark.chat.sessions.store import ChatStore
+from dspark_tui.garbage import Garbage
 from dspark_tui.screens.chat import ChatScreen
 from dspark_tui.screens.help import HelpScreen
 from dspark_tui.themes import DARK, LIGHT, theme_for_terminal
@@ -49,6 +50,7 @@ class DSparkApp(App[None]):
         self.store = store or ChatStore()
         self._first_chat = first_chat
         self.models = models
+        self.garbage = Garbage()
         self.register_theme(DARK)
         self.register_theme(LIGHT)
         # TEXTUAL_THEME overrides it.
@@ -57,7 +59,12 @@ class DSparkApp(App[None]):
 
     def on_mount(self) -> None:
         self.chat = ChatScreen(
-            self.backend, self.settings, self.store, self._first_chat, self.models
+            self.backend,
+            self.settings,
+            self.store,
+            self._first_chat,
+            self.models,
+            self.garbage,
         )
         self.chat.view = self.FIRST_VIEW
         self.push_screen(self.chat)
@@ -143,6 +150,7 @@ def run_chat(
 
 def run_app(app: DSparkApp) -> int:
     """As `run_chat`."""
+    app.garbage.is_on = True
     app.run()
     app.chat.worker.backend.cancel()
     app.store.close()

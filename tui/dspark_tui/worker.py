@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from contextvars import copy_context
 from itertools import groupby
-from time import monotonic
+from time import monotonic, thread_time
 
 from textual import on
 from textual.message import Message
@@ -26,8 +26,8 @@ from dspark_tui.messages import (
     as_dspark_error,
 )
 
-FRAME_SECONDS = 1 / 30
-DRAWS_PER_FRAME = 3  # times that a frame could be drawn before the next: keys come first
+FRAME_SECONDS, LONGEST_FRAME_SECONDS = 1 / 30, 0.07
+SHARE = 0.2  # of a core, for the frames of an answer: keys and the decoder come first
 AnyEvent = LeftOut | ChatEvent
 
 
@@ -48,7 +48,8 @@ class BackendWorker(Widget):
         self._coming: list[tuple[int, AnyEvent | Exception]] = []
         self._coming_lock = threading.Lock()
         self._handed_on = 0.0
-        self._draw_seconds = 0.0
+        self._worked = 0.0
+        self._frame_work = 0.0  # the event loop's work since the frame before
 
     def load(self) -> None:
         self._start(self._load)
@@ -102,7 +103,7 @@ class BackendWorker(Widget):
 
     @on(Woken)
     def _hand_on_soon(self) -> None:
-        frame = max(FRAME_SECONDS, DRAWS_PER_FRAME * self._draw_seconds)
+        frame = min(max(FRAME_SECONDS, self._frame_work / SHARE), LONGEST_FRAME_SECONDS)
         wait = self._handed_on + frame - monotonic()
         if wait > 0:
             self.set_timer(wait, self._hand_on)
@@ -112,7 +113,8 @@ class BackendWorker(Widget):
     def _hand_on(self) -> None:
         with self._coming_lock:
             coming, self._coming = self._coming, []
-        self._handed_on = monotonic()
+        self._handed_on, before, self._worked = monotonic(), self._worked, thread_time()
+        self._frame_work = self._worked - before
         for turn, group in groupby(coming, key=lambda each: each[0]):
             told = [event for _, event in group]
             events = tuple(event for event in told if not isinstance(event, Exception))
@@ -121,10 +123,6 @@ class BackendWorker(Widget):
             for error in told:
                 if isinstance(error, Exception):
                     self._tell(AnswerFailed(turn, as_dspark_error(error)))
-        self.screen.call_after_refresh(self._note_draw)
-
-    def _note_draw(self) -> None:
-        self._draw_seconds = monotonic() - self._handed_on
 
     def _tell(self, message: Message) -> None:
         with suppress(RuntimeError):  # the app has just ended, and its loop is closed

@@ -185,6 +185,7 @@ class ChatScreen(ChatTurns):
         backend = self.models.open(name)
         self.worker.backend.close()
         self.worker.backend = backend
+        self.call_after_refresh(self.garbage.collect_all)
         self.status = Status(model=backend.name)
         self.query_one("#model", Static).update(backend.name)
         self.phase = "loading"

@@ -21,6 +21,7 @@ from dspark.errors import DSparkError
 from dspark.events import Finished
 from dspark_tui import wording
 from dspark_tui.actions import chats, versions
+from dspark_tui.garbage import Garbage
 from dspark_tui.messages import (
     AnswerEvents,
     AnswerFailed,
@@ -63,8 +64,10 @@ class ChatTurns(Screen[None]):
         store: ChatStore | None = None,
         first_chat: int | None = None,
         models: OtherModels | None = None,
+        garbage: Garbage | None = None,
     ) -> None:
         super().__init__()
+        self.garbage = garbage or Garbage()
         self.models = models
         self.given = self.settings = settings
         self.store = store or ChatStore()
@@ -252,6 +255,7 @@ class ChatTurns(Screen[None]):
     # Derived from the state
 
     def watch_phase(self, phase: Phase) -> None:
+        self.garbage.follow(phase == "answering")
         if self.is_mounted:
             self._follow_phase(phase)
 
