@@ -10,6 +10,7 @@ from dspark.config import ScheduleConfig, StopConfig
 from dspark.engine.current_device import on_device
 from dspark.engine.request import Request
 from dspark.engine.schedule.expected_gain import Gain, expected_gain
+from dspark.engine.schedule.expert_prices import ExpertPrices
 from dspark.engine.schedule.policies import SpsSchedule
 from dspark.engine.schedule.sps_profile import (
     CONTEXT_TOKENS,
@@ -19,6 +20,7 @@ from dspark.engine.schedule.sps_profile import (
 )
 from dspark.errors import InputError
 from dspark.events import LoadProgress, Round
+from dspark.targets.expert_use import RoutesExperts
 
 if TYPE_CHECKING:
     from dspark.engine.session import Session
@@ -33,11 +35,13 @@ PROMPTS = 8
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """`survival` [K] is the share of blocks whose first k drafts were accepted."""
+    """`survival` [K] is the share of blocks whose first k drafts were accepted; `experts` what
+    further rows bring of routed ones, and what one costs."""
 
     table: SpsTable
     survival: tuple[float, ...]
     gains: tuple[Gain, ...]
+    experts: dict[str, Any] | None = None
 
     @property
     def knee(self) -> int:
@@ -55,6 +59,7 @@ class Profile:
             "table": asdict(self.table),
             "survival": list(self.survival),
             "knee": self.knee,
+            "experts": self.experts,
             "gains": [{**asdict(each), "pays": each.pays} for each in self.gains],
         }
 
@@ -81,8 +86,10 @@ def run_profile(
     schedule.table = table
     table.save(session.sps_path())
     yield LoadProgress("measuring acceptance", total - 1, total)
-    survival = _survival(session, prompts[:PROMPTS])
-    return Profile(table, survival, tuple(expected_gain(table, survival, n) for n in counts))
+    prices = schedule.prices
+    survival = _survival(session, prompts[:PROMPTS], prices)
+    gains = tuple(expected_gain(schedule.curve(n), survival) for n in counts)
+    return Profile(table, survival, gains, None if prices is None else prices.figures())
 
 
 def _including(table: SpsTable, curve: SpsCurve) -> SpsTable:
@@ -92,11 +99,20 @@ def _including(table: SpsTable, curve: SpsCurve) -> SpsTable:
     )
 
 
-def _survival(session: "Session", prompts: Sequence[BenchPrompt]) -> tuple[float, ...]:
-    """From rounds that verify whole blocks."""
+def _survival(
+    session: "Session", prompts: Sequence[BenchPrompt], prices: ExpertPrices | None
+) -> tuple[float, ...]:
+    """From rounds that verify whole blocks, whose experts `prices` learns."""
     engine = session.with_schedule(ScheduleConfig("full")).engine
     stop = StopConfig(max_tokens=TOKENS)
-    events = engine.run([Request(each.token_ids, stop=stop) for each in prompts])
-    positions = acceptance_by_position([e for e in events if isinstance(e, Round)])
+    rounds = []
+    for event in engine.run([Request(each.token_ids, stop=stop) for each in prompts]):
+        if isinstance(event, Round):
+            rounds.append(event)
+            if prices is not None and isinstance(engine.target, RoutesExperts):
+                use = engine.target.expert_use()
+                if use is not None:
+                    prices.record(use)
+    positions = acceptance_by_position(rounds)
     engine.close()
     return tuple(each.rate for each in positions)

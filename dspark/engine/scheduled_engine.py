@@ -15,6 +15,7 @@ from dspark.engine.current_device import on_device
 from dspark.engine.loop import Engine
 from dspark.engine.runtime import ResolvedRuntime
 from dspark.engine.schedule.expected_gain import expected_gain
+from dspark.engine.schedule.expert_prices import ExpertPrices
 from dspark.engine.schedule.parking import Parking
 from dspark.engine.schedule.policies import (
     AsyncSpsSchedule,
@@ -26,6 +27,7 @@ from dspark.engine.schedule.sps_profile import SpsTable, measure_sps
 from dspark.engine.schedule.sps_watch import SpsWatch
 from dspark.hub import home
 from dspark.targets.base import Target
+from dspark.targets.expert_use import RoutesExperts
 from dspark.text.stream import TextCodec
 
 PARKING = ".parking"  # beside a table: what was learned of parking
@@ -50,19 +52,28 @@ def scheduled_engine(
         parking = Parking(path.with_suffix(PARKING), block_size=drafter.block_size)
         return Engine(target, drafter, FullSchedule(), codec, config, parking=parking)
     table = SpsTable.load(path)
-    if table is None or table.is_noisy or table.has_drifted:
+    routes = isinstance(target, RoutesExperts)
+    if table is None or table.is_noisy or table.has_drifted or routes > bool(table.expert_reads):
         with on_device(target.device):
             table = measure_sps(target, drafter, name)
         table.save(path)
-    scheduler = (AsyncSpsSchedule if schedule.mode == "async" else SpsSchedule)(table)
+    kind = AsyncSpsSchedule if schedule.mode == "async" else SpsSchedule
+    scheduler = kind(table, _prices(table, target, drafter))
     watch = SpsWatch(scheduler, path)
     parking = Parking(
         path.with_suffix(PARKING),
         _plain_seconds(table),
-        lambda count, survival: expected_gain(scheduler.table, survival, count),
+        lambda count, survival: expected_gain(scheduler.curve(count), survival),
         drafter.block_size,
     )
     return Engine(target, drafter, scheduler, codec, config, watch, parking)
+
+
+def _prices(table: SpsTable, target: Target, drafter: Drafter) -> ExpertPrices | None:
+    """None for a target without routed experts."""
+    if not isinstance(target, RoutesExperts) or not table.expert_reads:
+        return None
+    return ExpertPrices(target.expert_shape, drafter.block_size, table.expert_seconds)
 
 
 def _plain_seconds(table: SpsTable) -> Callable[[int], float]:

@@ -96,7 +96,7 @@ def test_a_profile_measures_what_the_schedule_reads(capsys):
 
 def test_the_expected_gain_is_tokens_over_time():
     table = SpsTable((1, 2, 3), (1.0, 1.5, 3.0), (1,), (0.5,))
-    gain = expected_gain(table, (0.8, 0.6), 1)
+    gain = expected_gain(table.curve(1), (0.8, 0.6))
     assert (gain.length, gain.gain) == (1, pytest.approx(1.8 / 2.0)) and not gain.pays
 
 

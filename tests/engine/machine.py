@@ -106,6 +106,6 @@ def parking_of(table: SpsTable, path: Path | None = None) -> Parking:
     return Parking(
         path,
         lambda n: table.curve(n).verify(n),
-        lambda n, survival: expected_gain(table, survival, n),
+        lambda n, survival: expected_gain(table.curve(n), survival),
         BLOCK,
     )

@@ -20,6 +20,7 @@ from dspark.engine.schedule.sps_watch import SpsWatch
 from dspark.errors import BrokenLogitsError
 from dspark.events import LoadProgress, TokenLogprobs
 from dspark.targets.base import KernelTarget, Pass, Slot, Target
+from dspark.targets.expert_use import RoutesExperts
 from dspark_kernels import Acceptance, accept_chosen
 from dspark_kernels.cpu.argmax import argmax
 from dspark_kernels.cpu.decoder_pass import MAX_ROWS
@@ -133,7 +134,8 @@ class HostRounds:
             rows = sum(verified + 1 for verified, _ in blocks)
             depth = mean_length(self.target, [outcome.active for outcome in outcomes])
             others = seconds - first.verify_seconds if has_drafts else 0.0
-            self._sps_watch.follow(len(blocks), rows, depth, first.verify_seconds, others)
+            use = self.target.expert_use() if isinstance(self.target, RoutesExperts) else None
+            self._sps_watch.follow(len(blocks), rows, depth, first.verify_seconds, others, use)
 
     def _round(self, batch: Sequence[ActiveRequest], has_drafts: bool) -> list[Outcome]:
         started, self._caught_up_seconds = time.perf_counter(), 0.0

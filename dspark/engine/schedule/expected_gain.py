@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dspark.engine.schedule.sps_profile import SpsTable
+from dspark.engine.schedule.sps_profile import SpsCurve
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +28,10 @@ class Gain:
         return self.round_seconds / self.plain_seconds
 
 
-def expected_gain(table: SpsTable, survival: Sequence[float], count: int) -> Gain:
+def expected_gain(curve: SpsCurve, survival: Sequence[float]) -> Gain:
     """Of the best fixed length; `survival` [K] is the share of blocks whose first k drafts are
     accepted."""
-    curve = table.curve(count)
+    count = curve.requests
     plain, draft = curve.verify(count), curve.draft_seconds
 
     def seconds(length: int) -> float:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from dspark.engine.schedule.expert_prices import ExpertPrices
 from dspark.engine.schedule.sps_profile import CONTEXT_TOKENS, SpsCurve, SpsTable
 
 DEPTH_STEP = 256  # tokens of context that are scheduled alike
@@ -87,25 +88,33 @@ class ThresholdSchedule:
 
 
 class SpsSchedule:
-    """Admit by survival while the expected throughput Θ = (R + Σ survival) · SPS rises."""
+    """Admit by survival while the expected throughput Θ = (R + Σ survival) · SPS rises. `prices`:
+    of the experts that rows bring, changed between rounds only."""
 
     threshold: float | None = None
 
-    def __init__(self, table: SpsTable) -> None:
-        self.table = table
+    def __init__(self, table: SpsTable, prices: ExpertPrices | None = None) -> None:
+        self.table, self.prices = table, prices
+        self._priced_at = 0
         self._curves: dict[tuple[int, int], SpsCurve] = {}
         self._curves_of = table
 
     def _steps(self, num_requests: int, depth: int) -> Callable[[int], float]:
         """Steps per second by the number of rows."""
-        if self._curves_of is not self.table:
-            self._curves_of = self.table
+        rounds = 0 if self.prices is None else self.prices.rounds
+        if self._curves_of is not self.table or self._priced_at != rounds:
+            self._curves_of, self._priced_at = self.table, rounds
             self._curves.clear()
         key = num_requests, depth // DEPTH_STEP
         if key not in self._curves:
             middle = (key[1] * DEPTH_STEP) + DEPTH_STEP // 2
-            self._curves[key] = self.table.curve(num_requests, middle)
+            self._curves[key] = self.curve(num_requests, middle)
         return self._curves[key].steps_per_second
+
+    def curve(self, num_requests: int, depth: int = CONTEXT_TOKENS) -> SpsCurve:
+        """What passes are expected to cost at present."""
+        curve = self.table.curve(num_requests, depth)
+        return curve if self.prices is None else self.prices.priced(curve)
 
     def admit(
         self,
@@ -147,8 +156,8 @@ class AsyncSpsSchedule(SpsSchedule):
     depend on later ones. It can be computed while the device works.
     """
 
-    def __init__(self, table: SpsTable) -> None:
-        super().__init__(table)
+    def __init__(self, table: SpsTable, prices: ExpertPrices | None = None) -> None:
+        super().__init__(table, prices)
         self._earlier: deque[list[list[float]]] = deque(maxlen=2)
 
     def admit(

@@ -19,25 +19,32 @@ from dspark.config import SamplingConfig
 from dspark.drafters.base import Drafter, DraftSlot
 from dspark.engine.sampling import BatchChooser, Sampler
 from dspark.targets.base import Slot, Target
+from dspark.targets.expert_use import RoutesExperts
 
 CONTEXT_TOKENS = 128
 TRIALS = 7
+EXPERT_TRIALS = 3
 NOISY_SPREAD = 0.5  # idle machines stay below 0.2; one other busy process gives 0.5 to 3
 DRIFT = 1.5  # ratio of a single request's rounds to the table, or its inverse: another machine
 SEVERAL = 4  # requests whose draft is timed too
+FASTEST_MEMORY = 1e12  # bytes a second, of a CPU: reads of experts cost something
 LEAST_SHARE = 0.1  # of a corrected pass: no line makes it free
 
 
 @dataclass(frozen=True, slots=True)
 class SpsCurve:
     """Seconds of a verify pass by its rows, and of a draft, for requests of that many tokens of
-    context each."""
+    context each. `expert_reads`: routed experts that a pass read, none of a target without."""
 
     requests: int
     depth: int
     rows: tuple[int, ...]
     verify_seconds: tuple[float, ...]
     draft_seconds: float
+    expert_reads: tuple[float, ...] = ()
+
+    def reads(self, rows: float) -> float:
+        return _interpolate(self.rows, self.expert_reads, rows) if self.expert_reads else 0.0
 
     def verify(self, rows: float) -> float:
         return _interpolate(self.rows, self.verify_seconds, rows)
@@ -72,6 +79,7 @@ class SpsTable:
     CONTEXT_TOKENS; `curves` are further measurements, of more requests or at greater depths, and
     `corrections` what finished rounds said of all that.
 
+    `expert_reads` are routed experts that the passes read, `expert_seconds` what one cost.
     `spread` is the largest interquartile range of a point's trials over their median,
     `measured_at` a Unix time, `pair` the name under which it was measured.
     """
@@ -85,6 +93,8 @@ class SpsTable:
     pair: str = ""
     curves: tuple[SpsCurve, ...] = ()
     corrections: tuple[Correction, ...] = ()
+    expert_reads: tuple[float, ...] = ()
+    expert_seconds: float = 0.0
 
     @property
     def is_noisy(self) -> bool:
@@ -134,7 +144,17 @@ class SpsTable:
         scaled = {max(n * num_requests // own, 1) for n, own in every}
         rows = tuple(sorted(scaled | {n for n, _ in every}))
         seconds = tuple(self.verify(n, num_requests, depth) for n in rows)
-        return SpsCurve(num_requests, depth, rows, seconds, self.draft(num_requests, depth))
+        draft, reads = self.draft(num_requests, depth), self._reads(rows, num_requests, depth)
+        return SpsCurve(num_requests, depth, rows, seconds, draft, reads)
+
+    def _reads(self, rows: Sequence[int], num_requests: int, depth: int) -> tuple[float, ...]:
+        """Of experts, between what was counted as seconds are between what was timed."""
+        counted = [each for each in self.curves if each.expert_reads]
+        if not self.expert_reads:
+            return ()
+        curves = tuple(replace(each, verify_seconds=each.expert_reads) for each in counted)
+        reads = replace(self, verify_seconds=self.expert_reads, curves=curves, expert_reads=())
+        return tuple(reads.verify(n, num_requests, depth) for n in rows)
 
     def _by_requests(self) -> dict[int, list[SpsCurve]]:
         """Curves by number of requests, the shallowest first."""
@@ -236,11 +256,14 @@ def measure_sps(target: Target, drafter: Drafter, pair: str = "") -> SpsTable:
         (slot,), draft_slots, taps = opened
         verify: dict[int, list[float]] = {n: [] for n in rows}
         draft: dict[int, list[float]] = {n: [] for n in counts}
+        reads = {n: 0.0 for n in rows}
         for _ in range(TRIALS):
             for n in rows:
                 verify[n].append(_verify_seconds(target, [slot], n))
+                reads[n] = _reads_of(target)
             for n in counts:
                 draft[n].append(_draft_seconds(drafter, draft_slots[:n], taps))
+        expert_seconds = _expert_seconds(target, slot, drafter.block_size + 1)
     medians = [statistics.median(verify[n]) for n in rows]
     drafting = [statistics.median(draft[n]) for n in counts]
     return SpsTable(
@@ -251,6 +274,8 @@ def measure_sps(target: Target, drafter: Drafter, pair: str = "") -> SpsTable:
         spread=max(_spread(trial) for trial in (*verify.values(), draft[1])),
         measured_at=time.time(),
         pair=pair,
+        expert_reads=tuple(reads.values()) if expert_seconds else (),
+        expert_seconds=expert_seconds,
     )
 
 
@@ -262,16 +287,19 @@ def measure_with_requests(
     blocks."""
     sizes = sorted({1, 2, drafter.block_size + 1})
     verify: dict[int, list[float]] = {size: [] for size in sizes}
+    reads = {size: 0.0 for size in sizes}
     drafting = []
     with _open_requests(target, drafter, num_requests, num_requests, depth) as opened:
         slots, draft_slots, taps = opened
         for _ in range(trials):
             for size in sizes:
                 verify[size].append(_verify_seconds(target, slots, size))
+                reads[size] = _reads_of(target)
             drafting.append(_draft_seconds(drafter, draft_slots, taps))
     medians = _never_falling([statistics.median(verify[size]) for size in sizes])
     rows = tuple(size * num_requests for size in sizes)
-    return SpsCurve(num_requests, depth, rows, tuple(medians), statistics.median(drafting))
+    own = tuple(reads.values()) if isinstance(target, RoutesExperts) else ()
+    return SpsCurve(num_requests, depth, rows, tuple(medians), statistics.median(drafting), own)
 
 
 @contextmanager
@@ -297,9 +325,39 @@ def _open_requests(
             drafter.close(draft_slot)
 
 
-def _verify_seconds(target: Target, slots: Sequence[Slot], size: int) -> float:
+def _reads_of(target: Target) -> float:
+    """Routed experts that the last pass read."""
+    use = target.expert_use() if isinstance(target, RoutesExperts) else None
+    return 0.0 if use is None else float(use.reads)
+
+
+def _expert_seconds(target: Target, slot: Slot, size: int) -> float:
+    """Of reading one more expert: passes of as many rows, of one token and of different ones, do
+    the same but for the experts. 0 for a target without, or whose tokens share all of them."""
+    if not isinstance(target, RoutesExperts):
+        return 0.0
+    generator = torch.Generator().manual_seed(0)
+    different = torch.randint(0, target.spec.vocab_size, (EXPERT_TRIALS, size), generator=generator)
+    same: list[tuple[float, float]] = []
+    mixed: list[tuple[float, float]] = []
+    for tokens in different.to(target.device):
+        for block, found in ((torch.zeros_like(tokens), same), (tokens, mixed)):
+            found.append((_verify_seconds(target, [slot], size, block), _reads_of(target)))
+    (seconds, reads), (longer, more) = (
+        (statistics.median(each[0] for each in found), statistics.mean(each[1] for each in found))
+        for found in (same, mixed)
+    )
+    price = (longer - seconds) / (more - reads) if more > reads else 0.0
+    return max(price, target.expert_shape.num_bytes / FASTEST_MEMORY)
+
+
+def _verify_seconds(
+    target: Target, slots: Sequence[Slot], size: int, block: torch.Tensor | None = None
+) -> float:
     """Of `size` rows for each of these requests, until the host has read them."""
-    blocks = [torch.zeros(size, dtype=torch.long, device=target.device)] * len(slots)
+    if block is None:
+        block = torch.zeros(size, dtype=torch.long, device=target.device)
+    blocks = [block] * len(slots)
     started = time.perf_counter()
     float(target.verify(slots, blocks).logits[-1, 0])
     seconds = time.perf_counter() - started

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dspark.engine.schedule.policies import DEPTH_STEP, SpsSchedule
 from dspark.engine.schedule.sps_profile import CONTEXT_TOKENS, Correction, SpsCurve, SpsTable
+from dspark.targets.expert_use import ExpertUse
 
 MEMORY = 1 - 1 / 48  # per round
 RIDGE = 0.02  # variance, in times of twice the rows, at which rounds say as much as the table does
@@ -82,13 +83,26 @@ class SpsWatch:
         self._begin_with(schedule.table)
 
     def follow(
-        self, num_requests: int, rows: int, depth: int, pass_seconds: float, other_seconds: float
+        self,
+        num_requests: int,
+        rows: int,
+        depth: int,
+        pass_seconds: float,
+        other_seconds: float,
+        use: ExpertUse | None = None,
     ) -> None:
-        """One finished round: `other_seconds` are those of drafting (0: a plain round)."""
+        """One finished round: `other_seconds` are those of drafting (0: a plain round); `use`: of
+        routed experts, which have prices of their own."""
         if self._schedule.table is not self._table:  # somebody has measured again
             self._begin_with(self._schedule.table)
         curve = self._curve(num_requests, depth)
         plain = curve.verify(num_requests)
+        if use is not None and (prices := self._schedule.prices) is not None:
+            reads, near = curve.reads(rows), prices.near_seconds
+            expected = self._schedule.table.curve(num_requests, depth).verify(rows)
+            prices.record_far(use, pass_seconds, expected + (use.reads - reads) * near)
+            pass_seconds = prices.as_measured(use, curve, rows, pass_seconds)
+            prices.record(use)
         key = 1 << (num_requests - 1).bit_length()
         if key not in self._fits:
             self._fits[key] = self._like_neighbours(key)
