@@ -76,7 +76,8 @@ class Round:
     number it kept, `next` the correction or bonus id. `pieces` is the reader's text (cut at a
     stop), `rejected` the drafted pieces that the target checked and refused. `is_parked`: nothing
     was drafted, because plain decoding is faster at present: a round with drafts takes `draft_cost`
-    plain ones and gives `draft_tokens` (0: not known).
+    plain ones and gives `draft_tokens` (0: not known). `expert_reads` routed experts were read in
+    its pass, by all requests together, `expert_far` of them not from memory (0 without routing).
     """
 
     request_id: int
@@ -96,6 +97,8 @@ class Round:
     is_parked: bool = False
     draft_cost: float = 0.0
     draft_tokens: float = 0.0
+    expert_reads: int = 0
+    expert_far: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,8 @@ def round_record(event: Round) -> dict[str, Any]:
         "parked": event.is_parked,
         "draft_cost": event.draft_cost,
         "draft_tokens": event.draft_tokens,
+        "expert_reads": event.expert_reads,
+        "expert_far": event.expert_far,
     }
 
 
@@ -136,6 +138,8 @@ def read_round(record: dict[str, Any], request_id: int) -> PrefillProgress | Rou
         is_parked=bool(record.get("parked", False)),
         draft_cost=float(record.get("draft_cost", 0.0)),
         draft_tokens=float(record.get("draft_tokens", 0.0)),
+        expert_reads=int(record.get("expert_reads", 0)),
+        expert_far=int(record.get("expert_far", 0)),
     )
 
 

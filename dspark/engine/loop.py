@@ -413,6 +413,8 @@ class Engine:
             is_parked=outcome.is_parked,
             draft_cost=outcome.draft_cost,
             draft_tokens=outcome.draft_tokens,
+            expert_reads=outcome.expert_reads,
+            expert_far=outcome.expert_far,
         )
 
 

@@ -23,6 +23,7 @@ from dspark.models.deepseek_v4.float_experts import feed_experts
 from dspark.models.deepseek_v4.native_pass import FeedExperts
 from dspark.models.deepseek_v4.rounded_experts import feed_rounded
 from dspark.targets.base import Pass, TargetSpec
+from dspark.targets.expert_use import ExpertShape, ExpertUse, expert_use
 from dspark.targets.stop_tokens import stop_tokens
 from dspark_kernels.cpu.file_weight import FileTable
 from dspark_kernels.cpu.float_matrix import multiply_floats
@@ -48,6 +49,11 @@ class DeepseekV4Target:
         self._head = partial(multiply_floats, weight=weights.matrices["head.weight"])
         self.caches = RequestCaches(config)
         self._decoder = Decoder(config, weights, feed)
+        self._sizes: list[int] = []  # of the blocks verified last
+        expert = weights.blocks[0].experts[0]
+        sizes = (each.num_bytes for each in (expert.gate, expert.up, expert.down))
+        counts = (config.num_layers, config.num_experts, config.experts_per_token)
+        self.expert_shape = ExpertShape(*counts, num_bytes=sum(sizes))
         self.spec = TargetSpec(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
@@ -83,6 +89,7 @@ class DeepseekV4Target:
     def prefill(self, slot: KVSlot, token_ids: torch.Tensor, total: int | None = None) -> Pass:
         """As Target.prefill."""
         hidden, taps = self._run(token_ids, [slot], [len(token_ids)])
+        self._sizes = []
         slot.length += len(token_ids)
         return Pass(self._head(hidden[-1:]), taps)
 
@@ -92,11 +99,18 @@ class DeepseekV4Target:
         if max(sizes) > MAX_ROWS:
             raise ValueError(f"a block of {max(sizes)} rows, {MAX_ROWS} can be taken back")
         hidden, taps = self._run(torch.cat(list(blocks)), slots, sizes)
+        self._sizes = sizes
         return Pass(self._head(hidden), taps)
 
     def commit(self, slots: Sequence[KVSlot], num_kept: Sequence[int]) -> None:
         for slot, kept in zip(slots, num_kept, strict=True):
             slot.length += kept
+
+    def expert_use(self) -> ExpertUse | None:
+        """As RoutesExperts.expert_use."""
+        if sum(self._sizes) != self._decoder.routes.shape[1] or not self._sizes:
+            return None
+        return expert_use(self._decoder.routes, self._sizes)
 
     def fork(self, slot: KVSlot, length: int) -> KVSlot | None:
         """As Target.fork: None where the window before `length` is overwritten already."""

@@ -1,5 +1,7 @@
 """A profile as a curve, its knee, and a table of expected gains."""
 
+from typing import Any
+
 from dspark.bench.profile import Profile
 from dspark_cli.output.tables import Column, print_table, wrapped
 from dspark_cli.output.text_plot import text_plot
@@ -23,9 +25,23 @@ def print_profile(profile: Profile) -> None:
     rates = ", ".join(f"{share:.0%}" for share in profile.survival)
     print(wrapped(f"{knee}; drafts accepted up to each position: {rates}"))
     print()
+    if profile.experts is not None:
+        print(wrapped(_experts(profile.experts)) + "\n")
     print_table(COLUMNS, _rows(profile))
     if profile.table.is_noisy:
         print(wrapped("\nthe machine was busy: measure again on a quiet one"))
+
+
+def _experts(figures: dict[str, Any]) -> str:
+    brought = ", ".join(f"{each:.0f}" for each in figures["new_experts"])
+    text = (
+        f"routed experts that each row of a block brings: {brought}; one is "
+        f"{figures['expert_bytes'] / 1e6:.2f} MB and takes {1e3 * figures['near_seconds']:.3f} ms"
+    )
+    if figures["far_share"]:
+        far = f"{figures['far_share']:.0%} are not in memory and take "
+        text += f"; {far}{1e3 * figures['far_seconds']:.2f} ms"
+    return text
 
 
 def _rows(profile: Profile) -> list[list[str]]:

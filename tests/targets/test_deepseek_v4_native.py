@@ -273,3 +273,34 @@ def test_other_layouts_of_the_family_are_left_to_transformers() -> None:
     assert not is_published_layout({"model_type": "deepseek_v4", "layer_types": []})
     assert not is_published_layout(CONFIG | {"expert_dtype": "fp8"})
     assert not is_published_layout(CONFIG | {"quantization_config": None})
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("which", ["target", "rounding"])
+def test_the_experts_of_a_pass_are_those_of_transformers(
+    which: str, folder: Path, request: pytest.FixtureRequest
+) -> None:
+    """A layer's first choices go by the token, later ones by the router: counted by a hook on the
+    reference's gates."""
+    target: DeepseekV4Target = request.getfixturevalue(which)
+    oracle = load_hf(
+        folder, tap_layers=TAPS, stop_token_ids=frozenset(), device=CPU, dtype=torch.float32
+    )
+    chosen: list[torch.Tensor] = []
+    for module in oracle.model.modules():
+        if type(module).__name__.endswith("Router"):
+            module.register_forward_hook(lambda *call: chosen.append(call[2][-1]))
+    oracle.verify([oracle.open()], [IDS[:12]])
+    assert len(chosen) == CONFIG["num_hidden_layers"]
+    slot = target.open()
+    target.prefill(slot, IDS[:7])
+    target.verify([slot], [IDS[7:12]])
+    seen, new = set(), []
+    for row in range(7, 12):
+        mine = {(index, int(e)) for index, each in enumerate(chosen) for e in each[row]}
+        new.append(len(mine - seen))
+        seen |= mine
+    use = target.expert_use()
+    assert use is not None and use.new == (tuple(new),) and use.reads == len(seen)
+    assert target.expert_shape.num_bytes == 3 * 64 * 32 * 17 // 32
+    target.close(slot)

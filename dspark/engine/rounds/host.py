@@ -43,6 +43,8 @@ class Outcome:
     is_parked: bool = False
     draft_cost: float = 0.0  # if parked, as in Round
     draft_tokens: float = 0.0
+    expert_reads: int = 0  # of the pass, as in Round
+    expert_far: int = 0
 
 
 class RoundRunner(Protocol):
@@ -159,6 +161,8 @@ class HostRounds:
             time.perf_counter() - started,
         )
         why = () if has_drafts or self._parking is None else self._parking.figures(len(batch))
+        use = self.target.expert_use() if isinstance(self.target, RoutesExperts) else None
+        experts = {} if use is None else {"expert_reads": use.reads, "expert_far": use.far}
         outcomes, start = [], 0
         for active, draft, acceptance in zip(batch, drafts, accepted, strict=True):
             end, logprobs = start + draft.length + 1, None
@@ -168,7 +172,8 @@ class HostRounds:
             start = end
             facts = (active, draft.ids, draft.confidences, draft.length, *acceptance, *times)
             is_parked = not has_drafts and active.draft_slot is not None
-            outcomes.append(Outcome(*facts, logprobs, is_parked, *(why if is_parked else ())))
+            told = why if is_parked else ()
+            outcomes.append(Outcome(*facts, logprobs, is_parked, *told, **experts))
         return outcomes
 
     def _propose(self, batch: Sequence[ActiveRequest]) -> Proposals | None:

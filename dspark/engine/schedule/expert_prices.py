@@ -51,13 +51,13 @@ class ExpertPrices:
         if use.reads:
             self.far_share = _towards(self.far_share, use.far / use.reads)
 
-    def record_far(self, use: ExpertUse, pass_seconds: float, expected: float) -> None:
-        """`expected` seconds of the same pass if all experts had been in memory."""
-        if not use.far:
-            return
-        took = max(pass_seconds - expected, 0.0) / use.far + self.near_seconds
-        took = max(self.near_seconds, min(took, OUTLIER * self.far_seconds))
-        self.far_seconds = _towards(self.far_seconds, took)
+    def record_far(self, use: ExpertUse, pass_seconds: float, curve: SpsCurve, rows: int) -> None:
+        """By a finished round; had all its experts been in memory, it would have taken what the
+        curve says."""
+        others = use.reads - use.far - curve.reads(rows)
+        expected = curve.verify(rows) + others * self.near_seconds
+        took = max(self.near_seconds, (pass_seconds - expected) / use.far)
+        self.far_seconds = _towards(self.far_seconds, min(took, OUTLIER * self.far_seconds))
 
     def reads(self, rows: float, num_requests: int) -> float:
         """Expected distinct reads of a pass, its rows shared out evenly among blocks, which route
@@ -79,9 +79,11 @@ class ExpertPrices:
         return replace(curve, verify_seconds=tuple(seconds))
 
     def as_measured(self, use: ExpertUse, curve: SpsCurve, rows: int, pass_seconds: float) -> float:
-        """Seconds that the pass would have taken with the experts of the curve's measurement."""
-        near = use.reads - use.far
-        of_experts = near * self.near_seconds + use.far * self.far_seconds
+        """Seconds that the pass would have taken with the experts of the curve's measurement; what
+        far reads took cannot be told from the rest, so they leave the curve as it is."""
+        if use.far:
+            return curve.verify(rows)
+        of_experts = use.reads * self.near_seconds
         measured = curve.reads(rows) * self.near_seconds
         return max(pass_seconds - of_experts + measured, measured)
 

@@ -98,11 +98,10 @@ class SpsWatch:
         curve = self._curve(num_requests, depth)
         plain = curve.verify(num_requests)
         if use is not None and (prices := self._schedule.prices) is not None:
-            reads, near = curve.reads(rows), prices.near_seconds
-            expected = self._schedule.table.curve(num_requests, depth).verify(rows)
-            prices.record_far(use, pass_seconds, expected + (use.reads - reads) * near)
-            pass_seconds = prices.as_measured(use, curve, rows, pass_seconds)
             prices.record(use)
+            if use.far:  # what such a pass took above a measured one is the far reads'
+                prices.record_far(use, pass_seconds, curve, rows)
+            pass_seconds = prices.as_measured(use, curve, rows, pass_seconds)
         key = 1 << (num_requests - 1).bit_length()
         if key not in self._fits:
             self._fits[key] = self._like_neighbours(key)

@@ -28,6 +28,7 @@ class Decoder:
         self, config: DeepseekV4TargetConfig, weights: TargetWeights, feed_experts: FeedExperts
     ) -> None:
         self._config, self._weights, self._feed = config, weights, feed_experts
+        self.routes = torch.empty(config.num_layers, 0, 0, dtype=torch.int64)  # of the last run
         self._made: tuple[Runtime, Sequence[int], NativePass] | None = None
         self._rotations = [
             RotationTable(rope, config.rope_dim)
@@ -55,6 +56,7 @@ class Decoder:
         if (native := self._native(tap_layers)) is not None:
             found = native.run(embedded, token_ids, caches, stretches, self._rotations)
             caches.wrote(stretches)
+            self.routes = native.routes(len(embedded))
             return found
         positions = torch.cat([torch.arange(each.start, each.end) for each in stretches])
         streams = embedded.unsqueeze(1).repeat(1, config.num_streams, 1)
@@ -64,6 +66,7 @@ class Decoder:
             if index in tap_layers:
                 taps[index] = ordered_sum(streams, 1)[:, 0] / config.num_streams
         caches.wrote(stretches)
+        self.routes = torch.stack([layer.route for layer in self._layers])
         hidden = collapse(streams, config, tensors, self._collapse)
         hidden = norm(hidden, tensors["norm.weight"], config.rms_norm_eps)
         tapped = [taps[layer] for layer in tap_layers]
@@ -93,6 +96,7 @@ class _Layer:
         self._config, self._block, self._feed_experts = config, block, feed_experts
         self._attention = Attention(config, index, block, rotation)
         self._router = Router(config, block)
+        self.route = torch.empty(0, 0, dtype=torch.int64)  # of the last rows, [N, k]
         self._around_attention, self._around_experts = (
             StreamMixer(config, block.tensors, name, self._times(f"{name}_fn"))
             for name in ("hc_attn", "hc_ffn")
@@ -120,6 +124,7 @@ class _Layer:
         """[N, H] -> [N, H]: the shared expert, then the routed ones in the order of the route."""
         block, limit = self._block, self._config.swiglu_limit
         expert_ids, shares = self._router(x, token_ids)
+        self.route = expert_ids
         said = self._feed_experts(x, expert_ids, block.experts, limit)
         gate, up, down = (
             block.matrices[f"ffn.shared_experts.{name}.weight"] for name in ("w1", "w3", "w2")

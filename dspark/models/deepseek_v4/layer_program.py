@@ -220,7 +220,7 @@ class LayerProgram:
             biases = torch.zeros(memory.logits.shape[2])
             biases[:count] = self._tensors["ffn.gate.bias"]
         words = (memory.logits, biases, by_token, chunks, count, config.experts_per_token)
-        out = (bits(config.routed_scale), memory.experts, memory.shares)
+        out = (bits(config.routed_scale), memory.routes[self._layer], memory.shares)
         return Op("route_rows", 0, 1, (*words, *out))
 
     def _group(self) -> Op:
@@ -232,7 +232,7 @@ class LayerProgram:
             ]
         )
         assert addresses.shape[1] == EXPERT_WORDS
-        words: tuple[torch.Tensor | int, ...] = (memory.experts, config.num_experts)
+        words: tuple[torch.Tensor | int, ...] = (memory.routes[self._layer], config.num_experts)
         words += (config.experts_per_token, addresses, memory.opening, memory.closing)
         words += (memory.num_segments, memory.places, memory.pair_rows, memory.own)
         words += (memory.gate_up, FLOAT * memory.gate_up.stride(0), memory.said)

@@ -82,6 +82,10 @@ class NativePass:
             stage(step)
         return memory.x[:num_rows].clone(), memory.taps[:num_rows].clone()
 
+    def routes(self, num_rows: int) -> torch.Tensor:
+        """Of the last run, [layers, N, k]: the experts of each row."""
+        return self._memory.routes[:, :num_rows].clone()
+
     def _fit(self, num_rows: int) -> PassMemory:
         """Memory for so many rows; of a long prompt it does not stay."""
         room = self._memory.num_rows
@@ -107,7 +111,8 @@ class NativePass:
                 ops += layer.feed_experts()
             else:
                 stages += self._programs(ops)
-                stages.append(_feeding(self._feed, block.experts, memory, config.swiglu_limit))
+                fed = (block.experts, memory, memory.routes[index], config.swiglu_limit)
+                stages.append(_feeding(self._feed, *fed))
                 ops = []
             tap = None
             if index in self._taps:
@@ -136,11 +141,15 @@ class NativePass:
 
 
 def _feeding(
-    feed: FeedExperts, experts: Sequence[Expert], memory: PassMemory, limit: float
+    feed: FeedExperts,
+    experts: Sequence[Expert],
+    memory: PassMemory,
+    route: torch.Tensor,
+    limit: float,
 ) -> Stage:
     def run(step: torch.Tensor) -> None:
         rows = int(step[0])
-        said = feed(memory.x[:rows], memory.experts[:rows], experts, limit).flatten(0, 1)
+        said = feed(memory.x[:rows], route[:rows], experts, limit).flatten(0, 1)
         memory.said[: len(said)], memory.places[: len(said)] = said, memory.own[: len(said)]
 
     return run

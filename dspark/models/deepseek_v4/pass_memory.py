@@ -35,7 +35,7 @@ class PassMemory:
         self.index_weights = torch.empty(n, config.index_heads)
         self.chosen = torch.empty(n, config.index_top, dtype=torch.int64)
         self.logits = torch.empty(n, 2, -(-config.num_experts // LANES) * LANES)
-        self.experts = torch.empty(n, top, dtype=torch.int64)
+        self.routes = torch.zeros(config.num_layers, n, top, dtype=torch.int64)
         self.shares = torch.empty(n, top)
         self.gate, self.up, self.gated = (torch.empty(n, inner) for _ in range(3))
         self.rounded = empty_int8(n, hidden)
