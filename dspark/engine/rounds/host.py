@@ -98,6 +98,7 @@ class HostRounds:
     ) -> None:
         self.target, self.drafter, self.scheduler = target, drafter, scheduler
         self._parking, self._sps_watch = parking, sps_watch
+        self._routes = target if isinstance(target, RoutesExperts) else None
         self._kernels = target if isinstance(target, KernelTarget) else None
         can_join = self._kernels is not None and isinstance(drafter, JoiningDrafter)
         self._joining = drafter if can_join and isinstance(drafter, JoiningDrafter) else None
@@ -136,7 +137,7 @@ class HostRounds:
             rows = sum(verified + 1 for verified, _ in blocks)
             depth = mean_length(self.target, [outcome.active for outcome in outcomes])
             others = seconds - first.verify_seconds if has_drafts else 0.0
-            use = self.target.expert_use() if isinstance(self.target, RoutesExperts) else None
+            use = None if self._routes is None else self._routes.expert_use()
             self._sps_watch.follow(len(blocks), rows, depth, first.verify_seconds, others, use)
 
     def _round(self, batch: Sequence[ActiveRequest], has_drafts: bool) -> list[Outcome]:
@@ -160,9 +161,11 @@ class HostRounds:
             ended - drafted,
             time.perf_counter() - started,
         )
-        why = () if has_drafts or self._parking is None else self._parking.figures(len(batch))
-        use = self.target.expert_use() if isinstance(self.target, RoutesExperts) else None
-        experts = {} if use is None else {"expert_reads": use.reads, "expert_far": use.far}
+        why = (
+            (0.0, 0.0) if has_drafts or self._parking is None else self._parking.figures(len(batch))
+        )
+        use = None if self._routes is None else self._routes.expert_use()
+        reads, far = (0, 0) if use is None else (use.reads, use.far)
         outcomes, start = [], 0
         for active, draft, acceptance in zip(batch, drafts, accepted, strict=True):
             end, logprobs = start + draft.length + 1, None
@@ -172,8 +175,8 @@ class HostRounds:
             start = end
             facts = (active, draft.ids, draft.confidences, draft.length, *acceptance, *times)
             is_parked = not has_drafts and active.draft_slot is not None
-            told = why if is_parked else ()
-            outcomes.append(Outcome(*facts, logprobs, is_parked, *told, **experts))
+            told = why if is_parked else (0.0, 0.0)
+            outcomes.append(Outcome(*facts, logprobs, is_parked, *told, reads, far))
         return outcomes
 
     def _propose(self, batch: Sequence[ActiveRequest]) -> Proposals | None:
