@@ -26,13 +26,16 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from dspark.bench.document import provenance, write_document
 from dspark.checkpoints.deepseek_v4_layout import expert_shapes
-from dspark.checkpoints.deepseek_v4_target import HASH_TABLE, Expert, dense_shapes
+from dspark.checkpoints.deepseek_v4_target import HASH_TABLE, dense_shapes
 from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
-from dspark.models.deepseek_v4.rounded_experts import feed_rounded
+from dspark.models.deepseek_v4.layer_program import LayerProgram
+from dspark.models.deepseek_v4.pass_memory import PassMemory
 from dspark.targets.base import Target
 from dspark.targets.deepseek_v4_native import DeepseekV4Target, load_deepseek_v4
+from dspark_kernels.cpu.runtime import Program, current
 
 GB = 1e9
+PROMPT = 64
 CONFIG: dict[str, Any] = {
     "architectures": ["DeepseekV4ForCausalLM"],
     "model_type": "deepseek_v4",
@@ -107,7 +110,11 @@ def main() -> None:
         targets: dict[str, Target] = {"as published": target}
         if not chosen.no_transformers:
             targets["transformers, bfloat16"] = by_transformers(folder)
-        document |= {"steps": measure_steps(targets, chosen.seconds)}
+        steps = measure_steps(targets, chosen.seconds)
+        read, rate = bytes_a_token(target), memory_rate(target)
+        own = steps["as published"]
+        own |= {"bytes_a_token": read, "share": read / own["seconds"] / rate, "memory_rate": rate}
+        document |= {"steps": steps}
     print(json.dumps({key: document[key] for key in ("experts", "steps")}, indent=2))
     if chosen.json:
         command = shlex.join(["python", "benchmarks/deepseek_v4_cpu.py", *sys.argv[1:]])
@@ -115,35 +122,45 @@ def main() -> None:
 
 
 def measure_experts(target: DeepseekV4Target, seconds: float) -> dict[str, Any]:
-    """Medians of GB/s, experts and the sum over as many bytes in turns."""
-    experts = [expert for block in target._weights.blocks for expert in block.experts]
-    size = sum(each.num_bytes for each in (experts[0].gate, experts[0].up, experts[0].down))
-    plain = torch.randint(256, (len(experts) * size // 8 * 8,), dtype=torch.uint8)
-    words, found = plain.view(torch.int64), {}
+    """Medians of GB/s of a layer's routed experts, and of the sum over as many bytes, in turns."""
+    blocks, config = target._weights.blocks, target._decoder._config
+    num_experts, per_call = config.num_experts, config.experts_per_token
+    first = blocks[0].experts[0]
+    size = sum(each.num_bytes for each in (first.gate, first.up, first.down))
+    plain = torch.randint(256, (len(blocks) * num_experts * size // 8 * 8,), dtype=torch.uint8)
+    words, found, runtime = plain.view(torch.int64), {}, current()
+    assert runtime is not None, "the CPU's kernels are not there"
+    memory = PassMemory(config, 8, 0)
+    memory.x.normal_()
+    programs = [
+        Program(runtime, [*LayerProgram(config, i, block, memory, False).feed_experts()])
+        for i, block in enumerate(blocks)
+    ]
     for rows in (1, 2, 4):
-        x, rates = torch.randn(rows, 4096), {"experts": [], "sum": []}
-        limit, at, per_call = CONFIG["swiglu_limit"], 0, 6
-        ids = torch.arange(per_call).repeat(rows, 1)
+        rates: dict[str, list[float]] = {"experts": [], "sum": []}
+        step, at = torch.tensor([rows] + [0] * 16), 0
         end = time.perf_counter() + seconds / 3
         while time.perf_counter() < end:
-            some: list[Expert] = experts[at : at + per_call]
+            layer, start = divmod(at, num_experts - num_experts % per_call)
+            memory.experts[:rows] = torch.arange(start, start + per_call)
             part = words[at * size // 8 : (at + per_call) * size // 8]
-            taken = timed(partial(feed_rounded, x, ids, some, limit))
+            taken = timed(partial(programs[layer], step))
             rates["experts"].append(per_call * size / taken / GB)
             rates["sum"].append(per_call * size / timed(part.sum) / GB)
-            at = (at + per_call) % (len(experts) - per_call)
+            at = (at + per_call) % (len(blocks) * (num_experts - num_experts % per_call))
         medians = {name: statistics.median(each) for name, each in rates.items()}
         found[f"{rows} rows"] = medians | {"share": medians["experts"] / medians["sum"]}
     return found
 
 
 def measure_steps(targets: dict[str, Target], seconds: float) -> dict[str, Any]:
-    """Median seconds of a step of one token behind a prompt of 64, in turns."""
-    ids = torch.randint(2, CONFIG["vocab_size"], (64,))
-    slots, taken = {}, {name: [] for name in targets}
+    """Medians of a step of one token behind a prompt, in turns, and of the prompt itself."""
+    ids = torch.randint(2, CONFIG["vocab_size"], (PROMPT,))
+    slots, taken, prompts = {}, {name: [] for name in targets}, {}
     for name, target in targets.items():
+        target.prefill(target.open(), ids)  # compiles, and maps what is read
         slots[name] = target.open()
-        target.prefill(slots[name], ids)
+        prompts[name] = timed(partial(target.prefill, slots[name], ids))
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         for name, target in targets.items():
@@ -151,9 +168,36 @@ def measure_steps(targets: dict[str, Target], seconds: float) -> dict[str, Any]:
             taken[name].append(timed(partial(target.verify, [slots[name]], [token])))
             target.commit([slots[name]], [1])
     return {
-        name: {"seconds": statistics.median(each), "steps": len(each)}
+        name: {
+            "seconds": statistics.median(each),
+            "tokens_per_second": 1 / statistics.median(each),
+            "steps": len(each),
+            "prompt_seconds": prompts[name],
+            "prompt_tokens": PROMPT,
+        }
         for name, each in taken.items()
     }
+
+
+def bytes_a_token(target: DeepseekV4Target) -> int:
+    """Weights that a step of one token reads: all but the embedding and experts not chosen."""
+    config, weights = target._decoder._config, target._weights
+    total = sum(each.num_bytes for name, each in weights.matrices.items() if "embed" not in name)
+    for block in weights.blocks:
+        expert = block.experts[0]
+        size = sum(each.num_bytes for each in (expert.gate, expert.up, expert.down))
+        total += config.experts_per_token * size
+    return total
+
+
+def memory_rate(target: DeepseekV4Target) -> float:
+    """Bytes a second of a sum over all experts of a layer, where they are mapped."""
+    codes = [each.gate.codes for block in target._weights.blocks for each in block.experts]
+    words = [each.view(torch.int64) for each in codes]
+    for each in words:
+        each.sum()
+    taken = timed(lambda: [each.sum() for each in words])
+    return sum(each.nbytes for each in words) / taken
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -39,6 +39,7 @@ def float_matrix_text(kind: Kind, variant: str) -> str:
     text.raw("}")
     write_declarations(text)
     text.raw("declare i64 @llvm.smin.i64(i64, i64)")
+    text.raw("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
     return str(text)
 
 
@@ -72,6 +73,13 @@ def _tile(
     num_chunks, packing = text.argument("%own", 10), PACKINGS[kind]
     blocks = Loop(text, "0", text.argument("%own", 9), zeros)
     before = text.set(f"mul i64 {blocks.index}, {num_chunks}")
+    if packing.exponent:
+        ahead = text.set(f"mul i64 {text.argument('%own', 5)}, {OUTPUTS}")
+        ahead = text.set(f"add i64 {ahead}, {text.set(f'mul i64 {before}, {packing.bits * 2}')}")
+        for each in outputs:  # as much of the next unit as a block of 128 columns is
+            for line in range(0, 128 * packing.bits // 8, 64):
+                place = text.at(text.at(each.codes, ahead), line)
+                text.do(f"call void @llvm.prefetch.p0(ptr {place}, i32 0, i32 3, i32 1)")
     chunks = Loop(text, "0", num_chunks, zeros)
     chunk = text.set(f"add i64 {before}, {chunks.index}")
     code_at = text.set(f"mul i64 {chunk}, {packing.bits * LANES // 8}")

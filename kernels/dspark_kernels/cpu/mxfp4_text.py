@@ -18,7 +18,7 @@ TABLE = [OFFSET + value for value in TWICE] + [OFFSET - value for value in TWICE
 GROUP_BYTES = GROUP // 2
 TOGETHER = 16  # groups whose scales are transposed at once
 QUAD = 4
-ROWS = {"vnni512": (4, 2, 1), "avxvnni": (2, 1), "avx2": (2, 1), "neon": (1,), "generic": (1,)}
+ROWS = {"vnni512": (4, 3, 2, 1), "avxvnni": (2, 1), "avx2": (2, 1), "neon": (1,), "generic": (1,)}
 SHUFFLES = {  # bytes of a table by bytes of indices
     "vnni512": "@llvm.x86.avx512.pshuf.b.512",
     "avxvnni": "@llvm.x86.avx2.pshuf.b",
@@ -64,7 +64,9 @@ class _Mxfp4:
         out = text.at(out, text.set(f"mul i64 {before}, 4"))
         done = "0"
         for number in ROWS[self._variant]:
-            end = text.set(f"and i64 {count}, {-number}")
+            left = text.set(f"sub i64 {count}, {done}")
+            whole = text.set(f"sub i64 {left}, {text.set(f'urem i64 {left}, {number}')}")
+            end = text.set(f"add i64 {done}, {whole}")
             loop = Loop(text, done, end, step=str(number))
             xs, outs = [], []
             for index in range(number):
