@@ -21,6 +21,7 @@ from dspark_kernels.norm import rms_norm
 from dspark_kernels.norm_rope_write import HeadNorms, norm_rope_write
 from dspark_kernels.paged_attention import paged_attention
 from dspark_kernels.paged_cache import PAGE, PagedRows, gather_request
+from dspark_kernels.persistent_layer import CachedLayer
 from dspark_kernels.rope import RotaryTable, apply_rope
 
 MAX_VERIFY_ROWS = 64  # of one request; more rows are a chunk of a prompt
@@ -48,6 +49,10 @@ class CachePass(Protocol):
 
     def write(self, layer: int, heads: torch.Tensor, norms: HeadNorms | None) -> None:
         """Stores keys and values only: heads [N, 2 kv_heads, D]."""
+        ...
+
+    def cached(self, layer: int) -> CachedLayer | None:
+        """What a kernel of a whole layer reads and writes; None where there is none."""
         ...
 
 
@@ -139,6 +144,9 @@ class PooledPass:
             key = rms_norm(key, norms.key, norms.eps)
         self._attend.write(layer, apply_rope(key, *self._rotary), value)
 
+    def cached(self, layer: int) -> None:
+        return None
+
 
 class PagedCache:
     """Pages for all requests. It grows until `fix` sets its final size."""
@@ -216,6 +224,15 @@ class PagedPass:
     def write(self, layer: int, heads: torch.Tensor, norms: HeadNorms | None) -> None:
         """As CachePass.write."""
         self._write(layer, heads, norms)
+
+    def cached(self, layer: int) -> CachedLayer | None:
+        """As CachePass.cached."""
+        if self._chunk is not None:
+            return None
+        return CachedLayer(
+            *self._pool.layer(layer), self._pool.tables, self._rows, self._rotary,
+            self._shape.scale,
+        )  # fmt: skip
 
     def _write(self, layer: int, heads: torch.Tensor, norms: HeadNorms | None) -> torch.Tensor:
         keys, values = self._pool.layer(layer)

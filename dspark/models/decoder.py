@@ -18,6 +18,7 @@ from dspark_kernels import (
     SkinnyLinear,
     rms_norm,
 )
+from dspark_kernels.persistent_layer import LayerWeights, is_persistent, persistent_layer
 
 Move = Callable[[torch.Tensor], torch.Tensor]
 
@@ -41,6 +42,18 @@ class FusedLayer:
     keys_values: SkinnyLinear | None = None
     attention_filter: BlockFilter | None = None
     mlp_filter: BlockFilter | None = None
+
+    def weights(self) -> LayerWeights | None:
+        """For a kernel of the whole layer; None with filters, biases or prepacked products."""
+        products = (self.qkv, self.output, self.gate_up, self.down)
+        if self.attention_filter or self.mlp_filter:
+            return None
+        if any(each.bias is not None or each.weight is None for each in products):
+            return None
+        qkv, output, gate_up, down = (each.weight for each in products)
+        return LayerWeights(
+            self.input_norm, qkv, self.head_norms, output, self.mlp_norm, gate_up, down
+        )
 
     def moved(self, move: Move) -> "FusedLayer":
         """The same layer of other tensors; its products must not be prepacked."""
@@ -78,7 +91,11 @@ class Decoder:
         stream: EmbeddedBlocks | ResidualStream = blocks
         index = -1
         for index, layer in enumerate(self.layers):
-            normed, total = stream.normed(layer.input_norm, self._eps, tap_of.pop(index - 1, None))
+            tap = tap_of.pop(index - 1, None)
+            if (whole := self._whole_layer(stream, layer, rows, index, tap)) is not None:
+                stream = whole
+                continue
+            normed, total = stream.normed(layer.input_norm, self._eps, tap)
 
             def attended(x: torch.Tensor, index: int = index, own: FusedLayer = layer) -> Any:
                 return rows(index, self._by_head(own.qkv(x)), own.head_norms)
@@ -89,6 +106,22 @@ class Decoder:
         normed, _ = stream.normed(self._final_norm, self._eps, tap_of.pop(index, None))
         assert not tap_of, f"the decoder has no layer {min(tap_of)}"
         return normed, taps.flatten(1)
+
+    def _whole_layer(
+        self,
+        stream: EmbeddedBlocks | ResidualStream,
+        layer: FusedLayer,
+        rows: CachePass,
+        index: int,
+        tap: torch.Tensor | None,
+    ) -> ResidualStream | None:
+        """The layer in one launch, where that is asked for and possible."""
+        if not is_persistent() or isinstance(stream, EmbeddedBlocks):
+            return None
+        weights, cached = layer.weights(), rows.cached(index)
+        if weights is None or cached is None:
+            return None
+        return persistent_layer(stream, weights, cached, self._eps, tap)
 
     def write(self, features: torch.Tensor, rows: CachePass) -> None:
         """Keys and values of context features [N, H], in every layer."""

@@ -23,6 +23,7 @@ OPS: tuple[str, ...] = (
     "swiglu",
     "embedded_blocks",
     "round_state",
+    "persistent_layer",
 )
 
 

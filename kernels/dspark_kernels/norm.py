@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from dspark_kernels.backend import jit, next_power_of_2, tl, use_triton
 from dspark_kernels.builds import KernelBuild
 from dspark_kernels.dependent_launch import launch_options, wait_for_previous
+from dspark_kernels.paired_sum import paired_sum, squared
 from dspark_kernels.rounding import round_to
 
 
@@ -138,7 +139,7 @@ def normed_row(
     dtype: tl.constexpr,
 ) -> tl.tensor:
     """The norm of a row in float32, zeros behind its end, rounded before and after its weight."""
-    scale = tl.rsqrt(tl.sum(values * values, axis=0) / WIDTH + eps)
+    scale = tl.rsqrt(paired_sum(squared(values), column.shape[0]) / WIDTH + eps)
     normed = round_to(values * scale, dtype).to(tl.float32)
     scaled = normed * tl.load(weight + column, mask=column < WIDTH, other=0.0).to(tl.float32)
     return round_to(scaled, dtype)

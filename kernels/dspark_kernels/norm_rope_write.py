@@ -18,6 +18,7 @@ from dspark_kernels.kv_codes import (
 )
 from dspark_kernels.norm import rms_norm_reference
 from dspark_kernels.paged_cache import PAGE, PagedRows, write_rows
+from dspark_kernels.paired_sum import paired_sum, squared
 from dspark_kernels.rope import apply_rope
 from dspark_kernels.rounding import round_to
 
@@ -140,15 +141,54 @@ def norm_rope_write_kernel(
     HAS_NORM: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ) -> None:
-    """One head of one row a program: request, row of the request, head."""
+    """A program for each request, row of a request, and head."""
     wait_for_previous(DEPENDENT)
+    write_head(
+        tl.program_id(0), tl.program_id(1), tl.program_id(2), qkv, query, keys, values,
+        key_scales, value_scales, tables, slots, starts, row_starts, cos, sin,
+        query_norm, key_norm, eps, table_stride, page_stride, KIND, HEAD_STRIDE,
+        NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK, PAGE, HAS_ROPE, HAS_NORM,
+    )  # fmt: skip
+
+
+@jit
+def write_head(
+    request: tl.tensor,
+    step: tl.tensor,
+    head: tl.tensor,
+    qkv: tl.tensor,  # [N, NUM_HEADS + 2 NUM_KV_HEADS, HEAD_DIM]
+    query: tl.tensor,  # [N, NUM_HEADS, HEAD_DIM]
+    keys: tl.tensor,
+    values: tl.tensor,
+    key_scales: tl.tensor,
+    value_scales: tl.tensor,
+    tables: tl.tensor,
+    slots: tl.tensor,
+    starts: tl.tensor,
+    row_starts: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    query_norm: tl.tensor,
+    key_norm: tl.tensor,
+    eps: tl.tensor,
+    table_stride: tl.tensor,
+    page_stride: tl.tensor,
+    KIND: tl.constexpr,  # "": numbers
+    HEAD_STRIDE: tl.constexpr,
+    NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,  # of half a head
+    PAGE: tl.constexpr,
+    HAS_ROPE: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+) -> None:
+    """One head of one row: of `request` its row `step`."""
     HALF: tl.constexpr = HEAD_DIM // 2
     dtype = qkv.dtype.element_ty
-    request = tl.program_id(0)
-    head = tl.program_id(2)
-    row = tl.load(row_starts + request) + tl.program_id(1)
+    row = tl.load(row_starts + request) + step
     if row < tl.load(row_starts + request + 1):
-        position = tl.load(starts + request).to(tl.int32) + tl.program_id(1)
+        position = tl.load(starts + request).to(tl.int32) + step
         column = tl.arange(0, BLOCK)
         inside = column < HALF
         source = qkv + (row.to(tl.int64) * (NUM_HEADS + 2 * NUM_KV_HEADS) + head) * HEAD_DIM
@@ -156,7 +196,7 @@ def norm_rope_write_kernel(
         second = tl.load(source + HALF + column, mask=inside, other=0.0).to(tl.float32)
         if head < NUM_HEADS + NUM_KV_HEADS:
             if HAS_NORM:
-                square = tl.sum(first * first + second * second, axis=0)
+                square = paired_sum(tl.fma(second, second, squared(first)), BLOCK)
                 scale = tl.rsqrt(square / HEAD_DIM + eps)
                 weight = query_norm if head < NUM_HEADS else key_norm
                 upper = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
@@ -169,8 +209,8 @@ def norm_rope_write_kernel(
                 at = position.to(tl.int64) * HEAD_DIM + column
                 cosine = tl.load(cos + at, mask=inside, other=0.0).to(tl.float32)
                 sine = tl.load(sin + at, mask=inside, other=0.0).to(tl.float32)
-                turned = first * cosine - second * sine
-                second = second * cosine + first * sine
+                turned = tl.fma(first, cosine, -second * sine)
+                second = tl.fma(second, cosine, first * sine)
                 first = turned
         first, second = round_to(first, dtype), round_to(second, dtype)
         if head < NUM_HEADS:

@@ -13,6 +13,7 @@ import torch
 
 from dspark_kernels.backend import (
     card_capability,
+    jit,
     jit_unspecialized,
     next_power_of_2,
     tl,
@@ -229,15 +230,68 @@ def paged_attention_kernel(
     HAS_SINKS: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ) -> None:
+    """A program for each key head of a request, block of its rows, and split."""
+    wait_for_previous(DEPENDENT)
+    attend_split(
+        tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(1),
+        tl.num_programs(2), query, keys, values, key_scales, value_scales, partial,
+        maxima, sums, sinks, counters, out, tables, slots, starts, row_starts, scale,
+        soft_cap, table_stride, page_stride, KIND, HEAD_STRIDE, NUM_KV_HEADS, GROUP,
+        HEAD_DIM, BLOCK_DIM, BLOCK_ROWS, BLOCK_PAIRS, BLOCK_KEYS, BLOCK_SUMS, PAGE,
+        CHUNK, CAUSAL, WINDOW, HAS_SOFT_CAP, HAS_SINKS,
+    )  # fmt: skip
+
+
+@jit
+def attend_split(
+    group: tl.tensor,
+    block: tl.tensor,
+    split: tl.tensor,
+    num_blocks: tl.tensor,
+    num_splits: tl.tensor,
+    query: tl.tensor,  # [N, heads, HEAD_DIM]
+    keys: tl.tensor,  # [pages, NUM_KV_HEADS, PAGE, HEAD_DIM]
+    values: tl.tensor,
+    key_scales: tl.tensor,  # [pages, NUM_KV_HEADS, PAGE], of codes
+    value_scales: tl.tensor,
+    partial: tl.tensor,  # [N, heads, splits, HEAD_DIM]
+    maxima: tl.tensor,  # [N, heads, splits], in powers of two
+    sums: tl.tensor,  # [N, heads, splits]
+    sinks: tl.tensor,  # [heads]
+    counters: tl.tensor,
+    out: tl.tensor,  # [N, heads, HEAD_DIM]
+    tables: tl.tensor,
+    slots: tl.tensor,
+    starts: tl.tensor,
+    row_starts: tl.tensor,
+    scale: tl.tensor,
+    soft_cap: tl.tensor,
+    table_stride: tl.tensor,
+    page_stride: tl.tensor,
+    KIND: tl.constexpr,  # "": numbers
+    HEAD_STRIDE: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_PAIRS: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    BLOCK_SUMS: tl.constexpr,
+    PAGE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    HAS_SOFT_CAP: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
+) -> None:
     """One key head of one request, a block of its rows, one split.
 
     Pairs of row and query head share the keys; a key that a pair may not see adds an exact zero.
     """
-    wait_for_previous(DEPENDENT)
-    request = tl.program_id(0) // NUM_KV_HEADS
-    kv_head = tl.program_id(0) % NUM_KV_HEADS
-    block_start = tl.program_id(1) * BLOCK_ROWS
-    split = tl.program_id(2)
+    request = group // NUM_KV_HEADS
+    kv_head = group % NUM_KV_HEADS
+    block_start = block * BLOCK_ROWS
     start = tl.load(starts + request).to(tl.int32)
     first_row = tl.load(row_starts + request)
     size = tl.load(row_starts + request + 1) - first_row
@@ -248,7 +302,7 @@ def paged_attention_kernel(
         seen_first = tl.maximum(start + block_start + 1 - WINDOW, 0)
         first_split = split_of(seen_first, PAGE)
     # an idle lane may be longer than the splits of this pass
-    last_split = tl.minimum(split_of(visible_end - 1, PAGE), tl.num_programs(2) - 1)
+    last_split = tl.minimum(split_of(visible_end - 1, PAGE), num_splits - 1)
     if (block_start < size) & (first_split <= split) & (split <= last_split):
         split_start, split_size = split_at(split, PAGE)
         begin, end = split_start, tl.minimum(split_start + split_size, visible_end)
@@ -307,7 +361,6 @@ def paged_attention_kernel(
             rounded = round_to(weights, rotated.dtype)
             total = product(rounded, tile_values, total * shrink[:, None])
             maximum = raised
-        num_splits = tl.num_programs(2)
         split_index = pair_index * num_splits + split
         tl.store(maxima + split_index, maximum, mask=is_live)
         tl.store(sums + split_index, weight_sum, mask=is_live)
@@ -315,8 +368,7 @@ def paged_attention_kernel(
 
         num_pairs = (block_end - block_start) * GROUP
         num_chunks = tl.cdiv(num_splits, CHUNK)
-        block = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-        of_block = counters + block * (num_chunks + 1)
+        of_block = counters + (group * num_blocks + block) * (num_chunks + 1)
         chunk = split // CHUNK
         first_chunk, last_chunk = first_split // CHUNK, last_split // CHUNK
         first_of_chunk = tl.maximum(first_split, chunk * CHUNK)

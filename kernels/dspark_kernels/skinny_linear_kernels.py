@@ -194,6 +194,38 @@ def touch_weights(
 
 
 @jit
+def part_of(
+    split: tl.tensor, num_columns: tl.tensor, NUM_SPLITS: tl.constexpr, BLOCK_K: tl.constexpr
+) -> tl.tensor:
+    """The columns of K that a split multiplies: the first one and the end."""
+    steps = tl.cdiv(tl.cdiv(num_columns, BLOCK_K), NUM_SPLITS)
+    begin = split * steps * BLOCK_K
+    return begin, tl.minimum(begin + steps * BLOCK_K, num_columns)
+
+
+@jit
+def touch_part(
+    block: tl.tensor,
+    split: tl.tensor,
+    codes: tl.tensor,
+    num_outputs: tl.tensor,
+    num_columns: tl.tensor,
+    KIND: tl.constexpr,
+    GATED: tl.constexpr,
+    NUM_SPLITS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    LINES: tl.constexpr,
+) -> None:
+    """What skinny_part of the same block and split reads first, into the L2."""
+    columns = tl.minimum(block * BLOCK_N + tl.arange(0, BLOCK_N), num_outputs - 1)
+    begin, end = part_of(split, num_columns, NUM_SPLITS, BLOCK_K)
+    touch_weights(codes, columns, begin, end, num_columns, KIND, LINES)
+    if GATED:
+        touch_weights(codes, columns + num_outputs, begin, end, num_columns, KIND, LINES)
+
+
+@jit
 def skinny_kernel(
     x: tl.tensor,  # [num_rows, num_columns]
     codes: tl.tensor,
@@ -221,26 +253,60 @@ def skinny_kernel(
     DEPENDENT: tl.constexpr,
     LINES: tl.constexpr,
 ) -> None:
+    """A program for each block of outputs and part of K."""
+    block, split = tl.program_id(0), tl.program_id(1)
+    if DEPENDENT:
+        touch_part(
+            block, split, codes, num_outputs, num_columns,
+            KIND, GATED, NUM_SPLITS, BLOCK_N, BLOCK_K, LINES,
+        )  # fmt: skip
+    wait_for_previous(DEPENDENT)
+    skinny_part(
+        block, split, x, codes, scales, zeros, bias, residual, parts, counters, out,
+        num_rows, num_outputs, num_columns, KIND, GROUP, ROWS_PER_SCALE, GATED, HAS_BIAS,
+        HAS_RESIDUAL, EVEN_K, NUM_SPLITS, NUM_TILES, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
+
+
+@jit
+def skinny_part(
+    block: tl.tensor,
+    split: tl.tensor,
+    x: tl.tensor,  # [num_rows, num_columns]
+    codes: tl.tensor,
+    scales: tl.tensor,
+    zeros: tl.tensor,  # or leasts
+    bias: tl.tensor,
+    residual: tl.tensor,  # as out
+    parts: tl.tensor,  # [NUM_SPLITS, num_rows, all outputs]
+    counters: tl.tensor,
+    out: tl.tensor,  # [num_rows, num_outputs]
+    num_rows: tl.tensor,
+    num_outputs: tl.tensor,
+    num_columns: tl.tensor,
+    KIND: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS_PER_SCALE: tl.constexpr,
+    GATED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    NUM_SPLITS: tl.constexpr,
+    NUM_TILES: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+) -> None:
     """All rows, in up to four tiles of 16, and BLOCK_N outputs over one part of K; the last program
     of some outputs adds their parts and finishes them.
 
     A tile of weights is read and unpacked once for all of them. Each tile of rows has a product of
     its own, so that a row is summed alike in all.
     """
-    split = tl.program_id(1)
-    outputs = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    outputs = block * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = tl.minimum(outputs, num_outputs - 1)
-    steps_per_split = tl.cdiv(tl.cdiv(num_columns, BLOCK_K), NUM_SPLITS)
-    begin = split * steps_per_split * BLOCK_K
-    end = tl.minimum(begin + steps_per_split * BLOCK_K, num_columns)
+    begin, end = part_of(split, num_columns, NUM_SPLITS, BLOCK_K)
     rows = tl.arange(0, ROW_TILE)
     dtype: tl.constexpr = x.dtype.element_ty
-    if DEPENDENT:
-        touch_weights(codes, columns, begin, end, num_columns, KIND, LINES)
-        if GATED:
-            touch_weights(codes, columns + num_outputs, begin, end, num_columns, KIND, LINES)
-    wait_for_previous(DEPENDENT)
-
     none = tl.zeros((ROW_TILE, BLOCK_N), tl.float32)
     total_0, total_1, total_2, total_3 = none, none, none, none
     up_0, up_1, up_2, up_3 = none, none, none, none
@@ -299,7 +365,7 @@ def skinny_kernel(
             store_part(
                 part, total_3, up_3, rows + 3 * ROW_TILE, outputs, num_rows, num_outputs, GATED
             )
-        is_last = arrives_last(counters + tl.program_id(0), NUM_SPLITS)
+        is_last = arrives_last(counters + block, NUM_SPLITS)
     if is_last:
         finish_tile(
             total_0, up_0, parts, bias, residual, out, rows, outputs, num_rows,
