@@ -45,6 +45,7 @@ SECTIONS: Mapping[str, Section] = {
     "tests": Section("native_tests", "run_tests", 35),
     "checks": Section("checks", "check_kernels", 75, is_shared=True),
     "rounds": Section("rounds", "time_rounds", 55),
+    "persistent": Section("persistent", "time_persistent", 30),
     "sweep": Section("sweep", "sweep_tilings", 45),
     "profilers": Section("profilers", "profile_kernels", 40),
     "identity": Section("identity", "check_identity", 40),

@@ -20,6 +20,7 @@ def print_tables(document: dict[str, Any]) -> None:
         ("engine", show_engine),
         ("tests", show_tests),
         ("checks", show_checks),
+        ("persistent", show_persistent),
         ("sweep", show_sweep),
         ("profilers", show_profiles),
         ("skinny", show_skinny),
@@ -91,6 +92,14 @@ def show_tests(records: list[Section]) -> None:
             print(f"{record['tests']}: {record.get('passed', 0)} passed")
             for failure in record.get("failures", []):
                 print(f"  {failure}")
+
+
+def show_persistent(records: list[Section]) -> None:
+    for record in records:
+        name = f"{record['shape']} {record['kind']} {record['rows']} rows"
+        verdict = {True: "same bits", False: "OTHER BITS"}.get(record.get("same_bits"), "")
+        saved = f"{record['us_saved']:9.1f} µs a layer saved" if "us_saved" in record else ""
+        print(f"{name:40}{verdict:12}{saved}{record.get('skipped', '')}")
 
 
 def show_sweep(records: list[Section]) -> None:

@@ -21,7 +21,7 @@ from dspark_kernels.norm import rms_norm
 from dspark_kernels.norm_rope_write import HeadNorms, norm_rope_write
 from dspark_kernels.paged_attention import paged_attention
 from dspark_kernels.paged_cache import PAGE, PagedRows, gather_request
-from dspark_kernels.persistent_layer import CachedLayer
+from dspark_kernels.persistent_layer_call import CachedLayer
 from dspark_kernels.rope import RotaryTable, apply_rope
 
 MAX_VERIFY_ROWS = 64  # of one request; more rows are a chunk of a prompt

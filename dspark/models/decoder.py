@@ -18,7 +18,8 @@ from dspark_kernels import (
     SkinnyLinear,
     rms_norm,
 )
-from dspark_kernels.persistent_layer import LayerWeights, is_persistent, persistent_layer
+from dspark_kernels.persistent_layer import is_persistent, persistent_layer
+from dspark_kernels.persistent_layer_call import LayerWeights
 
 Move = Callable[[torch.Tensor], torch.Tensor]
 

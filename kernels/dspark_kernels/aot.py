@@ -18,11 +18,14 @@ from functools import partial
 from pathlib import Path
 
 from dspark_kernels.backend import HAS_TRITON
-from dspark_kernels.builds import KernelBuild, all_builds
+from dspark_kernels.builds import (
+    MOST_SPILLED,
+    REGISTERS_PER_BLOCK,
+    WARP_SIZE,
+    KernelBuild,
+    all_builds,
+)
 
-MOST_SPILLED = 16  # bytes a thread: a few before a loop, as in attention over float32, cost nothing
-WARP_SIZE = 32
-REGISTERS_PER_BLOCK = 65536
 # compute capability -> shared memory that one block may ask for, in bytes
 SHARED_LIMITS = {
     80: 163 * 1024,

@@ -7,6 +7,10 @@ from typing import Any
 
 from dspark_kernels.dependent_launch import starts_early_at
 
+MOST_SPILLED = 16  # bytes a thread: a few before a loop, as in attention over float32, cost nothing
+WARP_SIZE = 32
+REGISTERS_PER_BLOCK = 65536  # as many as a multiprocessor has
+
 # files with a function builds() -> list[KernelBuild]
 OPS: tuple[str, ...] = (
     "skinny_linear",
@@ -23,7 +27,7 @@ OPS: tuple[str, ...] = (
     "swiglu",
     "embedded_blocks",
     "round_state",
-    "persistent_layer",
+    "persistent_layer_call",
 )
 
 

@@ -39,8 +39,20 @@ def starts_early_at(capability: int) -> bool:
 @jit
 def wait_for_previous(DEPENDENT: tl.constexpr) -> None:
     """First of all, but for touching weights. The next kernel may start to touch its own."""
+    let_next_start(DEPENDENT)
+    wait_alone(DEPENDENT)
+
+
+@jit
+def let_next_start(DEPENDENT: tl.constexpr) -> None:
     if DEPENDENT:
         cuda_language.gdc_launch_dependents()
+
+
+@jit
+def wait_alone(DEPENDENT: tl.constexpr) -> None:
+    """As wait_for_previous, of a long kernel: the next one may start from `let_next_start` on."""
+    if DEPENDENT:
         cuda_language.gdc_wait()
 
 

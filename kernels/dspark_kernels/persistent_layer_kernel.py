@@ -5,7 +5,7 @@ the same. The programs take items of it in turn, and meet before the next phase.
 """
 
 from dspark_kernels.backend import jit, jit_unspecialized, tl
-from dspark_kernels.dependent_launch import wait_for_previous
+from dspark_kernels.dependent_launch import let_next_start, wait_alone
 from dspark_kernels.grid_barrier import meet_others
 from dspark_kernels.norm import normed_row
 from dspark_kernels.norm_rope_write import write_head
@@ -35,7 +35,7 @@ def touch_item(
     BLOCK_K: tl.constexpr,
     LINES: tl.constexpr,
 ) -> None:
-    """All weights of an item of a product, if there is one of this number, into the L2."""
+    """The first lines of an item of a product, if there is one of this number, into the L2."""
     num_blocks = tl.cdiv(num_outputs, BLOCK_N)
     if item < num_blocks * NUM_SPLITS:
         touch_part(
@@ -237,7 +237,7 @@ def persistent_layer_kernel(
             qkv_codes, ALL_HEADS * HEAD_DIM, HIDDEN,
             KIND, False, QKV_SPLITS, BLOCK_N, BLOCK_K, QKV_LINES, QKV_AHEAD,
         )  # fmt: skip
-    wait_for_previous(DEPENDENT)
+    wait_alone(DEPENDENT)
 
     if IS_WHOLE or PHASE == 0:
         norm_rows(x, input_norm, own, tap, num_rows, eps, tap_stride, HIDDEN, NORM_BLOCK, HAS_TAP)
@@ -282,7 +282,11 @@ def persistent_layer_kernel(
                 HEAD_DIM, BLOCK_DIM, BLOCK_ROWS, BLOCK_PAIRS, BLOCK_KEYS, BLOCK_SUMS, PAGE,
                 CHUNK, CAUSAL, 0, False, False,
             )  # fmt: skip
-    if IS_WHOLE:
+    if IS_WHOLE:  # the longest time without a product has room for weights of two
+        touch_ahead(
+            gate_up_codes, INNER, HIDDEN,
+            KIND, True, GATE_UP_SPLITS, BLOCK_N, BLOCK_K, GATE_UP_LINES, GATE_UP_AHEAD,
+        )  # fmt: skip
         meet_others(barrier)
 
     if IS_WHOLE or PHASE == 3:
@@ -292,10 +296,6 @@ def persistent_layer_kernel(
             True, True, OUTPUT_SPLITS, BLOCK_N, BLOCK_K, OUTPUT_LINES, OUTPUT_AHEAD, IS_WHOLE,
         )  # fmt: skip
     if IS_WHOLE:
-        touch_ahead(
-            gate_up_codes, INNER, HIDDEN,
-            KIND, True, GATE_UP_SPLITS, BLOCK_N, BLOCK_K, GATE_UP_LINES, GATE_UP_AHEAD,
-        )  # fmt: skip
         meet_others(barrier)
 
     if IS_WHOLE or PHASE == 4:
@@ -310,6 +310,7 @@ def persistent_layer_kernel(
             down_codes, HIDDEN, INNER,
             KIND, False, DOWN_SPLITS, BLOCK_N, BLOCK_K, DOWN_LINES, DOWN_AHEAD,
         )  # fmt: skip
+        let_next_start(DEPENDENT)  # to touch its first weights
         meet_others(barrier)
 
     if IS_WHOLE or PHASE == 5:

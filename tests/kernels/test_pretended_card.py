@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu import ROOT  # which also makes gpu_parts known
-from dspark_kernels.aot import MOST_SPILLED
+from dspark_kernels.builds import MOST_SPILLED
 
 CARDS = (80, 86, 89, 90, 120)
 GOLDEN = tuple(

@@ -13,7 +13,8 @@ from dspark.kvcache.row_pool import RowPlan
 from dspark_kernels import HeadNorms, ResidualStream, SkinnyLinear, last_arriver
 from dspark_kernels.norm_rope_write import norm_rope_write
 from dspark_kernels.paged_attention import paged_attention
-from dspark_kernels.persistent_layer import CachedLayer, LayerWeights, persistent_layer
+from dspark_kernels.persistent_layer import persistent_layer
+from dspark_kernels.persistent_layer_call import CachedLayer, LayerWeights
 from dspark_kernels.quantized_weight import quantize_int4
 from dspark_kernels.rope import RotaryTable
 

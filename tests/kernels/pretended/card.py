@@ -21,8 +21,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
 from dspark_kernels import aot, backend
-from dspark_kernels.aot import SHARED_LIMITS, WARP_SIZE, Usage
-from dspark_kernels.builds import all_builds
+from dspark_kernels.aot import SHARED_LIMITS, Usage
+from dspark_kernels.builds import WARP_SIZE, all_builds
+from dspark_kernels.persistent_layer import CardLimits
 
 MULTIPROCESSORS = 132
 ELEMENTS = {
@@ -88,12 +89,14 @@ class PretendedCard:
 
         chosen = backend.Backend("triton", "pretended")
         native_fp8 = self.capability >= 89
+        limits = CardLimits(MULTIPROCESSORS, SHARED_LIMITS[self.capability])
         with (
             patch.object(JITFunction, "run", launched),
             patch("dspark_kernels.dequantized_linear._converts_fp8", lambda _: native_fp8),
             replaced("choose_backend", lambda device: chosen),
             replaced("card_capability", lambda device: self.capability),
             replaced("free_memory", lambda device: 60 << 30),
+            replaced("card_limits", lambda device: limits),
         ):
             yield
 
