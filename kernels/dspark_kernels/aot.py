@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dspark_kernels.backend import HAS_TRITON
 from dspark_kernels.builds import (
@@ -59,8 +60,8 @@ class Usage:
         return breaches
 
 
-def measure(build: KernelBuild, capability: int) -> Usage:
-    """Compile one kernel for one card and read its resources from the binary."""
+def compiled(build: KernelBuild, capability: int) -> Any:
+    """A kernel for a card, as Triton compiles it."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -75,7 +76,7 @@ def measure(build: KernelBuild, capability: int) -> Usage:
     }
     constants = build.constants(capability)
     source = ASTSource(build.kernel, signature, constexprs=constants, attrs=aligned)
-    compiled = triton.compile(
+    return triton.compile(
         source,
         target=GPUTarget("cuda", capability, WARP_SIZE),
         options={
@@ -85,9 +86,14 @@ def measure(build: KernelBuild, capability: int) -> Usage:
             "enable_fp_fusion": True,
         },
     )
-    registers, stack = _resources(compiled.asm["cubin"])
+
+
+def measure(build: KernelBuild, capability: int) -> Usage:
+    """Compile one kernel for one card and read its resources from the binary."""
+    kernel = compiled(build, capability)
+    registers, stack = _resources(kernel.asm["cubin"])
     num_threads = build.num_warps * WARP_SIZE
-    shared = compiled.metadata.shared
+    shared = kernel.metadata.shared
     return Usage(build.name, capability, num_threads, registers, stack, shared)
 
 

@@ -118,12 +118,29 @@ def multiply(
     LINES: tl.constexpr,
     AHEAD: tl.constexpr,
     TOUCHES: tl.constexpr,
+    next_codes: tl.tensor,
+    next_outputs: tl.tensor,
+    next_columns: tl.tensor,
+    NEXT_GATED: tl.constexpr,
+    NEXT_SPLITS: tl.constexpr,
+    NEXT_LINES: tl.constexpr,
+    NEXT_AHEAD: tl.constexpr,
+    STARTS_NEXT: tl.constexpr,
 ) -> None:
-    """This program's blocks of outputs and parts of K."""
+    """This program's blocks of outputs and parts of K. Memory is kept busy to the end: at its last
+    item a program asks for the next product's weights (none: NEXT_AHEAD is 0), or lets the next
+    launch ask for its own."""
     num_blocks = tl.cdiv(num_outputs, BLOCK_N)
-    for turn in tl.range(0, turns_for(num_blocks * NUM_SPLITS), num_stages=1):
+    turns = turns_for(num_blocks * NUM_SPLITS)
+    for turn in tl.range(0, turns, num_stages=1):
         item = tl.program_id(0) + turn * tl.num_programs(0)
         if TOUCHES:
+            if turn == turns - 1:
+                let_next_start(STARTS_NEXT)
+                touch_ahead(
+                    next_codes, next_outputs, next_columns, KIND, NEXT_GATED, NEXT_SPLITS,
+                    BLOCK_N, BLOCK_K, NEXT_LINES, NEXT_AHEAD,
+                )  # fmt: skip
             touch_item(
                 item + AHEAD * tl.num_programs(0), codes, num_outputs, num_columns,
                 KIND, GATED, NUM_SPLITS, BLOCK_N, BLOCK_K, LINES,
@@ -245,12 +262,10 @@ def persistent_layer_kernel(
             own, qkv_codes, qkv_scales, qkv_zeros, None, parts, counters, qkv, num_rows,
             ALL_HEADS * HEAD_DIM, HIDDEN, KIND, WEIGHT_GROUP, ROWS_PER_SCALE, False, False,
             True, QKV_SPLITS, BLOCK_N, BLOCK_K, QKV_LINES, QKV_AHEAD, IS_WHOLE,
+            output_codes, HIDDEN, NUM_HEADS * HEAD_DIM, False, OUTPUT_SPLITS, OUTPUT_LINES,
+            OUTPUT_AHEAD, False,
         )  # fmt: skip
     if IS_WHOLE:
-        touch_ahead(
-            output_codes, HIDDEN, NUM_HEADS * HEAD_DIM,
-            KIND, False, OUTPUT_SPLITS, BLOCK_N, BLOCK_K, OUTPUT_LINES, OUTPUT_AHEAD,
-        )  # fmt: skip
         meet_others(barrier)
 
     if IS_WHOLE or PHASE == 1:
@@ -265,7 +280,11 @@ def persistent_layer_kernel(
                 HEAD_STRIDE, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK_DIM // 2, PAGE, True,
                 HAS_HEAD_NORM,
             )  # fmt: skip
-    if IS_WHOLE:
+    if IS_WHOLE:  # the longest time without a product has room for the weights of two
+        touch_ahead(
+            gate_up_codes, INNER, HIDDEN,
+            KIND, True, GATE_UP_SPLITS, BLOCK_N, BLOCK_K, GATE_UP_LINES, GATE_UP_AHEAD,
+        )  # fmt: skip
         meet_others(barrier)
 
     if IS_WHOLE or PHASE == 2:
@@ -282,11 +301,7 @@ def persistent_layer_kernel(
                 HEAD_DIM, BLOCK_DIM, BLOCK_ROWS, BLOCK_PAIRS, BLOCK_KEYS, BLOCK_SUMS, PAGE,
                 CHUNK, CAUSAL, 0, False, False,
             )  # fmt: skip
-    if IS_WHOLE:  # the longest time without a product has room for weights of two
-        touch_ahead(
-            gate_up_codes, INNER, HIDDEN,
-            KIND, True, GATE_UP_SPLITS, BLOCK_N, BLOCK_K, GATE_UP_LINES, GATE_UP_AHEAD,
-        )  # fmt: skip
+    if IS_WHOLE:
         meet_others(barrier)
 
     if IS_WHOLE or PHASE == 3:
@@ -294,6 +309,7 @@ def persistent_layer_kernel(
             attended, output_codes, output_scales, output_zeros, x, parts, counters, middle,
             num_rows, HIDDEN, NUM_HEADS * HEAD_DIM, KIND, WEIGHT_GROUP, ROWS_PER_SCALE, False,
             True, True, OUTPUT_SPLITS, BLOCK_N, BLOCK_K, OUTPUT_LINES, OUTPUT_AHEAD, IS_WHOLE,
+            gate_up_codes, INNER, HIDDEN, True, GATE_UP_SPLITS, GATE_UP_LINES, 0, False,
         )  # fmt: skip
     if IS_WHOLE:
         meet_others(barrier)
@@ -304,13 +320,10 @@ def persistent_layer_kernel(
             own, gate_up_codes, gate_up_scales, gate_up_zeros, None, parts, counters, inner,
             num_rows, INNER, HIDDEN, KIND, WEIGHT_GROUP, ROWS_PER_SCALE, True, False,
             True, GATE_UP_SPLITS, BLOCK_N, BLOCK_K, GATE_UP_LINES, GATE_UP_AHEAD, IS_WHOLE,
+            down_codes, HIDDEN, INNER, False, DOWN_SPLITS, DOWN_LINES, DOWN_AHEAD,
+            False,
         )  # fmt: skip
     if IS_WHOLE:
-        touch_ahead(
-            down_codes, HIDDEN, INNER,
-            KIND, False, DOWN_SPLITS, BLOCK_N, BLOCK_K, DOWN_LINES, DOWN_AHEAD,
-        )  # fmt: skip
-        let_next_start(DEPENDENT)  # to touch its first weights
         meet_others(barrier)
 
     if IS_WHOLE or PHASE == 5:
@@ -318,4 +331,6 @@ def persistent_layer_kernel(
             inner, down_codes, down_scales, down_zeros, middle, parts, counters, out,
             num_rows, HIDDEN, INNER, KIND, WEIGHT_GROUP, ROWS_PER_SCALE, False, True,
             True, DOWN_SPLITS, BLOCK_N, BLOCK_K, DOWN_LINES, DOWN_AHEAD, IS_WHOLE,
+            qkv_codes, ALL_HEADS * HEAD_DIM, HIDDEN, False, QKV_SPLITS, QKV_LINES, 0,
+            DEPENDENT,
         )  # fmt: skip

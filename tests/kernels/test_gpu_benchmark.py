@@ -32,13 +32,15 @@ def test_floors_need_no_gpu():
 def test_a_slice_in_the_interpreter(tmp_path):
     pytest.importorskip("triton")
     path = tmp_path / "gpu.json"
-    sections = "card,gaps,attention,sweep,profilers"
+    sections = "card,gaps,attention,persistent,sweep,profilers"
     done = run("--interpret", "--only", sections, "--json", str(path))
     assert done.returncode == 0, done.stdout + done.stderr
     document = json.loads(path.read_text("utf-8"))
     records = document["sections"]["attention"]["records"]
     assert document["interpreted"] and {record["rows"] for record in records} == {1, 8}
     assert not any("error" in record or record["us"] for record in records)
+    (layers,) = document["sections"]["persistent"]["records"]
+    assert layers["same_bits"] and layers["ok"]
     tilings = [tried for r in document["sections"]["sweep"]["records"] for tried in r["tilings"]]
     assert len(tilings) > 10 and not any("error" in tried for tried in tilings)
 

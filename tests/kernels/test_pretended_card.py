@@ -35,18 +35,23 @@ BUDGETS = {
 MORE_SPILLS = {"skinny_linear_kernels.skinny_kernel": 32}  # 64 rows take all 255 registers
 
 
-def run_rounds(card: int, *pairs: str, options: tuple[str, ...] = ()) -> dict[str, Any]:
-    command = [sys.executable, "-W", "ignore", "-m", "tests.kernels.pretended.rounds"]
+def run_rounds(
+    card: int, *pairs: str, options: tuple[str, ...] = (), switches: dict[str, str] | None = None
+) -> dict[str, Any]:
+    return run_module("rounds", "--card", str(card), *options, *pairs, switches=switches)
+
+
+def run_module(name: str, *arguments: str, switches: dict[str, str] | None = None) -> Any:
+    command = [sys.executable, "-W", "ignore", "-m", f"tests.kernels.pretended.{name}"]
     # Triton is asked for, although no card is there
-    environment = {**os.environ, "DSPARK_KERNELS": "triton"}
+    environment = {**os.environ, "DSPARK_KERNELS": "triton", **(switches or {})}
     environment.pop("TRITON_INTERPRET", None)
     done = subprocess.run(
-        [*command, "--card", str(card), *options, *pairs],
+        [*command, *arguments],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return json.loads(done.stdout)
 
 
 def check(found: dict[str, Any]) -> None:
@@ -159,3 +164,28 @@ def test_nodes_of_the_graphs():
     check(found)
     for pair in pairs:
         assert is_within(nodes(found, pair), BUDGETS[pair]), (pair, nodes(found, pair))
+
+
+@pytest.mark.cards
+@pytest.mark.parametrize("card", CARDS)
+def test_layers_of_one_launch_each(card):
+    """Where they are asked for: a launch for each layer behind the first, within what a card has,
+    that waits as all others do."""
+    pairs = ("4b:bf16",) if card == 80 else ("4b:bf16", "4b:int4")
+    options = ("--of-one", "--layers", "2")
+    found = run_rounds(card, *pairs, options=options, switches={"DSPARK_PERSISTENT": "on"})
+    check(found)
+    kernel = "persistent_layer_kernel.persistent_layer_kernel"
+    for pair in pairs:
+        for halves in found["nodes"][pair].values():
+            assert halves["finish"][kernel] == 1
+            assert halves["finish"]["paged_attention.paged_attention_kernel"] == 1
+    assert found["waiting"].get(kernel, card < 90)
+
+
+@pytest.mark.cards
+@pytest.mark.parametrize("card", CARDS)
+def test_a_layer_of_one_launch_adds_as_the_chain_does(card):
+    """Attention's sums lie with the threads as in a kernel of its own; all others are of two."""
+    found = run_module("layouts", "--card", str(card))
+    assert found["whole"] == found["chain"] and len(found["chain"]) == 5
