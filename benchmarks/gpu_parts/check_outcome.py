@@ -1,9 +1,17 @@
-"""What decides tokens and losses: acceptance against its reference, loss terms against float64."""
+"""What decides tokens and losses: acceptance, plan and end of a round against their references,
+loss terms against float64."""
 
 import torch
 
 from dspark_kernels import Filters, Races, TermWeights, accept_block, distribution_terms
-from dspark_kernels.accept_block import accept_block_reference
+from dspark_kernels.accept_block import AcceptedBlock, accept_block_reference
+from dspark_kernels.round_state import (
+    LaneState,
+    end_round,
+    end_round_reference,
+    plan_round,
+    plan_round_reference,
+)
 from gpu_parts.setting import BOUNDS, EXPONENTIAL_BOUND, Record, Setting, relative_error, verdict
 from gpu_parts.shapes import BLOCK_SIZE, ModelShape
 
@@ -80,3 +88,41 @@ def check_terms(setting: Setting, shape: ModelShape, dtype: torch.dtype) -> Reco
     bound = EXPONENTIAL_BOUND if dtype == torch.float32 else BOUNDS[dtype]
     errors["gradient"] = (relative_error(kernel_draft[decided], wide_draft[decided]), bound)
     return verdict(errors)
+
+
+def check_round_state(setting: Setting, shape: ModelShape, dtype: torch.dtype) -> Record:
+    """Four requests: one near the context's end, one idle; numbers without a tolerance but for
+    confidences, which are float32 whatever dtype says."""
+    slots, longest, new = BLOCK_SIZE, 4100, {"device": setting.device}
+    numbers = [
+        [5, 6, 7, 8],
+        [0, 9, longest - 3, 2],
+        [3, -5, 2**62, -(2**63)],
+        [11, -5, 2**63 - 1, 0],
+    ]
+    is_seeded, is_live = torch.tensor([[0, 1, 0, 0], [1, 1, 1, 0]], **new).bool()
+    most = torch.tensor([slots, slots, slots, 0], **new)
+
+    def state() -> LaneState:
+        return LaneState(*torch.tensor(numbers, **new), is_seeded, is_live, most)
+
+    found_state, wanted_state = state(), state()
+    logits = 2 * torch.randn(4, slots, **new)
+    calibration = 0.5 + torch.rand(2, 1 + slots, **new)
+    temperatures = torch.tensor([0.0, 0.8, 0.0, 1.0], **new)
+    given = (logits, calibration, temperatures, wanted_state, slots, slots, longest, 0.5)
+    plan, wanted = plan_round(*given), plan_round_reference(*given)
+    ids = torch.randint(shape.vocab_size, (4, slots), **new)
+    kept = torch.tensor([2, 0, 1, 0], **new)
+    accepted = AcceptedBlock(kept, ids[:, 0] + 1, wanted_state.lengths + kept + 1, ids)
+    told = end_round(accepted, ids, plan, found_state)
+    expected = end_round_reference(accepted, ids, plan, wanted_state)
+    error = relative_error(plan.confidences, wanted.confidences)
+    moved = zip(found_state, wanted_state, strict=True)
+    return verdict(
+        {"confidences": (error, EXPONENTIAL_BOUND)},
+        num_drafts=torch.equal(plan.num_drafts, wanted.num_drafts),
+        uniforms=torch.equal(plan.uniforms, wanted.uniforms),
+        told=torch.equal(told, expected),
+        state=all(torch.equal(ours, theirs) for ours, theirs in moved),
+    )

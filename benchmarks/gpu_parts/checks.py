@@ -19,7 +19,7 @@ from gpu_parts.check_layer import (
     check_skinny,
     check_swiglu,
 )
-from gpu_parts.check_outcome import check_accept, check_terms
+from gpu_parts.check_outcome import check_accept, check_round_state, check_terms
 from gpu_parts.setting import KINDS, OF_GGUF, Record, Setting, attempt
 
 DTYPES = (torch.bfloat16, torch.float32)
@@ -120,5 +120,9 @@ def cases(setting: Setting) -> Iterator[tuple[Record, Callable[[], Record]]]:
                 facts | {"kernel": f"sequential head {kind}"},
                 lambda k=kind, d=dtype: check_head(setting, shape, d, k),
             )
-        for kernel, check in (("accept", check_accept), ("loss terms", check_terms)):
+        for kernel, check in (
+            ("accept", check_accept),
+            ("round state", check_round_state),
+            ("loss terms", check_terms),
+        ):
             yield facts | {"kernel": kernel}, lambda f=check, d=dtype: f(setting, shape, d)

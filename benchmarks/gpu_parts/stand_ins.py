@@ -25,6 +25,7 @@ MODULES = {
     "swiglu": "swiglu",
     "sequential head": "sequential_head",
     "accept": "accept_block",
+    "round state": "round_state",
     "loss terms": "distribution_terms",
 }
 
@@ -57,6 +58,8 @@ def use_stand_ins(
             while_capturing(module, "accept_block_reference", accept_greedily)
         if name == "sequential_head":
             while_capturing(module, "gumbel_reference", no_noise)
+        if name == "round_state":
+            while_capturing(module, "uniform_reference", no_uniforms)
         if name == "norm_rope_write":
             while_capturing(PagedRows, "positions", positions)
             while_capturing(PagedRows, "slot_of_row", slot_of_row)
@@ -122,3 +125,7 @@ def accept_greedily(
 
 def no_noise(seeds: torch.Tensor, places: torch.Tensor, num_tokens: int) -> torch.Tensor:
     return torch.zeros(len(seeds), num_tokens, device=seeds.device)
+
+
+def no_uniforms(seeds: torch.Tensor, places: torch.Tensor, count: int) -> torch.Tensor:
+    return torch.zeros(len(seeds), count, device=seeds.device)

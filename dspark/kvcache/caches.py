@@ -227,7 +227,7 @@ class PagedPass:
 
     def cached(self, layer: int) -> CachedLayer | None:
         """As CachePass.cached."""
-        if self._chunk is not None:
+        if self._chunk is not None or self._shape.window:
             return None
         return CachedLayer(
             *self._pool.layer(layer), self._pool.tables, self._rows, self._rotary,

@@ -77,3 +77,36 @@ def test_kernels_that_raised_are_replaced():
         {"program": "ncu", "error": "no"},
     ]
     assert failed_modules(records) == {"paged_attention", "norm_rope_write"}
+
+
+def test_a_round_of_greedy_requests_is_planned_and_ended(monkeypatch):
+    from gpu_parts.stand_ins import use_stand_ins
+
+    from dspark_kernels import AcceptedBlock
+    from dspark_kernels.round_state import LaneState, end_round, plan_round
+
+    def state() -> LaneState:
+        numbers = torch.tensor([[5, 6], [9, 30], [1, 2], [3, 4]])
+        return LaneState(*numbers, torch.tensor([True, False]), torch.ones(2).bool(), most)
+
+    most, ids = torch.tensor([3, 3]), torch.arange(6).view(2, 3)
+    calibration = torch.tensor([[0.0, 1.0, 1.0, 1.0]] * 2)
+
+    def run(state: LaneState) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = torch.tensor([[2.0, -2.0, 2.0], [2.0, 2.0, 2.0]])
+        plan = plan_round(logits, calibration, torch.zeros(2), state, 3, 3, 100, 0.5)
+        kept = torch.tensor([1, 2])
+        accepted = AcceptedBlock(kept, kept + 7, state.lengths + kept + 1, ids)
+        return plan.num_drafts, end_round(accepted, ids, plan, state)
+
+    before, after = state(), state()
+    wanted = run(before)
+    assert wanted[0].tolist() == [1, 3]
+    use_stand_ins(("round_state",), lambda: True, monkeypatch.setattr)
+    refuse = lambda *_: pytest.fail("a capture forbids what reads on the host")  # noqa: E731
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "tolist", refuse)
+        patched.setattr(torch.Tensor, "item", refuse)
+        found = run(after)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(after, before, strict=True))
