@@ -177,6 +177,12 @@ class GraftConfig:
     format of the head's matrix products, while weights, moments and losses stay float32.
 
     markov_learning_share is the Markov tables' learning rate as a fraction of learning_rate.
+    average is the decay of the moving average of the weights that is judged and written, 0 for the
+    last weights.
+
+    nla_weight and lk_weight are of the losses -log a and λ · KL + (1 - λ) · (1 - a), λ = exp(-3 a),
+    where a is the mass that both distributions share. position_weights "dpace" weighs a position by
+    the drafts that it leads to, as likely as the head finds them, but at least dpace_floor.
 
     The loss weights, their decay along a block and the schedule are those of DeepSpec's recipe for
     DSpark; ALGORITHMS has the values of other algorithms.
@@ -191,6 +197,8 @@ class GraftConfig:
     learning_rate: float = 6e-4
     betas: tuple[float, float] = (0.9, 0.95)
     markov_learning_share: float = 1.0
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    average: float = 0.0
     weight_decay: float = 0.0
     warmup: float = 0.04
     grad_clip: float = 1.0
@@ -198,8 +206,12 @@ class GraftConfig:
     l1_weight: float = 0.9
     confidence_weight: float = 1.0
     distillation_weight: float = 0.0
+    nla_weight: float = 0.0
+    lk_weight: float = 0.0
     selector_weight: float = 1.0
     position_decay: float = 4.0
+    position_weights: Literal["decay", "dpace"] = "decay"
+    dpace_floor: float = 0.5
     block_size: int = 5
     num_layers: int = 1
     intermediate_size: int | None = None
@@ -269,7 +281,18 @@ def as_headless(draft: str | None) -> Headless | None:
     return next((name for name in HEADLESS if name == draft), None)
 
 
-def graft_config(algorithm: Algorithm, **settings: Any) -> GraftConfig:
-    """The algorithm's defaults, overridden by the settings that are not None."""
+Loss = Literal["published", "nla", "lk"]
+_BY_ACCEPTANCE = {"cross_entropy_weight": 0.1, "l1_weight": 0.0, "distillation_weight": 0.0}
+# Losses shaped by acceptance (arXiv 2602.23881 and vLLM's speculators), with DSpark's share of CE.
+LOSSES: Mapping[Loss, Mapping[str, float]] = {
+    "published": {},
+    "nla": {**_BY_ACCEPTANCE, "nla_weight": 0.9},
+    "lk": {**_BY_ACCEPTANCE, "lk_weight": 0.9},
+}
+
+
+def graft_config(algorithm: Algorithm, loss: Loss | None = None, **settings: Any) -> GraftConfig:
+    """The algorithm's defaults, overridden by the loss's and by the settings that are not None."""
     chosen = {name: value for name, value in settings.items() if value is not None}
-    return GraftConfig(**{"algorithm": algorithm, **ALGORITHMS[algorithm].settings, **chosen})
+    defaults = {**ALGORITHMS[algorithm].settings, **LOSSES[loss or "published"]}
+    return GraftConfig(**{"algorithm": algorithm, **defaults, **chosen})

@@ -75,7 +75,8 @@ def graft_settings(params: Mapping[str, Any]) -> GraftConfig:
     given_settings = {FIELDS.get(name, name): value for name, value in params.items()}
     settings = {name: value for name, value in given_settings.items() if name in known}
     algorithm = settings.pop("algorithm")
-    return graft_config(algorithm, **settings | {"taps": parse_taps(params["taps"])})
+    chosen = settings | {"taps": parse_taps(params["taps"])}
+    return graft_config(algorithm, params["loss"], **chosen)
 
 
 def parse_taps(text: str | None) -> tuple[int, ...] | None:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from dspark.config import DEFAULT_PAIR, Algorithm, Dtype, GraftConfig
+from dspark.config import DEFAULT_PAIR, Algorithm, Dtype, GraftConfig, Loss
 from dspark_cli import options
 
 DEFAULTS = GraftConfig()
@@ -180,6 +180,21 @@ PositionDecay = Annotated[
         rich_help_panel=LOSS,
     ),
 ]
+LossOption = Annotated[
+    Loss,
+    typer.Option(
+        help="published: that of --algo; nla or lk: of the mass that both distributions share, "
+        "-log a, or KL at first and 1 - a later.",
+        rich_help_panel=LOSS,
+    ),
+]
+PositionWeights = Annotated[
+    Literal["decay", "dpace"],
+    typer.Option(
+        help="decay: a draft counts less with its position; dpace: by the drafts it leads to.",
+        rich_help_panel=LOSS,
+    ),
+]
 LossVocabulary = Annotated[
     int,
     typer.Option(
@@ -219,6 +234,22 @@ MarkovShare = Annotated[
     typer.Option(
         min=0.0,
         help="Markov-table learning rate as a fraction of --lr.",
+        rich_help_panel=OPTIMIZER,
+    ),
+]
+OptimizerOption = Annotated[
+    Literal["adamw", "muon"],
+    typer.Option(
+        help="muon: for the head's matrices; tables and vectors stay with AdamW.",
+        rich_help_panel=OPTIMIZER,
+    ),
+]
+Average = Annotated[
+    float,
+    typer.Option(
+        min=0.0,
+        max=0.99999,
+        help="Decay of the moving average of the weights that is written; 0: the last weights.",
         rich_help_panel=OPTIMIZER,
     ),
 ]

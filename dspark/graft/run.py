@@ -139,7 +139,7 @@ class GraftRun:
         return Trained(tuple(parts.held_out), trainer.step_index, tables)
 
     def _write_head(self, trainer: Trainer, figures: dict[str, Any]) -> None:
-        weights = trainer.weights()  # gathered from every process
+        weights = trainer.final_weights()  # gathered from every process
         if self._ranks.is_first:
             write_trained_head(self.job, trainer, weights, figures)
 

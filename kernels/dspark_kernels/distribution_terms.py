@@ -15,19 +15,26 @@ from dspark_kernels.builds import KernelBuild
 from dspark_kernels.rounding import round_to
 
 BLOCK = 4096
+LEAST_SHARED = 1e-5  # below it -log a is constant
+LK_DECAY = 3.0
+LEAST, DECAY = tl.constexpr(LEAST_SHARED), tl.constexpr(LK_DECAY)
 FINITE_LOWEST = tl.constexpr(-1e38)  # unlike -inf, it can be subtracted from itself
 
 
 class TermWeights(NamedTuple):
-    """Weights of a row's terms: CE of the label, ‖p_d - p_t‖₁, CE of the target's distribution."""
+    """Weights of a row's terms: CE of the label, ‖p_d - p_t‖₁, CE of the target's distribution, and
+    two of the shared mass a = 1 - ½‖p_d - p_t‖₁: -log a, and λ · (the CE before it) plus
+    (1 - λ) · (1 - a) with λ = exp(-3 a), which has no gradient of its own."""
 
     cross_entropy: float
     l1: float
     distillation: float
+    nla: float = 0.0
+    lk: float = 0.0
 
 
 class DistributionTerms(NamedTuple):
-    """[n] each. accept_rate is 1 - L1 / 2; distillation is zero if it has no weight."""
+    """[n] each. accept_rate is 1 - L1 / 2; distillation is zero if nothing of it has weight."""
 
     cross_entropy: torch.Tensor
     accept_rate: torch.Tensor
@@ -53,7 +60,8 @@ def distribution_terms_reference(
     target = torch.softmax(target_logits, dim=-1, out=target_logits)
     target_probs = torch.index_select(target, 0, target_rows, out=expanded)
     of_label = draft_logits.gather(1, labels.unsqueeze(1)).squeeze(1)
-    of_target = _row_dots(target_probs, draft_logits) if weights.distillation else None
+    is_distilled = bool(weights.distillation or weights.lk)
+    of_target = _row_dots(target_probs, draft_logits) if is_distilled else None
     largest, where = draft_logits.max(dim=-1, keepdim=True)
     draft_probs = torch.softmax(draft_logits, dim=-1, out=draft_logits)
     log_sum = (largest - draft_probs.gather(1, where).log()).squeeze(1)
@@ -66,7 +74,7 @@ def distribution_terms_reference(
         distillation=torch.zeros_like(log_sum) if of_target is None else log_sum - of_target,
     )
     if has_gradient:
-        _gradient(draft_probs, difference, labels, row_weights, weights)
+        _gradient(draft_probs, difference, labels, row_weights, weights, terms.accept_rate)
     return terms
 
 
@@ -81,21 +89,29 @@ def _gradient(
     labels: torch.Tensor,
     row_weights: torch.Tensor,
     weights: TermWeights,
+    accept_rate: torch.Tensor,
 ) -> None:
     """a·(p_d - onehot) + b·p_d·(s - Σ p_d·s) + c·(p_d - p_t) with s = sign(p_d - p_t).
 
     In place of draft_probs; difference is used up.
     """
     row_weights = row_weights.unsqueeze(1)
-    a, b = row_weights * weights.cross_entropy, row_weights * weights.l1
-    if weights.distillation:
+    share = torch.exp(-LK_DECAY * accept_rate)
+    of_l1 = weights.l1 + 0.5 * weights.lk * (1.0 - share)
+    of_l1 = of_l1 + 0.5 * weights.nla * (accept_rate > LEAST_SHARED) / accept_rate.clamp(
+        min=LEAST_SHARED
+    )
+    of_distillation = (weights.distillation + weights.lk * share).unsqueeze(1)
+    a, b = row_weights * weights.cross_entropy, row_weights * of_l1.unsqueeze(1)
+    is_distilled = bool(weights.distillation or weights.lk)
+    if is_distilled:
         sign = torch.sign(difference)
-        difference.mul_(row_weights * weights.distillation)
+        difference.mul_(row_weights * of_distillation)
     else:
         sign = difference.sign_()
     mean_sign = _row_dots(draft_probs, sign).unsqueeze(1)
     grad = draft_probs.mul_(sign.mul_(b).add_(a - b * mean_sign))
-    if weights.distillation:
+    if is_distilled:
         grad.add_(difference)
     grad.scatter_add_(1, labels.unsqueeze(1), -a)
 
@@ -165,6 +181,8 @@ def terms_kernel(
     of_cross_entropy: tl.tensor,
     of_l1: tl.tensor,
     of_distillation: tl.tensor,
+    of_nla: tl.tensor,
+    of_lk: tl.tensor,
     num_tokens: tl.tensor,
     HAS_GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -190,15 +208,20 @@ def terms_kernel(
         mean_sign += draft * sign(difference)
         of_target += tl.where(target > 0, target * logit, 0.0)
     accept_rate = 1.0 - 0.5 * tl.sum(distance, axis=0)
-    tl.store(accept_rates + row, tl.minimum(tl.maximum(accept_rate, 0.0), 1.0))
-    if of_distillation != 0:
+    accept_rate = tl.minimum(tl.maximum(accept_rate, 0.0), 1.0)
+    tl.store(accept_rates + row, accept_rate)
+    if (of_distillation != 0) | (of_lk != 0):
         tl.store(distillations + row, draft_sum - tl.sum(of_target, axis=0))
     else:
         tl.store(distillations + row, 0.0)
 
     if HAS_GRADIENT:
         weight = tl.load(row_weights + row).to(tl.float32)
-        a, b, c = weight * of_cross_entropy, weight * of_l1, weight * of_distillation
+        share = tl.exp(-DECAY * accept_rate)
+        by_distance = of_l1 + 0.5 * of_lk * (1.0 - share)
+        by_distance += tl.where(accept_rate > LEAST, 0.5 * of_nla / accept_rate, 0.0)
+        a, b = weight * of_cross_entropy, weight * by_distance
+        c = weight * (of_distillation + of_lk * share)
         offset = a - b * tl.sum(mean_sign, axis=0)
         for first in range(0, num_tokens, BLOCK):
             token = first + tl.arange(0, BLOCK)
@@ -213,12 +236,14 @@ def terms_kernel(
 
 def builds() -> list[KernelBuild]:
     names = ("cross_entropies", "accept_rates", "distillations")
-    numbers = dict.fromkeys(("of_cross_entropy", "of_l1", "of_distillation"), "fp32")
+    numbers = ("of_cross_entropy", "of_l1", "of_distillation", "of_nla", "of_lk")
     kernels = []
     for element in ("bf16", "fp32"):
         signature = {"draft_logits": f"*{element}", "target_logits": f"*{element}"}
         signature |= {"target_rows": "*i64", "labels": "*i64", "row_weights": "*fp32"}
-        signature |= dict.fromkeys(names, "*fp32") | numbers | {"num_tokens": "i32"}
+        signature |= (
+            dict.fromkeys(names, "*fp32") | dict.fromkeys(numbers, "fp32") | {"num_tokens": "i32"}
+        )
         constants = {"HAS_GRADIENT": True, "BLOCK": BLOCK}
         kernels.append(
             KernelBuild(f"loss terms {element}", terms_kernel, signature, constants, num_warps=16)

@@ -26,6 +26,14 @@ def test_without_options_it_is_the_algorithms_default(algorithm):
     assert graft_settings(params_of("--algo", algorithm)) == graft_config(algorithm)
 
 
+def test_a_loss_sets_the_weights_of_its_terms_and_options_go_before_it():
+    for algorithm in ("dspark", "dflash"):
+        shaped = graft_settings(params_of("--algo", algorithm, "--loss", "nla"))
+        assert (shaped.cross_entropy_weight, shaped.l1_weight, shaped.nla_weight) == (0.1, 0.0, 0.9)
+    mixed = graft_settings(params_of("--loss", "lk", "--distillation", "0.5"))
+    assert (mixed.lk_weight, mixed.distillation_weight) == (0.9, 0.5)
+
+
 @pytest.mark.parametrize(
     ("option", "value", "field", "expected"),
     [
@@ -38,6 +46,9 @@ def test_without_options_it_is_the_algorithms_default(algorithm):
         ("--distillation", "0.25", "distillation_weight", 0.25),
         ("--markov-share", "0.5", "markov_learning_share", 0.5),
         ("--position-decay", "2", "position_decay", 2.0),
+        ("--position-weights", "dpace", "position_weights", "dpace"),
+        ("--optimizer", "muon", "optimizer", "muon"),
+        ("--average", "0.99", "average", 0.99),
         ("--block-size", "6", "block_size", 6),
         ("--layers", "2", "num_layers", 2),
         ("--intermediate-size", "64", "intermediate_size", 64),

@@ -20,6 +20,8 @@ TARGET_ROWS = torch.tensor([0, 0, 1, 2, 2, 2, 5, 6, 8, 8, 8])
 ROWS = len(TARGET_ROWS)
 DEEPSPEC = LossWeights(cross_entropy=0.1, l1=0.9)
 DISTILLING = LossWeights(cross_entropy=0.1, l1=0.9, distillation=0.7)
+NLA = LossWeights(cross_entropy=0.1, l1=0.0, nla=0.9)
+LK = LossWeights(cross_entropy=0.1, l1=0.2, lk=0.8)
 
 
 def _inputs(rank: int) -> dict[str, torch.Tensor]:
@@ -47,7 +49,11 @@ def _plain(
     cross_entropy = F.cross_entropy(logits, given["labels"], reduction="none")
     l1 = (logits.softmax(-1) - target).abs().sum(-1)
     soft = -(target * logits.log_softmax(-1)).sum(-1)
+    shared = torch.minimum(logits.softmax(-1), target).sum(-1)
+    share = torch.exp(-3.0 * shared.detach())
     per_row = weights.cross_entropy * cross_entropy + weights.l1 * l1 + weights.distillation * soft
+    per_row = per_row - weights.nla * shared.log()
+    per_row = per_row + weights.lk * (share * soft + (1.0 - share) * (1.0 - shared))
     return (given["row_weights"] * per_row).sum(), cross_entropy, 1.0 - 0.5 * l1
 
 
@@ -71,7 +77,7 @@ def _chunked(
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 3, 128])
-@pytest.mark.parametrize("weights", [DEEPSPEC, DISTILLING])
+@pytest.mark.parametrize("weights", [DEEPSPEC, DISTILLING, NLA, LK])
 def test_loss_and_gradients_equal_plain_autograd(chunk_rows: int, weights: LossWeights) -> None:
     given, expected = _inputs(RANK), _inputs(RANK)
     loss, terms = _chunked(given, weights, chunk_rows)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,6 +71,32 @@ def test_a_resumed_run_ends_with_the_same_weights(
     _assert_same_weights(second, whole)
     assert [r.loss for r in rest] == [r.loss for r in reports[2:]]
     assert second.tokens_seen == whole.tokens_seen
+
+
+@pytest.mark.parametrize("change", [{"optimizer": "muon", "average": 0.9}, {"nla_weight": 0.9}])
+def test_other_optimizers_and_losses_learn_and_resume(
+    make_trainer: MakeTrainer,
+    small_config: GraftConfig,
+    answers: list[Answer],
+    tmp_path: Path,
+    change: dict[str, Any],
+) -> None:
+    config = replace(small_config, **change, position_weights="dpace", steps=8)
+    whole = make_trainer(config)
+    before = whole.validate(answers[21:])
+    list(whole.steps())
+    assert whole.validate(answers[21:]).tau > before.tau
+    first, second = make_trainer(config), make_trainer(config)
+    for _ in range(3):
+        first.step()
+    checkpoint.save(tmp_path / "state.pt", first, "run")
+    checkpoint.load(tmp_path / "state.pt", second, "run")
+    list(second.steps())
+    _assert_same_weights(second, whole)
+    ours, theirs = second.final_weights(), whole.final_weights()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    differs = any(not torch.equal(theirs[n], t) for n, t in _weights(whole).items())
+    assert differs == bool(config.average)
 
 
 def test_weights_do_not_depend_on_the_memory_for_taps(

@@ -22,6 +22,8 @@ def save(path: Path, trainer: Trainer, identity: str) -> None:
         "head": trainer.weights(),
         "optimizer": trainer.ranks.whole(trainer.optimizer.state_dict()),
     }
+    if trainer.average is not None:
+        state["average"] = trainer.average.tensors
     if not trainer.ranks.is_first:
         return
     try:
@@ -50,5 +52,8 @@ def load(path: Path, trainer: Trainer, identity: str) -> None:
         )
     trainer.head.load_state_dict(state["head"])
     trainer.optimizer.load_state_dict(state["optimizer"])
+    if trainer.average is not None:
+        trainer.average.tensors = state["average"]
+        trainer.average.num_steps = state["step"]
     trainer.step_index = state["step"]
     trainer.tokens_seen = state["tokens"]

@@ -28,6 +28,7 @@ class Ranks(Protocol):
 
     index: int
     count: int
+    shards: bool  # whether each process holds a part of every weight
 
     @property
     def is_first(self) -> bool:
@@ -58,7 +59,7 @@ class Ranks(Protocol):
 
 
 class SingleProcess:
-    index, count, is_first = 0, 1, True
+    index, count, is_first, shards = 0, 1, True, False
 
     def share(self, objective: nn.Module, optimizer: Optimizer) -> Shared:
         return objective
@@ -82,6 +83,8 @@ class SingleProcess:
 
 class DataParallel:
     """Through accelerate's data parallelism: every process holds the whole head."""
+
+    shards = False
 
     def __init__(self, accelerator: Any) -> None:
         self._accelerator = accelerator
@@ -124,6 +127,7 @@ class FullySharded(DataParallel):
     fire.
     """
 
+    shards = True
     _objective: Any = None
 
     def share(self, objective: nn.Module, optimizer: Optimizer) -> Shared:

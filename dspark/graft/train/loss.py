@@ -5,25 +5,41 @@ is frozen, and only the chunk's gradients for the hidden states and the Markov t
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
 
 from dspark_kernels import TermWeights, distribution_terms
+from dspark_kernels.distribution_terms import LEAST_SHARED, LK_DECAY
 
 
 @dataclass(frozen=True, slots=True)
 class LossWeights:
-    """Weights of a row's terms: CE of the label, ‖p_d - p_t‖₁, and CE of the target's distribution.
+    """Weights of a row's terms: CE of the label, ‖p_d - p_t‖₁, and those that DeepSpec's loss has
+    not: CE of the target's distribution, and the two of TermWeights that acceptance shapes.
 
-    The last one is not part of DeepSpec's loss. It covers every token at every position, and unlike
-    L1 its gradient does not vanish for tokens that the draft gives no probability.
+    CE of the target's distribution covers every token at every position, and unlike L1 its gradient
+    does not vanish for tokens that the draft gives no probability.
     """
 
     cross_entropy: float
     l1: float
     distillation: float = 0.0
+    nla: float = 0.0
+    lk: float = 0.0
+
+    def of_rows(self, terms: "RowTerms") -> torch.Tensor:
+        """[R]."""
+        accepted, distillation = terms.accept_rate, terms.distillation
+        share = torch.exp(-LK_DECAY * accepted)
+        return (
+            self.cross_entropy * terms.cross_entropy
+            + self.l1 * 2.0 * (1.0 - accepted)
+            + self.distillation * distillation
+            - self.nla * accepted.clamp(min=LEAST_SHARED).log()
+            + self.lk * (share * distillation + (1.0 - share) * (1.0 - accepted))
+        )
 
 
 @dataclass(slots=True)
@@ -104,6 +120,24 @@ def distribution_loss(
     return loss, terms
 
 
+@torch.no_grad()
+def label_cross_entropy(
+    hidden: torch.Tensor,
+    features: torch.Tensor | None,
+    labels: torch.Tensor,
+    head: OutputHead,
+    chunk_rows: int,
+) -> torch.Tensor:
+    """[R] without gradient, of rows as distribution_loss takes them."""
+    rows = hidden if features is None else torch.cat([hidden, features], dim=-1)
+    draft, *_ = head.buffers(min(chunk_rows, len(rows)), rows)
+    found = []
+    for part, own in zip(rows.split(chunk_rows), labels.split(chunk_rows), strict=True):
+        logits = _draft_logits(part, draft[: len(part)], head)
+        found.append(logits.logsumexp(-1) - logits.gather(1, own.unsqueeze(1)).squeeze(1))
+    return torch.cat(found)
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
     target_hidden: torch.Tensor
@@ -131,12 +165,7 @@ class _DistributionLoss(torch.autograd.Function):
                 grad_w2.addmm_(grad_logits.t(), chunk.rows[:, job.head.hidden_size :])
             _row_gradient(grad_logits, chunk, job.head, grad_rows[chunk.span])
         ctx.grads = (grad_rows, grad_w2)
-        per_row = (
-            job.weights.cross_entropy * job.terms.cross_entropy
-            + job.weights.l1 * 2.0 * (1.0 - job.terms.accept_rate)
-            + job.weights.distillation * job.terms.distillation
-        )
-        return (job.row_weights * per_row).sum()
+        return (job.row_weights * job.weights.of_rows(job.terms)).sum()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -176,7 +205,7 @@ def _compare(chunk: _Chunk, job: _Job, *, has_gradient: bool) -> torch.Tensor:
     first = int(target_rows[0])
     target_hidden = job.target_hidden[first : first + len(chunk.target)]
     target = _cap(_logits(target_hidden, job.head.weight, chunk.target), job.head.softcap)
-    logits = _draft_logits(chunk, job.head)
+    logits = _draft_logits(chunk.rows, chunk.draft, job.head)
     if job.terms.candidates.shape[1]:
         _note_candidates(logits, target, target_rows - first, job.terms, span)
     terms = distribution_terms(
@@ -185,7 +214,7 @@ def _compare(chunk: _Chunk, job: _Job, *, has_gradient: bool) -> torch.Tensor:
         target_rows - first,
         job.labels[span],
         job.row_weights[span],
-        TermWeights(weights.cross_entropy, weights.l1, weights.distillation),
+        TermWeights(*astuple(weights)),
         chunk.expanded,
         has_gradient=has_gradient,
     )
@@ -220,11 +249,12 @@ def _cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
     return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
 
-def _draft_logits(chunk: _Chunk, head: OutputHead) -> torch.Tensor:
+def _draft_logits(rows: torch.Tensor, out: torch.Tensor, head: OutputHead) -> torch.Tensor:
+    """rows [n, H + r] -> [n, V], in `out`."""
     if head.softcap is None:
-        return _logits(chunk.rows, head.joined, chunk.draft)
-    base, features = chunk.rows.split([head.hidden_size, head.rank], dim=-1)
-    logits = _cap(_logits(base, head.weight, chunk.draft), head.softcap)
+        return _logits(rows, head.joined, out)
+    base, features = rows.split([head.hidden_size, head.rank], dim=-1)
+    logits = _cap(_logits(base, head.weight, out), head.softcap)
     return logits.addmm_(features, head.joined[:, head.hidden_size :].t())
 
 

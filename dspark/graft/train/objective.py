@@ -15,7 +15,14 @@ from dspark.drafters.kinds import kind_of
 from dspark.drafters.training_blocks import Blocks, sample_blocks
 from dspark.graft.data.answer_file import Answer
 from dspark.graft.target.frozen_target import FrozenTarget
-from dspark.graft.train.loss import LossWeights, OutputHead, RowTerms, distribution_loss
+from dspark.graft.train.loss import (
+    LossWeights,
+    OutputHead,
+    RowTerms,
+    distribution_loss,
+    label_cross_entropy,
+)
+from dspark.graft.train.position_weights import by_confidence, by_place
 from dspark.graft.train.selector_loss import selector_loss
 from dspark.graft.train.supervised_rows import Rows, join, row_sums, supervised_rows
 from dspark.models.domino_head import DominoHead
@@ -80,7 +87,7 @@ class Objective(nn.Module):
     def forward(self, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
         """The part's share of the batch's loss, and its sums (rows.row_sums)."""
         rows = join([self._rows(each) for each in part.sequences])
-        weights = self._decay(rows.positions) / part.total_weight
+        decayed = self._decay(rows.positions) / part.total_weight
         tokens = None if part.tokens is None else part.tokens.to(rows.labels.device)
         outputs = self.head.output_map
         w2 = None if outputs is None else outputs.markov_w2.weight
@@ -90,7 +97,15 @@ class Objective(nn.Module):
             w2 = None if w2 is None else w2[tokens]
         if w2 is not None:
             head.load_markov(w2)
-        c = self.config
+        c, weights = self.config, decayed
+        of_terms = LossWeights(
+            c.cross_entropy_weight, c.l1_weight, c.distillation_weight, c.nla_weight, c.lk_weight
+        )
+        if c.position_weights == "dpace":
+            paced = label_cross_entropy(rows.hidden, rows.features, labels, head, c.chunk_rows)
+            size = self.head.config.block_size
+            paced = by_confidence(paced, rows.blocks, rows.positions, size, c.dpace_floor)
+            weights = paced / part.total_weight  # of which a part of the batch knows nothing
 
         def loss_with(
             features: torch.Tensor | None, table: torch.Tensor | None
@@ -104,7 +119,7 @@ class Objective(nn.Module):
                 labels,
                 weights,
                 head,
-                LossWeights(c.cross_entropy_weight, c.l1_weight, c.distillation_weight),
+                of_terms,
                 c.chunk_rows,
                 self._num_candidates,
             )
@@ -123,14 +138,14 @@ class Objective(nn.Module):
         surprise = loss.new_zeros(())
         if rows.confidence is not None:
             surprise = F.binary_cross_entropy_with_logits(
-                rows.confidence, terms.accept_rate, weights, reduction="sum"
+                rows.confidence, terms.accept_rate, decayed, reduction="sum"
             )
             loss = loss + c.confidence_weight * surprise
         losses = torch.stack([loss.detach(), surprise.detach()])
         return loss, row_sums(rows, terms, weights, losses, self.head.config.block_size)
 
     def _decay(self, positions: torch.Tensor) -> torch.Tensor:
-        return torch.exp(-positions / self.config.position_decay)
+        return by_place(positions, self.config.position_decay)
 
     def _rows(self, sampled: Sampled) -> Rows:
         """Applies to the head alone: the target's taps do not depend on it."""

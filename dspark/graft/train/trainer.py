@@ -7,15 +7,18 @@ generator states.
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import cast
 
 import torch
+from torch.optim import Optimizer
 
 from dspark.config import GraftConfig
+from dspark.errors import InputError
 from dspark.graft.data.answer_file import Answer
 from dspark.graft.target.frozen_target import FrozenTarget
+from dspark.graft.train.averaged_weights import AveragedWeights
 from dspark.graft.train.distributed import (
     Ranks,
     Shared,
@@ -24,6 +27,7 @@ from dspark.graft.train.distributed import (
 )
 from dspark.graft.train.loss_vocabulary import LossVocabulary
 from dspark.graft.train.objective import Objective, Part
+from dspark.graft.train.optimizers import make_optimizer
 from dspark.graft.train.seeds import generator_of
 from dspark.graft.train.supervised_rows import figures
 from dspark.models.head_module import HeadModule
@@ -65,13 +69,9 @@ class Trainer:
         self.answers = trainable(answers, config.length)
         self.step_index = 0
         self.tokens_seen = 0
-        self.optimizer = torch.optim.AdamW(
-            _parameter_groups(head, config),
-            lr=config.learning_rate,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        check_whole(ranks, config)
+        self.optimizer = make_optimizer(head, config)
+        self.average = AveragedWeights(head, config.average) if config.average else None
         self.objective = Objective(head, target, config)
         self._shared: Shared | None = None
         self.vocabulary = LossVocabulary(self.answers, head.config.vocab_size, config)
@@ -92,6 +92,8 @@ class Trainer:
         sums = self._backward(batch, generator)
         norm = torch.nn.utils.clip_grad_norm_(self.head.parameters(), self.config.grad_clip)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.take()
         num_tokens = sum(len(answer.token_ids) for answer in batch)
         self.step_index += 1
         self.tokens_seen += num_tokens
@@ -111,7 +113,8 @@ class Trainer:
         cut = trainable(answers, self.config.length)
         generator = generator_of(self.config.seed, "validation", 0)
         sampled = self.objective.sample(cut, generator)
-        _, sums = self.objective(Part(sampled, self.objective.total_weight(sampled), None))
+        with self._averaged():
+            _, sums = self.objective(Part(sampled, self.objective.total_weight(sampled), None))
         return StepReport(
             step=self.step_index,
             learning_rate=0.0,
@@ -122,9 +125,17 @@ class Trainer:
         )
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Tensors of the whole head; every process must call it."""
+        """Tensors of the whole head as it is trained; every process must call it."""
         whole: dict[str, torch.Tensor] = self.ranks.whole(self.head.state_dict())
         return whole
+
+    def final_weights(self) -> dict[str, torch.Tensor]:
+        """Those to be written: the average, where there is one."""
+        with self._averaged():
+            return {name: tensor.clone() for name, tensor in self.weights().items()}
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.average is None else self.average.in_place()
 
     def _batch(self, step: int) -> list[Answer]:
         """Whole epochs of the data, each in a new order."""
@@ -144,7 +155,7 @@ class Trainer:
         ranks = self.ranks
         check_shares(sampled, ranks)
         if self._shared is None:  # only now, as the weights were loaded since
-            self._shared = ranks.share(self.objective, self.optimizer)
+            self._shared = ranks.share(self.objective, cast(Optimizer, self.optimizer))
         local_batch = sampled[ranks.index :: ranks.count]
         size = math.ceil(len(local_batch) / self.config.accumulate)
         sums = []
@@ -159,14 +170,13 @@ class Trainer:
         return ranks.total(torch.stack(sums).sum(dim=0))
 
 
-def _parameter_groups(head: HeadModule, config: GraftConfig) -> list[dict[str, Any]]:
-    """Separates the tables with a row per token: they memorise rare examples."""
-    tables = head.tables
-    others = [p for p in head.parameters() if all(p is not table for table in tables)]
-    return [
-        {"params": others, "share": 1.0},
-        {"params": tables, "share": config.markov_learning_share},
-    ]
+def check_whole(ranks: Ranks, config: GraftConfig) -> None:
+    """Raises InputError where weights would be in parts that Muon or an average cannot take."""
+    if ranks.shards and (config.optimizer == "muon" or config.average):
+        raise InputError(
+            "a sharded head is trained by AdamW, without an average of its weights",
+            "Leave --optimizer and --average, or launch it without FSDP.",
+        )
 
 
 def learning_rate(config: GraftConfig, step: int) -> float:

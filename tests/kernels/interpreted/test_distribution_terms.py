@@ -9,10 +9,16 @@ from tests.kernels.closeness import assert_near
 
 NUM_POSITIONS = 4
 TARGET_ROWS = [0, 0, 2, 3, 3]
+WEIGHTS = [
+    TermWeights(0.1, 0.9, 0.0),
+    TermWeights(0.3, 0.5, 0.7),
+    TermWeights(0.1, 0.0, 0.0, nla=0.9),
+    TermWeights(0.1, 0.2, 0.0, lk=0.8),
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("weights", [TermWeights(0.1, 0.9, 0.0), TermWeights(0.3, 0.5, 0.7)])
+@pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("num_tokens", [1, 63, 4100])
 def test_terms_and_gradient(device, dtype, weights, num_tokens):
     target_rows = torch.tensor(TARGET_ROWS, device=device)
@@ -28,6 +34,10 @@ def test_terms_and_gradient(device, dtype, weights, num_tokens):
     l1 = (wide.softmax(-1) - target).abs().sum(-1)
     soft = -(target * wide.log_softmax(-1)).sum(-1)
     per_row = weights.cross_entropy * cross_entropy + weights.l1 * l1 + weights.distillation * soft
+    shared = 1.0 - 0.5 * l1
+    share = torch.exp(-3.0 * shared.detach())
+    per_row = per_row - weights.nla * shared.log()
+    per_row = per_row + weights.lk * (share * soft + (1.0 - share) * (1.0 - shared))
     (row_weights * per_row).sum().backward()
 
     given = (
