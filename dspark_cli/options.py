@@ -119,7 +119,7 @@ DraftWeightsOption = Annotated[
     DraftWeights,
     typer.Option(
         "--draft-weights",
-        help="Number format of a DSpark head on a GPU. A smaller one lowers acceptance, "
+        help="Number format of a block head on a GPU. A smaller one lowers acceptance, "
         "never changes a token.",
         rich_help_panel=DEVICE,
     ),
