@@ -1,7 +1,7 @@
 # `make check` is what a change has to pass. PYTHON picks another interpreter than .venv's.
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 
-.PHONY: check format-check lint types contracts test kernels kernels-of-each-triton cards \
+.PHONY: check format-check lint types contracts test snapshots kernels kernels-of-each-triton cards \
 	cards-of-each-triton interpreted format demo readme cli
 
 check: format-check lint types contracts test
@@ -20,6 +20,10 @@ contracts:
 
 test:
 	$(PYTHON) -m pytest
+
+# the pictures that tests of the chat compare with; look at them before they are committed
+snapshots:
+	DSPARK_DRAW_SNAPSHOTS=1 $(PYTHON) -m pytest -n 0 -q tests/tui/test_snapshots.py
 
 # every Triton kernel for every card, against what the card has; needs no GPU. TRITON=3.6.0 takes another version
 # than the one that is installed
