@@ -3,7 +3,7 @@
 FP8 blocks and FP4 experts stay in their codes; what is small and plain is read as float32.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -46,7 +46,7 @@ class Block:
 
     matrices: Mapping[str, FileWeight]
     tensors: Mapping[str, torch.Tensor]
-    experts: tuple[Expert, ...]
+    experts: Sequence[Expert]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ What is always read (FP8 and bfloat16) meets rows in float32. Routed experts sta
 them in float32 or, faster and rounded as stated in `rounded_experts`, in 8 bits.
 """
 
+import hashlib
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
@@ -15,13 +16,16 @@ from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
 from dspark.checkpoints.files import one_line
 from dspark.checkpoints.model_folder import Folder, ModelFolder
 from dspark.errors import CheckpointError
+from dspark.hub.paths import home
 from dspark.kvcache.page_pool import PagedPool
 from dspark.kvcache.row_pool import KVSlot
+from dspark.machine import free_memory
 from dspark.models.deepseek_v4.cache import RequestCaches
 from dspark.models.deepseek_v4.decoder import Decoder
 from dspark.models.deepseek_v4.float_experts import feed_experts
 from dspark.models.deepseek_v4.native_pass import FeedExperts
 from dspark.models.deepseek_v4.rounded_experts import feed_rounded
+from dspark.models.expert_store import ExpertStore, slots_for, with_store
 from dspark.targets.base import Pass, TargetSpec
 from dspark.targets.expert_use import ExpertShape, ExpertUse, expert_use
 from dspark.targets.stop_tokens import stop_tokens
@@ -41,7 +45,12 @@ class DeepseekV4Target:
         tap_layers: tuple[int, ...] = (),
         stop_token_ids: frozenset[int] = frozenset(),
         feed: FeedExperts = feed_experts,
+        store: ExpertStore | None = None,
     ) -> None:
+        """`store`: of the weights' routed experts, where memory does not hold all."""
+        self.expert_store = store
+        if store is not None:
+            weights = with_store(weights, store)
         self.kinds = ("fp4",) if feed is feed_rounded else ()
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.tap_layers, self._weights = tap_layers, weights
@@ -50,6 +59,7 @@ class DeepseekV4Target:
         self.caches = RequestCaches(config)
         self._decoder = Decoder(config, weights, feed)
         self._sizes: list[int] = []  # of the blocks verified last
+        self._far: torch.Tensor | None = None  # during the last pass
         expert = weights.blocks[0].experts[0]
         sizes = (each.num_bytes for each in (expert.gate, expert.up, expert.down))
         counts = (config.num_layers, config.num_experts, config.experts_per_token)
@@ -110,7 +120,7 @@ class DeepseekV4Target:
         """As RoutesExperts.expert_use."""
         if sum(self._sizes) != self._decoder.routes.shape[1] or not self._sizes:
             return None
-        return expert_use(self._decoder.routes, self._sizes)
+        return expert_use(self._decoder.routes, self._sizes, self._far)
 
     def fork(self, slot: KVSlot, length: int) -> KVSlot | None:
         """As Target.fork: None where the window before `length` is overwritten already."""
@@ -130,8 +140,27 @@ class DeepseekV4Target:
     def _run(
         self, token_ids: torch.Tensor, slots: Sequence[KVSlot], sizes: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        stretches = self.caches.stretches(slots, sizes)
-        return self._decoder.run(token_ids, self.caches, stretches, self.tap_layers)
+        stretches, store = self.caches.stretches(slots, sizes), self.expert_store
+        if store is not None:
+            store.between_passes()
+            self._far = store.far()
+        found = self._decoder.run(token_ids, self.caches, stretches, self.tap_layers)
+        if store is not None:
+            store.note(self._decoder.routes)
+        return found
+
+
+def _store(folder: ModelFolder, weights: TargetWeights) -> ExpertStore | None:
+    """None where free memory holds all weights: the system keeps the files there by itself."""
+    layers = [block.experts for block in weights.blocks]
+    first = layers[0][0]
+    size = sum(each.num_bytes for each in (first.gate, first.up, first.down))
+    of_files = sum(entry.num_bytes for _, entry in folder.entries())
+    slots = slots_for(free_memory("cpu"), of_files, len(layers) * len(layers[0]), size)
+    if not slots:
+        return None
+    name = hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:16]
+    return ExpertStore(layers, slots, path=home() / "experts" / f"{name}.json")
 
 
 def load_deepseek_v4(
@@ -146,7 +175,12 @@ def load_deepseek_v4(
     try:
         feed = feed_rounded if rounds else feed_experts
         return DeepseekV4Target(
-            config, weights, tap_layers=tap_layers, stop_token_ids=stops, feed=feed
+            config,
+            weights,
+            tap_layers=tap_layers,
+            stop_token_ids=stops,
+            feed=feed,
+            store=_store(folder, weights),
         )
     except (KeyError, TypeError, ValueError) as error:  # of rope_scaling, or sizes of blocks
         raise CheckpointError(

@@ -14,13 +14,13 @@ from dspark.checkpoints.deepseek_v4_cache_layout import (
 from dspark.checkpoints.deepseek_v4_target import HASH_TABLE, Block
 from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
 from dspark.models.deepseek_v4.pass_memory import PassMemory
+from dspark.models.expert_store import addresses
 from dspark_kernels.cpu.clamped_swiglu import clamped_swiglu_op
 from dspark_kernels.cpu.deepseek_v4 import attention_text, indexer_text
 from dspark_kernels.cpu.deepseek_v4.routing_text import EXPERT_WORDS, SHARES
 from dspark_kernels.cpu.deepseek_v4.step import STEP
 from dspark_kernels.cpu.deepseek_v4.streams_text import MIXES, STREAMS
 from dspark_kernels.cpu.deepseek_v4.text import bits
-from dspark_kernels.cpu.file_weight import FileWeight
 from dspark_kernels.cpu.float_matrix import multiply_floats_op
 from dspark_kernels.cpu.float_text import LANES
 from dspark_kernels.cpu.int8_rows import GROUP
@@ -225,15 +225,10 @@ class LayerProgram:
 
     def _group(self) -> Op:
         config, memory = self._config, self._memory
-        addresses = torch.tensor(
-            [
-                [word for each in (e.gate, e.up, e.down) for word in _addresses(each)]
-                for e in self._experts
-            ]
-        )
-        assert addresses.shape[1] == EXPERT_WORDS
+        where = addresses(self._experts)
+        assert where.shape[1] == EXPERT_WORDS
         words: tuple[torch.Tensor | int, ...] = (memory.routes[self._layer], config.num_experts)
-        words += (config.experts_per_token, addresses, memory.opening, memory.closing)
+        words += (config.experts_per_token, where, memory.opening, memory.closing)
         words += (memory.num_segments, memory.places, memory.pair_rows, memory.own)
         words += (memory.gate_up, FLOAT * memory.gate_up.stride(0), memory.said)
         return Op("group_experts", 1, 0, (*words, FLOAT * config.hidden_size, memory.counts))
@@ -268,8 +263,3 @@ def stream_factors(scales: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
     factors = torch.zeros(2, MIXES)
     factors[0, : len(scales)], factors[1, : len(biases)] = scales, biases
     return factors
-
-
-def _addresses(weight: FileWeight) -> tuple[int, int]:
-    assert weight.scales is not None
-    return weight.codes.data_ptr(), weight.scales.data_ptr()

@@ -12,6 +12,7 @@ from dspark.models.deepseek_v4.cache import RequestCaches, Stretch
 from dspark.models.deepseek_v4.layer_program import LayerProgram, stream_factors, units_op
 from dspark.models.deepseek_v4.pass_memory import PassMemory
 from dspark.models.deepseek_v4.rotation import RotationTable
+from dspark.models.expert_store import LayerExperts
 from dspark_kernels.cpu.deepseek_v4.step import ROW_WORDS
 from dspark_kernels.cpu.deepseek_v4.streams_text import STREAMS
 from dspark_kernels.cpu.deepseek_v4.text import bits
@@ -107,6 +108,10 @@ class NativePass:
         for index, block in enumerate(self._weights.blocks):
             layer = LayerProgram(config, index, block, memory, selects)
             ops += layer.until_route()
+            if isinstance(block.experts, LayerExperts):  # begin to read what is chosen
+                stages += self._programs(ops)
+                stages.append(_reading_ahead(block.experts, memory.routes[index]))
+                ops = []
             if self._feed is None:
                 ops += layer.feed_experts()
             else:
@@ -138,6 +143,10 @@ class NativePass:
             multiply_floats_op(memory.units, fn, memory.projected),
             Op("close_streams", 0, 1, (*words, *sizes)),
         ]
+
+
+def _reading_ahead(experts: LayerExperts, route: torch.Tensor) -> Stage:
+    return lambda step: experts.read_ahead(route[: int(step[0])])
 
 
 def _feeding(

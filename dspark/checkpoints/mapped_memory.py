@@ -1,0 +1,42 @@
+"""Advice to the system about memory that is mapped from a file: what will be read next, and what
+need not stay. Where it cannot be given, nothing happens: it changes no byte."""
+
+import ctypes
+import mmap
+import sys
+from functools import cache
+from typing import Any
+
+import torch
+
+WILL_NEED = 3  # of madvise
+COLD = 20  # Linux 5.4 and later
+
+
+def read_ahead(*tensors: torch.Tensor) -> bool:
+    """Begin to read them, all at once and far ahead of the first touch."""
+    return all([_advise(each, WILL_NEED) for each in tensors])
+
+
+def let_go(*tensors: torch.Tensor) -> bool:
+    """The first to leave memory, if others need it."""
+    return all([_advise(each, COLD) for each in tensors])
+
+
+def _advise(tensor: torch.Tensor, advice: int) -> bool:
+    library = _library()
+    if library is None:
+        return False
+    start = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+    end = tensor.data_ptr() + tensor.numel() * tensor.element_size()
+    return bool(library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice) == 0)
+
+
+@cache
+def _library() -> Any:
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        return ctypes.CDLL(None)
+    except OSError:
+        return None
