@@ -142,7 +142,7 @@ def measure_experts(target: DeepseekV4Target, seconds: float) -> dict[str, Any]:
         end = time.perf_counter() + seconds / 3
         while time.perf_counter() < end:
             layer, start = divmod(at, num_experts - num_experts % per_call)
-            memory.experts[:rows] = torch.arange(start, start + per_call)
+            memory.routes[layer, :rows] = torch.arange(start, start + per_call)
             part = words[at * size // 8 : (at + per_call) * size // 8]
             taken = timed(partial(programs[layer], step))
             rates["experts"].append(per_call * size / taken / GB)

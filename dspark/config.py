@@ -14,6 +14,7 @@ Algorithm = Literal["dspark", "dflash", "dflash2", "domino", "eagle3", "mtp"]
 Headless = Literal["lookup"]
 DEFAULT_PAIR = "demo"
 PREFILL_CHUNK = 256  # tokens of a prompt in one pass
+EXPERTS_PREFILL_CHUNK = 512  # where a pass reads nearly all routed experts: for more rows each
 GPU_PREFILL_CHUNK = 2048  # shorter passes leave a GPU waiting for its host
 MAX_TOKENS = 512  # new ones in an answer
 MOST_KEPT = 64  # finished requests whose caches are kept
@@ -127,9 +128,9 @@ class EngineConfig:
     prefix_cache_bytes bounds the caches that finished requests leave for prompts that begin alike;
     the last request's stay in any case, unless it is 0. None: PREFIX_CACHE_BYTES, or where memory
     is taken once, as on a GPU, what nobody else needs.
-    prefill_chunk None: PREFILL_CHUNK, or GPU_PREFILL_CHUNK where our kernels run. On a GPU the
-    memory for keys and values holds max_requests at their longest, or cache_tokens of all of them,
-    or cache_bytes, as far as they fit; on a CPU it grows up to that.
+    prefill_chunk None: the target's own, PREFILL_CHUNK, or GPU_PREFILL_CHUNK where our kernels run.
+    On a GPU the memory for keys and values holds max_requests at their longest, or cache_tokens of
+    all of them, or cache_bytes, as far as they fit; on a CPU it grows up to that.
     """
 
     prefill_chunk: int | None = None

@@ -12,6 +12,7 @@ from dspark.checkpoints.deepseek_v4_target_config import MOST_COMPRESSED, Deepse
 MAX_ROWS = 64  # of a request, in a pass that may be taken back
 POSITIONS = MOST_COMPRESSED  # of a page
 WINDOW = "window"
+ROUNDED = 40 / 128  # of a number of a row of 8 bits, with its scales
 
 
 class RingPlace(NamedTuple):
@@ -71,6 +72,22 @@ def token_values(config: DeepseekV4TargetConfig) -> int:
 def request_values(config: DeepseekV4TargetConfig) -> int:
     """Numbers of a request whatever its length: its rings."""
     return ring_places(config)[1]
+
+
+def row_values(config: DeepseekV4TargetConfig) -> int:
+    """Numbers of 4 bytes that a pass of our own forward holds of each of its rows: streams twice,
+    queries and what they attend to, projections, and every pair of a row and a routed expert."""
+    hidden, inner, top = config.hidden_size, config.expert_size, config.experts_per_token
+    raw: dict[str, int] = {}
+    for (_, name), place in ring_places(config)[0].items():
+        if name != WINDOW:
+            raw[name] = max(raw.get(name, 0), place.width)
+    fixed = (2 * config.num_streams + 2) * hidden + config.query_rank + config.head_dim
+    attention = 2 * config.num_heads * config.head_dim + config.output_groups * config.output_rank
+    index = config.index_heads * (config.index_dim + 1) + 2 * config.index_top
+    experts = 2 * config.num_experts + 3 * inner + 2 * config.num_layers * top
+    pairs = top * (hidden + 2 * inner) + ROUNDED * (hidden + top * inner)
+    return fixed + attention + sum(raw.values()) + index + experts + int(pairs)
 
 
 def window_cells(config: DeepseekV4TargetConfig) -> int:

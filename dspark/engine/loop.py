@@ -52,7 +52,8 @@ class Engine:
         self.drafter = drafter
         self.scheduler = scheduler
         self.config = config
-        self._chunk_size = config.prefill_chunk or default_chunk(target.device, target.dtype)
+        default = target.spec.chunk or default_chunk(target.device, target.dtype)
+        self._chunk_size = config.prefill_chunk or default
         self._codec = codec
         self._entropy = random.Random(config.entropy)
         self._parking = parking

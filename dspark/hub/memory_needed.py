@@ -9,7 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dspark.checkpoints.deepseek_v4_cache_layout import request_values, token_values
+from dspark.checkpoints.deepseek_v4_cache_layout import (
+    request_values,
+    row_values,
+    token_values,
+)
 from dspark.checkpoints.deepseek_v4_config import MODEL_TYPE
 from dspark.checkpoints.deepseek_v4_target_config import (
     DeepseekV4TargetConfig,
@@ -25,7 +29,7 @@ from dspark.checkpoints.model_folder import (
     read_shapes,
 )
 from dspark.checkpoints.target_architectures import DENSE
-from dspark.config import GPU_PREFILL_CHUNK, PREFILL_CHUNK
+from dspark.config import EXPERTS_PREFILL_CHUNK, GPU_PREFILL_CHUNK, PREFILL_CHUNK
 from dspark.errors import CheckpointError
 from dspark.hub.catalog.pairs import (
     AssetFolder,
@@ -94,7 +98,8 @@ class Room:
 class Footprint:
     """A pair's size in numbers, not bytes.
 
-    `cache`: of one token, target and head; `rings`: of a request of any length.
+    `cache`: of one token, target and head; `rings`: of a request of any length;
+    `row`: of one row of a pass, where that is told by the target's own layout.
     `stored_bytes`: of FP8 weights if they stay quantized.
     `coded_values`: those that are stored in the codes of a GGUF, which are `coded_bytes`; those
     that stay codes on a GPU have sizes of their own.
@@ -110,6 +115,7 @@ class Footprint:
     cache: int = 0
     is_dense: bool = False
     rings: int = 0
+    row: int = 0
     stored_bytes: int | None = None
     coded_values: int = 0
     coded_bytes: int = 0
@@ -176,6 +182,8 @@ def cache_bytes(of: Footprint, room: Room, tokens: int = CACHE_TOKENS) -> int:
 
 def pass_bytes(of: Footprint, room: Room) -> int:
     """Bytes of a pass's activations."""
+    if of.row and is_mapped(of, room):
+        return FLOAT * (EXPERTS_PREFILL_CHUNK * of.row + MAX_ROWS * of.vocab_size)
     is_fast = room.device == "cuda" and room.value_bytes < FLOAT
     num_rows = GPU_PREFILL_CHUNK if is_fast else PREFILL_CHUNK
     rows = num_rows * (2 * of.inner_size + 4 * of.hidden_size) * DOUBLES
@@ -281,6 +289,7 @@ def of_pair(pair: Pair) -> Footprint | None:
             facts.hidden_size,
             cache=facts.token_values or 0,
             rings=facts.request_values or 0,
+            row=facts.row_values or 0,
             stored_bytes=pair.target_num_bytes,
             runs_mapped=facts.model_type == MODEL_TYPE,
             experts=experts,
@@ -343,7 +352,7 @@ def _of_target(config: Mapping[str, Any], values: int) -> Footprint:
         size("intermediate_size", "n_inner", "ffn_dim"),
         cache_values(config),
         is_dense(config),
-        ring_values(config),
+        *v4_values(config),
     )
 
 
@@ -354,9 +363,10 @@ def is_dense(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in DENSE and not window and not slides
 
 
-def ring_values(config: Mapping[str, Any]) -> int:
-    """Numbers that a request keeps whatever its length."""
-    return request_values(v4) if (v4 := _v4_config(config)) is not None else 0
+def v4_values(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Numbers that a request keeps whatever its length, and those of a row of a pass."""
+    v4 = _v4_config(config)
+    return (0, 0) if v4 is None else (request_values(v4), row_values(v4))
 
 
 def _v4_config(config: Mapping[str, Any]) -> DeepseekV4TargetConfig | None:

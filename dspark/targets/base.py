@@ -18,7 +18,8 @@ Slot = Any  # a target's state of one request; opaque to others
 class TargetSpec:
     """Sizes and abilities of a target. `batches`: several requests share one pass; `max_rows`: rows
     of a pass up to which a row is bit-identical whatever else is in the batch; `chunks_prompts`:
-    a prompt in chunks is as fast as in one piece; `recomputed_at`: a length beyond which the whole
+    a prompt in chunks is as fast as in one piece, of `chunk` tokens where the target has a size of
+    its own; `recomputed_at`: a length beyond which the whole
     cache is recomputed, which no block crosses.
     """
 
@@ -31,6 +32,7 @@ class TargetSpec:
     batches: bool
     max_rows: int | None = None
     chunks_prompts: bool = True
+    chunk: int | None = None
     recomputed_at: int | None = None
 
 

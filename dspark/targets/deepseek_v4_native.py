@@ -15,6 +15,7 @@ from dspark.checkpoints.deepseek_v4_target import TargetWeights, read_target
 from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
 from dspark.checkpoints.files import one_line
 from dspark.checkpoints.model_folder import Folder, ModelFolder
+from dspark.config import EXPERTS_PREFILL_CHUNK
 from dspark.errors import CheckpointError
 from dspark.hub.paths import home
 from dspark.kvcache.page_pool import PagedPool
@@ -73,6 +74,7 @@ class DeepseekV4Target:
             rollback="crop",
             batches=True,
             max_rows=MAX_ROWS,
+            chunk=EXPERTS_PREFILL_CHUNK,
         )
 
     @property

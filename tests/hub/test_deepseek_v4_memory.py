@@ -6,17 +6,23 @@ import pytest
 import torch
 
 from benchmarks.deepseek_v4_cpu import CONFIG as PUBLISHED
-from dspark.checkpoints.deepseek_v4_cache_layout import request_values, token_values
+from dspark.checkpoints.deepseek_v4_cache_layout import (
+    request_values,
+    row_values,
+    token_values,
+)
 from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
 from dspark.hub.catalog.find import PAIRS
 from dspark.hub.memory_needed import Room, cache_bytes, of_folders, of_listing, of_pair
+from dspark.models.deepseek_v4.pass_memory import PassMemory
 from dspark.targets.deepseek_v4_native import load_deepseek_v4
+from dspark_kernels.cpu.int8_rows import Int8Rows
 from tests.deepseek_v4_toy import CONFIG, write
 
 ROOM = Room("cpu", 2**40, 4)
 # of V4-Flash: layers without compression, then by 4 and by 128 in turns
 RATIOS = [0, 0, *[4, 128] * 20, 4]
-FLASH = PUBLISHED | {"num_hidden_layers": 43, "compress_ratios": RATIOS}
+FLASH = PUBLISHED | {"num_hidden_layers": 43, "compress_ratios": RATIOS, "n_routed_experts": 256}
 
 
 @pytest.mark.parametrize("length", [20, 300, 600])
@@ -33,6 +39,21 @@ def test_what_is_stated_is_allocated(tmp_path: Path, length: int) -> None:
     assert target.held_bytes([slot]) <= stated
 
 
+def test_a_row_of_a_pass_takes_what_is_stated() -> None:
+    """But for what does not grow with rows, and a few words of a row."""
+    for raw in (CONFIG, FLASH):
+        config = DeepseekV4TargetConfig.from_json(raw)
+        sizes = []
+        for num_rows in (2, 4):
+            tensors = [each for each in vars(PassMemory(config, num_rows, 0)).values()]
+            found = [each for each in tensors if isinstance(each, torch.Tensor)]
+            found += [row.data for row in tensors if isinstance(row, Int8Rows)]
+            found += [each for row in tensors if isinstance(row, dict) for each in row.values()]
+            sizes.append(sum(each.nbytes for each in found))
+        assert 4 * row_values(config) == pytest.approx((sizes[1] - sizes[0]) / 2, rel=0.15)
+    assert 4 * row_values(config) == pytest.approx((sizes[1] - sizes[0]) / 2, rel=0.01)
+
+
 def test_the_catalogue_tells_the_same_of_flash_as_its_config() -> None:
     """Entries of 512 in 21 layers by 4 and 20 by 128, keys of the indexer of 128; the two halves of
     a page are of one size. Rings: 190 keys, 71 raw rows of each kind, 191 of layers by 128."""
@@ -45,3 +66,4 @@ def test_the_catalogue_tells_the_same_of_flash_as_its_config() -> None:
     assert footprint is not None
     assert footprint.cache == token_values(config)
     assert footprint.rings == request_values(config)
+    assert footprint.row == row_values(config)

@@ -88,9 +88,9 @@ def test_routed_experts_are_those_of_the_reference(runtimes: list[Runtime], fold
     memory, num_rows = PassMemory(config, 16, 0), 11
     memory.x[:num_rows] = torch.randn(num_rows, config.hidden_size, generator=generator)
     memory.y[:num_rows] = torch.randn(num_rows, config.hidden_size, generator=generator)
-    memory.experts[:num_rows] = torch.rand(num_rows, 6, generator=generator).argsort(1)[:, :2]
+    memory.routes[1, :num_rows] = torch.rand(num_rows, 6, generator=generator).argsort(1)[:, :2]
     memory.shares.copy_(torch.rand(memory.shares.shape, generator=generator))
-    x, ids, expected = memory.x[:num_rows], memory.experts[:num_rows], memory.y[:num_rows].clone()
+    x, ids, expected = memory.x[:num_rows], memory.routes[1, :num_rows], memory.y[:num_rows].clone()
     with using(runtimes[0]):
         said = feed_rounded(x, ids, block.experts, config.swiglu_limit)
     for place in range(2):
@@ -154,7 +154,7 @@ def test_routes_are_the_published_formula(runtimes: list[Runtime], folder: Path)
         memory.logits[:, 0, :6] = logits
         records, step = rows_step([0] * 40)
         runtime.run([LayerProgram(config, 1, block, memory, False)._route()], 40, step)
-        assert torch.equal(memory.experts, expected) and len(records) == 40
+        assert torch.equal(memory.routes[1], expected) and len(records) == 40
         found = memory.logits[:, 0, :6].double()
         torch.testing.assert_close(found, scores, rtol=1e-6, atol=1e-17)
         torch.testing.assert_close(memory.shares.double(), shares, rtol=1e-6, atol=1e-17)

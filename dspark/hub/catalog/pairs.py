@@ -91,8 +91,8 @@ HeadSource = AssetFolder | HubRepo | LocalFolder | OtherPair
 @dataclass(frozen=True, slots=True)
 class TargetFacts:
     """Facts that a head must match. `kv_width`: keys and values per token and layer, if known;
-    then of routed experts: how many a layer has and a token reads, inner width; the last two are
-    numbers in the cache, of a token and of a request of any length, where layers differ."""
+    then of routed experts: how many a layer has and a token reads, inner width; the last three
+    are numbers of a token and of a request in the cache, where layers differ, and of a row."""
 
     model_type: str
     hidden_size: int
@@ -104,6 +104,7 @@ class TargetFacts:
     expert_width: int | None = None
     token_values: int | None = None
     request_values: int | None = None
+    row_values: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dspark_kernels.cpu.float_matrix import OUTPUTS
 from dspark_kernels.cpu.float_text import FLOATS, LANES, numbers, write_declarations, write_tree
 from dspark_kernels.cpu.llvm_text import Carried, Loop, Text, constant
 
-ROWS = {16: (4, 2, 1), 8: (2, 1), 4: (1,)}  # together, by how many floats a register holds
+ROWS = {16: (6, 4, 2, 1), 8: (2, 1), 4: (1,)}  # together, by how many floats a register holds
 TOGETHER = {16: 4, 8: 2, 4: 2}  # outputs
 REGISTER = {"vnni512": 16, "avxvnni": 8, "avx2": 8, "neon": 4, "generic": 4}
 SHORTS = f"<{LANES} x i16>"
@@ -26,7 +26,9 @@ def float_matrix_text(kind: Kind, variant: str) -> str:
         outputs = [_output(text, kind, units.index, place) for place in places]
         done = "0"
         for count in ROWS[lanes]:
-            end = text.set(f"and i64 {rows}, {-count}")
+            left = text.set(f"sub i64 {rows}, {done}")
+            whole = text.set(f"sub i64 {left}, {text.set(f'urem i64 {left}, {count}')}")
+            end = text.set(f"add i64 {done}, {whole}")
             tiles = Loop(text, done, end, step=str(count))
             here = [text.set(f"add i64 {tiles.index}, {index}") for index in range(count)]
             xs = [text.at(x, text.set(f"mul i64 {row}, {x_stride}")) for row in here]
