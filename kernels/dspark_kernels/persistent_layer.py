@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dspark_kernels.backend import IS_INTERPRETED, use_triton
+from dspark_kernels.backend import IS_INTERPRETED, card_capability, use_triton
 from dspark_kernels.builds import MOST_SPILLED, REGISTERS_PER_BLOCK, WARP_SIZE
-from dspark_kernels.dependent_launch import launch_options
+from dspark_kernels.dependent_launch import MIN_CAPABILITY, launch_options
 from dspark_kernels.paged_attention import sizes_of_a_block, warps_of_a_block
 from dspark_kernels.persistent_layer_call import (
     LAUNCH,
@@ -73,8 +73,11 @@ def persistent_layer(
 
 
 def _has_shape(stream: ResidualStream, weights: LayerWeights, cached: CachedLayer) -> bool:
-    """One tile of rows, and weights of one format; attention with as many warps as products."""
+    """One tile of rows, and weights of one format; attention with as many warps as products. Before
+    sm_90 some versions of Triton spill."""
     x = stream.total
+    if not IS_INTERPRETED and card_capability(x.device) < MIN_CAPABILITY:
+        return False
     if stream.update is not None or not 1 <= len(x) <= ROW_TILE.value or not use_triton(x):
         return False
     matrices = weights.matrices().values()

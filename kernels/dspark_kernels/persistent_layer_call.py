@@ -6,7 +6,7 @@ import torch
 
 from dspark_kernels.backend import next_power_of_2
 from dspark_kernels.builds import KernelBuild
-from dspark_kernels.dependent_launch import LINE
+from dspark_kernels.dependent_launch import LINE, MIN_CAPABILITY
 from dspark_kernels.dequantized_linear import kernel_codes
 from dspark_kernels.grid_barrier import barrier_of
 from dspark_kernels.kv_codes import Cached, cache_arguments
@@ -258,6 +258,5 @@ def _build_of(name: str, hidden: int, inner: int, group: int | None) -> KernelBu
         num_warps=LAUNCH["num_warps"],
         num_stages=LAUNCH["num_stages"],
         max_registers=LAUNCH["maxnreg"],
-        # int4 spills on sm_80, where the layer is launched kernel by kernel
-        min_capability=80 if group is None else 86,
+        min_capability=MIN_CAPABILITY,
     )
