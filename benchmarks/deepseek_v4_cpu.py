@@ -191,7 +191,8 @@ def bytes_a_token(target: DeepseekV4Target) -> int:
 
 
 def memory_rate(target: DeepseekV4Target) -> float:
-    """Bytes a second of a sum over all experts of a layer, where they are mapped."""
+    """Bytes a second of a sum over experts where they are mapped; with one thread, since each is
+    too short for several."""
     codes = [each.gate.codes for block in target._weights.blocks for each in block.experts]
     words = [each.view(torch.int64) for each in codes]
     for each in words:
