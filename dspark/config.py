@@ -166,6 +166,14 @@ class ServeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class WebConfig:
+    """Where the chat's screen is served to browsers of this machine."""
+
+    host: str = "127.0.0.1"
+    port: int = 8001
+
+
+@dataclass(frozen=True, slots=True)
 class GraftConfig:
     """Training of a head. None means: derived from the target.
 

@@ -39,10 +39,9 @@ def test_without_a_distribution_there_is_still_a_command(monkeypatch):
 
 
 def test_every_extra_that_is_named_exists():
-    sources = [
-        path.read_text("utf-8") for path in (Path(__file__).parents[1] / "dspark").rglob("*.py")
-    ]
+    rooms = (Path(__file__).parents[1] / name for name in ("dspark", "dspark_cli"))
+    sources = [path.read_text("utf-8") for room in rooms for path in room.rglob("*.py")]
     named = {name for text in sources for name in re.findall(r'install_command\("(\w+)"\)', text)}
     extras = PROJECT.split("[project.optional-dependencies]")[1].split("\n[")[0]
-    assert named == {"plots", "datasets", "train", "schema"}
+    assert named == {"plots", "datasets", "train", "schema", "web"}
     assert named <= set(re.findall(r"^(\w+) = ", extras, flags=re.MULTILINE))

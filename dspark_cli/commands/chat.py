@@ -14,11 +14,13 @@ from dspark.config import (
     ScheduleConfig,
     ServerConfig,
     StopConfig,
+    WebConfig,
 )
 from dspark.errors import InputError, MemoryFullError
 from dspark_cli import options
 from dspark_cli.naming import settled
 from dspark_cli.stored_chats import chosen_chat, engine_backend, open_store, other_models
+from dspark_cli.web_chat import is_in_a_tab, serve_chat, words_given
 
 if TYPE_CHECKING:
     from dspark.chat.backend import ChatBackend
@@ -28,11 +30,13 @@ EXAMPLES = (
     'dspark chat qwen3-4b "Explain speculative decoding."',
     'dspark chat demo --system "Answer in one sentence." --temperature 0.7',
     "dspark chat --continue",
+    "dspark chat --web",
     "dspark chat deepseek-v4-flash --what-if gpu=24,ram=256",
     "dspark chat ./my-model --draft lookup",
     "dspark chat --server http://localhost:8000",
 )
 SERVER, STORED = "Server", "Stored chats"
+WEB = WebConfig()
 DEMO_SCHEDULE = ScheduleConfig("full")  # it is there to show drafts; parked, they are unseen
 # options of a model that runs here; a server would ignore them
 LOCAL_OPTIONS = (
@@ -46,6 +50,11 @@ Prompt = Annotated[
 ]
 Plain = Annotated[
     bool, typer.Option("--plain", help="A plain loop: prompts on stdin, answers on stdout.")
+]
+Web = Annotated[bool, typer.Option("--web", help="Serve the screen to a browser on this machine.")]
+Port = Annotated[
+    int | None,
+    typer.Option(min=1, max=65535, help="Port of --web.", show_default=str(WEB.port)),
 ]
 System = Annotated[str, typer.Option("--system", metavar="TEXT", help="System prompt.")]
 Server = Annotated[
@@ -99,6 +108,8 @@ def chat(
     target: options.Target = None,
     draft: options.Draft = None,
     plain: Plain = False,
+    web: Web = False,
+    port: Port = None,
     system: System = "",
     device: options.Device = options.RUNTIME.device,
     dtype: options.DtypeOption = options.RUNTIME.dtype,
@@ -122,6 +133,9 @@ def chat(
     """Chat with a model and see which tokens were drafted."""
     from dspark.chat.backend import ChatSettings
 
+    if web or port is not None:
+        _serve(context, web=web, plain=plain, port=port)
+        return
     engine = options.engine_config(confidence_threshold, schedule, max_requests=1)
     if prompt is None and (pair_option or target) and not _is_pair(pair):
         pair, prompt = None, pair  # the model is named already, so the word is a prompt
@@ -177,6 +191,15 @@ def chat(
         raise typer.Exit(run_chat(backend, settings, store, first_chat, models))
 
 
+def _serve(context: typer.Context, *, web: bool, plain: bool, port: int | None) -> None:
+    """What else was given, each tab's chat gets."""
+    if not web:
+        raise InputError("--port is the port of --web", "Give --web as well.")
+    if plain:
+        raise InputError("--web shows the screen, which --plain leaves out", "Give one of them.")
+    serve_chat(words_given(context, without=("web", "port")), WebConfig(port=port or WEB.port))
+
+
 def _settled_or_plan(choice: PairChoice, runtime: RuntimeConfig) -> PairChoice:
     """Where memory is too small for a model with routed experts, what would be where is told."""
     try:
@@ -222,4 +245,6 @@ def _server_backend(url: str, model: str | None) -> "ChatBackend":
 
 def has_screen() -> bool:
     """Whether the terminal can show the Textual chat."""
-    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    return is_in_a_tab() or (
+        sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    )

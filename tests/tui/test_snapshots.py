@@ -43,7 +43,7 @@ def compare(monkeypatch) -> Callable[..., Awaitable[None]]:
     monkeypatch.setattr(sidebar.time, "time", lambda: NOW)
 
     async def picture(chat, name: str, *texts: str) -> None:
-        chat.prompt.cursor_blink = False
+        chat.prompt.cursor_blink, chat.screen.hint = False, None
         await chat.until_shown(*texts)
         await chat.pilot.pause()
         drawn = normalised(chat.app.export_screenshot(title="dspark chat"))
