@@ -5,35 +5,49 @@ python benchmarks/memory_fit.py --json benchmarks/results/memory-fit-cpu.json
 The demo pair, briefly and with a context that is full, a random model of 0.6 billion parameters in
 both number formats, and a small grafting. Needs the demo pair (dspark pull demo), 4 GB of memory
 and some minutes. Peaks are of resident memory, as the system counts them (Linux, macOS).
+
+python benchmarks/memory_fit.py --codes
+
+The demo's target alone, in its codes: the peak of loading it, of a prompt and of a verification,
+above what the process held before, over the file.
 """
 
 import argparse
 import json
 import os
+import resource
 import shlex
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from dspark import hub
 from dspark.bench.document import provenance, write_document
+from dspark.checkpoints.model_folder import ModelFolder
 from dspark.graft.plan import Memory
+from dspark.hub import home
 from dspark.hub.memory_needed import (
     CACHE_TOKENS,
     Room,
     memory_needed,
     of_folders,
 )
+from dspark.targets.load import load_target
+from dspark.targets.stored import build_kernels
+from dspark_kernels.cpu.runtime import keep_compiled
 
 LIMIT = 0.10  # how far the figure may be off
+CODES_LIMIT = 1.4  # of a target in codes, over its file
 NEW_TOKENS, SHORT = 32, 36
 CPU = Room("cpu", 0, 4, keeps_codes=True)
 COMMAND = [sys.executable, "-m", "dspark_cli"]
@@ -48,7 +62,11 @@ KIB = 1 if sys.platform == "darwin" else 1024  # unit of ru_maxrss
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--json", type=Path, metavar="FILE")
-    path = parser.parse_args().json
+    parser.add_argument("--codes", action="store_true", help="the target in codes, over its file")
+    arguments = parser.parse_args()
+    if arguments.codes:
+        return _print_codes_over_file()
+    path = arguments.json
     cases = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, stated, peak in _cases(Path(folder)):
@@ -83,6 +101,29 @@ def _cases(folder: Path) -> Iterator[tuple[str, int, int]]:
             peak,
         )
     yield "grafting the demo", _planned(folder / "head"), _peak(_graft(folder / "head"))
+
+
+def _print_codes_over_file() -> None:
+    """Kernels are compiled before, as they are at every start but the first."""
+    files = hub.locate("demo")
+    if files is None:
+        sys.exit("run dspark pull demo first")
+    target = ModelFolder.of(files.target)
+    load = partial(load_target, target, tap_layers=(), device=torch.device("cpu"))
+    keep_compiled(home() / "kernels")
+    for _ in build_kernels(target):
+        pass
+    before = psutil.Process().memory_info().rss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far does not count
+    loaded = load(dtype=torch.float32, as_stored=True)
+    slot = loaded.open()
+    loaded.prefill(slot, torch.arange(SHORT))
+    loaded.verify([slot], [torch.arange(5)])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB - before
+    size = sum(path.stat().st_size for path in target.path.glob("*.safetensors"))
+    print(f"codes: {peak / 1e6:.0f} MB for a file of {size / 1e6:.0f}: {peak / size:.2f}")
+    if peak > CODES_LIMIT * size:
+        sys.exit(f"more than {CODES_LIMIT} times the file")
 
 
 def _random_model(folder: Path) -> Path:
