@@ -1,5 +1,6 @@
 """DeepSeek-V4's chat template. Its repositories ship Python code instead of a template; that code
-is not run. This covers a chat with tools, without reasoning or tasks.
+is not run. This covers a chat with tools, with or without thinking; earlier thinking is left out.
+Levels of effort, whose words are not established, and tasks are not covered.
 
 Established for Flash of 2026-07-31 from descriptions of that code; assumed for the others.
 """
@@ -10,7 +11,7 @@ from dspark.checkpoints.deepseek_v4_config import MODEL_TYPE
 from dspark.checkpoints.model_folder import ModelFolder
 
 BEGIN, END = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
-USER, ASSISTANT, ANSWER = "<｜User｜>", "<｜Assistant｜>", "</think>"
+USER, ASSISTANT, THINK, ANSWER = "<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"
 MARK = "｜DSML｜"
 # the marks are the model's, the words between them ours
 TOOLS = (
@@ -54,7 +55,8 @@ TEMPLATE = (
     "{%- if role == 'tool' -%}{{- '<tool_result>' + message['content'] + '</tool_result>' -}}"
     "{%- else -%}{{- message['content'] -}}{%- endif -%}"
     "{%- if next == 'assistant' or (loop.last and add_generation_prompt) -%}"
-    "{{- '" + ASSISTANT + ANSWER + "' -}}"
+    "{{- '" + ASSISTANT + "' -}}"
+    "{{- '" + THINK + "' if enable_thinking and loop.last else '" + ANSWER + "' -}}"
     "{%- endif -%}"
     "{%- elif role == 'assistant' -%}"
     "{{- message['content'] -}}"

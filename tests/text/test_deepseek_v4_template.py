@@ -121,3 +121,19 @@ def test_tools_their_calls_and_results(tmp_path: Path) -> None:
     assert (call.name, json.loads(call.arguments)) == ("edit", arguments)
     bare = str(codec._tokenizer.decode(codec.encode_chat(chat[1:2], tools)))
     assert bare.startswith("<｜begin▁of▁sentence｜>\n\n## Tools") and "<｜User｜>Go." in bare
+
+
+def test_thinking_is_opened_where_it_is_asked_for(tmp_path: Path) -> None:
+    """Only for the answer to come; earlier answers stand behind a closed one."""
+    codec = write_tokenizer(tmp_path)
+    assert codec.has_thinking_switch
+    marks = {mark: codec._tokenizer.convert_tokens_to_ids(mark) for mark in MARKS}
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    messages = [*said, {"role": "user", "content": "c"}]
+    ids = codec.encode_chat(messages, thinking=True)
+    assert ids[-2:] == [marks["<｜Assistant｜>"], marks["<think>"]]
+    assert ids.count(marks["<think>"]) == ids.count(marks["</think>"]) == 1
+    for without in (codec.encode_chat(messages), codec.encode_chat(messages, thinking=False)):
+        assert without[-1] == marks["</think>"] and marks["<think>"] not in without
+    splitter = codec.splitter(ids)
+    assert splitter.is_thinking
