@@ -1,5 +1,5 @@
-"""`dspark generate` and `chat` on a DeepSeek-V4 in the published layout: our own forward, from names
-on the command line to text, on a toy with its own head. About 6 s."""
+"""`dspark generate` and `chat` on a DeepSeek-V4 in the published layout: our own forward, from the
+command line to text, on a toy with its own head. About 6 s."""
 
 import io
 import json
