@@ -3,11 +3,19 @@
 python recipes/compare_drafters.py --answers answers.jsonl --out compare --steps 2000 \\
     --prompts gsm8k_test.jsonl humaneval.jsonl mt_bench.jsonl -- --lr 2e-3 --batch-size 4
 
-All see the same answers, batches, anchors and learning rates; what follows `--` goes to every
-`dspark graft`. Loss and its weights are each algorithm's own unless given there. The budget is the
-trained parameters of the DSpark head, Markov tables included; the MLPs of the others are widened
-until they have as many, within 2 %. Stopped at any moment, the same command goes on: a head that
-is done is not trained again.
+All see the same answers, batches and anchors; what follows `--` goes to every `dspark graft`. Loss
+and its weights are each algorithm's own unless given there, and of the learning rates `--rates`
+each takes the one with the longer accepted length on the held-out answers. Lookup, which has no
+head, is compared too.
+
+--shapes equal-size: the budget is the trained parameters of the DSpark head, Markov tables
+included; the MLPs of the others are widened until they have as many, within 2 %. --shapes paper:
+five layers for the drafters of blocks, one for those of tokens, blocks of seven, the target's own
+width. --shapes equal-time: the target's width, and of 1, 2, 3 and 5 layers the most with which a
+block is drafted in no more than the seconds of a DSpark head of --layers, measured here untrained.
+
+Stopped at any moment, the same command goes on: a head that is done is not trained again, one
+under way goes on from its checkpoint.
 """
 
 import argparse
@@ -15,24 +23,52 @@ import json
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
+import tempfile
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any, get_args
 
 import torch
 
 from dspark.bench.document import write_document
-from dspark.config import Algorithm, GraftConfig, PairChoice, graft_config
-from dspark.drafters.kinds import trained_parameters
+from dspark.checkpoints.deepspec import write_head
+from dspark.config import (
+    DEFAULT_PAIR,
+    Algorithm,
+    GraftConfig,
+    PairChoice,
+    RuntimeConfig,
+    SamplingConfig,
+    graft_config,
+)
+from dspark.drafters.kinds import build_head, trained_parameters
+from dspark.engine.runtime import resolve_runtime
+from dspark.engine.sampling import BatchChooser, Sampler
+from dspark.engine.session import open_session
 from dspark.errors import DSparkError, InputError
+from dspark.graft.head.init_from_target import start_random
 from dspark.graft.head.shape import draft_config, fitting_intermediate_size
 from dspark.hub import PAIRS
+from dspark.progress import follow
 from dspark.targets.dense_files import read_config
 from dspark_cli.loading import find_files
-from dspark_cli.options import DEFAULT_PAIR
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 TOLERANCE = 0.02
+TIME_TOLERANCE = 0.05
+LAYERS = (1, 2, 3, 5)
+CONTEXT, BLOCKS = 200, 15
+_BLOCKS_OF_SEVEN = {"block_size": 7, "num_layers": 5}
+PAPER: dict[Algorithm, dict[str, Any]] = {  # of DSpark's comparison; the rivals since in DFlash's
+    "dspark": {**_BLOCKS_OF_SEVEN, "markov_rank": 256},
+    "dflash": _BLOCKS_OF_SEVEN,
+    "dflash2": {**_BLOCKS_OF_SEVEN, "markov_rank": 256},
+    "domino": {**_BLOCKS_OF_SEVEN, "markov_rank": 256},
+    "eagle3": {"block_size": 7},
+    "mtp": {},
+}
 DSPARK = [sys.executable, "-m", "dspark_cli"]
 DEFAULTS = GraftConfig()
 
@@ -44,6 +80,7 @@ class Candidate:
     algorithm: Algorithm
     parameters: int
     shape_options: tuple[str, ...]
+    draft_seconds: float | None = None  # of a block, untrained
 
 
 def main() -> None:
@@ -53,9 +90,8 @@ def main() -> None:
         print(
             f"{each.algorithm:8}{each.parameters:12,} parameters {shlex.join(each.shape_options)}"
         )
-    for each in candidates:
-        train(each, arguments, graft_options)
-    compare(candidates, arguments)
+    heads = {each.algorithm: best_of(each, arguments, graft_options) for each in candidates}
+    compare(candidates, heads, arguments)
 
 
 def parse() -> tuple[argparse.Namespace, list[str]]:
@@ -72,6 +108,10 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--json", type=Path, help="default: benchmarks/results/compare-drafters-*")
     parser.add_argument("--steps", type=int, default=DEFAULTS.steps)
     parser.add_argument("--seed", type=int, default=DEFAULTS.seed)
+    parser.add_argument("--rates", type=float, nargs="+", default=[6e-4, 2e-3], help="of learning")
+    parser.add_argument(
+        "--shapes", choices=("equal-size", "paper", "equal-time"), default="equal-size"
+    )
     parser.add_argument("--block-size", type=int, default=DEFAULTS.block_size, help="not of MTP-1")
     parser.add_argument("--layers", type=int, default=1, help="of DSpark")
     parser.add_argument("--dflash-layers", type=int, default=2, help="in place of Markov tables")
@@ -84,6 +124,10 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
 
 
 def plan(arguments: argparse.Namespace) -> list[Candidate]:
+    if arguments.shapes == "paper":
+        return [candidate(a, PAPER[a], arguments) for a in get_args(Algorithm)]
+    if arguments.shapes == "equal-time":
+        return of_equal_time(arguments)
     target = read_config(find_files(target_choice(arguments)).target).get_text_config()
     budget = 0
     candidates = []
@@ -99,6 +143,76 @@ def plan(arguments: argparse.Namespace) -> list[Candidate]:
         candidates.append(Candidate(algorithm, parameters, as_options(settings)))
     check_budget({each.algorithm: each.parameters for each in candidates})
     return candidates
+
+
+def candidate(
+    algorithm: Algorithm, shape: dict[str, Any], arguments: argparse.Namespace
+) -> Candidate:
+    target = read_config(find_files(target_choice(arguments)).target).get_text_config()
+    config = draft_config(target, graft_config(algorithm, **shape), 0)
+    return Candidate(algorithm, trained_parameters(config), as_options(shape))
+
+
+def of_equal_time(arguments: argparse.Namespace) -> list[Candidate]:
+    """Of each algorithm the most layers whose block takes no longer than DSpark's to draft."""
+    limit, found = 0.0, []
+    for algorithm in get_args(Algorithm):
+        settings = shape_settings(algorithm, arguments)
+        depths = LAYERS if "num_layers" in settings and limit else (None,)
+        best: Candidate | None = None
+        for depth in depths:
+            shape = settings if depth is None else {**settings, "num_layers": depth}
+            each = candidate(algorithm, shape, arguments)
+            each = replace(each, draft_seconds=seconds_to_draft(algorithm, shape, arguments))
+            if best is None or (each.draft_seconds or 0.0) <= limit * (1 + TIME_TOLERANCE):
+                best = each
+        assert best is not None and best.draft_seconds is not None
+        limit = limit or best.draft_seconds
+        found.append(best)
+    return found
+
+
+def seconds_to_draft(
+    algorithm: Algorithm, shape: dict[str, Any], arguments: argparse.Namespace
+) -> float:
+    """Of a block behind CONTEXT tokens, by a head at its first values: the median of BLOCKS."""
+    files = find_files(target_choice(arguments))
+    target_config = read_config(files.target).get_text_config()
+    config = draft_config(target_config, graft_config(algorithm, **shape), 1)
+    head = build_head(config)
+    start_random(head, torch.Generator().manual_seed(arguments.seed))
+    with tempfile.TemporaryDirectory() as folder:
+        write_head(Path(folder), config, head.state_dict(), {})
+        session = follow(open_session(replace(files, draft=Path(folder)), RuntimeConfig()))
+        drafter, vocabulary = session.engine.drafter, config.vocab_size
+        assert drafter is not None
+        slot, times = drafter.open(), []
+        width = len(config.target_layer_ids) * config.hidden_size
+        place = resolve_runtime(RuntimeConfig())
+        dtype = getattr(torch, place.dtype)
+        taps = torch.randn(CONTEXT, width, dtype=dtype, device=place.device)
+        ids = torch.arange(CONTEXT, device=taps.device) % vocabulary
+        chooser = BatchChooser([Sampler(SamplingConfig(), 0)], [CONTEXT], vocabulary)
+        with torch.inference_mode():
+            drafter.extend([slot], [ids], [taps])
+            for _ in range(BLOCKS):
+                began = time.perf_counter()
+                drafter.propose([slot], ids[:1], chooser).token_ids.tolist()
+                times.append(time.perf_counter() - began)
+        drafter.close(slot)
+        session.close()
+    return median(times)
+
+
+def best_of(each: Candidate, arguments: argparse.Namespace, graft_options: list[str]) -> Path:
+    """The folder of the head with the longest accepted length among the rates."""
+    trained = [train(each, rate, arguments, graft_options) for rate in arguments.rates]
+    return max(trained, key=held_out_tau)
+
+
+def held_out_tau(folder: Path) -> float:
+    figures = json.loads((folder / "config.json").read_text())["graft"]
+    return float(figures["held_out_tau_sampled"])
 
 
 def target_choice(arguments: argparse.Namespace) -> PairChoice:
@@ -142,12 +256,14 @@ def check_budget(parameters: dict[str, int]) -> None:
         )
 
 
-def train(each: Candidate, arguments: argparse.Namespace, graft_options: list[str]) -> None:
-    """A head whose training ended is marked with its command and left alone."""
-    folder = arguments.out / each.algorithm
+def train(
+    each: Candidate, rate: float, arguments: argparse.Namespace, graft_options: list[str]
+) -> Path:
+    """The head's folder. A head whose training ended is marked with its command and left alone."""
+    folder: Path = arguments.out / f"{each.algorithm}-{rate:g}"
     command = [
         *("graft", "--train", "--base", arguments.base, "--algo", each.algorithm),
-        *("--name", f"compare-{each.algorithm}"),
+        *("--name", f"compare-{each.algorithm}-{rate:g}", "--lr", f"{rate:g}"),
         *("--data", str(arguments.answers), "--out", str(folder)),
         *("--steps", str(arguments.steps), "--seed", str(arguments.seed)),
         *("--no-measure", "--lean-head"),
@@ -155,17 +271,20 @@ def train(each: Candidate, arguments: argparse.Namespace, graft_options: list[st
     ]
     mark = folder / "trained.json"
     if mark.exists() and json.loads(mark.read_text())["command"] == command:
-        print(f"{each.algorithm}: trained already", flush=True)
-        return
+        print(f"{each.algorithm}, rate {rate:g}: trained already", flush=True)
+        return folder
     print(f"{each.algorithm}: {shlex.join(['dspark', *command])}", flush=True)
     subprocess.run([*DSPARK, *command], check=True)
     write_document(mark, {"command": command})
+    return folder
 
 
-def compare(candidates: list[Candidate], arguments: argparse.Namespace) -> None:
+def compare(
+    candidates: list[Candidate], folders: dict[Algorithm, Path], arguments: argparse.Namespace
+) -> None:
     path = arguments.json or RESULTS / f"compare-drafters-{device_name()}.json"
     choice = target_choice(arguments)
-    heads = ",".join(f"{each.algorithm}={arguments.out / each.algorithm}" for each in candidates)
+    heads = ",".join(["lookup", *(f"{name}={folder}" for name, folder in folders.items())])
     command = [
         *("bench", *(("--target", choice.target) if choice.target else (choice.pair,))),
         *("--drafters", heads, "--max-tokens", str(arguments.max_tokens), "--output", str(path)),
@@ -175,10 +294,24 @@ def compare(candidates: list[Candidate], arguments: argparse.Namespace) -> None:
     ]
     subprocess.run([*DSPARK, *command], check=True)
     document = json.loads(path.read_text("utf-8"))
-    sizes = {each["name"]: each["parameters"] for each in document["drafters"]}
-    check_budget(sizes)
+    if arguments.shapes == "equal-size":
+        trained = [each for each in document["drafters"] if each["name"] in folders]
+        check_budget({each["name"]: each["parameters"] for each in trained})
     recipe = shlex.join(["python", "recipes/compare_drafters.py", *sys.argv[1:]])
-    write_document(path, {**document, "command": recipe, "bench": shlex.join(["dspark", *command])})
+    chosen = {
+        each.algorithm: {
+            "options": each.shape_options,
+            "parameters": each.parameters,
+            "draft_seconds_untrained": each.draft_seconds,
+            "held_out_tau_by_rate": {
+                f"{rate:g}": held_out_tau(arguments.out / f"{each.algorithm}-{rate:g}")
+                for rate in arguments.rates
+            },
+        }
+        for each in candidates
+    }
+    made = {"command": recipe, "bench": shlex.join(["dspark", *command]), "heads": chosen}
+    write_document(path, {**document, "shapes": arguments.shapes, **made})
 
 
 def device_name() -> str:

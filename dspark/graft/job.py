@@ -66,6 +66,15 @@ class Validated:
 
 
 @dataclass(frozen=True, slots=True)
+class Regrafted:
+    """The head that a training began with and the one it ended with, both decoding the same
+    prompts beside this target."""
+
+    before: Evaluation
+    after: Evaluation
+
+
+@dataclass(frozen=True, slots=True)
 class Stopped:
     """Stopped early on request; the same command resumes from `step`."""
 
@@ -73,5 +82,13 @@ class Stopped:
 
 
 GraftEvent = (
-    CorpusProgress | Prepared | StepReport | Validated | Evaluation | Calibrated | Speedup | Stopped
+    CorpusProgress
+    | Prepared
+    | StepReport
+    | Validated
+    | Evaluation
+    | Regrafted
+    | Calibrated
+    | Speedup
+    | Stopped
 )

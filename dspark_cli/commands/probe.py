@@ -1,5 +1,8 @@
 """`dspark probe`: checks whether a head's files are interpreted the way it was trained."""
 
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
 import typer
 
 from dspark.config import PairChoice, RuntimeConfig
@@ -8,7 +11,10 @@ from dspark_cli import options
 from dspark_cli.errors import ExitCode
 from dspark_cli.loading import find_files, progress_bars
 from dspark_cli.output.facts import print_json
-from dspark_cli.views.probe import probe_lines
+from dspark_cli.views.probe import probe_lines, published_lines
+
+if TYPE_CHECKING:
+    from dspark.hub.catalog.pairs import PublishedTau
 
 EXAMPLES = ("dspark probe demo", "dspark probe --target ./my-model --draft ./my-head --json")
 
@@ -32,9 +38,20 @@ def probe(
 
     with progress_bars() as bars:
         report = follow(run_probe(files, RuntimeConfig(device=device, dtype=dtype)), bars.show)
+    published = _published(name, target, draft)
     if as_json:
-        print_json(report.figures())
+        quoted = None if published is None else asdict(published)
+        print_json({**report.figures(), "published": quoted})
     else:
-        print("\n".join(probe_lines(report)))
+        beside = [] if published is None else published_lines(published, report)
+        print("\n".join([*probe_lines(report), *beside]))
     if report.fault is not None:
         raise typer.Exit(ExitCode.FAILED)
+
+
+def _published(name: str, target: str | None, draft: str | None) -> "PublishedTau | None":
+    """Of the pair as it was released; another target or head has none."""
+    from dspark.hub import PAIRS
+
+    pair = None if target or draft else PAIRS.get(name)
+    return None if pair is None else pair.published

@@ -8,7 +8,7 @@ from dspark_cli.views.bench import verdict as bench_verdict
 
 if TYPE_CHECKING:
     from dspark.checkpoints.head_config import HeadConfig
-    from dspark.graft.job import GraftEvent, Prepared
+    from dspark.graft.job import GraftEvent, Prepared, Regrafted
     from dspark.graft.judge.acceptance import Evaluation
     from dspark.graft.judge.calibrate import Calibrated, Fit
     from dspark.graft.judge.speedup import Speedup
@@ -31,6 +31,8 @@ def lasting_lines(event: "GraftEvent", config: GraftConfig) -> list[str]:
         return [f"held out at step {event.report.step}: {figures(event.report)}"]
     if isinstance(event, Evaluation):
         return [_evaluation_line(event)]
+    if isinstance(event, job.Regrafted):
+        return _regraft_lines(event)
     if isinstance(event, Calibrated):
         return _calibration_lines(event)
     if isinstance(event, Speedup):
@@ -61,6 +63,25 @@ def _evaluation_line(event: "Evaluation") -> str:
         f"greedy decoding of {counted(event.prompts, 'held-out prompt')}: tau {event.tau:.3f} over "
         f"{counted(event.rounds, 'round')}, acceptance by position {rates}"
     )
+
+
+def _regraft_lines(event: "Regrafted") -> list[str]:
+    """A table of both heads; a draft's share is of the rounds that reached it."""
+    heads = (("began with", event.before), ("trained", event.after))
+    depth = max(len(each.acceptance_by_position) for _, each in heads)
+    titles = ["head", "tau", *(f"draft {k + 1}" for k in range(depth))]
+    rows = [titles]
+    for name, each in heads:
+        rates = [f"{rate:.0%}" for rate in each.acceptance_by_position]
+        rows.append([name, f"{each.tau:.3f}", *rates, *["-"] * (depth - len(rates))])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(titles))]
+    return [
+        "  ".join(
+            cell.ljust(width) if not i else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
 
 
 def _calibration_lines(event: "Calibrated") -> list[str]:

@@ -137,6 +137,37 @@ def test_probe_command(
     assert said in outcome.out
 
 
+def test_probe_quotes_what_the_authors_state(
+    dspark: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("dspark.probe.self_test.probe", lambda files, runtime: done(REPORT))
+    monkeypatch.setattr(
+        "dspark_cli.commands.probe.find_files",
+        lambda choice: PairFiles("qwen3-4b", tmp_path, tmp_path),
+    )
+    told = " ".join(dspark("probe", "qwen3-4b").out.split())
+    assert f"measured here: tau of the first 2 drafts: {REPORT.tau:.2f} (temperature 1" in told
+    assert "published tau, blocks of 7: GSM8K 6.11, MATH-500 5.70" in told
+    assert "no system prompt" in told and "arXiv 2607.05147" in told
+    asked = json.loads(dspark("probe", "qwen3-4b", "--json").out)
+    assert asked["published"]["tau"]["MT-Bench"] == 3.64
+    other = dspark("probe", "qwen3-4b", "--draft", "another-head")
+    assert "published" not in other.out
+
+
+def test_published_figures_have_the_ratios_that_their_paper_states() -> None:
+    """DSpark over Eagle3 +26.7 to +30.9 %, over DFlash +16.3 to +18.4 %, in mean tau."""
+
+    def mean(name: str) -> float:
+        published = PAIRS[name].published
+        assert published is not None and len(published.tau) == 9
+        return sum(published.tau.values()) / 9
+
+    for size in ("qwen3-4b", "qwen3-8b"):
+        assert 0.267 <= round(mean(size) / mean(f"{size}:eagle3") - 1, 3) <= 0.309
+        assert 0.163 <= round(mean(size) / mean(f"{size}:dflash") - 1, 3) <= 0.184
+
+
 def test_a_dry_run_tells_what_would_be_attached(
     dspark: Callable[..., Any], attached: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

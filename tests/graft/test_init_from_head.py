@@ -48,6 +48,11 @@ def test_the_command_goes_on_in_the_shape_of_the_head(job: GraftJob, tmp_path: P
     options += ["--eval-prompts", "2"]
     outcome = CliRunner().invoke(app, ["graft", *options])
     assert outcome.exit_code == 0, outcome.output
+    table = outcome.output[outcome.output.index("head        tau") :].splitlines()[:3]
+    titles, began, trained = (line.split() for line in table)
+    assert titles[:2] == ["head", "tau"] and titles[-2:] == ["draft", "3"]
+    assert began[:2] == ["began", "with"] and trained[0] == "trained"
+    assert began[2:] == trained[1:]  # at this rate nothing was learnt
     (before, old), (after, new) = read_draft(job.out), read_draft(tmp_path / "onward")
     assert replace(after, confidence_temperatures=None) == replace(
         before, confidence_temperatures=None

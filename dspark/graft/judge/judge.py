@@ -9,7 +9,7 @@ from dspark.checkpoints.deepspec import update_head_config
 from dspark.graft.data.answer_file import Answer
 from dspark.graft.data.corpus import CorpusProgress
 from dspark.graft.head.write_head import store_shared_weights
-from dspark.graft.job import GraftEvent, GraftJob
+from dspark.graft.job import GraftEvent, GraftJob, Regrafted
 from dspark.graft.judge.acceptance import Evaluation, evaluate
 from dspark.graft.judge.calibrate import calibrate_head
 from dspark.graft.judge.model_card import Base, write_card
@@ -37,11 +37,17 @@ def judge_head(job: GraftJob, trained: Trained, origins: Mapping[str, str]) -> I
     """`origins` says which source a prompt is from."""
     prompts = [answer.prompt_ids for answer in trained.held_out]
     released = job.released if job.measurement is not None else None
+    others = [head for head in (released, job.init_from) if head is not None]
     yield CorpusProgress("decoding held-out prompts", 0, 1)
-    with OpenTarget(job.base, [job.out, *([released] if released else [])], job.runtime) as target:
+    with OpenTarget(job.base, [job.out, *others], job.runtime) as target:
         evaluation = evaluate(target, job.out, prompts, EVALUATION_TOKENS)
         update_head_config(job.out, {"graft": _figures(evaluation)})
         yield evaluation
+        if job.init_from is not None:
+            yield CorpusProgress("decoding with the head it began with", 0, 1)
+            before = evaluate(target, job.init_from, prompts, EVALUATION_TOKENS)
+            update_head_config(job.out, {"graft": {"began_with_tau": round(before.tau, 4)}})
+            yield Regrafted(before, evaluation)
         yield CorpusProgress("calibrating the confidences", 0, 1)
         yield from _calibrate(job, trained.step, target, prompts)
         if trained.tables is not None:

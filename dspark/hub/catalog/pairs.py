@@ -120,6 +120,20 @@ class HeadFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class PublishedTau:
+    """The accepted length that a head's authors state, by set of prompts; never measured here.
+
+    `prompts`: how they were put to the target. `source` names the publication.
+    """
+
+    tau: Mapping[str, float]
+    temperature: float
+    block_size: int
+    prompts: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class Pair:
     """A target and its head. `origins` names the source of each figure and claim.
 
@@ -136,3 +150,4 @@ class Pair:
     origins: Mapping[str, str]
     facts: TargetFacts | None = None
     head: HeadFacts | None = None
+    published: PublishedTau | None = None

@@ -10,7 +10,15 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from dspark.errors import CheckpointError
-from dspark.hub.catalog.pairs import AssetFolder, HeadFacts, HubRepo, Pair, TargetFacts, WheelMember
+from dspark.hub.catalog.pairs import (
+    AssetFolder,
+    HeadFacts,
+    HubRepo,
+    Pair,
+    PublishedTau,
+    TargetFacts,
+    WheelMember,
+)
 
 Filled = TypeVar("Filled")
 NOT_ESTABLISHED = "not established"
@@ -46,6 +54,7 @@ class _Pair:
     draft: HubRepo | AssetFolder
     head: HeadFacts
     origins: Mapping[str, str]
+    published: PublishedTau | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +114,7 @@ def _joined(name: str, entry: _Pair, targets: Mapping[str, _Target]) -> Pair:
         origins=unknown | stated | dict(entry.origins),
         facts=target.facts,
         head=entry.head,
+        published=entry.published,
     )
 
 
