@@ -48,7 +48,9 @@ def test_the_command_goes_on_in_the_shape_of_the_head(job: GraftJob, tmp_path: P
     options += ["--eval-prompts", "2"]
     outcome = CliRunner().invoke(app, ["graft", *options])
     assert outcome.exit_code == 0, outcome.output
-    table = outcome.output[outcome.output.index("head        tau") :].splitlines()[:3]
+    lines = outcome.output.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.split()[:2] == ["head", "tau"])
+    table = lines[start : start + 3]
     titles, began, trained = (line.split() for line in table)
     assert titles[:2] == ["head", "tau"] and titles[-2:] == ["draft", "3"]
     assert began[:2] == ["began", "with"] and trained[0] == "trained"
