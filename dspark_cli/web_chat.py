@@ -1,6 +1,7 @@
 """`dspark chat --web`: the chat's screen in a browser on this machine, through textual-serve. Each
 tab runs a chat of its own."""
 
+import logging
 import os
 import shlex
 import socket
@@ -56,6 +57,7 @@ def serve_chat(words: Collection[str], web: WebConfig) -> None:
                 f"port {web.port} cannot be used: {error.strerror}", "Choose another with --port."
             ) from error
     print(f"The chat is at {server.public_url}; Ctrl+C ends it.", file=sys.stderr)
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     server.serve()
 
 
