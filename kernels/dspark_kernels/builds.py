@@ -36,7 +36,8 @@ class KernelBuild:
     """One kernel in one configuration; `signature` names the types of its other arguments.
 
     A kernel with DEPENDENT starts early where the card can, whatever is given here. `stages_at` is
-    for one whose stages depend on the card.
+    for one whose stages depend on the card. `has_substitute`: where it spills, other kernels are
+    launched in its place, so that this is no failure.
     """
 
     name: str
@@ -48,6 +49,7 @@ class KernelBuild:
     max_registers: int | None = None
     min_capability: int = 80
     stages_at: Callable[[int], int] | None = None
+    has_substitute: bool = False
 
     def stages(self, capability: int) -> int:
         return self.num_stages if self.stages_at is None else self.stages_at(capability)

@@ -259,4 +259,5 @@ def _build_of(name: str, hidden: int, inner: int, group: int | None) -> KernelBu
         num_stages=LAUNCH["num_stages"],
         max_registers=LAUNCH["maxnreg"],
         min_capability=MIN_CAPABILITY,
+        has_substitute=True,
     )
