@@ -13,6 +13,7 @@ from dspark.config import Algorithm
 from dspark.errors import CheckpointError, PairMismatchError
 
 MODEL_TYPE = "deepseek_v4"
+SUCCESSOR = "deepseek_v41"
 QUANTISED_RUN = 64  # dimensions of a key that share a scale
 MOST_SINKHORN_STEPS = 1000
 ENGINES = "vLLM and SGLang run it with its target."
@@ -227,12 +228,23 @@ def refuse_unestablished(raw: Mapping[str, Any], what: str) -> None:
             )
 
 
+def refuse_successor(raw: Mapping[str, Any]) -> None:
+    """Raises CheckpointError for DeepSeek-V4.1, with what its forward needs that is not here."""
+    if raw.get("model_type") == SUCCESSOR:
+        raise CheckpointError(
+            f"DeepSeek-V4.1 ({SUCCESSOR}) cannot run: dspark lacks its n-gram memory, its FP8 "
+            "blocks of 32 x 32 and its head's own layout",
+            "dspark runs deepseek-v4-flash; vLLM runs V4.1.",
+        )
+
+
 def holds_own_head(raw: Mapping[str, Any]) -> bool:
     """Whether a target's config.json describes a DSpark head in the target's own files."""
     return "dspark_block_size" in raw
 
 
 def _refuse_unestablished(raw: Mapping[str, Any], num_stages: int) -> None:
+    refuse_successor(raw)
     if raw["model_type"] != MODEL_TYPE:
         raise CheckpointError(
             f"the DSpark head inside a {str(raw['model_type'])[:40]} target is laid out in a way "

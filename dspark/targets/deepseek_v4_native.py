@@ -162,7 +162,10 @@ def _store(folder: ModelFolder, weights: TargetWeights) -> ExpertStore | None:
     if not slots:
         return None
     name = hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:16]
-    return ExpertStore(layers, slots, path=home() / "experts" / f"{name}.json")
+    try:
+        return ExpertStore(layers, slots, path=home() / "experts" / f"{name}.json")
+    except RuntimeError:  # memory went to somebody else meanwhile; the files have everything
+        return None
 
 
 def load_deepseek_v4(

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dspark.checkpoints.deepseek_v4_config import refuse_successor
 from dspark.checkpoints.files import one_line
 from dspark.checkpoints.model_folder import Folder, ModelFolder
 from dspark.checkpoints.quantized_targets import (
@@ -115,6 +116,7 @@ def read_config(folder: Folder) -> "PreTrainedConfig":
     directory, depth = folder.path, folder.config.get("num_hidden_layers")
     if isinstance(depth, int | float) and depth > MOST_LAYERS:  # transformers makes a list of it
         raise CheckpointError(f"the config in {directory} states {depth} layers")
+    refuse_successor(folder.config)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             directory, trust_remote_code=False, local_files_only=True

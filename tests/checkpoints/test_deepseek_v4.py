@@ -175,7 +175,7 @@ def test_scales_may_be_bytes(own: Path, toy: tuple[Path, dict[str, torch.Tensor]
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model_type": "deepseek_v41"}, "deepseek_v41"),
+        ({"model_type": "deepseek_v41"}, "deepseek_v41.*n-gram memory"),
         ({"expert_dtype": "fp8"}, "expert_dtype is fp8"),
         ({"scoring_func": "softmax"}, "scoring_func is softmax"),
         ({"compress_ratios": [0, 4, 128, 0, 0, 4, 0]}, "compresses its context"),

@@ -3,6 +3,7 @@ command line to text, on a toy with its own head. About 6 s."""
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -85,3 +86,43 @@ def test_the_schedule_prices_its_experts(dspark, folder) -> None:
     assert experts["expert_bytes"] == 3 * 64 * 32 * 17 // 32 and experts["near_seconds"] > 0
     assert experts["new_experts"][0] == pytest.approx(4 * 2, abs=0.01)
     assert all(0 <= each <= 8 for each in experts["new_experts"])
+
+
+@pytest.mark.parametrize("draft", [(), ("--draft", "none")], ids=["own head", "no head"])
+def test_its_successor_is_refused_by_name(dspark, folder, tmp_path, draft) -> None:
+    successor = tmp_path / "v41"
+    shutil.copytree(folder, successor)
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "deepseek_v41"}
+    (successor / "config.json").write_text(json.dumps(config))
+    answer = dspark("generate", "Hi", "--pair", str(successor), *draft)
+    assert answer.code == 1 and answer.out == ""
+    line = answer.err.splitlines()[-1]
+    assert "DeepSeek-V4.1" in line and "n-gram memory" in line and "deepseek-v4-flash" in line
+
+
+def test_memory_that_is_short_changes_no_word(dspark, folder, monkeypatch) -> None:
+    """With slots for a few experts, the rest from the files; and where even those cannot be had."""
+    options = ("--pair", str(folder), "--max-tokens", "12", "--device", "cpu", "--json")
+    whole = json.loads(dspark("generate", "Hi", *options).out)
+    monkeypatch.setattr("dspark.targets.deepseek_v4_native.slots_for", lambda *sizes: 5)
+    short = json.loads(dspark("generate", "Hi", *options).out)
+    assert short["token_ids"] == whole["token_ids"]
+    assert any(each["expert_far"] for each in short["rounds"])
+
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr("dspark.targets.deepseek_v4_native.ExpertStore", full)
+    without = json.loads(dspark("generate", "Hi", *options).out)
+    assert without["token_ids"] == whole["token_ids"]
+
+
+def test_a_shard_that_is_gone_is_one_line(dspark, folder, tmp_path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    shard = sorted(broken.glob("*.safetensors"))[0]
+    for damage in (lambda: shard.write_bytes(shard.read_bytes()[:-7]), shard.unlink):
+        damage()
+        answer = dspark("generate", "Hi", "--pair", str(broken), "--device", "cpu")
+        assert answer.code == 1 and answer.out == ""
+        assert shard.name in answer.err.splitlines()[-1]
