@@ -49,6 +49,10 @@ routed experts that memory does not hold are read from the SSD, slowly (`dspark 
 `dspark pull PAIR --what-if gpu=24,ram=256` estimates its speed on another machine. `dspark list`
 shows how much each pair needs on your machine, `dspark show PAIR` the source of each figure.
 """
+FOOTER = """\
+Not supported either: DFlash 2 heads in GGUF, which llama.cpp runs, and DSpine heads (arXiv
+2609.36173), of which no description was found that says enough to write one from it.
+"""
 
 
 def verified(pair: Pair) -> str:
@@ -64,7 +68,7 @@ def verified(pair: Pair) -> str:
 
 def models_markdown() -> str:
     return "\n".join(
-        (HEADER, *_pairs(), "", *_names(), "", *targets_markdown(), "", *_elsewhere(), "")
+        (HEADER, *_pairs(), "", *_names(), "", *targets_markdown(), "", *_elsewhere(), "", FOOTER)
     )
 
 
