@@ -23,7 +23,6 @@ from dspark_kernels.persistent_layer_call import (
     Weight,
     call_of,
     heads_of,
-    tilings_of,
 )
 from dspark_kernels.persistent_layer_kernel import NUM_PHASES, WHOLE, persistent_layer_kernel
 from dspark_kernels.quantized_weight import QuantizedWeight
@@ -87,10 +86,7 @@ def _has_shape(stream: ResidualStream, weights: LayerWeights, cached: CachedLaye
         return False
     group, _, head_dim = heads_of(weights, cached)
     sizes = sizes_of_a_block(group, head_dim, x.element_size())
-    if warps_of_a_block(sizes, x.element_size()) != NUM_WARPS:
-        return False
-    step = tilings_of(weights, x.element_size())["QKV"].block_k
-    return all(weight.shape[1] % step == 0 for weight in matrices)
+    return warps_of_a_block(sizes, x.element_size()) == NUM_WARPS
 
 
 def _format_of(weight: Weight) -> Hashable:

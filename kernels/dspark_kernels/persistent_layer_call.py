@@ -123,6 +123,7 @@ def call_of(
         "NORM_BLOCK": next_power_of_2(hidden),
         "BLOCK_N": tilings["QKV"].block_n,
         "BLOCK_K": tilings["QKV"].block_k,
+        "EVEN_K": all(w.shape[1] % tilings["QKV"].block_k == 0 for w in matrices.values()),
         "CACHE_KIND": key.kind,
         "HEAD_STRIDE": key.head_stride,
         "NUM_KV_HEADS": num_kv_heads,

@@ -212,6 +212,7 @@ def persistent_layer_kernel(
     KIND: tl.constexpr,  # of the weights
     WEIGHT_GROUP: tl.constexpr,
     ROWS_PER_SCALE: tl.constexpr,
+    EVEN_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     QKV_SPLITS: tl.constexpr,
@@ -261,7 +262,7 @@ def persistent_layer_kernel(
         multiply(
             own, qkv_codes, qkv_scales, qkv_zeros, None, parts, counters, qkv, num_rows,
             ALL_HEADS * HEAD_DIM, HIDDEN, KIND, WEIGHT_GROUP, ROWS_PER_SCALE, False, False,
-            True, QKV_SPLITS, BLOCK_N, BLOCK_K, QKV_LINES, QKV_AHEAD, IS_WHOLE,
+            EVEN_K, QKV_SPLITS, BLOCK_N, BLOCK_K, QKV_LINES, QKV_AHEAD, IS_WHOLE,
             output_codes, HIDDEN, NUM_HEADS * HEAD_DIM, False, OUTPUT_SPLITS, OUTPUT_LINES,
             OUTPUT_AHEAD, False,
         )  # fmt: skip
@@ -308,7 +309,7 @@ def persistent_layer_kernel(
         multiply(
             attended, output_codes, output_scales, output_zeros, x, parts, counters, middle,
             num_rows, HIDDEN, NUM_HEADS * HEAD_DIM, KIND, WEIGHT_GROUP, ROWS_PER_SCALE, False,
-            True, True, OUTPUT_SPLITS, BLOCK_N, BLOCK_K, OUTPUT_LINES, OUTPUT_AHEAD, IS_WHOLE,
+            True, EVEN_K, OUTPUT_SPLITS, BLOCK_N, BLOCK_K, OUTPUT_LINES, OUTPUT_AHEAD, IS_WHOLE,
             gate_up_codes, INNER, HIDDEN, True, GATE_UP_SPLITS, GATE_UP_LINES, 0, False,
         )  # fmt: skip
     if IS_WHOLE:
@@ -319,7 +320,7 @@ def persistent_layer_kernel(
         multiply(
             own, gate_up_codes, gate_up_scales, gate_up_zeros, None, parts, counters, inner,
             num_rows, INNER, HIDDEN, KIND, WEIGHT_GROUP, ROWS_PER_SCALE, True, False,
-            True, GATE_UP_SPLITS, BLOCK_N, BLOCK_K, GATE_UP_LINES, GATE_UP_AHEAD, IS_WHOLE,
+            EVEN_K, GATE_UP_SPLITS, BLOCK_N, BLOCK_K, GATE_UP_LINES, GATE_UP_AHEAD, IS_WHOLE,
             down_codes, HIDDEN, INNER, False, DOWN_SPLITS, DOWN_LINES, DOWN_AHEAD,
             False,
         )  # fmt: skip
@@ -330,7 +331,7 @@ def persistent_layer_kernel(
         multiply(
             inner, down_codes, down_scales, down_zeros, middle, parts, counters, out,
             num_rows, HIDDEN, INNER, KIND, WEIGHT_GROUP, ROWS_PER_SCALE, False, True,
-            True, DOWN_SPLITS, BLOCK_N, BLOCK_K, DOWN_LINES, DOWN_AHEAD, IS_WHOLE,
+            EVEN_K, DOWN_SPLITS, BLOCK_N, BLOCK_K, DOWN_LINES, DOWN_AHEAD, IS_WHOLE,
             qkv_codes, ALL_HEADS * HEAD_DIM, HIDDEN, False, QKV_SPLITS, QKV_LINES, 0,
             DEPENDENT,
         )  # fmt: skip

@@ -84,7 +84,7 @@ def chain(x, weights, cached, tap):
 @pytest.mark.parametrize(
     ("dtype", "hidden", "inner", "quantize", "codes"),
     [
-        (torch.float32, 256, 320, lambda w: w, None),  # products of two splits
+        (torch.float32, 256, 330, lambda w: w, None),  # of two splits, and of half a step
         (torch.bfloat16, 128, 256, lambda w: w, None),
         (torch.bfloat16, 1024, 128, lambda w: w, "int8"),
         (torch.bfloat16, 128, 128, quantize_int4, None),
@@ -143,8 +143,7 @@ def test_what_it_does_not_take(device):
     requests = Requests(device, torch.bfloat16, [20], [1])
     many = torch.randn(17, 128, device=device).bfloat16()
     mixed = weights._replace(down=quantize_int4(weights.down, 32))
-    wide = random_layer(device, torch.bfloat16, 128, 192)  # not a whole number of steps
-    for x, given in ((many, weights), (many[:1], mixed), (many[:1], wide)):
+    for x, given in ((many, weights), (many[:1], mixed)):
         assert persistent_layer(ResidualStream(x), given, requests.cached(), EPS) is None
     update = ResidualStream(many[:1], many[:1])
     assert persistent_layer(update, weights, requests.cached(), EPS) is None
