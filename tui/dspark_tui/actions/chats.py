@@ -61,6 +61,7 @@ async def begin(screen: "ChatTurns") -> None:
     screen.holds_queue = False
     show_figures(screen, Status())
     await screen.query_one(Transcript).begin(keeps_this=keeps_this)
+    screen.call_after_refresh(screen.garbage.collect_all)  # of the chat that is given up
 
 
 async def open_saved(screen: "ChatTurns", chat: int) -> None:
