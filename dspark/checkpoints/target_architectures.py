@@ -64,6 +64,11 @@ nats (`benchmarks/cpu_target.py --only distance`). `--dtype float32` unpacks the
 nothing. Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K and Q6_K are run so, mixed or not; a file with
 weights in other formats is unpacked to bfloat16 when it is converted.
 
+On a GPU the matrices of a layer in Q4_0, Q4_1, Q4_K, Q5_0 and Q8_0 stay codes, where those that are
+read together (queries, keys and values; gate and up) have one format. Other formats, the embedding
+and the output head become numbers. It has not run on a GPU yet; the memory that is stated counts
+codes as codes.
+
 A GGUF's header is read as in llama.cpp: ends of answers, RoPE scaling (linear, YaRN or Llama
 3's), the tokenizer's splits and flags. A key that would change the text and is not supported is
 refused by name."""
