@@ -94,6 +94,8 @@ def _imported(path: Path) -> set[str]:
 def _without_optional_imports(node: ast.AST) -> Iterator[ast.AST]:
     if isinstance(node, ast.Try) and any("ImportError" in _caught(each) for each in node.handlers):
         return
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return
     yield node
     for child in ast.iter_child_nodes(node):
         yield from _without_optional_imports(child)
