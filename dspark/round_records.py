@@ -63,6 +63,9 @@ def round_record(event: Round) -> dict[str, Any]:
         "draft_tokens": event.draft_tokens,
         "expert_reads": event.expert_reads,
         "expert_far": event.expert_far,
+        "accept_seconds": event.accept_seconds,
+        "draft_probs": None if event.draft_probs is None else [*event.draft_probs],
+        "target_probs": None if event.target_probs is None else [*event.target_probs],
     }
 
 
@@ -119,13 +122,12 @@ def read_round(record: dict[str, Any], request_id: int) -> PrefillProgress | Rou
     tokens = _pieces(record["tokens"])
     if record["type"] == "prompt":
         return PrefillProgress(request_id, int(record["done"]), int(record["total"]), tokens)
-    confidence = record["confidence"]
     return Round(
         request_id=request_id,
         index=int(record["index"]),
         anchor=int(record["anchor"]),
         draft=tuple(map(int, record["drafted"])),
-        confidence=None if confidence is None else tuple(map(float, confidence)),
+        confidence=_floats(record["confidence"]),
         verified=int(record["verified"]),
         accepted=int(record["accepted"]),
         next=int(record["next"]),
@@ -140,7 +142,14 @@ def read_round(record: dict[str, Any], request_id: int) -> PrefillProgress | Rou
         draft_tokens=float(record.get("draft_tokens", 0.0)),
         expert_reads=int(record.get("expert_reads", 0)),
         expert_far=int(record.get("expert_far", 0)),
+        accept_seconds=float(record.get("accept_seconds", 0.0)),
+        draft_probs=_floats(record.get("draft_probs")),
+        target_probs=_floats(record.get("target_probs")),
     )
+
+
+def _floats(values: Any) -> tuple[float, ...] | None:
+    return None if values is None else tuple(map(float, values))
 
 
 def _read_finished(record: dict[str, Any], request_id: int) -> Finished:

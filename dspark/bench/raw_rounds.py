@@ -61,7 +61,7 @@ def _round(each: Round) -> dict[str, Any]:
         "accepted": each.accepted,
         "parked": each.is_parked,
         "draft_seconds": each.draft_seconds,
-        "verify_seconds": each.verify_seconds,
+        "verify_seconds": each.verify_seconds + each.accept_seconds,
         "seconds": each.seconds,
         "confidence": None if each.confidence is None else list(each.confidence),
     }

@@ -29,7 +29,7 @@ def round_time(runs: Sequence[Run]) -> RoundTime | None:
         return None
     count = len(rounds)
     draft = sum(each.draft_seconds for each in rounds)
-    verify = sum(each.verify_seconds for each in rounds)
+    verify = sum(each.verify_seconds + each.accept_seconds for each in rounds)
     whole = sum(each.seconds for each in rounds)
     decode = sum(run.finished.stats.decode_seconds for run in runs)
     return RoundTime(

@@ -50,6 +50,7 @@ class PendingAnswer:
         messages = self.messages
         if self.settings.schedule is not None:
             self.backend.use_schedule(self.settings.schedule)
+        self.backend.tell_probabilities(self.settings.probabilities)
         while not self.is_cancelled:
             try:
                 events = self.backend.answer(messages, self.settings.sampling, self.settings.stop)

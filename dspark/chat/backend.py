@@ -32,7 +32,8 @@ ChatEvent = Event | TextDelta
 class BackendInfo:
     """Facts known once a pair is loaded; `sampling` is the model's own, None if unknown.
 
-    `tells_rounds` is False for a server that says nothing of drafts; `refused` names settings of
+    `tells_rounds` is False for a server that says nothing of drafts; `tells_probs` is True where
+    rounds can tell the probabilities of drafts; `refused` names settings of
     the user that it does not accept.
     """
 
@@ -44,6 +45,7 @@ class BackendInfo:
     tells_rounds: bool = True
     sampling: SamplingConfig | None = None
     refused: tuple[str, ...] = ()
+    tells_probs: bool = False
 
     @property
     def refused_note(self) -> str:
@@ -59,6 +61,7 @@ def info_of(session: Session) -> BackendInfo:
         dtype=session.runtime.dtype,
         has_drafter=session.has_drafter,
         sampling=session.sampling_defaults,
+        tells_probs=session.has_drafter,
     )
 
 
@@ -72,6 +75,7 @@ class ChatSettings:
     system: str = ""
     prompts: tuple[str, ...] = ()
     schedule: ScheduleConfig | None = None
+    probabilities: bool = False  # of drafts, told with each round
 
 
 class ChatBackend(Protocol):
@@ -95,6 +99,10 @@ class ChatBackend(Protocol):
 
     def use_schedule(self, schedule: ScheduleConfig) -> None:
         """For the answers from now on; a backend that does not schedule ignores it."""
+        ...
+
+    def tell_probabilities(self, tells: bool) -> None:
+        """Of drafts, in the rounds of the answers from now on; as `use_schedule`."""
         ...
 
     def cancel(self) -> None: ...
@@ -134,6 +142,7 @@ class EngineBackend:
     runtime: RuntimeConfig = RuntimeConfig()
     engine: EngineConfig = EngineConfig()
     _session: Session | None = field(default=None, init=False, repr=False)
+    _tells_probs: bool = field(default=False, init=False)
 
     def load(self) -> Iterator[FetchProgress | LoadProgress]:
         files = yield from self.find_files()
@@ -165,9 +174,8 @@ class EngineBackend:
                 f"but the context holds {limit:,}",
                 "Shorten it, or split it into several prompts.",
             )
-        return self.session.generate(
-            prompt_ids, sampling.over(self.session.sampling_defaults), stop
-        )
+        drawn = sampling.over(self.session.sampling_defaults)
+        return self.session.generate(prompt_ids, drawn, stop, tells_probs=self._tells_probs)
 
     def _encoded(self, messages: ChatMessages) -> list[int]:
         if messages[-1]["role"] != "assistant":
@@ -179,6 +187,9 @@ class EngineBackend:
         if old.engine.config.schedule != schedule:
             self._session = old.with_schedule(schedule)
             old.close()
+
+    def tell_probabilities(self, tells: bool) -> None:
+        self._tells_probs = tells
 
     def cancel(self) -> None:
         if self._session is not None:

@@ -43,6 +43,9 @@ class ReplayBackend:
     def use_schedule(self, schedule: ScheduleConfig) -> None:
         """What is replayed was scheduled when it was written."""
 
+    def tell_probabilities(self, tells: bool) -> None:
+        """So it was."""
+
     def step(self) -> None:
         """The next round may come."""
         self._granted.release()

@@ -14,7 +14,8 @@ Outcome = Literal["accepted", "rejected", "behind a rejected one", "not verified
 @dataclass(frozen=True, slots=True)
 class DraftRow:
     """`text` is None for a draft that was not verified, of which only the id is told. `survival`:
-    the product of the confidences up to here; None without a confidence head."""
+    the product of the confidences up to here; None without a confidence head. Probabilities are
+    None where they were not asked for, the target's also where it did not check the draft."""
 
     position: int
     token_id: int
@@ -22,6 +23,8 @@ class DraftRow:
     confidence: float | None
     survival: float | None
     outcome: Outcome
+    draft_prob: float | None = None
+    target_prob: float | None = None
 
 
 def end_of(event: Round) -> End:
@@ -47,6 +50,8 @@ def draft_rows(event: Round) -> list[DraftRow]:
                 confidence=confidence,
                 survival=None if confidence is None else survival,
                 outcome=_outcome(event, at),
+                draft_prob=_at(event.draft_probs, at),
+                target_prob=_at(event.target_probs, at),
             )
         )
     return rows
@@ -58,9 +63,18 @@ def own_token(event: Round) -> str:
     return _shown(last[0]) if last and not last[0].is_draft else ""
 
 
-def other_seconds(event: Round) -> float:
-    """What neither the draft nor the verification took: choosing, committing, telling."""
-    return max(0.0, event.seconds - event.draft_seconds - event.verify_seconds)
+def _at(values: Sequence[float] | None, at: int) -> float | None:
+    return values[at] if values is not None and at < len(values) else None
+
+
+def tells_probs(event: Round) -> bool:
+    return event.draft_probs is not None or event.target_probs is not None
+
+
+def host_seconds(event: Round) -> float:
+    """What draft, verification and acceptance did not take: committing, telling."""
+    parts = event.draft_seconds + event.verify_seconds + event.accept_seconds
+    return max(0.0, event.seconds - parts)
 
 
 def rounds_of(events: Iterable[object]) -> list[Round]:

@@ -56,6 +56,12 @@ def _schedule(text: str) -> ScheduleConfig:
     return ScheduleConfig(mode="threshold", threshold=_number(0, 1)(text))
 
 
+def _switch(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise ValueError
+    return text == "on"
+
+
 SETTINGS: Mapping[str, Setting] = {
     "system": Setting("TEXT", str),
     "temperature": Setting("0 to 2, 0 is greedy", _number(0, 2)),
@@ -64,6 +70,7 @@ SETTINGS: Mapping[str, Setting] = {
     "seed": Setting("a number", _whole(0, 2**63 - 1)),
     "max_tokens": Setting("a number", _whole(1, 2**31 - 1)),
     "schedule": Setting("auto, async, full, or a confidence from 0 to 1", _schedule),
+    "probabilities": Setting("on or off", _switch),
 }
 
 
@@ -92,6 +99,8 @@ def changed(settings: ChatSettings, name: str, text: str) -> ChatSettings:
         return replace(settings, stop=replace(settings.stop, max_tokens=value))
     if name == "schedule":
         return replace(settings, schedule=value or ScheduleConfig())
+    if name == "probabilities":
+        return replace(settings, probabilities=bool(value))
     return replace(settings, sampling=replace(settings.sampling, **{name: value}))
 
 
@@ -117,6 +126,8 @@ def shown(settings: ChatSettings, info: BackendInfo | None) -> list[tuple[str, s
     limit = settings.stop.max_tokens
     lines.append(("max_tokens", "no limit" if limit is None else f"{limit}"))
     lines.append(("schedule", _schedule_words(settings.schedule)))
+    told = "told for each draft" if settings.probabilities else "not told"
+    lines.append(("probabilities", told))
     return lines
 
 

@@ -115,6 +115,9 @@ class TracingBackend:
     def use_schedule(self, schedule: ScheduleConfig) -> None:
         self.backend.use_schedule(schedule)
 
+    def tell_probabilities(self, tells: bool) -> None:
+        self.backend.tell_probabilities(tells)
+
     def cancel(self) -> None:
         self.backend.cancel()
 

@@ -20,21 +20,24 @@ class Proposals:
     token_ids [R, K]; probs R tensors [K, V] (None unless drafts are kept by rejection's rule, and
     where nothing was drawn: a draft that the chooser did not choose is certain); confidences [R, K]
     float32 or None without a confidence head; lengths R numbers of drafts where blocks may be
-    shorter than K.
+    shorter than K; chosen_probs R lists of the drafts' probabilities, empty for a request that
+    does not ask, None where they all went through the chooser.
     """
 
     token_ids: torch.Tensor
     probs: Sequence[torch.Tensor | None]
     confidences: torch.Tensor | None
     lengths: Sequence[int] | None = None
+    chosen_probs: Sequence[Sequence[float]] | None = None
 
 
 class Race(NamedTuple):
     """The token of the largest logit / temperature + noise [places, V]; without noise of the
-    largest logit."""
+    largest logit. `tells_probs`: the request asks for the drafts' probabilities."""
 
     temperature: float = 1.0
     noise: torch.Tensor | None = None
+    tells_probs: bool = False
 
 
 class Chooser(Protocol):

@@ -183,25 +183,47 @@ class StoredDSparkDrafter(DSparkDrafter):
         spans = [slice(start, start + at_once) for start in range(0, len(slots), at_once)]
         ids = anchors.tolist()
         tokens, logits = [], []
+        told: list[list[float]] = []
         for span in spans:
-            part = self._choose(slots[span], ids[span], races[span])
+            part = self._choose(slots[span], ids[span], races[span], told)
             tokens += part.tokens
             logits += part.confidences
         confidences = None
         if logits:
             confidences = torch.tensor(self._calibrator.of_rows(logits, chooser.are_greedy))
-        return Proposals(torch.tensor(tokens), [None] * len(slots), confidences)
+        no_probs = [None] * len(slots)
+        return Proposals(torch.tensor(tokens), no_probs, confidences, chosen_probs=told)
 
     def _choose(
-        self, slots: Sequence[DSparkSlot], anchors: Sequence[int], races: Sequence[Race]
+        self,
+        slots: Sequence[DSparkSlot],
+        anchors: Sequence[int],
+        races: Sequence[Race],
+        told: list[list[float]],
     ) -> ChosenRows:
-        """Of as many requests as a pass has rows for."""
+        """Of as many requests as a pass has rows for; `told` gets their drafts' probabilities."""
         assert self._sequential is not None
         block = self._job_of_blocks(slots, anchors, self._logits)
         owns = self._vocabulary.own_columns([slot.own for slot in slots])
         parts = (self._block_pass.hidden, self._logits, anchors, owns, self._noise(races, owns))
         self._runtime.run_jobs(block, self._sequential.job(*parts))
-        return self._sequential.chosen(len(slots))
+        chosen = self._sequential.chosen(len(slots))
+        for at, (race, own, ids) in enumerate(zip(races, owns, chosen.tokens, strict=True)):
+            told.append(self._chosen_probs(at, ids, own, race) if race.tells_probs else [])
+        return chosen
+
+    def _chosen_probs(
+        self, at: int, ids: Sequence[int], own: OwnColumns, race: Race
+    ) -> list[float]:
+        """Of one request's drafts [K], by the logits that the choice has left behind."""
+        end, own_at = (at + 1) * self.config.block_rows, self._logits.shape[1] - OWN_TOKENS
+        rows = self._logits[end - self.block_size : end]
+        mine = rows[:, own_at : own_at + own.num_used]
+        logits = torch.cat([rows[:, : len(self._fixed_ids)], mine], dim=1) / race.temperature
+        known = torch.cat([self._fixed_ids, own.ids[: own.num_used]])
+        is_chosen = known == torch.tensor(ids).unsqueeze(1)
+        best = logits.masked_fill(~is_chosen, -torch.inf).amax(dim=1)
+        return (best - logits.logsumexp(dim=1)).exp().tolist()
 
     def _noise(self, races: Sequence[Race], owns: Sequence[OwnColumns]) -> Noise | None:
         """Of the columns; None if all requests are greedy."""

@@ -416,6 +416,9 @@ class Engine:
             draft_tokens=outcome.draft_tokens,
             expert_reads=outcome.expert_reads,
             expert_far=outcome.expert_far,
+            accept_seconds=outcome.accept_seconds,
+            draft_probs=outcome.draft_probs,
+            target_probs=outcome.target_probs,
         )
 
 

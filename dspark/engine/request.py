@@ -25,7 +25,8 @@ class Request:
     """Prompt ids and how to continue them. plain: decode without drafts. is_raw: unprocessed text,
     including the marks of thinking. The answer (after thinking that the prompt has begun) follows
     the grammar. num_logprobs: tell each token's log-probability and that many of the likeliest.
-    calls_tools: the marks of calls are part of the text."""
+    calls_tools: the marks of calls are part of the text. tells_probs: tell the probabilities of
+    each draft."""
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingConfig = SamplingConfig()
@@ -36,6 +37,7 @@ class Request:
     grammar: Grammar | None = None
     num_logprobs: int | None = None
     calls_tools: bool = False
+    tells_probs: bool = False
 
     @property
     def has_rules(self) -> bool:
@@ -45,7 +47,7 @@ class Request:
     @property
     def needs_host(self) -> bool:
         """Whether the host must see every row of its logits."""
-        return self.has_rules or self.num_logprobs is not None
+        return self.has_rules or self.num_logprobs is not None or self.tells_probs
 
     @property
     def most_tokens(self) -> int:

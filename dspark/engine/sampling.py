@@ -68,6 +68,12 @@ class Sampler:
         c = self.config
         return probabilities(logits, c.temperature, c.top_k, c.top_p)
 
+    def probability(self, logits: torch.Tensor, column: int) -> float:
+        """Of a column of logits [X], as this request samples; greedy requests, by the logits as
+        they are."""
+        probs = logits.float().softmax(0) if self.is_greedy else self.probabilities(logits)
+        return float(probs[column])
+
     def choose(
         self,
         logits: torch.Tensor,
@@ -148,18 +154,27 @@ class BatchChooser:
         places: Sequence[int] = (),
         num_tokens: int = 0,
         rules: Sequence[LogitRules | None] = (),
+        tells_probs: Sequence[bool] = (),
     ) -> None:
         """`num_tokens`: of the target's vocabulary. Greedy requests need neither. `rules`: of each
-        request's logits."""
+        request's logits; `tells_probs`: of each request, whether it asks for probabilities."""
         self._samplers, self._places, self._num_tokens = samplers, list(places), num_tokens
         self._rules = rules or [None] * len(samplers)
         self._drafts: list[list[int]] = [[] for _ in samplers]
-        self._all_greedy = all(s.is_greedy for s in samplers) and not any(self._rules)
+        self._tells = tells_probs or [False] * len(samplers)
+        self._told: list[list[float]] = [[] for _ in samplers]
+        is_plain = not any(self._rules) and not any(self._tells)
+        self._all_greedy = is_plain and all(s.is_greedy for s in samplers)
 
     @property
     def are_greedy(self) -> list[bool]:
         """As Chooser.are_greedy."""
         return [sampler.is_greedy for sampler in self._samplers]
+
+    @property
+    def chosen_probs(self) -> list[list[float]]:
+        """As Proposals.chosen_probs, of what went through `choose`."""
+        return self._told
 
     def races(self, num_places: int) -> list[Race] | None:
         """As Chooser.races."""
@@ -170,7 +185,11 @@ class BatchChooser:
             sampler.race(place, num_places, self._num_tokens)
             for sampler, place in zip(self._samplers, places, strict=True)
         ]
-        races = [race for race in found if race is not None]
+        races = [
+            race._replace(tells_probs=tells)
+            for race, tells in zip(found, self._tells, strict=True)
+            if race is not None
+        ]
         return races if len(races) == len(found) else None
 
     def choose(
@@ -193,10 +212,12 @@ class BatchChooser:
         self, at: int, logits: torch.Tensor, token_ids: torch.Tensor | None
     ) -> tuple[int, torch.Tensor | None]:
         """As Sampler.choose, for the request with this index."""
-        rules, drafts = self._rules[at], self._drafts[at]
+        rules, drafts, sampler, own = self._rules[at], self._drafts[at], self._samplers[at], logits
         if rules is not None:
             logits = rules.adjust_row(logits, drafts, token_ids)
         place = self._places[at] + len(drafts) if self._places else 0
-        column, probs = self._samplers[at].choose(logits, place, token_ids, self._num_tokens)
+        column, probs = sampler.choose(logits, place, token_ids, self._num_tokens)
+        if self._tells[at]:
+            self._told[at].append(sampler.probability(own, column))
         drafts.append(column if token_ids is None else int(token_ids[column]))
         return column, probs

@@ -127,12 +127,15 @@ class Session:
         *,
         plain: bool = False,
         is_raw: bool = False,
+        tells_probs: bool = False,
     ) -> Iterator[Event]:
         """Events of one request, which is queued immediately. Closing the iterator early ends it,
-        and so does the next call: one answer at a time."""
+        and so does the next call: one answer at a time. `tells_probs`: rounds tell the
+        probabilities of drafts."""
         if stop.strings and self.tokenizer is None:
             raise InputError("stop strings need a tokenizer, and this model has none")
-        return self._submit(Request(tuple(prompt_ids), sampling, stop, plain, is_raw))
+        ids = tuple(prompt_ids)
+        return self._submit(Request(ids, sampling, stop, plain, is_raw, tells_probs=tells_probs))
 
     def _submit(self, request: Request) -> Iterator[Event]:
         if self._running is not None:

@@ -126,7 +126,7 @@ def test_the_models_own_sampling_holds_until_the_user_chooses(tiny, monkeypatch)
     used = []
     monkeypatch.setattr(tiny.session, "sampling_defaults", SamplingConfig(0.6, 20, 0.9))
     monkeypatch.setattr(
-        tiny.session, "generate", lambda ids, sampling, stop: iter([used.append(sampling)])
+        tiny.session, "generate", lambda ids, sampling, stop, **_: iter([used.append(sampling)])
     )
     for choice in (SamplingChoice(), SamplingChoice(temperature=0.0), SamplingChoice(top_k=0)):
         list(tiny.answer([{"role": "user", "content": "Hi"}], choice, StopConfig()))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dspark.chat.round_view import draft_rows, end_of, other_seconds, own_token
+from dspark.chat.round_view import draft_rows, end_of, host_seconds, own_token
 from dspark.events import Piece, Round
 
 
@@ -24,6 +24,9 @@ def round_of(accepted, verified, drafted=4, own="x y\n"):
         draft_seconds=0.25,
         verify_seconds=0.5,
         seconds=1.0,
+        accept_seconds=0.0625,
+        draft_probs=(0.9, 0.8, 0.7, 0.6)[:drafted],
+        target_probs=(0.5, 0.4, 0.3, 0.2)[:verified],
     )
 
 
@@ -49,9 +52,11 @@ def test_each_draft_with_its_text_its_confidence_and_what_became_of_it():
     ]
     assert [row.text for row in rows] == ["·10", "(11)", "(12)", None]
     assert [row.survival for row in rows] == [0.5, 0.25, 0.125, 0.0625]
+    assert [row.draft_prob for row in rows] == [0.9, 0.8, 0.7, 0.6]
+    assert [row.target_prob for row in rows] == [0.5, 0.4, 0.3, None]
     assert [(row.position, row.token_id) for row in rows] == [(1, 10), (2, 11), (3, 12), (4, 13)]
 
 
 def test_the_targets_own_token_and_the_rest_of_the_time():
     assert own_token(round_of(1, 3)) == "x·y⏎" and own_token(round_of(1, 3, own="")) == ""
-    assert other_seconds(round_of(1, 3)) == 0.25
+    assert host_seconds(round_of(1, 3)) == 0.1875

@@ -166,10 +166,13 @@ def test_one_call_chooses_what_the_head_in_numbers_chooses(session, sampling) ->
 
     def proposed(propose):
         samplers = [Sampler(configs[index], index) for index in range(len(slots))]
-        return propose(slots, anchors, BatchChooser(samplers, range(7, 107, 5), size))
+        told = [index % 3 > 0 for index in range(len(slots))]
+        asking = BatchChooser(samplers, range(7, 107, 5), size, tells_probs=told)
+        return propose(slots, anchors, asking), asking
 
-    own = proposed(drafter.propose)
-    plain = proposed(super(StoredDSparkDrafter, drafter).propose)
+    (own, _), (plain, one_by_one) = map(
+        proposed, (drafter.propose, super(StoredDSparkDrafter, drafter).propose)
+    )
     assert (own.token_ids == plain.token_ids).float().mean() > 0.9  # but for rounding
     assert len(own.token_ids.unique()) > 10
     same = (own.token_ids == plain.token_ids).cumprod(1).bool()
@@ -177,6 +180,12 @@ def test_one_call_chooses_what_the_head_in_numbers_chooses(session, sampling) ->
     assert own.confidences is not None and plain.confidences is not None
     close = {"rtol": 1e-3, "atol": 1e-4}
     torch.testing.assert_close(own.confidences[before], plain.confidences[before], **close)
+    assert own.chosen_probs is not None
+    assert [len(each) for each in own.chosen_probs] == [0, 4, 4] * 6 + [0, 4]
+    pairs = zip(own.chosen_probs, one_by_one.chosen_probs, same.tolist(), strict=True)
+    for mine, theirs, is_same in pairs:
+        known = [both for *both, equal in zip(mine, theirs, is_same, strict=False) if equal]
+        assert all(one == pytest.approx(other, rel=0.02) for one, other in known)
 
 
 def test_seeded_drafts_write_what_plain_decoding_writes(session) -> None:

@@ -63,8 +63,8 @@ def events_of(engine: Engine, requests) -> list:
             event = replace(event, stats=stats, request_id=event.request_id)
         if isinstance(event, Round):
             event = replace(
-                event, draft_seconds=0, verify_seconds=0, seconds=0, confidence=None,
-                pieces=plain(event.pieces), rejected=plain(event.rejected),
+                event, draft_seconds=0, verify_seconds=0, accept_seconds=0, seconds=0,
+                confidence=None, pieces=plain(event.pieces), rejected=plain(event.rejected),
             )  # fmt: skip
         readback.append(event)
     return readback

@@ -47,6 +47,8 @@ class Step:
     rejected: tuple[str, ...] = ()
     own: str = ""
     confidence: tuple[float, ...] | None = None
+    draft_probs: tuple[float, ...] | None = None
+    target_probs: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class ScriptedBackend:
         self._gate = threading.Semaphore(0)
         self.is_cancelled = False
         self.num_cancels = 0
+        self.tells_probs = False
         self._running = 0
 
     @property
@@ -97,6 +100,7 @@ class ScriptedBackend:
             dtype="float32",
             has_drafter=self.has_drafter,
             sampling=self.own_sampling,
+            tells_probs=True,
         )
 
     def release(self, steps: int = 1) -> None:
@@ -109,6 +113,9 @@ class ScriptedBackend:
 
     def use_schedule(self, schedule: ScheduleConfig) -> None:
         self.schedules.append(schedule)
+
+    def tell_probabilities(self, tells: bool) -> None:
+        self.tells_probs = tells
 
     def close(self) -> None:
         self.is_closed = True
@@ -140,7 +147,7 @@ class ScriptedBackend:
             self._running -= 1
 
     def _play(self, script: Script) -> Iterator[Event]:
-        told = Told()
+        told = Told(tells_probs=self.tells_probs)
         self._wait()
         if script.error is not None and not script.first:
             raise script.error
@@ -171,6 +178,7 @@ class Told:
     thinking: str = ""
     rounds: list[Round] = field(default_factory=list)
     tokens: int = 0
+    tells_probs: bool = False
 
     def prompt(self, first: str) -> PrefillProgress:
         self._say(Piece(1, first, False))
@@ -211,7 +219,10 @@ class Told:
             context_tokens=12 + self.tokens,
             draft_seconds=0.01,
             verify_seconds=0.03,
-            seconds=0.04,
+            seconds=0.05,
+            accept_seconds=0.002,
+            draft_probs=step.draft_probs if self.tells_probs else None,
+            target_probs=step.target_probs if self.tells_probs else None,
         )
         self.rounds.append(round_)
         return round_

@@ -12,6 +12,13 @@ STEPS = (
 )
 
 
+def columns_of(chat, draft: str, outcome: str) -> list[str]:
+    """What stands behind the outcome of a draft."""
+    lines = chat.shown.splitlines()
+    line = next(each for each in lines if f" {draft} " in each and outcome in each)
+    return line.split(outcome)[1].replace("│", "").split()
+
+
 @pytest.fixture
 def answered(open_chat, script):
     return open_chat(script("Start", *STEPS), size=(90, 24))
@@ -23,10 +30,9 @@ async def test_rounds_are_walked_with_the_arrows(answered):
         await chat.pilot.press("f2")
         await chat.until_shown("Round 3 of 3", "the target refused a draft", "▆▃▁")
         await chat.pilot.press("left")
-        await chat.until_shown(
-            "Round 2 of 3", "3 drafted, 3 verified, 1 accepted", "draft 10.0 ms", "other 0.0 ms"
-        )
-        assert "behind a rejected one" in chat.shown and "10% with those before" in chat.shown
+        await chat.until_shown("Round 2 of 3", "3 drafted, 3 verified, 1 accepted", "draft 10.0 ms")
+        await chat.until_shown("verify 30.0 ms · accept 2.0 ms · host 8.0 ms")
+        assert columns_of(chat, "·f", "behind a rejected one") == ["25%", "10%"]
         await chat.pilot.press("home")
         await chat.until_shown("Round 1 of 3", "every draft of the block was accepted", "·c")
         await chat.pilot.press("left", "left")
@@ -67,3 +73,22 @@ async def test_a_long_answer_keeps_the_chosen_round_in_sight(open_chat, script):
         await chat.until_shown("Round 180 of 180")
         await chat.pilot.press(*["pageup"] * 9)
         await chat.until_shown("Round 90 of 180", "Esc closes")
+
+
+async def test_probabilities_are_asked_for_once_somebody_looks(open_chat, backend, script):
+    told = ([" a"], [" b"], " c", (0.9, 0.5), (0.8, 0.6), (0.7, 0.02))
+    async with open_chat(script("One", told), script("Two", told), size=(90, 24)) as chat:
+        await chat.asked_and_answered("Go")
+        assert not backend.tells_probs
+        await chat.pilot.press("f2")
+        await chat.until_shown("from the next answer on")
+        assert "p(target)" not in chat.shown
+        await chat.pilot.press("escape")
+        await chat.asked_and_answered("Again")
+        await chat.pilot.press("f2")
+        await chat.until_shown("p(draft)  p(target)  sure  survival")
+        assert columns_of(chat, "·a", "accepted") == ["80%", "70%", "90%", "90%"]
+        assert columns_of(chat, "·b", "rejected") == ["60%", "2%", "50%", "45%"]
+        assert "from the next answer on" not in chat.shown
+        await chat.pilot.resize_terminal(60, 20)
+        await chat.until(lambda: columns_of(chat, "·b", "rejected") == ["60%", "2%", "50%"])

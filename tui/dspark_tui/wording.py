@@ -27,6 +27,10 @@ QUIT_AGAIN = "Ctrl+C again quits."
 CLEARED = "Cleared; Ctrl+Z brings it back."
 SET_ASIDE = "New chat. Ctrl+N again brings the last one back."
 NO_ROUNDS = "There are no rounds to look at yet."
+PROBS_FROM_NEXT = (
+    "Probabilities of drafter and target are told from the next answer on; "
+    "/regenerate writes this one again."
+)
 NOTHING_TO_COPY = "There is no answer to copy yet."
 COPIED = "Copied the answer."
 COPIED_CODE = "Copied the code."

@@ -99,6 +99,9 @@ class ServerBackend:
     def use_schedule(self, schedule: ScheduleConfig) -> None:
         """The server has its own."""
 
+    def tell_probabilities(self, tells: bool) -> None:
+        """The server does not."""
+
     def cancel(self) -> None:
         if self._waiting is not None:
             self._waiting.cancel()

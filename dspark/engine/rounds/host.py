@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from dspark.config import EngineConfig
 from dspark.drafters.base import Drafter, JoiningDrafter, Proposals
 from dspark.engine.draft_backlog import MOST_BYTES, MOST_KEPT_BYTES, catch_up
+from dspark.engine.draft_probs import target_probs
 from dspark.engine.logprobs import token_logprobs
 from dspark.engine.request import ActiveRequest
 from dspark.engine.rounds.page_room import PageRoom, growing_room
@@ -45,6 +46,9 @@ class Outcome:
     draft_tokens: float = 0.0
     expert_reads: int = 0  # of the pass, as in Round
     expert_far: int = 0
+    accept_seconds: float = 0.0
+    draft_probs: tuple[float, ...] | None = None  # as in Round
+    target_probs: tuple[float, ...] | None = None
 
 
 class RoundRunner(Protocol):
@@ -79,6 +83,7 @@ class _Draft:
     probs: torch.Tensor | None  # [K, V], None when greedy
     confidences: tuple[float, ...] | None
     length: int
+    chosen_probs: tuple[float, ...] | None = None  # where asked for
 
 
 NO_DRAFT = _Draft((), None, None, 0)
@@ -136,9 +141,10 @@ class HostRounds:
         if self._sps_watch is not None:
             rows = sum(verified + 1 for verified, _ in blocks)
             depth = mean_length(self.target, [outcome.active for outcome in outcomes])
-            others = seconds - first.verify_seconds if has_drafts else 0.0
+            checked = first.verify_seconds + first.accept_seconds
+            others = seconds - checked if has_drafts else 0.0
             use = None if self._routes is None else self._routes.expert_use()
-            self._sps_watch.follow(len(blocks), rows, depth, first.verify_seconds, others, use)
+            self._sps_watch.follow(len(blocks), rows, depth, checked, others, use)
 
     def _round(self, batch: Sequence[ActiveRequest], has_drafts: bool) -> list[Outcome]:
         started, self._caught_up_seconds = time.perf_counter(), 0.0
@@ -148,7 +154,9 @@ class HostRounds:
         blocks = [(a.anchor, *d.ids[: d.length]) for a, d in zip(batch, drafts, strict=True)]
         is_joined = has_drafts and self._can_join(batch, blocks)
         verified = self._verify(batch, blocks, is_joined=is_joined)
-        accepted = self._accept(batch, drafts, blocks, verified)
+        best, sound = verified.largest or [column.tolist() for column in argmax(verified.logits)]
+        checked = time.perf_counter()  # a device is done only now
+        accepted = self._accept(batch, drafts, blocks, verified, best, sound)
         ended = time.perf_counter()
         committed = [block[: a.num_accepted + 1] for block, a in zip(blocks, accepted, strict=True)]
         self.target.commit([active.slot for active in batch], [len(ids) for ids in committed])
@@ -158,25 +166,29 @@ class HostRounds:
             self._hand_on(batch, blocks, committed, verified.taps, has_drafts=has_drafts)
         times = (
             drafted - started - self._caught_up_seconds,
-            ended - drafted,
+            checked - drafted,
             time.perf_counter() - started,
         )
-        why = (
-            (0.0, 0.0) if has_drafts or self._parking is None else self._parking.figures(len(batch))
-        )
+        why: tuple[float, float] = (0.0, 0.0)
+        if self._parking is not None and not has_drafts:
+            why = self._parking.figures(len(batch))
         use = None if self._routes is None else self._routes.expert_use()
         reads, far = (0, 0) if use is None else (use.reads, use.far)
         outcomes, start = [], 0
         for active, draft, acceptance in zip(batch, drafts, accepted, strict=True):
-            end, logprobs = start + draft.length + 1, None
-            if active.request.num_logprobs is not None:
+            end = start + draft.length + 1
+            logprobs = of_drafts = None
+            if active.request.needs_host:  # a view costs what a small round can feel
+                rows = verified.logits[start:end]
                 tokens = [*draft.ids[: acceptance.num_accepted], acceptance.next_id]
-                logprobs = token_logprobs(active.request, verified.logits[start:end], tokens)
+                logprobs = token_logprobs(active.request, rows, tokens)
+                of_drafts = target_probs(active, rows, draft.ids)
             start = end
             facts = (active, draft.ids, draft.confidences, draft.length, *acceptance, *times)
             is_parked = not has_drafts and active.draft_slot is not None
             told = why if is_parked else (0.0, 0.0)
-            outcomes.append(Outcome(*facts, logprobs, is_parked, *told, reads, far))
+            asked = (ended - checked, draft.chosen_probs, of_drafts)
+            outcomes.append(Outcome(*facts, logprobs, is_parked, *told, reads, far, *asked))
         return outcomes
 
     def _propose(self, batch: Sequence[ActiveRequest]) -> Proposals | None:
@@ -192,8 +204,12 @@ class HostRounds:
             [self._next_place(active) for active in drafting],
             self.target.spec.vocab_size,
             [active.rules for active in drafting],
+            [active.request.tells_probs for active in drafting],
         )
-        return self.drafter.propose([a.draft_slot for a in drafting], anchors, chooser)
+        proposals = self.drafter.propose([a.draft_slot for a in drafting], anchors, chooser)
+        if proposals.chosen_probs is None:
+            return replace(proposals, chosen_probs=chooser.chosen_probs)
+        return proposals
 
     def _admit(self, batch: Sequence[ActiveRequest], proposals: Proposals | None) -> list[_Draft]:
         """A share for every request; empty for plain decoding."""
@@ -244,9 +260,11 @@ class HostRounds:
         drafts: Sequence[_Draft],
         blocks: Sequence[Sequence[int]],
         verified: Pass,
+        best: Sequence[int],
+        sound: Sequence[bool],
     ) -> list[Acceptance]:
-        """Raises BrokenLogitsError if a row that a token comes from is no distribution."""
-        best, sound = verified.largest or [column.tolist() for column in argmax(verified.logits)]
+        """`best` token of each row. Raises BrokenLogitsError if a row that a token comes from is
+        not `sound`, no distribution."""
         accepted, start = [], 0
         for active, draft, block in zip(batch, drafts, blocks, strict=True):
             end = start + len(block)
@@ -331,9 +349,10 @@ def _drafts_of(proposals: Proposals, lengths: Sequence[int]) -> list[_Draft]:
     ids, confidences = proposals.token_ids.tolist(), proposals.confidences
     found = [None] * len(ids) if confidences is None else map(tuple, confidences.tolist())
     sizes = proposals.lengths or [len(row) for row in ids]
+    told = proposals.chosen_probs or [()] * len(ids)
     return [
-        _Draft(tuple(row[:size]), probs, confidence, length)
-        for row, size, probs, confidence, length in zip(
-            ids, sizes, proposals.probs, found, lengths, strict=True
+        _Draft(tuple(row[:size]), probs, confidence, length, tuple(chosen) or None)
+        for row, size, probs, confidence, length, chosen in zip(
+            ids, sizes, proposals.probs, found, lengths, told, strict=True
         )
     ]

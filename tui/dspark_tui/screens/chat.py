@@ -160,10 +160,14 @@ class ChatScreen(ChatTurns):
     def action_inspect_rounds(self) -> None:
         """Of the answer that is chosen or being written, or else of the last one."""
         turn = self.chosen or self.last
-        if turn is not None and rounds_of(turn.turn.events):
-            self.app.push_screen(RoundsScreen(turn.turn))
-        else:
+        if turn is None or not rounds_of(turn.turn.events):
             self.say(Hint(wording.NO_ROUNDS))
+            return
+        can_tell = self.info is not None and self.info.tells_probs
+        if can_tell:  # asked for only once somebody looks: rounds take a little longer
+            self.settings = replace(self.settings, probabilities=True)
+        note = wording.PROBS_FROM_NEXT if can_tell else ""
+        self.app.push_screen(RoundsScreen(turn.turn, note))
 
     def action_scroll_page(self, pages: int) -> None:
         transcript = self.query_one(Transcript)

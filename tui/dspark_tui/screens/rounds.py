@@ -17,9 +17,10 @@ from dspark.chat.round_view import (
     Outcome,
     draft_rows,
     end_of,
-    other_seconds,
+    host_seconds,
     own_token,
     rounds_of,
+    tells_probs,
 )
 from dspark.events import Round
 
@@ -43,6 +44,8 @@ OUTCOME_STYLES: dict[Outcome, str] = {
     "not verified": "$foreground-muted",
 }
 LEGEND = "height: tokens gained · "
+TOKEN_WIDTH, OUTCOME_WIDTH = 12, 21
+NARROW = 72  # columns of text; below, the survival is left out
 
 
 class RoundsScreen(ModalScreen[None]):
@@ -51,18 +54,20 @@ class RoundsScreen(ModalScreen[None]):
     CSS_PATH = "rounds.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,f2,enter,q", "dismiss", "Close", show=False),
-        Binding("left", "walk(-1)", "Before", show=False),
-        Binding("right", "walk(1)", "After", show=False),
-        Binding("pageup", "walk(-10)", "Ten before", show=False),
-        Binding("pagedown", "walk(10)", "Ten after", show=False),
-        Binding("home", "walk(-1000000)", "First", show=False),
-        Binding("end", "walk(1000000)", "Last", show=False),
+        Binding("left", "walk(-1)", "Before", show=False, priority=True),
+        Binding("right", "walk(1)", "After", show=False, priority=True),
+        Binding("pageup", "walk(-10)", "Ten before", show=False, priority=True),
+        Binding("pagedown", "walk(10)", "Ten after", show=False, priority=True),
+        Binding("home", "walk(-1000000)", "First", show=False, priority=True),
+        Binding("end", "walk(1000000)", "Last", show=False, priority=True),
     ]
     chosen: reactive[int] = reactive(0, init=False)
 
-    def __init__(self, turn: Turn) -> None:
+    def __init__(self, turn: Turn, without_probs: str = "") -> None:
+        """`without_probs` is said of a round that does not tell the probabilities of its drafts."""
         super().__init__()
         self._turn = turn
+        self._without_probs = without_probs
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="rounds") as panel:
@@ -90,7 +95,9 @@ class RoundsScreen(ModalScreen[None]):
         rounds = rounds_of(self._turn.events)
         ribbon = self.query_one("#ribbon", Static)
         ribbon.update(_ribbon(rounds, self.chosen, ribbon.size.width or 1))
-        self.query_one("#inside", Static).update(_inside(rounds[self.chosen], len(rounds)))
+        event, width = rounds[self.chosen], ribbon.size.width
+        note = "" if tells_probs(event) or not event.draft else self._without_probs
+        self.query_one("#inside", Static).update(_inside(event, len(rounds), width, note))
 
 
 def _ribbon(rounds: list[Round], chosen: int, width: int) -> Content:
@@ -116,30 +123,61 @@ def _legend() -> Content:
     return Content.assemble((LEGEND, "$foreground-muted"), words)
 
 
-def _inside(event: Round, count: int) -> Content:
-    end = end_of(event)
+def _inside(event: Round, count: int, width: int, note: str) -> Content:
+    rows = draft_rows(event)
+    columns = _columns(rows, is_narrow=width < NARROW)
     lines = [
-        Content.assemble((f"Round {event.index + 1} of {count}: ", "bold"), END_WORDS[end]),
+        Content.assemble((f"Round {event.index + 1} of {count}: ", "bold"), _end_words(event)),
         Content(_counts(event)),
         Content(_times(event)),
         Content(""),
-        *map(_row, draft_rows(event)),
+    ]
+    if rows:
+        names = "".join(f"{name:>{len(name) + 2}}" for name in columns)
+        head = f"    {'draft':<{TOKEN_WIDTH}}  {'outcome':<{OUTCOME_WIDTH}}{names}"
+        lines.append(Content.styled(head, "$foreground-muted"))
+    lines += [
+        _row(row, {name: values[at] for name, values in columns.items()})
+        for at, row in enumerate(rows)
     ]
     if own := own_token(event):
         lines.append(Content.assemble((f"    {own}", "bold"), "  the target's own token"))
+    if note:
+        lines += [Content(""), Content.styled(note, "$foreground-muted")]
     return Content("\n").join(lines)
 
 
-def _row(row: DraftRow) -> Content:
+def _end_words(event: Round) -> str:
+    words = END_WORDS[end_of(event)]
+    if event.is_parked and event.draft_cost:
+        cost, tokens = f"{event.draft_cost:.1f}", f"{event.draft_tokens:.1f}"
+        return f"{words}: with drafts a round takes {cost} plain ones and gives {tokens} tokens"
+    return words
+
+
+def _columns(rows: list[DraftRow], *, is_narrow: bool) -> dict[str, list[float | None]]:
+    """Those that have a value in any row."""
+    columns = {
+        "p(draft)": [row.draft_prob for row in rows],
+        "p(target)": [row.target_prob for row in rows],
+        "sure": [row.confidence for row in rows],
+        "survival": [None if is_narrow else row.survival for row in rows],
+    }
+    return {name: values for name, values in columns.items() if any(v is not None for v in values)}
+
+
+def _row(row: DraftRow, values: dict[str, float | None]) -> Content:
     text = f"#{row.token_id}" if row.text is None else row.text
-    sure = "" if row.confidence is None else f"{row.confidence:4.0%} sure"
-    survives = "" if row.survival is None else f", {row.survival:.0%} with those before"
     style = OUTCOME_STYLES[row.outcome]
+    shown = (
+        f"{'' if value is None else f'{value:.0%}':>{len(name) + 2}}"
+        for name, value in values.items()
+    )
     return Content.assemble(
         (f"{row.position:2}  ", "$foreground-muted"),
-        (f"{text:<14.14}", style),
-        (f"  {row.outcome:<22}", style),
-        (f"{sure}{survives}", "$foreground-muted"),
+        (f"{text:<{TOKEN_WIDTH}.{TOKEN_WIDTH}}", style),
+        (f"  {row.outcome:<{OUTCOME_WIDTH}}", style),
+        ("".join(shown), "$foreground-muted"),
     )
 
 
@@ -151,6 +189,7 @@ def _times(event: Round) -> str:
     parts = {
         "draft": event.draft_seconds,
         "verify": event.verify_seconds,
-        "other": other_seconds(event),
+        "accept": event.accept_seconds,
+        "host": host_seconds(event),
     }
     return " · ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in parts.items())
