@@ -1,6 +1,7 @@
 """A head in int8 copies on the CPU's kernels, beside a target in stored codes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,31 @@ def test_one_call_chooses_what_the_head_in_numbers_chooses(session, sampling) ->
     for mine, theirs, is_same in pairs:
         known = [both for *both, equal in zip(mine, theirs, is_same, strict=False) if equal]
         assert all(one == pytest.approx(other, rel=0.02) for one, other in known)
+
+
+@torch.inference_mode()
+def test_a_round_in_two_calls_tells_the_probabilities_that_numbers_have(session, tmp_path) -> None:
+    files = hub.PairFiles("toy", hub.resolve_target(str(tmp_path / "model.gguf")), None)
+    in_numbers = follow(open_session(files, RuntimeConfig("cpu", "float32"), EngineConfig()))
+    text = [5, 6, 7]
+    quiet, told = (
+        [
+            each
+            for each in session.engine.run([replace(request(text, 24), tells_probs=asks)])
+            if isinstance(each, Round)
+        ]
+        for asks in (False, True)
+    )
+    assert [(each.draft, each.next) for each in told] == [(each.draft, each.next) for each in quiet]
+    assert all(each.target_probs is None and each.draft_probs is None for each in quiet)
+    for each in told:
+        assert len(each.target_probs) == each.verified and len(each.draft_probs) == len(each.draft)
+        for at, token in enumerate(each.draft[: each.verified]):
+            ids = [*text, each.anchor, *each.draft[:at]]
+            own, wanted = (s.next_logits(ids).softmax(0)[token] for s in (session, in_numbers))
+            assert each.target_probs[at] == pytest.approx(float(own), rel=1e-4)
+            assert each.target_probs[at] == pytest.approx(float(wanted), rel=0.1)
+        text += [each.anchor, *each.draft[: each.accepted]]
 
 
 def test_seeded_drafts_write_what_plain_decoding_writes(session) -> None:

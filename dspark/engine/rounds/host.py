@@ -187,8 +187,19 @@ class HostRounds:
             facts = (active, draft.ids, draft.confidences, draft.length, *acceptance, *times)
             is_parked = not has_drafts and active.draft_slot is not None
             told = why if is_parked else (0.0, 0.0)
-            asked = (ended - checked, draft.chosen_probs, of_drafts)
-            outcomes.append(Outcome(*facts, logprobs, is_parked, *told, reads, far, *asked))
+            outcomes.append(
+                Outcome(
+                    *facts,
+                    logprobs,
+                    is_parked,
+                    *told,
+                    expert_reads=reads,
+                    expert_far=far,
+                    accept_seconds=ended - checked,
+                    draft_probs=draft.chosen_probs,
+                    target_probs=of_drafts,
+                )
+            )
         return outcomes
 
     def _propose(self, batch: Sequence[ActiveRequest]) -> Proposals | None:
@@ -261,7 +272,7 @@ class HostRounds:
         blocks: Sequence[Sequence[int]],
         verified: Pass,
         best: Sequence[int],
-        sound: Sequence[bool],
+        sound: Sequence[int],
     ) -> list[Acceptance]:
         """`best` token of each row. Raises BrokenLogitsError if a row that a token comes from is
         not `sound`, no distribution."""

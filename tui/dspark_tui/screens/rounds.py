@@ -44,8 +44,13 @@ OUTCOME_STYLES: dict[Outcome, str] = {
     "not verified": "$foreground-muted",
 }
 LEGEND = "height: tokens gained · "
-TOKEN_WIDTH, OUTCOME_WIDTH = 12, 21
-NARROW = 72  # columns of text; below, the survival is left out
+NARROW = 72  # columns of text; below, words are short and the survival is left out
+SHORT_OUTCOMES: dict[Outcome, str] = {
+    "accepted": "accepted",
+    "rejected": "rejected",
+    "behind a rejected one": "behind it",
+    "not verified": "unchecked",
+}
 
 
 class RoundsScreen(ModalScreen[None]):
@@ -124,8 +129,8 @@ def _legend() -> Content:
 
 
 def _inside(event: Round, count: int, width: int, note: str) -> Content:
-    rows = draft_rows(event)
-    columns = _columns(rows, is_narrow=width < NARROW)
+    rows, is_narrow = draft_rows(event), width < NARROW
+    columns = _columns(rows, is_narrow=is_narrow)
     lines = [
         Content.assemble((f"Round {event.index + 1} of {count}: ", "bold"), _end_words(event)),
         Content(_counts(event)),
@@ -134,12 +139,11 @@ def _inside(event: Round, count: int, width: int, note: str) -> Content:
     ]
     if rows:
         names = "".join(f"{name:>{len(name) + 2}}" for name in columns)
-        head = f"    {'draft':<{TOKEN_WIDTH}}  {'outcome':<{OUTCOME_WIDTH}}{names}"
+        head = f"    {_cells('draft', 'outcome', is_narrow=is_narrow)}{names}"
         lines.append(Content.styled(head, "$foreground-muted"))
-    lines += [
-        _row(row, {name: values[at] for name, values in columns.items()})
-        for at, row in enumerate(rows)
-    ]
+    for at, row in enumerate(rows):
+        values = {name: values[at] for name, values in columns.items()}
+        lines.append(_row(row, values, is_narrow=is_narrow))
     if own := own_token(event):
         lines.append(Content.assemble((f"    {own}", "bold"), "  the target's own token"))
     if note:
@@ -166,17 +170,21 @@ def _columns(rows: list[DraftRow], *, is_narrow: bool) -> dict[str, list[float |
     return {name: values for name, values in columns.items() if any(v is not None for v in values)}
 
 
-def _row(row: DraftRow, values: dict[str, float | None]) -> Content:
+def _cells(text: str, outcome: str, *, is_narrow: bool) -> str:
+    widths = (10, 9) if is_narrow else (12, 21)
+    return f"{text:<{widths[0]}.{widths[0]}}  {outcome:<{widths[1]}}"
+
+
+def _row(row: DraftRow, values: dict[str, float | None], *, is_narrow: bool) -> Content:
     text = f"#{row.token_id}" if row.text is None else row.text
-    style = OUTCOME_STYLES[row.outcome]
+    outcome = SHORT_OUTCOMES[row.outcome] if is_narrow else row.outcome
     shown = (
         f"{'' if value is None else f'{value:.0%}':>{len(name) + 2}}"
         for name, value in values.items()
     )
     return Content.assemble(
         (f"{row.position:2}  ", "$foreground-muted"),
-        (f"{text:<{TOKEN_WIDTH}.{TOKEN_WIDTH}}", style),
-        (f"  {row.outcome:<{OUTCOME_WIDTH}}", style),
+        (_cells(text, outcome, is_narrow=is_narrow), OUTCOME_STYLES[row.outcome]),
         ("".join(shown), "$foreground-muted"),
     )
 
