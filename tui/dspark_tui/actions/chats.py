@@ -82,7 +82,7 @@ async def open_saved(screen: "ChatTurns", chat: int) -> None:
         await show(screen, conversation)
         show_settings(screen)
         if unanswered and not screen.query_one(PromptBox).text:
-            screen.query_one(PromptBox).put(unanswered)
+            screen.query_one(PromptBox).put_prompt(unanswered)
 
 
 async def show(screen: "ChatTurns", conversation: Conversation) -> None:
@@ -104,7 +104,9 @@ async def show(screen: "ChatTurns", conversation: Conversation) -> None:
 def shown_turn(screen: "ChatTurns", turn: Turn, conversation: Conversation) -> ShownTurn:
     screen.turn_count += 1
     answer = Answer(turn, screen.view)
-    return ShownTurn(screen.turn_count, turn, UserMessage(turn.prompt), answer, conversation)
+    short = screen.query_one(PromptBox).pastes.shown(turn.prompt)
+    question = UserMessage(turn.prompt, short)
+    return ShownTurn(screen.turn_count, turn, question, answer, conversation)
 
 
 def name_versions(screen: "ChatTurns") -> None:

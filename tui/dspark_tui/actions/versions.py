@@ -31,14 +31,20 @@ def edit(screen: "ChatScreen", turn: ShownTurn | None, part: Literal["prompt", "
     box = screen.query_one(PromptBox)
     screen.editing = Editing(turn, part)
     box.border_title = wording.EDITING[part]
-    box.put(turn.prompt if part == "prompt" else turn.turn.text)
+    if part == "prompt":
+        box.put_prompt(turn.prompt)
+    else:
+        box.put(turn.turn.text)
     box.focus()
 
 
 async def resend(screen: "ChatScreen", text: str) -> None:
-    """The edited text, in place of what it was; that stays in the store as another version."""
+    """The edited text, in place of what it was; that stays in the store as another version. Raises
+    DSparkError for a file that cannot be attached."""
     editing = screen.editing
     assert editing is not None
+    pastes = screen.query_one(PromptBox).pastes
+    text = pastes.expand(text) if editing.part == "answer" else pastes.sent(text)
     screen.leave_editing()
     if not text.strip() or not _may_rewind(screen):
         return

@@ -84,21 +84,28 @@ class ChatScreen(ChatTurns):
 
     @on(PromptBox.Submitted)
     async def take_prompt(self, message: PromptBox.Submitted) -> None:
-        if self.editing is not None:
-            await versions.resend(self, message.text)
-            return
-        command = parse_command(message.text)
-        if command is not None:
-            await commands.obey(self, command, message.text)
-            return
+        box = self.query_one(PromptBox)
+        command = parse_command(box.pastes.expand(message.text))
+        try:
+            if self.editing is not None:
+                await versions.resend(self, message.text)
+            elif command is not None:
+                await commands.obey(self, command, message.text)
+            else:
+                await self._send(box.pastes.sent(message.text))
+        except DSparkError as error:
+            self.say(Hint(wording.in_one_line(error), is_error=True))
+
+    async def _send(self, prompt: str) -> None:
+        """Queues it, if it is not empty, and lets the queue go on."""
         if self.phase == "failed":
             self.phase = "loading"
             self.worker.load()
         box = self.query_one(PromptBox)
         box.clear()
-        if message.text:
-            box.remember(message.text)
-            await self.enqueue(message.text)
+        if prompt:
+            box.remember(prompt)
+            await self.enqueue(prompt)
         self.holds_queue = False
         self.next_answer()
 

@@ -221,7 +221,7 @@ class ChatTurns(Screen[None]):
         if prompt_box.text:
             turn.answer.note = "not answered"
             return
-        prompt_box.put(turn.prompt)
+        prompt_box.put_prompt(turn.prompt)
         if turn.answer.is_empty:
             await self._take_away(turn)
 

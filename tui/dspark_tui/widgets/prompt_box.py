@@ -8,6 +8,8 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import TextArea
 
+from dspark_tui.folds import Pastes
+
 
 class PromptBox(TextArea):
     ALLOW_MAXIMIZE = False
@@ -17,7 +19,7 @@ class PromptBox(TextArea):
 
     @dataclass
     class Submitted(Message):
-        """The text stays in the box until its receiver calls `clear`."""
+        """The text as it stands in the box, until the receiver calls `clear`."""
 
         text: str
 
@@ -29,11 +31,13 @@ class PromptBox(TextArea):
 
     def __init__(self) -> None:
         super().__init__(show_line_numbers=False, compact=True, highlight_cursor_line=False)
+        self.pastes = Pastes()
         self._earlier: list[str] = []
         self._place: int | None = None  # of the earlier prompt that is shown
 
     def remember(self, *prompts: str) -> None:
         """Prompts to walk through with the arrows, the newest last."""
+        prompts = tuple(map(self.pastes.typed, prompts))
         self._earlier = [each for each in self._earlier if each not in prompts]
         self._earlier += prompts
         self._place = None
@@ -77,16 +81,34 @@ class PromptBox(TextArea):
             return None
         return {"ctrl+d": self.Left, "up": self.TakenBack}.get(key, lambda: None)()
 
+    async def _on_paste(self, event: events.Paste) -> None:
+        event.prevent_default().stop()
+        await super()._on_paste(events.Paste(self.pastes.folded_paste(event.text)))
+
+    def action_delete_left(self) -> None:
+        """What stands for a paste goes as a whole."""
+        row, column = self.cursor_location
+        marker = self.pastes.marker_before(self.document.get_line(row)[:column])
+        if marker and self.selection.is_empty:
+            self.delete((row, column - len(marker)), (row, column), maintain_selection_offset=False)
+        else:
+            super().action_delete_left()
+
     def action_new_line(self) -> None:
         self.insert("\n")
+
+    def put_prompt(self, prompt: str) -> None:
+        """As `put`; a prompt that was sent stands as it was written."""
+        self.put(self.pastes.typed(prompt))
 
     def put(self, text: str) -> None:
         """Show this text with the cursor at its end."""
         self.text = text
         self.move_cursor(self.document.end)
 
-    def put_before(self, text: str) -> None:
-        """The same, above the text already typed."""
+    def put_before(self, prompt: str) -> None:
+        """As `put_prompt`, above the text already typed."""
+        text = self.pastes.typed(prompt)
         self.put(f"{text}\n{self.text}" if self.text else text)
 
     def wipe(self) -> None:

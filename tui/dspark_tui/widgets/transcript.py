@@ -19,28 +19,29 @@ FOLDED_ROWS, FOLDED_CHARACTERS = 24, 2000
 
 
 class UserMessage(Static):
-    """A prompt as it was sent; a long one is folded, and a click unfolds it. `version`: which of
-    how many versions it is."""
+    """A prompt as it was sent. `short` names its files and pastes instead; what is long is folded
+    besides, and a click unfolds both. `version`: which of how many versions it is."""
 
     version: reactive[tuple[int, int]] = reactive((1, 1), init=False)
 
-    def __init__(self, text: str) -> None:
-        self._lines = visible(text).split("\n")
-        self._is_folded = len(self._lines) > FOLDED_ROWS or len(text) > FOLDED_CHARACTERS
+    def __init__(self, text: str, short: str = "") -> None:
+        self._text, self._short = visible(text), visible(short or text)
+        self._is_foldable = self._short != self._text or _is_long(self._text)
+        self._is_folded = self._is_foldable
         super().__init__(self._content(), markup=False)
 
     def _content(self) -> Content:
-        text = "\n".join(self._lines)
         if not self._is_folded:
-            return Content(text)
-        shown = "\n".join(self._lines[: FOLDED_ROWS // 2])[: FOLDED_CHARACTERS // 2]
-        return Content.assemble(
-            shown, (f"\n… {wording.folded(len(text), len(self._lines))}", "$foreground-muted")
-        )
+            return Content(self._text)
+        lines = self._short.split("\n")
+        if not _is_long(self._short):
+            return Content(self._short)
+        shown = "\n".join(lines[: FOLDED_ROWS // 2])[: FOLDED_CHARACTERS // 2]
+        folded = wording.folded(len(self._short), len(lines))
+        return Content.assemble(shown, (f"\n… {folded}", "$foreground-muted"))
 
     def on_click(self) -> None:
-        is_long = len(self._lines) > FOLDED_ROWS or sum(map(len, self._lines)) > FOLDED_CHARACTERS
-        if is_long and not self.screen.get_selected_text():
+        if self._is_foldable and not self.screen.get_selected_text():
             self._is_folded = not self._is_folded
             self.update(self._content())
 
@@ -48,6 +49,10 @@ class UserMessage(Static):
         at, count = version
         self.border_subtitle = f"‹ {at}/{count} ›" if count > 1 else ""
         self.set_class(count > 1, "versions")
+
+
+def _is_long(text: str) -> bool:
+    return text.count("\n") >= FOLDED_ROWS or len(text) > FOLDED_CHARACTERS
 
 
 class Notice(Static):
