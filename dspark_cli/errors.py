@@ -64,6 +64,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     # recognised by name and message, since importing torch takes a second
     return (
         isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or type(error).__name__ == "OutOfMemoryError"
         or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
     )
@@ -71,7 +72,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _describe_os_error(error: OSError) -> tuple[str, str]:
     where = f": {error.filename}" if error.filename else ""
-    if error.errno == errno.ENOSPC:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full{where}", "Free some space and run the same command again."
     if error.errno is None:
         return f"{type(error).__name__}: {error}", REPORT_HINT

@@ -5,6 +5,7 @@ The library opens a file for itself, maps it, and accepts a name that occurs twi
 that whatever it refuses is refused here too.
 """
 
+import errno
 import json
 import math
 import mmap
@@ -20,7 +21,7 @@ from typing import Any
 
 from dspark.checkpoints.files import one_line, shown, without_duplicates
 from dspark.checkpoints.gguf_codes import Codes, codes_of_header
-from dspark.errors import CheckpointError
+from dspark.errors import CheckpointError, DSparkError, MemoryFullError
 
 LARGEST_HEADER = 32 << 20  # bytes; enough for 200,000 tensors in one file
 LENGTH_BYTES = 8  # of the header's length, with which the file begins
@@ -94,15 +95,32 @@ class SafetensorsFile:
     def mapped(self) -> mmap.mmap:
         """The whole file, read-only; the system reads what is looked at, and may forget it."""
         with _told(self.path, "cannot be mapped"):
-            return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+            if any(len(mapped) < each.start + each.num_bytes for each in self.entries.values()):
+                raise ValueError("it was cut off after it was opened")
+            return mapped
 
 
 @contextmanager
 def _told(path: Path, what: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise _of_the_system(path, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} {what} ({one_line(error)})", FETCH_AGAIN) from error
+
+
+def _of_the_system(path: Path, error: OSError) -> DSparkError:
+    """The file may well be whole, so fetching it again is no way out."""
+    if error.errno == errno.ENOMEM:
+        return MemoryFullError(
+            f"out of memory at {path}", "Close other programs, or see ulimit -v."
+        )
+    hint = "Check its permissions and its disk."
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        hint = "Raise the limit of open files: ulimit -n."
+    return CheckpointError(f"{path} cannot be read ({error.strerror or one_line(error)})", hint)
 
 
 def _read_entries(file: FileIO, header: dict[str, Any], start: int) -> dict[str, Entry]:

@@ -164,7 +164,10 @@ def _store(folder: ModelFolder, weights: TargetWeights) -> ExpertStore | None:
     name = hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:16]
     try:
         return ExpertStore(layers, slots, path=home() / "experts" / f"{name}.json")
-    except RuntimeError:  # memory went to somebody else meanwhile; the files have everything
+    except (
+        RuntimeError,
+        MemoryError,
+    ):  # memory went to somebody else meanwhile; the files have everything
         return None
 
 

@@ -3,6 +3,7 @@
 Random damage has a fixed seed. Whatever it does, the outcome is a model or one of our own errors.
 """
 
+import errno
 import json
 import os
 import pickle
@@ -19,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from dspark.checkpoints.heads import check_published, read_draft
-from dspark.errors import CheckpointError, DSparkError
+from dspark.errors import CheckpointError, DSparkError, MemoryFullError
 from dspark.hub.memory_needed import cache_values
 from dspark.targets.load import load_target
 from dspark.text.stream import TextCodec
@@ -169,6 +170,52 @@ class Bomb:
 
     def __reduce__(self):
         return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "way_out"),
+    [
+        (errno.EMFILE, CheckpointError, "ulimit -n"),
+        (errno.EACCES, CheckpointError, "permissions"),
+        (errno.ENOMEM, MemoryFullError, "Close other programs"),
+    ],
+    ids=["open files", "permissions", "memory"],
+)
+def test_what_the_system_refuses_is_no_reason_to_fetch_again(
+    tmp_path, monkeypatch, number, kind, way_out
+):
+    folder, whole_open = writers.write_deepspec(tmp_path / "head"), Path.open
+
+    def refuse(path: Path, *arguments, **options):
+        if path.name == "model.safetensors":
+            raise OSError(number, os.strerror(number), str(path))
+        return whole_open(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        with pytest.raises(kind) as caught:
+            read_draft(folder)
+    assert caught.value.message.count("model.safetensors") == 1
+    assert way_out in caught.value.hint and "again" not in caught.value.hint
+    assert "\n" not in caught.value.message + caught.value.hint
+    assert attempt(read_draft, folder)
+
+
+def test_memory_that_ends_halfway_through_a_file_is_no_damage(model, monkeypatch):
+    folder, read = model
+    whole, calls = torch.empty, [0]
+
+    def full(*arguments, **options):
+        calls[0] += 1
+        if calls[0] == 5:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return whole(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dspark.checkpoints.safetensors_dir.torch.empty", full)
+        with pytest.raises(RuntimeError, match="can't allocate"):
+            read(folder)
+    assert attempt(read, folder)
 
 
 def test_pickles_are_never_opened(model, tmp_path):

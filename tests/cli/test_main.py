@@ -51,6 +51,12 @@ class OutOfMemoryError(RuntimeError):
             "the disk is full: /a/b. Free some space",
         ),
         (
+            OSError(errno.EDQUOT, "Disk quota exceeded", "/a/b"),
+            ExitCode.FAILED,
+            "the disk is full: /a/b. Free some space",
+        ),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), ExitCode.FAILED, "out of memory. Close"),
+        (
             PermissionError(errno.EACCES, "Permission denied", "/a/b"),
             ExitCode.FAILED,
             "Permission denied: /a/b. Check",

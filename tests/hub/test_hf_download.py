@@ -1,5 +1,6 @@
 """Pairs from the Hugging Face hub into its cache, over bad lines and many interruptions."""
 
+import errno
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -160,6 +162,79 @@ def test_twenty_interruptions_at_random(server, repos, tmp_path) -> None:
             assert blob_id(name, content) == blob_id(name, repos[repo_id][name])
     assert not [path for path in cache.rglob("*") if "incomplete" in path.name]
     assert any(asked[2] for asked in server.asked), "no download went on where it had ended"
+
+
+HEADER = 8 + int.from_bytes(shard(["h"], 2)[:8], "little")
+WHOLE_HEAD = len(shard(["h"], 2))
+
+
+@pytest.mark.parametrize("cut", [1, 7, 8, 9, HEADER, HEADER + 1, WHOLE_HEAD // 2, WHOLE_HEAD - 1])
+def test_cut_at_a_byte_it_goes_on_from_there(server, repos, cut) -> None:
+    """Of no byte before, within and after the header is half a file taken for a whole one."""
+    server.breaks[:] = [cut, *[0] * 9]
+    with pytest.raises(DownloadError, match=f"stopped at {cut:,} of") as failure:
+        list(fetch_repo(HubRepo(HEAD)))
+    assert "resumes" in failure.value.hint
+    assert cached_folder(HubRepo(HEAD)) is None
+    server.breaks.clear()
+    before = len(server.asked)
+    list(fetch_repo(HubRepo(HEAD)))
+    folder = cached_folder(HubRepo(HEAD))
+    assert folder is not None and files_in(folder) == repos[HEAD]
+    assert f"bytes={cut}-" in [asked[2] for asked in server.asked[before:]]
+
+
+class Failing:
+    """A file that takes `room` more bytes."""
+
+    def __init__(self, file: Any, room: int, error: Exception) -> None:
+        self.file, self.room, self.error = file, room, error
+
+    def __enter__(self) -> "Failing":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+
+    def write(self, data: bytes) -> None:
+        self.file.write(data[: self.room])
+        self.room -= len(data)
+        if self.room < 0:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "way_out"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), StorageError, "Free some space"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), StorageError, "Free some space"),
+        (OSError(errno.EROFS, "Read-only file system"), StorageError, "Check its permissions"),
+        (MemoryError(), MemoryError, ""),
+    ],
+    ids=["full", "quota", "read-only", "memory"],
+)
+def test_what_fails_on_the_way_keeps_what_came(
+    server, repos, monkeypatch, error, kind, way_out
+) -> None:
+    whole_open = Path.open
+
+    def opened(path: Path, mode: str = "r", *more: Any, **options: Any) -> Any:
+        file = whole_open(path, mode, *more, **options)
+        is_part = path.name.endswith("incomplete") and "r" not in mode
+        return Failing(file, 50_000, error) if is_part else file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", opened)
+        with pytest.raises(kind) as failure:
+            list(fetch_repo(HubRepo(HEAD)))
+    if isinstance(failure.value, StorageError):
+        told = failure.value.message + failure.value.hint
+        assert "None" not in told and "\n" not in told and failure.value.hint.startswith(way_out)
+    assert cached_folder(HubRepo(HEAD)) is None
+    list(fetch_repo(HubRepo(HEAD)))  # no lock is left either
+    folder = cached_folder(HubRepo(HEAD))
+    assert folder is not None and files_in(folder) == repos[HEAD]
+    assert "bytes=50000-" in [asked[2] for asked in server.asked]
 
 
 def test_the_disk_is_looked_at_before_the_first_byte(server, monkeypatch) -> None:

@@ -1,6 +1,7 @@
 """A hit or a miss never changes a result: for every policy, number of slots, order of admissions,
 and for copies that come late, wrong or never."""
 
+import errno
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +17,7 @@ from dspark.checkpoints.model_folder import ModelFolder
 from dspark.hub.tier_plan import popular_share
 from dspark.models.deepseek_v4.float_experts import feed_experts
 from dspark.models.deepseek_v4.rounded_experts import feed_rounded
-from dspark.models.expert_store import ExpertStore, Policy, checksum, copied, slots_for
+from dspark.models.expert_store import PATIENCE, ExpertStore, Policy, checksum, copied, slots_for
 from dspark.targets.deepseek_v4_native import DeepseekV4Target
 from dspark_kernels.cpu.file_weight import FileWeight
 from tests.deepseek_v4_toy import write
@@ -202,6 +203,51 @@ def test_uses_are_kept_for_the_next_process(tmp_path: Path) -> None:
     for damage in ("", "[1, 2]", "{", '["a"]'):
         path.write_text(damage)
         ExpertStore([tiny(8)], 2, path=path).close()
+
+
+def test_a_full_disk_keeps_the_uses_of_before(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "uses.json"
+    store = ExpertStore([tiny(8)], 2, path=path)
+    store.note(torch.tensor([[[6, 3]]]))
+    store.save()
+    before = path.read_bytes()
+    store.note(torch.tensor([[[1, 2]]]))
+
+    def half(part: Path, text: str) -> None:
+        part.write_bytes(text.encode()[:5])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", half)
+        store.close()
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_copy_that_does_not_end_stops_the_others_until_it_does(gate: threading.Event) -> None:
+    """After as many passes as it is waited for, and not one earlier."""
+
+    def held(source: Expert, into: Expert) -> None:
+        gate.wait()
+        copied(source, into)
+
+    store = ExpertStore([tiny(8)], 4, copy=held)
+    store.note(torch.tensor([[[0, 1]]]))
+    store.between_passes()
+    for _ in range(PATIENCE - 1):
+        store.between_passes()
+    store.note(torch.tensor([[[2]]]))
+    store.between_passes()  # the last at which others may begin
+    assert store._under_way.keys() == {0, 1, 2}
+    store.note(torch.tensor([[[3]]]))
+    for _ in range(3):
+        store.between_passes()
+    assert store._under_way.keys() == {0, 1, 2} and bool(store.far().all())
+    gate.set()
+    for _ in range(3):
+        settle(store)
+        store.between_passes()
+    assert store.far()[0].tolist() == [False] * 4 + [True] * 4
+    store.close()
 
 
 def test_slots_are_taken_only_where_memory_is_short() -> None:

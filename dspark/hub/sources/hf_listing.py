@@ -168,7 +168,7 @@ def hub_errors(repo_id: str, pair: str | None = None) -> Iterator[None]:
 
     try:
         yield
-    except DSparkError:
+    except (DSparkError, MemoryError):
         raise
     except GatedRepoError as error:
         raise DownloadError(
@@ -191,8 +191,10 @@ def _other_failure(
         return _unreachable(repo_id, pair)
     if isinstance(error, OSError) and error.errno in (*FULL, errno.EACCES, errno.EROFS):
         return StorageError(
-            f"{repo_id} cannot be stored: {error.strerror}: {error.filename}",
-            "Free some space, or set HF_HOME to a folder on another disk.",
+            f"{repo_id} cannot be stored: {error.strerror}"
+            + (f": {error.filename}" if error.filename else ""),
+            ("Free some space" if error.errno in FULL else "Check its permissions")
+            + ", or set HF_HOME to a folder on another disk; downloads resume.",
         )
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return DownloadError(f"{repo_id} cannot be downloaded: {reason}", HINT)
