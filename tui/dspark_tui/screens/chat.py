@@ -15,6 +15,7 @@ from dspark.chat.round_view import rounds_of
 from dspark.errors import DSparkError
 from dspark_tui import wording
 from dspark_tui.actions import chats, commands, copying, versions
+from dspark_tui.editor import edited
 from dspark_tui.messages import (
     CopyRequested,
 )
@@ -40,6 +41,7 @@ class ChatScreen(ChatTurns):
         Binding("f2", "inspect_rounds", "Rounds"),
         Binding("f4", "copy_answer", "Copy"),
         Binding("ctrl+b", "sidebar", "Chats", priority=True),
+        Binding("ctrl+g", "open_editor", "Editor", show=False),
         Binding("ctrl+n", "new_chat", "New chat"),
         Binding("ctrl+o", "toggle_rendered", "Markdown or marks"),
         Binding("ctrl+r", "toggle_rejected", "Rejected"),
@@ -108,6 +110,19 @@ class ChatScreen(ChatTurns):
             await self.enqueue(prompt)
         self.holds_queue = False
         self.next_answer()
+
+    def action_open_editor(self) -> None:
+        """The prompt in the user's own editor, pastes unfolded."""
+        box = self.query_one(PromptBox)
+        before = box.pastes.expand(box.text)
+        try:
+            after = edited(self.app, before)
+        except DSparkError as error:
+            self.say(Hint(wording.in_one_line(error), is_error=True))
+        else:
+            if after != before:
+                box.replace_all(box.pastes.fold(after))
+        box.focus()
 
     @on(PromptBox.Left)
     def leave(self) -> None:

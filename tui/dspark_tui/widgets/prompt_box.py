@@ -111,6 +111,11 @@ class PromptBox(TextArea):
         text = self.pastes.typed(prompt)
         self.put(f"{text}\n{self.text}" if self.text else text)
 
+    def replace_all(self, text: str) -> None:
+        """As `put`, but Ctrl+Z brings back what was there."""
+        self.replace(text, (0, 0), self.document.end)
+        self.move_cursor(self.document.end)
+
     def wipe(self) -> None:
         """As `clear`, but Ctrl+Z brings it back."""
         self.delete((0, 0), self.document.end)
