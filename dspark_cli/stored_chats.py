@@ -1,5 +1,6 @@
 """Which stored chat `dspark chat` opens, and with which model."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dspark.errors import InputError, UnknownNameError
@@ -39,8 +40,22 @@ def chosen_chat(
     return named[0]
 
 
-def other_models(runtime: "RuntimeConfig", engine: "EngineConfig") -> "OtherModels":
-    """The pairs in the store, by name; any other pair is fetched when it is asked for."""
+def in_chat(name: str | None, engine: "EngineConfig") -> "EngineConfig":
+    """With the schedule that the pair's entry in the catalogue has for the chat's screen."""
+    from dspark import hub
+    from dspark.config import ScheduleConfig
+
+    pair = hub.known_pair(name) if name else None
+    if pair is None or pair.chat_schedule is None:
+        return engine
+    return replace(engine, schedule=ScheduleConfig(pair.chat_schedule))
+
+
+def other_models(
+    runtime: "RuntimeConfig", engine: "EngineConfig", *, shows_drafts: bool
+) -> "OtherModels":
+    """The pairs in the store, by name; any other pair is fetched when it is asked for. With
+    `shows_drafts`, each has its schedule of the chat's screen."""
     from dspark import hub
     from dspark.chat.backend import OtherModels
     from dspark.config import PairChoice
@@ -53,7 +68,7 @@ def other_models(runtime: "RuntimeConfig", engine: "EngineConfig") -> "OtherMode
     def open_model(name: str) -> "ChatBackend":
         # the decisions would be printed over the screen
         choice = follow(settle(PairChoice(name), runtime), lambda decided: None)
-        return engine_backend(choice, runtime, engine)
+        return engine_backend(choice, runtime, in_chat(name, engine) if shows_drafts else engine)
 
     return OtherModels(names, open_model)
 

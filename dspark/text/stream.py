@@ -109,17 +109,21 @@ class TextCodec:
         return format_of(self._chat.source)
 
     def encode_begun(self, messages: Messages, opening: str) -> list[int]:
-        """The conversation and the beginning of an answer; thinking that the template opens is
-        closed before it. Raises InputError for channels."""
-        prompt_ids = self.encode_chat(messages)
-        splitter = self.splitter(prompt_ids)
+        """The conversation and the beginning of an answer, as one text, so that tokens are those
+        of a whole answer. Before it there is no thinking: by the template's switch, or thinking
+        that the template opens is closed as empty. Raises InputError for channels."""
+        text = self._chat.write(messages, thinking=False if self.has_thinking_switch else None)
+        splitter = self.splitter(self._encode(text, add_special_tokens=False))
         if not isinstance(splitter, ThinkSplitter):
             raise InputError(
                 "this model answers in channels, and such an answer cannot be continued",
                 "Ask for it again instead.",
             )
-        closing = self.marks.show(splitter.closing, frozenset(self.marks.known))
-        return prompt_ids + self.encode_rest(f"{closing}\n\n{opening}" if closing else opening)
+        if splitter.closing:
+            mark = self.marks.show(splitter.closing, frozenset(self.marks.known))
+            has_breaks = text.endswith("\n")  # <think>\n\n</think>\n\n, or <think></think>
+            text += f"\n{mark}\n\n" if has_breaks else mark
+        return self._encode(text + opening, add_special_tokens=False)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         with _told("the tokenizer cannot encode this text", InputError):

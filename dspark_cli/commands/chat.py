@@ -2,16 +2,13 @@
 
 import os
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dspark.config import (
-    DEFAULT_PAIR,
     PairChoice,
     RuntimeConfig,
-    ScheduleConfig,
     ServerConfig,
     StopConfig,
     WebConfig,
@@ -19,7 +16,13 @@ from dspark.config import (
 from dspark.errors import InputError, MemoryFullError
 from dspark_cli import options
 from dspark_cli.naming import settled
-from dspark_cli.stored_chats import chosen_chat, engine_backend, open_store, other_models
+from dspark_cli.stored_chats import (
+    chosen_chat,
+    engine_backend,
+    in_chat,
+    open_store,
+    other_models,
+)
 from dspark_cli.web_chat import is_in_a_tab, serve_chat, words_given
 
 if TYPE_CHECKING:
@@ -37,7 +40,6 @@ EXAMPLES = (
 )
 SERVER, STORED = "Server", "Stored chats"
 WEB = WebConfig()
-DEMO_SCHEDULE = ScheduleConfig("full")  # it is there to show drafts; parked, they are unseen
 # options of a model that runs here; a server would ignore them
 LOCAL_OPTIONS = (
     *("pair", "pair_option", "target", "draft", "device", "dtype", "draft_weights", "kv"),
@@ -166,10 +168,10 @@ def chat(
         runtime = RuntimeConfig(device, dtype, draft_weights, kv)
         choice = _settled_or_plan(PairChoice(name, target, draft), runtime)
         has_schedule = schedule is not None or confidence_threshold is not None
-        if name == DEFAULT_PAIR and target is None and not (has_schedule or is_plain):
-            engine = replace(engine, schedule=DEMO_SCHEDULE)
-        backend = engine_backend(choice, runtime, engine)
-        models = other_models(runtime, engine)
+        shows_drafts = not (has_schedule or is_plain)
+        own = in_chat(name, engine) if shows_drafts and target is None else engine
+        backend = engine_backend(choice, runtime, own)
+        models = other_models(runtime, engine, shows_drafts=shows_drafts)
     if trace is not None:
         from dspark.chat.trace import TraceFile, TracingBackend
 

@@ -266,3 +266,38 @@ def test_the_engine_tells_thinking_apart(tmp_path):
     assert (cut.text, cut.thinking) == ("", "Hm.")
     *_, raw = session.generate([ord("q")], is_raw=True)
     assert (raw.text, raw.thinking) == ("<think>Hm.</think>Hello", "")
+
+
+TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
+ASKED = "{% if add_generation_prompt %}<assistant>"
+SWITCHED_OFF = "{% if enable_thinking is defined and enable_thinking is false %}"
+QWEN3 = TURNS + ASKED + SWITCHED_OFF + r"{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+QWEN3_5 = QWEN3.replace(
+    "{% endif %}{% endif %}", r"{% else %}{{ '<think>\n' }}{% endif %}{% endif %}"
+)
+QWEN3_THINKING = TURNS + ASKED + r"{{ '<think>\n' }}{% endif %}"  # DeepSeek-R1's ends so, too
+WITHOUT_BREAK = TURNS + ASKED + "<think>{% endif %}"
+NEVER_THINKS = TURNS + ASKED + "{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "before"),
+    [
+        pytest.param(QWEN3, "<think>\n\n</think>\n\n", id="qwen3"),
+        pytest.param(QWEN3_5, "<think>\n\n</think>\n\n", id="qwen3.5"),
+        pytest.param(
+            QWEN3_THINKING, "<think>\n\n</think>\n\n", id="qwen3-thinking and deepseek-r1"
+        ),
+        pytest.param(WITHOUT_BREAK, "<think></think>", id="without a break"),
+        pytest.param(NEVER_THINKS, "", id="never thinks"),
+    ],
+)
+def test_an_answer_that_is_continued_has_no_thinking_before_it(tmp_path, template, before):
+    special = ("<think>", "</think>", "<end>")
+    codec = codec_of(tmp_path, special=special, words=(b"\n\n",), chat_template=template)
+    ids = codec.encode_begun([{"role": "user", "content": "Hi"}], "Twenty-")
+    assert ids == codec.encode(f"<user>Hi<end><assistant>{before}Twenty-")
+    stream = TextStream(codec, (), ids)
+    pieces = [(stream.push(token_id), stream.is_thinking) for token_id in codec.encode("three")]
+    assert not any(is_thinking for _, is_thinking in pieces)
+    assert stream.finish() == "" and stream.answer == "three"

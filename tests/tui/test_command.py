@@ -81,6 +81,15 @@ def test_the_demo_shows_drafts_in_every_round(started, terminal, options, mode):
     assert started[0][1].engine.schedule.mode == mode
 
 
+def test_another_model_of_the_chat_has_the_schedule_of_its_own(started, started_with, terminal):
+    run(["chat", "demo"])
+    models = started_with["models"]
+    assert [models.open(name).engine.schedule.mode for name in ("qwen3-4b", "demo")] == [
+        "auto",
+        "full",
+    ]
+
+
 @pytest.mark.parametrize("missing", [{"stdin": False}, {"stdout": False}, {"term": "dumb"}])
 def test_without_a_terminal_it_is_plain(started, terminal, missing):
     terminal(**missing)

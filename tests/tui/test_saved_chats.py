@@ -143,9 +143,30 @@ async def test_chats_become_files_and_come_back(open_chat, store, script, tmp_pa
         await chat.ask("/load other.json")
         await chat.until_shown("is not a chat of dspark")
     text = (tmp_path / "rivers.md").read_text()
-    assert text == "# Name rivers\n\n> Name\n> rivers\n\nThe Rhine!\n"
+    assert text == "# Name rivers\n\n*Model:* demo\n\n> Name\n> rivers\n\nThe Rhine!\n"
     exported = json.loads((tmp_path / "rivers.json").read_text())
-    assert exported["turns"][0]["answer"] == "The Rhine!"
+    assert exported["turns"][0]["answer"] == "The Rhine!" and exported["model"] == "demo"
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"), [("big\n7b", "big 7b"), ("", "unknown"), (None, "unknown")]
+)
+async def test_a_chat_from_a_file_shows_the_model_that_the_file_tells(
+    open_chat, store, script, tmp_path, told, shown
+):
+    chat_file = tmp_path / "rivers.json"
+    async with open_chat(script("The Rhine"), store=store, size=(120, 30)) as chat:
+        await chat.asked_and_answered("Name rivers")
+        await chat.ask(f"/save {chat_file}")
+        await chat.until(chat_file.exists)
+        exported = json.loads(chat_file.read_text()) | {"model": told}
+        if told is None:
+            del exported["model"]
+        chat_file.write_text(json.dumps(exported))
+        await chat.ask(f"/load {chat_file}")
+        await chat.until(lambda: chat.screen.conversation.saved_id == 2)
+        await chat.pilot.press("ctrl+b")
+        await chat.until_shown(f"· {shown}", "· demo")
 
 
 async def test_a_chat_is_named_and_loaded_by_its_name(open_chat, store, script):

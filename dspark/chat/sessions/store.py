@@ -15,6 +15,7 @@ from dspark.chat.sessions.schema import NewerSchemaError
 from dspark.chat.sessions.turn_records import BROKEN, packed, read_turn, unpacked
 
 FILE = "chats.sqlite"
+UNKNOWN_MODEL = "unknown"  # of a chat from a file that does not tell it
 TITLE_CHARACTERS = 60
 RECALLED_PROMPTS = 500
 
@@ -87,10 +88,11 @@ class ChatStore:
         rows = self._rows(
             """
             SELECT chats.id, title, coalesce(
-                (SELECT model FROM turns WHERE turns.id = chats.leaf), ''
+                (SELECT nullif(model, '') FROM turns WHERE turns.id = chats.leaf), ?
             ), (SELECT count(*) FROM turns WHERE chat = chats.id), updated
             FROM chats WHERE deleted IS NULL ORDER BY updated DESC, chats.id DESC
-            """
+            """,
+            UNKNOWN_MODEL,
         )
         return [ChatSummary(*row) for row in rows]
 
@@ -185,12 +187,14 @@ class ChatStore:
             self._do("UPDATE chats SET leaf = ? WHERE id = ?", parent, copy)
         return copy
 
-    def add_whole(self, title: str, settings: str, turns: Sequence[tuple[Turn, list[str]]]) -> int:
+    def add_whole(
+        self, title: str, settings: str, model: str, turns: Sequence[tuple[Turn, list[str]]]
+    ) -> int:
         """A chat that is complete already: turns, and the records of their events."""
         with self._transaction():
             chat, parent = self.add_chat(title, settings), None
             for turn, records in turns:
-                parent = self.begin_turn(chat, parent, turn, "")
+                parent = self.begin_turn(chat, parent, turn, model)
                 for number, record in enumerate(records):
                     self.add_event(parent, number, record)
                 self.end_turn(parent, read_turn(turn.prompt, turn.opening, records).text)

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from dspark.checkpoints.detect import Packaging
-from dspark.config import Algorithm, Headless
+from dspark.config import Algorithm, Headless, Schedule
 
 # never code, never pickles: no *.py, *.bin, *.pt
 DATA_FILES = (
@@ -137,7 +137,8 @@ class PublishedTau:
 class Pair:
     """A target and its head. `origins` names the source of each figure and claim.
 
-    `licence` is the target's. None, anywhere, is not established.
+    `licence` is the target's. None, anywhere, is not established. `chat_schedule` holds on the
+    chat's screen where none is asked for: "full" shows drafts even where they do not pay.
     """
 
     name: str
@@ -151,3 +152,4 @@ class Pair:
     facts: TargetFacts | None = None
     head: HeadFacts | None = None
     published: PublishedTau | None = None
+    chat_schedule: Schedule | None = None

@@ -9,6 +9,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from dspark.config import Schedule
 from dspark.errors import CheckpointError
 from dspark.hub.catalog.pairs import (
     AssetFolder,
@@ -55,6 +56,7 @@ class _Pair:
     head: HeadFacts
     origins: Mapping[str, str]
     published: PublishedTau | None = None
+    chat_schedule: Schedule | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +117,7 @@ def _joined(name: str, entry: _Pair, targets: Mapping[str, _Target]) -> Pair:
         facts=target.facts,
         head=entry.head,
         published=entry.published,
+        chat_schedule=entry.chat_schedule,
     )
 
 

@@ -72,7 +72,9 @@ async def _save(screen: "ChatScreen", argument: str) -> None:
         raise DSparkError("there is nothing to save yet")
     if Path(argument).suffix in export.WRITERS:
         path = Path(argument).expanduser()
-        export.write(path, conversation, screen.settings)
+        writers = {each.id: each.model for each in screen.store.chats()}
+        model = writers.get(conversation.saved_id or 0, screen.status.model)
+        export.write(path, conversation, screen.settings, model)
         screen.say(Hint(f"Saved {path}."))
     elif conversation.saved_id is not None:
         chats.rename(screen, conversation.saved_id, argument)
