@@ -1,5 +1,6 @@
 """The chat's screen: what it shows, and its keys; what they do is in `actions`."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from time import monotonic
 from typing import ClassVar, Literal
@@ -15,12 +16,14 @@ from dspark.chat.round_view import rounds_of
 from dspark.errors import DSparkError
 from dspark_tui import wording
 from dspark_tui.actions import chats, commands, copying, versions
+from dspark_tui.completion import Arguments, Completion, completions
 from dspark_tui.editor import edited
 from dspark_tui.messages import (
     CopyRequested,
 )
 from dspark_tui.screens.chat_turns import ChatTurns
 from dspark_tui.screens.rounds import RoundsScreen
+from dspark_tui.widgets.completion_list import CompletionList
 from dspark_tui.widgets.key_line import KeyLine
 from dspark_tui.widgets.legend import Legend
 from dspark_tui.widgets.loading import LoadingPanel
@@ -63,6 +66,7 @@ class ChatScreen(ChatTurns):
             with Vertical():
                 yield Transcript()
                 yield LoadingPanel()
+                yield CompletionList()
                 yield PromptBox()
         yield StatusBar().data_bind(ChatScreen.status, ChatScreen.has_drafter, ChatScreen.hint)
         yield KeyLine().data_bind(ChatScreen.keys)
@@ -83,6 +87,34 @@ class ChatScreen(ChatTurns):
             await self.enqueue(prompt)
 
     # Actions of the user
+
+    @on(PromptBox.Changed)
+    def offer_completions(self) -> None:
+        box = self.query_one(PromptBox)
+        before = "" if box.is_recalled else box.before_cursor
+        with chats.naming_failures(self):
+            self._offer(completions(before, self._arguments()))
+
+    def _offer(self, offered: Sequence[Completion]) -> None:
+        self.query_one(CompletionList).offer(offered)
+        self.query_one(PromptBox).offers = bool(offered)
+
+    def _arguments(self) -> Arguments:
+        models = self.models
+        return {
+            "/model": models.names if models else tuple,
+            "/load": lambda: [each.title for each in self.store.chats()],
+        }
+
+    @on(PromptBox.CompletionMoved)
+    def move_completion(self, message: PromptBox.CompletionMoved) -> None:
+        self.query_one(CompletionList).move(message.by)
+
+    @on(PromptBox.CompletionTaken)
+    @on(CompletionList.OptionSelected)
+    def take_completion(self) -> None:
+        if (chosen := self.query_one(CompletionList).chosen) is not None:
+            self.query_one(PromptBox).complete(chosen.text, chosen.replaced)
 
     @on(PromptBox.Submitted)
     async def take_prompt(self, message: PromptBox.Submitted) -> None:
@@ -136,7 +168,9 @@ class ChatScreen(ChatTurns):
             self.query_one(PromptBox).recall(-1)
 
     async def action_stop(self) -> None:
-        if self.editing is not None:
+        if self.query_one(PromptBox).offers:
+            self._offer(())
+        elif self.editing is not None:
             self.leave_editing()
             self.query_one(PromptBox).wipe()
         elif self.queue:

@@ -31,6 +31,7 @@ KEYS: Rows = tuple(
         ("Up", "In an empty box, take back the newest queued prompt, or recall earlier ones."),
         ("Esc", "Take back a queued prompt; if there is none, stop the answer and keep its text."),
         ("Ctrl+C", "Copy the selection, stop the answer or clear the prompt; twice: quit."),
+        ("Tab", "Take a command, an argument or a path after @ from the list above the box."),
         ("Ctrl+G", "Write the prompt in $VISUAL or $EDITOR."),
         ("Ctrl+N", "New chat; once more brings the last one back."),
         ("Ctrl+B", "All chats: open, search, rename (F2), delete (Del)."),

@@ -1,6 +1,8 @@
 """The input box: Enter sends, Shift+Enter or Ctrl+J starts a new line."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from textual import events
@@ -29,9 +31,19 @@ class PromptBox(TextArea):
     class TakenBack(Message):
         """Up, on the first line."""
 
+    @dataclass
+    class CompletionMoved(Message):
+        """Up (-1) or Down, while completions are offered."""
+
+        by: int
+
+    class CompletionTaken(Message):
+        """Tab, while completions are offered."""
+
     def __init__(self) -> None:
         super().__init__(show_line_numbers=False, compact=True, highlight_cursor_line=False)
         self.pastes = Pastes()
+        self.offers = False  # completions are shown
         self._earlier: list[str] = []
         self._place: int | None = None  # of the earlier prompt that is shown
 
@@ -53,9 +65,18 @@ class PromptBox(TextArea):
             self.put(self._earlier[self._place])
 
     @property
-    def _is_recalled(self) -> bool:
+    def is_recalled(self) -> bool:
         """Whether the box shows an earlier prompt as it was."""
         return self._place is not None and self.text == self._earlier[self._place]
+
+    @property
+    def before_cursor(self) -> str:
+        return self.get_text_range((0, 0), self.cursor_location)
+
+    def complete(self, text: str, replaced: int) -> None:
+        """Puts it in place of so many characters before the cursor, all in one line."""
+        row, column = self.cursor_location
+        self.replace(text, (row, column - replaced), (row, column), maintain_selection_offset=False)
 
     async def _on_key(self, event: events.Key) -> None:
         if self._walks(event.key):
@@ -72,9 +93,11 @@ class PromptBox(TextArea):
         """Up on the first line and Down on the last one of an earlier prompt."""
         row = self.cursor_location[0]
         edge = {"up": 0, "down": self.document.line_count - 1}.get(key)
-        return self._is_recalled and row == edge
+        return self.is_recalled and row == edge
 
     def _message_of(self, key: str) -> Message | None:
+        if self.offers and key in COMPLETION_KEYS:
+            return COMPLETION_KEYS[key]()
         if key == "enter":
             return self.Submitted(self.text.strip())
         if self.text:
@@ -119,3 +142,10 @@ class PromptBox(TextArea):
     def wipe(self) -> None:
         """As `clear`, but Ctrl+Z brings it back."""
         self.delete((0, 0), self.document.end)
+
+
+COMPLETION_KEYS: Mapping[str, Callable[[], Message]] = {
+    "tab": PromptBox.CompletionTaken,
+    "up": partial(PromptBox.CompletionMoved, -1),
+    "down": partial(PromptBox.CompletionMoved, 1),
+}
