@@ -1,6 +1,7 @@
 """Peak memory of one training step by the number of anchors; each setting in a fresh process.
 
 python benchmarks/step_memory.py --reference DIR --json benchmarks/results/step-memory-cpu.json
+python benchmarks/step_memory.py --only step --anchors 32 128 512 --anchors-at-once 512
 
 DIR is a checkout of DeepSpec, measured on the same step; without it ours alone.
 """
@@ -33,7 +34,7 @@ ANCHORS = (32, 64, 128, 256, 512)
 MIB = 2**20
 
 
-def build_trainer(anchors: int, device: str) -> Trainer:
+def build_trainer(anchors: int, device: str, at_once: int) -> Trainer:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     sizes: dict[str, Any] = {
@@ -52,6 +53,7 @@ def build_trainer(anchors: int, device: str) -> Trainer:
         steps=2,
         batch_size=1,
         anchors=anchors,
+        anchors_at_once=at_once,
         length=LENGTH,
         betas=(0.9, 0.999),
         block_size=BLOCK,
@@ -65,8 +67,8 @@ def build_trainer(anchors: int, device: str) -> Trainer:
     return Trainer(head, target, [Answer(ids[:8], ids[8:], "", "")], config)
 
 
-def whole_step(anchors: int, device: str) -> Callable[[], object]:
-    return build_trainer(anchors, device).step
+def whole_step(anchors: int, device: str, at_once: int) -> Callable[[], object]:
+    return build_trainer(anchors, device, at_once).step
 
 
 def loss_part(anchors: int, device: str) -> Callable[[], object]:
@@ -102,7 +104,7 @@ def loss_part(anchors: int, device: str) -> Callable[[], object]:
 
 
 def reference_step(anchors: int, device: str, folder: Path) -> Callable[[], object]:
-    trainer = build_trainer(anchors, device)
+    trainer = build_trainer(anchors, device, anchors)
     reference = Reference(folder, trainer)
     step = next(planned_steps(trainer))
     return lambda: reference.step(step)
@@ -126,7 +128,7 @@ def measure_here(arguments: argparse.Namespace) -> int:
     if what == "loss":
         run = loss_part(anchors, device)
     elif what == "step":
-        run = whole_step(anchors, device)
+        run = whole_step(anchors, device, arguments.anchors_at_once)
     else:
         run = reference_step(anchors, device, arguments.reference)
     return peak_bytes(run, device)
@@ -135,6 +137,7 @@ def measure_here(arguments: argparse.Namespace) -> int:
 def measure(what: str, anchors: int, arguments: argparse.Namespace) -> int:
     command = [sys.executable, __file__, "--measure", what, "--anchors", str(anchors)]
     command += ["--device", arguments.device]
+    command += ["--anchors-at-once", str(arguments.anchors_at_once)]
     command += ["--reference", str(arguments.reference)] if arguments.reference else []
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return int(out.split()[-1])
@@ -152,6 +155,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--reference", type=Path, help="a checkout of DeepSpec")
     parser.add_argument("--reference-limit", type=int, default=64, help="its most anchors")
     parser.add_argument("--anchors", type=int, nargs="+", default=list(ANCHORS))
+    at_once = GraftConfig().anchors_at_once
+    parser.add_argument("--anchors-at-once", type=int, default=at_once, help="of our step")
+    parser.add_argument("--only", choices=("loss", "step"), help="instead of all")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--measure", choices=("loss", "step", "reference"), help=argparse.SUPPRESS)
@@ -163,7 +169,8 @@ def main() -> None:
     if arguments.measure:
         print(measure_here(arguments))
         return
-    kinds = ["loss", "step"] + (["reference"] if arguments.reference else [])
+    kinds = [arguments.only] if arguments.only else ["loss", "step"]
+    kinds += ["reference"] if arguments.reference else []
     results: dict[str, dict[int, int]] = {what: {} for what in kinds}
     for what in kinds:
         for anchors in arguments.anchors:
@@ -173,6 +180,7 @@ def main() -> None:
     if arguments.json:
         settings = {"vocabulary": VOCABULARY, "hidden": HIDDEN, "length": LENGTH, "block": BLOCK}
         settings |= {"markov_rank": RANK, "reference_limit": arguments.reference_limit}
+        settings["anchors_at_once"] = arguments.anchors_at_once
         document = {"device": arguments.device, "bytes_by_anchors": results, "settings": settings}
         given = (a if not a.startswith("/") else "DIR" for a in sys.argv[1:])
         command = shlex.join(["python", "benchmarks/step_memory.py", *given])

@@ -182,8 +182,9 @@ class GraftConfig:
     vocabulary and a request's own tokens: the draft_vocabulary most frequent tokens of the data,
     0 for all tokens in it.
 
-    accumulate is the number of parts in which a batch is computed, in sequence; precision is the
-    format of the head's matrix products, while weights, moments and losses stay float32.
+    accumulate is the number of parts in which a batch is computed, in sequence, each of them
+    anchors_at_once anchors at a time, which bounds a step's memory; precision is the format of the
+    head's matrix products, while weights, moments and losses stay float32.
 
     markov_learning_share is the Markov tables' learning rate as a fraction of learning_rate.
     average is the decay of the moving average of the weights that is judged and written, 0 for the
@@ -202,6 +203,7 @@ class GraftConfig:
     batch_size: int = 8
     accumulate: int = 1
     anchors: int = 64
+    anchors_at_once: int = 128
     length: int = 512
     learning_rate: float = 6e-4
     betas: tuple[float, float] = (0.9, 0.95)

@@ -35,6 +35,12 @@ class Blocks:
         offsets = torch.arange(self.block_size, device=self.anchors.device)
         return self.anchors.unsqueeze(1) + offsets
 
+    def some(self, start: int, stop: int) -> "Blocks":
+        """Blocks start to stop - 1 of the same sequence."""
+        span = slice(start, stop)
+        parts = (self.anchors, self.previous, self.labels, self.supervised)
+        return Blocks(self.token_ids, *(part[span] for part in parts))
+
 
 # (module, rotary table, embedding [V, H], taps [S, T * H], blocks) -> hidden states [A, K, H] of
 # every position, after the head's final norm, each shown the tokens that truly came before it

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -47,12 +48,65 @@ def test_parts_add_up_to_the_whole_batchs_gradient(
         assert _relative(parts[name], gradient) < 1e-5, name
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "changes"),
+    [*((name, {}) for name in get_args(Algorithm)), ("dspark", {"position_weights": "dpace"})],
+    ids=[*get_args(Algorithm), "dpace"],
+)
+def test_anchors_in_pieces_add_up_to_the_whole_gradient(
+    make_trainer: MakeTrainer,
+    small_config: GraftConfig,
+    algorithm: Algorithm,
+    changes: dict[str, Any],
+) -> None:
+    """To 1e-6 of a gradient's length, about ten roundings of float32."""
+    names = ("steps", "batch_size", "anchors", "length", "intermediate_size", "taps", "seed")
+    sizes = {name: getattr(small_config, name) for name in names}
+    config = graft_config(
+        algorithm, **sizes, **changes, block_size=4, mask_token_id=95, markov_rank=8
+    )
+    whole = _gradients(make_trainer(config))
+    for at_once in (1, 4, 7):  # a piece is one block, part of a sequence, of two sequences
+        pieces = _gradients(make_trainer(replace(config, anchors_at_once=at_once)))
+        assert whole.keys() == pieces.keys()
+        for name, gradient in whole.items():
+            assert _relative(pieces[name], gradient) < 1e-6, (at_once, name)
+
+
+def test_a_step_holds_no_more_anchors_than_it_may(
+    make_trainer: MakeTrainer, small_config: GraftConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And reads the target once for each sequence, even without memory for taps."""
+    trainer = make_trainer(replace(small_config, anchors_at_once=4))
+    monkeypatch.setattr(trainer.target, "_kept", {})
+    monkeypatch.setattr(trainer.target, "_last", None)
+    monkeypatch.setattr(trainer.target, "_bytes_left", 0)
+    held: list[int] = []
+    read: list[tuple[int, ...]] = []
+    forward, taps = trainer.objective.forward, trainer.target._cached
+
+    def watched(part):  # type: ignore[no-untyped-def]
+        held.append(sum(len(each.blocks.anchors) for each in part.sequences))
+        return forward(part)
+
+    def watched_taps(token_ids: tuple[int, ...]):  # type: ignore[no-untyped-def]
+        read.append(token_ids)
+        return taps(token_ids)
+
+    monkeypatch.setattr(trainer.objective, "forward", watched)
+    monkeypatch.setattr(trainer.target, "_cached", watched_taps)
+    trainer.step()
+    assert held == [4, 4, 4, 3]
+    assert len(read) == len(set(read)) == 3
+
+
+@pytest.mark.parametrize("changes", [{"accumulate": 3}, {"anchors_at_once": 4}], ids=str)
 def test_what_is_reported_is_of_the_whole_batch(
-    make_trainer: MakeTrainer, small_config: GraftConfig
+    make_trainer: MakeTrainer, small_config: GraftConfig, changes: dict[str, Any]
 ) -> None:
     config = replace(small_config, loss_vocabulary=8)
     whole = make_trainer(config).step()
-    parts = make_trainer(replace(config, accumulate=3)).step()
+    parts = make_trainer(replace(config, **changes)).step()
     assert (parts.positions, parts.tokens) == (whole.positions, whole.tokens)
     for name in ("loss", "cross_entropy", "l1", "confidence", "tau", "grad_norm"):
         assert getattr(parts, name) == pytest.approx(getattr(whole, name), rel=1e-5), name

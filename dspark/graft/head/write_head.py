@@ -55,7 +55,7 @@ def run_identity(job: GraftJob, shape: HeadConfig, parts: Split) -> str:
     settings = asdict(job.config)
     for name in ("checkpoint_every", "tap_memory_gib", "max_answer_tokens", "answer_temperature"):
         del settings[name]
-    for name in ("answers_at_once", "accumulate"):
+    for name in ("answers_at_once", "accumulate", "anchors_at_once"):
         del settings[name]
     data = fingerprint((*parts.train, *parts.held_out))
     return json.dumps([settings, asdict(shape), data, str(job.init_from)], sort_keys=True)

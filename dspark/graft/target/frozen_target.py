@@ -39,6 +39,7 @@ class FrozenTarget:
         self._taps = HookedTaps(model, ())
         self._kept: dict[tuple[int, ...], TargetView] = {}
         self._bytes_left = memory_bytes
+        self._last: tuple[tuple[int, ...], TargetView] | None = None  # several passes in a row
 
     def tap(self, layers: Sequence[int]) -> None:
         """Sets the layers to hook, -1 being the embeddings. To be called once."""
@@ -51,8 +52,11 @@ class FrozenTarget:
         Rounded to bf16 either way, so that a run depends neither on its memory nor on its disk.
         """
         cached = self._kept.get(token_ids)
-        if cached is None:
+        if cached is None and self._last is not None and self._last[0] == token_ids:
+            cached = self._last[1]
+        elif cached is None:
             cached = self._cached(token_ids)
+            self._last = (token_ids, cached)
             size = sum(tensor.nbytes for tensor in cached)
             if size <= self._bytes_left:
                 self._bytes_left -= size

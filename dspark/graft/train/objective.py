@@ -39,7 +39,8 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some sequences of a batch; total_weight and tokens (the loss vocabulary) are the batch's."""
+    """Some sequences of a batch, whole or some of their blocks; total_weight and tokens (the loss
+    vocabulary) are the batch's."""
 
     sequences: Sequence[Sampled]
     total_weight: float

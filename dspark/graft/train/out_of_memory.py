@@ -16,8 +16,7 @@ from dspark.plural import counted
 
 @contextmanager
 def naming_what_fits(config: GraftConfig, state_path: Path) -> Iterator[None]:
-    at_once = math.ceil(config.batch_size / config.accumulate)
-    what = f"a step of {at_once} sequences at once with {config.anchors} blocks each"
+    what = f"a step of {counted(_blocks_at_once(config, config.accumulate), 'block')} at once"
     with _naming(what, lambda: _hint(config, state_path.exists())):
         yield
 
@@ -45,16 +44,24 @@ def _naming(what: str, hint: Callable[[], str]) -> Iterator[None]:
 
 
 def _hint(config: GraftConfig, has_state: bool) -> str:
-    if config.batch_size > config.accumulate:
-        num_parts = min(2 * config.accumulate, config.batch_size)
-        return f"Run it again with --accumulate {num_parts}; it resumes from the last checkpoint."
-    if config.anchors > 1:
-        return _another_run(f"--anchors {config.anchors // 2}", has_state)
+    held, num_parts = _blocks_at_once(config, config.accumulate), config.accumulate
+    while num_parts < config.batch_size:
+        num_parts = min(2 * num_parts, config.batch_size)
+        if _blocks_at_once(config, num_parts) < held:
+            again = f"Run it again with --accumulate {num_parts}"
+            return f"{again}; it resumes from the last checkpoint."
+    if held > 1:
+        return _another_run(f"--anchors {held // 2}", has_state)
     if config.tap_memory_gib > 0:
         half = config.tap_memory_gib / 2
         fitting = half if half >= 0.25 else 0
         return f"Run it again with --tap-memory {fitting:g}; it resumes from the last checkpoint."
     return "Close other programs, or run it with a smaller --length or base; the answers are kept."
+
+
+def _blocks_at_once(config: GraftConfig, num_parts: int) -> int:
+    of_a_part = math.ceil(config.batch_size / num_parts) * config.anchors
+    return min(of_a_part, config.anchors_at_once)
 
 
 def _another_run(option: str, has_state: bool) -> str:

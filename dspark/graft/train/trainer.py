@@ -26,7 +26,7 @@ from dspark.graft.train.distributed import (
     check_shares,
 )
 from dspark.graft.train.loss_vocabulary import LossVocabulary
-from dspark.graft.train.objective import Objective, Part
+from dspark.graft.train.objective import Objective, Part, Sampled
 from dspark.graft.train.optimizers import make_optimizer
 from dspark.graft.train.seeds import generator_of
 from dspark.graft.train.supervised_rows import figures
@@ -156,18 +156,41 @@ class Trainer:
         check_shares(sampled, ranks)
         if self._shared is None:  # only now, as the weights were loaded since
             self._shared = ranks.share(self.objective, cast(Optimizer, self.optimizer))
-        local_batch = sampled[ranks.index :: ranks.count]
-        size = math.ceil(len(local_batch) / self.config.accumulate)
+        shares = [divided(sampled[i :: ranks.count], self.config) for i in range(ranks.count)]
+        own, num_passes = shares[ranks.index], max(map(len, shares))
+        done = self.step_index / self.config.steps
         sums = []
-        for start in range(0, len(local_batch), size):
-            is_last = start + size >= len(local_batch)
+        for index in range(num_passes):
+            is_last = index == num_passes - 1
+            counts = index < len(own)  # sharded weights need as many passes in every process
+            sequences = own[index if counts else 0]
             with nullcontext() if is_last else ranks.without_sync(self._shared):
-                done = self.step_index / self.config.steps
-                part_of_batch = Part(local_batch[start : start + size], total, tokens, done)
-                loss, part = self._shared(part_of_batch)
-                (loss * ranks.count).backward()  # compensates for the mean over processes
-            sums.append(part)
+                loss, part = self._shared(Part(sequences, total, tokens, done))
+                # times ranks.count, as gradients become means over processes
+                (loss * (ranks.count if counts else 0.0)).backward()
+            if counts:
+                sums.append(part)
         return ranks.total(torch.stack(sums).sum(dim=0))
+
+
+def divided(batch: Sequence[Sampled], config: GraftConfig) -> list[list[Sampled]]:
+    """The passes of a step: config.accumulate parts of the batch, each in pieces of at most
+    config.anchors_at_once blocks in all."""
+    size = math.ceil(len(batch) / config.accumulate)
+    passes: list[list[Sampled]] = []
+    for start in range(0, len(batch), size):
+        room = 0
+        for sampled in batch[start : start + size]:
+            begin, num_blocks = 0, len(sampled.blocks.anchors)
+            while begin < num_blocks:
+                if room == 0:
+                    passes.append([])
+                    room = config.anchors_at_once
+                end = min(begin + room, num_blocks)
+                passes[-1].append(replace(sampled, blocks=sampled.blocks.some(begin, end)))
+                room -= end - begin
+                begin = end
+    return passes
 
 
 def check_whole(ranks: Ranks, config: GraftConfig) -> None:
