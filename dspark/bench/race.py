@@ -7,10 +7,16 @@ slows the machine slows both.
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from dspark.config import SamplingConfig, StopConfig
-from dspark.engine.session import Session
 from dspark.events import Event, Finished
+
+if TYPE_CHECKING:  # a screen shows races before torch is loaded
+    from dspark.engine.session import Session
+
+PLAIN = "plain"
+MAX_TOKENS = 256  # of a race whose end nobody has chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +24,7 @@ class Runner:
     """`plain` leaves the session's drafter out. Each has a session of its own."""
 
     name: str
-    session: Session
+    session: "Session"
     plain: bool = False
 
 

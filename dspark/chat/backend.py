@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from dspark.config import (
@@ -16,11 +17,13 @@ from dspark.config import (
     SamplingConfig,
     ScheduleConfig,
     StopConfig,
+    as_headless,
 )
 from dspark.errors import InputError
 from dspark.events import Event, FetchProgress, LoadProgress, TextDelta
 
 if TYPE_CHECKING:
+    from dspark.bench.race import RaceResult, RaceStep
     from dspark.engine.session import Session
     from dspark.hub import PairFiles
 
@@ -78,6 +81,14 @@ class ChatSettings:
     probabilities: bool = False  # of drafts, told with each round
 
 
+@dataclass(frozen=True, slots=True)
+class OpenRace:
+    """The runners' names; iterating `steps` runs them, closing them ends it."""
+
+    names: tuple[str, ...]
+    steps: Generator[RaceStep, None, RaceResult]
+
+
 class ChatBackend(Protocol):
     """Loads once, then answers one at a time. Only `cancel` may come from another thread: it ends
     the last answer that was asked for, begun or not."""
@@ -105,6 +116,13 @@ class ChatBackend(Protocol):
         """Of drafts, in the rounds of the answers from now on; as `use_schedule`."""
         ...
 
+    def race(
+        self, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig, against: str
+    ) -> OpenRace:
+        """The same answer twice, on one clock: by plain decoding, or by the head `against` ("" is
+        none), and by the pair's own drafter. Raises InputError where there is nothing to race."""
+        ...
+
     def cancel(self) -> None: ...
 
     def close(self) -> None: ...
@@ -123,6 +141,7 @@ class ContextFullError(InputError):
     """A conversation that leaves no room for an answer; raised before its first event."""
 
 
+NAME_A_HEAD = "dspark chat --draft HEAD names one; lookup needs no files."
 ANSWER_ROOM = 1024  # tokens of room for an answer; older turns are dropped for it
 
 
@@ -165,6 +184,12 @@ class EngineBackend:
     def answer(
         self, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig
     ) -> Iterator[Event]:
+        prompt_ids = self._fitting(messages, stop)
+        drawn = sampling.over(self.session.sampling_defaults)
+        return self.session.generate(prompt_ids, drawn, stop, tells_probs=self._tells_probs)
+
+    def _fitting(self, messages: ChatMessages, stop: StopConfig) -> list[int]:
+        """The ids of the conversation. Raises ContextFullError."""
         prompt_ids = self._encoded(messages)
         limit, used = self.session.context_limit, len(prompt_ids)
         has_past = any(message["role"] == "assistant" for message in messages[:-1])
@@ -174,8 +199,32 @@ class EngineBackend:
                 f"but the context holds {limit:,}",
                 "Shorten it, or split it into several prompts.",
             )
-        drawn = sampling.over(self.session.sampling_defaults)
-        return self.session.generate(prompt_ids, drawn, stop, tells_probs=self._tells_probs)
+        return prompt_ids
+
+    def race(
+        self, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig, against: str
+    ) -> OpenRace:
+        """As ChatBackend.race; the chat's caches stay, and both runners read the prompt."""
+        if not self.session.has_drafter:
+            raise InputError(f"{self.name} has no drafter to race with", NAME_A_HEAD)
+        from dspark.bench.race import PLAIN
+
+        prompt_ids = self._fitting(messages, stop)
+        steps = self._raced(
+            prompt_ids, sampling.over(self.session.sampling_defaults), stop, against
+        )
+        return OpenRace((against or PLAIN, self.session.name), steps)
+
+    def _raced(
+        self, prompt_ids: Sequence[int], sampling: SamplingConfig, stop: StopConfig, against: str
+    ) -> Generator[RaceStep, None, RaceResult]:
+        from dspark.bench.race import PLAIN, Runner, race
+
+        own, schedule = self.session, self.session.engine.config.schedule
+        with own.with_schedule(schedule) as drafting, _other(own, against) as other:
+            first = Runner(against or PLAIN, other, plain=not against)
+            runners = [first, Runner(own.name, drafting)]
+            return (yield from race(runners, prompt_ids, sampling, stop))
 
     def _encoded(self, messages: ChatMessages) -> list[int]:
         if messages[-1]["role"] != "assistant":
@@ -205,3 +254,20 @@ class EngineBackend:
                 f"{self.name} has no tokenizer, so it cannot chat",
                 "Use dspark generate --token-ids.",
             )
+
+
+def _other(session: Session, against: str) -> Session:
+    """The same target with another head, or by the same schedule. Raises InputError."""
+    if not against:
+        return session.with_schedule(session.engine.config.schedule)
+    source = as_headless(against) or Path(against).expanduser()
+    if isinstance(source, Path) and not source.is_dir():
+        raise InputError(f"there is no head {against}", "Name its folder, or lookup.")
+    assert session.engine.drafter is not None, "race() asked for it"
+    try:
+        return session.with_head(against, source, session.engine.drafter.target_layer_ids)
+    except ValueError as error:  # of a layer that this target does not tap
+        raise InputError(
+            f"{against} reads layers that {session.name} does not tap",
+            "dspark race --drafters opens the target for both.",
+        ) from error

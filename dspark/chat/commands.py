@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, Usage] = {
     "/regenerate": Usage("Answer the last prompt again"),
     "/continue": Usage("Edit the last answer, and let the model continue it"),
     "/copy": Usage("Copy the last answer, or its code block N", "[N]"),
+    "/race": Usage("Let plain decoding, or HEAD, race with the drafter", "[HEAD]"),
     "/model": Usage("Change to another model", "NAME"),
     "/bye": Usage("Quit", in_plain=True),
 }

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from time import monotonic
 
-from dspark.chat.backend import ChatEvent, ChatMessages
+from dspark.chat.backend import ChatEvent, ChatMessages, OpenRace
 from dspark.chat.conversation import Turn
 from dspark.chat.trace import TracedAnswer
 from dspark.config import SamplingChoice, ScheduleConfig, StopConfig
@@ -42,6 +42,11 @@ class ReplayBackend:
 
     def use_schedule(self, schedule: ScheduleConfig) -> None:
         """What is replayed was scheduled when it was written."""
+
+    def race(
+        self, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig, against: str
+    ) -> OpenRace:
+        raise InputError("a replay has no model to race", "dspark race runs one.")
 
     def tell_probabilities(self, tells: bool) -> None:
         """So it was."""

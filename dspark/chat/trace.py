@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
 
-from dspark.chat.backend import BackendInfo, ChatBackend, ChatEvent, ChatMessages
+from dspark.chat.backend import BackendInfo, ChatBackend, ChatEvent, ChatMessages, OpenRace
 from dspark.config import SamplingChoice, SamplingConfig, ScheduleConfig, StopConfig
 from dspark.errors import InputError
 from dspark.events import FetchProgress, LoadProgress
@@ -117,6 +117,12 @@ class TracingBackend:
 
     def tell_probabilities(self, tells: bool) -> None:
         self.backend.tell_probabilities(tells)
+
+    def race(
+        self, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig, against: str
+    ) -> OpenRace:
+        """As ChatBackend.race; a race is no part of the chat, nor of its trace."""
+        return self.backend.race(messages, sampling, stop, against)
 
     def cancel(self) -> None:
         self.backend.cancel()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dspark.bench.race import MAX_TOKENS, PLAIN
 from dspark.config import EngineConfig, PairChoice, RuntimeConfig
 from dspark.errors import InputError
 from dspark_cli import options
@@ -25,7 +26,6 @@ EXAMPLES = (
     'dspark race qwen3-4b "Write a haiku about rain." --temperature 0.7 --seed 1',
     'dspark race "Name three birds." --drafters mine=./my-head,lookup=lookup',
 )
-MAX_TOKENS = 256
 
 Drafters = Annotated[
     list[str] | None,
@@ -78,7 +78,8 @@ def race(
     choice = PairChoice(options.one_pair(named, pair, target), target, draft)
     with _runners(choice, heads, runtime, engine) as runners:
         from dspark.bench import race as racing
-        from dspark_cli.views.race import lap_lines, race_view, verdict
+        from dspark.chat.race_view import verdict
+        from dspark_cli.views.race import lap_lines, race_view
 
         ids = encode_prompt(runners[0].session, text, False)
         with race_view([each.name for each in runners], is_shown=not as_json) as show:
@@ -110,7 +111,7 @@ def _runners(
                 f"{session.name} has no head to race with", "Name one with --draft or --drafters."
             )
         with session.with_schedule(engine.schedule) as alone:
-            yield [Runner("plain", alone, plain=True), Runner(session.name, session)]
+            yield [Runner(PLAIN, alone, plain=True), Runner(session.name, session)]
 
 
 def _race_object(result: "RaceResult") -> dict[str, object]:

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dspark.bench.race import RaceResult, RaceStep
-from dspark.chat.token_spans import Kind, marks_of
-from dspark.events import Finished
+from dspark.chat.race_view import Lane
+from dspark.chat.token_spans import Kind
 from dspark_cli.output.answer import stats_line
 
 STYLES: dict[Kind, str] = {"accepted": "green underline", "own": "", "rejected": "red strike"}
@@ -25,38 +25,20 @@ FRAME_ROWS, FRAME_COLUMNS = 4, 4  # of a panel, and the line below it
 class Column:
     """What one runner has written so far."""
 
-    name: str
+    lane: Lane
     text: Text = field(default_factory=Text)
-    tokens: int = 0
-    seconds: float = 0.0
-    first_seconds: float = 0.0
-    is_finished: bool = False
 
     def take(self, step: RaceStep) -> None:
-        event, self.seconds = step.event, step.seconds
-        for mark in marks_of(event):
+        for mark in self.lane.take(step):
             style = f"{STYLES[mark.kind]} dim" if mark.is_thinking else STYLES[mark.kind]
             self.text.append(mark.text, style)
-        if isinstance(event, Finished):
-            self.is_finished = True
-            return
-        if not self.tokens:
-            self.first_seconds = self.seconds
-        self.tokens += len(event.pieces)
-
-    @property
-    def figures(self) -> str:
-        decoding = self.seconds - self.first_seconds
-        rate = (self.tokens - 1) / decoding if self.tokens > 1 and decoding > 0 else 0.0
-        done = "done in " if self.is_finished else ""
-        return f"{rate:.1f} tok/s · {done}{self.seconds:.1f} s"
 
 
 class RaceView:
     """Draws between the steps, which no runner's clock sees."""
 
     def __init__(self, names: Sequence[str], console: Console) -> None:
-        self.columns = [Column(name) for name in names]
+        self.columns = [Column(Lane(name)) for name in names]
         self._console = console
         self.live = Live(console=console, auto_refresh=False)
         self._next_frame = 0.0
@@ -87,9 +69,9 @@ class RaceView:
 def _panel(column: Column, lines: Sequence[Text], height: int) -> Panel:
     return Panel(
         Text("\n").join(lines),
-        title=column.name,
+        title=column.lane.name,
         title_align="left",
-        subtitle=column.figures,
+        subtitle=column.lane.figures,
         height=height + 2,
     )
 
@@ -113,13 +95,3 @@ def lap_lines(result: RaceResult) -> list[str]:
     return [
         f"{lap.name}: {stats_line(lap.finished.stats)} · {lap.seconds:.2f} s" for lap in result.laps
     ]
-
-
-def verdict(result: RaceResult) -> str:
-    """One line: how much faster, and whether the text is the same."""
-    first, last = result.laps[0].name, result.laps[-1].name
-    words = {True: "the same text", False: "DIFFERENT TEXT", None: "sampled without a seed"}
-    speed = (
-        "" if result.speedup is None else f"{last} is {result.speedup:.2f}× as fast as {first}; "
-    )
-    return f"{speed}{words[result.is_identical]}"

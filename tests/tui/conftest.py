@@ -11,11 +11,13 @@ from rich.cells import cell_len
 from rich.style import Style
 from textual.pilot import Pilot
 
+from dspark.bench.race import Runner, race
 from dspark.chat.backend import (
     BackendInfo,
     ChatMessages,
     ChatSettings,
     ContextFullError,
+    OpenRace,
     OtherModels,
 )
 from dspark.chat.sessions.store import ChatStore
@@ -83,6 +85,7 @@ class ScriptedBackend:
     is_closed: bool = False
     most_messages: int | None = None  # what the context holds
     schedules: list[ScheduleConfig] = field(default_factory=list)
+    raced: list[tuple[str, int | None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._gate = threading.Semaphore(0)
@@ -113,6 +116,17 @@ class ScriptedBackend:
 
     def use_schedule(self, schedule: ScheduleConfig) -> None:
         self.schedules.append(schedule)
+
+    def race(
+        self, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig, against: str
+    ) -> OpenRace:
+        self.asked.append(messages)
+        self.raced.append((against, stop.max_tokens))
+        runs = [self._play(self.scripts.pop(0)) for _ in range(2)]
+        runners = [
+            Runner(name, Played(run)) for name, run in zip(("plain", "demo"), runs, strict=True)
+        ]  # type: ignore[arg-type]
+        return OpenRace((against or "plain", self.name), race(runners, (1,)))
 
     def tell_probabilities(self, tells: bool) -> None:
         self.tells_probs = tells
@@ -168,6 +182,16 @@ class ScriptedBackend:
     def _wait(self) -> None:
         if self.is_held:
             assert self._gate.acquire(timeout=PATIENCE_SECONDS), "nobody released the backend"
+
+
+@dataclass
+class Played:
+    """A session whose answer is played."""
+
+    events: Iterator[Event]
+
+    def generate(self, *_: object, plain: bool) -> Iterator[Event]:
+        return self.events
 
 
 @dataclass

@@ -129,6 +129,7 @@ def chat_commands(chat: ChatScreen) -> Iterable[SystemCommand]:
     yield SystemCommand(shading, "How drafts are marked", chat.action_toggle_shading)
     yield SystemCommand("Inspect rounds", "Drafts, verdicts and times", chat.action_inspect_rounds)
     yield SystemCommand("Open the editor", "$EDITOR, for a long prompt", chat.action_open_editor)
+    yield SystemCommand("Race", "Plain decoding beside the drafter", chat.action_race)
     yield SystemCommand("Copy last answer", "As plain text, without marks", chat.action_copy_answer)
     if chat.phase == "answering":
         yield SystemCommand("Stop the answer", "Keep what was written", chat.action_stop)

@@ -31,6 +31,7 @@ PROBS_FROM_NEXT = (
     "Probabilities of drafter and target are told from the next answer on; "
     "/regenerate writes this one again."
 )
+NOTHING_TO_RACE = "there is no prompt to race with yet"
 NOTHING_TO_COPY = "There is no answer to copy yet."
 COPIED = "Copied the answer."
 COPIED_CODE = "Copied the code."

@@ -25,6 +25,7 @@ from dspark_tui.messages import (
     LoadStep,
     as_dspark_error,
 )
+from dspark_tui.race_run import RaceRun
 
 FRAME_SECONDS, LONGEST_FRAME_SECONDS = 1 / 30, 0.07
 SHARE = 0.2  # of a core, for the frames of an answer: keys and the decoder come first
@@ -61,6 +62,9 @@ class BackendWorker(Widget):
         self._pending = pending
         self._start(lambda: self._answer(turn, pending if events is None else events))
 
+    def race(self, run: RaceRun) -> None:
+        self._start(lambda: self._race(run))
+
     def stop_answer(self) -> None:
         if self._pending is not None:
             self._pending.cancel()
@@ -93,6 +97,10 @@ class BackendWorker(Widget):
                     self._collect(turn, event)
         except Exception as error:
             self._collect(turn, error)
+
+    def _race(self, run: RaceRun) -> None:
+        with self._one_at_a_time:
+            run.run()
 
     def _collect(self, turn: int, event: AnyEvent | Exception) -> None:
         with self._coming_lock:

@@ -7,7 +7,13 @@ from typing import Any
 
 import httpx
 
-from dspark.chat.backend import BackendInfo, ChatEvent, ChatMessages, ContextFullError
+from dspark.chat.backend import (
+    BackendInfo,
+    ChatEvent,
+    ChatMessages,
+    ContextFullError,
+    OpenRace,
+)
 from dspark.chat.openai.answer_events import Written
 from dspark.chat.openai.delta import Delta, error_text
 from dspark.chat.openai.http import (
@@ -98,6 +104,11 @@ class ServerBackend:
 
     def use_schedule(self, schedule: ScheduleConfig) -> None:
         """The server has its own."""
+
+    def race(
+        self, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig, against: str
+    ) -> OpenRace:
+        raise InputError("a race needs the model here", "dspark race runs one.")
 
     def tell_probabilities(self, tells: bool) -> None:
         """The server does not."""

@@ -9,7 +9,7 @@ from dspark.chat import settings as chat_settings
 from dspark.chat.commands import Command, unknown_command
 from dspark.errors import DSparkError
 from dspark_tui import wording
-from dspark_tui.actions import chats, copying, versions
+from dspark_tui.actions import chats, copying, races, versions
 from dspark_tui.turn import ShownTurn
 from dspark_tui.widgets.prompt_box import PromptBox
 from dspark_tui.widgets.sidebar import Sidebar
@@ -134,6 +134,10 @@ async def _copy(screen: "ChatScreen", argument: str) -> None:
         copying.copy_code(screen, screen.last, int(argument) if argument.isdecimal() else 0)
 
 
+async def _race(screen: "ChatScreen", argument: str) -> None:
+    races.start(screen, argument)
+
+
 async def _model(screen: "ChatScreen", argument: str) -> None:
     await screen.change_model(argument)
 
@@ -162,6 +166,7 @@ _DOERS: dict[str, Callable[["ChatScreen", str], Awaitable[None]]] = {
     "/regenerate": _regenerate,
     "/continue": _continue,
     "/copy": _copy,
+    "/race": _race,
     "/model": _model,
     "/bye": _quit,
 }

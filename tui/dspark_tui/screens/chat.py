@@ -15,7 +15,7 @@ from dspark.chat.commands import parse_command
 from dspark.chat.round_view import rounds_of
 from dspark.errors import DSparkError
 from dspark_tui import wording
-from dspark_tui.actions import chats, commands, copying, versions
+from dspark_tui.actions import chats, commands, copying, races, versions
 from dspark_tui.completion import Arguments, Completion, completions
 from dspark_tui.editor import edited
 from dspark_tui.messages import (
@@ -42,6 +42,7 @@ class ChatScreen(ChatTurns):
         Binding("escape", "stop", "Stop"),
         Binding("f1", "app.help", "Help"),
         Binding("f2", "inspect_rounds", "Rounds"),
+        Binding("f3", "race", "Race", show=False),
         Binding("f4", "copy_answer", "Copy"),
         Binding("ctrl+b", "sidebar", "Chats", priority=True),
         Binding("ctrl+g", "open_editor", "Editor", show=False),
@@ -224,6 +225,12 @@ class ChatScreen(ChatTurns):
             self.settings = replace(self.settings, probabilities=True)
         note = wording.PROBS_FROM_NEXT if can_tell else ""
         self.app.push_screen(RoundsScreen(turn.turn, note))
+
+    def action_race(self) -> None:
+        try:
+            races.start(self)
+        except DSparkError as error:
+            self.say(Hint(wording.in_one_line(error), is_error=True))
 
     def action_scroll_page(self, pages: int) -> None:
         transcript = self.query_one(Transcript)

@@ -39,6 +39,10 @@ KEYS: Rows = tuple(
         ("Ctrl+O", "Ended answers as Markdown, or with the marks of their tokens."),
         ("F4", "Copy the last answer; a click on copy takes one block of code."),
         ("F2", "Walk through the rounds: each draft, what became of it, the time it took."),
+        (
+            "F3",
+            "Race: plain decoding beside the drafter, for the prompt in the box or the last one.",
+        ),
         ("Ctrl+R", "Show or hide rejected drafts."),
         ("Ctrl+T", "Shade drafts by the drafter's confidence."),
         ("Ctrl+P", "All commands: theme, copy, screenshot and more."),
