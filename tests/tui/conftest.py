@@ -263,7 +263,8 @@ class Told:
             decode_seconds=sum(each.seconds for each in self.rounds),
         )
         thinking = self.thinking
-        return Finished(0, reason, (), self.text, stats, thinking=thinking)  # type: ignore[arg-type]
+        ids = tuple(map(ord, self.text))
+        return Finished(0, reason, ids, self.text, stats, thinking=thinking)  # type: ignore[arg-type]
 
     def _say(self, piece: Piece) -> None:
         self.text += piece.text

@@ -1,6 +1,7 @@
 """A race in the chat, beside which nothing else runs."""
 
 from dataclasses import replace
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from dspark.bench.race import MAX_TOKENS
@@ -35,4 +36,6 @@ def _messages(screen: "ChatScreen") -> ChatMessages:
     if screen.last is None:
         raise DSparkError(wording.NOTHING_TO_RACE)
     turn = screen.last
-    return turn.conversation.with_prompt(turn.prompt, turn.turn.opening)
+    read = takewhile(lambda each: each is not turn.turn, turn.conversation.turns)
+    before = replace(turn.conversation, turns=list(read))
+    return before.with_prompt(turn.prompt, turn.turn.opening)
