@@ -64,20 +64,20 @@ async def test_a_setting_holds_for_the_next_answer_and_is_shown(open_chat, backe
     store = ChatStore()
     async with open_chat(script("A"), script("B"), store=store, size=(120, 40)) as chat:
         await chat.asked_and_answered("Go")
-        for words in ("temperature 0.7", "system Be kind.", "schedule full"):
+        for words in ("temperature 0.7", "system Be kind.", "schedule full", "top_p 0.8", "seed 5"):
             await chat.ask(f"/set {words}")
             await chat.until_shown(words.split()[0])
         await chat.until_shown("temperature 0.7")
         await chat.asked_and_answered("More")
-        assert backend.sampling[-1] == SamplingChoice(temperature=0.7)
+        assert backend.sampling[-1] == SamplingChoice(temperature=0.7, top_p=0.8, seed=5)
         assert backend.asked[-1][0] == {"role": "system", "content": "Be kind."}
         assert backend.schedules == [ScheduleConfig("full")]
         await chat.ask("/show")
-        await chat.until_shown("system       Be kind.", "top_p        1 (the model's own)")
+        await chat.until_shown("system       Be kind.", "top_p        0.8", "seed         5")
         assert '"temperature": 0.7' in store.settings(1)
     async with open_chat(script("C"), store=store, first_chat=1) as chat:
         await chat.asked_and_answered("Again")
-        assert backend.sampling[-1] == SamplingChoice(temperature=0.7)
+        assert backend.sampling[-1] == SamplingChoice(temperature=0.7, top_p=0.8, seed=5)
         assert backend.asked[-1][0]["content"] == "Be kind."
 
 
@@ -105,7 +105,9 @@ async def test_the_chat_goes_on_with_another_model(open_chat, backend, script):
         await chat.ask("/model nothing")
         await chat.until_shown("There is no model nothing.")
         chat.prompt.clear()
-        await chat.ask("/model bigger")
+        commands = chat.app.get_system_commands(chat.screen)
+        change = next(each.callback for each in commands if each.title == "Model: bigger")
+        await change()  # as the palette does
         await chat.until(lambda: chat.screen.status.model == "bigger")
         await chat.asked_and_answered("More")
         assert backend.is_closed and [m["content"] for m in other.asked[0]] == ["Go", "A", "More"]

@@ -1,9 +1,12 @@
 """A message is chosen with the keyboard: edited, asked again, forked, continued, copied."""
 
+import base64
+
 import pytest
 
 from dspark.chat.sessions.store import ChatStore
 from dspark_tui import wording
+from dspark_tui.widgets.key_line import KeyLine
 
 CODE = "Here:\n```python\nprint(1)\n```\nand\n```\nplain\n```"
 
@@ -198,3 +201,29 @@ async def test_thinking_is_folded_in_a_rendered_answer(open_chat, script):
         assert "let me see" not in chat.shown
         await chat.pilot.click("CollapsibleTitle")
         await chat.until_shown("let me see")
+
+
+async def test_copied_text_goes_to_the_terminal_by_osc_52(open_chat, script, monkeypatch):
+    async with open_chat(script(CODE), rendered=True, size=(80, 30)) as chat:
+        await chat.asked_and_answered("Go")
+        written: list[str] = []
+        monkeypatch.setattr(chat.app._driver, "write", written.append)
+        for copies, text in (
+            (chat.pilot.press("f4"), CODE),
+            (chat.pilot.click("CopyCode"), "print(1)"),
+        ):
+            await copies
+            code = base64.b64encode(text.encode()).decode()
+            await chat.until(lambda code=code: f"\x1b]52;c;{code}\a" in written)
+
+
+async def test_a_click_copies_the_chosen_message(talk):
+    async with talk as chat:
+        await start(chat)
+        await chat.pilot.press("alt+up", "alt+up")
+        await chat.until_shown("C Copy")
+        line = chat.shown.splitlines()[chat.screen.query_one(KeyLine).region.y]
+        await chat.pilot.click(
+            offset=(line.index("C Copy") + 2, chat.screen.query_one(KeyLine).region.y)
+        )
+        await chat.until(lambda: chat.app.clipboard == "One")
