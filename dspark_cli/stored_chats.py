@@ -1,9 +1,9 @@
 """Which stored chat `dspark chat` opens, and with which model."""
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dspark.errors import InputError, UnknownNameError
+from dspark_cli.shown_drafts import showing_drafts
 
 if TYPE_CHECKING:
     from dspark.chat.backend import ChatBackend, OtherModels
@@ -40,17 +40,6 @@ def chosen_chat(
     return named[0]
 
 
-def in_chat(name: str | None, engine: "EngineConfig") -> "EngineConfig":
-    """With the schedule that the pair's entry in the catalogue has for the chat's screen."""
-    from dspark import hub
-    from dspark.config import ScheduleConfig
-
-    pair = hub.known_pair(name) if name else None
-    if pair is None or pair.chat_schedule is None:
-        return engine
-    return replace(engine, schedule=ScheduleConfig(pair.chat_schedule))
-
-
 def other_models(
     runtime: "RuntimeConfig", engine: "EngineConfig", *, shows_drafts: bool
 ) -> "OtherModels":
@@ -68,7 +57,9 @@ def other_models(
     def open_model(name: str) -> "ChatBackend":
         # the decisions would be printed over the screen
         choice = follow(settle(PairChoice(name), runtime), lambda decided: None)
-        return engine_backend(choice, runtime, in_chat(name, engine) if shows_drafts else engine)
+        return engine_backend(
+            choice, runtime, showing_drafts(name, engine) if shows_drafts else engine
+        )
 
     return OtherModels(names, open_model)
 

@@ -16,10 +16,10 @@ from dspark.config import (
 from dspark.errors import InputError, MemoryFullError
 from dspark_cli import options
 from dspark_cli.naming import settled
+from dspark_cli.shown_drafts import showing_drafts
 from dspark_cli.stored_chats import (
     chosen_chat,
     engine_backend,
-    in_chat,
     open_store,
     other_models,
 )
@@ -169,7 +169,7 @@ def chat(
         choice = _settled_or_plan(PairChoice(name, target, draft), runtime)
         has_schedule = schedule is not None or confidence_threshold is not None
         shows_drafts = not (has_schedule or is_plain)
-        own = in_chat(name, engine) if shows_drafts and target is None else engine
+        own = showing_drafts(name, engine) if shows_drafts and target is None else engine
         backend = engine_backend(choice, runtime, own)
         models = other_models(runtime, engine, shows_drafts=shows_drafts)
     if trace is not None:

@@ -17,6 +17,7 @@ from dspark_cli.loading import find_files, open_files
 from dspark_cli.output.answer import stats_object
 from dspark_cli.output.facts import print_json
 from dspark_cli.prompt import encode_prompt, read_prompt
+from dspark_cli.shown_drafts import showing_drafts
 
 if TYPE_CHECKING:
     from dspark.bench.race import RaceResult, Runner
@@ -76,6 +77,8 @@ def race(
     stop, text = options.stop_config(max_tokens, None), read_prompt(prompt)
     runtime = RuntimeConfig(device, dtype, draft_weights, kv)
     choice = PairChoice(options.one_pair(named, pair, target), target, draft)
+    if schedule is None and confidence_threshold is None and target is None:
+        engine = showing_drafts(choice.pair, engine)
     with _runners(choice, heads, runtime, engine) as runners:
         from dspark.bench import race as racing
         from dspark.chat.race_view import verdict

@@ -16,7 +16,7 @@ from dspark.chat.race_view import Lane
 from dspark.chat.token_spans import Kind
 from dspark_cli.output.answer import stats_line
 
-STYLES: dict[Kind, str] = {"accepted": "green underline", "own": "", "rejected": "red strike"}
+STYLES: dict[Kind, str] = {"accepted": "blue underline", "own": "", "rejected": "red strike"}
 FRAME_SECONDS = 1 / 20
 FRAME_ROWS, FRAME_COLUMNS = 4, 4  # of a panel, and the line below it
 

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from dspark.errors import InputError
+
 
 @pytest.fixture
 def race(dspark, tiny_chat_dir, make_tiny_head):
@@ -18,7 +20,7 @@ def race(dspark, tiny_chat_dir, make_tiny_head):
 
 
 def test_plain_decoding_and_the_pair_write_the_same_text(race, dspark, tiny_chat_dir):
-    outcome = race("--json")
+    outcome = race("--json", "--schedule", "full")
     assert outcome.code == 0, outcome.err
     result = json.loads(outcome.out)
     plain, drafted = result["runners"]
@@ -48,3 +50,18 @@ def test_two_heads_race_and_a_line_each_tells_how_they_did(race):
 def test_a_race_needs_two(race, drafts, said):
     outcome = race(drafts=drafts)
     assert outcome.code == 2 and said in outcome.err
+
+
+def test_the_demo_races_with_drafts_that_are_seen_unless_a_schedule_is_asked_for(
+    dspark, monkeypatch
+):
+    schedules = []
+
+    def opened(choice, heads, runtime, engine):
+        schedules.append(engine.schedule.mode)
+        raise InputError("enough", "")
+
+    monkeypatch.setattr("dspark_cli.commands.race._runners", opened)
+    for options in ([], ["--schedule", "auto"]):
+        dspark("race", "demo", "Hi", *options)
+    assert schedules == ["full", "auto"]

@@ -137,8 +137,8 @@ class PublishedTau:
 class Pair:
     """A target and its head. `origins` names the source of each figure and claim.
 
-    `licence` is the target's. None, anywhere, is not established. `chat_schedule` holds on the
-    chat's screen where none is asked for: "full" shows drafts even where they do not pay.
+    `licence` is the target's. None, anywhere, is not established. `shown_schedule` holds in
+    chats and races where none is asked for: "full" shows drafts even where they do not pay.
     """
 
     name: str
@@ -152,4 +152,4 @@ class Pair:
     facts: TargetFacts | None = None
     head: HeadFacts | None = None
     published: PublishedTau | None = None
-    chat_schedule: Schedule | None = None
+    shown_schedule: Schedule | None = None

@@ -56,7 +56,7 @@ class _Pair:
     head: HeadFacts
     origins: Mapping[str, str]
     published: PublishedTau | None = None
-    chat_schedule: Schedule | None = None
+    shown_schedule: Schedule | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +117,7 @@ def _joined(name: str, entry: _Pair, targets: Mapping[str, _Target]) -> Pair:
         facts=target.facts,
         head=entry.head,
         published=entry.published,
-        chat_schedule=entry.chat_schedule,
+        shown_schedule=entry.shown_schedule,
     )
 
 
