@@ -16,6 +16,10 @@ FAR_FROM_FLOOR = 3.0  # times the floor: the baseline leaves most of the memory'
 LEAST_ANSWERS = 4  # of an arm, for a forecast
 PEER_AHEAD = 1.05  # times our own plain decoding
 Kind = Literal["noisy", "one_trial", "not_lossless", "slow_baseline", "parked", "no_gain"]
+UNTOLD: dict[Kind, str] = {  # what makes a forecast worthless
+    "noisy": "it was noisy",
+    "slow_baseline": "its baseline was slow, so that speed-ups flatter",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +105,9 @@ def peer_notices(peers: Sequence["PeerFigures"], plain_rate: float) -> tuple[Not
     return tuple(found)
 
 
-def expectation(section: "Section") -> str:
-    """One plain sentence for somebody who will use the first drafter on this machine."""
+def expectation(section: "Section", notices: Sequence[Notice]) -> str:
+    """One plain sentence for somebody who will use the first drafter on this machine; `notices` are
+    all that concern the section."""
     heads = section.comparison.heads
     best = max(heads, key=lambda each: each.report.speedup.median)
     report, interval = best.report, section.of(best.head.name).interval
@@ -113,6 +118,11 @@ def expectation(section: "Section") -> str:
     low, high = interval or (report.speedup.low, report.speedup.high)
     if report.prompts * report.trials < LEAST_ANSWERS:
         return "Too little was measured to say what to expect: use more prompts or trials."
+    if reasons := [UNTOLD[kind] for kind in UNTOLD if kind in {each.kind for each in notices}]:
+        return (
+            f"This run cannot tell what to expect: {' and '.join(reasons)}. "
+            "Measure again when nothing else runs."
+        )
     text = {
         True: "with the same text",
         False: "with a different text",
@@ -126,7 +136,8 @@ def expectation(section: "Section") -> str:
     kinds = sorted(report.categories, key=lambda each: -each.speedup)
     parts = ", ".join(f"{each.category} {each.speedup:.2f}" for each in kinds)
     doubt = "" if low > 1.0 else " That is within noise of no gain at all."
+    ends = dict.fromkeys(f"{each.speedup:.2f}" for each in (kinds[-1], kinds[0]))
     return (
-        f"Expect {best.head.name} to answer {low:.2f} to {high:.2f} times as fast as plain "
+        f"Expect {best.head.name} to answer {' to '.join(ends)} times as fast as plain "
         f"decoding, {text} ({parts}).{doubt}"
     )

@@ -53,10 +53,13 @@ class Measured:
             for section in self.sections
             for each in notices_of(section, self.floor)
         ]
-        if self.against is not None:
-            engines = (*self.against.ours, *self.against.peers)
-            found += peer_notices(engines, self.against.plain_rate)
-        return tuple(found)
+        return (*found, *self.peer_notices)
+
+    @property
+    def peer_notices(self) -> tuple[Notice, ...]:
+        if self.against is None:
+            return ()
+        return peer_notices((*self.against.ours, *self.against.peers), self.against.plain_rate)
 
 
 def whole_document(
@@ -73,7 +76,10 @@ def whole_document(
     return {
         **_headline(measured, bench, engine, command),
         "partial": is_partial,
-        "sections": [section_object(each, session, measured.floor) for each in measured.sections],
+        "sections": [
+            section_object(each, session, measured.floor, measured.peer_notices)
+            for each in measured.sections
+        ],
         "notices": [notice_object(each) for each in measured.notices],
         "floor": floor_object(measured.floor),
         "peers": None if against is None else _peers_object(against),

@@ -1,5 +1,6 @@
 """Sections, notices and peers as parts of the JSON document of `dspark bench`."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,14 @@ if TYPE_CHECKING:
     from dspark.engine.session import Session
 
 
-def section_object(section: "Section", session: "Session", floor: "Floor | None") -> dict[str, Any]:
+def section_object(
+    section: "Section",
+    session: "Session",
+    floor: "Floor | None",
+    of_peers: Sequence[Notice] = (),
+) -> dict[str, Any]:
     """Rates in tokens per second, times in seconds."""
+    notices = notices_of(section, floor)
     condition, comparison = section.condition, section.comparison
     plain: dict[str, Any] = {"answers": _answers(section.plain)}
     if comparison.is_timed:
@@ -48,8 +55,8 @@ def section_object(section: "Section", session: "Session", floor: "Floor | None"
             }
             for each in comparison.heads
         ],
-        "notices": [notice_object(each) for each in notices_of(section, floor)],
-        "expect": expectation(section),
+        "notices": [notice_object(each) for each in notices],
+        "expect": expectation(section, (*notices, *of_peers)),
     }
 
 

@@ -1,5 +1,6 @@
 """Plots as inline SVG, without a library or a network: bars, lines, stacked bars."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -37,7 +38,7 @@ def bar_plot(
     y = Scale(0.0, top, HEIGHT - BOTTOM, TOP)
     width = (WIDTH - LEFT - RIGHT) / max(len(groups), 1)
     bar = width * 0.8 / max(len(series), 1)
-    parts = _y_axis(y, top, y_title)
+    parts = _y_axis(y, sorted({*round_ticks(top), line}), y_title)
     for place, group in enumerate(groups):
         parts.append(_text(LEFT + width * (place + 0.5), TICKS, group, "middle"))
         for number, values in enumerate(series.values()):
@@ -65,7 +66,7 @@ def line_plot(
     low, high = x_range or (min(xs), max(xs))
     x = Scale(low, high, LEFT + 8, WIDTH - RIGHT - 8)
     y = Scale(0.0, 1.0, HEIGHT - BOTTOM, TOP)
-    parts = _y_axis(y, 1.0, y_title)
+    parts = _y_axis(y, round_ticks(1.0), y_title)
     ticks = (
         sorted(set(xs)) if len(set(xs)) <= 16 and x_range is None else [low, (low + high) / 2, high]
     )
@@ -109,8 +110,14 @@ def stacked_plot(
     return _with_legend(drawn, parts_of, height)
 
 
-def _y_axis(y: Scale, top: float, title: str) -> list[str]:
-    ticks = [top * step / 4 for step in range(5)]
+def round_ticks(top: float) -> list[float]:
+    """From 0 to at most `top`, at most six, in steps of 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(top / 5))
+    step = next(each for each in (power, 2 * power, 5 * power, 10 * power) if each >= top / 5)
+    return [round(step * place, 12) for place in range(math.floor(top / step + 1e-9) + 1)]
+
+
+def _y_axis(y: Scale, ticks: Sequence[float], title: str) -> list[str]:
     lines = [
         f'<line x1="{LEFT}" y1="{y(t):.1f}" x2="{WIDTH - RIGHT}" y2="{y(t):.1f}" class="grid"/>'
         for t in ticks

@@ -14,6 +14,17 @@ Document = Mapping[str, Any]
 PARTS = ("draft", "verify", "commit", "host")
 PART_NAMES = ("draft", "verify and accept", "commit", "host")
 
+GLOSSARY = (
+    ("τ", "mean number of tokens per round: the accepted drafts plus the one the model adds"),
+    ("T = 0", "temperature 0: the likeliest token is always taken; higher ones draw at random"),
+    ("arm", "one of the ways of decoding that are compared, such as plain or a drafter"),
+    ("decode, end to end", "without and with the time that the prompt takes"),
+    ("floor", "the least time of a step: that of reading all the model's weights once"),
+    ("once reached", "share accepted at a position, of rounds that accepted all drafts before it"),
+    ("prefix", "share of rounds that accepted every draft up to a position"),
+    ("AUC", "how often an accepted draft had more confidence than a refused one; 0.5 is chance"),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Heading:
@@ -59,6 +70,8 @@ def report_blocks(document: Document) -> Iterator[Block]:
     if document["peers"]:
         yield from peer_blocks(document["peers"])
     yield from _provenance(document)
+    yield Heading("Words of this page")
+    yield Table("", ("", ""), GLOSSARY)
 
 
 def section_blocks(section: Document, floor: Document | None) -> Iterator[Block]:
@@ -239,7 +252,8 @@ def _provenance(document: Document) -> Iterator[Block]:
         "trials, most new tokens": f"{settings['trials']}, {settings['max_tokens']}",
         "device, number format": f"{settings['device']}, {settings['dtype']}",
         "prompts": f"{prompts['prompts']} of {prompts['name']} ({prompts['source']})",
-        "their revision, licence": f"{prompts['revision']}, {prompts['licence']}",
+        "their revision": prompts["revision"],
+        "their licence": prompts["licence"],
         "their wording": prompts["wording"],
         **{f"revision of the {name}": each for name, each in document["revisions"].items()},
         **document["machine"],

@@ -1,5 +1,7 @@
 """What a report calls out by itself: planted faults, and a clean run that is called nothing."""
 
+import re
+
 import pytest
 
 from dspark.bench.floor import Floor
@@ -92,9 +94,30 @@ def test_engines_take_turns_and_count_alike():
 
 def test_drafts_that_lose_are_told_to_lose():
     (section,) = measured(ScriptedSession(draft_speed=0.3)).sections
-    assert expectation(section).startswith("Drafts do not pay here")
+    assert expectation(section, ()).startswith("Drafts do not pay here")
 
 
 def test_one_answer_is_no_forecast():
     (section,) = measured(ScriptedSession(draft_speed=0.3), trials=1, texts=TEXTS[:1]).sections
-    assert expectation(section).startswith("Too little was measured")
+    assert expectation(section, ()).startswith("Too little was measured")
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (lambda: measured(ScriptedSession(jitter=0.25)), "it was noisy"),
+        (lambda: with_peers(peer("engine", 120.0, "engine")), "speed-ups flatter"),
+    ],
+    ids=["noisy", "slow baseline"],
+)
+def test_a_run_with_a_doubt_forecasts_nothing(found, reason):
+    told = document(found())["sections"][0]["expect"]
+    assert told.startswith("This run cannot tell") and reason in told
+    assert "easure again" in told and "times as fast" not in told
+
+
+def test_the_ends_of_the_forecast_are_those_of_its_kinds():
+    told = document(measured(ScriptedSession()))["sections"][0]["expect"]
+    kinds = re.findall(r"\d\.\d\d", told[told.index("(") :])
+    ends = re.findall(r"\d\.\d\d", told[: told.index("(")])
+    assert len(kinds) > 1 and set(ends) == {min(kinds), max(kinds)}

@@ -6,6 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from dspark_cli.output.svg_plot import bar_plot
+
 
 @pytest.fixture
 def bench(dspark, fake_session, tmp_path):
@@ -31,6 +33,9 @@ def test_one_run_writes_json_rounds_html_and_markdown(bench, tmp_path):
     assert document["prompt_set"]["prompts"] == 2
     page, text = files["html"].read_text("utf-8"), files["md"].read_text("utf-8")
     assert page.count("<svg") == 4 * 4  # speed-ups, acceptance, times, reliability
+    for word in ("τ", "T = 0", "arm", "floor", "AUC", "once reached"):
+        assert f"<td>{word}</td><td>" in page
+    assert "None" not in page
     for words in ("T = 1, 30 tokens of context", "2.00 ×", "identical", "Expect dspark"):
         assert words in page and words in text and words.replace(" ×", "×") in outcome.out
 
@@ -109,3 +114,9 @@ def test_a_report_of_another_version_is_refused(dspark, tmp_path):
     old.write_text('{"plain": {}}')
     outcome = dspark("bench", "--from", str(old))
     assert outcome.code == 2 and "Measure it again" in outcome.err
+
+
+def test_ticks_are_round_with_one_at_plain_speed():
+    ticks = re.compile(r'text-anchor="end">([^<]+)<')
+    for speed, expected in ((1.49, "0 0.5 1 1.5"), (0.8, "0 0.5 1"), (7.0, "0 1 2 4 6")):
+        assert ticks.findall(bar_plot(["chat"], {"dspark": [speed]}, "", 1.0)) == expected.split()
