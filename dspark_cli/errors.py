@@ -84,3 +84,5 @@ def report(error: BaseException, is_debug: bool) -> None:
         traceback.print_exception(error)
     message, hint = describe(error)
     print(visible(f"dspark: {message} {hint}").rstrip(), file=sys.stderr, flush=True)
+    for line in (line for note in getattr(error, "__notes__", ()) for line in note.splitlines()):
+        print(visible(line), file=sys.stderr, flush=True)

@@ -32,7 +32,7 @@ HINT = (
     f"Say it like {FORM}: ram= and gpu= in GB, gpu= also a card like 4090, ssd= and pcie= in GB "
     "a second; ram=256@110 gives the memory's GB a second, gpu=24@1008 the card's."
 )
-PART = re.compile(r"([a-z]+)=([a-z0-9. -]+)(?:@([0-9.]+))?")
+PART = re.compile(r"([a-z]+)=([a-z0-9. -]+?)(?: ?gb)?(?:@([0-9.]+))?")
 
 
 @dataclass(frozen=True, slots=True)

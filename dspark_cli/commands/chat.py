@@ -206,11 +206,10 @@ def _settled_or_plan(choice: PairChoice, runtime: RuntimeConfig) -> PairChoice:
     """Where memory is too small for a model with routed experts, what would be where is told."""
     try:
         return settled(choice, runtime)
-    except MemoryFullError:
-        from dspark_cli.views.machine_plan import tell_this_machine
+    except MemoryFullError as error:
+        from dspark_cli.views.machine_plan import with_plan
 
-        tell_this_machine(choice.pair)
-        raise
+        raise with_plan(choice.pair, error) from None
 
 
 def _is_pair(word: str | None) -> bool:

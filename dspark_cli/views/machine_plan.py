@@ -1,6 +1,5 @@
 """What of a pair would be where on a machine, with an estimate of its speed."""
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from dspark.machine import gigabytes
@@ -8,13 +7,18 @@ from dspark_cli.output.facts import print_json
 from dspark_cli.output.tables import wrapped
 
 if TYPE_CHECKING:
+    from dspark.errors import MemoryFullError
     from dspark.hub.machine_spec import MachineSpec
     from dspark.hub.memory_needed import Footprint
     from dspark.hub.tier_plan import Part, Speed, TierPlan
 
 TITLES = {"cpu": "on the CPU", "gpu": "on the GPU"}
 PLACES = {"gpu": "the GPU", "memory": "memory", "ssd": "the SSD"}
-NOT_YET = "dspark cannot put routed experts on a GPU yet; this is what its bandwidth would allow"
+NOT_YET = "dspark cannot put routed experts on a GPU yet; what its bandwidth would allow"
+WORDS = (
+    "Routed experts are the parts of a layer of which each token uses only a few; the head is the "
+    "small model that drafts."
+)
 
 
 def tell_what_if(name: str, machine: str, as_json: bool = False) -> None:
@@ -30,15 +34,24 @@ def tell_what_if(name: str, machine: str, as_json: bool = False) -> None:
         print("\n".join(plan_lines(name, found, spec)))
 
 
-def tell_this_machine(name: str) -> None:
-    """On stderr, of a known pair with routed experts; nothing of others."""
+def with_plan(name: str, refusal: "MemoryFullError") -> "MemoryFullError":
+    """The refusal of a known pair with routed experts, with the plan and each way out as lines
+    below it; of others as it is."""
     from dspark import hub
+    from dspark.errors import MemoryFullError
     from dspark.hub.memory_fit import footprint, this_machine
 
     pair = hub.known_pair(name)
     found = None if pair is None else footprint(pair)
-    if found is not None and found.experts is not None:
-        print("\n".join(plan_lines(name, found, this_machine())), file=sys.stderr)
+    if pair is None or found is None or found.experts is None:
+        return refusal
+    needed = hub.disk_needed(pair)
+    fetched = f"; {gigabytes(needed)} would be downloaded first" if needed else ""
+    told = MemoryFullError(f"{refusal.message}{fetched}", "")
+    # a way is a clause of the hint
+    ways = [wrapped(way.removeprefix("or "), indent="  - ") for way in refusal.hint.split("; ")]
+    told.add_note("\n".join([*plan_lines(name, found, this_machine()), "What you can do:", *ways]))
+    return told
 
 
 def plan_lines(name: str, of: "Footprint", machine: "MachineSpec") -> list[str]:
@@ -46,10 +59,11 @@ def plan_lines(name: str, of: "Footprint", machine: "MachineSpec") -> list[str]:
 
     lines = [wrapped(f"{name} on a machine with {_machine_text(machine)}:")]
     for plan in tier_plans(of, machine):
-        lines.append(f"  {TITLES[plan.device]}: {_verdict(plan)}")
+        title = TITLES[plan.device] + ("" if plan.exists else f" ({NOT_YET})")
+        lines.append(wrapped(f"{title}: {_verdict(plan)}", indent="  "))
         lines += [f"    {_part_text(part)}" for part in plan.parts]
-        if not plan.exists:
-            lines.append(wrapped(f"({NOT_YET})", indent="    "))
+    if of.experts is not None:
+        lines.append(wrapped(WORDS, indent="  "))
     return lines
 
 

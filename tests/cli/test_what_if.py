@@ -21,6 +21,8 @@ def test_another_machine_is_told_before_a_byte_is_fetched(dspark, tmp_path) -> N
     for each in ("147.2 GB", "read by every token", "estimate", "assumed", "cannot put"):
         assert each in text
     assert not [*tmp_path.rglob("*.safetensors")]
+    (heading,) = (line for line in text.splitlines() if line.startswith("  on the GPU"))
+    assert "cannot put" in heading and "estimate" in heading
     failed = dspark("chat", "demo", "--what-if", "gpu=24")
     assert failed.code == 2
     assert "needs the machine's memory" in failed.err
@@ -30,10 +32,15 @@ def test_a_model_too_large_is_refused_with_what_would_be_where(dspark, monkeypat
     monkeypatch.setattr(
         "dspark.hub.memory_fit.rooms", lambda: [Room("cpu", 32 * 10**9, 4, keeps_codes=True)]
     )
+    monkeypatch.setenv("COLUMNS", "80")
     for name in ("deepseek-v4-flash", "deepseek-v4-pro"):
         failed = dspark("chat", name)
         assert failed.code == 1
-        *plan, refusal = failed.err.splitlines()
+        refusal, *plan = failed.err.splitlines()
+        assert refusal.startswith(f"dspark: {name} needs") and "GB would be downloaded" in refusal
         assert f"{name} on a machine with 32.0 GB" in plan[0]
         assert any("on the SSD" in line for line in plan)
-        assert refusal.startswith(f"dspark: {name} needs") and "--what-if" in refusal
+        assert any(line.startswith("  Routed experts are") for line in plan)
+        ways = plan[plan.index("What you can do:") + 1 :]
+        assert all(line.startswith(("  - ", "    ")) and len(line) <= 80 for line in ways)
+        assert any(line.startswith(f"  - dspark chat {name} --what-if") for line in ways)

@@ -108,6 +108,7 @@ def test_a_machine_is_read() -> None:
     assert (spec.memory_rate, spec.ssd_rate, spec.assumed) == (110e9, 7e9, ("pcie",))
     assert [room.device for room in spec.rooms()] == ["cuda", "cpu"]
     assert parse_machine("gpu=24@1000,ram=1").gpu_rate == 1000e9
+    assert parse_machine("gpu=24gb@960,ram=16 GB") == parse_machine("gpu=24@960,ram=16")
     assert replace(parse_machine("ram=64"), assumed=()) == MachineSpec(64 * 10**9, assumed=())
 
 
