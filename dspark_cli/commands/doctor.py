@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = ("dspark doctor", "dspark doctor --json > doctor.json")
 PROBLEM = "problem"
+ON_DISK_ONLY = "known once on disk"
+NEXT = "Next: dspark chat talks to the demo."
 PAIR_COLUMNS = (
     Column("  PAIR"),
     Column("FITS NOW"),
@@ -41,6 +43,7 @@ def doctor(as_json: options.Json = False) -> None:
             print_table(PAIR_COLUMNS, [_pair_row(*each) for each in facts.items()])
         else:
             print_facts({_label(key): _text(key, value) for key, value in facts.items()})
+    print(f"\n{NEXT}")
 
 
 def _pair_row(name: str, facts: dict[str, Any]) -> tuple[str, ...]:
@@ -51,7 +54,7 @@ def _pair_row(name: str, facts: dict[str, Any]) -> tuple[str, ...]:
         _mark(facts["in_store"]),
         size_or_unknown(facts["memory_bytes"]),
         size_or_unknown(facts["disk_still_needed_bytes"]),
-        "" if tokens is None else f"{tokens:,} tokens",
+        ON_DISK_ONLY if tokens is None else f"{tokens:,} tokens",
     )
 
 
@@ -125,10 +128,21 @@ def _runtime() -> dict[str, Any]:
     return {
         "device": runtime.device,
         "dtype": runtime.dtype,
+        "demo_weights": _demo_format(runtime.device),
         "reason": runtime.reason,
         **_gpu_kernels(runtime.device),
         "gguf_on_the_cpu": _gguf_text(),
     }
+
+
+def _demo_format(device: str) -> str:
+    """How the demo's weights are held, which are stored in codes."""
+    from dspark import hub
+    from dspark.config import DEFAULT_PAIR, RuntimeConfig
+    from dspark.hub.memory_fit import footprint, number_format, room_for, rooms
+
+    pair = hub.find_pair(DEFAULT_PAIR)
+    return number_format(footprint(pair), room_for(RuntimeConfig(device), rooms()))
 
 
 def _gpu_kernels(device: str) -> dict[str, str]:

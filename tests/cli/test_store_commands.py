@@ -230,6 +230,10 @@ def test_doctor_reports_what_is_here(dspark, home, put_demo) -> None:
     assert report["store"]["path"] == str(home)
     assert report["runtime"]["dtype"] in ("float32", "bfloat16")
     assert report["runtime"]["reason"]
+    held = "as stored" if variants() and report["runtime"]["dtype"] == "float32" else "float"
+    assert held in report["runtime"]["demo_weights"]
+    text = dspark("doctor").out
+    assert "known once on disk" in text and "dspark chat" in text.splitlines()[-1]
     pair = report["pairs"]["demo"]
     assert pair["in_store"] is False
     is_unpacked = report["runtime"]["dtype"] != "float32" or not variants()
