@@ -5,7 +5,7 @@ slows the machine slows both.
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -39,11 +39,16 @@ class RaceStep:
 
 @dataclass(frozen=True, slots=True)
 class Lap:
-    """One runner at the end."""
+    """One runner at the end. `seconds` and those of its stats are of its own turns alone."""
 
     name: str
     seconds: float
     finished: Finished
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the whole answer, reading the prompt included."""
+        return self.finished.stats.new_tokens / self.seconds if self.seconds > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +60,16 @@ class RaceResult:
 
     @property
     def speedup(self) -> float | None:
-        """Tokens a second of the last runner over those of the first, prompts left out; None for
-        answers of a single token."""
-        rates = [lap.finished.stats.decode_tokens_per_second for lap in self.laps]
+        """Tokens a second of the last runner over those of the first; None for an answer without
+        tokens."""
+        rates = [lap.tokens_per_second for lap in self.laps]
         return rates[-1] / rates[0] if rates[0] and rates[-1] else None
+
+    @property
+    def winner(self) -> Lap | None:
+        """Who was done first; None if both took the same hundredths of a second."""
+        first, second, *_ = sorted(self.laps, key=lambda lap: lap.seconds)
+        return None if f"{first.seconds:.2f}" == f"{second.seconds:.2f}" else first
 
 
 @dataclass
@@ -66,6 +77,7 @@ class _Running:
     name: str
     events: Iterator[Event]
     seconds: float = 0.0
+    prefill_seconds: float | None = None
     finished: Finished | None = None
 
     def step(self) -> Event:
@@ -73,8 +85,17 @@ class _Running:
         event = next(self.events)
         self.seconds += perf_counter() - start
         if isinstance(event, Finished):
-            self.finished = event
+            event = self.finished = self._on_own_clock(event)
+        elif self.prefill_seconds is None and event.pieces:
+            self.prefill_seconds = self.seconds
         return event
+
+    def _on_own_clock(self, event: Finished) -> Finished:
+        """The engine's clock has run through the turns of the other."""
+        prefill = self.seconds if self.prefill_seconds is None else self.prefill_seconds
+        decode = self.seconds - prefill
+        stats = replace(event.stats, prefill_seconds=prefill, decode_seconds=decode)
+        return replace(event, stats=stats)
 
 
 def race(

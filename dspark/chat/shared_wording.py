@@ -12,13 +12,17 @@ END_NOTES = {
 
 
 def parked_words(stats: DecodeStats) -> str:
-    """Why nothing is drafted at present."""
+    """Why little or nothing was drafted."""
+    amount = "few" if stats.drafted else "no"
     if not stats.draft_cost:
-        return "drafts parked: plain is faster now"
-    return (
-        f"drafts parked: a round would take {stats.draft_cost:.1f} plain ones and give "
-        f"{stats.draft_tokens:.1f} tokens"
-    )
+        return f"{amount} drafts: plain decoding is faster now"
+    return f"{amount} drafts: {draft_price_words(stats.draft_cost, stats.draft_tokens)}"
+
+
+def draft_price_words(cost: float, tokens: float) -> str:
+    """What a round with drafts would have cost and given; `cost` in plain rounds, of a token."""
+    as_long = f"take as long as {cost:.1f} tokens without"
+    return f"a round with drafts would {as_long}, and give {tokens:.1f}"
 
 
 def ending_words(event: Finished, refused: str = "") -> list[str]:

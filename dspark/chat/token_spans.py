@@ -9,6 +9,11 @@ from dspark.chat.control_characters import visible
 from dspark.events import Finished, Piece, Round
 
 Kind = Literal["accepted", "own", "rejected"]
+LEGEND: dict[Kind, tuple[str, str]] = {  # at length and in short
+    "accepted": ("accepted draft", "accepted"),
+    "rejected": ("rejected draft", "rejected"),
+    "own": ("target's own", "own"),
+}
 
 
 @dataclass(frozen=True, slots=True)

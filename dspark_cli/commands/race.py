@@ -125,6 +125,7 @@ def _race_object(result: "RaceResult") -> dict[str, object]:
             {
                 "name": lap.name,
                 "seconds": lap.seconds,
+                "tokens_per_second": lap.tokens_per_second,
                 "token_ids": list(lap.finished.token_ids),
                 "text": lap.finished.text,
                 "stats": stats_object(lap.finished.stats),

@@ -69,11 +69,14 @@ def stats_object(stats: DecodeStats) -> dict[str, Any]:
     }
 
 
-def stats_line(stats: DecodeStats, sampling: SamplingConfig | None = None) -> str:
-    """With `sampling`, also states how the answer was drawn."""
+def stats_line(
+    stats: DecodeStats, sampling: SamplingConfig | None = None, rate: float | None = None
+) -> str:
+    """With `sampling`, also states how the answer was drawn; `rate` is of decoding by default."""
+    rate = stats.decode_tokens_per_second if rate is None else rate
     figures = [counted(stats.new_tokens, "token")]
-    if stats.decode_tokens_per_second:  # one token, or an answer in one piece, has no rate
-        figures.append(f"{stats.decode_tokens_per_second:.1f} tok/s")
+    if rate:  # one token, or an answer in one piece, has no rate
+        figures.append(f"{rate:.1f} tok/s")
     if stats.drafted and not stats.is_parked:
         figures += [f"τ {stats.tau:.2f}", f"{stats.verified_per_round:.1f} verified per round"]
     if stats.is_parked:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import monotonic
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
@@ -13,12 +13,12 @@ from rich.text import Text
 
 from dspark.bench.race import RaceResult, RaceStep
 from dspark.chat.race_view import Lane
-from dspark.chat.token_spans import Kind
+from dspark.chat.token_spans import LEGEND, Kind
 from dspark_cli.output.answer import stats_line
 
 STYLES: dict[Kind, str] = {"accepted": "blue underline", "own": "", "rejected": "red strike"}
 FRAME_SECONDS = 1 / 20
-FRAME_ROWS, FRAME_COLUMNS = 4, 4  # of a panel, and the line below it
+FRAME_ROWS, FRAME_COLUMNS = 5, 4  # of a panel, and the legend and the cursor below it
 
 
 @dataclass
@@ -56,7 +56,7 @@ class RaceView:
         height = max(len(lines) for lines in texts)
         pairs = zip(self.columns, texts, strict=True)
         table.add_row(*(_panel(column, lines, height) for column, lines in pairs))
-        self.live.update(table, refresh=True)
+        self.live.update(Group(table, legend()), refresh=True)
         self._next_frame = monotonic() + FRAME_SECONDS
 
     def _last_lines(self, column: Column) -> list[Text]:
@@ -64,6 +64,12 @@ class RaceView:
         width = self._console.width // len(self.columns) - FRAME_COLUMNS
         height = self._console.height - FRAME_ROWS
         return list(column.text.wrap(self._console, max(1, width)))[-max(1, height) :]
+
+
+def legend() -> Text:
+    """Each word in the style it explains."""
+    words = [((at_length, STYLES[kind]), "  ") for kind, (at_length, _) in LEGEND.items()]
+    return Text.assemble(*(part for pair in words for part in pair))
 
 
 def _panel(column: Column, lines: Sequence[Text], height: int) -> Panel:
@@ -93,5 +99,7 @@ def race_view(
 
 def lap_lines(result: RaceResult) -> list[str]:
     return [
-        f"{lap.name}: {stats_line(lap.finished.stats)} · {lap.seconds:.2f} s" for lap in result.laps
+        f"{lap.name}: {stats_line(lap.finished.stats, rate=lap.tokens_per_second)} · "
+        f"{lap.seconds:.2f} s"
+        for lap in result.laps
     ]

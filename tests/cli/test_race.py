@@ -27,6 +27,11 @@ def test_plain_decoding_and_the_pair_write_the_same_text(race, dspark, tiny_chat
     assert plain["name"] == "plain" and plain["stats"]["drafted"] == 0
     assert drafted["stats"]["drafted"] > 0 and result["is_identical"] is True
     settings = ("--max-tokens", "16", "--device", "cpu", "--dtype", "float32")
+    for each in plain, drafted:
+        assert each["tokens_per_second"] == pytest.approx(16 / each["seconds"])
+        stats = each["stats"]
+        assert stats["prefill_seconds"] + stats["decode_seconds"] == pytest.approx(each["seconds"])
+    assert result["speedup"] == pytest.approx(plain["seconds"] / drafted["seconds"])
     alone = dspark("generate", "Hi", "--target", str(tiny_chat_dir), "--json", *settings)
     assert json.loads(alone.out)["token_ids"] == drafted["token_ids"] == plain["token_ids"]
 

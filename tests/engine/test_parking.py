@@ -256,7 +256,7 @@ def test_a_parked_round_is_told_and_costs_no_acceptance():
     assert parked and all(e.draft == () and e.accepted == 0 for e in parked)
     assert finished.stats.parked == len(parked) < finished.stats.rounds
     assert {(e.draft_cost, e.draft_tokens) for e in parked} == {(3.0, 2.0)}
-    said = "drafts parked: a round would take 3.0 plain ones and give 2.0 tokens"
+    said = "drafts: a round with drafts would take as long as 3.0 tokens without, and give 2.0"
     assert said in stats_line(finished.stats)
     metrics = Metrics()
     for event in events:

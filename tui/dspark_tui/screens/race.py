@@ -14,6 +14,7 @@ from dspark.errors import DSparkError
 from dspark_tui import wording
 from dspark_tui.race_run import RaceRun
 from dspark_tui.token_styles import View, content_of
+from dspark_tui.widgets.legend import legend
 
 FRAME_SECONDS = 1 / 15
 
@@ -42,6 +43,7 @@ class RaceScreen(ModalScreen[None]):
                     with VerticalScroll(classes="lane") as column:
                         column.border_title = lane.name
                         yield Static(classes="text", markup=False)
+            yield Static(legend(self._view, is_short=False), id="marks")
             yield Static(id="verdict", markup=False)
 
     def on_mount(self) -> None:

@@ -22,6 +22,7 @@ from dspark.chat.round_view import (
     rounds_of,
     tells_probs,
 )
+from dspark.chat.shared_wording import draft_price_words
 from dspark.events import Round
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -154,8 +155,7 @@ def _inside(event: Round, count: int, width: int, note: str) -> Content:
 def _end_words(event: Round) -> str:
     words = END_WORDS[end_of(event)]
     if event.is_parked and event.draft_cost:
-        cost, tokens = f"{event.draft_cost:.1f}", f"{event.draft_tokens:.1f}"
-        return f"{words}: with drafts a round takes {cost} plain ones and gives {tokens} tokens"
+        return f"{words}: {draft_price_words(event.draft_cost, event.draft_tokens)}"
     return words
 
 

@@ -4,15 +4,10 @@ from textual.content import Content
 from textual.reactive import reactive, var
 from textual.widget import Widget
 
-from dspark.chat.token_spans import Kind, Mark
+from dspark.chat.token_spans import LEGEND, Mark
 from dspark_tui.token_styles import SHADES, View, style_of
 from dspark_tui.widgets.status_bar import Status
 
-WORDS: dict[Kind, tuple[str, str]] = {
-    "accepted": ("accepted draft", "accepted"),
-    "rejected": ("rejected draft", "rejected"),
-    "own": ("target's own", "own"),
-}
 GAP = ("  ", "")
 
 
@@ -38,7 +33,7 @@ class Legend(Widget):
 
 def legend(view: View, is_short: bool) -> Content:
     spans: list[tuple[str, str]] = []
-    for kind, words in WORDS.items():
+    for kind, words in LEGEND.items():
         if kind != "rejected" or view.show_rejected:
             spans += [(words[is_short], style_of(Mark("", kind), view)), GAP]
     if not view.show_rejected and not is_short:
