@@ -70,7 +70,7 @@ class PlainChat:
                 self.conversation = Conversation(self.settings.system)
                 say("The chat begins anew.")
             case _:
-                say(unknown_command(text))
+                say(unknown_command(text, in_plain=True))
 
     def _set(self, argument: str) -> None:
         try:

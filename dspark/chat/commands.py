@@ -3,6 +3,8 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ COMMANDS: Mapping[str, Usage] = {
 OTHER_NAMES = {"/?": "/help", "/exit": "/bye", "/quit": "/bye", "/new": "/clear"}
 # One word with one slash: a path or a sentence that begins with a slash is a prompt.
 _WORD = re.compile(r"/[\w?!.-]*")
+_LETTERS = re.compile(r"/[A-Za-z]{1,40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +57,31 @@ def parse_command(text: str, *, in_plain: bool = False) -> Command | None:
     if usage is not None and (usage.in_plain or not in_plain):
         is_command = not argument or (bool(usage.argument) and "\n" not in word)
         return Command(name, argument.strip()) if is_command else None
-    return Command("") if _WORD.fullmatch(text.strip()) else None
+    return Command("") if _is_meant_as_one(text.strip()) else None
 
 
-def unknown_command(text: str) -> str:
-    return f"There is no command {text.strip()[:20]}; /help lists the commands."
+def _is_meant_as_one(text: str) -> bool:
+    """A misspelt command, not a path; a command that takes no argument begins a sentence."""
+    word = text.split(maxsplit=1)[0] if text else ""
+    if not _WORD.fullmatch(word) or (word != "/" and Path(word).exists()):
+        return False
+    if word == text:
+        return True
+    is_known = word.lower() in {*COMMANDS, *OTHER_NAMES}
+    return not is_known and (bool(_LETTERS.fullmatch(word)) or bool(_close_to(word)))
+
+
+def _close_to(word: str, *, in_plain: bool = False) -> list[str]:
+    names = [name for name, usage in COMMANDS.items() if usage.in_plain or not in_plain]
+    return get_close_matches(word.lower(), [*names, *OTHER_NAMES], n=1)
+
+
+def unknown_command(text: str, *, in_plain: bool = False) -> str:
+    """Of a text whose first word is no command, or none without a screen."""
+    word = text.split(maxsplit=1)[0][:20]
+    if close := _close_to(word, in_plain=in_plain):
+        return f"There is no command {word}. Did you mean {close[0]}?"
+    return f"There is no command {word}; /help lists the commands."
 
 
 def completions(text: str) -> list[str]:

@@ -56,7 +56,7 @@ async def test_enter_sends_and_escape_closes_the_list(open_chat):
         await chat.pilot.press("backspace")
         await chat.until(lambda: offered(chat))
         await chat.pilot.press("enter")
-        await chat.until_shown("There is no command /s;")
+        await chat.until_shown("There is no command /s. ")
 
 
 async def test_paths_go_on_into_folders(open_chat, folder):

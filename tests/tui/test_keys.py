@@ -1,8 +1,11 @@
 """Ctrl+C, Ctrl+D and the commands that begin with a slash."""
 
-import pytest
+from pathlib import Path
 
-from dspark.chat.commands import parse_command
+import pytest
+from textual.widgets import Static
+
+from dspark.chat.commands import COMMANDS, parse_command, unknown_command
 from dspark_tui.screens.help import HelpScreen
 
 
@@ -175,8 +178,32 @@ async def test_an_unknown_command_is_a_hint_and_stays_in_the_box(open_chat, back
     async with open_chat() as chat:
         await chat.until(lambda: chat.screen.phase == "ready")
         await chat.ask("/hepl")
-        await chat.until_shown("There is no command /hepl; /help lists the commands.")
+        await chat.until_shown("There is no command /hepl. Did you mean /help?")
         assert chat.prompt.text == "/hepl" and backend.asked == []
+        assert chat.prompt.selected_text == "/hepl"
+
+
+async def test_a_misspelt_command_with_an_argument_is_not_sent(open_chat, backend):
+    async with open_chat() as chat:
+        await chat.until(lambda: chat.screen.phase == "ready")
+        await chat.ask("/svae rivers")
+        await chat.until_shown("There is no command /svae. Did you mean /save?")
+        assert chat.prompt.selected_text == "/svae rivers" and backend.asked == []
+
+
+def test_a_word_that_is_a_path_begins_a_prompt(monkeypatch):
+    monkeypatch.setattr(Path, "exists", lambda path: str(path) == "/bin")
+    assert parse_command("/bin is what?") is None
+    assert parse_command("/bib is what?").name == ""
+
+
+async def test_help_shows_each_commands_argument(open_chat):
+    async with open_chat() as chat:
+        await chat.pilot.press("f1")
+        await chat.until(lambda: isinstance(chat.app.screen, HelpScreen))
+        drawn = [str(each.render()) for each in chat.app.screen.query(".meaning").results(Static)]
+        for usage in COMMANDS.values():
+            assert f"{usage.argument}: {usage.meaning}".removeprefix(": ") in drawn
 
 
 async def test_a_path_goes_to_the_model(open_chat, backend, script):
@@ -202,7 +229,10 @@ async def test_a_path_goes_to_the_model(open_chat, backend, script):
         ("/help me with this", None),
         ("/bye\n/bye", None),
         ("/set\ntemperature 1", None),
-        ("/nothing at all", None),
+        ("/nothing at all", ("", "")),
+        ("/attach FILE", ("", "")),
+        ("/sav3 x", ("", "")),
+        ("/svae/x y", None),
         ("/usr/bin", None),
         ("//", None),
         ("/* comment */", None),
@@ -217,6 +247,7 @@ def test_a_command_is_one_word_or_takes_what_follows(text, command):
 
 
 def test_without_a_screen_some_commands_are_unknown():
+    assert "Did you mean" not in unknown_command("/fork", in_plain=True)
     assert parse_command("/fork", in_plain=True).name == ""
     assert parse_command("/set seed 1", in_plain=True).name == "/set"
     assert parse_command("/fork 2", in_plain=True) is None

@@ -174,7 +174,7 @@ def test_a_person_quits_by_a_command(talk, backend, word):
 def test_a_person_gets_help_and_hints(talk, backend, script):
     _, err = talk(Terminal(b"/help\n/?\n/hepl\n/usr/bin\n"), script("Programs"))
     assert err.count("/bye             Quit") == 2
-    assert "There is no command /hepl; /help lists the commands." in err
+    assert "There is no command /hepl. Did you mean /help?" in err
     assert [messages[-1]["content"] for messages in backend.asked] == ["/usr/bin"]
 
 

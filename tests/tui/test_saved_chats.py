@@ -174,6 +174,9 @@ async def test_a_chat_is_named_and_loaded_by_its_name(open_chat, store, script):
         await two_chats(chat)
         await chat.ask("/save Ornithology")
         await chat.until_shown("This chat is called Ornithology now.")
+        await chat.ask("/save out.txt")
+        await chat.until_shown("Files end in .md or .json.")
+        assert chat.screen.conversation.title == "Ornithology"
         await chat.ask("/load rivers")
         await chat.until_shown("The Rhine")
         await chat.ask("/load ornithology")

@@ -87,7 +87,8 @@ def store_failed(reason: str) -> str:
 
 
 def no_code(count: int) -> str:
-    return f"The answer has {counted(count, 'block')} of code."
+    blocks = counted(count, "block") if count else "no blocks"
+    return f"The answer has {blocks} of code."
 
 
 def code_copied(number: int) -> str:

@@ -1,5 +1,6 @@
 """The commands that begin with a slash."""
 
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,10 +20,14 @@ from dspark_tui.widgets.transcript import Remark, Transcript
 if TYPE_CHECKING:
     from dspark_tui.screens.chat import ChatScreen
 
+_FILE_ENDING = re.compile(r"\.[A-Za-z]\w{0,4}")
+SAVES = "Files end in .md or .json."
+
 
 async def obey(screen: "ChatScreen", command: Command, text: str) -> None:
     """What cannot be done is said in a line, and the command stays in the box."""
     if not command.name:
+        screen.query_one(PromptBox).select_all()
         screen.say(Hint(unknown_command(text), is_error=True))
         return
     box = screen.query_one(PromptBox)
@@ -31,6 +36,7 @@ async def obey(screen: "ChatScreen", command: Command, text: str) -> None:
         await _DOERS[command.name](screen, command.argument)
     except DSparkError as error:
         box.put(text)
+        box.select_all()
         screen.say(Hint(wording.in_one_line(error), is_error=True))
 
 
@@ -76,6 +82,8 @@ async def _save(screen: "ChatScreen", argument: str) -> None:
         model = writers.get(conversation.saved_id or 0, screen.status.model)
         export.write(path, conversation, screen.settings, model)
         screen.say(Hint(f"Saved {path}."))
+    elif _FILE_ENDING.fullmatch(Path(argument).suffix):
+        raise DSparkError(f"{argument[:40]} is no name and no file that /save writes", SAVES)
     elif conversation.saved_id is not None:
         chats.rename(screen, conversation.saved_id, argument)
         screen.say(Hint(f"This chat is called {argument} now."))

@@ -55,7 +55,7 @@ COMMANDS: Rows = tuple(
     for name, usage in ALL_COMMANDS.items()
 )
 PROMISE = (
-    "Drafts make answers faster, never different: greedy or with a seed, each token is the one "
+    "Drafts can make answers faster, never different: greedy or with a seed, each token is the one "
     "the target alone would write; otherwise it is drawn from the target's own distribution."
 )
 
@@ -71,7 +71,7 @@ class HelpScreen(ModalScreen[None]):
         with VerticalScroll(id="help") as panel:
             panel.border_title = "Help"
             panel.border_subtitle = "Esc closes"
-            yield Static(PROMISE, classes="promise")
+            yield Static(PROMISE, classes="promise", markup=False)
             yield from _section("Marks", MARKS)
             yield from _section("Figures", FIGURES)
             yield from _section("Keys", KEYS)
@@ -89,5 +89,5 @@ def _section(title: str, rows: Rows) -> ComposeResult:
     for name, style, meaning in rows:
         yield HorizontalGroup(
             Static(Content.styled(name, style), classes="name"),
-            Static(meaning, classes="meaning"),
+            Static(meaning, classes="meaning", markup=False),
         )
