@@ -227,3 +227,11 @@ async def test_a_click_copies_the_chosen_message(talk):
             offset=(line.index("C Copy") + 2, chat.screen.query_one(KeyLine).region.y)
         )
         await chat.until(lambda: chat.app.clipboard == "One")
+
+
+async def test_a_copy_of_code_that_is_not_there_stays_in_the_box(open_chat, script):
+    async with open_chat(script("No code"), size=(100, 30)) as chat:
+        await chat.asked_and_answered("Hi")
+        await chat.ask("/copy 1")
+        await chat.until_shown("The answer has no blocks of code.")
+        assert chat.prompt.selected_text == "/copy 1"

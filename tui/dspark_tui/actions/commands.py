@@ -138,8 +138,12 @@ async def _continue(screen: "ChatScreen", argument: str) -> None:
 async def _copy(screen: "ChatScreen", argument: str) -> None:
     if not argument:
         copying.copy_answer(screen, screen.last)
-    else:
-        copying.copy_code(screen, screen.last, int(argument) if argument.isdecimal() else 0)
+        return
+    number = int(argument) if argument.isdecimal() else 0
+    if not copying.copy_code(screen, screen.last, number):
+        box = screen.query_one(PromptBox)
+        box.put(f"/copy {argument}")
+        box.select_all()
 
 
 async def _race(screen: "ChatScreen", argument: str) -> None:

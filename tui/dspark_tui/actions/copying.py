@@ -16,13 +16,14 @@ def copy_answer(screen: "ChatScreen", turn: ShownTurn | None) -> None:
     copy(screen, turn.turn.text if turn else "", wording.COPIED)
 
 
-def copy_code(screen: "ChatScreen", turn: ShownTurn | None, number: int) -> None:
-    """The block of code with this number, from 1 on."""
+def copy_code(screen: "ChatScreen", turn: ShownTurn | None, number: int) -> bool:
+    """The block of code with this number, from 1 on; False if there is none."""
     blocks = code_blocks(turn.turn.text) if turn else []
     if not 1 <= number <= len(blocks):
         screen.say(Hint(wording.no_code(len(blocks))))
-        return
+        return False
     copy(screen, blocks[number - 1].rstrip("\n"), wording.code_copied(number))
+    return True
 
 
 def copy(screen: "ChatScreen", text: str, said: str) -> None:
