@@ -30,7 +30,8 @@ MOST_DOUBLINGS = 3  # of the interval between attempts
 MARGIN = 1.05  # expected gain that is tried at once
 SURE = 1.3  # expected gain that is tried without plain rounds to compare with
 ATTEMPT = 24  # requests' rounds that tell whether an attempt succeeds
-COMPARED = 3  # plain rounds in a row that a comparison needs
+COMPARED = 8  # plain rounds in a row that a comparison needs: behind drafts the first are slow
+SETTLED = 3  # of them, the last, which count
 KNOWN = 8  # rounds with drafts whose mean is believed
 REFRESH_COST = 0.005  # share of the time that measuring plain rounds may lose while drafting
 REFRESH_ROUNDS = (32, 512)  # between two such measurements
@@ -66,7 +67,7 @@ class Ledger:
     tokens: float = 0.0  # mean of a round with drafts
     is_tried: bool = False
     catching_up: float = 0.0  # plain rounds that this attempt spent on what was parked
-    plain: deque[float] = field(default_factory=lambda: deque(maxlen=2 * COMPARED))
+    plain: deque[float] = field(default_factory=lambda: deque(maxlen=SETTLED))
     drafted: deque[float] = field(default_factory=lambda: deque(maxlen=16))
     since_plain: int = 0  # rounds with drafts since the last plain one
     pace: float = 0.0  # their seconds at first
