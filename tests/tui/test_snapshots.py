@@ -7,10 +7,12 @@ the style of the page, the frame around the terminal.
 import os
 import re
 from collections.abc import Awaitable, Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
 
+from dspark.bench import race
 from dspark.chat.sessions.store import ChatStore
 from dspark.errors import InputError
 from dspark_tui.themes import LIGHT
@@ -110,6 +112,15 @@ async def test_the_inspector_of_rounds(open_chat, paris, compare):
         await chat.asked_and_answered("What is the capital of France?")
         await chat.pilot.press("f2", "home")
         await compare(chat, "inspector", "Round 1 of 4", "Lyon")
+
+
+async def test_a_race(open_chat, paris, compare, monkeypatch):
+    ticks = count()
+    monkeypatch.setattr(race, "perf_counter", lambda: next(ticks) / 64)
+    async with open_chat(paris, paris, paris, size=(100, 24)) as chat:
+        await chat.asked_and_answered("What is the capital of France?")
+        await chat.pilot.press("f3")
+        await compare(chat, "race", "a dead heat", "same text")
 
 
 async def test_the_sidebar(open_chat, paris, script, compare, tmp_path):
