@@ -17,7 +17,7 @@ from dspark_kernels.rounding import round_to
 BLOCK = 4096
 LEAST_SHARED = 1e-5  # below it -log a is constant
 LK_DECAY = 3.0
-LEAST, DECAY = tl.constexpr(LEAST_SHARED), tl.constexpr(LK_DECAY)
+LEAST, SLOPE = tl.constexpr(LEAST_SHARED), tl.constexpr(-LK_DECAY)
 FINITE_LOWEST = tl.constexpr(-1e38)  # unlike -inf, it can be subtracted from itself
 
 
@@ -217,7 +217,7 @@ def terms_kernel(
 
     if HAS_GRADIENT:
         weight = tl.load(row_weights + row).to(tl.float32)
-        share = tl.exp(-DECAY * accept_rate)
+        share = tl.exp(accept_rate * SLOPE)
         by_distance = of_l1 + 0.5 * of_lk * (1.0 - share)
         by_distance += tl.where(accept_rate > LEAST, 0.5 * of_nla / accept_rate, 0.0)
         a, b = weight * of_cross_entropy, weight * by_distance

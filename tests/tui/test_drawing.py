@@ -87,7 +87,7 @@ async def test_figures_of_a_frame_draw_their_own_line_alone(open_chat, backend, 
         await chat.until(lambda: chat.screen.phase == "ready")
         await chat.ask("Go")
         backend.release(2)
-        await chat.until_shown("The a b", "50.0 tok/s")
+        await chat.until_shown("The a b", "40.0 tok/s")
         await chat.pilot.pause()
         drawn = []
         render = chat.screen._compositor.render_update
