@@ -79,7 +79,7 @@ def _gains() -> str:
         f"In float32 drafts gain {gains} on {_processor(result)}.\n"
         "With weights as stored, the default on a CPU, plain decoding of the demo is "
         f"{plain / peer:.1f} times as fast as llama.cpp's\n"
-        "and drafts cost about as much as they save: "
+        "and drafts cost a little more than they save: "
         f"with them it writes {dspark:.1f} tok/s, without (`--draft none`) {plain:.1f}.\n"
     )
 

@@ -15,21 +15,21 @@ class Source(NamedTuple):
 def library_of(function: str) -> str:
     """Operations with formats or sizes have a library for each: few are ever needed."""
     from dspark_kernels.cpu import experts_text
-    from dspark_kernels.cpu.deepseek_v4 import library
+    from dspark_kernels.cpu.deepseek_v4 import operation_texts
     from dspark_kernels.cpu.driver_text import EXPORTS
 
     if function.startswith(("matrix_", "attend_", "embed_", "floats_")):
         return function
     if function in experts_text.EXPORTS:
         return "experts"
-    if function in library.WRITERS:
+    if function in operation_texts.WRITERS:
         return "deepseek_v4"
     return "driver" if function in EXPORTS else "rows"
 
 
 def source(library: str, variant: Variant) -> Source:
     from dspark_kernels.cpu import driver_text, experts_text, matrix_text, rows_text
-    from dspark_kernels.cpu.deepseek_v4.library import WRITERS, deepseek_v4_text
+    from dspark_kernels.cpu.deepseek_v4.operation_texts import WRITERS, deepseek_v4_text
     from dspark_kernels.cpu.file_weight import PACKINGS
     from dspark_kernels.cpu.float_matrix_text import float_matrix_text
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from dspark_kernels.cpu import driver_text, matrix_text, rows_text
-from dspark_kernels.cpu.deepseek_v4.library import deepseek_v4_text
+from dspark_kernels.cpu.deepseek_v4.operation_texts import deepseek_v4_text
 from dspark_kernels.cpu.object_code import emit_assembly
 from dspark_kernels.cpu.processor import BASE_FLAGS, Variant, variants
 
