@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 Schedule = Literal["auto", "async", "full", "threshold"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Precision = Literal["auto", "float32", "bfloat16"]
 DraftWeights = Literal["auto", "bf16", "int8", "fp8"]
 KVFormat = Literal["auto", "int8", "fp8"]
 Acceptance = Literal["greedy", "rejection", "coupling"]
@@ -183,8 +184,9 @@ class GraftConfig:
     0 for all tokens in it.
 
     accumulate is the number of parts in which a batch is computed, in sequence, each of them
-    anchors_at_once anchors at a time, which bounds a step's memory; precision is the format of the
-    head's matrix products, while weights, moments and losses stay float32.
+    anchors_at_once anchors at a time, which bounds a step's memory; precision is the format of
+    matrix products, the target's too, while weights, moments and losses stay float32; "auto" is
+    bfloat16 where the processor has units for it.
 
     markov_learning_share is the Markov tables' learning rate as a fraction of learning_rate.
     average is the decay of the moving average of the weights that is judged and written, 0 for the
@@ -234,7 +236,7 @@ class GraftConfig:
     has_confidence: bool = True
     init: Literal["target", "random"] = "target"
     seed: int = 0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "auto"
     chunk_rows: int = 128
     loss_vocabulary: int = 0
     draft_vocabulary: int = 0

@@ -255,9 +255,10 @@ Average = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the training.", rich_help_panel=OPTIMIZER)]
 Precision = Annotated[
-    Literal["float32", "bfloat16"],
+    Literal["auto", "float32", "bfloat16"],
     typer.Option(
-        help="Number format of the head's matrix products; its weights stay float32.",
+        help="Number format of matrix products; the weights stay float32. auto: bfloat16 where "
+        "the processor has units for it.",
         rich_help_panel=RUNNING,
     ),
 ]

@@ -29,6 +29,7 @@ from dspark.graft.head.init_from_target import start_random
 from dspark.graft.head.shape import draft_config
 from dspark.graft.job import GraftJob
 from dspark.graft.target.frozen_target import load_frozen
+from dspark.graft.train.precision import product_precision
 from dspark.graft.train.trainer import Trainer, trainable
 
 PROMPTS, ROUNDS, STEPS = 16, 64, 8  # at most, besides warm-up
@@ -168,15 +169,17 @@ def _as_long_as_may_be(prompt_ids: tuple[int, ...], told: list[int], most: int) 
 
 def _seconds_of_steps(job: GraftJob, answers: Sequence[Answer]) -> list[float]:
     """Seconds of a step, measured repeatedly; large batches by a few sequences, scaled linearly."""
-    config = job.config
+    resolved = resolve_runtime(job.runtime)
+    precision = product_precision(job.config.precision, resolved.device)
+    config = replace(job.config, precision=precision)
     usable = trainable(answers, config.length)
     if not usable:
         raise InputError("no answer is long enough to measure a step", "Give other prompts.")
-    resolved = resolve_runtime(job.runtime)
     target = load_frozen(
         job.base.target,
         device=torch.device(resolved.device),
         dtype=getattr(torch, resolved.dtype),
+        has_bfloat16_products=precision == "bfloat16",
     )
     shape = draft_config(target.config, config, config.mask_token_id or 0)
     target.tap(shape.target_layer_ids)

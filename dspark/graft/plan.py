@@ -5,12 +5,14 @@ from dataclasses import dataclass, replace
 from dspark.checkpoints.head_config import HeadConfig
 from dspark.config import ALGORITHMS, EngineConfig
 from dspark.drafters.kinds import trained_parameters
+from dspark.engine.runtime import resolve_runtime
 from dspark.graft.data.missing_answers import missing_prompts, own_missing
 from dspark.graft.data.retokenized_answers import settled_answers
 from dspark.graft.estimate import Duration, estimate
 from dspark.graft.head.init_from_head import check_start
 from dspark.graft.head.shape import draft_config
 from dspark.graft.job import GraftJob
+from dspark.graft.train.precision import product_precision
 from dspark.hub.memory_fit import room_for, rooms
 from dspark.hub.memory_needed import (
     Footprint,
@@ -160,7 +162,18 @@ def _items(job: GraftJob, shape: HeadConfig) -> tuple[PlanItem, ...]:
             str(shape.vocab_size) if is_whole else vocabulary,
             "the loss covers all tokens" if is_whole else "set by --loss-vocabulary",
         ),
+        _products(job),
     )
+
+
+def _products(job: GraftJob) -> PlanItem:
+    asked = job.config.precision
+    precision = product_precision(asked, resolve_runtime(job.runtime).device)
+    reason = "as asked"
+    if asked == "auto":
+        has = "has" if precision == "bfloat16" else "has no"
+        reason = f"the processor {has} units for products of bfloat16"
+    return PlanItem("products", precision, reason)
 
 
 def _view_bytes(shape: HeadConfig) -> int:

@@ -6,7 +6,7 @@ checkpoint; OUT/training/ holds the state to resume from and the figures of ever
 
 import gc
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from dspark.graft.train import checkpoint
 from dspark.graft.train.distributed import join_ranks
 from dspark.graft.train.metrics import MetricsFile, step_figures
 from dspark.graft.train.out_of_memory import naming_answers_that_fit, naming_what_fits
+from dspark.graft.train.precision import product_precision
 from dspark.graft.train.trainer import Trainer, trainable
 from dspark_kernels.host_memory import give_back_freed
 
@@ -52,7 +53,10 @@ class GraftRun:
     def events(self) -> Iterator[GraftEvent]:
         """Every process runs the same script, so that collectives cannot part; the first one alone
         writes files and tells more than a stop."""
-        self._ranks = join_ranks(resolve_runtime(self.job.runtime).device)
+        device = resolve_runtime(self.job.runtime).device
+        self._ranks = join_ranks(device)
+        precision = product_precision(self.job.config.precision, device)
+        self.job = replace(self.job, config=replace(self.job.config, precision=precision))
         for event in self._events():
             if self._ranks.is_first or isinstance(event, Stopped):
                 yield event
@@ -184,6 +188,7 @@ class GraftRun:
             device=torch.device(runtime.device),
             dtype=getattr(torch, runtime.dtype),
             memory_bytes=int(config.tap_memory_gib * 2**30),
+            has_bfloat16_products=config.precision == "bfloat16",
         )
         mask = config.mask_token_id
         if not config_trained_by(config.algorithm).has_mask:

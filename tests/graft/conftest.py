@@ -49,6 +49,14 @@ def judged_by_short_texts() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def any_processor() -> Iterator[None]:
+    """ "auto" is float32, as on most."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dspark.graft.train.precision.has_bfloat16_units", lambda device: False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def small_config() -> GraftConfig:
     return SMALL

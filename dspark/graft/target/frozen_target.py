@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from dspark.drafters.vocabulary import soft_cap
 from dspark.errors import InputError
@@ -74,7 +75,8 @@ class FrozenTarget:
 
         `directory` is the target's folder. Returns a note with the bytes to be written.
         """
-        facts = (self.tap_layers, self.embedding.device.type, str(self.model.dtype))
+        formats = {str(parameter.dtype) for parameter in self.model.parameters()}
+        facts = (self.tap_layers, self.embedding.device.type, " ".join(sorted(formats)))
         self.cache = TapCache(folder, identity(directory, *facts), reserve_bytes)
         width = (len(self.tap_layers) + 1) * self.config.hidden_size
         return self.cache.require_room(sequences, width * torch.bfloat16.itemsize)
@@ -99,10 +101,29 @@ class FrozenTarget:
 
 
 def load_frozen(
-    directory: Path, *, device: torch.device, dtype: torch.dtype, memory_bytes: int = 0
+    directory: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    memory_bytes: int = 0,
+    has_bfloat16_products: bool = False,
 ) -> FrozenTarget:
     """Raises CheckpointError if transformers cannot load the directory."""
-    return FrozenTarget(read_hf_model(directory, device=device, dtype=dtype), memory_bytes)
+    model = read_hf_model(directory, device=device, dtype=dtype)
+    if has_bfloat16_products:
+        with_bfloat16_products(model.base_model)
+    return FrozenTarget(model, memory_bytes)
+
+
+def with_bfloat16_products(model: nn.Module) -> None:
+    """The weights of linear maps become bf16, and what they multiply; what lies between them,
+    norms, softmax and the residual stream, remains as it was."""
+    for module in model.modules():
+        if type(module) is not nn.Linear or module.weight.dtype != torch.float32:
+            continue
+        module.bfloat16()
+        module.register_forward_pre_hook(lambda _module, given: (given[0].bfloat16(),))
+        module.register_forward_hook(lambda _module, _given, made: made.float())
 
 
 @torch.no_grad()

@@ -62,6 +62,9 @@ class OutputHead:
 
     One product [hidden, features] · [W, W2]^T gives the draft logits. With a `softcap` c, Gemma's,
     the logits of W are c · tanh(logits / c), the target's too; the Markov table's are as they are.
+
+    Products are computed in the format of `weight`; what they give is float32, and so is all that
+    follows.
     """
 
     def __init__(self, weight: torch.Tensor, rank: int, softcap: float | None = None) -> None:
@@ -239,9 +242,16 @@ def _note_candidates(
 
 
 def _logits(rows: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    if rows.dtype == out.dtype == weight.dtype:
-        return torch.mm(rows, weight.t(), out=out)
-    return out.copy_(rows.to(weight.dtype) @ weight.t())
+    return _product(rows, weight.t(), out)
+
+
+def _product(
+    rows: torch.Tensor, matrix: torch.Tensor, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """In the matrix's format; the result is in `out`'s, if given."""
+    if out is None or rows.dtype == out.dtype == matrix.dtype:
+        return torch.mm(rows.to(matrix.dtype), matrix, out=out)
+    return out.copy_(rows.to(matrix.dtype) @ matrix)
 
 
 def _cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
@@ -255,17 +265,17 @@ def _draft_logits(rows: torch.Tensor, out: torch.Tensor, head: OutputHead) -> to
         return _logits(rows, head.joined, out)
     base, features = rows.split([head.hidden_size, head.rank], dim=-1)
     logits = _cap(_logits(base, head.weight, out), head.softcap)
-    return logits.addmm_(features, head.joined[:, head.hidden_size :].t())
+    return logits.add_(_product(features, head.joined[:, head.hidden_size :].t()))
 
 
 def _row_gradient(
     grad_logits: torch.Tensor, chunk: _Chunk, head: OutputHead, out: torch.Tensor
 ) -> None:
     """[n, H + r] into `out`. The slope of the cap is recomputed rather than kept."""
-    torch.mm(grad_logits, head.joined, out=out)
+    _product(grad_logits, head.joined, out)
     if head.softcap is None:
         return
     base = chunk.rows[:, : head.hidden_size]
     capped = _cap(_logits(base, head.weight, chunk.expanded), head.softcap).div_(head.softcap)
     grad_base = grad_logits.addcmul_(grad_logits, capped.square_(), value=-1.0)
-    torch.mm(grad_base, head.weight, out=out[:, : head.hidden_size])
+    _product(grad_base, head.weight, out[:, : head.hidden_size])

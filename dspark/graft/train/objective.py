@@ -60,7 +60,9 @@ class Objective(nn.Module):
         outputs = head.output_map
         rank = 0 if outputs is None else outputs.markov_w2.weight.shape[1]
         self._num_candidates = getattr(head.config, "selector_top_k", 0)
-        self._output_head = OutputHead(target.output_head.float(), rank, target.softcap)
+        self._is_half = config.precision == "bfloat16"
+        weight = target.output_head.to(torch.bfloat16 if self._is_half else torch.float32)
+        self._output_head = OutputHead(weight, rank, target.softcap)
 
     def sample(self, batch: Sequence[Answer], generator: torch.Generator) -> list[Sampled]:
         """The blocks of a batch, independent of how it is divided."""
@@ -87,7 +89,9 @@ class Objective(nn.Module):
 
     def forward(self, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
         """The part's share of the batch's loss, and its sums (rows.row_sums)."""
-        rows = join([self._rows(each) for each in part.sequences])
+        device = self.target.embedding.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self._is_half):  # casts weights once
+            rows = join([self._rows(each) for each in part.sequences])
         decayed = self._decay(rows.positions) / part.total_weight
         tokens = None if part.tokens is None else part.tokens.to(rows.labels.device)
         outputs = self.head.output_map
@@ -151,16 +155,14 @@ class Objective(nn.Module):
     def _rows(self, sampled: Sampled) -> Rows:
         """Applies to the head alone: the target's taps do not depend on it."""
         view = self.target.view(sampled.answer.token_ids)
-        is_half = self.config.precision == "bfloat16"
-        with torch.autocast(view.taps.device.type, torch.bfloat16, enabled=is_half):
-            blocks, embedding = sampled.blocks, self.target.embedding
-            hidden = self._hidden(self.head, self._rotary, embedding, view.taps, blocks)
-            if isinstance(self.head, DominoHead):
-                before = embedding[blocks.previous].to(hidden.dtype)
-                corrected = self.head.block_features(hidden, before)
-                return supervised_rows(blocks, view.hidden, hidden, corrected)
-            features, confidence = sequential(self.head, hidden, blocks.previous)
-            return supervised_rows(blocks, view.hidden, hidden, features, confidence)
+        blocks, embedding = sampled.blocks, self.target.embedding
+        hidden = self._hidden(self.head, self._rotary, embedding, view.taps, blocks)
+        if isinstance(self.head, DominoHead):
+            before = embedding[blocks.previous].to(hidden.dtype)
+            corrected = self.head.block_features(hidden, before)
+            return supervised_rows(blocks, view.hidden, hidden, corrected)
+        features, confidence = sequential(self.head, hidden, blocks.previous)
+        return supervised_rows(blocks, view.hidden, hidden, features, confidence)
 
 
 def sequential(

@@ -51,4 +51,4 @@ def _logits(
 ) -> torch.Tensor:
     """hidden [n, H], columns [n, C] of weight [V, H] -> [n, C]. Recomputed in the backward pass:
     the rows of weight take C times the memory of hidden."""
-    return soft_cap((weight[columns] @ hidden.unsqueeze(-1)).squeeze(-1), cap)
+    return soft_cap((weight[columns].to(hidden.dtype) @ hidden.unsqueeze(-1)).squeeze(-1), cap)

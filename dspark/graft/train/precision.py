@@ -1,0 +1,23 @@
+"""The number format of a training's matrix products; weights, sums and moments are float32."""
+
+from typing import Literal
+
+import torch
+
+from dspark.config import Precision
+
+
+def product_precision(asked: Precision, device: str) -> Literal["float32", "bfloat16"]:
+    """ "auto" is bfloat16 where the processor has units for it, which the processor says of
+    itself: a measurement could differ from run to run, and with it the weights."""
+    if asked != "auto":
+        return asked
+    return "bfloat16" if has_bfloat16_units(device) else "float32"
+
+
+def has_bfloat16_units(device: str) -> bool:
+    """Tensor cores, or AMX that the system lets programs use. AVX-512's bf16 gains too little."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    has_amx = bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return device == "cpu" and has_amx and torch.cpu._init_amx()
