@@ -93,7 +93,7 @@ Target = Annotated[
     str | None,
     typer.Option(
         metavar="PATH|ID",
-        help="A target instead of a pair: a folder, a GGUF file or a Hugging Face id.",
+        help="A model of your own instead of a pair: a folder, a GGUF file or a Hugging Face id.",
         rich_help_panel=MODEL,
         autocompletion=complete_pair,
     ),

@@ -12,7 +12,7 @@ Kind = Literal["accepted", "own", "rejected"]
 LEGEND: dict[Kind, tuple[str, str]] = {  # at length and in short
     "accepted": ("accepted draft", "accepted"),
     "rejected": ("rejected draft", "rejected"),
-    "own": ("target's own", "own"),
+    "own": ("the model's own", "own"),
 }
 
 

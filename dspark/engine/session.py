@@ -50,7 +50,7 @@ from dspark.text.stream import TextCodec
 from dspark.text.tool_format import ToolFormat
 from dspark_kernels.cpu.runtime import keep_compiled
 
-STAGES = ("reading the target", "reading the head", "measuring this machine", "ready")
+STAGES = ("reading the model", "reading the head", "measuring this machine", "ready")
 
 
 class Session:

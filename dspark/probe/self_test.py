@@ -124,7 +124,7 @@ def probe(
     texts: list[Text] = []
     for text in gather(target, layers, prompts):
         texts.append(text)
-        yield LoadProgress("the target writes", len(texts), len(prompts))
+        yield LoadProgress("the model writes", len(texts), len(prompts))
     mask = getattr(config, "mask_token_id", None)
     others = neighbours(
         config,

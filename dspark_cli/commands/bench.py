@@ -65,7 +65,7 @@ def bench(
         list[str] | None,
         typer.Option(
             metavar="NAME=HEAD,...",
-            help="Compare several heads, each a folder or a Hugging Face id, on one target; "
+            help="Compare several heads, each a folder or a Hugging Face id, on one model; "
             "repeatable.",
             rich_help_panel=options.MODEL,
         ),
@@ -163,7 +163,7 @@ def bench(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="With --against llama.cpp: the GGUF from which the target was made.",
+            help="With --against llama.cpp: the GGUF from which the model was made.",
             rich_help_panel=COMPARISONS,
         ),
     ] = None,
@@ -336,7 +336,7 @@ def _check_combinations(
     if ("llama.cpp" in peers.engines) != (peers.gguf is not None):
         raise InputError(
             "--against llama.cpp and --gguf go together",
-            "Give the GGUF from which the target was made.",
+            "Give the GGUF from which the model was made.",
         )
     if "llama.cpp" in peers.engines:
         from dspark.bench.peers.llama_server import find_binary

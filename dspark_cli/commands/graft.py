@@ -94,7 +94,7 @@ def graft(
     licence: graft_options.Licence = "unknown",
     as_json: graft_options.AsJson = False,
 ) -> None:
-    """Attach the released head that fits a target, or train one if there is none.
+    """Attach the released head that fits a model, or train one if there is none.
 
     An attached head is probed first.
     A training can be interrupted: re-run the same command to resume.

@@ -161,7 +161,7 @@ class LiveView:
             title = f"step {watched.step.step} of {watched.config.steps}"
             content = _training(watched, watched.step)
         else:
-            title, content = "loading", "loading the target ..."
+            title, content = "loading", "loading the model ..."
         hint = STOPPING if self._is_stopping else "Ctrl+C stops; re-run the command to resume"
         return Panel(
             content,

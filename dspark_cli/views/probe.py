@@ -14,7 +14,7 @@ def published_lines(published: "PublishedTau", report: "ProbeReport") -> list[st
     figures = ", ".join(f"{name} {tau:.2f}" for name, tau in published.tau.items())
     drafts = len(report.acceptance_by_position)
     measured = f"tau of the first {drafts} drafts: {report.tau:.2f} (temperature 1, our prompts in "
-    measured += "the target's chat format)"
+    measured += "the model's chat format)"
     return [
         f"measured here: {measured}",
         f"published tau, blocks of {published.block_size}: {figures} (temperature "

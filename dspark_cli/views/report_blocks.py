@@ -184,7 +184,7 @@ def round_blocks(section: Document, floor: Document | None) -> Iterator[Block]:
     yield Table("Milliseconds of a round", columns, rows)
     if floor is not None:
         yield Paragraph(
-            f"The floor, {floor['seconds'] * 1e3:.2f} ms, is the time to read the target's "
+            f"The floor, {floor['seconds'] * 1e3:.2f} ms, is the time to read the model's "
             f"{floor['weight_bytes'] / 1e6:,.0f} MB of weights once at "
             f"{floor['bytes_per_second'] / 1e9:.1f} GB/s, the fastest that was measured here."
         )

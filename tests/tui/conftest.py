@@ -66,7 +66,7 @@ class Script:
 
 LOADING = (
     FetchProgress("target.safetensors", 40_000_000, 98_000_000),
-    LoadProgress("reading the target", 1, 3),
+    LoadProgress("reading the model", 1, 3),
 )
 
 

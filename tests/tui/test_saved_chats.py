@@ -68,6 +68,7 @@ async def test_the_sidebar_lists_and_opens_chats(open_chat, store, script):
         assert chat.prompt.has_focus
         await chat.pilot.press("ctrl+b", "escape")
         await chat.until(lambda: not chat.screen.query_one(Sidebar).display)
+        await chat.until_shown("F2 Rounds")
 
 
 async def test_every_chat_is_searched(open_chat, store, script):
@@ -87,14 +88,18 @@ async def test_every_chat_is_searched(open_chat, store, script):
 async def test_a_chat_is_renamed_and_deleted_and_comes_back(open_chat, store, script):
     async with open_chat(script("The Rhine"), script("Owls"), store=store) as chat:
         await two_chats(chat)
-        await chat.pilot.press("ctrl+b", "down", "f2")
+        await chat.pilot.press("ctrl+b", "down")
+        await chat.until_shown("F2 Rename", "Del Delete")
+        await chat.pilot.press("f2")
         await chat.until(lambda: chat.screen.query_one(Input).value == "Name birds")
+        await chat.until_shown("Esc Keep the old title", "Enter Rename")
         await chat.pilot.press(*"!", "enter")
         await chat.until_shown("Name birds!")
         await chat.pilot.press("down", "delete")
         await chat.until_shown("Deleted; Ctrl+Z")
         assert [each.title for each in store.chats()] == ["Name rivers"]
         assert chat.screen.conversation.turns == [] and "Owls" not in chat.shown
+        await chat.until_shown("^Z Undo")
         await chat.pilot.press("ctrl+z")
         await chat.until_shown("Name birds!")
         assert len(store.chats()) == 2
@@ -104,7 +109,7 @@ async def test_a_narrow_terminal_has_the_list_alone(open_chat, store, script):
     async with open_chat(script("The Rhine"), store=store, size=(50, 16)) as chat:
         await chat.asked_and_answered("Name rivers")
         await chat.pilot.press("ctrl+b")
-        await chat.until_shown("Name rivers", "Enter opens")
+        await chat.until_shown("Name rivers", "Enter Open")
         assert "The Rhine" not in chat.shown
 
 

@@ -17,11 +17,11 @@ async def test_the_first_frame_stands_before_the_model_is_loaded(open_chat, back
         backend.release(1)
         await chat.until_shown("target.safetensors · 40 of 98 MB", "41%")
         backend.release(1)
-        await chat.until_shown("Reading the target", "33%")
+        await chat.until_shown("Reading the model", "33%")
         assert chat.screen.phase == "loading"
         backend.release(1)
         await chat.until_shown("demo is ready on cpu float32", "Sampling: greedy", "Ask something")
-        await chat.until(lambda: "Reading the target" not in chat.shown)
+        await chat.until(lambda: "Reading the model" not in chat.shown)
 
 
 async def test_a_prompt_typed_while_loading_is_kept_and_sent(open_chat, backend, script):

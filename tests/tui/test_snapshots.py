@@ -131,7 +131,7 @@ async def test_the_sidebar(open_chat, paris, script, compare, tmp_path):
         await chat.pilot.press("ctrl+n")
         await chat.asked_and_answered("Is it large?")
         await chat.pilot.press("ctrl+b")
-        await compare(chat, "sidebar", "now", "Enter opens")
+        await compare(chat, "sidebar", "now", "Enter Open")
 
 
 async def test_the_help(open_chat, compare):

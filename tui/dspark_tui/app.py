@@ -125,7 +125,7 @@ def chat_commands(chat: ChatScreen) -> Iterable[SystemCommand]:
     yield SystemCommand("Chats", "All chats; open, search, rename, delete", chat.action_sidebar)
     yield SystemCommand("Choose a message", "To edit, fork or copy", lambda: chat.action_choose(-1))
     yield SystemCommand(rendered, "Of answers that have ended", chat.action_toggle_rendered)
-    yield SystemCommand(rejected, "Drafts that the target refused", chat.action_toggle_rejected)
+    yield SystemCommand(rejected, "Drafts that the model refused", chat.action_toggle_rejected)
     yield SystemCommand(shading, "How drafts are marked", chat.action_toggle_shading)
     yield SystemCommand("Inspect rounds", "Drafts, verdicts and times", chat.action_inspect_rounds)
     yield SystemCommand("Open the editor", "$EDITOR, for a long prompt", chat.action_open_editor)

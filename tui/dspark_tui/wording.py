@@ -28,7 +28,7 @@ CLEARED = "Cleared; Ctrl+Z brings it back."
 SET_ASIDE = "New chat. Ctrl+N again brings the last one back."
 NO_ROUNDS = "There are no rounds to look at yet."
 PROBS_FROM_NEXT = (
-    "Probabilities of drafter and target are told from the next answer on; "
+    "Probabilities of the drafter and the model are told from the next answer on; "
     "/regenerate writes this one again."
 )
 NOTHING_TO_RACE = "there is no prompt to race with yet"
@@ -42,7 +42,6 @@ MARKED = "Answers show where each token came from; Ctrl+O renders Markdown."
 SEARCH = "Search all chats"
 NEW_TITLE = "New title; Enter keeps it"
 NO_CHATS = "No chats"
-SIDEBAR_KEYS = "Enter opens  Del deletes\nF2 renames  Esc closes"
 DELETED = "Deleted; Ctrl+Z in the list brings it back until you quit."
 FORKED = "This is a copy; the first chat is in the sidebar."
 NOTHING_TO_FORK = "There is no answer to fork from yet."
@@ -57,10 +56,10 @@ NOT_CHANGEABLE = "This chat was started with one model and cannot change it."
 
 TYPE_AHEAD = "You can type already."
 WITH_DRAFTER = (
-    "It drafts several tokens at a time and keeps those the target agrees with,\n"
-    "so every answer is the target's own. F1 explains the marks."
+    "A small head drafts several tokens at a time, and the model keeps those that it would\n"
+    "have written itself: every answer is the model's own. F1 explains the marks."
 )
-WITHOUT_DRAFTER = "Without a drafter: the target writes one token at a time."
+WITHOUT_DRAFTER = "Without a drafter: the model writes one token at a time."
 
 FROM_SERVER = "A server writes the answers; it does not report which tokens were drafted."
 

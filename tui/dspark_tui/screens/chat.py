@@ -76,6 +76,7 @@ class ChatScreen(ChatTurns):
         self.status = Status(model=self.worker.backend.name)
         box = self.query_one(PromptBox)
         box.focus()
+        self.watch(self, "focused", self.name_keys, init=False)
         with chats.naming_failures(self):
             box.remember(*self.store.prompts())
         self._follow_phase(self.phase)
@@ -324,6 +325,14 @@ class ChatScreen(ChatTurns):
         else:
             with chats.naming_failures(self):
                 sidebar.open(self.conversation.saved_id)
+
+    async def action_in_sidebar(self, action: str) -> None:
+        """A click on one of the sidebar's keys."""
+        await self.query_one(Sidebar).run_action(action)
+
+    @on(Sidebar.KeysChanged)
+    def name_keys_of_sidebar(self) -> None:
+        self.name_keys()
 
     @on(Sidebar.Closed)
     def close_sidebar(self) -> None:

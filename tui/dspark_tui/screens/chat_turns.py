@@ -36,6 +36,7 @@ from dspark_tui.widgets.answer import Answer
 from dspark_tui.widgets.key_line import Key
 from dspark_tui.widgets.loading import LoadingPanel
 from dspark_tui.widgets.prompt_box import PromptBox
+from dspark_tui.widgets.sidebar import Sidebar
 from dspark_tui.widgets.status_bar import Hint, Status
 from dspark_tui.widgets.transcript import Notice, Remark, Transcript
 from dspark_tui.worker import BackendWorker
@@ -276,6 +277,7 @@ class ChatTurns(Screen[None]):
     def name_keys(self) -> None:
         comes_back = self.aside is not None and self.query_one(Transcript).is_empty
         self.keys = key_line.keys_of(
+            of_sidebar=self.query_one(Sidebar).keys,
             is_choosing=self.chosen is not None,
             is_answering=self.phase == "answering",
             has_queue=bool(self.queue),

@@ -23,7 +23,8 @@ from dspark.chat.round_view import (
     tells_probs,
 )
 from dspark.chat.shared_wording import draft_price_words
-from dspark.events import Round
+from dspark.events import FinishReason, Round
+from dspark_tui.screens.help import ROUNDS_TITLE, HelpScreen
 
 BARS = "▁▂▃▄▅▆▇█"
 END_STYLES: dict[End, str] = {
@@ -32,11 +33,24 @@ END_STYLES: dict[End, str] = {
     "schedule": "$text-warning",
     "no drafts": "$foreground-muted",
 }
+END_SIGNS: dict[End, str] = {  # below the bars, for those who see no colours
+    "all accepted": "✓",
+    "rejected": "✗",
+    "schedule": "…",
+    "no drafts": "·",
+}
 END_WORDS: dict[End, str] = {
     "all accepted": "every draft of the block was accepted",
-    "rejected": "the target refused a draft",
+    "rejected": "the model refused a draft",
     "schedule": "all verified drafts were accepted; the schedule left the rest out",
     "no drafts": "nothing was drafted",
+}
+FINISH_WORDS: dict[FinishReason, str] = {
+    "stop_token": "The answer ends here: the model wrote its end mark.",
+    "stop_string": "The answer ends here: it reached a stop text.",
+    "max_tokens": "The answer ends here: it reached the maximum number of tokens.",
+    "context": "The answer ends here: the context is full.",
+    "cancelled": "The answer was stopped here.",
 }
 OUTCOME_STYLES: dict[Outcome, str] = {
     "accepted": "$text-success",
@@ -44,7 +58,9 @@ OUTCOME_STYLES: dict[Outcome, str] = {
     "behind a rejected one": "$text-error",
     "not verified": "$foreground-muted",
 }
-LEGEND = "height: tokens gained · "
+LEGEND = "height: accepted drafts · "
+KEYS = "← → walk · PgUp PgDn ten · Home End · F1 help · Esc closes"
+FEW_KEYS = "← → walk · F1 help · Esc closes"
 NARROW = 72  # columns of text; below, words are short and the survival is left out
 SHORT_OUTCOMES: dict[Outcome, str] = {
     "accepted": "accepted",
@@ -60,6 +76,7 @@ class RoundsScreen(ModalScreen[None]):
     CSS_PATH = "rounds.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,f2,enter,q", "dismiss", "Close", show=False),
+        Binding("f1", "help", "Help", show=False),
         Binding("left", "walk(-1)", "Before", show=False, priority=True),
         Binding("right", "walk(1)", "After", show=False, priority=True),
         Binding("pageup", "walk(-10)", "Ten before", show=False, priority=True),
@@ -78,7 +95,6 @@ class RoundsScreen(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="rounds") as panel:
             panel.border_title = "Rounds"
-            panel.border_subtitle = "← → walk, Esc closes"
             yield Static(id="ribbon")
             yield Static(_legend(), id="legend")
             yield Static(id="inside")
@@ -89,6 +105,9 @@ class RoundsScreen(ModalScreen[None]):
 
     def on_resize(self) -> None:
         self._draw()
+
+    def action_help(self) -> None:
+        self.app.push_screen(HelpScreen(begins_with=ROUNDS_TITLE))
 
     def action_walk(self, by: int) -> None:
         last = len(rounds_of(self._turn.events)) - 1
@@ -103,19 +122,23 @@ class RoundsScreen(ModalScreen[None]):
         ribbon.update(_ribbon(rounds, self.chosen, ribbon.size.width or 1))
         event, width = rounds[self.chosen], ribbon.size.width
         note = "" if tells_probs(event) or not event.draft else self._without_probs
-        self.query_one("#inside", Static).update(_inside(event, len(rounds), width, note))
+        self.query_one("#rounds").border_subtitle = FEW_KEYS if width < NARROW else KEYS
+        finished = self._turn.finished if event is rounds[-1] else None
+        end = FINISH_WORDS[finished.reason] if finished else ""
+        self.query_one("#inside", Static).update(_inside(event, len(rounds), width, end, note))
 
 
 def _ribbon(rounds: list[Round], chosen: int, width: int) -> Content:
-    """The bars around the chosen one, as many as the width holds."""
+    """The bars around the chosen one, as many as the width holds, and how each round ended."""
     start = min(max(0, chosen - width // 2), max(0, len(rounds) - width))
     longest = max(len(event.draft) for event in rounds) or 1
-    bars = []
+    bars, signs = [], []
     for at, event in enumerate(rounds[start : start + width], start=start):
+        end, mark = end_of(event), " reverse" if at == chosen else ""
         bar = BARS[round(event.accepted / longest * (len(BARS) - 1))]
-        mark = " reverse" if at == chosen else ""
-        bars.append((bar, f"{END_STYLES[end_of(event)]}{mark}"))
-    return Content.assemble(*bars)
+        bars.append((bar, END_STYLES[end]))
+        signs.append((END_SIGNS[end], f"{END_STYLES[end]}{mark}"))
+    return Content.assemble(*bars, "\n", *signs)
 
 
 def _legend() -> Content:
@@ -125,11 +148,14 @@ def _legend() -> Content:
         "schedule": "schedule",
         "no drafts": "no drafts",
     }
-    words = Content("  ").join(Content.styled(f"█ {names[end]}", END_STYLES[end]) for end in names)
+    words = Content("  ").join(
+        Content.styled(f"{END_SIGNS[end]} {names[end]}", END_STYLES[end]) for end in names
+    )
     return Content.assemble((LEGEND, "$foreground-muted"), words)
 
 
-def _inside(event: Round, count: int, width: int, note: str) -> Content:
+def _inside(event: Round, count: int, width: int, end: str, note: str) -> Content:
+    """`end`: why the answer ends with this round; `note`: what else is to be said."""
     rows, is_narrow = draft_rows(event), width < NARROW
     columns = _columns(rows, is_narrow=is_narrow)
     lines = [
@@ -146,9 +172,10 @@ def _inside(event: Round, count: int, width: int, note: str) -> Content:
         values = {name: values[at] for name, values in columns.items()}
         lines.append(_row(row, values, is_narrow=is_narrow))
     if own := own_token(event):
-        lines.append(Content.assemble((f"    {own}", "bold"), "  the target's own token"))
-    if note:
-        lines += [Content(""), Content.styled(note, "$foreground-muted")]
+        lines.append(Content.assemble((f"    {own}", "bold"), "  the model's own token"))
+    for words, style in ((end, "$foreground"), (note, "$foreground-muted")):
+        if words:
+            lines += [Content(""), Content.styled(words, style)]
     return Content("\n").join(lines)
 
 
@@ -163,7 +190,7 @@ def _columns(rows: list[DraftRow], *, is_narrow: bool) -> dict[str, list[float |
     """Those that have a value in any row."""
     columns = {
         "p(draft)": [row.draft_prob for row in rows],
-        "p(target)": [row.target_prob for row in rows],
+        "p(model)": [row.target_prob for row in rows],
         "sure": [row.confidence for row in rows],
         "survival": [None if is_narrow else row.survival for row in rows],
     }

@@ -47,16 +47,31 @@ OF_A_MESSAGE = (
     Key("F2", "Rounds", "screen.inspect_rounds", 1),
 )
 
+OF_THE_SIDEBAR = (
+    Key("Esc", "Close", "screen.in_sidebar('close')", 12),
+    Key("Enter", "Open", "screen.in_sidebar('take')", 11),
+    Key("F2", "Rename", "screen.in_sidebar('rename')", 10),
+    Key("Del", "Delete", "screen.in_sidebar('delete')", 9),
+)
+UNDO = Key("^Z", "Undo", "screen.in_sidebar('restore')", 10)
+OF_A_TITLE = (
+    Key("Esc", "Keep the old title", "screen.in_sidebar('close')", 9),
+    Key("Enter", "Rename", "screen.in_sidebar('take')", 10),
+)
+
 
 def keys_of(
     *,
+    of_sidebar: tuple[Key, ...],
     is_choosing: bool,
     is_answering: bool,
     has_queue: bool,
     comes_back: bool,
     has_drafter: bool,
 ) -> tuple[Key, ...]:
-    """The keys that do something now."""
+    """The keys that do something now; `of_sidebar`, if it has the keyboard."""
+    if of_sidebar:
+        return (*of_sidebar, HELP, QUIT)
     if is_choosing:
         return OF_A_MESSAGE
     stop = (STOP,) if is_answering else ()

@@ -11,12 +11,13 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.message import Message
-from textual.widgets import Input, OptionList, Static
+from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option
 
 from dspark.chat.control_characters import one_line, visible
 from dspark.chat.sessions.store import ChatStore
 from dspark_tui import wording
+from dspark_tui.widgets.key_line import OF_A_TITLE, OF_THE_SIDEBAR, UNDO, Key
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
 
@@ -49,6 +50,9 @@ class Sidebar(Vertical):
     class Restored(Message):
         chat: int
 
+    class KeysChanged(Message):
+        """Keys do something else now."""
+
     class Closed(Message):
         """The keyboard goes back to the prompt."""
 
@@ -63,7 +67,6 @@ class Sidebar(Vertical):
     def compose(self) -> ComposeResult:
         yield Input(placeholder=wording.SEARCH, compact=True, select_on_focus=False)
         yield OptionList(compact=True, markup=False)
-        yield Static(wording.SIDEBAR_KEYS, classes="keys", markup=False)
 
     def open(self, shown: int | None) -> None:
         """`shown`: the chat on the screen."""
@@ -124,14 +127,32 @@ class Sidebar(Vertical):
     def action_go_down(self) -> None:
         self.query_one(OptionList).focus()
 
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """What its keys do now; none while it has no keyboard."""
+        if not (self.display and self.has_focus_within):
+            return ()
+        if self._renaming is not None:
+            return OF_A_TITLE
+        return (*OF_THE_SIDEBAR, *((UNDO,) if self._deleted else ()))
+
+    async def action_take(self) -> None:
+        """As Enter."""
+        if self._renaming is not None:
+            await self.query_one(Input).action_submit()
+        else:
+            self._post(self.Chosen)
+
     def action_delete(self) -> None:
         if (chat := self._chosen) is not None:
             self._deleted.append(chat)
+            self.post_message(self.KeysChanged())
             self.post_message(self.Deleted(chat))
 
     def action_restore(self) -> None:
         if self._deleted:
             self.post_message(self.Restored(self._deleted.pop()))
+            self.post_message(self.KeysChanged())
 
     def action_rename(self) -> None:
         if (chat := self._chosen) is None:
@@ -141,6 +162,7 @@ class Sidebar(Vertical):
         titles = {each.id: each.title for each in self._store.chats()}
         line.placeholder, line.value = wording.NEW_TITLE, titles.get(chat, "")
         line.focus()
+        self.post_message(self.KeysChanged())
 
     def action_close(self) -> None:
         if self._renaming is not None:
@@ -150,6 +172,7 @@ class Sidebar(Vertical):
 
     def _stop_renaming(self) -> None:
         self._renaming = None
+        self.post_message(self.KeysChanged())
         line = self.query_one(Input)
         line.placeholder, line.value = wording.SEARCH, ""
         self.refresh_list()
