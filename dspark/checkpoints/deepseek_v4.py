@@ -19,6 +19,7 @@ from dspark.checkpoints.deepseek_v4_config import (
     dense_shapes,
 )
 from dspark.checkpoints.deepseek_v4_layout import expert_shapes
+from dspark.checkpoints.deepseek_v4_target import TargetWeights, block_at, matrices_and_tensors
 from dspark.checkpoints.model_folder import Folder, ModelFolder
 from dspark.checkpoints.safetensors_dir import (
     TensorInfo,
@@ -47,6 +48,19 @@ class DeepseekV4Weights:
 
     dense: Mapping[str, torch.Tensor]
     experts: tuple[Mapping[str, Sequence[ExpertWeight]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MappedHead:
+    """`stages` end with what makes one state of the streams; `main_proj` [H, T * H] takes taps in;
+    Markov tables [V, r], confidence float32 [1, H + r]."""
+
+    stages: TargetWeights
+    main_proj: FileWeight
+    main_norm: torch.Tensor
+    markov_w1: FileWeight
+    markov_w2: FileWeight
+    confidence: torch.Tensor
 
 
 def read_own_config(folder: Folder) -> DeepseekV4HeadConfig:
@@ -88,6 +102,31 @@ def read_own_head(
             full = from_fp8(weight, scale, config.scale_block).dequantized(torch.float32)
             dense[f"{base}.weight"] = _typed(f"{base}.weight", full, dtype)
     return config, DeepseekV4Weights(dense, _by_stage(experts, config))
+
+
+def read_mapped_head(folder: Folder) -> tuple[DeepseekV4HeadConfig, MappedHead]:
+    """For a CPU, all matrices where the files have them; checked as by read_own_head."""
+    folder = ModelFolder.of(folder)
+    infos = tensor_infos(folder, PREFIX)
+    config = _config(folder, infos)
+    _check(infos, config, folder.path)
+    found = mapped_tensors(folder, infos.keys())
+    check_scales(found, folder)
+    parts = matrices_and_tensors(dense_shapes(config), found, config.scale_block)
+    matrices, tensors = parts
+    stages = tuple(
+        block_at(f"{PREFIX}{stage}.", matrices, tensors, found, config.num_experts)
+        for stage in range(config.num_stages)
+    )
+    first, last = stages[0], stages[-1]
+    return config, MappedHead(
+        stages=TargetWeights(last.matrices, last.tensors, stages),
+        main_proj=first.matrices["main_proj.weight"],
+        main_norm=first.tensors["main_norm.weight"],
+        markov_w1=last.matrices["markov_head.markov_w1.weight"],
+        markov_w2=last.matrices["markov_head.markov_w2.weight"],
+        confidence=last.matrices["confidence_head.proj.weight"].dequantized(),
+    )
 
 
 def _mapped_experts(

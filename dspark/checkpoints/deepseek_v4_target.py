@@ -3,7 +3,7 @@
 FP8 blocks and FP4 experts stay in their codes; what is small and plain is read as float32.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -66,23 +66,33 @@ def read_target(folder: Folder, config: DeepseekV4TargetConfig) -> TargetWeights
     _check(folder, infos, dense, config)
     found = mapped_tensors(folder, infos.keys())
     check_scales(found, folder)
-    rows, columns = config.scale_block
+    matrices, tensors = matrices_and_tensors(dense, found, config.scale_block)
+    for layer in range(config.num_hash_layers):
+        name = f"layers.{layer}.{HASH_TABLE}"
+        tensors[name] = _checked_table(found[name], config, folder)
+    blocks = tuple(
+        block_at(f"layers.{layer}.", matrices, tensors, found, config.num_experts)
+        for layer in range(config.num_layers)
+    )
+    return TargetWeights(matrices, tensors, blocks)
+
+
+def matrices_and_tensors(
+    names: Iterable[str], found: Mapping[str, torch.Tensor], scale_block: tuple[int, int]
+) -> tuple[dict[str, FileWeight], dict[str, torch.Tensor]]:
+    """Matrices where the file has them, and copies of all else in float32."""
     matrices: dict[str, FileWeight] = {}
     tensors: dict[str, torch.Tensor] = {}
-    for name in dense:
+    for name in names:
         stored = found[name]
         if (scale := found.get(scale_of(name))) is not None:
-            matrices[name] = file_weight(stored, scale, rows, columns)
+            matrices[name] = file_weight(stored, scale, *scale_block)
         elif name.endswith(("_fn", ".weight")) and stored.dim() == 2:
             plain = stored.dtype in (torch.float32, torch.bfloat16)
             matrices[name] = file_weight(stored if plain else stored.float())
         else:
             tensors[name] = stored.to(torch.float32, copy=True)
-    for layer in range(config.num_hash_layers):
-        name = f"layers.{layer}.{HASH_TABLE}"
-        tensors[name] = _checked_table(found[name], config, folder)
-    blocks = tuple(_block(i, matrices, tensors, found, config) for i in range(config.num_layers))
-    return TargetWeights(matrices, tensors, blocks)
+    return matrices, tensors
 
 
 def dense_shapes(config: DeepseekV4TargetConfig) -> dict[str, tuple[int, ...]]:
@@ -145,14 +155,14 @@ def _checked_table(
     return table
 
 
-def _block(
-    layer: int,
+def block_at(
+    prefix: str,
     matrices: Mapping[str, FileWeight],
     tensors: Mapping[str, torch.Tensor],
     found: Mapping[str, torch.Tensor],
-    config: DeepseekV4TargetConfig,
+    num_experts: int,
 ) -> Block:
-    prefix = f"layers.{layer}."
+    """One layer or stage, whose names begin with `prefix`."""
 
     def matrix(expert: int, name: str) -> FileWeight:
         base = f"{prefix}ffn.experts.{expert}.{name}"
@@ -160,7 +170,7 @@ def _block(
 
     experts = tuple(
         Expert(gate=matrix(expert, "w1"), up=matrix(expert, "w3"), down=matrix(expert, "w2"))
-        for expert in range(config.num_experts)
+        for expert in range(num_experts)
     )
     return Block(_below(matrices, prefix), _below(tensors, prefix), experts)
 

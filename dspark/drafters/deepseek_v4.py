@@ -4,6 +4,7 @@ Not verified on the released weights, which have not been run with it. FP8 matri
 de-quantised; engines with FP8 kernels round the inputs as well.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from dspark.checkpoints.deepseek_v4 import DeepseekV4Weights, read_own_head
-from dspark.checkpoints.deepseek_v4_config import DeepseekV4HeadConfig
+from dspark.checkpoints.deepseek_v4_config import DeepseekV4HeadConfig, dense_shapes
 from dspark.checkpoints.model_folder import Folder
 from dspark.config import DraftWeights
 from dspark.drafters.base import Chooser, Proposals
@@ -62,7 +63,7 @@ class DeepseekV4Drafter:
         self.block_size = config.block_size
         self.target_layer_ids = config.target_layer_ids
         self.device, self.dtype = embedding.device, embedding.dtype
-        self.num_weights = _weights_a_block(config, weights)
+        self.num_weights = weights_a_block(config)
         self._embedding, self._output_head = embedding, output_head
         self._first = _below(weights.dense, "mtp.0.")
         self._last = _below(weights.dense, f"mtp.{config.num_stages - 1}.")
@@ -112,7 +113,13 @@ class DeepseekV4Drafter:
         hidden = self._backbone(slots, anchors)
         normed = norm(hidden, self._last["norm.weight"], self.config.rms_norm_eps)
         logits = self._output_head(normed.flatten(0, 1)).view(*hidden.shape[:2], -1).float()
-        return self._choose_left_to_right(logits, hidden.float(), anchors, chooser)
+        embed, project, confidence = (
+            self._last[f"{name}.weight"]
+            for name in ("markov_head.markov_w1", "markov_head.markov_w2", "confidence_head.proj")
+        )
+        return choose_left_to_right(
+            (logits, hidden.float()), anchors, chooser, embed, _linear(project), confidence
+        )
 
     def _backbone(self, slots: Sequence[DeepseekV4Slot], anchors: torch.Tensor) -> torch.Tensor:
         """anchors [R] -> [R, K, H], before the final norm, as the confidence head needs."""
@@ -125,29 +132,6 @@ class DeepseekV4Drafter:
         for stage, window in zip(self._stages, windows, strict=True):
             streams = stage(streams, angles, window, is_there)
         return collapse(streams, config, self._last, _linear(self._last["hc_head_fn"]))
-
-    def _choose_left_to_right(
-        self, base: torch.Tensor, hidden: torch.Tensor, anchors: torch.Tensor, chooser: Chooser
-    ) -> Proposals:
-        """base [R, K, V] and hidden [R, K, H]; each position sees the token chosen before it."""
-        embed, project, confidence = (
-            self._last[f"{name}.weight"]
-            for name in ("markov_head.markov_w1", "markov_head.markov_w2", "confidence_head.proj")
-        )
-        previous = anchors
-        ids, probs, confidences = [], [], []
-        for k in range(self.block_size):
-            embedding = embed[previous]
-            features = torch.cat([hidden[:, k], embedding], dim=-1)
-            confidences.append(F.linear(features, confidence).squeeze(-1).sigmoid())
-            previous, chosen_probs = chooser.choose(base[:, k] + F.linear(embedding, project))
-            ids.append(previous)
-            probs.append(chosen_probs)
-        return Proposals(
-            token_ids=torch.stack(ids, dim=1),
-            probs=[stack_present(request_probs) for request_probs in zip(*probs, strict=True)],
-            confidences=torch.stack(confidences, dim=1),
-        )
 
     def _angles(self, start: int, count: int) -> torch.Tensor:
         positions = torch.arange(start, start + count, device=self.device)
@@ -190,6 +174,34 @@ class _Stage:
         return taken_up(streams, out, post, mix)
 
 
+def choose_left_to_right(
+    rows: tuple[torch.Tensor, torch.Tensor],
+    anchors: torch.Tensor,
+    chooser: Chooser,
+    embed: Table,
+    project: Callable[[torch.Tensor], torch.Tensor],
+    confidence: torch.Tensor,
+) -> Proposals:
+    """`rows`: logits [R, K, V] and hidden states [R, K, H]. Each position sees the token chosen
+    before it, by its row of `embed` [V, r] and `project`: [R, r] -> [R, V]; confidence
+    [1, H + r]."""
+    base, hidden = rows
+    previous = anchors
+    ids, probs, confidences = [], [], []
+    for k in range(base.shape[1]):
+        embedding = embed[previous]
+        features = torch.cat([hidden[:, k], embedding], dim=-1)
+        confidences.append(F.linear(features, confidence).squeeze(-1).sigmoid())
+        previous, chosen_probs = chooser.choose(base[:, k] + project(embedding))
+        ids.append(previous)
+        probs.append(chosen_probs)
+    return Proposals(
+        token_ids=torch.stack(ids, dim=1),
+        probs=[stack_present(request_probs) for request_probs in zip(*probs, strict=True)],
+        confidences=torch.stack(confidences, dim=1),
+    )
+
+
 def _linear(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     return partial(F.linear, weight=weight)
 
@@ -206,9 +218,10 @@ def _side_by_side(keys: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Ten
     return padded, torch.arange(width, device=padded.device) < sizes.unsqueeze(-1)
 
 
-def _weights_a_block(config: DeepseekV4HeadConfig, weights: DeepseekV4Weights) -> int:
+def weights_a_block(config: DeepseekV4HeadConfig) -> int:
     """Weights read per drafted block, if no two of its rows use the same expert."""
-    dense = sum(t.numel() for name, t in weights.dense.items() if "markov" not in name)
+    shapes = dense_shapes(config).items()
+    dense = sum(math.prod(shape) for name, shape in shapes if "markov" not in name)
     expert = 3 * config.expert_size * config.hidden_size
     num_experts = min(config.num_experts, config.block_size * config.experts_per_token)
     markov = config.markov_rank * config.block_size

@@ -21,6 +21,7 @@ from dspark.drafters.vocabulary import (
 )
 from dspark.errors import CheckpointError, PairMismatchError
 from dspark.kvcache.row_pool import KVPool
+from dspark.models.expert_store import ExpertStore
 from dspark_kernels import SkinnyLinear
 from dspark_kernels.cpu.weight_table import Table
 from dspark_kernels.host_memory import give_back_freed
@@ -32,7 +33,9 @@ ROWS = 4096  # of a table, compared at once
 @dataclass(frozen=True, slots=True)
 class TargetTables:
     """What a head takes from its target: embedding [V, H] and output head [N, H] -> [N, V];
-    `is_paged`: whether the target's keys and values lie on pages, in the format `kv`."""
+    `is_paged`: whether the target's keys and values lie on pages, in the format `kv`; `rounds`:
+    whether its rows meet weights rounded to 8 bits; `expert_store`: of its routed experts, where
+    memory does not hold all."""
 
     embedding: Table
     output_head: OutputHead
@@ -40,6 +43,8 @@ class TargetTables:
     dtype: torch.dtype
     is_paged: bool = False
     kv: KVFormat = "auto"
+    rounds: bool = False
+    expert_store: ExpertStore | None = None
 
 
 class HeadDrafter:

@@ -17,6 +17,7 @@ from dspark.checkpoints.model_folder import Folder
 from dspark.config import DraftWeights, Headless
 from dspark.drafters.base import Drafter
 from dspark.drafters.deepseek_v4 import DeepseekV4Drafter
+from dspark.drafters.deepseek_v4_native import NativeDeepseekV4Drafter
 from dspark.drafters.dflash2 import DFlash2Drafter
 from dspark.drafters.domino import DominoDrafter
 from dspark.drafters.dspark import DSparkDrafter
@@ -105,7 +106,7 @@ KINDS = (
         joined=Eagle3Drafter,
         training=Training(Eagle3Head, unrolled_hidden),
     ),
-    HeadKind(DeepseekV4HeadConfig, DeepseekV4Drafter),
+    HeadKind(DeepseekV4HeadConfig, DeepseekV4Drafter, fast=(NativeDeepseekV4Drafter,)),
 )
 
 

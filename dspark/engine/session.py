@@ -320,5 +320,7 @@ def load_drafter(
         target.dtype,
         is_paged=cache is not None,
         kv="auto" if cache is None else cache.kv,
+        rounds=isinstance(target, DeepseekV4Target) and bool(target.kinds),
+        expert_store=target.expert_store if isinstance(target, DeepseekV4Target) else None,
     )
     return load_head(folder, config, tables, weights)

@@ -95,6 +95,7 @@ class ExpertStore:
         self.layers = tuple(LayerExperts(self, n, layer) for n, layer in enumerate(layers))
         self.hits = self.misses = self.admitted = self.failures = self.passes = 0
         sizes = [_padded(each.numel()) for each in _tensors(self._source[0])]
+        self.num_slots = num_slots
         self._memory = torch.empty(num_slots, sum(sizes), dtype=torch.uint8)
         self._slots = [_slot(row, self._source[0]) for row in self._memory]
         self._slot_of: dict[int, int] = {}
@@ -110,6 +111,14 @@ class ExpertStore:
         far = torch.ones(len(self._source), dtype=torch.bool)
         far[list(self._slot_of)] = False
         return far.view(len(self.layers), self._per_layer)
+
+    @property
+    def num_experts(self) -> int:
+        return len(self._source)
+
+    def path_beside(self, name: str) -> Path | None:
+        """Of the uses of another store of the same files."""
+        return self._path and self._path.with_name(f"{self._path.stem}-{name}.json")
 
     def note(self, routes: torch.Tensor) -> None:
         """Of a finished pass, int64 [L, N, k]."""
@@ -216,6 +225,17 @@ class ExpertStore:
 
     def _put(self, key: int, expert: Expert | None) -> None:
         self.layers[key // self._per_layer].put(key % self._per_layer, expert)
+
+
+def store_beside(store: ExpertStore, layers: Sequence[Sequence[Expert]]) -> ExpertStore | None:
+    """Of other layers with experts of the same size: slots in the same proportion, None for none
+    or where memory does not suffice."""
+    count = len(layers) * len(layers[0])
+    try:
+        slots = store.num_slots * count // store.num_experts
+        return ExpertStore(layers, slots, path=store.path_beside("draft")) if slots else None
+    except (RuntimeError, MemoryError):  # the files have everything
+        return None
 
 
 def with_store(weights: TargetWeights, store: ExpertStore) -> TargetWeights:

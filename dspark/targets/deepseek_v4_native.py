@@ -5,6 +5,7 @@ them in float32 or, faster and rounded as stated in `rounded_experts`, in 8 bits
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
@@ -15,6 +16,7 @@ from dspark.checkpoints.deepseek_v4_target import TargetWeights, read_target
 from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
 from dspark.checkpoints.files import one_line
 from dspark.checkpoints.model_folder import Folder, ModelFolder
+from dspark.checkpoints.safetensors_dir import tensor_infos
 from dspark.config import EXPERTS_PREFILL_CHUNK
 from dspark.errors import CheckpointError
 from dspark.hub.paths import home
@@ -32,6 +34,8 @@ from dspark.targets.expert_use import ExpertShape, ExpertUse, expert_use
 from dspark.targets.stop_tokens import stop_tokens
 from dspark_kernels.cpu.file_weight import FileTable
 from dspark_kernels.cpu.float_matrix import multiply_floats
+
+DRAFT_EXPERT = re.compile(r"mtp\.\d+\.ffn\.experts\.\d+\.w1\.weight")
 
 
 class DeepseekV4Target:
@@ -158,7 +162,10 @@ def _store(folder: ModelFolder, weights: TargetWeights) -> ExpertStore | None:
     first = layers[0][0]
     size = sum(each.num_bytes for each in (first.gate, first.up, first.down))
     of_files = sum(entry.num_bytes for _, entry in folder.entries())
-    slots = slots_for(free_memory("cpu"), of_files, len(layers) * len(layers[0]), size)
+    count = len(layers) * len(layers[0])
+    drafting = sum(bool(DRAFT_EXPERT.fullmatch(name)) for name in tensor_infos(folder))
+    together = count + drafting  # each gets its part, see store_beside
+    slots = slots_for(free_memory("cpu"), of_files, together, size) * count // together
     if not slots:
         return None
     name = hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:16]

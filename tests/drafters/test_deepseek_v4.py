@@ -2,15 +2,23 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from dspark.checkpoints.deepseek_v4 import read_own_head
+from dspark.checkpoints.deepseek_v4 import read_own_config, read_own_head
 from dspark.drafters.deepseek_v4 import DeepseekV4Drafter, DeepseekV4Slot
+from dspark.drafters.deepseek_v4_native import NativeDeepseekV4Drafter
+from dspark.drafters.head_drafter import TargetTables
+from dspark.drafters.kinds import load_head
 from dspark.errors import PairMismatchError
+from dspark.models.deepseek_v4.window_attention import fake_quantize_e4m3
+from dspark.models.expert_store import ExpertStore
+from dspark.targets.deepseek_v4_native import load_deepseek_v4
 from dspark_kernels import QuantizedWeight
 from dspark_kernels.cpu.file_weight import FileWeight
+from dspark_kernels.cpu.runtime import Op, current
 from tests.deepseek_v4_toy import CONFIG, STAGES, write
 
 CPU = torch.device("cpu")
@@ -34,12 +42,33 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch
 
 
 @pytest.fixture(scope="module")
-def drafter(toy: tuple[Path, dict[str, torch.Tensor]]) -> DeepseekV4Drafter:
+def in_torch(toy: tuple[Path, dict[str, torch.Tensor]]) -> DeepseekV4Drafter:
     folder, meaning = toy
     config, weights = read_own_head(folder, device=CPU, dtype=torch.float32)
     head = torch.nn.Linear(HIDDEN, CONFIG["vocab_size"], bias=False)
     head.weight = torch.nn.Parameter(meaning["head.weight"], requires_grad=False)
     return DeepseekV4Drafter(config, weights, meaning["embed.weight"], head)
+
+
+@pytest.fixture(scope="module")
+def native(toy: tuple[Path, dict[str, torch.Tensor]]) -> NativeDeepseekV4Drafter:
+    return native_of(toy[0])
+
+
+def native_of(folder: Path, **changes: Any) -> NativeDeepseekV4Drafter:
+    target = load_deepseek_v4(folder, tap_layers=())
+    tables = TargetTables(target.embedding(), target.output_head(), CPU, torch.float32, **changes)
+    found = load_head(folder, read_own_config(folder), tables, "auto")
+    if not isinstance(found, NativeDeepseekV4Drafter):
+        pytest.skip("no kernels for this processor")
+    return found
+
+
+@pytest.fixture(scope="module", params=["torch", "native"])
+def drafter(
+    request: pytest.FixtureRequest,
+) -> DeepseekV4Drafter | NativeDeepseekV4Drafter:
+    return request.getfixturevalue({"torch": "in_torch"}.get(request.param, request.param))
 
 
 def taps_of(length: int, seed: int = 0) -> torch.Tensor:
@@ -247,7 +276,7 @@ def test_company_of_any_length_changes_nothing(drafter: DeepseekV4Drafter) -> No
 
 
 def test_only_the_experts_of_the_block_are_unpacked(
-    drafter: DeepseekV4Drafter, monkeypatch: pytest.MonkeyPatch
+    in_torch: DeepseekV4Drafter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unpacked: list[QuantizedWeight] = []
     original = QuantizedWeight.dequantized
@@ -256,14 +285,14 @@ def test_only_the_experts_of_the_block_are_unpacked(
         "dequantized",
         lambda self, dtype: unpacked.append(self) or original(self, dtype),
     )
-    slot = filled(drafter, taps_of(4))
-    drafter.propose([slot], torch.tensor([3]), Greedy())
+    slot = filled(in_torch, taps_of(4))
+    in_torch.propose([slot], torch.tensor([3]), Greedy())
     most = STAGES * 3 * min(CONFIG["n_routed_experts"], BLOCK * CONFIG["num_experts_per_tok"])
     assert 0 < len(unpacked) <= most
 
 
 def test_in_bfloat16_the_logits_are_near_those_of_float32(
-    drafter: DeepseekV4Drafter, toy: tuple[Path, dict[str, torch.Tensor]]
+    in_torch: DeepseekV4Drafter, toy: tuple[Path, dict[str, torch.Tensor]]
 ) -> None:
     folder, meaning = toy
     config, weights = read_own_head(folder, device=CPU, dtype=torch.bfloat16)
@@ -271,7 +300,7 @@ def test_in_bfloat16_the_logits_are_near_those_of_float32(
     head.weight = torch.nn.Parameter(meaning["head.weight"].bfloat16(), requires_grad=False)
     rounded = DeepseekV4Drafter(config, weights, meaning["embed.weight"].bfloat16(), head)
     taps, exact, near = taps_of(20), Greedy(), Greedy()
-    drafter.propose([filled(drafter, taps)], torch.tensor([3]), exact)
+    in_torch.propose([filled(in_torch, taps)], torch.tensor([3]), exact)
     rounded.propose([filled(rounded, taps.bfloat16())], torch.tensor([3]), near)
     distance = (near.seen[0] - exact.seen[0]).norm() / exact.seen[0].norm()
     assert float(distance) < 0.1
@@ -283,15 +312,112 @@ def test_another_target_is_refused(drafter: DeepseekV4Drafter) -> None:
 
 
 def test_experts_in_their_mapped_file_draft_the_same(
-    drafter: DeepseekV4Drafter, toy: tuple[Path, dict[str, torch.Tensor]]
+    in_torch: DeepseekV4Drafter, toy: tuple[Path, dict[str, torch.Tensor]]
 ) -> None:
     folder, meaning = toy
     config, weights = read_own_head(folder, device=CPU, dtype=torch.float32, maps_experts=True)
     assert all(isinstance(each, FileWeight) for stage in weights.experts for each in stage["w2"])
-    mapped = DeepseekV4Drafter(config, weights, meaning["embed.weight"], drafter._output_head)
+    mapped = DeepseekV4Drafter(config, weights, meaning["embed.weight"], in_torch._output_head)
     anchors, found = torch.tensor([5]), []
-    for each in (drafter, mapped):
+    for each in (in_torch, mapped):
         chooser = Greedy()
         each.propose([filled(each, taps_of(11))], anchors, chooser)
         found.append(torch.cat(chooser.seen))
     torch.testing.assert_close(found[0], found[1], **CLOSE)
+
+
+# On the CPU's kernels
+
+
+def logits_of(
+    drafter: DeepseekV4Drafter | NativeDeepseekV4Drafter, *taps: torch.Tensor
+) -> torch.Tensor:
+    """Of a block of each of these requests [K, R, V]."""
+    slots, chooser = [filled(drafter, each) for each in taps], Greedy()
+    drafter.propose(slots, torch.arange(3, 3 + len(taps)), chooser)
+    return torch.stack(chooser.seen)
+
+
+def test_company_and_pieces_change_no_bit(native: NativeDeepseekV4Drafter) -> None:
+    taps = [taps_of(n, n) for n in (3, 19, 90)]
+    together = logits_of(native, *taps)
+    anchors = torch.arange(3, 6)
+    for number, each in enumerate(taps):
+        slot, chooser = filled(native, each, *[1] * (len(each) % 4), len(each) // 4 * 4), Greedy()
+        native.propose([slot], anchors[number : number + 1], chooser)
+        assert torch.equal(torch.stack(chooser.seen)[:, 0], together[:, number])
+
+
+@pytest.mark.parametrize("cut", [1, 12, 60, 79, 139])
+def test_taken_back_by_as_much_as_a_pass_has_rows_nothing_is_forgotten(
+    native: NativeDeepseekV4Drafter, cut: int
+) -> None:
+    """And beyond, what is left of the window is a fresh request's."""
+    taps, length = taps_of(140), 140 - cut
+    slot, fresh = filled(native, taps), native.open()
+    native.truncate(slot, length)
+    known = taps[:length] if cut <= 64 else taps[:0]
+    fresh.first = fresh.length = length - len(known)
+    native.extend([fresh], [torch.zeros(len(known), dtype=torch.long)], [known])
+    found = []
+    for each in (slot, fresh, native.fork(slot, length)):
+        native.extend([each], [torch.zeros(2, dtype=torch.long)], [taps_of(2, 9)])
+        found.append(Greedy())
+        native.propose([each], torch.tensor([7]), found[-1])
+    first, *others = (torch.stack(chooser.seen) for chooser in found)
+    assert slot.length == length + 2
+    assert all(torch.equal(each, first) for each in others)
+
+
+def test_a_fork_is_another_request(native: NativeDeepseekV4Drafter) -> None:
+    slot = filled(native, taps_of(20))
+    before = slot.rings.clone()
+    native.extend([native.fork(slot, 12)], [torch.zeros(5, dtype=torch.long)], [taps_of(5, 4)])
+    assert slot.length == 20 and torch.equal(slot.rings, before)
+
+
+def test_blocks_of_seven(tmp_path: Path) -> None:
+    meaning = write(tmp_path, dspark_block_size=7)
+    weights = read_own_head(tmp_path, device=CPU, dtype=torch.float32)
+    native = native_of(tmp_path)
+    plain = DeepseekV4Drafter(*weights, meaning["embed.weight"], native._output_head)
+    found, expected = (logits_of(each, taps_of(30), taps_of(6)) for each in (native, plain))
+    assert found.shape == (7, 2, 96)
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+def test_experts_from_slots_and_rows_of_8_bits(
+    toy: tuple[Path, dict[str, torch.Tensor]], native: NativeDeepseekV4Drafter
+) -> None:
+    """A store beside the target's has slots in the same proportion and changes no bit; rounded
+    rows change logits a little."""
+    experts = [block.experts for block in load_deepseek_v4(toy[0], tap_layers=())._weights.blocks]
+    store = ExpertStore(experts, 12)
+    rounded, stored = (
+        native_of(toy[0], rounds=True),
+        native_of(toy[0], rounds=True, expert_store=store),
+    )
+    own = stored.expert_store
+    assert own is not None and own.num_slots == 9  # of 18, as 12 of 24
+    expected = logits_of(rounded, taps_of(20))
+    for _ in range(40):
+        assert torch.equal(logits_of(stored, taps_of(20)), expected)
+        if own.hits > 10:
+            break
+    assert own.hits > 10 and own.failures == 0
+    own.close()
+    exact = logits_of(native, taps_of(20))[0]
+    assert 0 < float((expected[0] - exact).norm() / exact.norm()) < 0.1
+
+
+def test_keys_are_rounded_to_e4m3_as_in_torch() -> None:
+    """To the bit, ties, tiny and huge numbers among them."""
+    if (runtime := current()) is None:
+        pytest.skip("no kernels for this processor")
+    ties = (torch.arange(1024) - 512).float() / 32
+    scaled = torch.randn(2048, generator=torch.Generator().manual_seed(1))
+    scaled = scaled * torch.exp2(torch.arange(2048) % 40 - 30.0)
+    x = torch.cat([ties, scaled, torch.zeros(64), torch.full((64,), 448.0)]).view(-1, 64 * 2)
+    expected = fake_quantize_e4m3(x, 64)
+    runtime.run([Op("round_e4m3", 0, 1, (x, 4 * x.stride(0), 2))], len(x))
+    assert torch.equal(x, expected)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from dspark.checkpoints.deepseek_v4 import read_mapped_head
+from dspark.models.deepseek_v4.draft_pass import Context, DraftPass
 from dspark.models.deepseek_v4.layer_program import LayerProgram
 from dspark.models.deepseek_v4.pass_memory import PassMemory
 from dspark.models.deepseek_v4.rounded_experts import feed_rounded
@@ -102,6 +104,22 @@ def test_routed_experts_are_those_of_the_reference(runtimes: list[Runtime], fold
         memory.y[:num_rows] = shared
         runtime.run([*layer.feed_experts(), adding], num_rows)
         assert torch.equal(memory.y[:num_rows], expected)
+
+
+@torch.inference_mode()
+def test_every_processor_drafts_the_same(runtimes: list[Runtime], folder: Path) -> None:
+    config, weights = read_mapped_head(folder)
+    generator, found = torch.Generator().manual_seed(7), []
+    taps = torch.randn(20, config.tap_width, generator=generator)
+    embedded = torch.randn(config.block_size, config.hidden_size, generator=generator)
+    for runtime in runtimes:
+        drafts = DraftPass(config, weights, None, runtime)
+        rings = torch.full((drafts.num_values,), torch.nan)
+        drafts.take_in(Context(rings, 0, 0), taps)
+        found.append(drafts.run(embedded, [Context(rings, 0, 20)]))
+    for each in found:
+        assert all(torch.equal(a, b) for a, b in zip(each, found[0], strict=True))
+    assert found[0][0].isfinite().all()
 
 
 def rows_step(positions: list[int], **words: int) -> tuple[torch.Tensor, torch.Tensor]:

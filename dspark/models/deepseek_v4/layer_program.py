@@ -18,6 +18,7 @@ from dspark.models.expert_store import addresses
 from dspark_kernels.cpu.clamped_swiglu import clamped_swiglu_op
 from dspark_kernels.cpu.deepseek_v4 import attention_text, indexer_text
 from dspark_kernels.cpu.deepseek_v4.routing_text import EXPERT_WORDS, SHARES
+from dspark_kernels.cpu.deepseek_v4.rows_text import RUN
 from dspark_kernels.cpu.deepseek_v4.step import STEP
 from dspark_kernels.cpu.deepseek_v4.streams_text import MIXES, STREAMS
 from dspark_kernels.cpu.deepseek_v4.text import bits
@@ -45,8 +46,8 @@ def is_supported(config: DeepseekV4TargetConfig) -> bool:
 
 
 class LayerProgram:
-    """Builds the operations of one layer; `selects`: whether entries may be more than an indexer
-    lets a row attend to."""
+    """Builds the operations of one layer. `selects`: whether entries may be more than an indexer
+    lets a row attend to; `is_draft`: a head's layer rounds keys and does not keep a block's."""
 
     def __init__(
         self,
@@ -55,7 +56,9 @@ class LayerProgram:
         block: Block,
         memory: PassMemory,
         selects: bool,
+        is_draft: bool = False,
     ) -> None:
+        self._is_draft = is_draft
         self._config, self._layer, self._memory = config, layer, memory
         self._matrices, self._tensors, self._experts = block.matrices, block.tensors, block.experts
         self._selects = selects and config.selects[layer]
@@ -132,8 +135,7 @@ class LayerProgram:
         for name, width in names.items():
             yield from self._raw(name, width)
         yield self._norm(memory.low, tensors["attn.q_norm.weight"])
-        yield self._norm(memory.keys, tensors["attn.kv_norm.weight"])
-        yield self._rotate(memory.keys, 1)
+        yield from self._finish(memory.keys)
         yield self._times(memory.low, "attn.wq_b.weight", memory.queries)
         yield self._norm(memory.queries, memory.ones, config.num_heads)
         yield self._rotate(memory.queries, config.num_heads)
@@ -142,7 +144,8 @@ class LayerProgram:
         if self._selects:
             yield from self._select()
         yield self._latent_attend()
-        yield self._keep(WINDOW, memory.keys)
+        if not self._is_draft:
+            yield self._keep(WINDOW, memory.keys)
         for name in names:
             yield self._keep(name, memory.raw[name])
         rank, groups = config.output_rank, config.output_groups
@@ -152,6 +155,20 @@ class LayerProgram:
             out = memory.grouped[:, group * rank : (group + 1) * rank]
             yield multiply_floats_op(of_group, weight.rows(group * rank, (group + 1) * rank), out)
         yield self._times(memory.grouped, "attn.wo_b.weight", memory.y)
+
+    def keep_keys(self, x: torch.Tensor, keys: torch.Tensor) -> Iterator[Op]:
+        """Of rows x [N, H] by way of `keys` [N, D] into their rings, and nothing else."""
+        yield self._times(x, "attn.wkv.weight", keys)
+        yield from self._finish(keys)
+        yield self._keep(WINDOW, keys)
+
+    def _finish(self, keys: torch.Tensor) -> Iterator[Op]:
+        config = self._config
+        yield self._norm(keys, self._tensors["attn.kv_norm.weight"])
+        yield self._rotate(keys, 1)
+        if self._is_draft:  # as in training: what RoPE leaves alone, as if stored in 8 bits
+            runs = (config.head_dim - config.rope_dim) // RUN
+            yield Op("round_e4m3", 0, 1, (keys, FLOAT * keys.stride(0), runs))
 
     def _raw(self, name: str, width: int) -> Iterator[Op]:
         """Values and gates of a compressor, gates by their place in the window."""
@@ -197,7 +214,7 @@ class LayerProgram:
         groups = config.num_heads // attention_text.HEADS
         where = self._entry_words("compressor") if ratio else (STEP.index("half0"), 0)
         words: tuple[torch.Tensor | int, ...] = (memory.queries, FLOAT * memory.queries.stride(0))
-        words += (memory.keys, FLOAT * ring.start, ring.cells, config.window)
+        words += (memory.keys, FLOAT * ring.start, ring.cells)
         words += (config.head_dim // LANES, groups, self._tensors["attn.attn_sink"])
         words += (memory.attended, bits(config.head_dim**-0.5), ratio, *where, memory.chosen)
         top = config.index_top if config.selects[self._layer] else config.max_positions

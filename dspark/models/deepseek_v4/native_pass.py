@@ -1,7 +1,7 @@
 """A pass of DeepSeek-V4 as native programs: one call for all layers, or one up to each layer's
 experts where these are not fed by the program."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -9,11 +9,11 @@ from dspark.checkpoints.deepseek_v4_cache_layout import MAX_ROWS
 from dspark.checkpoints.deepseek_v4_target import Expert, TargetWeights
 from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
 from dspark.models.deepseek_v4.cache import RequestCaches, Stretch
-from dspark.models.deepseek_v4.layer_program import LayerProgram, stream_factors, units_op
+from dspark.models.deepseek_v4.layer_program import NOTHING, LayerProgram, stream_factors, units_op
 from dspark.models.deepseek_v4.pass_memory import PassMemory
 from dspark.models.deepseek_v4.rotation import RotationTable
 from dspark.models.expert_store import LayerExperts
-from dspark_kernels.cpu.deepseek_v4.step import ROW_WORDS
+from dspark_kernels.cpu.deepseek_v4.step import STEP
 from dspark_kernels.cpu.deepseek_v4.streams_text import STREAMS
 from dspark_kernels.cpu.deepseek_v4.text import bits
 from dspark_kernels.cpu.driver_text import MAX_OPS
@@ -28,7 +28,8 @@ Stage = Callable[[torch.Tensor], None]  # of a step
 
 
 class NativePass:
-    """`feed`: of routed experts, None if the program feeds them itself, on rows of 8 bits."""
+    """`feed`: of routed experts, None if the program feeds them itself, on rows of 8 bits.
+    `is_draft`: as of LayerProgram."""
 
     def __init__(
         self,
@@ -37,7 +38,9 @@ class NativePass:
         tap_layers: Sequence[int],
         feed: FeedExperts | None,
         runtime: Runtime,
+        is_draft: bool = False,
     ) -> None:
+        self._is_draft = is_draft
         self._config, self._weights, self._taps = config, weights, tuple(tap_layers)
         self._feed, self._runtime = feed, runtime
         self._memory = PassMemory(config, FEWEST_ROWS, len(self._taps))
@@ -53,8 +56,6 @@ class NativePass:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As Decoder.run; `embedded` [N, H], `rotations` without and with compression."""
         num_rows, longest = len(embedded), max(each.end for each in stretches)
-        memory = self._fit(num_rows)
-        memory.streams[:num_rows] = embedded.unsqueeze(1)
         most = max(
             (
                 longest // r
@@ -65,23 +66,32 @@ class NativePass:
         )
         selects = most > self._config.index_top
         scores = torch.empty(num_rows if selects else 0, most)
-        rows = torch.tensor(_records(token_ids.tolist(), caches, stretches))
-        tables = [table for each in rotations for table in each.tables(longest)]
         halves = caches.halves()
-        step = torch.tensor(
-            [
-                num_rows,
-                rows.data_ptr(),
-                *(half.data_ptr() for half in halves),
-                halves[0].stride(0) * halves[0].itemsize,
-                *(table.data_ptr() for table in tables),
-                scores.data_ptr(),
-                scores.stride(0) * scores.itemsize,
-            ]
-        )
+        found = (half.data_ptr() for half in halves)
+        words = dict(zip(("half0", "half1"), found, strict=True))
+        words["page_bytes"] = halves[0].stride(0) * halves[0].itemsize
+        words |= {"scores": scores.data_ptr(), "scores_bytes": scores.stride(0) * scores.itemsize}
+        for name, rotation in zip(("window", "compressed"), rotations, strict=True):
+            words |= rotation_words(name, rotation, longest)
+        rows = _records(token_ids.tolist(), caches, stretches, self._config.window)
+        x, _ = self.run_rows(embedded, rows, words, selects)
+        return x, self._memory.taps[:num_rows].clone()
+
+    def run_rows(
+        self,
+        embedded: torch.Tensor,
+        records: Sequence[Sequence[int]],
+        words: Mapping[str, int],
+        selects: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """embedded [N, H], `records` as step.ROW, `words` those of step.STEP that operations need
+        -> hidden states [N, H] after and before the final norm."""
+        memory, num_rows = self._fit(len(embedded)), len(embedded)
+        memory.streams[:num_rows] = embedded.unsqueeze(1)
+        step, _kept = step_of(records, words)
         for stage in self._stages_of(selects):
             stage(step)
-        return memory.x[:num_rows].clone(), memory.taps[:num_rows].clone()
+        return memory.x[:num_rows].clone(), memory.y[:num_rows].clone()
 
     def routes(self, num_rows: int) -> torch.Tensor:
         """Of the last run, [layers, N, k]: the experts of each row."""
@@ -106,7 +116,7 @@ class NativePass:
         stages: list[Stage] = []
         ops: list[Op] = []
         for index, block in enumerate(self._weights.blocks):
-            layer = LayerProgram(config, index, block, memory, selects)
+            layer = LayerProgram(config, index, block, memory, selects, self._is_draft)
             ops += layer.until_route()
             if isinstance(block.experts, LayerExperts):  # begin to read what is chosen
                 stages += self._programs(ops)
@@ -135,13 +145,14 @@ class NativePass:
         config, memory, tensors = self._config, self._memory, self._weights.tensors
         scales = tensors["hc_head_scale"].expand(STREAMS)
         factors = stream_factors(scales, tensors["hc_head_base"])
-        words = (memory.streams, memory.projected, factors, tensors["norm.weight"], memory.x)
+        words = (memory.streams, memory.projected, factors, tensors["norm.weight"])
+        outs = (memory.y, memory.x)  # before and after the norm
         sizes = (config.hidden_size // LANES, bits(config.stream_eps), bits(config.rms_norm_eps))
         fn = self._weights.matrices["hc_head_fn"]
         return [
             units_op(config, memory),
             multiply_floats_op(memory.units, fn, memory.projected),
-            Op("close_streams", 0, 1, (*words, *sizes)),
+            Op("close_streams", 0, 1, (*words, *outs, *sizes)),
         ]
 
 
@@ -164,16 +175,30 @@ def _feeding(
     return run
 
 
+def step_of(
+    records: Sequence[Sequence[int]], words: Mapping[str, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A step of these rows, and the table that it points to."""
+    rows = torch.tensor(records)
+    found = {"rows": len(records), "table": rows.data_ptr(), **words}
+    return torch.tensor([found.get(name, NOTHING) for name in STEP]), rows
+
+
+def rotation_words(name: str, rotation: RotationTable, longest: int) -> dict[str, int]:
+    cos, sin = rotation.tables(longest)
+    return {f"{name}_cos": cos.data_ptr(), f"{name}_sin": sin.data_ptr()}
+
+
 def _records(
-    tokens: Sequence[int], caches: RequestCaches, stretches: Sequence[Stretch]
+    tokens: Sequence[int], caches: RequestCaches, stretches: Sequence[Stretch], window: int
 ) -> list[list[int]]:
-    """As step.ROW, in ROW_WORDS."""
+    """As step.ROW."""
     records = []
     for slot, start, end, first in stretches:
         rings = caches.rings(slot).memory.data_ptr()
         pages = caches.pool.tables[slot.index].data_ptr()
         for position in range(start, end):
             token = tokens[first + position - start]
-            record = [position, rings, pages, token, first, start, end]
-            records.append(record + [0] * (ROW_WORDS - len(record)))
+            seen = (max(0, position + 1 - window), position + 1)
+            records.append([position, rings, pages, token, first, start, end, *seen])
     return records

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 
 from dspark.checkpoints.deepseek_v4_config import QUANTISED_RUN, DeepseekV4HeadConfig
 from dspark.models.deepseek_v4.norm_rotate import norm, rotate
+from dspark_kernels.cpu.deepseek_v4.rows_text import SMALLEST_AMAX
 from dspark_kernels.quantized_weight import FP8_MAX
 
 Weights = Mapping[str, torch.Tensor]
-SMALLEST_AMAX = 1e-4  # of a run that is fake-quantised: below it, the scale no longer shrinks
 
 
 class WindowAttention:

@@ -31,7 +31,7 @@ LOWEST = f"float {number(float('-inf'))}"
 
 def write_latent_attend(text: Text) -> None:
     """Words: queries [N, heads * D], bytes of a row, keys of the pass [N, D], bytes in the rings
-    before this one, its cells, window, chunks of D, groups of HEADS heads, sinks [heads], out as
+    before this one, its cells, chunks of D, groups of HEADS heads, sinks [heads], out as
     queries, scale, ratio (0: no entries), number of the word of the pages' half, bytes before the
     entries of a page, chosen entries int64 [N, top] or 0, top, chunks that turn, number of the word
     of cos.
@@ -49,10 +49,10 @@ class _Attention:
     def write(self) -> None:
         text = self._text
         _write_key_at(text)
-        words = begin(text, "latent_attend", "p i p i i i i i p p i i i i p i i i")
-        queries, stride, self._keys, ring_at, self._cells, window, self._chunks = words[:7]
-        groups, sinks, outs, scale, self._ratio, half_word, before, chosen, top = words[7:16]
-        turn_chunks, turns = words[16], turns_of(text, words[17])
+        words = begin(text, "latent_attend", "p i p i i i i p p i i i i p i i i")
+        queries, stride, self._keys, ring_at, self._cells, self._chunks = words[:6]
+        groups, sinks, outs, scale, self._ratio, half_word, before, chosen, top = words[6:15]
+        turn_chunks, turns = words[15], turns_of(text, words[16])
         self._scale = as_float(text, scale)
         self._size = times(text, self._chunks, CHUNK_BYTES)
         self._addresses = text.set(f"alloca [{BLOCK} x ptr], align 64")
@@ -62,9 +62,8 @@ class _Attention:
         row = self._row = Row(text, index)
         self._half = text.at(step_word_at(text, half_word), before)
         self._ring = text.at(row.rings, ring_at)
-        following = plus(text, row.position, 1)
-        self._recent = text.set(f"call i64 @llvm.smin.i64(i64 {following}, i64 {window})")
-        self._oldest = minus(text, following, self._recent)
+        following, self._oldest = plus(text, row.position, 1), row.oldest
+        self._recent = minus(text, row.seen, row.oldest)
         some = text.set(f"call i64 @llvm.smax.i64(i64 {self._ratio}, i64 1)")
         visible = text.set(f"udiv i64 {following}, {some}")
         has_entries = text.set(f"icmp sgt i64 {self._ratio}, 0")

@@ -15,6 +15,7 @@ from dspark_kernels.cpu.deepseek_v4.rows_text import (
     write_keep_rows,
     write_norm_rows,
     write_rotate_rows,
+    write_round_e4m3,
 )
 from dspark_kernels.cpu.deepseek_v4.streams_text import (
     write_close_streams,
@@ -30,6 +31,7 @@ from dspark_kernels.cpu.mxfp4_text import write_mxfp4
 WRITERS = {
     "norm_rows": write_norm_rows,
     "rotate_rows": write_rotate_rows,
+    "round_e4m3": write_round_e4m3,
     "add_by_position": write_add_by_position,
     "keep_rows": write_keep_rows,
     "open_streams": write_open_streams,
@@ -56,6 +58,7 @@ def deepseek_v4_text(variant: str) -> str:
     write_mxfp4(text, variant)
     write_declarations(text)
     text.raw(f"declare {FLOATS} @llvm.sqrt.v16f32({FLOATS})")
+    text.raw(f"declare {FLOATS} @llvm.fabs.v16f32({FLOATS})")
     text.raw("declare i64 @llvm.smin.i64(i64, i64)")
     text.raw("declare i64 @llvm.smax.i64(i64, i64)")
     return str(text)

@@ -1,4 +1,4 @@
-"""Norms, rotations and rings of single rows, in LLVM's text."""
+"""Norms, rotations, rounding and rings of single rows, in LLVM's text."""
 
 from dspark_kernels.cpu.deepseek_v4.text import (
     CHUNK_BYTES,
@@ -8,16 +8,26 @@ from dspark_kernels.cpu.deepseek_v4.text import (
     begin,
     end,
     fadd,
+    fmul,
     load,
     minus,
     norm,
     rotate,
+    splat,
     split,
     store,
     times,
     turns_of,
 )
-from dspark_kernels.cpu.llvm_text import Loop, Text
+from dspark_kernels.cpu.float_text import FLOATS, LANES, numbers, write_tree
+from dspark_kernels.cpu.llvm_text import Loop, Text, constant
+from dspark_kernels.quantized_weight import FP8_MAX
+
+RUN = 64  # numbers of a key that share a scale
+SMALLEST_AMAX = 1e-4  # of a run: below it, the power no longer shrinks
+MANTISSA, BIAS, EXPONENT = 23, 127, 0x7F800000  # of float32: bits, bias, mask
+E4M3_MANTISSA, E4M3_LEAST = 3, -6  # bits, and the exponent of the smallest normal number
+INTS = f"<{LANES} x i32>"
 
 
 def write_norm_rows(text: Text) -> None:
@@ -72,6 +82,56 @@ def write_add_by_position(text: Text) -> None:
     loop.close()
     units.close()
     end(text)
+
+
+def write_round_e4m3(text: Text) -> None:
+    """Words: x, bytes of a row, runs of 64 numbers. A unit is a row: each number of a run to the
+    nearest of e4m3 times the run's power of two, the least under which its largest fits; in
+    place."""
+    x, stride, runs = begin(text, "round_e4m3", "p i i")
+    chunks = range(RUN // LANES)
+    units = Loop(text, "%first", "%last")
+    row = text.at(x, times(text, units.index, stride))
+    loop = Loop(text, "0", runs)
+    place = text.at(row, times(text, loop.index, 4 * RUN))
+    values = [text.load(FLOATS, text.at(place, CHUNK_BYTES * chunk)) for chunk in chunks]
+    sizes = [text.set(f"call {FLOATS} @llvm.fabs.v16f32({FLOATS} {value})") for value in values]
+    most = numbers(SMALLEST_AMAX)
+    for size in sizes:
+        more = text.set(f"fcmp ogt {FLOATS} {size}, {most}")
+        most = text.set(f"select <{LANES} x i1> {more}, {FLOATS} {size}, {FLOATS} {most}")
+    largest = splat(text, write_tree(text, most, "largest"))
+    scale = _power_of_two(text, text.set(f"fdiv {FLOATS} {largest}, {numbers(FP8_MAX)}"))
+    for chunk, value in zip(chunks, values, strict=True):
+        code = text.set(f"fdiv {FLOATS} {value}, {scale}")
+        stored = fmul(text, _nearest_e4m3(text, code), scale)
+        text.store(FLOATS, stored, text.at(place, CHUNK_BYTES * chunk))
+    loop.close()
+    units.close()
+    end(text)
+
+
+def _power_of_two(text: Text, x: str) -> str:
+    """The least that is not below x."""
+    whole = text.set(f"bitcast {FLOATS} {x} to {INTS}")
+    above = text.set(f"add {INTS} {whole}, {constant('i32', LANES, (1 << MANTISSA) - 1)}")
+    power = text.set(f"and {INTS} {above}, {constant('i32', LANES, EXPONENT)}")
+    return text.set(f"bitcast {INTS} {power} to {FLOATS}")
+
+
+def _nearest_e4m3(text: Text, x: str) -> str:
+    """Of numbers up to its largest: added to a number whose last place is x's last in e4m3, and
+    taken off again."""
+    whole = text.set(f"bitcast {FLOATS} {x} to {INTS}")
+    power = text.set(f"and {INTS} {whole}, {constant('i32', LANES, EXPONENT)}")
+    least = constant("i32", LANES, (BIAS + E4M3_LEAST) << MANTISSA)
+    is_less = text.set(f"icmp slt {INTS} {power}, {least}")
+    power = text.set(f"select <{LANES} x i1> {is_less}, {INTS} {least}, {INTS} {power}")
+    grown = (MANTISSA - E4M3_MANTISSA << MANTISSA) + (1 << MANTISSA - 1)  # times 1.5
+    added = text.set(f"add {INTS} {power}, {constant('i32', LANES, grown)}")
+    added = text.set(f"bitcast {INTS} {added} to {FLOATS}")
+    total = fadd(text, x, added)
+    return text.set(f"fsub {FLOATS} {total}, {added}")
 
 
 def write_keep_rows(text: Text) -> None:

@@ -2,7 +2,8 @@
 
 `step` is int64: STEP's words, the first the number of rows. `rows` points to int64 [N, ROW_WORDS]:
 of each row its position, the addresses of its request's rings and of its table of pages, its token,
-and its request's stretch: the row at which it begins, its first position, the one after its last.
+its request's stretch (the row at which it begins, its first position, the one after its last), and
+the positions whose keys it attends to: the first, and the one after the last.
 """
 
 STEP = (
@@ -18,5 +19,5 @@ STEP = (
     "scores",  # of the indexer, float32 [N, entries]
     "scores_bytes",  # from row to row
 )
-ROW = ("position", "rings", "pages", "token", "first", "start", "end")
-ROW_WORDS = 8
+ROW = ("position", "rings", "pages", "token", "first", "start", "end", "oldest", "seen")
+ROW_WORDS = len(ROW)

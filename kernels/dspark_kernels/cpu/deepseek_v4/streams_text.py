@@ -43,23 +43,25 @@ def write_open_streams(text: Text) -> None:
     text.store(FLOATS, fmul(text, opened, numbers(2.0)), target)
     mix = _sinkhorn(text, _scaled(text, source, factors, 2 * STREAMS), steps, own_eps)
     text.store(FLOATS, mix, text.at(target, CHUNK_BYTES))
-    pre = fadd(text, opened, splat(text, own_eps))
-    _collapse(text, units.index, streams, _lanes(text, pre, range(STREAMS)), weight, x, chunks, eps)
+    shares = _lanes(text, fadd(text, opened, splat(text, own_eps)), range(STREAMS))
+    _collapse(text, units.index, streams, shares, weight, (x, x), chunks, eps)
     units.close()
     end(text)
 
 
 def write_close_streams(text: Text) -> None:
-    """Words: as of open_streams, without coefficients and steps."""
-    streams, projected, factors, weight, x, chunks, own_eps, eps = begin(
-        text, "close_streams", "p p p p p i i i"
+    """Words: as of open_streams, without coefficients and steps; before x the sum [N, H] that it
+    is the norm of."""
+    streams, projected, factors, weight, summed, x, chunks, own_eps, eps = begin(
+        text, "close_streams", "p p p p p p i i i"
     )
     own_eps, eps = as_float(text, own_eps), as_float(text, eps)
     units = Loop(text, "%first", "%last")
     source = text.at(projected, times(text, units.index, 4 * MIXES))
     opened = text.set(f"fneg {FLOATS} {_scaled(text, source, factors, 0)}")
     pre = fadd(text, sigmoid(text, write_exp(text, opened)), splat(text, own_eps))
-    _collapse(text, units.index, streams, _lanes(text, pre, range(STREAMS)), weight, x, chunks, eps)
+    shares = _lanes(text, pre, range(STREAMS))
+    _collapse(text, units.index, streams, shares, weight, (summed, x), chunks, eps)
     units.close()
     end(text)
 
@@ -154,17 +156,18 @@ def _collapse(
     streams: str,
     pre: Sequence[str],
     weight: str,
-    x: str,
+    outs: tuple[str, str],
     chunks: str,
     eps: str,
 ) -> None:
-    """The norm of streams, each times its share."""
+    """`outs`: the sum of the streams, each times its share, and its norm."""
     size = times(text, chunks, CHUNK_BYTES)
-    mine, out = _streams(text, streams, row, size), text.at(x, times(text, row, size))
+    mine, place = _streams(text, streams, row, size), times(text, row, size)
+    summed, normed = (text.at(out, place) for out in outs)
     loop = Loop(text, "0", chunks, [Carried(FLOATS, "zeroinitializer")])
     total = fmul(text, pre[0], load(text, mine[0], loop.index))
     for share, stream in zip(pre[1:], mine[1:], strict=True):
         total = text.fma(LANES, share, load(text, stream, loop.index), total)
-    store(text, total, out, loop.index)
+    store(text, total, summed, loop.index)
     squares = loop.close([text.fma(LANES, total, total, loop.values[0])])[0]
-    norm(text, out, out, weight, chunks, eps, squares)
+    norm(text, summed, normed, weight, chunks, eps, squares)

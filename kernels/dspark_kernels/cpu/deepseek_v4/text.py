@@ -44,7 +44,8 @@ class Row:
             n: text.argument(record, i, KINDS["pi"[n not in pointers]]) for i, n in enumerate(ROW)
         }
         self.position, self.rings, self.pages = (found[n] for n in ("position", *pointers))
-        self.token, self.first, self.start, self.end = (found[n] for n in ROW[3:])
+        self.token, self.first, self.start, self.end = (found[n] for n in ROW[3:7])
+        self.oldest, self.seen = found["oldest"], found["seen"]
 
 
 class If:
