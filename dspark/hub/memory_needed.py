@@ -36,7 +36,6 @@ from dspark.hub.catalog.pairs import (
     HubRepo,
     Pair,
     TargetFacts,
-    WheelMember,
 )
 from dspark.hub.expert_sizes import FP4_BYTE, ExpertSizes, expert_bytes, expert_sizes
 
@@ -301,14 +300,14 @@ def of_pair(pair: Pair) -> Footprint | None:
         values,
         facts.vocab_size,
         facts.hidden_size,
-        4 * facts.hidden_size,
+        facts.inner_size or 4 * facts.hidden_size,
         2 * facts.num_layers * width,
         facts.model_type in DENSE,
+        coded_values=facts.coded_values,
+        coded_bytes=facts.coded_bytes,
+        gpu_coded_values=facts.gpu_coded_values,
+        gpu_coded_bytes=facts.gpu_coded_bytes,
     )
-    if isinstance(pair.target, WheelMember):  # a GGUF, of which little more than codes is kept
-        footprint = replace(
-            footprint, coded_values=values, coded_bytes=pair.target.member_num_bytes
-        )
     return footprint.plus_head(*_registered_head(pair, footprint))
 
 

@@ -91,8 +91,9 @@ HeadSource = AssetFolder | HubRepo | LocalFolder | OtherPair
 @dataclass(frozen=True, slots=True)
 class TargetFacts:
     """Facts that a head must match. `kv_width`: keys and values per token and layer, if known;
-    then of routed experts: how many a layer has and a token reads, inner width; the last three
-    are numbers of a token and of a request in the cache, where layers differ, and of a row."""
+    then of routed experts: how many a layer has and a token reads, inner width; then numbers of a
+    token and of a request in the cache, where layers differ, and of a row; of an MLP's inner width,
+    if known; and of what a GGUF's conversion keeps in codes, and their bytes, also on a GPU."""
 
     model_type: str
     hidden_size: int
@@ -105,6 +106,11 @@ class TargetFacts:
     token_values: int | None = None
     request_values: int | None = None
     row_values: int | None = None
+    inner_size: int | None = None
+    coded_values: int = 0
+    coded_bytes: int = 0
+    gpu_coded_values: int = 0
+    gpu_coded_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
