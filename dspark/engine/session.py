@@ -44,6 +44,7 @@ from dspark.hub.memory_needed import of_folders
 from dspark.targets.base import DeviceTarget, Target
 from dspark.targets.deepseek_v4_native import DeepseekV4Target
 from dspark.targets.load import load_target
+from dspark.targets.moe import MoeTarget
 from dspark.targets.stored import StoredTarget, build_kernels
 from dspark.text.grammar import Vocabulary
 from dspark.text.stream import TextCodec
@@ -279,7 +280,7 @@ def open_session(
         as_stored=as_stored,
         kv=runtime.kv,
     )
-    if isinstance(target, (StoredTarget, DeepseekV4Target)) and target.kinds:
+    if isinstance(target, (StoredTarget, DeepseekV4Target, MoeTarget)) and target.kinds:
         reason = "weights as the file stores them"
         resolved = replace(resolved, dtype=target.kinds[0], reason=reason)
     codec = TextCodec.from_directory(folder)

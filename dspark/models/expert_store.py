@@ -6,6 +6,7 @@ source, the file is read. With slots for few of a layer's experts, those that ar
 far more choices than those that were used last, so that is how they are filled.
 """
 
+import hashlib
 import json
 import queue
 import threading
@@ -21,6 +22,9 @@ import torch
 from dspark.atomic import replacing
 from dspark.checkpoints.deepseek_v4_target import Block, Expert, TargetWeights
 from dspark.checkpoints.mapped_memory import let_go, read_ahead
+from dspark.checkpoints.model_folder import ModelFolder
+from dspark.hub.paths import home
+from dspark.machine import free_memory
 from dspark_kernels.cpu.file_weight import FileWeight
 
 Policy = Literal["most used", "last used"]
@@ -94,7 +98,7 @@ class ExpertStore:
         self._per_layer, self._policy, self._path = len(layers[0]), policy, path
         self.layers = tuple(LayerExperts(self, n, layer) for n, layer in enumerate(layers))
         self.hits = self.misses = self.admitted = self.failures = self.passes = 0
-        sizes = [_padded(each.numel()) for each in _tensors(self._source[0])]
+        sizes = [_padded(each.nbytes) for each in _tensors(self._source[0])]
         self.num_slots = num_slots
         self._memory = torch.empty(num_slots, sum(sizes), dtype=torch.uint8)
         self._slots = [_slot(row, self._source[0]) for row in self._memory]
@@ -245,10 +249,32 @@ def with_store(weights: TargetWeights, store: ExpertStore) -> TargetWeights:
 
 
 def addresses(experts: Sequence[Expert]) -> torch.Tensor:
-    """int64 [E, 6], as the native program reads them: codes and scales of gate, up and down."""
+    """int64 [E, 6], as the native program reads them: codes and scales of gate, up and down; 0 where
+    there are no scales."""
     if isinstance(experts, LayerExperts):
         return experts.addresses
-    return torch.tensor([[each.data_ptr() for each in _tensors(expert)] for expert in experts])
+    return torch.tensor([_addresses(expert) for expert in experts])
+
+
+def store_for(
+    folder: ModelFolder, weights: TargetWeights, others: int = 0
+) -> ExpertStore | None:
+    """None where free memory holds all weights: the system keeps the files there by itself.
+    `others`: experts of the folder that get their part of the slots in a store of their own."""
+    layers = [block.experts for block in weights.blocks]
+    first = layers[0][0]
+    size = sum(each.num_bytes for each in (first.gate, first.up, first.down))
+    of_files = sum(entry.num_bytes for _, entry in folder.entries())
+    count = len(layers) * len(layers[0])
+    together = count + others
+    slots = slots_for(free_memory("cpu"), of_files, together, size) * count // together
+    if not slots:
+        return None
+    name = hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:16]
+    try:
+        return ExpertStore(layers, slots, path=home() / "experts" / f"{name}.json")
+    except (RuntimeError, MemoryError):  # memory went elsewhere; the files have everything
+        return None
 
 
 def copied(source: Expert, into: Expert) -> None:
@@ -265,12 +291,16 @@ def checksum(expert: Expert) -> int:
     return found
 
 
+def _addresses(expert: Expert) -> list[int]:
+    weights = (expert.gate, expert.up, expert.down)
+    both = [each for weight in weights for each in (weight.codes, weight.scales)]
+    return [0 if each is None else each.data_ptr() for each in both]
+
+
 def _tensors(expert: Expert) -> list[torch.Tensor]:
-    found = []
-    for weight in (expert.gate, expert.up, expert.down):
-        assert weight.scales is not None
-        found += [weight.codes, weight.scales]
-    return found
+    weights = (expert.gate, expert.up, expert.down)
+    both = [each for weight in weights for each in (weight.codes, weight.scales)]
+    return [each for each in both if each is not None]
 
 
 def _slot(row: torch.Tensor, like: Expert) -> Expert:
@@ -279,12 +309,12 @@ def _slot(row: torch.Tensor, like: Expert) -> Expert:
 
     def part(tensor: torch.Tensor) -> torch.Tensor:
         nonlocal start
-        begin, start = start, start + _padded(tensor.numel())
-        return row[begin : begin + tensor.numel()].view(tensor.shape)
+        begin, start = start, start + _padded(tensor.nbytes)
+        return row[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
 
     def weight(of: FileWeight) -> FileWeight:
-        assert of.scales is not None
-        return replace(of, codes=part(of.codes), scales=part(of.scales))
+        scales = None if of.scales is None else part(of.scales)
+        return replace(of, codes=part(of.codes), scales=scales)
 
     return Expert(weight(like.gate), weight(like.up), weight(like.down))
 

@@ -4,7 +4,6 @@ What is always read (FP8 and bfloat16) meets rows in float32. Routed experts sta
 them in float32 or, faster and rounded as stated in `rounded_experts`, in 8 bits.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -19,16 +18,14 @@ from dspark.checkpoints.model_folder import Folder, ModelFolder
 from dspark.checkpoints.safetensors_dir import tensor_infos
 from dspark.config import EXPERTS_PREFILL_CHUNK
 from dspark.errors import CheckpointError
-from dspark.hub.paths import home
 from dspark.kvcache.page_pool import PagedPool
 from dspark.kvcache.row_pool import KVSlot
-from dspark.machine import free_memory
 from dspark.models.deepseek_v4.cache import RequestCaches
 from dspark.models.deepseek_v4.decoder import Decoder
 from dspark.models.deepseek_v4.float_experts import feed_experts
 from dspark.models.deepseek_v4.native_pass import FeedExperts
 from dspark.models.deepseek_v4.rounded_experts import feed_rounded
-from dspark.models.expert_store import ExpertStore, slots_for, with_store
+from dspark.models.expert_store import ExpertStore, store_for, with_store
 from dspark.targets.base import Pass, TargetSpec
 from dspark.targets.expert_use import ExpertShape, ExpertUse, expert_use
 from dspark.targets.stop_tokens import stop_tokens
@@ -157,25 +154,9 @@ class DeepseekV4Target:
 
 
 def _store(folder: ModelFolder, weights: TargetWeights) -> ExpertStore | None:
-    """None where free memory holds all weights: the system keeps the files there by itself."""
-    layers = [block.experts for block in weights.blocks]
-    first = layers[0][0]
-    size = sum(each.num_bytes for each in (first.gate, first.up, first.down))
-    of_files = sum(entry.num_bytes for _, entry in folder.entries())
-    count = len(layers) * len(layers[0])
+    """As store_for; the head's experts have slots of their own, see store_beside."""
     drafting = sum(bool(DRAFT_EXPERT.fullmatch(name)) for name in tensor_infos(folder))
-    together = count + drafting  # each gets its part, see store_beside
-    slots = slots_for(free_memory("cpu"), of_files, together, size) * count // together
-    if not slots:
-        return None
-    name = hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:16]
-    try:
-        return ExpertStore(layers, slots, path=home() / "experts" / f"{name}.json")
-    except (
-        RuntimeError,
-        MemoryError,
-    ):  # memory went to somebody else meanwhile; the files have everything
-        return None
+    return store_for(folder, weights, drafting)
 
 
 def load_deepseek_v4(

@@ -1,10 +1,11 @@
-"""Chooses the implementation of a target: on a CPU `stored` for the codes of a GGUF and our own
-DeepSeek-V4, `dense` where it is exact, otherwise transformers."""
+"""Chooses the implementation of a target: on a CPU `stored` for the codes of a GGUF, our own
+DeepSeek-V4 and `moe` for gpt-oss and Qwen3-MoE, `dense` where it is exact, otherwise transformers."""
 
 import torch
 
 from dspark.checkpoints.deepseek_v4_target_config import is_published_layout
 from dspark.checkpoints.model_folder import Folder, ModelFolder
+from dspark.checkpoints.moe_config import is_moe_layout
 from dspark.config import KVFormat
 from dspark.kvcache.caches import check_numbers
 from dspark.targets.base import Target
@@ -25,13 +26,19 @@ def load_target(
 ) -> Target:
     """Read the model in `directory`, tapping the given layers. `as_stored`: on a CPU, weights in
     the codes of a GGUF are multiplied with as they are, and `dtype` is that of rows; rows meet
-    DeepSeek-V4's experts in 8 bits. Raises InputError for a `kv` that this target does not have."""
+    experts in FP4 in 8 bits. Raises InputError for a `kv` that this target does not have."""
     folder = ModelFolder.of(directory)
     if device.type == "cpu" and dtype == torch.float32 and is_published_layout(folder.config):
         from dspark.targets.deepseek_v4_native import load_deepseek_v4
 
         check_numbers(kv)
         return load_deepseek_v4(folder, tap_layers=tap_layers, rounds=as_stored)
+    if device.type == "cpu" and dtype == torch.float32 and is_moe_layout(folder.config):
+        from dspark.targets.moe import load_moe, runs_here
+
+        if runs_here(folder):
+            check_numbers(kv)
+            return load_moe(folder, tap_layers=tap_layers, rounds=as_stored)
     config = read_dense_config(folder) or read_config(folder)
     if as_stored and device.type == "cpu":
         from dspark.targets.stored import load_stored, stored_runtime

@@ -1,8 +1,8 @@
 """A weight [N, K] in the bytes of its file: plain numbers, FP8 in blocks, or FP4 in runs of 32.
 
 FP8 is e4m3 and FP4 is e2m1, two codes to a byte with the even column in the low half; a block has
-the byte of an exponent (e8m0): 2^(byte - 127). Bytes may be mapped from the file: nothing copies
-them.
+the byte of an exponent (e8m0): 2^(byte - 127), or in "fp8_float" a float32. Bytes may be mapped
+from the file: nothing copies them.
 """
 
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ import torch
 
 from dspark_kernels.cpu.row_table import RowTable
 
-Kind = Literal["float32", "bfloat16", "fp8", "fp4"]
+Kind = Literal["float32", "bfloat16", "fp8", "fp8_float", "fp4"]
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # by the lower three bits; the highest is the sign
 SCALE_BIAS = 127
 SMALLEST_SCALE, LARGEST_SCALE = 1, 254  # 255 is no number, and 0 no normal float32
@@ -29,6 +29,7 @@ PACKINGS: dict[Kind, Packing] = {
     "float32": Packing(32),
     "bfloat16": Packing(16),
     "fp8": Packing(8, 8),
+    "fp8_float": Packing(8, 8),
     "fp4": Packing(4, 14),
 }
 KINDS: dict[torch.dtype, Kind] = {
@@ -40,8 +41,8 @@ KINDS: dict[torch.dtype, Kind] = {
 
 @dataclass(frozen=True, slots=True)
 class FileWeight:
-    """codes uint8 [N, bytes of a row]; scales uint8 [N / height, K / width] of blocks, None for
-    plain numbers."""
+    """codes uint8 [N, bytes of a row]; scales uint8 or float32 [N / height, K / width] of blocks,
+    None for plain numbers."""
 
     kind: Kind
     codes: torch.Tensor
@@ -57,7 +58,7 @@ class FileWeight:
         wanted = None
         if self.width:
             wanted = (-(-num_rows // self.height), -(-num_columns // self.width))
-        if found != wanted or (self.kind in ("fp8", "fp4")) != (wanted is not None):
+        if found != wanted or (PACKINGS[self.kind].exponent > 0) != (wanted is not None):
             raise ValueError(f"scales are {found}, {wanted} expected")
 
     @property
@@ -66,7 +67,7 @@ class FileWeight:
 
     @property
     def num_bytes(self) -> int:
-        return self.codes.numel() + (0 if self.scales is None else self.scales.numel())
+        return self.codes.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
     def rows(self, begin: int, end: int) -> "FileWeight":
         """Rows `begin` to `end`, in the same memory. Raises ValueError inside a block."""
@@ -83,13 +84,14 @@ class FileWeight:
             signed = torch.tensor([*E2M1, *(-value for value in E2M1)])
             both = torch.stack([self.codes & 15, self.codes >> 4], dim=-1)
             return signed[both.flatten(1).int()]
-        dtype = next(dtype for dtype, kind in KINDS.items() if kind == self.kind)
+        kind = "fp8" if self.kind == "fp8_float" else self.kind
+        dtype = next(dtype for dtype, of in KINDS.items() if of == kind)
         return self.codes.contiguous().view(dtype).float()
 
     def factors(self) -> torch.Tensor:
         """Of blocks: float32 [N / height, K / width]."""
         assert self.scales is not None
-        return scale_values(self.scales)
+        return self.scales if self.kind == "fp8_float" else scale_values(self.scales)
 
     def dequantized(self) -> torch.Tensor:
         """float32 [N, K]."""
@@ -102,16 +104,19 @@ class FileWeight:
 
 
 def scale_values(scales: torch.Tensor) -> torch.Tensor:
-    """uint8 exponents, none of them 0 or 255 -> float32."""
+    """uint8 exponents, none of them 255 -> float32; 0 counts as a scale of zero."""
     return (scales.int() << 23).view(torch.float32)
 
 
 def file_weight(
     tensor: torch.Tensor, scales: torch.Tensor | None = None, height: int = 1, width: int = 0
 ) -> FileWeight:
-    """Of a tensor [N, K] as it is stored; bytes without a dtype of their own are FP4."""
+    """Of a tensor [N, K] as it is stored; bytes without a dtype of their own are FP4. Scales are
+    bytes of exponents, or float32."""
     kind = KINDS.get(tensor.dtype, "fp4")
-    if scales is not None:
+    if scales is not None and scales.dtype == torch.float32:
+        kind = "fp8_float"
+    elif scales is not None:
         scales = scales.view(torch.uint8)
     return FileWeight(kind, tensor.view(torch.uint8), scales, height, width)
 

@@ -13,6 +13,7 @@ from dspark_kernels.cpu.float_text import LANES, tree_sum
 from dspark_kernels.cpu.runtime import Op, current
 
 OUTPUTS = 4  # of a unit of work
+SHARES = 256  # units in which the weights of many segments are shared out
 
 
 def multiply_floats(x: torch.Tensor, weight: FileWeight) -> torch.Tensor:
@@ -31,15 +32,32 @@ def multiply_floats(x: torch.Tensor, weight: FileWeight) -> torch.Tensor:
 
 def multiply_floats_op(x: torch.Tensor, weight: FileWeight, out: torch.Tensor) -> Op:
     """out float32 [M, N], rows may be further apart."""
-    (num_outputs, num_columns), codes = weight.shape, weight.codes
-    width = weight.width or num_columns
-    scales: tuple[torch.Tensor | int, ...] = (0, 0)
-    if weight.scales is not None:
-        scales = (weight.scales, weight.scales.stride(0))
-    sizes = (weight.height, num_columns // width, width // LANES, num_outputs)
+    codes, scales = weight.codes, 0 if weight.scales is None else weight.scales
     rows = (x, 4 * x.stride(0), out, 4 * out.stride(0))
-    words = (*rows, codes, codes.stride(0), *scales, *sizes)
-    return Op(f"floats_{weight.kind}", -(-num_outputs // OUTPUTS), 0, words)
+    words = (*rows, codes, codes.stride(0), scales, *_sizes(weight))
+    return Op(f"floats_{weight.kind}", -(-weight.shape[0] // OUTPUTS), 0, words)
+
+
+def counted_floats_op(
+    x: torch.Tensor,
+    like: FileWeight,
+    table: torch.Tensor,
+    counts: tuple[torch.Tensor, int],
+    out_bytes: int,
+) -> Op:
+    """Rows times weights of one shape as segments of `table`, as mxfp4's: of `counts`, how many
+    times how many. Products are `out_bytes` apart from row to row."""
+    rows = (x, 4 * x.stride(0), table, out_bytes)
+    words = (*rows, counts[0], like.codes.stride(0), counts[1], *_sizes(like))
+    return Op(f"floats_counted_{like.kind}", SHARES, 0, words)
+
+
+def _sizes(weight: FileWeight) -> tuple[int, ...]:
+    """Bytes of a row of scales, rows of a block, blocks of a row, chunks of a block, outputs."""
+    (num_outputs, num_columns), scales = weight.shape, weight.scales
+    width = weight.width or num_columns
+    scale_bytes = 0 if scales is None else scales.stride(0) * scales.itemsize
+    return scale_bytes, weight.height, num_columns // width, width // LANES, num_outputs
 
 
 def multiply_floats_reference(x: torch.Tensor, weight: FileWeight) -> torch.Tensor:

@@ -1,11 +1,12 @@
 """Rows of float32 times weights in the bytes of their file, in LLVM's text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dspark_kernels.cpu.file_weight import PACKINGS, Kind
-from dspark_kernels.cpu.float_matrix import OUTPUTS
+from dspark_kernels.cpu.float_matrix import OUTPUTS, SHARES
 from dspark_kernels.cpu.float_text import FLOATS, LANES, numbers, write_declarations, write_tree
 from dspark_kernels.cpu.llvm_text import Carried, Loop, Text, constant
+from dspark_kernels.cpu.mxfp4 import SEGMENT_WORDS
 
 ROWS = {16: (6, 4, 2, 1), 8: (2, 1), 4: (1,)}  # together, by how many floats a register holds
 TOGETHER = {16: 4, 8: 2, 4: 2}  # outputs
@@ -14,16 +15,78 @@ SHORTS = f"<{LANES} x i16>"
 
 
 def float_matrix_text(kind: Kind, variant: str) -> str:
-    """The text of `floats_{kind}`; its words are those of multiply_floats_op."""
+    """The text of `floats_{kind}`, whose words are those of multiply_floats_op, and of
+    `floats_counted_{kind}`."""
     text, lanes = Text(), REGISTER[variant]
+    _write_whole(text, kind, lanes)
+    _write_counted(text, kind, lanes)
+    write_declarations(text)
+    text.raw("declare i64 @llvm.smin.i64(i64, i64)")
+    text.raw("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+    return str(text)
+
+
+def _write_whole(text: Text, kind: Kind, lanes: int) -> None:
     text.raw(f"define void @floats_{kind}(ptr %own, ptr %step, i64 %first, i64 %last) {{")
     x, x_stride = text.argument("%own", 0, "ptr"), text.argument("%own", 1)
-    out, out_stride = text.argument("%own", 2, "ptr"), text.argument("%own", 3)
+    out, codes, scales = (text.argument("%own", index, "ptr") for index in (2, 4, 6))
     rows = text.load("i64", "%step", 8)
     units = Loop(text, "%first", "%last")
+
+    def place(row: str) -> str:
+        return text.at(x, text.set(f"mul i64 {row}, {x_stride}"))
+
+    _write_unit(text, kind, lanes, units.index, (codes, scales), rows, place, out)
+    units.close()
+    text.do("ret void")
+    text.raw("}")
+
+
+def _write_counted(text: Text, kind: Kind, lanes: int) -> None:
+    """A unit is one of SHARES equal parts of the outputs of all segments."""
+    text.raw(f"define void @floats_counted_{kind}(ptr %own, ptr %step, i64 %first, i64 %last) {{")
+    x, x_stride = text.argument("%own", 0, "ptr"), text.argument("%own", 1)
+    table, number_at = text.argument("%own", 2, "ptr"), text.argument("%own", 4, "ptr")
+    more = text.set(f"add i64 {text.argument('%own', 11)}, {OUTPUTS - 1}")
+    each = text.set(f"udiv i64 {more}, {OUTPUTS}")
+    number = text.set(f"mul i64 {text.load('i64', number_at, 8)}, {text.argument('%own', 6)}")
+    units = text.set(f"mul i64 {number}, {each}")
+    first, last = (
+        text.set(f"udiv i64 {text.set(f'mul i64 {units}, {bound}')}, {SHARES}")
+        for bound in ("%first", "%last")
+    )
+    loop = Loop(text, first, last)
+    segment = text.set(f"mul i64 {text.set(f'udiv i64 {loop.index}, {each}')}, {8 * SEGMENT_WORDS}")
+    own = text.at(table, segment)
+    codes, scales, listed = (text.argument(own, index, "ptr") for index in range(3))
+    rows, out = text.argument(own, 3), text.argument(own, 4, "ptr")
+    unit = text.set(f"urem i64 {loop.index}, {each}")
+
+    def place(row: str) -> str:
+        its = text.load("i64", text.at(listed, text.set(f"shl i64 {row}, 3")), 8)
+        return text.at(x, text.set(f"mul i64 {its}, {x_stride}"))
+
+    _write_unit(text, kind, lanes, unit, (codes, scales), rows, place, out)
+    loop.close()
+    text.do("ret void")
+    text.raw("}")
+
+
+def _write_unit(
+    text: Text,
+    kind: Kind,
+    lanes: int,
+    unit: str,
+    weight: tuple[str, str],
+    rows: str,
+    place: Callable[[str], str],
+    out: str,
+) -> None:
+    """OUTPUTS outputs of all rows; `place` of a row's numbers, `weight` by codes and scales."""
+    out_stride = text.argument("%own", 3)
     for begin in range(0, OUTPUTS, TOGETHER[lanes]):
-        places = range(begin, begin + TOGETHER[lanes])
-        outputs = [_output(text, kind, units.index, place) for place in places]
+        numbers_of = range(begin, begin + TOGETHER[lanes])
+        outputs = [_output(text, kind, unit, number, weight) for number in numbers_of]
         done = "0"
         for count in ROWS[lanes]:
             left = text.set(f"sub i64 {rows}, {done}")
@@ -31,18 +94,11 @@ def float_matrix_text(kind: Kind, variant: str) -> str:
             end = text.set(f"add i64 {done}, {whole}")
             tiles = Loop(text, done, end, step=str(count))
             here = [text.set(f"add i64 {tiles.index}, {index}") for index in range(count)]
-            xs = [text.at(x, text.set(f"mul i64 {row}, {x_stride}")) for row in here]
+            xs = [place(row) for row in here]
             outs = [text.at(out, text.set(f"mul i64 {row}, {out_stride}")) for row in here]
             _tile(text, kind, xs, outs, outputs)
             tiles.close()
             done = end
-    units.close()
-    text.do("ret void")
-    text.raw("}")
-    write_declarations(text)
-    text.raw("declare i64 @llvm.smin.i64(i64, i64)")
-    text.raw("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
-    return str(text)
 
 
 class _Output:
@@ -52,18 +108,18 @@ class _Output:
         self.number, self.codes, self.scales = number, codes, scales
 
 
-def _output(text: Text, kind: Kind, unit: str, place: int) -> _Output:
+def _output(text: Text, kind: Kind, unit: str, place: int, weight: tuple[str, str]) -> _Output:
     """Of a unit; the last output again where the weight has no more."""
     most = text.set(f"sub i64 {text.argument('%own', 11)}, 1")
     wanted = text.set(f"add i64 {text.set(f'mul i64 {unit}, {OUTPUTS}')}, {place}")
     number = text.set(f"call i64 @llvm.smin.i64(i64 {wanted}, i64 {most})")
     row_bytes = text.argument("%own", 5)
-    codes = text.at(text.argument("%own", 4, "ptr"), text.set(f"mul i64 {number}, {row_bytes}"))
+    codes = text.at(weight[0], text.set(f"mul i64 {number}, {row_bytes}"))
     if not PACKINGS[kind].exponent:
         return _Output(number, codes, "null")
     block = text.set(f"udiv i64 {number}, {text.argument('%own', 8)}")
     inside = text.set(f"mul i64 {block}, {text.argument('%own', 7)}")
-    return _Output(number, codes, text.at(text.argument("%own", 6, "ptr"), inside))
+    return _Output(number, codes, text.at(weight[1], inside))
 
 
 def _tile(
@@ -94,7 +150,7 @@ def _tile(
     ]
     sums = chunks.close(sums)
     if packing.exponent:
-        factors = [_factor(text, text.at(each.scales, blocks.index)) for each in outputs]
+        factors = [_factor(text, kind, each.scales, blocks.index) for each in outputs]
         grown = numbers(2.0**packing.exponent)
         sums = [
             text.fma(LANES, text.set(f"fmul {FLOATS} {each}, {grown}"), factors[output], total)
@@ -106,8 +162,11 @@ def _tile(
         text.store("float", write_tree(text, total), place)
 
 
-def _factor(text: Text, scale: str) -> str:
-    byte = text.set(f"zext i8 {text.load('i8', scale)} to i32")
+def _factor(text: Text, kind: Kind, scales: str, block: str) -> str:
+    if kind == "fp8_float":
+        place = text.at(scales, text.set(f"shl i64 {block}, 2"))
+        return text.splat("float", LANES, text.load("float", place))
+    byte = text.set(f"zext i8 {text.load('i8', text.at(scales, block))} to i32")
     factor = text.set(f"bitcast i32 {text.set(f'shl i32 {byte}, 23')} to float")
     return text.splat("float", LANES, factor)
 
@@ -120,7 +179,7 @@ def _weights(text: Text, kind: Kind, address: str) -> str:
         words = text.set(f"zext {SHORTS} {text.load(SHORTS, address)} to <{LANES} x i32>")
         moved = text.set(f"shl <{LANES} x i32> {words}, {constant('i32', LANES, 16)}")
         return text.set(f"bitcast <{LANES} x i32> {moved} to {FLOATS}")
-    bits = _fp8_bits(text, address) if kind == "fp8" else _fp4_bits(text, address)
+    bits = _fp4_bits(text, address) if kind == "fp4" else _fp8_bits(text, address)
     halves = text.set(f"bitcast {SHORTS} {bits} to <{LANES} x half>")
     return text.set(f"fpext <{LANES} x half> {halves} to {FLOATS}")
 

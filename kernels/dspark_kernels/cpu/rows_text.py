@@ -54,9 +54,9 @@ def embed_text(kind: str) -> str:
     return str(text)
 
 
-def attend_text(head_dim: int, group: int) -> str:
+def attend_text(head_dim: int, group: int, *, floats: bool = False) -> str:
     text = Text()
-    write_attend(text, head_dim, group)
+    write_attend(text, head_dim, group, floats=floats)
     write_declarations(text)
     write_round_declarations(text)
     return str(text)

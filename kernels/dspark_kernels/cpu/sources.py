@@ -17,13 +17,18 @@ def library_of(function: str) -> str:
     from dspark_kernels.cpu import experts_text
     from dspark_kernels.cpu.deepseek_v4 import operation_texts
     from dspark_kernels.cpu.driver_text import EXPORTS
+    from dspark_kernels.cpu.moe.operation_texts import WRITERS
 
+    if function.startswith("floats_counted_"):
+        return function.replace("counted_", "")
     if function.startswith(("matrix_", "attend_", "embed_", "floats_")):
         return function
     if function in experts_text.EXPORTS:
         return "experts"
     if function in operation_texts.WRITERS:
         return "deepseek_v4"
+    if function in WRITERS:
+        return "moe"
     return "driver" if function in EXPORTS else "rows"
 
 
@@ -32,6 +37,7 @@ def source(library: str, variant: Variant) -> Source:
     from dspark_kernels.cpu.deepseek_v4.operation_texts import WRITERS, deepseek_v4_text
     from dspark_kernels.cpu.file_weight import PACKINGS
     from dspark_kernels.cpu.float_matrix_text import float_matrix_text
+    from dspark_kernels.cpu.moe import operation_texts as moe
 
     if library == "driver":
         return Source(lambda: driver_text.driver_text(not _is_arm()), driver_text.EXPORTS)
@@ -39,15 +45,19 @@ def source(library: str, variant: Variant) -> Source:
         return Source(lambda: experts_text.experts_text(variant.name), experts_text.EXPORTS)
     if library == "deepseek_v4":
         return Source(lambda: deepseek_v4_text(variant.name), list(WRITERS))
+    if library == "moe":
+        return Source(moe.moe_text, list(moe.WRITERS))
     if library == "rows":
         return Source(rows_text.rows_text, rows_text.EXPORTS)
     kind, _, which = library.partition("_")
     if kind == "attend":
-        head_dim, group = map(int, which.split("_"))
-        return Source(lambda: rows_text.attend_text(head_dim, group), [library])
+        *floats, head_dim, group = which.split("_")
+        sizes = int(head_dim), int(group)
+        return Source(lambda: rows_text.attend_text(*sizes, floats=bool(floats)), [library])
     if kind == "floats":
         packed = next(each for each in PACKINGS if each == which)
-        return Source(lambda: float_matrix_text(packed, variant.name), [library])
+        exports = [library, f"floats_counted_{packed}"]
+        return Source(lambda: float_matrix_text(packed, variant.name), exports)
     if kind == "embed":
         return Source(lambda: rows_text.embed_text(which), [library])
     return Source(lambda: matrix_text.matrix_text(which, variant.name), [library])
