@@ -249,8 +249,8 @@ def with_store(weights: TargetWeights, store: ExpertStore) -> TargetWeights:
 
 
 def addresses(experts: Sequence[Expert]) -> torch.Tensor:
-    """int64 [E, 6], as the native program reads them: codes and scales of gate, up and down; 0 where
-    there are no scales."""
+    """int64 [E, 6], as the native program reads them: codes and scales of gate, up and down; 0 for
+    scales where there are none."""
     if isinstance(experts, LayerExperts):
         return experts.addresses
     return torch.tensor([_addresses(expert) for expert in experts])

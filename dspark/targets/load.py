@@ -1,5 +1,5 @@
 """Chooses the implementation of a target: on a CPU `stored` for the codes of a GGUF, our own
-DeepSeek-V4 and `moe` for gpt-oss and Qwen3-MoE, `dense` where it is exact, otherwise transformers."""
+DeepSeek-V4, `moe` for gpt-oss and Qwen3-MoE; `dense` where it is exact; otherwise transformers."""
 
 import torch
 

@@ -1,6 +1,7 @@
 """gpt-oss and Qwen3-MoE from their published layouts on the CPU's kernels: transformers in float32
 within 1e-5, the torch reference to the bit where rows are rounded."""
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -45,13 +46,22 @@ def runtimes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Runtime]
     """Every variant that this processor runs, the first on two threads as well."""
     if not variants():
         pytest.skip("no kernels for this processor")
-    folder = tmp_path_factory.getbasetemp() / "kernels"
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # whoever compiles first compiles for all
+        folder = folder.parent
+    folder /= "kernels"
     with ExitStack() as closing:
         found = [Runtime(variant, 1, folder) for variant in variants().values()]
         found.append(Runtime(found[0].variant, 2, folder))
         for each in found:
             closing.callback(each.close)
         yield found
+
+
+@pytest.fixture(autouse=True)
+def on_the_first(runtimes: list[Runtime]) -> Iterator[None]:
+    with using(runtimes[0]):
+        yield
 
 
 def loaded(folder: Path, *, rounds: bool = False) -> MoeTarget:
@@ -84,24 +94,25 @@ def test_the_forward_is_transformers(folders: dict[str, Path], kind: str) -> Non
 def passes(target: MoeTarget) -> list[torch.Tensor]:
     """Logits and taps of a prompt and of a block of each of two requests."""
     slots = [target.open(), target.open()]
-    found = [target.prefill(slot, IDS[:end]) for slot, end in zip(slots, (33, 9), strict=True)]
-    found.append(target.verify(slots, [IDS[33:39], IDS[9:13]]))
+    found = [target.prefill(slot, IDS[:end]) for slot, end in zip(slots, (13, 3), strict=True)]
+    found.append(target.verify(slots, [IDS[13:18], IDS[3:5]]))
     for slot in slots:
         target.close(slot)
     return [each for passed in found for each in (passed.logits, passed.taps)]
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("kind", ["oss-yarn", "qwen-fp8", "qwen-of-all"])
-@pytest.mark.parametrize("rounds", [False, True], ids=["float32", "rounded"])
+@pytest.mark.parametrize(
+    ("kind", "rounds"), [("oss-yarn", False), ("oss-yarn", True), ("qwen-fp8", False)]
+)
 def test_every_processor_has_the_bits_of_torch(
     runtimes: list[Runtime], folders: dict[str, Path], kind: str, rounds: bool
 ) -> None:
     target = loaded(folders[kind], rounds=rounds)
-    assert target.kinds == (("fp4",) if rounds and "oss" in kind else ())
+    assert target.kinds == (("fp4",) if rounds else ())
     with patch("dspark.targets.moe.current", lambda: None):
         expected = passes(target)
-    for runtime in runtimes:
+    for runtime in runtimes if "oss" in kind else runtimes[:1]:
         with using(runtime):
             for found, right in zip(passes(target), expected, strict=True):
                 assert torch.equal(found, right), runtime.variant.name

@@ -14,12 +14,14 @@ REGISTER = {"vnni512": 16, "avxvnni": 8, "avx2": 8, "neon": 4, "generic": 4}
 SHORTS = f"<{LANES} x i16>"
 
 
-def float_matrix_text(kind: Kind, variant: str) -> str:
-    """The text of `floats_{kind}`, whose words are those of multiply_floats_op, and of
-    `floats_counted_{kind}`."""
+def float_matrix_text(kind: Kind, variant: str, *, is_counted: bool = False) -> str:
+    """The text of `floats_{kind}`, whose words are those of multiply_floats_op, or of
+    `floats_counted_{kind}`, whose are those of counted_floats_op."""
     text, lanes = Text(), REGISTER[variant]
-    _write_whole(text, kind, lanes)
-    _write_counted(text, kind, lanes)
+    if is_counted:
+        _write_counted(text, kind, lanes)
+    else:
+        _write_whole(text, kind, lanes)
     write_declarations(text)
     text.raw("declare i64 @llvm.smin.i64(i64, i64)")
     text.raw("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")

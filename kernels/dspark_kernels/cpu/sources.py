@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from dspark_kernels.cpu.processor import Variant
@@ -17,17 +18,15 @@ def library_of(function: str) -> str:
     from dspark_kernels.cpu import experts_text
     from dspark_kernels.cpu.deepseek_v4 import operation_texts
     from dspark_kernels.cpu.driver_text import EXPORTS
-    from dspark_kernels.cpu.moe.operation_texts import WRITERS
+    from dspark_kernels.cpu.moe import operation_texts as moe
 
-    if function.startswith("floats_counted_"):
-        return function.replace("counted_", "")
     if function.startswith(("matrix_", "attend_", "embed_", "floats_")):
         return function
     if function in experts_text.EXPORTS:
         return "experts"
     if function in operation_texts.WRITERS:
         return "deepseek_v4"
-    if function in WRITERS:
+    if function in moe.WRITERS:
         return "moe"
     return "driver" if function in EXPORTS else "rows"
 
@@ -44,9 +43,9 @@ def source(library: str, variant: Variant) -> Source:
     if library == "experts":
         return Source(lambda: experts_text.experts_text(variant.name), experts_text.EXPORTS)
     if library == "deepseek_v4":
-        return Source(lambda: deepseek_v4_text(variant.name), list(WRITERS))
+        return Source(deepseek_v4_text, list(WRITERS))
     if library == "moe":
-        return Source(moe.moe_text, list(moe.WRITERS))
+        return Source(lambda: moe.moe_text(variant.name), list(moe.WRITERS))
     if library == "rows":
         return Source(rows_text.rows_text, rows_text.EXPORTS)
     kind, _, which = library.partition("_")
@@ -55,9 +54,10 @@ def source(library: str, variant: Variant) -> Source:
         sizes = int(head_dim), int(group)
         return Source(lambda: rows_text.attend_text(*sizes, floats=bool(floats)), [library])
     if kind == "floats":
-        packed = next(each for each in PACKINGS if each == which)
-        exports = [library, f"floats_counted_{packed}"]
-        return Source(lambda: float_matrix_text(packed, variant.name), exports)
+        packed = next(each for each in PACKINGS if each == which.removeprefix("counted_"))
+        is_counted = which != packed
+        write = partial(float_matrix_text, packed, variant.name, is_counted=is_counted)
+        return Source(write, [library])
     if kind == "embed":
         return Source(lambda: rows_text.embed_text(which), [library])
     return Source(lambda: matrix_text.matrix_text(which, variant.name), [library])

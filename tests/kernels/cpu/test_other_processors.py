@@ -6,6 +6,7 @@ import pytest
 
 from dspark_kernels.cpu import driver_text, matrix_text, rows_text
 from dspark_kernels.cpu.deepseek_v4.operation_texts import deepseek_v4_text
+from dspark_kernels.cpu.moe.operation_texts import moe_text
 from dspark_kernels.cpu.object_code import emit_assembly
 from dspark_kernels.cpu.processor import BASE_FLAGS, Variant, variants
 
@@ -19,8 +20,9 @@ WINDOWS = ("x86_64-pc-windows-msvc-elf", "haswell", BASE_FLAGS)
 def texts(variant: str, is_x86: bool) -> list[str]:
     matrices = [matrix_text.matrix_text(kind, variant) for kind in ("q4_1", "q8_0")]
     rows = [rows_text.rows_text(), rows_text.attend_text(64, 3), rows_text.embed_text("q5_k")]
-    layers = deepseek_v4_text(variant)
-    return [*matrices, *rows, layers, driver_text.driver_text(is_x86)]
+    rows.append(rows_text.attend_text(64, 8, floats=True))
+    layers = [deepseek_v4_text(), moe_text(variant)]
+    return [*matrices, *rows, *layers, driver_text.driver_text(is_x86)]
 
 
 @pytest.mark.parametrize(

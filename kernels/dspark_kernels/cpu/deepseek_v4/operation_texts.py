@@ -6,14 +6,11 @@ from dspark_kernels.cpu.deepseek_v4.indexer_text import write_index_choose, writ
 from dspark_kernels.cpu.deepseek_v4.routing_text import (
     write_add_experts,
     write_gated,
-    write_group_experts,
-    write_mxfp4_counted,
     write_route_rows,
 )
 from dspark_kernels.cpu.deepseek_v4.rows_text import (
     write_add_by_position,
     write_keep_rows,
-    write_norm_rows,
     write_rotate_rows,
     write_round_e4m3,
 )
@@ -26,10 +23,8 @@ from dspark_kernels.cpu.deepseek_v4.streams_text import (
 from dspark_kernels.cpu.deepseek_v4.text import write_addresses
 from dspark_kernels.cpu.float_text import FLOATS, write_declarations
 from dspark_kernels.cpu.llvm_text import Text
-from dspark_kernels.cpu.mxfp4_text import write_mxfp4
 
 WRITERS = {
-    "norm_rows": write_norm_rows,
     "rotate_rows": write_rotate_rows,
     "round_e4m3": write_round_e4m3,
     "add_by_position": write_add_by_position,
@@ -43,19 +38,16 @@ WRITERS = {
     "index_choose": write_index_choose,
     "latent_attend": write_latent_attend,
     "route_rows": write_route_rows,
-    "group_experts": write_group_experts,
-    "mxfp4_counted": write_mxfp4_counted,
     "gated": write_gated,
     "add_experts": write_add_experts,
 }
 
 
-def deepseek_v4_text(variant: str) -> str:
+def deepseek_v4_text() -> str:
     text = Text()
     write_addresses(text)
     for write in WRITERS.values():
         write(text)
-    write_mxfp4(text, variant)
     write_declarations(text)
     text.raw(f"declare {FLOATS} @llvm.sqrt.v16f32({FLOATS})")
     text.raw(f"declare {FLOATS} @llvm.fabs.v16f32({FLOATS})")

@@ -1,8 +1,10 @@
-"""Operations of decoders with routed experts (gpt-oss, Qwen3-MoE), in LLVM's text; `reference`
-beside this has each in torch."""
+"""Operations of decoders with routed experts, in LLVM's text; `reference` beside this has those of
+gpt-oss and Qwen3-MoE in torch."""
 
 from functools import partial
 
+from dspark_kernels.cpu.deepseek_v4.routing_text import write_group_experts, write_mxfp4_counted
+from dspark_kernels.cpu.deepseek_v4.rows_text import write_norm_rows
 from dspark_kernels.cpu.deepseek_v4.text import (
     CHUNK_BYTES,
     If,
@@ -31,6 +33,7 @@ from dspark_kernels.cpu.int8_rows import GROUP, RECORD
 from dspark_kernels.cpu.int8_rows_text import round_group_int8, write_int8_declarations
 from dspark_kernels.cpu.llvm_text import Carried, Loop, Text
 from dspark_kernels.cpu.moe.reference import ALPHA
+from dspark_kernels.cpu.mxfp4_text import write_mxfp4
 
 LOWEST = number(float("-inf"))
 EVEN, ODD = range(0, 2 * LANES, 2), range(1, 2 * LANES, 2)
@@ -221,6 +224,9 @@ def _named_gated(name: str, *, is_oss: bool, rounds: bool) -> "partial[None]":
 
 
 WRITERS = {
+    "norm_rows": write_norm_rows,
+    "group_experts": write_group_experts,
+    "mxfp4_counted": write_mxfp4_counted,
     "add_bias": write_add_bias,
     "add_rows": write_add_rows,
     "softmax_route": write_softmax_route,
@@ -232,10 +238,11 @@ WRITERS = {
 }
 
 
-def moe_text() -> str:
+def moe_text(variant: str) -> str:
     text = Text()
     for write in WRITERS.values():
         write(text)
+    write_mxfp4(text, variant)
     write_declarations(text)
     write_int8_declarations(text)
     return str(text)
