@@ -121,6 +121,15 @@ def is_moe_layout(raw: Mapping[str, Any]) -> bool:
     )
 
 
+def row_values(config: MoeConfig) -> int:
+    """Numbers of 4 bytes that a pass of our own forward holds of each of its rows: what goes
+    through the layers, queries, keys and values, and every pair of a row and a routed expert."""
+    hidden, inner, top = config.hidden_size, config.expert_size, config.experts_per_token
+    attention = 3 * config.num_heads + 2 * config.num_kv_heads
+    routes = config.num_experts + 2 * config.num_layers * top
+    return 4 * hidden + attention * config.head_dim + routes + top * (hidden + 3 * inner)
+
+
 def _has_blocks(quantization: Any) -> bool:
     return (
         isinstance(quantization, dict)

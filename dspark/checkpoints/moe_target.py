@@ -3,6 +3,7 @@
 Experts in MXFP4 or FP8 stay in their codes, matrices in bfloat16; what is small is float32.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -119,6 +120,12 @@ def _vectors(config: MoeConfig) -> dict[str, tuple[int, ...]]:
         f"{OSS_EXPERTS}gate_up_proj_bias": (count, 2 * config.expert_size),
         f"{OSS_EXPERTS}down_proj_bias": (count, hidden),
     }
+
+
+def wanted_bytes(config: MoeConfig) -> int:
+    """Of a release whose plain tensors are bfloat16."""
+    wanted = dict(_wanted({}, config)).values()
+    return sum(math.prod(shape) * (2 - ("U8" in types)) for types, shape in wanted)
 
 
 def _wanted(infos: Mapping[str, TensorInfo], config: MoeConfig) -> Iterator[tuple[str, Wanted]]:

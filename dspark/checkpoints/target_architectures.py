@@ -26,14 +26,24 @@ FAMILIES = (
         "dense",
         CROPPED,
     ),
-    TargetFamily("Qwen3-MoE", PLAIN, "hf", CROPPED),
+    TargetFamily(
+        "Qwen3-MoE",
+        f"{PLAIN}; FP8 by blocks of 128 x 128",
+        "its own forward on a CPU; hf elsewhere",
+        CROPPED,
+    ),
     TargetFamily(
         "Mistral with a window, Mistral 3, Gemma 2, 3 and 4 (with experts and shared keys, too)",
         f"{PLAIN}; the language model of multimodal checkpoints",
         "hf",
         WINDOWS,
     ),
-    TargetFamily("gpt-oss", f"{PLAIN}; experts in MXFP4", "hf", WINDOWS),
+    TargetFamily(
+        "gpt-oss",
+        f"{PLAIN}; experts in MXFP4",
+        "its own forward on a CPU; hf elsewhere, and for unpacked weights",
+        f"rows are cut off; hf: {WINDOWS.split('; ')[1]}",
+    ),
     TargetFamily(
         "Qwen3-Next, Qwen3.5 and 3.6, with and without experts",
         f"{PLAIN}; the language model of multimodal checkpoints",
@@ -63,6 +73,13 @@ for all, with a mean KL divergence of 7e-8 nats, where llama.cpp's is the same f
 nats (`benchmarks/cpu_target.py --only distance`). `--dtype float32` unpacks the weights and rounds
 nothing. Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K and Q6_K are run so, mixed or not; a file with
 weights in other formats is unpacked to bfloat16 when it is converted.
+
+gpt-oss, Qwen3-MoE and DeepSeek-V4 are read where their published shards are mapped, with nothing
+converted and no second copy. Matrices in bfloat16 or FP8 meet activations in float32. Experts in
+FP4 meet activations rounded to 8 bits in groups of 32, unless `--dtype float32` is given; the
+result has the same bits on every processor, with any number of threads, and wherever an expert is:
+where memory does not hold all of them, those used most are copied into memory of their own, and
+the others are read from the files. Qwen3-MoE in AWQ or GPTQ is refused.
 
 On a GPU the matrices of a layer in Q4_0, Q4_1, Q4_K, Q5_0 and Q8_0 stay codes, where those that are
 read together (queries, keys and values; gate and up) have one format. Other formats, the embedding

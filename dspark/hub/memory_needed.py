@@ -28,6 +28,8 @@ from dspark.checkpoints.model_folder import (
     gpu_coded_sizes,
     read_shapes,
 )
+from dspark.checkpoints.moe_config import GPT_OSS, MoeConfig, is_moe_layout
+from dspark.checkpoints.moe_config import row_values as moe_row_values
 from dspark.checkpoints.target_architectures import DENSE
 from dspark.config import EXPERTS_PREFILL_CHUNK, GPU_PREFILL_CHUNK, PREFILL_CHUNK
 from dspark.errors import CheckpointError
@@ -102,8 +104,9 @@ class Footprint:
     `stored_bytes`: of FP8 weights if they stay quantized.
     `coded_values`: those that are stored in the codes of a GGUF, which are `coded_bytes`; those
     that stay codes on a GPU have sizes of their own.
-    `copied_values`: those of a head that are int8 copies beside it. `runs_mapped`: DeepSeek-V4's
-    own layout, whose `stored_bytes` a CPU multiplies with where the files have them. `experts` are
+    `copied_values`: those of a head that are int8 copies beside it. `runs_mapped`: layouts whose
+    `stored_bytes` a CPU multiplies with where the files have them (DeepSeek-V4's own, gpt-oss,
+    Qwen3-MoE); `unpacks_elsewhere`: other devices always hold them as bfloat16. `experts` are
     those of the target among them, `head_bytes` those of its own head.
     """
 
@@ -122,6 +125,7 @@ class Footprint:
     gpu_coded_bytes: int = 0
     copied_values: int = 0
     runs_mapped: bool = False
+    unpacks_elsewhere: bool = False
     experts: ExpertSizes | None = None
     head_bytes: int = 0
 
@@ -153,7 +157,8 @@ def weight_bytes(of: Footprint, room: Room) -> int:
     when needed.
     """
     if of.stored_bytes is not None:  # bfloat16 unless kept quantized, whatever the dtype
-        is_kept = room.keeps_quantized or is_mapped(of, room)
+        stays = room.keeps_quantized and not of.unpacks_elsewhere
+        is_kept = stays or is_mapped(of, room)
         return of.stored_bytes if is_kept else of.values * 2
     if room.device == "cuda" and room.keeps_codes and of.is_dense and of.gpu_coded_values:
         return (of.values - of.gpu_coded_values) * room.value_bytes + of.gpu_coded_bytes
@@ -212,9 +217,9 @@ def of_folders(target: Folder, draft: Folder | None) -> Footprint:
     footprint = replace(
         footprint, gpu_coded_values=gpu_coded_values, gpu_coded_bytes=gpu_coded_bytes
     )
-    if is_published_layout(config):
+    if is_published_layout(config) or is_moe_layout(config):
         num_bytes = sum(entry.num_bytes for _, entry in target.entries())
-        footprint = of_listing(config, num_bytes, is_whole_v4=True)
+        footprint = of_listing(config, num_bytes, is_whole_v4=is_published_layout(config))
     if draft is None or ModelFolder.of(draft).path == target.path:  # a head in its own shards, too
         return footprint
     return footprint.plus_head(*_head_values(ModelFolder.of(draft), footprint))
@@ -242,9 +247,9 @@ def _head_values(draft: ModelFolder, target: Footprint) -> tuple[int, int, int]:
 
 def of_listing(config: dict[str, Any], num_bytes: int, *, is_whole_v4: bool) -> Footprint:
     """Size of a target before download, from its config and the bytes of its weights."""
-    values = stored_values(config, num_bytes)
     if not is_whole_v4:
-        return _of_target(config, values)
+        moe = _of_moe(config, num_bytes)
+        return moe or _of_target(config, stored_values(config, num_bytes))
     footprint = _of_target(config, int(num_bytes * UNPACKED_GROWTH / 2))
     experts = expert_sizes(config)
     stages = len(config.get("compress_ratios") or ()) - int(config.get("num_hidden_layers") or 0)
@@ -256,6 +261,29 @@ def of_listing(config: dict[str, Any], num_bytes: int, *, is_whole_v4: bool) -> 
         runs_mapped=is_published_layout(config),
         experts=experts,
         head_bytes=int(in_head * HEAD_REST),
+    )
+
+
+def _of_moe(config: dict[str, Any], num_bytes: int) -> Footprint | None:
+    """Of gpt-oss or Qwen3-MoE; None for another model, or a config that makes no sense."""
+    experts = expert_sizes(config) if is_moe_layout(config) else None
+    if experts is None:
+        return None
+    try:
+        of_row = moe_row_values(MoeConfig.from_json(config))
+    except CheckpointError:
+        return None
+    values = stored_values(config, num_bytes)
+    is_mxfp4 = config["model_type"] == GPT_OSS
+    if is_mxfp4:  # whose other weights are bfloat16
+        values = int(experts.total_bytes / PACKED_BYTE) + (num_bytes - experts.total_bytes) // 2
+    return replace(
+        _of_target(config, values),
+        row=of_row,
+        stored_bytes=num_bytes,
+        runs_mapped=True,
+        unpacks_elsewhere=is_mxfp4,
+        experts=experts,
     )
 
 

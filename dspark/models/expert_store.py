@@ -256,9 +256,7 @@ def addresses(experts: Sequence[Expert]) -> torch.Tensor:
     return torch.tensor([_addresses(expert) for expert in experts])
 
 
-def store_for(
-    folder: ModelFolder, weights: TargetWeights, others: int = 0
-) -> ExpertStore | None:
+def store_for(folder: ModelFolder, weights: TargetWeights, others: int = 0) -> ExpertStore | None:
     """None where free memory holds all weights: the system keeps the files there by itself.
     `others`: experts of the folder that get their part of the slots in a store of their own."""
     layers = [block.experts for block in weights.blocks]

@@ -34,10 +34,10 @@ def is_supported(config: MoeConfig) -> bool:
 
 
 def heads_of(config: MoeConfig, block: Block) -> Heads:
-    names = [f"self_attn.{which}_norm.weight" for which in "qk"]
+    query, key = (block.tensors.get(f"self_attn.{which}_norm.weight") for which in "qk")
     norms = None
-    if names[0] in block.tensors:
-        norms = (*(block.tensors[name] for name in names), config.rms_norm_eps)
+    if query is not None and key is not None:
+        norms = (query, key, config.rms_norm_eps)
     sizes = (config.num_heads, config.num_kv_heads, config.head_dim)
     return Heads(*sizes, config.head_dim**-0.5, norms)
 
@@ -92,8 +92,7 @@ class LayerProgram:
         hidden, inner = config.hidden_size, config.expert_size
         yield self._group()
         if self._rounds:
-            words = (memory.x, memory.rounded)
-            yield Op("round_int8", 0, hidden // GROUP, words, fewest=8)
+            yield Op("round_int8", 0, hidden // GROUP, (memory.x, memory.rounded), fewest=8)
         yield self._products(memory.opening, 2, memory.rounded, (inner, 2 * inner))
         yield self._gate()
         yield self._products(memory.closing, 1, memory.inner, (hidden, hidden))

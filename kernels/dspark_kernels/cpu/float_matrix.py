@@ -32,9 +32,9 @@ def multiply_floats(x: torch.Tensor, weight: FileWeight) -> torch.Tensor:
 
 def multiply_floats_op(x: torch.Tensor, weight: FileWeight, out: torch.Tensor) -> Op:
     """out float32 [M, N], rows may be further apart."""
-    codes, scales = weight.codes, 0 if weight.scales is None else weight.scales
-    rows = (x, 4 * x.stride(0), out, 4 * out.stride(0))
-    words = (*rows, codes, codes.stride(0), scales, *_sizes(weight))
+    scales: torch.Tensor | int = 0 if weight.scales is None else weight.scales
+    words: tuple[torch.Tensor | int, ...] = (x, 4 * x.stride(0), out, 4 * out.stride(0))
+    words += (weight.codes, weight.codes.stride(0), scales, *_sizes(weight))
     return Op(f"floats_{weight.kind}", -(-weight.shape[0] // OUTPUTS), 0, words)
 
 
@@ -47,8 +47,8 @@ def counted_floats_op(
 ) -> Op:
     """Rows times weights of one shape as segments of `table`, as mxfp4's: of `counts`, how many
     times how many. Products are `out_bytes` apart from row to row."""
-    rows = (x, 4 * x.stride(0), table, out_bytes)
-    words = (*rows, counts[0], like.codes.stride(0), counts[1], *_sizes(like))
+    words: tuple[torch.Tensor | int, ...] = (x, 4 * x.stride(0), table, out_bytes)
+    words += (counts[0], like.codes.stride(0), counts[1], *_sizes(like))
     return Op(f"floats_counted_{like.kind}", SHARES, 0, words)
 
 

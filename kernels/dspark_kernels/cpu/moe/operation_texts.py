@@ -1,6 +1,7 @@
 """Operations of decoders with routed experts, in LLVM's text; `reference` beside this has those of
 gpt-oss and Qwen3-MoE in torch."""
 
+from collections.abc import Callable
 from functools import partial
 
 from dspark_kernels.cpu.deepseek_v4.routing_text import write_group_experts, write_mxfp4_counted
@@ -127,9 +128,7 @@ def write_gated(text: Text, name: str, *, is_oss: bool, rounds: bool) -> None:
     for half in (0, 1):
         if is_oss:
             begun = plus(text, times(text, group, 8 * GROUP), half * 2 * CHUNK_BYTES)
-            values.append(
-                _oss_gated(text, *(text.at(base, begun) for base in (source, bias)), high)
-            )
+            values.append(_oss_gated(text, text.at(source, begun), text.at(bias, begun), high))
         else:
             gate_at = text.at(source, plus(text, times(text, group, 4 * GROUP), half * CHUNK_BYTES))
             gate = text.load(FLOATS, gate_at)
@@ -219,20 +218,16 @@ def _best(text: Text, scores: str, count: str) -> str:
     return loop.close(chosen)[1]
 
 
-def _named_gated(name: str, *, is_oss: bool, rounds: bool) -> "partial[None]":
-    return partial(write_gated, name=name, is_oss=is_oss, rounds=rounds)
-
-
-WRITERS = {
+WRITERS: dict[str, Callable[[Text], None]] = {
     "norm_rows": write_norm_rows,
     "group_experts": write_group_experts,
     "mxfp4_counted": write_mxfp4_counted,
     "add_bias": write_add_bias,
     "add_rows": write_add_rows,
     "softmax_route": write_softmax_route,
-    "oss_gated": _named_gated("oss_gated", is_oss=True, rounds=False),
-    "oss_gated_int8": _named_gated("oss_gated_int8", is_oss=True, rounds=True),
-    "halves_gated": _named_gated("halves_gated", is_oss=False, rounds=False),
+    "oss_gated": partial(write_gated, name="oss_gated", is_oss=True, rounds=False),
+    "oss_gated_int8": partial(write_gated, name="oss_gated_int8", is_oss=True, rounds=True),
+    "halves_gated": partial(write_gated, name="halves_gated", is_oss=False, rounds=False),
     "add_routed": partial(write_add_routed, name="add_routed", has_bias=False),
     "add_routed_biased": partial(write_add_routed, name="add_routed_biased", has_bias=True),
 }

@@ -33,7 +33,8 @@ def oss_gated(gate_up: torch.Tensor, bias: torch.Tensor, limit: float) -> torch.
     """Of numbers by turns, [..., 2 I] -> [..., I]: (up + 1) gate sigmoid(ALPHA gate), clamped."""
     gate, up = (gate_up + bias).unflatten(-1, (-1, 2)).unbind(-1)
     gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
-    return (up + 1.0) * (gate / (1.0 + exp(-(gate * ALPHA))))
+    out: torch.Tensor = (up + 1.0) * (gate / (1.0 + exp(-(gate * ALPHA))))
+    return out
 
 
 def halves_gated(gate_up: torch.Tensor) -> torch.Tensor:
