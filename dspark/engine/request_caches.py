@@ -161,6 +161,7 @@ class RequestCaches:
             drafter.truncate(text.draft_slot, length)
         elif self._drafter is not None and text.draft_slot is not None:
             self._drafter.close(text.draft_slot)
+            text.backlog.clear()
             active.draft_slot = None
         return True
 
@@ -173,6 +174,7 @@ class RequestCaches:
 
     def _close_text(self, text: CachedText) -> None:
         self._num_open -= 1
+        text.backlog.clear()
         self._target.close(text.slot)
         if self._drafter is not None and text.draft_slot is not None:
             self._drafter.close(text.draft_slot)

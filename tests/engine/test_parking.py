@@ -6,6 +6,7 @@ from itertools import accumulate
 
 import pytest
 
+from dspark.engine import draft_backlog
 from dspark.engine.loop import Engine
 from dspark.engine.rounds import host
 from dspark.engine.schedule.acceptance import Acceptance
@@ -305,6 +306,33 @@ def test_what_waits_for_the_drafter_is_bounded(monkeypatch, most):
     )
     row = 4 * engine.target.spec.hidden_size * len(engine.target.tap_layers)
     assert max(held[3:]) <= most + 3 * row * (1 + engine.drafter.block_size)
+
+
+def test_memory_of_what_waits_is_handed_on(monkeypatch):
+    """From text to text, in blocks of three rows, so that texts end within them."""
+    asks = [request(range(3, 3 + n), 30) for n in (5, 12, 9)]
+    expected = rounds_of(engine_with("vanilla", Pattern(22, 3)), asks)
+    engine = engine_with("vanilla", Pattern(22, 3))
+    width = engine.target.spec.hidden_size * len(engine.target.tap_layers)
+    monkeypatch.setattr(draft_backlog, "BLOCK_BYTES", 3 * 4 * width)
+    held, take = [], draft_backlog.TapBlocks.take
+
+    def taking(memory, like):
+        held.append(take(memory, like))
+        return held[-1]
+
+    monkeypatch.setattr(draft_backlog.TapBlocks, "take", taking)
+    assert rounds_of(engine, asks) == expected
+    for _ in range(4):
+        engine.forget_texts()
+        decode(engine, asks)
+    most = 3 * (30 // 3 + 1)
+    assert len({block.data_ptr() for block in held}) <= most < len(held) / 2
+
+
+def rounds_of(engine: Engine, asks) -> list[tuple[int, tuple[int, ...], int]]:
+    told = [e for e in engine.run(asks) if isinstance(e, Round)]
+    return [(e.request_id, e.draft, e.accepted) for e in told]
 
 
 def drafts(engine: Engine, ask) -> list[tuple[int, ...]]:

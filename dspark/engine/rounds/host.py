@@ -9,7 +9,7 @@ import torch
 
 from dspark.config import EngineConfig
 from dspark.drafters.base import Drafter, JoiningDrafter, Proposals
-from dspark.engine.draft_backlog import MOST_BYTES, MOST_KEPT_BYTES, catch_up
+from dspark.engine.draft_backlog import MOST_BYTES, MOST_KEPT_BYTES, TapBlocks, catch_up
 from dspark.engine.draft_probs import target_probs
 from dspark.engine.logprobs import token_logprobs
 from dspark.engine.request import ActiveRequest
@@ -107,6 +107,7 @@ class HostRounds:
         self._kernels = target if isinstance(target, KernelTarget) else None
         can_join = self._kernels is not None and isinstance(drafter, JoiningDrafter)
         self._joining = drafter if can_join and isinstance(drafter, JoiningDrafter) else None
+        self._waiting_taps = TapBlocks()
         self._caught_up_seconds = 0.0  # of the round under way
         self.capacity = capacity_of(target, 1 + (drafter.block_size if drafter else 0), config)
         self.room = growing_room(target, drafter, config, self.capacity)
@@ -307,17 +308,21 @@ class HostRounds:
         has_drafts: bool,
     ) -> None:
         """Committed tokens with their taps, to the drafter or to those that wait for it."""
-        drafting = [active for active in batch if active.draft_slot is not None]
-        if not drafting:
+        if self.drafter is None or all(active.draft_slot is None for active in batch):
             return
-        # what waits must not be overwritten by the next pass
-        taps = taps if has_drafts else taps.clone()
-        own_taps = taps.split([len(block) for block in blocks])
-        for active, ids, own in zip(batch, committed, own_taps, strict=True):
-            if active.draft_slot is not None:
-                active.backlog.add(torch.tensor(ids, device=taps.device), own[: len(ids)])
-        most = MOST_BYTES // len(drafting)
-        self._catch_up([a for a in drafting if has_drafts or a.backlog.num_bytes > most])
+        own = zip(batch, committed, taps.split([len(block) for block in blocks]), strict=True)
+        shares = [(a, ids, rows[: len(ids)]) for a, ids, rows in own if a.draft_slot is not None]
+        if has_drafts:  # nothing waits
+            slots = [active.draft_slot for active, *_ in shares]
+            tokens = [torch.tensor(ids, device=taps.device) for _, ids, _ in shares]
+            self.drafter.extend(slots, tokens, [rows for *_, rows in shares])
+            return
+        most, full = MOST_BYTES // len(shares), []
+        for active, ids, rows in shares:
+            active.backlog.add(ids, rows, self._waiting_taps)
+            if active.backlog.num_bytes > most:
+                full.append(active)
+        self._catch_up(full)
 
     def _catch_up(self, batch: Sequence[ActiveRequest]) -> None:
         """What was committed without drafts goes into the drafter's cache."""
