@@ -12,12 +12,8 @@ from dspark.engine.request import Request
 from dspark.engine.schedule.expected_gain import Gain, expected_gain
 from dspark.engine.schedule.expert_prices import ExpertPrices
 from dspark.engine.schedule.policies import SpsSchedule
-from dspark.engine.schedule.sps_profile import (
-    CONTEXT_TOKENS,
-    SpsCurve,
-    SpsTable,
-    measure_with_requests,
-)
+from dspark.engine.schedule.sps_measure import measure_with_requests
+from dspark.engine.schedule.sps_profile import CONTEXT_TOKENS, SpsCurve, SpsTable
 from dspark.errors import InputError
 from dspark.events import LoadProgress, Round
 from dspark.targets.expert_use import RoutesExperts

@@ -20,17 +20,17 @@ from dspark.engine.logprobs import token_logprobs
 from dspark.engine.machine_errors import is_of_the_machine
 from dspark.engine.request import ActiveRequest, Request, State, activate
 from dspark.engine.request_caches import RequestCaches
+from dspark.engine.round_events import round_event
 from dspark.engine.rounds.choose import choose_rounds
-from dspark.engine.rounds.host import Outcome, context_left
+from dspark.engine.rounds.host import context_left
 from dspark.engine.sampling import check_sound
 from dspark.engine.schedule.parking import Parking
 from dspark.engine.schedule.policies import Scheduler
 from dspark.engine.schedule.sps_watch import SpsWatch
 from dspark.errors import InputError
-from dspark.events import EngineEvent, Event, Failed, LoadProgress, Piece, PrefillProgress, Round
+from dspark.events import EngineEvent, Event, Failed, LoadProgress, PrefillProgress
 from dspark.plural import counted
 from dspark.targets.base import Target
-from dspark.text.spans import Span
 from dspark.text.stream import TextCodec
 from dspark_kernels.backend import choose_backend
 
@@ -164,12 +164,14 @@ class Engine:
             return self._step()
 
     def _step(self) -> list[EngineEvent]:
+        began = time.perf_counter()
         self._take_in()
         self._untold += self._drop_cancelled()
         running = self._with_room()
+        spent = time.perf_counter() - began
         self._untold.extend(self._prefill_some())
         if running:
-            self._untold.extend(self._advance(running))
+            self._untold.extend(self._advance(running, spent))
         if not self._requests:
             self._caches.check_idle()
             self._save_learned()
@@ -352,8 +354,10 @@ class Engine:
 
     # -- rounds -----------------------------------------------------------------------------------
 
-    def _advance(self, running: Sequence[ActiveRequest]) -> Iterator[EngineEvent]:
-        """One round; if it fails, one of each request alone, so that only what fails alone ends."""
+    def _advance(self, running: Sequence[ActiveRequest], spent: float) -> Iterator[EngineEvent]:
+        """One round; if it fails, one of each request alone, so that only what fails alone ends.
+        The step has `spent` seconds on it so far."""
+        began = time.perf_counter()
         try:
             outcomes = self._rounds.advance(running)
         except Exception as error:
@@ -368,58 +372,18 @@ class Engine:
             if is_of_the_machine(error):
                 raise
             for active in again:
-                yield from self._advance([active])
+                yield from self._advance([active], 0.0)
             return
-        for outcome in outcomes:
-            yield self._round_event(outcome)
+        told = [round_event(outcome) for outcome in outcomes]
+        self._rounds.observer.tell(spent + time.perf_counter() - began)
+        for event, outcome in zip(told, outcomes, strict=True):
+            yield event
             yield from self._finish_if_over(outcome.active)
 
     def _is_between_rounds(self, active: ActiveRequest) -> bool:
         """Whether its cache ends before the anchor; if not, the round cannot be repeated."""
         known = len(active.request.prompt_ids) + len(active.token_ids)
         return self.target.length(active.slot) == known - 1
-
-    def _round_event(self, outcome: Outcome) -> Round:
-        active, ids, num_accepted = outcome.active, outcome.draft, outcome.accepted
-        confidence = outcome.confidence or (None,) * len(ids)
-        refused = ids[num_accepted : outcome.verified]
-        rejected = _preview(active, ids[:num_accepted], refused, confidence[num_accepted:])
-        anchor = active.anchor
-        pieces = active.emit(
-            [
-                *((ids[k], True, confidence[k]) for k in range(num_accepted)),
-                (outcome.next_id, False, None),
-            ],
-            outcome.logprobs,
-        )
-        active.anchor = outcome.next_id
-        active.count_round(len(ids), outcome.verified, num_accepted, is_parked=outcome.is_parked)
-        if outcome.is_parked:
-            active.draft_figures = outcome.draft_cost, outcome.draft_tokens
-        return Round(
-            request_id=active.request_id,
-            index=active.rounds - 1,
-            anchor=anchor,
-            draft=ids,
-            confidence=outcome.confidence,
-            verified=outcome.verified,
-            accepted=num_accepted,
-            next=outcome.next_id,
-            pieces=pieces,
-            rejected=rejected,
-            context_tokens=len(active.request.prompt_ids) + len(active.token_ids),
-            draft_seconds=outcome.draft_seconds,
-            verify_seconds=outcome.verify_seconds,
-            seconds=outcome.seconds,
-            is_parked=outcome.is_parked,
-            draft_cost=outcome.draft_cost,
-            draft_tokens=outcome.draft_tokens,
-            expert_reads=outcome.expert_reads,
-            expert_far=outcome.expert_far,
-            accept_seconds=outcome.accept_seconds,
-            draft_probs=outcome.draft_probs,
-            target_probs=outcome.target_probs,
-        )
 
 
 def default_chunk(device: torch.device, dtype: torch.dtype) -> int:
@@ -428,20 +392,4 @@ def default_chunk(device: torch.device, dtype: torch.dtype) -> int:
     is_fast = device.type == "cuda" and dtype != torch.float32
     return (
         GPU_PREFILL_CHUNK if is_fast and choose_backend(device).name == "triton" else PREFILL_CHUNK
-    )
-
-
-def _preview(
-    active: ActiveRequest,
-    accepted: Sequence[int],
-    refused: Sequence[int],
-    confidence: Sequence[float | None],
-) -> tuple[Piece, ...]:
-    """Text pieces of the rejected drafts."""
-    spans = [Span("")] * len(refused)
-    if active.stream is not None and refused:
-        spans = active.stream.preview([*accepted, *refused])[len(accepted) :]
-    return tuple(
-        Piece(token_id, span.text, True, c, span.is_thinking)
-        for token_id, span, c in zip(refused, spans, confidence, strict=False)
     )

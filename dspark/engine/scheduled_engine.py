@@ -23,7 +23,8 @@ from dspark.engine.schedule.policies import (
     SpsSchedule,
     ThresholdSchedule,
 )
-from dspark.engine.schedule.sps_profile import SpsTable, measure_sps
+from dspark.engine.schedule.sps_measure import measure_sps
+from dspark.engine.schedule.sps_profile import SpsTable
 from dspark.engine.schedule.sps_watch import SpsWatch
 from dspark.hub import home
 from dspark.targets.base import Target

@@ -112,7 +112,7 @@ def test_finished_rounds_correct_the_dense_part_and_the_prices_apart(tmp_path):
         rows = 1 + index % 4
         new = (258, 100, 100, 100)[:rows]
         seconds = 0.06 + 1e-3 * sum(new)
-        watch.follow(1, rows, 128, seconds, 0.001, ExpertUse((new,), sum(new)))
+        watch.follow(1, rows, 128, seconds, 0.001, has_drafts=True, use=ExpertUse((new,), sum(new)))
     curve = schedule.curve(1)
     for rows in (1, 2, 4):
         right = 0.06 + 1e-3 * (258 + 100 * (rows - 1))
@@ -125,7 +125,7 @@ def test_reads_that_memory_does_not_hold_are_priced_by_what_they_took(tmp_path):
     watch = SpsWatch(schedule, Path(tmp_path) / "sps.json")
     for _ in range(300):
         use = ExpertUse(((258, 200),), 458, far=229)
-        watch.follow(1, 2, 128, 0.05 + 229 * 1e-3 + 229 * 5e-3, 0.001, use)
+        watch.follow(1, 2, 128, 0.05 + 229 * 1e-3 + 229 * 5e-3, 0.001, has_drafts=True, use=use)
     assert schedule.prices is not None
     assert schedule.prices.far_share == pytest.approx(0.5, abs=0.01)
     assert schedule.prices.far_seconds == pytest.approx(5e-3, rel=0.1)

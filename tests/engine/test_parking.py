@@ -1,12 +1,13 @@
 """Drafting stops where it loses, is tried again at a bounded cost, and changes no token."""
 
 import random
+import time
 from dataclasses import replace
 from itertools import accumulate
 
 import pytest
 
-from dspark.engine import draft_backlog
+from dspark.engine import draft_backlog, loop
 from dspark.engine.loop import Engine
 from dspark.engine.rounds import host
 from dspark.engine.schedule.acceptance import Acceptance
@@ -286,6 +287,39 @@ def test_a_parked_round_leaves_the_drafter_alone(monkeypatch):
         monkeypatch.setattr(engine.drafter, name, lambda *_, name=name: calls.append(name))
     decode(engine, [request(range(3, 3 + n), 30) for n in (5, 12, 9)])
     assert calls == ["extend"] * 3  # of prompts
+
+
+def test_a_round_costs_what_the_step_does_around_it(monkeypatch):
+    """By a clock that only moves where this test says: 5 s for the events of a round, 100 s for a
+    prompt and for the end of a text, which no kind of round can help."""
+    clock, recorded = [0.0], []
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def slowed(owner, name, seconds):
+        original = getattr(owner, name)
+
+        def slow(*parts, **more):
+            clock[0] += seconds
+            return original(*parts, **more)
+
+        monkeypatch.setattr(owner, name, slow)
+
+    class Recording(Pattern):
+        def record(self, seconds, blocks, *, has_drafts, caught_up=0.0):
+            recorded.append((has_drafts, seconds, caught_up))
+
+    engine = engine_with("vanilla", Recording(3, 2))
+    slowed(loop, "round_event", 5.0)
+    slowed(engine.target, "prefill", 100.0)
+    slowed(engine._caches, "keep", 100.0)
+    slowed(engine.target, "verify", 2.0)
+    slowed(engine.drafter, "propose", 3.0)
+    slowed(engine.drafter, "extend", 0.5)
+    told = [e for e in engine.run([request(), request(range(4, 20))]) if isinstance(e, Round)]
+    together = [each for each in recorded if each[1] > 11]
+    assert {drafts: seconds for drafts, seconds, _ in together} == {False: 12.0, True: 15.5}
+    assert {caught_up for drafts, _, caught_up in recorded if drafts} == {0.0, 0.5}
+    assert {e.seconds for e in told if e.is_parked} == {2.0}
 
 
 @pytest.mark.parametrize("most", [0, 5000])

@@ -12,7 +12,8 @@ from dspark.engine.schedule.policies import (
     SpsSchedule,
     ThresholdSchedule,
 )
-from dspark.engine.schedule.sps_profile import SpsCurve, SpsTable, measure_sps
+from dspark.engine.schedule.sps_measure import measure_sps
+from dspark.engine.schedule.sps_profile import SpsCurve, SpsTable
 from tests.engine.pairs import TABLE, decode, golden, request
 
 

@@ -74,13 +74,17 @@ def test_a_good_table_stays(stored, monkeypatch):
     golden("vanilla", schedule=ScheduleConfig("auto"))
 
 
+PLAIN_REST = 0.7  # seconds of a plain round that are not its pass
+
+
 def follow(watch, requests, rounds, dice, *, slower=1.0, has_drafts=True):
     """Rounds of MACHINE, `slower` than it says."""
     for _ in range(rounds):
         rows = requests + (dice.randint(0, 4 * requests) if has_drafts else 0)
         noise = slower * dice.lognormvariate(0.0, 0.05) * (1 + 9 * (dice.random() < 0.02))
-        others = MACHINE.draft_seconds(requests) * noise if has_drafts else 0.0
-        watch.follow(requests, rows, 100, MACHINE.pass_seconds(rows) * noise, others)
+        others = (MACHINE.draft_seconds(requests) if has_drafts else PLAIN_REST) * noise
+        seconds = MACHINE.pass_seconds(rows) * noise
+        watch.follow(requests, rows, 100, seconds, others, has_drafts=has_drafts)
 
 
 def test_rounds_say_what_rows_and_drafts_cost(tmp_path):
@@ -99,6 +103,8 @@ def test_rounds_say_what_rows_and_drafts_cost(tmp_path):
     follow(watch, 4, 160, dice, slower=2.0, has_drafts=False)
     plain = schedule.table.curve(4).verify(4)
     assert plain == pytest.approx(2 * MACHINE.pass_seconds(4), rel=0.2)
+    rest = schedule.table.curve(4).plain_seconds - plain
+    assert rest == pytest.approx(2 * PLAIN_REST, rel=0.2)
     watch.save()
     assert SpsTable.load(tmp_path / "sps.json") == schedule.table
 

@@ -22,6 +22,7 @@ from dspark.engine.rounds.cuda_graph import (
     pinned_like,
 )
 from dspark.engine.rounds.device_batch import Lanes, Plan
+from dspark.engine.rounds.finished_round import FinishedRound, RoundObserver
 from dspark.engine.rounds.host import Outcome, capacity_of
 from dspark.engine.rounds.page_room import FixedPageRoom, PageRoom, page_count, page_counts
 from dspark.engine.schedule.parking import Parking
@@ -95,7 +96,7 @@ class DeviceRounds:
         sps_watch: SpsWatch | None = None,
     ) -> None:
         """`cache` is the target's."""
-        self._parking, self._sps_watch = parking, sps_watch
+        self._parking, self.observer = parking, RoundObserver(parking, sps_watch)
         self._parked: tuple[Lanes, int] | None = None  # whose taps wait, with the pages to read
         self._target, self._cache, self._drafter = target, cache, drafter
         self._scheduler, self._device = scheduler, target.device
@@ -239,23 +240,9 @@ class DeviceRounds:
             given = (active, ids, readback, verified, accepted, next_id, *times, None)
             is_parked = sent.plan.is_parked and active.draft_slot is not None
             outcomes.append(Outcome(*given, is_parked, *(why if is_parked else ())))
-        if len(outcomes) == len(sent.batch):
-            self._learn(outcomes, sent.plan)
+        if len(outcomes) == len(sent.batch) and (sent.plan.num_drafts or sent.plan.is_parked):
+            self.observer.keep(_finished(outcomes, sent.plan))
         return outcomes
-
-    def _learn(self, outcomes: Sequence[Outcome], plan: Plan) -> None:
-        """What the next rounds go by."""
-        if not plan.num_drafts and not plan.is_parked:
-            return
-        first, size = outcomes[0], len(outcomes)
-        if self._parking is not None:
-            blocks = [(outcome.verified, outcome.accepted) for outcome in outcomes]
-            has_drafts = not plan.is_parked
-            self._parking.record(first.seconds, blocks, has_drafts=has_drafts)
-        if self._sps_watch is not None:
-            rows, depth = size * (plan.num_drafts + 1), outcomes[0].active.slot.length
-            others = first.draft_seconds if plan.num_drafts else 0.0
-            self._sps_watch.follow(size, rows, depth, first.verify_seconds, others)
 
     @property
     def _has_confidence(self) -> bool:
@@ -287,3 +274,16 @@ class DeviceRounds:
         if key not in self._calls:
             self._calls[key] = _Calls(lanes, plan, self._pool)
         return self._calls[key]
+
+
+def _finished(outcomes: Sequence[Outcome], plan: Plan) -> FinishedRound:
+    first = outcomes[0]
+    return FinishedRound(
+        blocks=[(outcome.verified, outcome.accepted) for outcome in outcomes],
+        rows=len(outcomes) * (plan.num_drafts + 1),
+        depth=first.active.slot.length,
+        has_drafts=not plan.is_parked,
+        seconds=first.seconds,
+        pass_seconds=first.verify_seconds,
+        hides_step=True,
+    )

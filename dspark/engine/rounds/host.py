@@ -13,6 +13,7 @@ from dspark.engine.draft_backlog import MOST_BYTES, MOST_KEPT_BYTES, TapBlocks, 
 from dspark.engine.draft_probs import target_probs
 from dspark.engine.logprobs import token_logprobs
 from dspark.engine.request import ActiveRequest
+from dspark.engine.rounds.finished_round import FinishedRound, RoundObserver
 from dspark.engine.rounds.page_room import PageRoom, growing_room
 from dspark.engine.sampling import BatchChooser
 from dspark.engine.schedule.parking import Parking
@@ -52,10 +53,12 @@ class Outcome:
 
 
 class RoundRunner(Protocol):
-    """`capacity`: maximum number of concurrent requests; `room`: of their caches."""
+    """`capacity`: maximum number of concurrent requests; `room`: of their caches; `observer`: who
+    is told of rounds."""
 
     capacity: int
     room: PageRoom
+    observer: RoundObserver
 
     def settle(self, active: ActiveRequest) -> None:
         """Make its drafter's cache, with its backlog, as long as its target's, before they are
@@ -102,7 +105,7 @@ class HostRounds:
         sps_watch: SpsWatch | None = None,
     ) -> None:
         self.target, self.drafter, self.scheduler = target, drafter, scheduler
-        self._parking, self._sps_watch = parking, sps_watch
+        self._parking, self.observer = parking, RoundObserver(parking, sps_watch)
         self._routes = target if isinstance(target, RoutesExperts) else None
         self._kernels = target if isinstance(target, KernelTarget) else None
         can_join = self._kernels is not None and isinstance(drafter, JoiningDrafter)
@@ -129,23 +132,21 @@ class HostRounds:
         wants_drafts = self._parking is None or self._parking.wants_drafts(len(batch))
         outcomes = self._round(batch, can_draft and wants_drafts)
         if can_draft:
-            self._learn(outcomes, has_drafts=wants_drafts)
+            self.observer.keep(self._finished(outcomes, has_drafts=wants_drafts))
         return outcomes
 
-    def _learn(self, outcomes: Sequence[Outcome], *, has_drafts: bool) -> None:
-        """What the next rounds go by."""
-        caught_up, first = self._caught_up_seconds, outcomes[0]
-        seconds = first.seconds - caught_up
-        blocks = [(outcome.verified, outcome.accepted) for outcome in outcomes]
-        if self._parking is not None:
-            self._parking.record(seconds, blocks, has_drafts=has_drafts, caught_up=caught_up)
-        if self._sps_watch is not None:
-            rows = sum(verified + 1 for verified, _ in blocks)
-            depth = mean_length(self.target, [outcome.active for outcome in outcomes])
-            checked = first.verify_seconds + first.accept_seconds
-            others = seconds - checked if has_drafts else 0.0
-            use = None if self._routes is None else self._routes.expert_use()
-            self._sps_watch.follow(len(blocks), rows, depth, checked, others, use)
+    def _finished(self, outcomes: Sequence[Outcome], *, has_drafts: bool) -> FinishedRound:
+        first = outcomes[0]
+        return FinishedRound(
+            blocks=[(outcome.verified, outcome.accepted) for outcome in outcomes],
+            rows=sum(outcome.verified + 1 for outcome in outcomes),
+            depth=mean_length(self.target, [outcome.active for outcome in outcomes]),
+            has_drafts=has_drafts,
+            seconds=first.seconds,
+            pass_seconds=first.verify_seconds + first.accept_seconds,
+            caught_up=self._caught_up_seconds,
+            use=None if self._routes is None else self._routes.expert_use(),
+        )
 
     def _round(self, batch: Sequence[ActiveRequest], has_drafts: bool) -> list[Outcome]:
         started, self._caught_up_seconds = time.perf_counter(), 0.0

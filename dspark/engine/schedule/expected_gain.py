@@ -32,7 +32,7 @@ def expected_gain(curve: SpsCurve, survival: Sequence[float]) -> Gain:
     """Of the best fixed length; `survival` [K] is the share of blocks whose first k drafts are
     accepted."""
     count = curve.requests
-    plain, draft = curve.verify(count), curve.draft_seconds
+    plain, draft = curve.plain_seconds, curve.draft_seconds
 
     def seconds(length: int) -> float:
         return draft + curve.verify(count * (length + 1))

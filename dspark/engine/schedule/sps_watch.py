@@ -1,8 +1,8 @@
 """Corrects the SPS table by the rounds that run anyway, so that no request waits for a measurement.
 
 For each number of requests, up to a factor of two, a line is fitted to what passes took: plain
-ones give its level, those with drafts its slope over the rows. Old rounds are forgotten, and so is
-a busy minute.
+ones give its level, those with drafts its slope over the rows. What rounds take besides is followed
+for both kinds. Old rounds are forgotten, and so is a busy minute.
 """
 
 from dataclasses import dataclass, replace
@@ -35,6 +35,8 @@ class _Fit:
     ridge: float = 0.0
     draft: float = 1.0
     num_drafts: int = 0
+    rest: float = 0.0  # of a plain round, what is not its pass, over a plain pass by the table
+    num_plain: int = 0
 
     def add(self, x: float, y: float, scale: float) -> None:
         """`scale` is x at twice the rows of a plain pass."""
@@ -48,8 +50,11 @@ class _Fit:
 
     def add_draft(self, ratio: float) -> None:
         self.num_drafts += 1
-        ratio = min(ratio, OUTLIER * self.draft) if self.num_drafts > KNOWN else ratio
-        self.draft += max(1 - MEMORY, 1 / (self.num_drafts + 1)) * (ratio - self.draft)
+        self.draft = _follow(self.draft, ratio, self.num_drafts)
+
+    def add_rest(self, ratio: float) -> None:
+        self.num_plain += 1
+        self.rest = _follow(self.rest, ratio, self.num_plain)
 
     def line(self) -> tuple[float, float]:
         """Level and slope; where rows hardly varied, as steep as the table."""
@@ -61,12 +66,18 @@ class _Fit:
 
     def correction(self, num_requests: int) -> Correction:
         level, slope = self.line()
-        return Correction(num_requests, level, slope, self.draft)
+        return Correction(num_requests, level, slope, self.draft, self.rest)
+
+
+def _follow(so_far: float, ratio: float, count: int) -> float:
+    """The mean of so many ratios and the first guess, old ones forgotten."""
+    ratio = min(ratio, OUTLIER * so_far) if count > KNOWN and so_far else ratio
+    return so_far + max(1 - MEMORY, 1 / (count + 1)) * (ratio - so_far)
 
 
 def _fit_of(known: Correction) -> _Fit:
     """As if some rounds had said so."""
-    fit = _Fit(draft=known.draft, num_drafts=FIRST_ROUNDS)
+    fit = _Fit(draft=known.draft, num_drafts=FIRST_ROUNDS, rest=known.rest, num_plain=FIRST_ROUNDS)
     for _ in range(FIRST_ROUNDS // 2):
         for x in (0.0, 0.5):
             fit.add(x, known.level + known.slope * x, 0.0)
@@ -89,10 +100,12 @@ class SpsWatch:
         depth: int,
         pass_seconds: float,
         other_seconds: float,
+        *,
+        has_drafts: bool,
         use: ExpertUse | None = None,
     ) -> None:
-        """One finished round: `other_seconds` are those of drafting (0: a plain round); `use`: of
-        routed experts, which have prices of their own."""
+        """One finished round: `other_seconds` are all that is not the pass; `use`: of routed
+        experts, which have prices of their own."""
         if self._schedule.table is not self._table:  # somebody has measured again
             self._begin_with(self._schedule.table)
         curve = self._curve(num_requests, depth)
@@ -108,8 +121,10 @@ class SpsWatch:
         fit = self._fits[key]
         excess, scale = (curve.verify(n) / plain - 1 for n in (rows, 2 * num_requests))
         fit.add(excess, pass_seconds / plain, scale)
-        if other_seconds:
+        if has_drafts:
             fit.add_draft(other_seconds / max(curve.draft_seconds, LEAST_SECONDS))
+        else:
+            fit.add_rest(other_seconds / plain)
         self._rounds += 1
         if self._rounds % EVERY == 0:
             self._correct()
