@@ -471,7 +471,7 @@ def test_the_ledger_of_device_rounds_parks_what_does_not_pay(monkeypatch):
     session, parking = golden("vanilla"), Parking(block_size=6)
     record = parking.record
 
-    def recording(seconds, blocks, *, has_drafts):
+    def recording(seconds, blocks, *, has_drafts, **_):
         record(50.0 if has_drafts else 1.0, blocks, has_drafts=has_drafts)
 
     monkeypatch.setattr(parking, "record", recording)
