@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from dspark.chat import settings as chat_settings
 from dspark.chat.ask import LeftOut, PendingAnswer
+from dspark.chat.attachments import attach, detach
 from dspark.chat.backend import ChatBackend, ChatSettings
 from dspark.chat.commands import COMMANDS, Command, parse_command, unknown_command
 from dspark.chat.control_characters import visible
@@ -26,7 +27,10 @@ from dspark_cli.output.answer import ThinkingLine, say, stats_line
 SIGN = "> "
 
 
-HELP_END = "Ctrl+C stops an answer; at the prompt it clears the line, pressed twice it quits."
+HELP_END = (
+    "@path puts a text file into the prompt. Ctrl+C stops an answer; at the prompt it clears the "
+    "line, pressed twice it quits."
+)
 QUIT_AGAIN = "Ctrl+C again quits, as do Ctrl+D and /bye."
 
 
@@ -38,7 +42,7 @@ def run_plain_chat(backend: ChatBackend, settings: ChatSettings, prompts: Binary
         say(_greeting(backend, settings, is_person=prompts.isatty()))
         for prompt in _all_prompts(chat, prompts):
             try:
-                finished = _answer(backend, chat.settings, chat.conversation, prompt)
+                finished = _answer(backend, chat.settings, chat.conversation, _attached(prompt))
             except (InputError, NetworkSetupError, ServerError) as error:
                 if not prompts.isatty():
                     raise
@@ -117,6 +121,14 @@ def _all_prompts(chat: PlainChat, prompts: BinaryIO) -> Iterator[str]:
             return
         else:
             chat.obey(command, prompt)
+
+
+def _attached(prompt: str) -> str:
+    """With the files that it names, which are told."""
+    whole = attach(prompt)
+    for file in detach(whole)[1]:
+        say(f"+ {visible(file.words)}")
+    return whole
 
 
 def _piped_lines(prompts: BinaryIO) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -187,8 +188,10 @@ def chat(
 
         run_plain_chat(backend, settings, sys.stdin.buffer)
     else:
+        from dspark.chat.attachments import attach
         from dspark_tui.app import run_chat
 
+        settings = replace(settings, prompts=tuple(map(attach, settings.prompts)))
         first_chat = None if stored is None else stored.id
         raise typer.Exit(run_chat(backend, settings, store, first_chat, models))
 

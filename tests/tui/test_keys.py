@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import pytest
+from textual import events
 from textual.widgets import Static
 
+from dspark.chat.backend import ChatSettings
 from dspark.chat.commands import COMMANDS, parse_command, unknown_command
+from dspark_tui.app import DSparkApp
 from dspark_tui.screens.help import HelpScreen
+from tests.tui.conftest import Chat
 
 
 async def held(chat, backend) -> None:
@@ -17,6 +21,17 @@ async def held(chat, backend) -> None:
 @pytest.fixture
 def endless(script):
     return script("The", *[([], [], " word")] * 50)
+
+
+async def test_what_is_typed_before_the_box_is_there_waits_for_it(backend):
+    app = DSparkApp(backend, ChatSettings())
+    for key in "early":
+        app.post_message(events.Key(key, key))
+    async with app.run_test() as pilot:
+        chat = Chat(app, pilot)
+        await chat.until(lambda: len(app.screen_stack) > 1)
+        await pilot.press("!")
+        await chat.until(lambda: chat.prompt.text == "early!")
 
 
 async def test_ctrl_c_stops_the_answer_and_keeps_what_was_written(

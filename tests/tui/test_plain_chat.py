@@ -69,6 +69,23 @@ def test_a_person_gets_a_prompt_sign_on_stderr(talk, script):
     assert out == "Ho\n" and err.count("> ") == 2
 
 
+@pytest.mark.parametrize("kind", [io.BytesIO, Terminal])
+def test_a_file_that_a_prompt_names_is_put_behind_it(talk, backend, script, tmp_path, kind):
+    (tmp_path / "notes.txt").write_text("Buy milk.\n")
+    prompt = f"Shorten @{tmp_path}/notes.txt"
+    out, err = talk(kind(prompt.encode()), script("Milk."))
+    assert out == "Milk.\n" and f"+ {tmp_path}/notes.txt, 9 bytes" in err
+    sent = f"{prompt}\n\n{tmp_path}/notes.txt:\n```txt\nBuy milk.\n```"
+    assert backend.asked == [[{"role": "user", "content": sent}]]
+
+
+def test_a_file_that_is_missing_is_named_and_a_person_goes_on(talk, backend, script):
+    with pytest.raises(InputError, match=r"there is no file gone\.txt"):
+        talk(b"Read @gone.txt\n")
+    out, err = talk(Terminal(b"Read @gone.txt\nHi\n"), script("Ho"))
+    assert out == "Ho\n" and "there is no file gone.txt" in err
+
+
 def test_bytes_that_are_not_utf8_end_it_with_one_line(talk, backend, script):
     with pytest.raises(InputError, match="not UTF-8") as caught:
         talk("Grüße\n".encode("latin-1"), script("Ho"))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
-from textual import constants
+from textual import constants, events
 from textual.app import App, SystemCommand
 from textual.content import Content
 from textual.screen import Screen
@@ -21,6 +21,7 @@ from dspark_tui.screens.chat import ChatScreen
 from dspark_tui.screens.help import HelpScreen
 from dspark_tui.themes import DARK, LIGHT, theme_for_terminal
 from dspark_tui.token_styles import View
+from dspark_tui.widgets.prompt_box import PromptBox
 from dspark_tui.widgets.status_bar import Hint
 
 TEXTUAL_OWN_DEFAULT_THEME = "textual-dark"
@@ -51,6 +52,7 @@ class DSparkApp(App[None]):
         self._first_chat = first_chat
         self.models = models
         self.garbage = Garbage()
+        self._typed_early: list[events.Event] | None = []  # None once the prompt has the keyboard
         self.register_theme(DARK)
         self.register_theme(LIGHT)
         # TEXTUAL_THEME overrides it.
@@ -68,6 +70,21 @@ class DSparkApp(App[None]):
         )
         self.chat.view = self.FIRST_VIEW
         self.push_screen(self.chat)
+        self.watch(self.chat, "focused", lambda: self.call_later(self._type), init=False)
+
+    async def on_event(self, event: events.Event) -> None:
+        """What is typed before the prompt has the keyboard waits for it."""
+        if self._typed_early is not None and isinstance(event, events.Key | events.Paste):
+            self._typed_early.append(event)
+        else:
+            await super().on_event(event)
+
+    async def _type(self) -> None:
+        if not isinstance(self.focused, PromptBox):
+            return
+        typed, self._typed_early = self._typed_early, None
+        for event in typed or ():
+            await super().on_event(event)
 
     def notify(
         self,
