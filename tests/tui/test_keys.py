@@ -24,9 +24,12 @@ def endless(script):
 
 
 async def test_what_is_typed_before_the_box_is_there_waits_for_it(backend):
-    app = DSparkApp(backend, ChatSettings())
-    for key in "early":
-        app.post_message(events.Key(key, key))
+    class EarlyApp(DSparkApp):
+        def on_load(self) -> None:
+            for key in "early":
+                self.post_message(events.Key(key, key))
+
+    app = EarlyApp(backend, ChatSettings())
     async with app.run_test() as pilot:
         chat = Chat(app, pilot)
         await chat.until(lambda: len(app.screen_stack) > 1)

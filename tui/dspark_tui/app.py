@@ -70,7 +70,7 @@ class DSparkApp(App[None]):
         )
         self.chat.view = self.FIRST_VIEW
         self.push_screen(self.chat)
-        self.watch(self.chat, "focused", lambda: self.call_later(self._type), init=False)
+        self.watch(self.chat, "focused", self._type_soon, init=False)
 
     async def on_event(self, event: events.Event) -> None:
         """What is typed before the prompt has the keyboard waits for it."""
@@ -78,6 +78,9 @@ class DSparkApp(App[None]):
             self._typed_early.append(event)
         else:
             await super().on_event(event)
+
+    def _type_soon(self) -> None:
+        self.call_later(self._type)
 
     async def _type(self) -> None:
         if not isinstance(self.focused, PromptBox):
