@@ -13,6 +13,7 @@ KVFormat = Literal["auto", "int8", "fp8"]
 Acceptance = Literal["greedy", "rejection", "coupling"]
 Algorithm = Literal["dspark", "dflash", "dflash2", "domino", "eagle3", "mtp"]
 Headless = Literal["lookup"]
+Effort = Literal["low", "medium", "high", "max"]  # how much to think; a model has some of them
 DEFAULT_PAIR = "demo"
 PREFILL_CHUNK = 256  # tokens of a prompt in one pass
 EXPERTS_PREFILL_CHUNK = 512  # where a pass reads nearly all routed experts: for more rows each

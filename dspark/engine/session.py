@@ -12,6 +12,7 @@ from dspark.checkpoints.heads import open_head, read_any_config
 from dspark.checkpoints.model_folder import Folder, ModelFolder
 from dspark.config import (
     DraftWeights,
+    Effort,
     EngineConfig,
     Headless,
     RuntimeConfig,
@@ -91,10 +92,17 @@ class Session:
         tools: Sequence[Mapping[str, Any]] = (),
         *,
         thinking: bool | None = None,
+        effort: Effort | None = None,
     ) -> list[int]:
         """Prompt ids of a conversation, up to the assistant's turn; `tools` as JSON schemas;
-        `thinking` turns a template's switch on or off."""
-        return self._codec().encode_chat(messages, tools, thinking=thinking)
+        `thinking` turns a template's switch on or off, `effort` says how much to think."""
+        codec = self._codec()
+        return codec.encode_chat(messages, tools, thinking=thinking, effort=effort)
+
+    @property
+    def has_effort(self) -> bool:
+        """Whether the model's chat template has levels of effort."""
+        return self.tokenizer is not None and self.tokenizer.has_effort
 
     @property
     def tool_format(self) -> ToolFormat:

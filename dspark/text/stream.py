@@ -10,10 +10,17 @@ from typing import Any
 
 from dspark.checkpoints.files import one_line
 from dspark.checkpoints.model_folder import Folder, ModelFolder
+from dspark.config import Effort
 from dspark.errors import CheckpointError, DSparkError, InputError
 from dspark.text.answer_gate import AnswerGate
 from dspark.text.characters import Characters, TokenTexts
-from dspark.text.chat_template import ChatTemplate, Messages, Tools, with_calls_in_text
+from dspark.text.chat_template import (
+    ChatTemplate,
+    Messages,
+    Tools,
+    one_call_each,
+    with_calls_in_text,
+)
 from dspark.text.deepseek_v4_template import with_own_prompt
 from dspark.text.grammar import Vocabulary
 from dspark.text.marks import Marks, without_marks
@@ -93,14 +100,26 @@ class TextCodec:
         """Whether the chat template lets its reader choose between thinking and not."""
         return self._chat.has_thinking_switch
 
+    @property
+    def has_effort(self) -> bool:
+        """Whether the chat template has levels of effort."""
+        return self._chat.has_effort
+
     def encode_chat(
-        self, messages: Messages, tools: Tools = (), *, thinking: bool | None = None
+        self,
+        messages: Messages,
+        tools: Tools = (),
+        *,
+        thinking: bool | None = None,
+        effort: Effort | None = None,
     ) -> list[int]:
         """The conversation up to the assistant's turn. Raises InputError for tools that the
-        template does not offer, or whose calls cannot be read."""
+        template does not offer, or whose calls cannot be read, and for an effort where it has no
+        levels."""
         if tools:
             messages = with_calls_in_text(messages, self.tool_format, self._chat.source)
-        text = self._chat.write(messages, tools, thinking=thinking)
+            messages = one_call_each(messages) if self.tool_format.one_by_one else messages
+        text = self._chat.write(messages, tools, thinking=thinking, effort=effort)
         return self._encode(text, add_special_tokens=False)
 
     @cached_property
@@ -148,14 +167,14 @@ class TextCodec:
         mark = next((name for name in longest_first if name and behind.startswith(name)), None)
         return self.texts.id_of(mark) if mark else None
 
-    def splitter(self, prompt_ids: Sequence[int] | None) -> Splitter:
+    def splitter(self, prompt_ids: Sequence[int] | None, *, tells_calls: bool = False) -> Splitter:
         """Separates the thinking of an answer to this prompt, which may have opened it; None: all
-        is text."""
+        is text. `tells_calls`: calls of tools are part of the answer."""
         if prompt_ids is None:
             return self.thinking.splitter(None)
         thinking, read = self.thinking, Characters(self.texts)  # thinking first: it knows the marks
         ends = [self.marks.replace(i, read.push(i)) for i in prompt_ids[-PROMPT_TAIL:]]
-        return thinking.splitter("".join(ends))
+        return thinking.splitter("".join(ends), tells_calls=tells_calls)
 
     def answer_gate(self, prompt_ids: Sequence[int]) -> AnswerGate | None:
         """None unless the prompt has opened thinking. Raises InputError for channels."""
@@ -213,7 +232,7 @@ class TextStream:
         specials = codec.tool_format.specials if shows_calls else ()
         ids = {name: codec.texts.id_of(name) for name in specials}
         self._shown = {i: name for name, i in ids.items() if i in codec.texts.special_ids}
-        self._splitter = codec.splitter(prompt_ids)
+        self._splitter = codec.splitter(prompt_ids, tells_calls=shows_calls)
         self._matcher = StopMatcher(codec.marks.patterns(stop_strings))
         self._ready: deque[Span] = deque()
         self._told: dict[bool, list[str]] = {False: [], True: []}

@@ -96,13 +96,13 @@ class Thinking:
         self._formats = tuple(each for each in formats if each is not None)
         self._all = frozenset(marks.known)
 
-    def splitter(self, tail: str | None) -> Splitter:
+    def splitter(self, tail: str | None, *, tells_calls: bool = False) -> Splitter:
         """tail: the end of the prompt in characters and marks, where thinking may be open; None:
-        thinking is not separated."""
+        thinking is not separated. `tells_calls`: calls of tools are part of the answer."""
         if tail is None:
             return NoSplitter(self._marks, self._all)
         if self.has_channels:
-            return ChannelSplitter(self._marks, tail)
+            return ChannelSplitter(self._marks, tail, tells_calls=tells_calls)
         return ThinkSplitter(self._marks, self._formats, tail)
 
 

@@ -21,7 +21,8 @@ class ToolFormat:
 
     `specials` are tokens in calls that text otherwise leaves out. `grammar`: in Lark's language, of
     one call of one of these tools; None where no call can be forced. `write`: calls as text, for
-    templates that leave them out of earlier answers.
+    templates that leave them out of earlier answers. `one_by_one`: templates write one call of
+    an answer, so that several become several answers.
     """
 
     title: str
@@ -31,3 +32,4 @@ class ToolFormat:
     specials: tuple[str, ...] = ()
     grammar: Callable[[Sequence[Mapping[str, Any]]], str] | None = None
     write: Callable[[Sequence[ToolCall]], str] | None = None
+    one_by_one: bool = False

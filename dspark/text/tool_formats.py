@@ -4,6 +4,7 @@ from dspark.errors import InputError
 from dspark.text.tool_calls_dsml import DSML
 from dspark.text.tool_calls_dsml import MARK as DSML_MARK
 from dspark.text.tool_calls_gemma import GEMMA
+from dspark.text.tool_calls_harmony import HARMONY
 from dspark.text.tool_calls_hermes import HERMES
 from dspark.text.tool_calls_lfm import LFM
 from dspark.text.tool_format import ToolFormat
@@ -21,7 +22,7 @@ SIGNS: tuple[tuple[str, ToolFormat | str], ...] = (
     ("[TOOL_CALLS]", "Mistral"),
     ("[AVAILABLE_TOOLS]", "Mistral"),
     ("<｜tool▁calls▁begin｜>", "DeepSeek-V3"),
-    ("to=functions", "gpt-oss"),
+    ("to=functions", HARMONY),
     ("<|tool_calls_section_begin|>", "Kimi K2"),
     ("<|START_ACTION|>", "Command A"),
     ("<minimax:tool_call>", "MiniMax"),

@@ -78,6 +78,22 @@ def test_results_of_tools_go_back_into_the_chat(scripted):
     assert "'arguments': {'city': 'Paris'}" in prompts[-1] and "tool:sunnycall_1" in prompts[-1]
 
 
+def test_effort_reaches_a_template_with_levels(scripted, monkeypatch):
+    served, prompts, _ = scripted
+    template = TEMPLATE + "{{ reasoning_effort | default('own') }}"
+    monkeypatch.setattr(served.session._codec()._chat, "source", template)
+    assert served.chat(reasoning_effort="low", max_tokens=2).status_code == 200
+    assert prompts[-1].endswith("low")
+    body = {"model": "mine", "input": "Hi", "max_output_tokens": 2, "reasoning": {"effort": "high"}}
+    answer = served.http.post("/v1/responses", json=body).json()
+    assert prompts[-1].endswith("high") and answer["reasoning"] == {
+        "effort": "high",
+        "summary": None,
+    }
+    assert served.chat(max_tokens=2).status_code == 200 and prompts[-1].endswith("own")
+    assert served.chat(reasoning_effort="lots", max_tokens=2).status_code == 400
+
+
 def test_tools_that_are_not_to_be_called_are_not_offered(scripted):
     served, prompts, _ = scripted
     assert served.chat(tools=[WEATHER], tool_choice="none", max_tokens=2).status_code == 200

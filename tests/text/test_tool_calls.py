@@ -227,7 +227,7 @@ def test_the_template_tells_the_form(template, form):
         ("{% if tools %}[AVAILABLE_TOOLS]", "Mistral"),
         ("{% if tools %}<tool_call>name<arg_key>", "GLM"),
         ("{{ tools }}<｜tool▁calls▁begin｜>", "DeepSeek-V3"),
-        ("{{ tools }} to=functions.", "gpt-oss"),
+        ("{{ tools }}<|START_ACTION|>", "Command A"),
         ("{{ tools }}<|python_tag|>", "Llama 3"),
     ],
 )

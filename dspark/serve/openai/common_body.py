@@ -6,8 +6,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from dspark.config import LogitsConfig, SamplingChoice, SamplingConfig, StopConfig
+from dspark.config import Effort, LogitsConfig, SamplingChoice, SamplingConfig, StopConfig
 from dspark.engine.request import Request
+from dspark.engine.session import Session
 from dspark.errors import InputError
 from dspark.text.grammar import Grammar
 
@@ -30,7 +31,6 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "modalities": (["text"], None),
     "audio": (None,),
     "prediction": (None,),
-    "reasoning_effort": (None,),
     "verbosity": (None,),
     "web_search_options": (None,),
     "best_of": (1, None),
@@ -42,7 +42,6 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "background": (False, None),
     "max_tool_calls": (None,),
     "truncation": ("disabled", None),
-    "reasoning": (None, {}, {"effort": None}, {"effort": None, "summary": None}),
 }
 
 
@@ -63,6 +62,13 @@ class UnsupportedParameterError(InputError):
     def __init__(self, parameter: str, hint: str = "Leave it out.") -> None:
         super().__init__(f"{parameter[:80]} is not supported", hint)
         self.parameter = parameter
+
+
+def effort_of(session: Session, stated: Effort | None, parameter: str) -> Effort | None:
+    """Raises UnsupportedParameterError where the model's chat template has no levels."""
+    if stated is not None and not session.has_effort:
+        raise UnsupportedParameterError(parameter, "This model has no levels of effort.")
+    return stated
 
 
 class DSparkOptions(BaseModel):

@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dspark.config import StopConfig
+from dspark.config import Effort, StopConfig
+from dspark.engine.session import Session
 from dspark.errors import InputError
-from dspark.serve.openai.common_body import AS_WHOLE, MOST_LOGPROBS, CommonBody
+from dspark.serve.openai.common_body import AS_WHOLE, MOST_LOGPROBS, CommonBody, effort_of
 from dspark.serve.openai.tool_use import ToolUse
 
 MOST_CHOICES = 16
@@ -172,6 +173,11 @@ class ChatBody(DecodingBody):
     response_format: AnswerFormat | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS), AS_WHOLE] | None = None
+    reasoning_effort: Effort | None = None
+
+    def effort(self, session: Session) -> Effort | None:
+        """How much to think. Raises UnsupportedParameterError where the model has no levels."""
+        return effort_of(session, self.reasoning_effort, "reasoning_effort")
 
     @property
     def num_logprobs(self) -> int | None:

@@ -201,7 +201,7 @@ def _head(body: ResponsesBody, model: str, sampling: SamplingConfig) -> Json:
         "model": model,
         "parallel_tool_calls": True,
         "previous_response_id": None,
-        "reasoning": {"effort": None, "summary": None},
+        "reasoning": {"effort": None, "summary": None} | stated.get("reasoning", {}),
         "background": False,
         "store": False,
         "service_tier": "default",

@@ -5,13 +5,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from dspark.config import StopConfig
+from dspark.config import Effort, StopConfig
+from dspark.engine.session import Session
 from dspark.errors import InputError
 from dspark.serve.openai.common_body import (
     AS_WHOLE,
     MOST_LOGPROBS,
     CommonBody,
     UnsupportedParameterError,
+    effort_of,
 )
 from dspark.serve.openai.tool_use import ToolUse
 
@@ -117,6 +119,13 @@ class TextOptions(BaseModel):
     verbosity: Literal["medium"] | None = None
 
 
+class ReasoningOptions(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    effort: Effort | None = None
+    summary: None = None
+
+
 class ResponsesBody(CommonBody):
     """POST /v1/responses. Answers are not kept, so previous_response_id is refused."""
 
@@ -129,6 +138,12 @@ class ResponsesBody(CommonBody):
     include: list[str] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS), AS_WHOLE] | None = None
     metadata: dict[str, str] | None = None
+    reasoning: ReasoningOptions | None = None
+
+    def effort(self, session: Session) -> Effort | None:
+        """As ChatBody.effort."""
+        stated = None if self.reasoning is None else self.reasoning.effort
+        return effort_of(session, stated, "reasoning")
 
     @property
     def num_logprobs(self) -> int | None:

@@ -48,7 +48,7 @@ def openai_routes(serving: Serving) -> APIRouter:
         messages, use = [message.plain() for message in body.messages], body.tool_use()
         prompt_ids, grammar = await serving.beside(
             lambda: (
-                session.encode_chat(messages, use.offered),
+                session.encode_chat(messages, use.offered, effort=body.effort(session)),
                 answer_grammar(session, use, body.answer_schema()),
             )
         )
@@ -82,7 +82,7 @@ def openai_routes(serving: Serving) -> APIRouter:
         messages, use = body.messages(), body.tool_use()
         prompt_ids, grammar = await serving.beside(
             lambda: (
-                session.encode_chat(messages, use.offered),
+                session.encode_chat(messages, use.offered, effort=body.effort(session)),
                 answer_grammar(session, use, body.answer_schema()),
             )
         )
