@@ -70,7 +70,7 @@ class LayerExperts(Sequence[Expert]):
         """route [N, k]: of what is chosen and in no slot."""
         for number in route.unique().tolist():
             if self._now[number] is self._far[number]:
-                read_ahead(*_tensors(self._far[number]))
+                read_ahead(*expert_tensors(self._far[number]))
 
 
 @dataclass(slots=True)
@@ -85,6 +85,8 @@ class ExpertStore:
     """`hits` and `misses`: distinct experts of passes; `admitted`: copies taken over; `failures`:
     those that were not what the file has, or could not be made; such an expert stays there."""
 
+    is_on_card = False  # its slots
+
     @torch.inference_mode(False)
     def __init__(
         self,
@@ -93,15 +95,16 @@ class ExpertStore:
         policy: Policy = "most used",
         copy: Copy | None = None,
         path: Path | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         self._source = [expert for layer in layers for expert in layer]
         self._per_layer, self._policy, self._path = len(layers[0]), policy, path
         self.layers = tuple(LayerExperts(self, n, layer) for n, layer in enumerate(layers))
         self.hits = self.misses = self.admitted = self.failures = self.passes = 0
-        sizes = [_padded(each.nbytes) for each in _tensors(self._source[0])]
         self.num_slots = num_slots
-        self._memory = torch.empty(num_slots, sum(sizes), dtype=torch.uint8)
-        self._slots = [_slot(row, self._source[0]) for row in self._memory]
+        size = (num_slots, expert_bytes(self._source[0]))
+        self._memory = torch.empty(size, dtype=torch.uint8, device=device)
+        self._slots = slots_of(self._memory, self._source[0])
         self._slot_of: dict[int, int] = {}
         self._free, self._refused = list(range(num_slots)), set[int]()
         self._under_way: dict[int, _Swap] = {}
@@ -109,6 +112,12 @@ class ExpertStore:
         self._copy, self._jobs = copy or copied, queue.SimpleQueue[_Swap | None]()
         self._worker: threading.Thread | None = None
         self._load()
+
+    def at(self, layer: int, number: int) -> Expert:
+        """An expert where it is at present."""
+        key = layer * self._per_layer + number
+        slot = self._slot_of.get(key)
+        return self._source[key] if slot is None else self._slots[slot]
 
     def far(self) -> torch.Tensor:
         """bool [L, E]: in no slot."""
@@ -175,7 +184,7 @@ class ExpertStore:
     def _wanted(self) -> Iterator[int]:
         """Experts that deserve a slot; one is free for each when it is taken."""
         scores, busy = self._scores, {*self._slot_of, *self._under_way, *self._refused}
-        room = min(MOST_SWAPS, len(self._slots)) - len(self._under_way)
+        room = min(MOST_SWAPS, len(self._slots)) - len(self._under_way) - self._num_resting()
         for key in scores.argsort(descending=True, stable=True).tolist():
             if room <= 0 or scores[key] <= 0:
                 return
@@ -184,7 +193,8 @@ class ExpertStore:
             if not self._free and not self._make_room(float(scores[key])):
                 return
             room -= 1
-            yield key
+            if self._free:  # what has just been vacated may have to rest first
+                yield key
 
     def _make_room(self, score: float) -> bool:
         """By the resident with the lowest score, if it is clearly lower."""
@@ -196,7 +206,7 @@ class ExpertStore:
         if score <= bar:
             return False
         self._put(lowest, None)
-        self._free.append(self._slot_of.pop(lowest))
+        self._vacate(self._slot_of.pop(lowest))
         return True
 
     def _begin(self, key: int) -> None:
@@ -224,11 +234,20 @@ class ExpertStore:
             return
         self.admitted += 1
         self._slot_of[swap.key] = swap.slot
-        self._put(swap.key, self._slots[swap.slot])
-        let_go(*_tensors(self._source[swap.key]))
+        self._put(swap.key, swap.slot)
+        let_go(*expert_tensors(self._source[swap.key]))
 
-    def _put(self, key: int, expert: Expert | None) -> None:
+    def _put(self, key: int, slot: int | None) -> None:
+        """Into use; None: what the file has."""
+        expert = None if slot is None else self._slots[slot]
         self.layers[key // self._per_layer].put(key % self._per_layer, expert)
+
+    def _vacate(self, slot: int) -> None:
+        self._free.append(slot)
+
+    def _num_resting(self) -> int:
+        """Slots that are neither in use nor free."""
+        return 0
 
 
 def store_beside(store: ExpertStore, layers: Sequence[Sequence[Expert]]) -> ExpertStore | None:
@@ -268,24 +287,29 @@ def store_for(folder: ModelFolder, weights: TargetWeights, others: int = 0) -> E
     slots = slots_for(free_memory("cpu"), of_files, together, size) * count // together
     if not slots:
         return None
-    name = hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:16]
     try:
-        return ExpertStore(layers, slots, path=home() / "experts" / f"{name}.json")
+        return ExpertStore(layers, slots, path=uses_of(folder))
     except (RuntimeError, MemoryError):  # memory went elsewhere; the files have everything
         return None
 
 
+def uses_of(folder: ModelFolder) -> Path:
+    """Where it is remembered which experts of a folder are used most."""
+    name = hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:16]
+    return home() / "experts" / f"{name}.json"
+
+
 def copied(source: Expert, into: Expert) -> None:
     """Read ahead, then byte by byte."""
-    read_ahead(*_tensors(source))
-    for mine, own in zip(_tensors(into), _tensors(source), strict=True):
+    read_ahead(*expert_tensors(source))
+    for mine, own in zip(expert_tensors(into), expert_tensors(source), strict=True):
         mine.copy_(own)
 
 
 def checksum(expert: Expert) -> int:
     found = 0
-    for tensor in _tensors(expert):
-        found = zlib.crc32(tensor.contiguous().numpy().data, found)
+    for tensor in expert_tensors(expert):
+        found = zlib.crc32(tensor.cpu().contiguous().numpy().data, found)
     return found
 
 
@@ -295,10 +319,20 @@ def _addresses(expert: Expert) -> list[int]:
     return [0 if each is None else each.data_ptr() for each in both]
 
 
-def _tensors(expert: Expert) -> list[torch.Tensor]:
+def expert_tensors(expert: Expert) -> list[torch.Tensor]:
     weights = (expert.gate, expert.up, expert.down)
     both = [each for weight in weights for each in (weight.codes, weight.scales)]
     return [each for each in both if each is not None]
+
+
+def expert_bytes(like: Expert) -> int:
+    """Of a slot."""
+    return sum(padded(each.nbytes) for each in expert_tensors(like))
+
+
+def slots_of(memory: torch.Tensor, like: Expert) -> list[Expert]:
+    """memory uint8 [slots, bytes]: each row as an expert."""
+    return [_slot(row, like) for row in memory]
 
 
 def _slot(row: torch.Tensor, like: Expert) -> Expert:
@@ -307,7 +341,7 @@ def _slot(row: torch.Tensor, like: Expert) -> Expert:
 
     def part(tensor: torch.Tensor) -> torch.Tensor:
         nonlocal start
-        begin, start = start, start + _padded(tensor.nbytes)
+        begin, start = start, start + padded(tensor.nbytes)
         return row[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
 
     def weight(of: FileWeight) -> FileWeight:
@@ -317,5 +351,5 @@ def _slot(row: torch.Tensor, like: Expert) -> Expert:
     return Expert(weight(like.gate), weight(like.up), weight(like.down))
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
     return -(-size // ALIGNED) * ALIGNED

@@ -12,6 +12,11 @@ from dspark.targets.base import Target
 from dspark.targets.dense_config import DenseConfig, read_dense_config
 from dspark.targets.dense_files import load_dense, read_config, supports
 from dspark.targets.stop_tokens import stop_tokens
+from dspark_kernels.backend import choose_backend
+
+
+def has_kernels(device: torch.device) -> bool:
+    return choose_backend(device).name == "triton"
 
 
 def load_target(
@@ -39,6 +44,11 @@ def load_target(
         if runs_here(folder):
             check_numbers(kv)
             return load_moe(folder, tap_layers=tap_layers, rounds=as_stored)
+    if device.type == "cuda" and is_published_layout(folder.config) and has_kernels(device):
+        from dspark.targets.deepseek_v4_native import load_deepseek_v4
+
+        check_numbers(kv)
+        return load_deepseek_v4(folder, tap_layers=tap_layers, device=device)
     config = read_dense_config(folder) or read_config(folder)
     if as_stored and device.type == "cpu":
         from dspark.targets.stored import load_stored, stored_runtime

@@ -84,7 +84,7 @@ def compiled(build: KernelBuild, capability: int) -> Any:
             "num_warps": build.num_warps,
             "num_stages": build.stages(capability),
             "maxnreg": build.max_registers,
-            "enable_fp_fusion": True,
+            "enable_fp_fusion": build.fuses,
         },
     )
 

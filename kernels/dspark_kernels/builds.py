@@ -28,6 +28,15 @@ OPS: tuple[str, ...] = (
     "embedded_blocks",
     "round_state",
     "persistent_layer_call",
+    "deepseek_v4.file_matrix",
+    "deepseek_v4.norm_turn",
+    "deepseek_v4.streams",
+    "deepseek_v4.compressor",
+    "deepseek_v4.indexer",
+    "deepseek_v4.latent_attention",
+    "deepseek_v4.gated_rows",
+    "deepseek_v4.route",
+    "deepseek_v4.fp4_experts",
 )
 
 
@@ -37,7 +46,8 @@ class KernelBuild:
 
     A kernel with DEPENDENT starts early where the card can, whatever is given here. `stages_at` is
     for one whose stages depend on the card. `has_substitute`: where it spills, other kernels are
-    launched in its place, so that this is no failure.
+    launched in its place, so that this is no failure. `fuses`: the compiler may make a product
+    and a sum one operation.
     """
 
     name: str
@@ -50,6 +60,7 @@ class KernelBuild:
     min_capability: int = 80
     stages_at: Callable[[int], int] | None = None
     has_substitute: bool = False
+    fuses: bool = True
 
     def stages(self, capability: int) -> int:
         return self.num_stages if self.stages_at is None else self.stages_at(capability)

@@ -48,17 +48,17 @@ class Rings:
 
 
 class RequestCaches:
-    """Of all requests; `pool` holds the pages."""
+    """Of all requests, on one device; `pool` holds the pages."""
 
-    def __init__(self, config: DeepseekV4TargetConfig) -> None:
-        self._config = config
+    def __init__(self, config: DeepseekV4TargetConfig, device: torch.device | None = None) -> None:
+        self._config, self._device = config, device or torch.device("cpu")
         self._places, width = entry_places(config)
-        self.pool = PagedPool(1, 1, width, torch.device("cpu"), torch.float32, num_pages=1)
+        self.pool = PagedPool(1, 1, width, self._device, torch.float32, num_pages=1)
         self._rings: dict[int, Rings] = {}
 
     def open(self) -> KVSlot:
         slot = self.pool.open()
-        memory = torch.empty(ring_places(self._config)[1])
+        memory = torch.empty(ring_places(self._config)[1], device=self._device)
         self._rings[slot.index] = Rings(self._config, memory, 0)
         return slot
 

@@ -73,7 +73,7 @@ class NativePass:
         words |= {"scores": scores.data_ptr(), "scores_bytes": scores.stride(0) * scores.itemsize}
         for name, rotation in zip(("window", "compressed"), rotations, strict=True):
             words |= rotation_words(name, rotation, longest)
-        rows = _records(token_ids.tolist(), caches, stretches, self._config.window)
+        rows = row_records(token_ids.tolist(), caches, stretches, self._config.window)
         x, _ = self.run_rows(embedded, rows, words, selects)
         return x, self._memory.taps[:num_rows].clone()
 
@@ -189,7 +189,7 @@ def rotation_words(name: str, rotation: RotationTable, longest: int) -> dict[str
     return {f"{name}_cos": cos.data_ptr(), f"{name}_sin": sin.data_ptr()}
 
 
-def _records(
+def row_records(
     tokens: Sequence[int], caches: RequestCaches, stretches: Sequence[Stretch], window: int
 ) -> list[list[int]]:
     """As step.ROW."""

@@ -30,7 +30,7 @@ class PassMemory:
         self.queries, self.attended = torch.empty(n, heads), torch.empty(n, heads)
         self.keys = torch.empty(n, config.head_dim)
         self.grouped = torch.empty(n, config.output_groups * config.output_rank)
-        self.raw = _raw_rows(config, n)
+        self.raw = {name: torch.empty(n, width) for name, width in raw_widths(config).items()}
         self.index_queries = torch.empty(n, config.index_heads * config.index_dim)
         self.index_weights = torch.empty(n, config.index_heads)
         self.chosen = torch.empty(n, config.index_top, dtype=torch.int64)
@@ -50,11 +50,11 @@ class PassMemory:
         self.taps = torch.empty(n, num_taps * hidden)
 
 
-def _raw_rows(config: DeepseekV4TargetConfig, num_rows: int) -> Mapping[str, torch.Tensor]:
-    """By compressor, [N, most numbers of a row of any layer]."""
+def raw_widths(config: DeepseekV4TargetConfig) -> Mapping[str, int]:
+    """By compressor, the most numbers of a row of any layer."""
     widths: dict[str, int] = {}
     for layer in range(config.num_layers):
         for name, width in compressors(config, layer).items():
             columns = 2 * width * (1 + config.selects[layer])
             widths[name] = max(widths.get(name, 0), columns)
-    return {name: torch.empty(num_rows, width) for name, width in widths.items()}
+    return widths

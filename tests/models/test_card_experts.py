@@ -1,0 +1,236 @@
+"""Slots of a card and questions to the host never change a text; the device is torch on a CPU."""
+
+import threading
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+
+from dspark.checkpoints.deepseek_v4_target import Expert, TargetWeights, read_target
+from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
+from dspark.checkpoints.model_folder import ModelFolder
+from dspark.models.card_expert_store import NOWHERE, CardExpertStore
+from dspark.models.deepseek_v4.card_experts import CardExperts
+from dspark.models.deepseek_v4.missed_experts import Question
+from dspark.models.deepseek_v4.rounded_experts import feed_rounded
+from dspark.models.deepseek_v4.streamed_experts import Find, StreamedExperts
+from dspark.models.expert_store import Copy, Policy, copied, expert_tensors
+from dspark.targets.deepseek_v4_native import DeepseekV4Target
+from dspark_kernels.stream_flags import FlagTimeout
+from tests.deepseek_v4_toy import write
+
+BLOCKS = [[5, 9, 9, 40], [61], [3, 3, 3], [90, 1, 17], [22, 23], [7, 80, 55, 31]]
+CPU = torch.device("cpu")
+Known = tuple[DeepseekV4TargetConfig, TargetWeights]
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
+    path = tmp_path_factory.mktemp("v4")
+    write(
+        path, num_hidden_layers=2, compress_ratios=[0, 4, 0, 0, 0], dspark_target_layer_ids=[0, 1]
+    )
+    folder = ModelFolder(path)
+    config = DeepseekV4TargetConfig.from_json(folder.config)
+    return config, read_target(folder, config)
+
+
+class Card:
+    """Feeds a target's experts from slots and by questions, as passes on a card do."""
+
+    def __init__(self, known: Known, store: CardExpertStore, patience: float = 5.0) -> None:
+        self._config, weights = known
+        self._layer_of = {id(block.experts): at for at, block in enumerate(weights.blocks)}
+        self.store, self.experts = store, CardExperts(self._config, store, CPU, patience)
+
+    def feed(
+        self, x: torch.Tensor, route: torch.Tensor, experts: Sequence[Expert], limit: float
+    ) -> torch.Tensor:
+        """As FeedExperts."""
+        layer = self._layer_of[id(experts)]
+        if layer == 0:
+            self.store.between_passes()
+            self.experts.begin(len(x))
+        said, segments = self.experts.tell(layer, x, route.contiguous())
+        told = said[segments.places.long()]
+        if layer == self._config.num_layers - 1:
+            self.experts.finish()
+        return told
+
+
+@torch.inference_mode()
+def text(
+    known: Known, feed: Callable[..., torch.Tensor], store: CardExpertStore | None = None
+) -> list[torch.Tensor]:
+    """Logits of a prompt and of rounds that keep some rows."""
+    target = DeepseekV4Target(*known, feed=feed)
+    slot = target.open()
+    found = [target.prefill(slot, torch.arange(20)).logits]
+    for index, block in enumerate(BLOCKS):
+        found.append(target.verify([slot], [torch.tensor(block)]).logits)
+        target.commit([slot], [1 + index % len(block)])
+        if store is not None:
+            store.note(target._decoder.routes)
+    target.close(slot)
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(known: Known) -> list[torch.Tensor]:
+    return text(known, feed_rounded)
+
+
+def same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+class Streaming(Card):
+    """The same by layers that stream."""
+
+    def __init__(self, known: Known, find: Find) -> None:
+        config, weights = known
+        self._config = config
+        self._layer_of = {id(block.experts): at for at, block in enumerate(weights.blocks)}
+        like = weights.blocks[0].experts[0]
+        self.experts = StreamedExperts(config, like, find, CPU)
+        self.store = store_of(known, 1)
+
+
+def store_of(
+    known: Known, slots: int, policy: Policy = "most used", copy: Copy | None = None
+) -> CardExpertStore:
+    layers = [tuple(block.experts) for block in known[1].blocks]
+    return CardExpertStore(layers, slots, CPU, policy, copy)
+
+
+def half_and_whole(source: Expert, into: Expert) -> None:
+    """Garbage first, while a pass may be under way."""
+    for tensor in expert_tensors(into):
+        tensor.fill_(77)
+    threading.Event().wait(0.003)
+    copied(source, into)
+
+
+def wrong(source: Expert, into: Expert) -> None:
+    copied(source, into)
+    into.up.codes[0, 0] ^= 1
+
+
+def raising(source: Expert, into: Expert) -> None:
+    raise OSError("read failed")
+
+
+NEVER = threading.Event()
+
+
+def never(source: Expert, into: Expert) -> None:
+    NEVER.wait(60.0)
+
+
+@pytest.mark.parametrize("copy", [copied, half_and_whole, wrong, raising, never])
+@pytest.mark.parametrize("policy", ["most used", "last used"])
+def test_the_text_is_the_same(
+    known: Known, expected: list[torch.Tensor], policy: Policy, copy: Copy
+) -> None:
+    """Slots for a third of the experts, which change between passes and while they run."""
+    store = store_of(known, 4, policy, copy)
+    card = Card(known, store)
+    assert same(text(known, card.feed, store), expected)
+    card.experts.close()
+    is_good = copy in (copied, half_and_whole)
+    while is_good and any(swap.is_right is None for swap in store._under_way.values()):
+        threading.Event().wait(0.001)
+    store.between_passes()
+    assert (store.admitted > 0) == is_good
+
+
+def test_a_slot_rests_for_a_pass_before_it_is_written_to(known: Known) -> None:
+    """The pass that read it may be under way when its expert leaves the table."""
+    written: list[int] = []
+
+    def noted(source: Expert, into: Expert) -> None:
+        written.append(into.gate.codes.data_ptr())
+        copied(source, into)
+
+    store = store_of(known, 1, "last used", noted)
+    route = torch.zeros(2, 1, 1, dtype=torch.int64)
+
+    def settle(count: int) -> None:
+        while len(written) < count or any(s.is_right is None for s in store._under_way.values()):
+            threading.Event().wait(0.001)
+
+    store.note(route)
+    store.between_passes()
+    settle(1)
+    store.between_passes()
+    assert store.table.flatten().tolist().count(0) == 1
+    store.note(route + 3)
+    store.between_passes()  # the expert leaves
+    assert (store.table == NOWHERE).all() and len(written) == 1
+    store.between_passes()
+    settle(2)
+    store.between_passes()
+    assert store.table.flatten().tolist().count(0) == 1 and len(written) == 2
+
+
+def test_layers_that_stream_are_the_same(known: Known, expected: list[torch.Tensor]) -> None:
+    """A prompt and short passes, some experts from slots, and a source slower than the layers."""
+    store, layers = store_of(known, 3), [block.experts for block in known[1].blocks]
+    for key in (1, 4, 9):
+        copied(store._source[key], store._slots[len(store._slot_of)])
+        store._slot_of[key] = len(store._slot_of)
+
+    def slow(layer: int, number: int) -> Expert:
+        threading.Event().wait(0.0005)
+        return store.at(layer, number)
+
+    assert any(store.at(0, number) is not layers[0][number] for number in range(6))
+    streaming = Streaming(known, slow)
+    assert same(text(known, streaming.feed), expected)
+    streaming.experts.close()
+
+
+def test_a_stream_that_fails_or_is_cancelled_leaves_nothing_under_way(
+    known: Known, expected: list[torch.Tensor]
+) -> None:
+    layers, breaks = [block.experts for block in known[1].blocks], threading.Event()
+
+    def find(layer: int, number: int) -> Expert:
+        if breaks.is_set() and (layer, number) == (1, 2):
+            raise OSError("the SSD is gone")
+        return layers[layer][number]
+
+    streaming = Streaming(known, find)
+    breaks.set()
+    with pytest.raises(OSError, match="SSD"):
+        text(known, streaming.feed)
+    streaming.experts.cancel(OSError())
+    breaks.clear()
+    streaming.experts.begin(4)
+    streaming.experts.cancel(KeyboardInterrupt())
+    assert not streaming.experts._filled
+    assert same(text(known, streaming.feed), expected)
+    streaming.experts.close()
+
+
+def test_answers_that_fail_or_never_come_end_the_pass(
+    known: Known, expected: list[torch.Tensor]
+) -> None:
+    """Within the patience, by what went wrong; the next pass is as ever."""
+    card = Card(known, store_of(known, 4), patience=0.05)
+    good, forever = card.experts.missed._answer, threading.Event()
+
+    def failing(question: Question, experts: Sequence[Expert]) -> None:
+        raise OSError("the SSD is gone")
+
+    def hanging(question: Question, experts: Sequence[Expert]) -> None:
+        forever.wait(0.15)
+
+    for answer, error in ((failing, OSError), (hanging, FlagTimeout)):
+        card.experts.missed._answer = answer
+        with pytest.raises(error):
+            text(known, card.feed)
+        card.experts.missed._answer = good
+        threading.Event().wait(0.15)
+        assert same(text(known, card.feed), expected)
+    card.experts.close()
