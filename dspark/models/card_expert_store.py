@@ -80,7 +80,7 @@ def expert_bank(memory: torch.Tensor, like: Expert) -> ExpertBank:
     parts, begin = [], 0
     for tensor in expert_tensors(like):
         parts.append(begin)
-        begin += padded(tensor.numel())
+        begin += padded(tensor.nbytes)
     inner, hidden = like.gate.shape
     first, second, third, fourth, fifth, sixth = parts
     return ExpertBank(memory, (first, second, third, fourth, fifth, sixth), hidden, inner)

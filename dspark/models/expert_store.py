@@ -345,8 +345,9 @@ def _slot(row: torch.Tensor, like: Expert) -> Expert:
         return row[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
 
     def weight(of: FileWeight) -> FileWeight:
+        codes = part(of.codes)  # in the order of expert_tensors, as a card's kernels read it
         scales = None if of.scales is None else part(of.scales)
-        return replace(of, codes=part(of.codes), scales=scales)
+        return replace(of, codes=codes, scales=scales)
 
     return Expert(weight(like.gate), weight(like.up), weight(like.down))
 
