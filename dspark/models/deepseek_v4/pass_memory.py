@@ -26,10 +26,10 @@ class PassMemory:
         self.ones = torch.ones(max(streams * hidden, config.head_dim))
         self.projected, self.mixes = torch.empty(n, MIXES), torch.empty(n, MIXES)
         self.x, self.y = torch.empty(n, hidden), torch.empty(n, hidden)
-        self.low = torch.empty(n, config.query_rank)
-        self.queries, self.attended = torch.empty(n, heads), torch.empty(n, heads)
+        self.low = _apart(n, config.query_rank)
+        self.queries, self.attended = _apart(n, heads), _apart(n, heads)
         self.keys = torch.empty(n, config.head_dim)
-        self.grouped = torch.empty(n, config.output_groups * config.output_rank)
+        self.grouped = _apart(n, config.output_groups * config.output_rank)
         self.raw = {name: torch.empty(n, width) for name, width in raw_widths(config).items()}
         self.index_queries = torch.empty(n, config.index_heads * config.index_dim)
         self.index_weights = torch.empty(n, config.index_heads)
@@ -48,6 +48,12 @@ class PassMemory:
         self.gate_up, self.said = torch.empty(pairs, 2 * inner), torch.empty(pairs, hidden)
         self.inner = empty_int8(pairs, inner)
         self.taps = torch.empty(n, num_taps * hidden)
+
+
+def _apart(num_rows: int, width: int) -> torch.Tensor:
+    """Rows that do not begin a power of two apart, so that those of a product do not compete for
+    the same lines of a cache."""
+    return torch.empty(num_rows, width + LANES)[:, :width]
 
 
 def raw_widths(config: DeepseekV4TargetConfig) -> Mapping[str, int]:

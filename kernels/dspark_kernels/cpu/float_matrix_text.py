@@ -1,6 +1,6 @@
 """Rows of float32 times weights in the bytes of their file, in LLVM's text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from dspark_kernels.cpu.file_weight import PACKINGS, Kind
 from dspark_kernels.cpu.float_matrix import OUTPUTS, SHARES
@@ -12,6 +12,10 @@ ROWS = {16: (6, 4, 2, 1), 8: (2, 1), 4: (1,)}  # together, by how many floats a 
 TOGETHER = {16: 4, 8: 2, 4: 2}  # outputs
 REGISTER = {"vnni512": 16, "avxvnni": 8, "avx2": 8, "neon": 4, "generic": 4}
 SHORTS = f"<{LANES} x i16>"
+PANEL = 32  # rows that meet all outputs before the next ones, so that they stay in the core's cache
+MANY = 12  # rows of a panel for which codes become floats once, and not once for each few of them
+MOST_CHUNKS = 32  # of a block, for that
+ROW_BYTES = 4 * LANES
 
 
 def float_matrix_text(kind: Kind, variant: str, *, is_counted: bool = False) -> str:
@@ -30,16 +34,25 @@ def float_matrix_text(kind: Kind, variant: str, *, is_counted: bool = False) -> 
 
 def _write_whole(text: Text, kind: Kind, lanes: int) -> None:
     text.raw(f"define void @floats_{kind}(ptr %own, ptr %step, i64 %first, i64 %last) {{")
-    x, x_stride = text.argument("%own", 0, "ptr"), text.argument("%own", 1)
-    out, codes, scales = (text.argument("%own", index, "ptr") for index in (2, 4, 6))
+    unpacked = _Unpacked(text, kind, TOGETHER[lanes]) if kind == "fp8" else None
+    x_stride, out_stride = text.argument("%own", 1), text.argument("%own", 3)
+    codes, scales = text.argument("%own", 4, "ptr"), text.argument("%own", 6, "ptr")
     rows = text.load("i64", "%step", 8)
+    panels = Loop(text, "0", rows, step=str(PANEL))
+    left = text.set(f"sub i64 {rows}, {panels.index}")
+    count = text.set(f"call i64 @llvm.smin.i64(i64 {left}, i64 {PANEL})")
+    x, out = (
+        text.at(text.argument("%own", word, "ptr"), text.set(f"mul i64 {panels.index}, {stride}"))
+        for word, stride in ((0, x_stride), (2, out_stride))
+    )
     units = Loop(text, "%first", "%last")
 
     def place(row: str) -> str:
         return text.at(x, text.set(f"mul i64 {row}, {x_stride}"))
 
-    _write_unit(text, kind, lanes, units.index, (codes, scales), rows, place, out)
+    _write_unit(text, kind, lanes, units.index, (codes, scales), count, place, out, unpacked)
     units.close()
+    panels.close()
     text.do("ret void")
     text.raw("}")
 
@@ -83,24 +96,33 @@ def _write_unit(
     rows: str,
     place: Callable[[str], str],
     out: str,
+    unpacked: "_Unpacked | None" = None,
 ) -> None:
     """OUTPUTS outputs of all rows; `place` of a row's numbers, `weight` by codes and scales."""
     out_stride = text.argument("%own", 3)
+    few = unpacked.split(rows) if unpacked else rows
     for begin in range(0, OUTPUTS, TOGETHER[lanes]):
         numbers_of = range(begin, begin + TOGETHER[lanes])
         outputs = [_output(text, kind, unit, number, weight) for number in numbers_of]
-        done = "0"
-        for count in ROWS[lanes]:
-            left = text.set(f"sub i64 {rows}, {done}")
-            whole = text.set(f"sub i64 {left}, {text.set(f'urem i64 {left}, {count}')}")
-            end = text.set(f"add i64 {done}, {whole}")
-            tiles = Loop(text, done, end, step=str(count))
-            here = [text.set(f"add i64 {tiles.index}, {index}") for index in range(count)]
-            xs = [place(row) for row in here]
-            outs = [text.at(out, text.set(f"mul i64 {row}, {out_stride}")) for row in here]
-            _tile(text, kind, xs, outs, outputs)
-            tiles.close()
-            done = end
+        for tile in _tiles(text, few, ROWS[lanes]):
+            outs = [text.at(out, text.set(f"mul i64 {row}, {out_stride}")) for row in tile]
+            _tile(text, kind, [place(row) for row in tile], outs, outputs)
+        if unpacked:
+            unpacked.multiply(place, (out, out_stride), (few, rows), outputs, ROWS[lanes])
+
+
+def _tiles(text: Text, rows: str, counts: Sequence[int]) -> Iterator[list[str]]:
+    """All rows, the largest of `counts` at a time; what the caller writes for each tile is in its
+    loop."""
+    start = "0"
+    for count in counts:
+        left = text.set(f"sub i64 {rows}, {start}")
+        whole = text.set(f"sub i64 {left}, {text.set(f'urem i64 {left}, {count}')}")
+        stop = text.set(f"add i64 {start}, {whole}")
+        tiles = Loop(text, start, stop, step=str(count))
+        yield [text.set(f"add i64 {tiles.index}, {index}") for index in range(count)]
+        tiles.close()
+        start = stop
 
 
 class _Output:
@@ -162,6 +184,105 @@ def _tile(
     for (row, output), total in zip(pairs, totals, strict=True):
         place = text.at(outs[row], text.set(f"shl i64 {outputs[output].number}, 2"))
         text.store("float", write_tree(text, total), place)
+
+
+class _Unpacked:
+    """Many rows times some outputs: a block's codes become floats once for all rows of a panel, and
+    sums of the blocks before wait in memory. Each sum has the order that it has in a tile."""
+
+    def __init__(self, text: Text, kind: Kind, together: int) -> None:
+        self._text, self._kind, self._together = text, kind, together
+        self._weights, self._totals = (
+            text.set(f"alloca [{vectors * together * LANES} x float], align {ROW_BYTES}")
+            for vectors in (MOST_CHUNKS, PANEL)
+        )
+
+    def split(self, rows: str) -> str:
+        """The number of a panel's rows that are multiplied tile by tile: all or none."""
+        text = self._text
+        is_many = text.set(f"icmp sge i64 {rows}, {MANY}")
+        fits = text.set(f"icmp sle i64 {text.argument('%own', 10)}, {MOST_CHUNKS}")
+        takes = text.set(f"and i1 {is_many}, {fits}")
+        return text.set(f"select i1 {takes}, i64 0, i64 {rows}")
+
+    def multiply(
+        self,
+        place: Callable[[str], str],
+        out: tuple[str, str],
+        rows: tuple[str, str],
+        outputs: Sequence[_Output],
+        counts: Sequence[int],
+    ) -> None:
+        """`place` of a row's numbers, `out` with the bytes of a row; all rows if the first of
+        `rows` is 0, else none."""
+        text = self._text
+        count = text.set(f"sub i64 {rows[1]}, {rows[0]}")
+        clear = Loop(text, "0", text.set(f"mul i64 {count}, {self._together}"))
+        text.store(FLOATS, "zeroinitializer", self._at(self._totals, clear.index), ROW_BYTES)
+        clear.close()
+        num_chunks = text.argument("%own", 10)
+        is_none = text.set(f"icmp eq i64 {count}, 0")
+        num_blocks = text.argument("%own", 9)
+        blocks = Loop(text, "0", text.set(f"select i1 {is_none}, i64 0, i64 {num_blocks}"))
+        before = text.set(f"mul i64 {blocks.index}, {num_chunks}")
+        self._unpack(outputs, before, num_chunks)
+        factors = [_factor(text, text.at(each.scales, blocks.index)) for each in outputs]
+        x_at = text.set(f"shl i64 {before}, 6")
+        for tile in _tiles(text, count, counts):
+            xs = [text.at(place(row), x_at) for row in tile]
+            self._add(xs, tile[0], factors, num_chunks)
+        blocks.close()
+        over = Loop(text, "0", count)
+        target = text.at(out[0], text.set(f"mul i64 {over.index}, {out[1]}"))
+        for number, each in enumerate(outputs):
+            total = text.load(FLOATS, self._total(over.index, number), ROW_BYTES)
+            where = text.at(target, text.set(f"shl i64 {each.number}, 2"))
+            text.store("float", write_tree(text, total), where)
+        over.close()
+
+    def _at(self, base: str, vector: str) -> str:
+        return self._text.at(base, self._text.set(f"mul i64 {vector}, {ROW_BYTES}"))
+
+    def _total(self, row: str, place: int) -> str:
+        first = self._at(self._totals, self._text.set(f"mul i64 {row}, {self._together}"))
+        return self._text.at(first, ROW_BYTES * place)
+
+    def _unpack(self, outputs: Sequence["_Output"], before: str, num_chunks: str) -> None:
+        text = self._text
+        loop = Loop(text, "0", num_chunks)
+        code_at = text.set(f"add i64 {before}, {loop.index}")
+        code_at = text.set(f"mul i64 {code_at}, {PACKINGS[self._kind].bits * LANES // 8}")
+        kept = self._at(self._weights, text.set(f"mul i64 {loop.index}, {self._together}"))
+        for place, each in enumerate(outputs):
+            values = _weights(text, self._kind, text.at(each.codes, code_at))
+            text.store(FLOATS, values, text.at(kept, ROW_BYTES * place), ROW_BYTES)
+        loop.close()
+
+    def _add(self, xs: Sequence[str], row: str, factors: Sequence[str], num_chunks: str) -> None:
+        """A block of some rows from number `row` on, onto their totals."""
+        text = self._text
+        pairs = [(row, place) for row in range(len(xs)) for place in range(self._together)]
+        zeros = [Carried(FLOATS, "zeroinitializer")] * len(pairs)
+        chunks = Loop(text, "0", num_chunks, zeros)
+        kept = self._at(self._weights, text.set(f"mul i64 {chunks.index}, {self._together}"))
+        weights = [
+            text.load(FLOATS, text.at(kept, ROW_BYTES * place), ROW_BYTES)
+            for place in range(self._together)
+        ]
+        x_at = text.set(f"shl i64 {chunks.index}, 6")
+        values = [text.load(FLOATS, text.at(each, x_at)) for each in xs]
+        sums = [
+            text.fma(LANES, weights[place], values[index], before)
+            for (index, place), before in zip(pairs, chunks.values, strict=True)
+        ]
+        sums = chunks.close(sums)
+        grown = numbers(2.0 ** PACKINGS[self._kind].exponent)
+        first = self._total(row, 0)
+        for number, ((_, place), each) in enumerate(zip(pairs, sums, strict=True)):
+            total = text.at(first, ROW_BYTES * number)
+            before = text.load(FLOATS, total, ROW_BYTES)
+            scaled = text.set(f"fmul {FLOATS} {each}, {grown}")
+            text.store(FLOATS, text.fma(LANES, scaled, factors[place], before), total, ROW_BYTES)
 
 
 def _factor(text: Text, kind: Kind, scales: str, block: str) -> str:

@@ -18,7 +18,13 @@ TABLE = [OFFSET + value for value in TWICE] + [OFFSET - value for value in TWICE
 GROUP_BYTES = GROUP // 2
 TOGETHER = 16  # groups whose scales are transposed at once
 QUAD = 4
-ROWS = {"vnni512": (4, 3, 2, 1), "avxvnni": (2, 1), "avx2": (2, 1), "neon": (1,), "generic": (1,)}
+ROWS = {
+    "vnni512": (8, 4, 3, 2, 1),
+    "avxvnni": (2, 1),
+    "avx2": (2, 1),
+    "neon": (1,),
+    "generic": (1,),
+}
 SHUFFLES = {  # bytes of a table by bytes of indices
     "vnni512": "@llvm.x86.avx512.pshuf.b.512",
     "avxvnni": "@llvm.x86.avx2.pshuf.b",

@@ -78,7 +78,7 @@ def test_rounding_costs_as_much_as_stated(generator):
 
 
 def test_every_variant_and_number_of_threads_gives_the_same_bits(runtimes, generator):
-    for num_rows, num_outputs, width in ((1, 16, 32), (7, 48, 512), (4, 32, 1120), (3, 16, 96)):
+    for num_rows, num_outputs, width in ((1, 16, 32), (15, 48, 512), (4, 32, 1120), (3, 16, 96)):
         weight = random_fp4(num_outputs, width, generator)
         x = torch.randn(num_rows, width, generator=generator)
         x[0, :32] = 0.0
