@@ -34,7 +34,7 @@ def float_matrix_text(kind: Kind, variant: str, *, is_counted: bool = False) -> 
 
 def _write_whole(text: Text, kind: Kind, lanes: int) -> None:
     text.raw(f"define void @floats_{kind}(ptr %own, ptr %step, i64 %first, i64 %last) {{")
-    unpacked = _Unpacked(text, kind, TOGETHER[lanes]) if kind == "fp8" else None
+    unpacked = _Unpacked(text, kind, TOGETHER[lanes]) if PACKINGS[kind].bits == 8 else None
     x_stride, out_stride = text.argument("%own", 1), text.argument("%own", 3)
     codes, scales = text.argument("%own", 4, "ptr"), text.argument("%own", 6, "ptr")
     rows = text.load("i64", "%step", 8)
@@ -226,7 +226,7 @@ class _Unpacked:
         blocks = Loop(text, "0", text.set(f"select i1 {is_none}, i64 0, i64 {num_blocks}"))
         before = text.set(f"mul i64 {blocks.index}, {num_chunks}")
         self._unpack(outputs, before, num_chunks)
-        factors = [_factor(text, text.at(each.scales, blocks.index)) for each in outputs]
+        factors = [_factor(text, self._kind, each.scales, blocks.index) for each in outputs]
         x_at = text.set(f"shl i64 {before}, 6")
         for tile in _tiles(text, count, counts):
             xs = [text.at(place(row), x_at) for row in tile]
