@@ -51,6 +51,7 @@ class PendingAnswer:
         if self.settings.schedule is not None:
             self.backend.use_schedule(self.settings.schedule)
         self.backend.tell_probabilities(self.settings.probabilities)
+        self.backend.use_effort(self.settings.effort)
         while not self.is_cancelled:
             try:
                 events = self.backend.answer(messages, self.settings.sampling, self.settings.stop)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from dspark.config import (
+    Effort,
     EngineConfig,
     RuntimeConfig,
     SamplingChoice,
@@ -79,6 +80,7 @@ class ChatSettings:
     prompts: tuple[str, ...] = ()
     schedule: ScheduleConfig | None = None
     probabilities: bool = False  # of drafts, told with each round
+    effort: Effort | None = None  # None is the model's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,11 @@ class ChatBackend(Protocol):
 
     def tell_probabilities(self, tells: bool) -> None:
         """Of drafts, in the rounds of the answers from now on; as `use_schedule`."""
+        ...
+
+    def use_effort(self, effort: Effort | None) -> None:
+        """How much to think in the answers from now on. A model without levels refuses the next
+        prompt."""
         ...
 
     def race(
@@ -162,6 +169,7 @@ class EngineBackend:
     engine: EngineConfig = EngineConfig()
     _session: Session | None = field(default=None, init=False, repr=False)
     _tells_probs: bool = field(default=False, init=False)
+    _effort: Effort | None = field(default=None, init=False)
 
     def load(self) -> Iterator[FetchProgress | LoadProgress]:
         files = yield from self.find_files()
@@ -228,7 +236,7 @@ class EngineBackend:
 
     def _encoded(self, messages: ChatMessages) -> list[int]:
         if messages[-1]["role"] != "assistant":
-            return self.session.encode_chat(messages)
+            return self.session.encode_chat(messages, effort=self._effort)
         return self.session.encode_begun(messages[:-1], messages[-1]["content"])
 
     def use_schedule(self, schedule: ScheduleConfig) -> None:
@@ -239,6 +247,9 @@ class EngineBackend:
 
     def tell_probabilities(self, tells: bool) -> None:
         self._tells_probs = tells
+
+    def use_effort(self, effort: Effort | None) -> None:
+        self._effort = effort
 
     def cancel(self) -> None:
         if self._session is not None:

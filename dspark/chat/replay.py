@@ -8,7 +8,7 @@ from time import monotonic
 from dspark.chat.backend import ChatEvent, ChatMessages, OpenRace
 from dspark.chat.conversation import Turn
 from dspark.chat.trace import TracedAnswer
-from dspark.config import SamplingChoice, ScheduleConfig, StopConfig
+from dspark.config import Effort, SamplingChoice, ScheduleConfig, StopConfig
 from dspark.errors import InputError
 from dspark.events import FetchProgress, Finished, LoadProgress, Round
 
@@ -50,6 +50,9 @@ class ReplayBackend:
 
     def tell_probabilities(self, tells: bool) -> None:
         """So it was."""
+
+    def use_effort(self, effort: Effort | None) -> None:
+        """And thought about."""
 
     def step(self) -> None:
         """The next round may come."""

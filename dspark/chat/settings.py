@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
 from dspark.chat.backend import BackendInfo, ChatSettings
-from dspark.config import SamplingConfig, Schedule, ScheduleConfig
+from dspark.config import Effort, SamplingConfig, Schedule, ScheduleConfig
 from dspark.errors import InputError
 
 DEFAULT = "default"
@@ -62,6 +62,13 @@ def _switch(text: str) -> bool:
     return text == "on"
 
 
+def _effort(text: str) -> Effort:
+    levels: Mapping[str, Effort] = {level: level for level in get_args(Effort)}
+    if text not in levels:
+        raise ValueError
+    return levels[text]
+
+
 SETTINGS: Mapping[str, Setting] = {
     "system": Setting("TEXT", str),
     "temperature": Setting("0 to 2, 0 is greedy", _number(0, 2)),
@@ -71,6 +78,7 @@ SETTINGS: Mapping[str, Setting] = {
     "max_tokens": Setting("a number", _whole(1, 2**31 - 1)),
     "schedule": Setting("auto, async, full, or a confidence from 0 to 1", _schedule),
     "probabilities": Setting("on or off", _switch),
+    "effort": Setting("low, medium, high or max, as far as the model has them", _effort),
 }
 
 
@@ -101,6 +109,8 @@ def changed(settings: ChatSettings, name: str, text: str) -> ChatSettings:
         return replace(settings, schedule=value or ScheduleConfig())
     if name == "probabilities":
         return replace(settings, probabilities=bool(value))
+    if name == "effort":
+        return replace(settings, effort=value)
     return replace(settings, sampling=replace(settings.sampling, **{name: value}))
 
 
@@ -128,6 +138,7 @@ def shown(settings: ChatSettings, info: BackendInfo | None) -> list[tuple[str, s
     lines.append(("schedule", _schedule_words(settings.schedule)))
     told = "told for each draft" if settings.probabilities else "not told"
     lines.append(("probabilities", told))
+    lines.append(("effort", settings.effort or "the model's own"))
     return lines
 
 

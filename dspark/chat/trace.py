@@ -12,7 +12,7 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from dspark.chat.backend import BackendInfo, ChatBackend, ChatEvent, ChatMessages, OpenRace
-from dspark.config import SamplingChoice, SamplingConfig, ScheduleConfig, StopConfig
+from dspark.config import Effort, SamplingChoice, SamplingConfig, ScheduleConfig, StopConfig
 from dspark.errors import InputError
 from dspark.events import FetchProgress, LoadProgress
 from dspark.round_records import VERSION, read_event, record_of
@@ -117,6 +117,9 @@ class TracingBackend:
 
     def tell_probabilities(self, tells: bool) -> None:
         self.backend.tell_probabilities(tells)
+
+    def use_effort(self, effort: Effort | None) -> None:
+        self.backend.use_effort(effort)
 
     def race(
         self, messages: ChatMessages, sampling: SamplingChoice, stop: StopConfig, against: str

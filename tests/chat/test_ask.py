@@ -6,7 +6,9 @@ import pytest
 
 from dspark.chat.ask import PendingAnswer
 from dspark.chat.backend import ChatSettings, EngineBackend
+from dspark.chat.settings import changed
 from dspark.config import EngineConfig, RuntimeConfig, ScheduleConfig, StopConfig
+from dspark.errors import InputError
 from dspark.events import Finished, Round
 from dspark.hub import PairFiles
 from tests.work import done
@@ -50,11 +52,11 @@ def test_while_the_prompt_is_read_by_another_thread(engine, monkeypatch):
     """The engine has no request yet that could be cancelled."""
     pending, encode = PendingAnswer(engine, HELLO, SETTINGS), engine.session.encode_chat
 
-    def slow(messages):
+    def slow(messages, **switches):
         thread = threading.Thread(target=pending.cancel)
         thread.start()
         thread.join()
-        return encode(messages)
+        return encode(messages, **switches)
 
     monkeypatch.setattr(engine.session, "encode_chat", slow)
     assert rounds_and_reason(pending) == (0, "cancelled")
@@ -70,3 +72,10 @@ def test_once_is_enough(engine):
     pending.cancel()
     assert not isinstance(first, Round)
     assert rounds_and_reason([first, *events]) == (0, "cancelled")
+
+
+def test_a_model_without_levels_of_effort_says_so(engine):
+    with pytest.raises(InputError, match="levels of effort"):
+        list(PendingAnswer(engine, HELLO, changed(SETTINGS, "effort", "high")))
+    asked = changed(changed(SETTINGS, "effort", "low"), "effort", "default")
+    assert rounds_and_reason(PendingAnswer(engine, HELLO, asked))[1] == "max_tokens"

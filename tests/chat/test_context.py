@@ -50,7 +50,7 @@ def test_the_oldest_half_makes_way_and_the_system_prompt_stays(tiny, monkeypatch
     sent = []
     encode = tiny.session.encode_chat
     monkeypatch.setattr(
-        tiny.session, "encode_chat", lambda messages: sent.append(messages) or encode(messages)
+        tiny.session, "encode_chat", lambda messages, **_: sent.append(messages) or encode(messages)
     )
     left_out, *_, finished = PendingAnswer(tiny, conversation.with_prompt("Now?"), short())
     assert left_out == LeftOut(4)

@@ -21,7 +21,7 @@ from dspark.chat.backend import (
     OtherModels,
 )
 from dspark.chat.sessions.store import ChatStore
-from dspark.config import SamplingChoice, SamplingConfig, ScheduleConfig, StopConfig
+from dspark.config import Effort, SamplingChoice, SamplingConfig, ScheduleConfig, StopConfig
 from dspark.events import (
     DecodeStats,
     Event,
@@ -130,6 +130,9 @@ class ScriptedBackend:
 
     def tell_probabilities(self, tells: bool) -> None:
         self.tells_probs = tells
+
+    def use_effort(self, effort: Effort | None) -> None:
+        self.effort = effort
 
     def close(self) -> None:
         self.is_closed = True

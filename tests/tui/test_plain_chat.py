@@ -231,6 +231,7 @@ class Backend:
         yield PrefillProgress(0, 5, 5, (Piece(1, "\x1b[32mhmm", False, is_thinking=True),))
         yield Finished(0, "stop_token", (), text, DecodeStats(5, 1, 0, 0, 0, 0, 0.1, 0.0))
     def tell_probabilities(self, tells): pass
+    def use_effort(self, effort): pass
     def cancel(self): pass
     def close(self): pass
 

@@ -48,6 +48,7 @@ class Backend:
         yield Finished(0, "stop_token", (), "Word", DecodeStats(5, 1, 0, 0, 0, 0, 0.1, 0.0))
 
     def tell_probabilities(self, tells): pass
+    def use_effort(self, effort): pass
     def cancel(self): pass
     def close(self): pass
 

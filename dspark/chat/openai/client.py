@@ -32,7 +32,7 @@ from dspark.chat.openai.request import (
     shown_url,
 )
 from dspark.chat.openai.waiting import Waiting
-from dspark.config import SamplingChoice, ScheduleConfig, ServerConfig, StopConfig
+from dspark.config import Effort, SamplingChoice, ScheduleConfig, ServerConfig, StopConfig
 from dspark.errors import InputError, ServerError
 from dspark.events import LoadProgress
 
@@ -48,6 +48,7 @@ class ServerBackend:
     config: ServerConfig
     _info: BackendInfo | None = field(default=None, init=False)
     _waiting: Waiting | None = field(default=None, init=False)
+    _effort: Effort | None = field(default=None, init=False)
     _adjustments: Adjustments = field(default_factory=Adjustments, init=False)
 
     def __post_init__(self) -> None:
@@ -86,7 +87,9 @@ class ServerBackend:
     ) -> Iterator[ChatEvent]:
         self._waiting = Waiting()  # from here on there is something to cancel
         body = request_body(
-            self.info.name, messages, sampling, stop, asks_rounds=self.info.tells_rounds
+            *(self.info.name, messages, sampling, stop),
+            effort=self._effort,
+            asks_rounds=self.info.tells_rounds,
         )
         return self._events(self._waiting, body)
 
@@ -112,6 +115,9 @@ class ServerBackend:
 
     def tell_probabilities(self, tells: bool) -> None:
         """The server does not."""
+
+    def use_effort(self, effort: Effort | None) -> None:
+        self._effort = effort
 
     def cancel(self) -> None:
         if self._waiting is not None:

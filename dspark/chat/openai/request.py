@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 
 from dspark.chat.backend import ChatMessages
-from dspark.config import SamplingChoice, StopConfig
+from dspark.config import Effort, SamplingChoice, StopConfig
 from dspark.errors import InputError
 
 KEY = "OPENAI_API_KEY"
@@ -74,6 +74,7 @@ def request_body(
     sampling: SamplingChoice,
     stop: StopConfig,
     *,
+    effort: Effort | None = None,
     asks_rounds: bool = False,
 ) -> dict[str, Any]:
     """The user's settings; top_k is an extension that not all servers know, and the rounds are
@@ -89,6 +90,7 @@ def request_body(
         "top_k": sampling.top_k,
         "seed": sampling.seed,
         "stop": list(stop.strings) or None,
+        "reasoning_effort": effort,
         "dspark": {"rounds": True} if asks_rounds else None,
     }
     return {name: value for name, value in body.items() if value is not None}
