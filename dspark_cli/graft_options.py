@@ -286,7 +286,7 @@ TapMemory = Annotated[
     typer.Option(
         min=0.0,
         metavar="GIB",
-        help="Memory for taps kept instead of recomputed.",
+        help="Memory for taps: if all fit, they are computed once.",
         rich_help_panel=RUNNING,
     ),
 ]

@@ -179,10 +179,11 @@ def _seconds_of_steps(job: GraftJob, answers: Sequence[Answer]) -> list[float]:
         job.base.target,
         device=torch.device(resolved.device),
         dtype=getattr(torch, resolved.dtype),
-        has_bfloat16_products=precision == "bfloat16",
+        precision=precision,
     )
     shape = draft_config(target.config, config, config.mask_token_id or 0)
     target.tap(shape.target_layer_ids)
+    target.fit(1)  # as of answers too many to keep their taps
     head = build_head(shape)
     start_random(head, torch.Generator().manual_seed(config.seed))
     head = head.to(resolved.device)

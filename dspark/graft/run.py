@@ -37,6 +37,7 @@ from dspark.graft.train.trainer import Trainer, trainable
 from dspark_kernels.host_memory import give_back_freed
 
 MAX_BIGRAM_ANSWERS = 2000
+ANSWERS_AT_ONCE = 32  # of them
 
 
 class GraftRun:
@@ -95,7 +96,7 @@ class GraftRun:
             yield CorpusProgress("reading answers", count, count, settled.notes)
         parts = split(settled.answers, job.config.eval_prompts)
         trainer = self._trainer(parts)
-        yield from self._open_tap_cache(trainer, parts)
+        yield from self._settle_taps(trainer, parts)
         identity = run_identity(job, trainer.head.config, parts)
         if job.resume and job.state_path.exists():
             checkpoint.load(job.state_path, trainer, identity)
@@ -188,7 +189,7 @@ class GraftRun:
             device=torch.device(runtime.device),
             dtype=getattr(torch, runtime.dtype),
             memory_bytes=int(config.tap_memory_gib * 2**30),
-            has_bfloat16_products=config.precision == "bfloat16",
+            precision=config.precision,
         )
         mask = config.mask_token_id
         if not config_trained_by(config.algorithm).has_mask:
@@ -202,15 +203,18 @@ class GraftRun:
             build_head(shape).to(runtime.device), target, parts.train, config, self._ranks
         )
 
-    def _open_tap_cache(self, trainer: Trainer, parts: Split) -> Iterator[CorpusProgress]:
-        job = self.job
-        if job.tap_cache is None:
-            return
+    def _settle_taps(self, trainer: Trainer, parts: Split) -> Iterator[CorpusProgress]:
+        job, target = self.job, trainer.target
         held_out = trainable(parts.held_out, job.config.length)
         sequences = [answer.token_ids for answer in (*trainer.answers, *held_out)]
+        if job.tap_cache is None:
+            if not target.fit(sum(map(len, sequences))):
+                note = "the taps do not fit into --tap-memory: they are computed as it goes, in every epoch"
+                yield CorpusProgress("reading answers", len(sequences), len(sequences), (note,))
+            return
         # a state is written next to the previous one: weights and two moments in float32
         reserve = 6 * sum(parameter.nbytes for parameter in trainer.head.parameters())
-        note = trainer.target.keep_on_disk(job.tap_cache, job.base.target, sequences, reserve)
+        note = target.keep_on_disk(job.tap_cache, job.base.target, sequences, reserve)
         yield CorpusProgress("opening the tap cache", 1, 1, (note,))
 
     def _start(self, trainer: Trainer) -> Iterator[CorpusProgress]:
@@ -226,6 +230,8 @@ class GraftRun:
             has_table = trainer.head.markov_head is not None
             read = trainer.answers[: MAX_BIGRAM_ANSWERS if has_table else 0]
             for done, answer in enumerate(read, start=1):
+                if done % ANSWERS_AT_ONCE == 1:
+                    target.read(each.token_ids for each in read[done - 1 :][:ANSWERS_AT_ONCE])
                 bigrams.add(answer)
                 yield CorpusProgress("reading the target's bigrams", done, len(read))
                 if self._is_stopping:

@@ -28,9 +28,9 @@ class HookedTaps:
 
         return hook
 
-    def rows(self) -> torch.Tensor:
-        """[N, T * H] of the first sequence."""
-        taps = [self._seen[index][0] for index in self._layers]
+    def rows(self, sequence: int = 0) -> torch.Tensor:
+        """[N, T * H] of one sequence."""
+        taps = [self._seen[index][sequence] for index in self._layers]
         if taps[0].dim() == 3:  # DeepSeek-V4's streams: heads use their mean
             taps = [tap.mean(dim=1) for tap in taps]
         return torch.cat(taps, dim=-1)

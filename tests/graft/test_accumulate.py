@@ -79,7 +79,7 @@ def test_a_step_holds_no_more_anchors_than_it_may(
     """And reads the target once for each sequence, even without memory for taps."""
     trainer = make_trainer(replace(small_config, anchors_at_once=4))
     monkeypatch.setattr(trainer.target, "_kept", {})
-    monkeypatch.setattr(trainer.target, "_last", None)
+    monkeypatch.setattr(trainer.target, "_read", {})
     monkeypatch.setattr(trainer.target, "_bytes_left", 0)
     held: list[int] = []
     read: list[tuple[int, ...]] = []

@@ -1,18 +1,19 @@
 """The frozen target as training sees it: taps and final hidden states of whole sequences."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
+from dspark.config import Precision
 from dspark.drafters.vocabulary import soft_cap
 from dspark.errors import InputError
-from dspark.graft.target.tap_cache import TapCache, identity
+from dspark.graft.target.tap_cache import TapCache, TokenIds, identity
 from dspark.targets.hf_model import input_embeddings, read_hf_model
 from dspark.targets.hf_taps import HookedTaps, decoder_layers
 
+TOKENS_AT_ONCE = 1280  # of a pass: weights are read once for all, activations stay in the cache
 LOGIT_TOLERANCE = 0.05  # far above bf16's rounding, far below a scale or a bias
 
 
@@ -38,66 +39,109 @@ class FrozenTarget:
         self.tap_layers: tuple[int, ...] = ()
         self.cache: TapCache | None = None
         self._taps = HookedTaps(model, ())
-        self._kept: dict[tuple[int, ...], TargetView] = {}
+        self._kept: dict[TokenIds, TargetView] = {}
         self._bytes_left = memory_bytes
-        self._last: tuple[tuple[int, ...], TargetView] | None = None  # several passes in a row
+        self._read: dict[TokenIds, TargetView] = {}
+        self.reads_together = False
 
     def tap(self, layers: Sequence[int]) -> None:
         """Sets the layers to hook, -1 being the embeddings. To be called once."""
         self.tap_layers = tuple(layers)
         self._taps = HookedTaps(self.model, layers)
 
-    def view(self, token_ids: tuple[int, ...]) -> TargetView:
+    def fit(self, num_tokens: int) -> bool:
+        """Whether the views of so many tokens fit into memory.
+
+        If not, those of some steps are from then on computed together, for `read`, and not kept: a
+        view is rounded otherwise in each company, and must not depend on what was met before.
+        """
+        fits = num_tokens * self._bytes_a_token <= self._bytes_left
+        self.reads_together = not fits and self.cache is None
+        return fits
+
+    def read(self, sequences: Iterable[TokenIds]) -> None:
+        """Makes views, of which `view` is asked before the next call, in passes over texts of about
+        one length."""
+        if not self.reads_together:
+            return
+        self._read = {}
+        for some in _batches(sorted(set(sequences), key=lambda ids: (len(ids), ids))):
+            self._read.update(zip(some, self._forward(some), strict=True))
+
+    def view(self, token_ids: TokenIds) -> TargetView:
         """One sequence, from memory if it was seen before and fitted there, else from the cache.
 
         Rounded to bf16 either way, so that a run depends neither on its memory nor on its disk.
         """
-        cached = self._kept.get(token_ids)
-        if cached is None and self._last is not None and self._last[0] == token_ids:
-            cached = self._last[1]
-        elif cached is None:
-            cached = self._cached(token_ids)
-            self._last = (token_ids, cached)
-            size = sum(tensor.nbytes for tensor in cached)
+        found = self._read.get(token_ids)
+        if found is None:
+            found = self._kept.get(token_ids)
+        if found is None:
+            found = self._cached(token_ids)
+            if not self.reads_together:
+                self._read = {token_ids: found}  # asked for in several passes in a row
+            size = sum(tensor.nbytes for tensor in found)
             if size <= self._bytes_left:
                 self._bytes_left -= size
-                self._kept[token_ids] = cached
-        return TargetView(cached.taps.float(), cached.hidden.float())
+                self._kept[token_ids] = found
+        return TargetView(found.taps.float(), found.hidden.float())
 
     def keep_on_disk(
         self,
         folder: Path,
         directory: Path,
-        sequences: Iterable[tuple[int, ...]],
+        sequences: Iterable[TokenIds],
         reserve_bytes: int = 0,
     ) -> str:
         """Keep views in `folder` from now on, which must have room for those of all `sequences`.
 
         `directory` is the target's folder. Returns a note with the bytes to be written.
         """
-        formats = {str(parameter.dtype) for parameter in self.model.parameters()}
-        facts = (self.tap_layers, self.embedding.device.type, " ".join(sorted(formats)))
+        facts = (self.tap_layers, self.embedding.device.type, str(self.model.dtype))
         self.cache = TapCache(folder, identity(directory, *facts), reserve_bytes)
-        width = (len(self.tap_layers) + 1) * self.config.hidden_size
-        return self.cache.require_room(sequences, width * torch.bfloat16.itemsize)
+        return self.cache.require_room(sequences, self._bytes_a_token)
 
-    def _cached(self, token_ids: tuple[int, ...]) -> TargetView:
+    @property
+    def _bytes_a_token(self) -> int:
+        width = (len(self.tap_layers) + 1) * self.config.hidden_size
+        return int(width * torch.bfloat16.itemsize)
+
+    def _cached(self, token_ids: TokenIds) -> TargetView:
         if self.cache is None:
-            return self._forward(token_ids)
+            return self._forward([token_ids])[0]
         cached = self.cache.read(token_ids)
         if cached is not None:
             return TargetView(**{k: t.to(self.embedding.device) for k, t in cached.items()})
-        view = self._forward(token_ids)
+        view = self._forward([token_ids])[0]
         self.cache.write(token_ids, view._asdict())
         return view
 
     @torch.no_grad()
-    def _forward(self, token_ids: tuple[int, ...]) -> TargetView:
-        ids = torch.tensor([token_ids], device=self.embedding.device)
-        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-        taps = self._taps.rows()
+    def _forward(self, sequences: Sequence[TokenIds]) -> list[TargetView]:
+        """In one pass, padded behind, where the tokens of a causal model do not see it."""
+        ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.int64)
+        for row, sequence in zip(ids, sequences, strict=True):
+            row[: len(sequence)] = torch.tensor(sequence)
+        ids = ids.to(self.embedding.device)
+        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state.bfloat16()
+        views = []
+        for index, length in enumerate(map(len, sequences)):
+            taps = self._taps.rows(index)[:length].bfloat16()
+            views.append(TargetView(taps, hidden[index, :length].clone()))
         self._taps.clear()
-        return TargetView(taps.bfloat16(), hidden.bfloat16())
+        return views
+
+
+def _batches(sequences: Iterable[TokenIds]) -> Iterator[list[TokenIds]]:
+    """Consecutive ones of at most TOKENS_AT_ONCE tokens, or one longer one."""
+    some: list[TokenIds] = []
+    for sequence in sequences:
+        if some and (len(some) + 1) * len(sequence) > TOKENS_AT_ONCE:
+            yield some
+            some = []
+        some.append(sequence)
+    if some:
+        yield some
 
 
 def load_frozen(
@@ -106,24 +150,13 @@ def load_frozen(
     device: torch.device,
     dtype: torch.dtype,
     memory_bytes: int = 0,
-    has_bfloat16_products: bool = False,
+    precision: Precision = "float32",
 ) -> FrozenTarget:
-    """Raises CheckpointError if transformers cannot load the directory."""
-    model = read_hf_model(directory, device=device, dtype=dtype)
-    if has_bfloat16_products:
-        with_bfloat16_products(model.base_model)
-    return FrozenTarget(model, memory_bytes)
-
-
-def with_bfloat16_products(model: nn.Module) -> None:
-    """The weights of linear maps become bf16, and what they multiply; what lies between them,
-    norms, softmax and the residual stream, remains as it was."""
-    for module in model.modules():
-        if type(module) is not nn.Linear or module.weight.dtype != torch.float32:
-            continue
-        module.bfloat16()
-        module.register_forward_pre_hook(lambda _module, given: (given[0].bfloat16(),))
-        module.register_forward_hook(lambda _module, _given, made: made.float())
+    """`dtype` float32 is that of `precision`. Raises CheckpointError if transformers cannot load
+    the directory."""
+    if dtype == torch.float32 and precision == "bfloat16":
+        dtype = torch.bfloat16
+    return FrozenTarget(read_hf_model(directory, device=device, dtype=dtype), memory_bytes)
 
 
 @torch.no_grad()

@@ -33,6 +33,7 @@ from dspark.graft.train.supervised_rows import figures
 from dspark.models.head_module import HeadModule
 
 ALONE = SingleProcess()
+SEQUENCES_AHEAD = 32  # whose views are made together, sorted by length
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class Trainer:
         self.average = AveragedWeights(head, config.average) if config.average else None
         self.objective = Objective(head, target, config)
         self._shared: Shared | None = None
+        self._ahead = -1  # the first of the steps whose views were read
         self.vocabulary = LossVocabulary(self.answers, head.config.vocab_size, config)
 
     def steps(self) -> Iterator[StepReport]:
@@ -158,6 +160,8 @@ class Trainer:
             self._shared = ranks.share(self.objective, cast(Optimizer, self.optimizer))
         shares = [divided(sampled[i :: ranks.count], self.config) for i in range(ranks.count)]
         own, num_passes = shares[ranks.index], max(map(len, shares))
+        if self.target.reads_together:
+            self._read_ahead()
         done = self.step_index / self.config.steps
         sums = []
         for index in range(num_passes):
@@ -171,6 +175,17 @@ class Trainer:
             if counts:
                 sums.append(part)
         return ranks.total(torch.stack(sums).sum(dim=0))
+
+    def _read_ahead(self) -> None:
+        """The views of this process's sequences of some steps at once. Which ones does not depend
+        on the step that a run goes on from."""
+        size = max(1, SEQUENCES_AHEAD // self.config.batch_size)
+        first = self.step_index // size * size
+        if self._ahead != first:
+            steps = range(first, min(first + size, self.config.steps))
+            own = slice(self.ranks.index, None, self.ranks.count)
+            self.target.read(each.token_ids for step in steps for each in self._batch(step)[own])
+            self._ahead = first
 
 
 def divided(batch: Sequence[Sampled], config: GraftConfig) -> list[list[Sampled]]:
