@@ -209,7 +209,7 @@ class GraftRun:
         sequences = [answer.token_ids for answer in (*trainer.answers, *held_out)]
         if job.tap_cache is None:
             if not target.fit(sum(map(len, sequences))):
-                note = "the taps do not fit into --tap-memory: they are computed as it goes, in every epoch"
+                note = "the taps do not fit into --tap-memory: computed as it goes, every epoch"
                 yield CorpusProgress("reading answers", len(sequences), len(sequences), (note,))
             return
         # a state is written next to the previous one: weights and two moments in float32
