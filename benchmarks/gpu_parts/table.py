@@ -28,6 +28,7 @@ def print_tables(document: dict[str, Any]) -> None:
         ("others", show_times),
         ("rounds", show_rounds),
         ("identity", show_identity),
+        ("deepseek-v4", show_deepseek_v4),
         ("peers", show_peers),
     ):
         if name in sections:
@@ -146,6 +147,18 @@ def show_times(records: list[Section]) -> None:
             )  # fmt: skip
             share = f"{record['of_bandwidth']:5.0%}" if "of_bandwidth" in record else ""
             print(f"{name:64}{record['us']:9.1f} µs {share}")
+
+
+def show_deepseek_v4(records: list[Section]) -> None:
+    """Times of steps at a rate of hits that was given; random weights have none of their own."""
+    for record in records:
+        facts = ("kernel", "shape", "context", "rows", "segments", "misses")
+        name = " ".join(f"{k} {record[k]}" for k in facts if k in record)
+        time = f"{record['us']:9.1f} µs" if record.get("us") else ""
+        share = f"{record['of_bandwidth']:5.0%}" if "of_bandwidth" in record else ""
+        rates = [f"{v:.1f} GB/s {k[22:]}" for k, v in record.items() if k.startswith("gigabytes")]
+        verdict = "" if record.get("ok") else "WRONG"
+        print(f"{name:72}{time} {share} {' '.join(rates)} {verdict}")
 
 
 def show_rounds(records: list[Section]) -> None:

@@ -145,8 +145,10 @@ def memory_needed(of: Footprint, room: Room, tokens: int = CACHE_TOKENS) -> int:
 
 
 def least_memory(of: Footprint, room: Room, tokens: int = CACHE_TOKENS) -> int:
-    """As memory_needed, with routed experts left in their files where those are mapped."""
-    left = of.experts.total_bytes if of.experts is not None and is_mapped(of, room) else 0
+    """As memory_needed, with routed experts left in their files where those are mapped; on a card
+    that runs DeepSeek-V4's own layout the host has them."""
+    leaves = is_mapped(of, room) or runs_on_card(of, room)
+    left = of.experts.total_bytes if of.experts is not None and leaves else 0
     return memory_needed(of, room, tokens) - left
 
 
@@ -158,7 +160,7 @@ def weight_bytes(of: Footprint, room: Room) -> int:
     """
     if of.stored_bytes is not None:  # bfloat16 unless kept quantized, whatever the dtype
         stays = room.keeps_quantized and not of.unpacks_elsewhere
-        is_kept = stays or is_mapped(of, room)
+        is_kept = stays or is_mapped(of, room) or runs_on_card(of, room)
         return of.stored_bytes if is_kept else of.values * 2
     if room.device == "cuda" and room.keeps_codes and of.is_dense and of.gpu_coded_values:
         return (of.values - of.gpu_coded_values) * room.value_bytes + of.gpu_coded_bytes
@@ -175,6 +177,12 @@ def is_mapped(of: Footprint, room: Room) -> bool:
     """Whether weights are read where their files have them, in memory that others may take back
     at the price of reading again."""
     return of.runs_mapped and room.device == "cpu" and room.value_bytes == FLOAT
+
+
+def runs_on_card(of: Footprint, room: Room) -> bool:
+    """Whether a GPU multiplies with the weights as stored, with as many experts there as fit."""
+    has_kernels = room.device == "cuda" and room.keeps_codes
+    return has_kernels and of.runs_mapped and not of.unpacks_elsewhere
 
 
 def cache_bytes(of: Footprint, room: Room, tokens: int = CACHE_TOKENS) -> int:

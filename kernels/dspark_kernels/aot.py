@@ -40,7 +40,8 @@ SHARED_LIMITS = {
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Resources of one compiled kernel. `stack`: spilled registers, in bytes per thread."""
+    """Resources of one compiled kernel. `stack`: spilled registers, in bytes per thread;
+    `inexact`: instructions that do not round correctly, in a kernel that fuses nothing."""
 
     name: str
     capability: int
@@ -49,6 +50,7 @@ class Usage:
     stack: int
     shared: int
     may_spill: bool = False
+    inexact: tuple[str, ...] = ()
 
     def breaches(self) -> list[str]:
         breaches = []
@@ -58,6 +60,8 @@ class Usage:
             breaches.append(f"needs {self.shared} bytes of shared memory")
         if self.registers * self.num_threads > REGISTERS_PER_BLOCK:
             breaches.append(f"needs {self.registers * self.num_threads} registers per block")
+        if self.inexact:
+            breaches.append(f"computes by {', '.join(self.inexact)}")
         return breaches
 
 
@@ -95,8 +99,15 @@ def measure(build: KernelBuild, capability: int) -> Usage:
     registers, stack = _resources(kernel.asm["cubin"])
     num_threads = build.num_warps * WARP_SIZE
     shared = kernel.metadata.shared
+    inexact = () if build.fuses else inexact_instructions(kernel.asm["ptx"])
     may_spill = build.has_substitute
-    return Usage(build.name, capability, num_threads, registers, stack, shared, may_spill)
+    return Usage(build.name, capability, num_threads, registers, stack, shared, may_spill, inexact)
+
+
+def inexact_instructions(ptx: str) -> tuple[str, ...]:
+    """Those that approximate or take subnormal numbers for zero."""
+    found = re.findall(r"\b[a-z][\w.]*\.(?:approx|full|ftz)[\w.]*", ptx)
+    return tuple(sorted(set(found)))
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:

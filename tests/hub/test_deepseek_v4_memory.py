@@ -13,7 +13,15 @@ from dspark.checkpoints.deepseek_v4_cache_layout import (
 )
 from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
 from dspark.hub.catalog.find import PAIRS
-from dspark.hub.memory_needed import Room, cache_bytes, of_folders, of_listing, of_pair
+from dspark.hub.memory_needed import (
+    Room,
+    cache_bytes,
+    least_memory,
+    memory_needed,
+    of_folders,
+    of_listing,
+    of_pair,
+)
 from dspark.models.deepseek_v4.pass_memory import PassMemory
 from dspark.targets.deepseek_v4_native import load_deepseek_v4
 from dspark_kernels.cpu.int8_rows import Int8Rows
@@ -52,6 +60,20 @@ def test_a_row_of_a_pass_takes_what_is_stated() -> None:
             sizes.append(sum(each.nbytes for each in found))
         assert 4 * row_values(config) == pytest.approx((sizes[1] - sizes[0]) / 2, rel=0.15)
     assert 4 * row_values(config) == pytest.approx((sizes[1] - sizes[0]) / 2, rel=0.01)
+
+
+def test_a_card_has_what_is_always_read_and_the_host_the_experts() -> None:
+    """Of V4-Flash 147 GB are routed experts, 10 of 20 others the head's; without kernels nothing
+    stays as it is stored on an old card."""
+    footprint = of_pair(PAIRS["deepseek-v4-flash"])
+    assert footprint is not None and footprint.experts is not None
+    experts = footprint.experts.total_bytes
+    for packed in (False, True):
+        card = Room("cuda", 32 * 10**9, 2, packed, keeps_codes=True)
+        assert memory_needed(footprint, card) - least_memory(footprint, card) == experts
+        assert 17e9 < least_memory(footprint, card) < 24e9
+    without = Room("cuda", 32 * 10**9, 2)
+    assert least_memory(footprint, without) == memory_needed(footprint, without) > 5e11
 
 
 def test_the_catalogue_tells_the_same_of_flash_as_its_config() -> None:

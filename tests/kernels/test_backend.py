@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dspark_kernels import backend
+from dspark_kernels.aot import inexact_instructions
 from dspark_kernels.backend import choose_backend
 
 CUDA = torch.device("cuda", 0)
@@ -79,3 +80,12 @@ def test_without_triton_the_way_to_it_is_told(monkeypatch, system, told):
     monkeypatch.setattr(platform, "system", lambda: system)
     name, reason = choose_backend(CUDA)
     assert name == "torch" and told in reason
+
+
+def test_instructions_that_do_not_round_correctly_are_found() -> None:
+    """Of those that a kernel with the CPU's bits must not have."""
+    ptx = """
+    fma.rn.f32 %r1, %r2, %r3, %r4;  div.rn.f32 %r1, %r2, %r3;  // .approx.f32 in words is none
+    div.full.f32 %r5, %r6, %r7;  ex2.approx.ftz.f32 %r8, %r9;  mul.ftz.f32 %r1, %r1, %r1;
+    """
+    assert inexact_instructions(ptx) == ("div.full.f32", "ex2.approx.ftz.f32", "mul.ftz.f32")

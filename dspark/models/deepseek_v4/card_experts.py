@@ -30,8 +30,16 @@ class ExpertRows:
     """Memory for the experts of up to so many rows."""
 
     @torch.inference_mode(False)
-    def __init__(self, config: DeepseekV4TargetConfig, num_rows: int, device: torch.device) -> None:
-        top, pairs = config.experts_per_token, num_rows * config.experts_per_token
+    def __init__(
+        self,
+        config: DeepseekV4TargetConfig,
+        num_rows: int,
+        device: torch.device,
+        top: int | None = None,
+    ) -> None:
+        """`top`: experts of a row, if not the config's."""
+        top = top or config.experts_per_token
+        pairs = num_rows * top
         self.num_rows = num_rows
         self.rounded = empty_rows(num_rows, config.hidden_size, device)
         self.inner = empty_rows(pairs, config.expert_size, device)
@@ -43,11 +51,18 @@ class ExpertRows:
         group_experts(route, slots, segments)
         return segments
 
-    def feed(self, x: torch.Tensor, segments: Segments, bank: ExpertBank, limit: float) -> None:
-        """What experts with a slot say of x [N, H]."""
+    def feed(
+        self,
+        x: torch.Tensor,
+        segments: Segments,
+        bank: ExpertBank,
+        limit: float,
+        most: int | None = None,
+    ) -> None:
+        """What experts with a slot say of x [N, H]; `most` as of feed_segments."""
         rows = CardRows(self.rounded.codes[: len(x)], self.rounded.halves[: len(x)])
         round_rows(x, rows)
-        feed_segments(rows, segments, bank, limit, self.inner, self.said)
+        feed_segments(rows, segments, bank, limit, self.inner, self.said, most)
 
 
 class CardExperts:

@@ -66,7 +66,9 @@ class StreamedExperts:
         self._filled.pop(layer).result()
         self._copies.wait(layer % BUFFERS)
         segments = rows.group(route, self._every)
-        rows.feed(x, segments, self._banks[layer % BUFFERS], self._config.swiglu_limit)
+        most = int(segments.words[:, 2].max())  # waits for the router; so few launches are idle
+        bank = self._banks[layer % BUFFERS]
+        rows.feed(x, segments, bank, self._config.swiglu_limit, most)
         self._copies.used(layer % BUFFERS)
         if layer + BUFFERS < self._config.num_layers:
             self._begin_fill(layer + BUFFERS)

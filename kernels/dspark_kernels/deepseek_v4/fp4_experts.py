@@ -68,15 +68,21 @@ def round_rows(x: torch.Tensor, out: CardRows) -> None:
 
 
 def feed_segments(
-    x: CardRows, segments: Segments, bank: ExpertBank, limit: float, inner: CardRows,
+    x: CardRows,
+    segments: Segments,
+    bank: ExpertBank,
+    limit: float,
+    inner: CardRows,
     said: torch.Tensor,
-) -> None:  # fmt: skip
+    most_rows: int | None = None,
+) -> None:
     """Of the pairs [P] of segments whose expert has a slot: `inner` [P, inner], rounded, and what
-    the expert says, `said` [P, hidden]. Others stay as they are."""
+    the expert says, `said` [P, hidden]. Others stay as they are. `most_rows`: of a segment, if the
+    host knows; a row comes to an expert once."""
     if not use_triton(said):
         return feed_segments_reference(x, segments, bank, limit, inner, said)
     most, (gate, gate_scales, up, up_scales, down, down_scales) = len(segments.words), bank.parts
-    tiles = -(-len(x.codes) // ROWS)  # a row comes to an expert once
+    tiles = -(-(most_rows or len(x.codes)) // ROWS)
     open_experts_kernel[(bank.inner // int8_rows.GROUP, most, tiles)](
         x.codes,
         x.halves,

@@ -17,6 +17,7 @@ from dspark_kernels.deepseek_v4.places import ROW_WORDS, TOKEN
 NEVER_ZERO = tl.constexpr(routing_text.NEVER_ZERO)
 LOGARITHM = tl.constexpr(tuple(routing_text.LOGARITHM))
 NUM_TERMS = tl.constexpr(len(routing_text.LOGARITHM))
+MOST_PAIRS = 4096  # that one program groups
 SEGMENT_WORDS = 4  # slot, first pair, pairs, expert
 WORDS = tl.constexpr(SEGMENT_WORDS)
 
@@ -75,7 +76,8 @@ def route_rows(
 
 def group_experts(experts: torch.Tensor, slots: torch.Tensor, out: Segments) -> None:
     """experts int64 [N, k], slots int32 [E] of their layer."""
-    if not use_triton(torch.empty(0, device=slots.device)):
+    is_many = experts.numel() > MOST_PAIRS  # as of a long prompt
+    if is_many or not use_triton(torch.empty(0, device=slots.device)):
         return group_experts_reference(experts, slots, out)
     pairs, num_experts = experts.numel(), len(slots)
     starts = torch.empty(num_experts, dtype=torch.int32, device=slots.device)
@@ -106,7 +108,7 @@ def group_experts_reference(experts: torch.Tensor, slots: torch.Tensor, out: Seg
     words = torch.stack([slots[found].long(), counts.cumsum(0) - counts, counts, found], dim=1)
     out.words[: len(found)] = words.int()
     out.pair_rows.copy_(order // experts.shape[1])
-    out.places.view(-1)[order] = torch.arange(len(order), dtype=torch.int32)
+    out.places.view(-1)[order] = torch.arange(len(order), dtype=torch.int32, device=slots.device)
 
 
 @jit
