@@ -1,9 +1,11 @@
 """Texts that both front ends show."""
 
+from dspark.chat.repetition import repeated_stretch
 from dspark.config import SamplingChoice, SamplingConfig
 from dspark.events import DecodeStats, Finished
 
 GREEDY = "greedy"
+LOOPS = "repeats itself"
 END_NOTES = {
     "cancelled": "stopped",
     "max_tokens": "stopped at the maximum number of tokens",
@@ -30,6 +32,8 @@ def ending_words(event: Finished, refused: str = "") -> list[str]:
     words = [END_NOTES[event.reason]] if event.reason in END_NOTES else []
     if not event.text:
         words.append("only thinking, no answer" if event.thinking else "no answer")
+    if repeated_stretch(event.text or event.thinking):
+        words.append(LOOPS)
     return [*words, refused] if refused else words
 
 

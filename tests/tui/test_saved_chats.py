@@ -6,6 +6,8 @@ import pytest
 from textual.widgets import Input, OptionList
 
 from dspark.chat.sessions.store import ChatStore
+from dspark_tui import wording
+from dspark_tui.app import farewell
 from dspark_tui.widgets.sidebar import Sidebar
 
 
@@ -103,6 +105,27 @@ async def test_a_chat_is_renamed_and_deleted_and_comes_back(open_chat, store, sc
         await chat.pilot.press("ctrl+z")
         await chat.until_shown("Name birds!")
         assert len(store.chats()) == 2
+
+
+async def test_the_last_line_says_how_to_come_back(open_chat, tmp_path, script):
+    path = tmp_path / "chats.sqlite"
+    async with open_chat(script("The Rhine"), script("Owls"), store=ChatStore(path)) as chat:
+        await chat.until(lambda: chat.screen.phase == "ready")
+        assert farewell(chat.screen) == ""
+        await two_chats(chat)
+        stored = f"is stored in {path}; dspark chat"
+        assert farewell(chat.screen) == f'"Name birds" {stored} --continue goes on with it.'
+        await chat.ask("/load Name rivers")
+        await chat.until(lambda: chat.screen.conversation.title == "Name rivers")
+        assert farewell(chat.screen) == f'"Name rivers" {stored} --session 1 goes on with it.'
+        await chat.pilot.press("ctrl+n")
+        assert farewell(chat.screen) == f'"Name rivers" {stored} --session 1 goes on with it.'
+
+
+async def test_a_chat_that_is_not_stored_says_so_at_its_end(open_chat, script):
+    async with open_chat(script("The Rhine")) as chat:
+        await chat.asked_and_answered("Name rivers")
+        assert farewell(chat.screen) == wording.NOT_STORED
 
 
 async def test_a_narrow_terminal_has_the_list_alone(open_chat, store, script):

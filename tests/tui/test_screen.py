@@ -124,11 +124,31 @@ async def test_resizing_keeps_the_chat(open_chat, script):
         await chat.until_shown("The capital Paris", "τ 2.00")
 
 
+async def test_an_answer_that_loops_is_noticed_and_left_as_it_is(open_chat, backend, script):
+    backend.is_held = True
+    verse = ("Day and night, ", "night and day, ", "on and on it goes. ")
+    steps = [([], [], piece) for piece in verse * 8]
+    async with open_chat(script("So: ", *steps)) as chat:
+        backend.release(3)
+        await chat.until(lambda: chat.screen.phase == "ready")
+        await chat.ask("Sing")
+        backend.release(10)
+        await chat.until_shown("on and on it goes. Day and night")
+        assert "repeats itself" not in chat.shown
+        backend.release(10)
+        await chat.until_shown("The answer repeats itself: Esc stops it")
+        backend.release(40)
+        await chat.until_shown("tok/s · τ 1.00 · repeats itself")
+        assert chat.screen.conversation.turns[0].text == "So: " + "".join(verse) * 8
+
+
 async def test_the_palette_has_the_chats_commands(open_chat, script):
     async with open_chat(script("The", ([], [" Lyon"], " Paris")), size=(80, 44)) as chat:
         await chat.asked_and_answered("Go")
         await chat.pilot.press("ctrl+p")
         await chat.until_shown("New chat", "Hide rejected drafts", "Shade by confidence")
+        await chat.until_shown("Which command?", "The chat stays stored")
+        assert "application" not in chat.shown
         await chat.pilot.press(*"hide rej")
         await chat.until(lambda: "Shade by" not in chat.shown)
         await chat.until_shown("Hide rejected drafts")

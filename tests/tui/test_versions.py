@@ -76,6 +76,37 @@ async def test_an_answer_is_written_again(talk, backend):
         assert said(backend) == ["First", "One", "Second"] and "Two" not in chat.shown
 
 
+async def test_a_title_follows_the_first_prompt_and_its_versions(talk):
+    async with talk as chat:
+        await start(chat)
+        store = chat.screen.store
+        await chat.pilot.press("alt+up", "up", "e")
+        await chat.asked_and_answered("Zeroth")
+        assert [each.title for each in store.chats()] == ["Zeroth"]
+        await chat.pilot.press("alt+up", "left")
+        await chat.until(lambda: [each.title for each in store.chats()] == ["First"])
+        await chat.pilot.press("escape")
+        await chat.ask("/save Mine")
+        await chat.pilot.press("alt+up", "up", "right")
+        await chat.until(lambda: chat.screen.shown[0].prompt == "Zeroth")
+        assert [each.title for each in store.chats()] == ["Mine"]
+
+
+async def test_every_fork_has_a_title_of_its_own(talk):
+    async with talk as chat:
+        await start(chat)
+        for _ in range(3):
+            await chat.ask("/fork")
+            await chat.until(lambda: chat.screen.conversation.title.startswith("First (copy"))
+        titles = {each.title for each in chat.screen.store.chats()}
+        assert titles == {"First", "First (copy)", "First (copy 2)", "First (copy 3)"}
+
+
+def test_a_long_title_is_cut_before_the_sign_of_a_copy():
+    assert wording.forked("word " * 20, ()).endswith("word… (copy)")
+    assert len(wording.forked("word " * 20, ())) <= 60
+
+
 async def test_a_fork_leaves_the_first_chat_as_it_was(talk, backend):
     async with talk as chat:
         await start(chat)

@@ -1,5 +1,7 @@
 """The Textual application: themes, screens and the commands of the palette."""
 
+import sqlite3
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
@@ -8,24 +10,24 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
-from textual import constants, events
+from textual import constants
 from textual.app import App, SystemCommand
+from textual.command import CommandPalette
 from textual.content import Content
 from textual.screen import Screen
 
 from dspark.atomic import replacing
 from dspark.chat.backend import ChatBackend, ChatSettings, OtherModels
 from dspark.chat.sessions.store import ChatStore
+from dspark_tui import wording
 from dspark_tui.garbage import Garbage
 from dspark_tui.screens.chat import ChatScreen
 from dspark_tui.screens.help import HelpScreen
 from dspark_tui.themes import DARK, LIGHT, theme_for_terminal
 from dspark_tui.token_styles import View
-from dspark_tui.widgets.prompt_box import PromptBox
 from dspark_tui.widgets.status_bar import Hint
 
 TEXTUAL_OWN_DEFAULT_THEME = "textual-dark"
-TEXTUAL_OWN_SCREENSHOT = "Screenshot"
 WIDTHS: list[tuple[int, str]] = [(0, "-narrow"), (60, "-wide")]
 HEIGHTS: list[tuple[int, str]] = [(0, "-short"), (14, "-tall")]
 
@@ -52,7 +54,7 @@ class DSparkApp(App[None]):
         self._first_chat = first_chat
         self.models = models
         self.garbage = Garbage()
-        self._typed_early: list[events.Event] | None = []  # None once the prompt has the keyboard
+        self.farewell = ""  # said once the terminal is as it was
         self.register_theme(DARK)
         self.register_theme(LIGHT)
         # TEXTUAL_THEME overrides it.
@@ -70,24 +72,6 @@ class DSparkApp(App[None]):
         )
         self.chat.view = self.FIRST_VIEW
         self.push_screen(self.chat)
-        self.watch(self.chat, "focused", self._type_soon, init=False)
-
-    async def on_event(self, event: events.Event) -> None:
-        """What is typed before the prompt has the keyboard waits for it."""
-        if self._typed_early is not None and isinstance(event, events.Key | events.Paste):
-            self._typed_early.append(event)
-        else:
-            await super().on_event(event)
-
-    def _type_soon(self) -> None:
-        self.call_later(self._type)
-
-    async def _type(self) -> None:
-        if not isinstance(self.focused, PromptBox):
-            return
-        typed, self._typed_early = self._typed_early, None
-        for event in typed or ():
-            await super().on_event(event)
 
     def notify(
         self,
@@ -111,9 +95,15 @@ class DSparkApp(App[None]):
             yield from chat_commands(screen)
             yield SystemCommand("Light or dark", "Change to the other palette", self.action_flip)
             yield SystemCommand("Save screenshot", "As SVG, in this folder", self.action_save)
-        for command in super().get_system_commands(screen):
-            if command.title != TEXTUAL_OWN_SCREENSHOT:
-                yield command
+            yield SystemCommand("Help", "Marks, figures, keys and commands", self.action_help)
+        yield SystemCommand("Quit", "The chat stays stored", self.action_quit)
+
+    def action_command_palette(self) -> None:
+        """As Textual's, which greets in other words."""
+        if not any(isinstance(screen, CommandPalette) for screen in self.screen_stack):
+            self.push_screen(
+                CommandPalette(placeholder=wording.SEARCH_COMMANDS, id="--command-palette")
+            )
 
     def action_help(self) -> None:
         self.push_screen(HelpScreen())
@@ -158,6 +148,20 @@ def chat_commands(chat: ChatScreen) -> Iterable[SystemCommand]:
         yield SystemCommand(f"Model: {name}", "The chat goes on with it", change)
 
 
+def farewell(chat: ChatScreen) -> str:
+    """Where the chat that was on the screen last is, and how to come back to it."""
+    aside = [chat.aside[0]] if chat.aside else []
+    begun = [each for each in (chat.conversation, *aside) if each.saved_id is not None]
+    stored = {each.id: each for each in chat.store.chats()}
+    shown = [stored[each.saved_id] for each in begun if each.saved_id in stored]
+    if not shown or not shown[0].num_turns:
+        return ""
+    if chat.store.path is None:
+        return wording.NOT_STORED
+    is_last = shown[0].id == next(iter(stored))
+    return wording.farewell(shown[0].title, chat.store.path, None if is_last else shown[0].id)
+
+
 def run_chat(
     backend: ChatBackend,
     settings: ChatSettings,
@@ -167,7 +171,11 @@ def run_chat(
 ) -> int:
     """Runs until the user quits; returns the exit code. A thread may still be running: it is a
     daemon, and the process may end without waiting for it."""
-    return run_app(DSparkApp(backend, settings, store, first_chat, models))
+    app = DSparkApp(backend, settings, store, first_chat, models)
+    code = run_app(app)
+    if app.farewell and not app.is_web:
+        print(app.farewell, file=sys.stderr)
+    return code
 
 
 def run_app(app: DSparkApp) -> int:
@@ -175,6 +183,8 @@ def run_app(app: DSparkApp) -> int:
     app.garbage.is_on = True
     app.run()
     app.chat.worker.backend.cancel()
+    with suppress(sqlite3.Error):
+        app.farewell = farewell(app.chat)
     app.store.close()
     for child in psutil.Process().children():  # pip, if it is downloading
         with suppress(psutil.Error):

@@ -1,9 +1,10 @@
 """A turn on the screen."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dspark.chat.conversation import Conversation, Turn
+from dspark.chat.repetition import Repetition
 from dspark.chat.token_spans import marks_of
 from dspark.events import Finished, PrefillProgress, Round, TextDelta
 from dspark_tui import wording
@@ -20,6 +21,7 @@ class ShownTurn:
     question: UserMessage
     answer: Answer
     conversation: Conversation
+    repetition: Repetition = field(default_factory=Repetition)
 
     @property
     def prompt(self) -> str:
@@ -37,6 +39,9 @@ class ShownTurn:
                 marks += marks_of(event)
         if marks:
             self.answer.add(marks)
+            self.repetition.add("".join(mark.text for mark in marks if mark.kind != "rejected"))
+            if self.repetition.is_looping:
+                self.answer.note = wording.loop_note()
 
     def end(self, event: Finished, has_drafter: bool, refused: str) -> None:
         if marks := marks_of(event):

@@ -1,11 +1,16 @@
 """The chat's words, in one place."""
 
 import re
+from collections.abc import Collection
+from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textual.content import Content
 
-from dspark.chat.shared_wording import ending_words, parked_words
+from dspark.chat.control_characters import one_line
+from dspark.chat.sessions.store import TITLE_CHARACTERS, title_of
+from dspark.chat.shared_wording import LOOPS, ending_words, parked_words
 from dspark.errors import DSparkError
 from dspark.events import Finished
 from dspark.plural import counted
@@ -40,6 +45,8 @@ RENDERED = "Answers are rendered as Markdown; Ctrl+O shows the marks of their to
 MARKED = "Answers show where each token came from; Ctrl+O renders Markdown."
 
 SEARCH = "Search all chats"
+SEARCH_COMMANDS = "Which command?"
+NOT_STORED = "This chat was not stored."
 NEW_TITLE = "New title; Enter keeps it"
 NO_CHATS = "No chats"
 DELETED = "Deleted; Ctrl+Z in the list brings it back until you quit."
@@ -77,8 +84,21 @@ def folded(characters: int, lines: int) -> str:
     return f"{characters:,} characters in {counted(lines, 'line')}; a click unfolds them"
 
 
-def forked(title: str) -> str:
-    return f"{title} (copy)"
+def forked(title: str, taken: Collection[str]) -> str:
+    """A title that no other chat has, short enough to be kept whole."""
+    title = re.sub(r" \(copy( \d+)?\)$", "", title)
+    for number in count(1):
+        suffix = " (copy)" if number == 1 else f" (copy {number})"
+        copy = f"{title_of(title, TITLE_CHARACTERS - len(suffix))}{suffix}"
+        if copy not in taken:
+            return copy
+    raise AssertionError("numbers do not end")
+
+
+def farewell(title: str, path: Path, number: int | None) -> str:
+    """`number`: of a chat that is not the last one."""
+    words = "--continue" if number is None else f"--session {number}"
+    return f'"{one_line(title)}" is stored in {path}; dspark chat {words} goes on with it.'
 
 
 def store_failed(reason: str) -> str:
@@ -111,6 +131,10 @@ def end_note(event: Finished, has_drafter: bool, refused: str = "") -> str:
     if has_drafter and stats.decode_seconds:
         words.append(parked_words(stats) if stats.is_parked else f"τ {stats.tau:.2f}")
     return " · ".join([*words, *ending_words(event, refused)])
+
+
+def loop_note() -> str:
+    return f"The answer {LOOPS}: Esc stops it, /regenerate then writes it anew."
 
 
 def welcome(status: "Status", has_drafter: bool) -> Content:

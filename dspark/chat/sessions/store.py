@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dspark.chat.attachments import detach
 from dspark.chat.conversation import Conversation, Turn
 from dspark.chat.sessions.open_file import open_file, open_memory
 from dspark.chat.sessions.schema import NewerSchemaError
@@ -57,11 +58,15 @@ class ChatStore:
         says so in one line."""
         self._lock = threading.RLock()
         self.notice = ""
-        self.is_kept = path is not None
+        self.path = path  # None if nothing is stored
         self._database = open_memory() if path is None else self._opened(path)
         with self._lock:
             self._database.execute("DELETE FROM chats WHERE deleted IS NOT NULL")
         self._index_broken_off()
+
+    @property
+    def is_kept(self) -> bool:
+        return self.path is not None
 
     def _opened(self, path: Path) -> sqlite3.Connection:
         try:
@@ -71,7 +76,7 @@ class ChatStore:
             self.notice = f"{path} is of a newer version of dspark, so this chat is not stored."
         except (OSError, sqlite3.Error) as error:
             self.notice = f"{path} could not be opened, so this chat is not stored: {error}."
-        self.is_kept = False
+        self.path = None
         return open_memory()
 
     def close(self) -> None:
@@ -328,9 +333,9 @@ class ChatStore:
             self._database.commit()
 
 
-def title_of(text: str) -> str:
-    """The first words of a prompt, in one line."""
-    line = " ".join(text.split())
-    if len(line) <= TITLE_CHARACTERS:
+def title_of(prompt: str, characters: int = TITLE_CHARACTERS) -> str:
+    """The first words of a prompt, in one line, without the files that it names."""
+    line = " ".join(detach(prompt)[0].split())
+    if len(line) <= characters:
         return line or "Untitled"
-    return f"{line[: TITLE_CHARACTERS - 1].rsplit(' ', 1)[0]}…"
+    return f"{line[: characters - 1].rsplit(' ', 1)[0]}…"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dspark.chat import settings as chat_settings
 from dspark.chat.conversation import Conversation, Turn
+from dspark.chat.sessions.store import title_of
 from dspark.chat.shared_wording import sampling_words
 from dspark_tui import wording
 from dspark_tui.turn import ShownTurn
@@ -126,7 +127,8 @@ async def fork(screen: "ChatTurns", turn: ShownTurn) -> None:
         screen.say(Hint(wording.NOTHING_TO_FORK))
         return
     with naming_failures(screen):
-        copy = screen.store.fork(chat, leaf, wording.forked(screen.conversation.title))
+        taken = {each.title for each in screen.store.chats()}
+        copy = screen.store.fork(chat, leaf, wording.forked(screen.conversation.title, taken))
         await open_saved(screen, copy)
         screen.say(Hint(wording.FORKED))
 
@@ -149,6 +151,13 @@ def rename(screen: "ChatTurns", chat: int, title: str) -> None:
         if chat == screen.conversation.saved_id:
             screen.conversation.title = title
         refresh_sidebar(screen)
+
+
+def retitle(screen: "ChatTurns", before: str, after: str) -> None:
+    """A chat that is called by its first prompt follows it to another version."""
+    chat = screen.conversation.saved_id
+    if chat is not None and screen.conversation.title == title_of(before):
+        rename(screen, chat, title_of(after))
 
 
 def restore(screen: "ChatTurns", chat: int) -> None:

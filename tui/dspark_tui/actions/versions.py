@@ -51,6 +51,8 @@ async def resend(screen: "ChatScreen", text: str) -> None:
     screen.query_one(PromptBox).clear()
     await _rewind(screen, editing.turn)
     if editing.part == "prompt":
+        if not screen.shown:
+            chats.retitle(screen, editing.turn.prompt, text)
         await screen.enqueue(text)
     else:
         await screen.enqueue(editing.turn.prompt, opening=text)
@@ -82,10 +84,13 @@ async def show_version(screen: "ChatScreen", turn: ShownTurn, by: int) -> None:
         conversation = screen.store.load(chat)
         if conversation is None:
             return
+        before = screen.shown[0].prompt
         await screen.query_one(Transcript).begin(keeps_this=False)
         conversation.system = screen.settings.system
         screen.conversation = conversation
         await chats.show(screen, conversation)
+        if screen.shown:
+            chats.retitle(screen, before, screen.shown[0].prompt)
         screen.choose(min(place, len(screen.shown) - 1))
 
 

@@ -38,7 +38,7 @@ HINT_SECONDS = 4.0
 
 class ChatScreen(ChatTurns):
     CSS_PATH = "chat.tcss"
-    AUTO_FOCUS = "PromptBox"
+    AUTO_FOCUS = "PromptBox"  # Textual's choice would be the hidden sidebar, and get early keys
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "stop", "Stop"),
         Binding("f1", "app.help", "Help"),

@@ -45,7 +45,7 @@ KEYS: Rows = tuple(
         ),
         ("Ctrl+R", "Show or hide rejected drafts."),
         ("Ctrl+T", "Shade drafts by the drafter's confidence."),
-        ("Ctrl+P", "All commands: theme, copy, screenshot and more."),
+        ("Ctrl+P", "All commands: light or dark, models, copying, a picture."),
         ("PgUp PgDn", "Scroll the conversation."),
         ("Ctrl+Q", "Quit. So does Ctrl+D on an empty prompt."),
     )
