@@ -27,13 +27,17 @@ SPREAD = 4.0  # of the Beta law of confidences
 @dataclass(frozen=True)
 class Machine:
     """`points`: seconds of a pass by its rows; `draft`: of a draft for one request, of which each
-    further one costs a fifth."""
+    further one costs a fifth. `around`: seconds besides of a plain round and of one with drafts,
+    which no table knows; `behind`: how much longer the first plain round behind drafts takes, the
+    tenth as long as ever."""
 
     points: Sequence[tuple[int, float]]
     draft: float
     likely: float
     noise: float = 0.05
     outliers: float = 0.0
+    around: tuple[float, float] = (0.0, 0.0)
+    behind: float = 0.0
 
     def pass_seconds(self, rows: int) -> float:
         (x0, y0), (x1, y1) = next(
@@ -54,11 +58,12 @@ class Machine:
 
     def plain_rate(self, requests: int) -> float:
         """Tokens per second of all requests."""
-        return requests / self.pass_seconds(requests)
+        return requests / (self.pass_seconds(requests) + self.around[0])
 
     def fixed_rate(self, requests: int, length: int) -> float:
         tokens = requests * sum(self.likely**k for k in range(length + 1))
-        return tokens / (self.pass_seconds(requests * (length + 1)) + self.draft_seconds(requests))
+        seconds = self.pass_seconds(requests * (length + 1)) + self.draft_seconds(requests)
+        return tokens / (seconds + self.around[1])
 
     def best_rate(self, requests: int) -> float:
         """Of plain decoding and every fixed length."""
@@ -69,17 +74,28 @@ class Machine:
         self, parking: Parking, schedule: Scheduler, requests: int, tokens: int, dice: random.Random
     ) -> "Decoded":
         """That many tokens of all requests together."""
-        seconds, written, drafted = 0.0, 0, 0
+        seconds, written, drafted, since = 0.0, 0, 0, 10
         while written < tokens:
             wants = parking.wants_drafts(requests)
             blocks = self._blocks(schedule, requests, dice) if wants else [(0, 0)] * requests
             rows = sum(verified + 1 for verified, _ in blocks)
-            took = self.pass_seconds(rows) + (self.draft_seconds(requests) if wants else 0.0)
+            since = 0 if wants else min(since + 1, 10)
+            took = self.pass_seconds(rows) * (1 + (not wants) * self.behind * (1 - since / 10))
+            took += self.around[wants] + (self.draft_seconds(requests) if wants else 0.0)
             took *= dice.lognormvariate(0.0, self.noise) * (1 + 2 * (dice.random() < self.outliers))
             parking.record(took, blocks, has_drafts=wants)
             gained = sum(accepted + 1 for _, accepted in blocks)
             seconds, written, drafted = seconds + took, written + gained, drafted + wants * gained
         return Decoded(written / seconds * (1 + 2 * self.outliers), drafted / written)
+
+    def text(
+        self, parking: Parking, schedule: Scheduler, requests: int, tokens: int, dice: random.Random
+    ) -> float:
+        """Seconds of as many new texts at once, each of that many tokens."""
+        for _ in range(requests):
+            parking.begin_text()
+        each = requests * tokens
+        return each / self.run(parking, schedule, requests, each, dice).rate
 
     def _blocks(
         self, schedule: Scheduler, requests: int, dice: random.Random

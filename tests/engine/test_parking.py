@@ -2,8 +2,10 @@
 
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
+from typing import NamedTuple
 
 import pytest
 
@@ -27,6 +29,16 @@ from tests.engine.machine import (
     parking_of,
 )
 from tests.engine.pairs import TABLE, decode, golden, request
+
+
+class Rates(NamedTuple):
+    """Tokens per second: as parked, with the best length for each text, plain, in whole blocks."""
+
+    parking: float
+    best: float
+    plain: float
+    whole: float
+
 
 SEEDED = {"temperature": 1.0, "seed": 3}
 COUNTS = [1, 2, 4, 8, 16]
@@ -95,6 +107,52 @@ def test_a_gain_is_kept_beside_other_programs():
         decoded = machine.run(parking_of(table), SpsSchedule(table), requests, 3000, dice())
         assert decoded.drafted > 0.9
         assert decoded.rate > 0.95 * machine.best_rate(requests)
+
+
+AROUND = {
+    "around rounds": Machine(CHEAP_ROWS, 0.3, 0.25, around=(0.2, 2.0)),
+    "behind drafts": Machine(CHEAP_ROWS, 1.2, 0.25, behind=0.4),
+}
+
+
+@pytest.mark.parametrize("machine", AROUND.values(), ids=AROUND)
+def test_a_loss_that_no_table_knows_is_seen(machine):
+    for requests in (1, 2, 4):
+        assert machine.best_rate(requests) == machine.plain_rate(requests)
+        decoded = from_cold(machine, requests, 2000, is_scheduled=True)
+        assert decoded.rate > 0.97 * machine.plain_rate(requests), requests
+
+
+def texts(machines: Sequence[Machine], requests: int, tokens: int, count: int) -> Rates:
+    """Texts of machines in an order that chance makes, from cold, on one table."""
+    table, chance = machines[0].table(), random.Random(requests)
+    parking, schedule = parking_of(table), SpsSchedule(table)
+    times = [0.0] * 4
+    for _ in range(count):
+        machine = chance.choice(machines)
+        rates = machine.best_rate(requests), machine.plain_rate(requests)
+        whole = machine.fixed_rate(requests, BLOCK)
+        took = machine.text(parking, schedule, requests, tokens, chance)
+        spent = (took, *(requests * tokens / rate for rate in (*rates, whole)))
+        times = [so_far + more for so_far, more in zip(times, spent, strict=True)]
+    return Rates(*(count * requests * tokens / seconds for seconds in times))
+
+
+@pytest.mark.parametrize("kind", ["demo", "losing", "cheap rows"])
+def test_short_texts_lose_nothing_by_being_many(kind):
+    """64 tokens each, of which an attempt could take a third."""
+    machine = {**WINNING, "losing": LOSING["demo"]}[kind]
+    for requests in (1, 2):
+        ours = texts([machine], requests, 64, 40)
+        assert ours.parking > 0.97 * ours.best, requests
+
+
+@pytest.mark.parametrize("tokens", [64, 500])
+def test_texts_that_differ_are_told_apart(tokens):
+    """Better than either policy that does not look at the text."""
+    for requests in (1, 2):
+        ours = texts([LOSING["demo"], WINNING["demo"]], requests, tokens, 2000 // tokens + 8)
+        assert ours.parking > max(ours.plain, ours.whole), requests
 
 
 def dice() -> random.Random:
