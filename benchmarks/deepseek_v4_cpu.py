@@ -4,8 +4,9 @@ python benchmarks/deepseek_v4_cpu.py --json benchmarks/results/deepseek-v4-cpu.j
 
 Files in the published layout are written to a temporary folder. Packed experts, a new set in every
 call so that they come from memory, against a sum over as many bytes, in turns; then a step of the
-whole model beside the same model in transformers, unpacked to bfloat16, in turns. Routers with
-random weights are uniform, so these are times of a step, not of the released model.
+whole model beside the same model in transformers, unpacked to bfloat16, in turns, and the memory
+of both. Routers with random weights are uniform, so these are times of a step, not of the released
+model. Last, a store with slots for a tenth of the experts, which are chosen as in real text.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors.torch import save_file
 
@@ -30,12 +32,15 @@ from dspark.checkpoints.deepseek_v4_target import HASH_TABLE, dense_shapes
 from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
 from dspark.models.deepseek_v4.layer_program import LayerProgram
 from dspark.models.deepseek_v4.pass_memory import PassMemory
+from dspark.models.expert_store import ExpertStore
 from dspark.targets.base import Target
 from dspark.targets.deepseek_v4_native import DeepseekV4Target, load_deepseek_v4
 from dspark_kernels.cpu.runtime import Program, current
 
 GB = 1e9
 PROMPT = 64
+STORE_PASSES = 2000
+PRINTED = ("experts", "steps", "memory_bytes", "store")
 CONFIG: dict[str, Any] = {
     "architectures": ["DeepseekV4ForCausalLM"],
     "model_type": "deepseek_v4",
@@ -106,16 +111,20 @@ def main() -> None:
         num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         target = load_deepseek_v4(folder, tap_layers=(), rounds=True)
         document: dict[str, Any] = {"stored_bytes": num_bytes, "config": config}
-        document |= {"experts": measure_experts(target, chosen.seconds)}
         targets: dict[str, Target] = {"as published": target}
+        target.prefill(target.open(), torch.arange(2, PROMPT))  # compiles
+        memory = {"as published": own_memory()}
         if not chosen.no_transformers:
             targets["transformers, bfloat16"] = by_transformers(folder)
+            memory["transformers, bfloat16"] = own_memory() - memory["as published"]
+        print("loaded", flush=True)
+        document |= {"experts": measure_experts(target, chosen.seconds), "memory_bytes": memory}
         steps = measure_steps(targets, chosen.seconds)
         read, rate = bytes_a_token(target), memory_rate(target)
         own = steps["as published"]
         own |= {"bytes_a_token": read, "share": read / own["seconds"] / rate, "memory_rate": rate}
-        document |= {"steps": steps}
-    print(json.dumps({key: document[key] for key in ("experts", "steps")}, indent=2))
+        document |= {"steps": steps, "store": measure_store(target)}
+    print(json.dumps({key: document[key] for key in PRINTED}, indent=2))
     if chosen.json:
         command = shlex.join(["python", "benchmarks/deepseek_v4_cpu.py", *sys.argv[1:]])
         write_document(chosen.json, provenance(command) | document)
@@ -199,6 +208,40 @@ def memory_rate(target: DeepseekV4Target) -> float:
         each.sum()
     taken = timed(lambda: [each.sum() for each in words])
     return sum(each.nbytes for each in words) / taken
+
+
+def measure_store(target: DeepseekV4Target) -> dict[str, Any]:
+    """Hits of the second half of passes of one row, whose experts are drawn by V4-Flash's measured
+    popularity, and what other draws by the same popularity give the most popular. Copies are made
+    by the store's own thread meanwhile."""
+    layers, config = [block.experts for block in target._weights.blocks], target._decoder._config
+    count, top = config.num_experts, config.experts_per_token
+    store = ExpertStore(layers, len(layers) * count // 10)
+    reached = torch.tensor([popular_share(n / count) for n in range(count + 1)])
+    popularity = reached.diff()[torch.stack([torch.randperm(count) for _ in layers])]
+    for number in range(STORE_PASSES):
+        if number == STORE_PASSES // 2:
+            store.hits = store.misses = 0
+        store.between_passes()
+        store.note(torch.multinomial(popularity, top).unsqueeze(1))
+        time.sleep(0.001)  # a pass
+    others = torch.multinomial(popularity.repeat(STORE_PASSES, 1), top).view(-1, len(layers), top)
+    used = torch.zeros(len(layers), count).scatter_add_(
+        1, others.transpose(0, 1).flatten(1), torch.ones(len(layers), STORE_PASSES * top)
+    )
+    best = popularity.flatten().argsort(descending=True)[: store.num_slots]
+    predicted = float(used.flatten()[best].sum() / used.sum())
+    store.close()
+    found = {"hits": store.hits, "misses": store.misses, "failures": store.failures}
+    share = store.hits / (store.hits + store.misses)
+    slots = {"slots": store.num_slots, "experts": store.num_experts}
+    return slots | found | {"hit_share": share, "predicted_share": predicted}
+
+
+def own_memory() -> int:
+    """Bytes of this process that are not pages of files."""
+    info = psutil.Process().memory_info()
+    return int(info.rss - info.shared)
 
 
 def timed(work: Callable[[], object]) -> float:
