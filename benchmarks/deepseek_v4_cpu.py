@@ -30,6 +30,7 @@ from dspark.bench.document import provenance, write_document
 from dspark.checkpoints.deepseek_v4_layout import expert_shapes
 from dspark.checkpoints.deepseek_v4_target import HASH_TABLE, dense_shapes
 from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
+from dspark.hub.tier_plan import popular_share
 from dspark.models.deepseek_v4.layer_program import LayerProgram
 from dspark.models.deepseek_v4.pass_memory import PassMemory
 from dspark.models.expert_store import ExpertStore

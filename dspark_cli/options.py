@@ -15,6 +15,7 @@ from dspark.config import (
     HEADLESS,
     DraftWeights,
     Dtype,
+    Effort,
     EngineConfig,
     KVFormat,
     RuntimeConfig,
@@ -246,6 +247,15 @@ ScheduleOption = Annotated[
         help="How much of a block to verify: auto weighs gain against cost and stops drafting "
         "where it loses, async does so with a budget from two rounds ago, full verifies all.",
         rich_help_panel=SPECULATION,
+    ),
+]
+EffortOption = Annotated[
+    Effort | None,
+    typer.Option(
+        "--effort",
+        help="How much the model thinks, one of its levels: gpt-oss has low, medium and high, "
+        "DeepSeek-V4 high and max.",
+        rich_help_panel=SAMPLING_PANEL,
     ),
 ]
 WhatIf = Annotated[

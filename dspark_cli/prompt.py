@@ -3,6 +3,7 @@
 import sys
 from typing import TYPE_CHECKING
 
+from dspark.config import Effort
 from dspark.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,10 +46,12 @@ def parse_token_ids(text: str) -> list[int]:
     return [int(part) for part in numbers]
 
 
-def encode_prompt(session: "Session", prompt: str, is_raw: bool) -> list[int]:
+def encode_prompt(
+    session: "Session", prompt: str, is_raw: bool, effort: Effort | None = None
+) -> list[int]:
     """Through the chat template if the model has one, unless `is_raw`."""
     if session.tokenizer is None:
         raise InputError(
             f"{session.name} has no tokenizer", "Give the prompt as --token-ids 1,2,3."
         )
-    return session.encode_prompt(prompt, is_raw=is_raw)
+    return session.encode_prompt(prompt, is_raw=is_raw, effort=effort)

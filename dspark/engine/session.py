@@ -82,9 +82,11 @@ class Session:
     def has_drafter(self) -> bool:
         return self.engine.drafter is not None
 
-    def encode_prompt(self, prompt: Prompt, *, is_raw: bool = False) -> list[int]:
+    def encode_prompt(
+        self, prompt: Prompt, *, is_raw: bool = False, effort: Effort | None = None
+    ) -> list[int]:
         """Text through the chat template, if there is one and not `is_raw`; or chat messages."""
-        return encode_prompt(self._codec(), prompt, is_raw=is_raw)
+        return encode_prompt(self._codec(), prompt, is_raw=is_raw, effort=effort)
 
     def encode_chat(
         self,

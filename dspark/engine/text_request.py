@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypedDict
 
-from dspark.config import MAX_TOKENS, SamplingChoice, SamplingConfig, StopConfig
+from dspark.config import MAX_TOKENS, Effort, SamplingChoice, SamplingConfig, StopConfig
 from dspark.engine.request import Request
 from dspark.errors import InputError
 from dspark.events import Event, Finished
@@ -47,16 +47,18 @@ def text_request(codec: TextCodec, prompt: Prompt, options: TextOptions) -> Requ
     return Request(prompt_ids, sampling, stopping, options.get("plain", False), is_raw)
 
 
-def encode_prompt(codec: TextCodec, prompt: Prompt, *, is_raw: bool = False) -> list[int]:
+def encode_prompt(
+    codec: TextCodec, prompt: Prompt, *, is_raw: bool = False, effort: Effort | None = None
+) -> list[int]:
     """Text goes through the chat template if the model has one, unless `is_raw`; messages always
-    do."""
+    do. Raises InputError for an effort that the template does not have."""
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise InputError("the prompt is empty", "Give a text, or a list of messages.")
     if not isinstance(prompt, str):
-        return codec.encode_chat(prompt)
-    if is_raw or not codec.has_chat_template:
+        return codec.encode_chat(prompt, effort=effort)
+    if is_raw or not (codec.has_chat_template or effort):
         return codec.encode(prompt)
-    return codec.encode_chat([{"role": "user", "content": prompt}])
+    return codec.encode_chat([{"role": "user", "content": prompt}], effort=effort)
 
 
 def answer_texts(events: Iterable[Event]) -> Iterator[str]:

@@ -69,6 +69,7 @@ def generate(
     draft: options.Draft = None,
     token_ids: TokenIds = None,
     raw: Raw = False,
+    effort: options.EffortOption = None,
     device: options.Device = options.RUNTIME.device,
     dtype: options.DtypeOption = options.RUNTIME.dtype,
     draft_weights: options.DraftWeightsOption = options.RUNTIME.draft_weights,
@@ -91,6 +92,8 @@ def generate(
     stopping = options.stop_config(max_tokens, stop)
     if token_ids is not None and prompt is not None:
         raise InputError("a prompt and --token-ids exclude each other", "Give one of them.")
+    if effort is not None and (raw or token_ids is not None):
+        raise InputError("--effort needs the chat template", "Leave --raw and --token-ids out.")
     given_ids = None if token_ids is None else parse_token_ids(token_ids)
     text = "" if given_ids else read_prompt(prompt)
     runtime = RuntimeConfig(device, dtype, draft_weights, kv)
@@ -101,7 +104,7 @@ def generate(
         open_files(files, runtime, engine) as session,
         closing(written) if written else nullcontext(),
     ):
-        prompt_ids = given_ids or encode_prompt(session, text, raw)
+        prompt_ids = given_ids or encode_prompt(session, text, raw, effort)
         has_text = session.tokenizer is not None
         events = session.generate(prompt_ids, sampling, stopping, is_raw=raw)
         if written is not None:

@@ -82,12 +82,16 @@ class FakeSession:
     asked: list[tuple[list[int], SamplingConfig, StopConfig, bool]] = field(default_factory=list)
     opened: list[tuple[PairFiles, RuntimeConfig, EngineConfig]] = field(default_factory=list)
     is_closed: bool = False
+    effort: str | None = None
     engine: Any = field(default_factory=lambda: SimpleNamespace(drafter=None))
     runtime: Any = field(
         default_factory=lambda: SimpleNamespace(device="cpu", dtype="float32", reason="no GPU")
     )
 
-    def encode_prompt(self, prompt: str, *, is_raw: bool = False) -> list[int]:
+    def encode_prompt(
+        self, prompt: str, *, is_raw: bool = False, effort: str | None = None
+    ) -> list[int]:
+        self.effort = effort
         if is_raw or self.tokenizer is None or not self.tokenizer.has_chat_template:
             return self.encode(prompt)
         return self.encode_chat([{"role": "user", "content": prompt}])

@@ -30,6 +30,14 @@ def test_a_pair_may_come_before_the_prompt(dspark, fake_session):
     assert dspark("generate", "demo", "Hi", "--pair", "demo").code == 2
 
 
+def test_an_effort_goes_through_the_template(dspark, fake_session):
+    assert dspark("generate", "Hi", "--effort", "max").code == 0
+    assert fake_session.effort == "max"
+    refused = dspark("generate", "Hi", "--effort", "max", "--raw")
+    assert refused.code == 2 and "--effort needs the chat template" in refused.err
+    assert dspark("generate", "Hi", "--effort", "most").code == 2
+
+
 def test_json_has_the_promised_shape(dspark, fake_session):
     outcome = dspark("generate", "Hi", "--json")
     answer = json.loads(outcome.out)

@@ -9,6 +9,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from dspark.errors import InputError
 from dspark.text.stream import TextCodec
 from dspark.text.tool_calls import ToolCallReader
 from dspark.text.tool_format import ToolCall
@@ -137,3 +138,43 @@ def test_thinking_is_opened_where_it_is_asked_for(tmp_path: Path) -> None:
         assert without[-1] == marks["</think>"] and marks["<think>"] not in without
     splitter = codec.splitter(ids)
     assert splitter.is_thinking
+
+
+ENCODING = (
+    "import sys\n\nsys.exit('this code is never run')\n\n"
+    'REASONING_EFFORT_MAX = (\n    "Think \\"hard\\".\\n"\n    "Do {{ not }} stop.\\n\\n"\n)\n'
+    "REASONING_EFFORT_LOW = make()\n"
+)
+
+
+def write_encoding(folder: Path, text: str) -> TextCodec:
+    (folder / "encoding").mkdir(exist_ok=True)
+    (folder / "encoding" / "encoding_dsv4.py").write_text(text)
+    return write_tokenizer(folder)
+
+
+def test_the_words_of_an_effort_are_those_of_the_files_own_code(tmp_path: Path) -> None:
+    """Right behind the first mark, where thinking is not turned off; a level thinks."""
+    codec = write_encoding(tmp_path, ENCODING)
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a"}]
+
+    def said(**switches: Any) -> str:
+        ids = codec.encode_chat(asked, **switches)
+        return str(codec._tokenizer.decode(ids, skip_special_tokens=False))
+
+    begin, rest = "<｜begin▁of▁sentence｜>", "Be brief.<｜User｜>a<｜Assistant｜>"
+    words = 'Think "hard".\nDo {{ not }} stop.\n\n'
+    assert codec.has_effort and codec.has_thinking_switch
+    assert said(effort="max") == said(effort="max", thinking=True) == f"{begin}{words}{rest}<think>"
+    assert said(effort="high") == said(thinking=True) == f"{begin}{rest}<think>"
+    assert said(effort="max", thinking=False) == said() == f"{begin}{rest}</think>"
+    with pytest.raises(InputError, match="levels of effort: high, max"):
+        said(effort="low")
+
+
+@pytest.mark.parametrize("text", ["", "def (", "REASONING_EFFORT_MAX = f'{x}'", "\0"])
+def test_without_words_there_are_no_levels(tmp_path: Path, text: str) -> None:
+    codec = write_encoding(tmp_path, text)
+    assert not codec.has_effort
+    with pytest.raises(InputError, match="no levels of effort"):
+        codec.encode_chat([{"role": "user", "content": "a"}], effort="max")

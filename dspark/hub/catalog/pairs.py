@@ -8,7 +8,7 @@ from pathlib import Path
 from dspark.checkpoints.detect import Packaging
 from dspark.config import Algorithm, Headless, Schedule
 
-# never code, never pickles: no *.py, *.bin, *.pt
+# nothing that is run, no pickles: no *.bin, *.pt, and of *.py one, which is read as text
 DATA_FILES = (
     "*.json",
     "*.safetensors",
@@ -16,6 +16,7 @@ DATA_FILES = (
     "tokenizer.model",
     "merges.txt",
     "vocab.txt",
+    "encoding/encoding_dsv4.py",  # the words of DeepSeek-V4's levels of effort
 )
 
 
