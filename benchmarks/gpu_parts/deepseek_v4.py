@@ -7,7 +7,7 @@ here, so nothing in it is "tokens a second of V4".
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from functools import partial
 from typing import Any
 
@@ -237,6 +237,10 @@ class _InSlots:
         is_near = model.store.table != NOWHERE
         self._near = [torch.nonzero(each)[:, 0] for each in is_near]
         self._far = [torch.nonzero(~each)[:, 0] for each in is_near]
+
+    @property
+    def key(self) -> Hashable | None:
+        return (id(self), self._model.experts.key)
 
     def begin(self, num_rows: int) -> None:
         self._model.experts.begin(num_rows)

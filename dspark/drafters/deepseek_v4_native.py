@@ -42,7 +42,7 @@ class NativeDeepseekV4Drafter:
 
     @classmethod
     def supports(cls, config: DeepseekV4HeadConfig, tables: TargetTables) -> bool:
-        is_mapped = isinstance(tables.embedding, FileTable)
+        is_mapped = isinstance(tables.embedding, FileTable) and tables.device.type == "cpu"
         return is_mapped and current() is not None and runs_stages(config)
 
     @classmethod

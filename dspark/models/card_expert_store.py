@@ -57,6 +57,7 @@ class CardExpertStore(ExpertStore):
         size = (len(layers), len(layers[0]))
         self.table = torch.full(size, NOWHERE, dtype=torch.int32, device=device)
         self._resting: list[int] = []
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.bank = expert_bank(self._memory, layers[0][0])
 
     def between_passes(self) -> None:
@@ -64,6 +65,11 @@ class CardExpertStore(ExpertStore):
         self._free += self._resting
         self._resting = []
         super().between_passes()
+
+    def _work(self) -> None:
+        """As ExpertStore._work, on a stream of its own: a pass may wait for the host meanwhile."""
+        with torch.cuda.stream(self._stream):  # None: as it is
+            super()._work()
 
     def _put(self, key: int, slot: int | None) -> None:
         self.table.view(-1)[key] = NOWHERE if slot is None else slot

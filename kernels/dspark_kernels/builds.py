@@ -37,6 +37,7 @@ OPS: tuple[str, ...] = (
     "deepseek_v4.gated_rows",
     "deepseek_v4.route",
     "deepseek_v4.fp4_experts",
+    "deepseek_v4.host_exchange",
 )
 
 

@@ -32,6 +32,7 @@ BUDGETS = {
     "8b:bf16": (296, 366),
     "14b:bf16": (328, 398),
 }
+V4_NODES = 162  # of four layers of DeepSeek-V4: lower it whenever it falls
 # bytes a thread that may spill beyond what `make kernels` allows
 MORE_SPILLS = {
     "skinny_linear_kernels.skinny_kernel": 32,  # 64 rows take all 255 registers
@@ -132,6 +133,17 @@ def test_what_a_capture_forbids_is_found():
     ):
         with pytest.raises((AssertionError, RuntimeError, NotImplementedError)), capturing():
             forbidden()
+
+
+@pytest.mark.cards
+@pytest.mark.parametrize("card", CARDS)
+def test_passes_of_deepseek_v4(card):
+    """Four layers: captured without a wait, and without a launch of PyTorch's own."""
+    found = run_module("deepseek_v4", "--card", str(card))
+    check(found)
+    kernels = {name: case["kernels"] for name, case in found["nodes"].items()}
+    assert kernels["a row"] == kernels["eight rows"] < kernels["selects"] <= V4_NODES
+    assert not any(case["torch"] for case in found["nodes"].values())
 
 
 @pytest.mark.cards

@@ -9,14 +9,14 @@ import torch
 from dspark.checkpoints.deepseek_v4_target import Expert, TargetWeights, read_target
 from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
 from dspark.checkpoints.model_folder import ModelFolder
-from dspark.models.card_expert_store import NOWHERE, CardExpertStore
+from dspark.models.card_expert_store import NOWHERE, RESERVE, CardExpertStore, card_plan
 from dspark.models.deepseek_v4.card_experts import CardExperts
 from dspark.models.deepseek_v4.missed_experts import Question
 from dspark.models.deepseek_v4.rounded_experts import feed_rounded
 from dspark.models.deepseek_v4.streamed_experts import Find, StreamedExperts
 from dspark.models.expert_store import Copy, Policy, copied, expert_tensors
 from dspark.targets.deepseek_v4_native import DeepseekV4Target
-from dspark_kernels.stream_flags import FlagTimeout
+from dspark_kernels.stream_flags import CallerStream, FlagTimeout
 from tests.deepseek_v4_toy import write
 
 BLOCKS = [[5, 9, 9, 40], [61], [3, 3, 3], [90, 1, 17], [22, 23], [7, 80, 55, 31]]
@@ -144,6 +144,20 @@ def test_the_text_is_the_same(
     assert (store.admitted > 0) == is_good
 
 
+@pytest.mark.parametrize("gigabytes", [8, 12, 24, 48, 80, 300])
+def test_a_card_is_filled_and_not_beyond(gigabytes: int) -> None:
+    """V4-Flash: 11,008 experts of 13.37 MB beside 7.8 GB; two layers of them stream where that is
+    at most half of what is left."""
+    free, kept, size = gigabytes * 10**9, 7_800_000_000, 13_369_344
+    plan = card_plan(free, kept, 43, 256, size)
+    assert (plan is None) == (gigabytes == 8)
+    if plan is None:
+        return
+    used = kept + plan.slots * size + plan.streams * 2 * 256 * size + RESERVE
+    assert used <= free and (plan.slots == 11_008 or free - used < size)
+    assert plan.streams == (gigabytes > 24)
+
+
 def test_a_slot_rests_for_a_pass_before_it_is_written_to(known: Known) -> None:
     """The pass that read it may be under way when its expert leaves the table."""
     written: list[int] = []
@@ -216,21 +230,29 @@ def test_a_stream_that_fails_or_is_cancelled_leaves_nothing_under_way(
 def test_answers_that_fail_or_never_come_end_the_pass(
     known: Known, expected: list[torch.Tensor]
 ) -> None:
-    """Within the patience, by what went wrong; the next pass is as ever."""
-    card = Card(known, store_of(known, 4), patience=0.05)
-    good, forever = card.experts.missed._answer, threading.Event()
+    """Within the patience, by what went wrong. Passes go on once nobody works on the old one."""
+    card = Card(known, store_of(known, 4), patience=20.0)
+    missed, stream, released = card.experts.missed, card.experts._flags._stream, threading.Event()
+    assert isinstance(stream, CallerStream)
+    good = missed._answer
 
     def failing(question: Question, experts: Sequence[Expert]) -> None:
         raise OSError("the SSD is gone")
 
     def hanging(question: Question, experts: Sequence[Expert]) -> None:
-        forever.wait(0.15)
+        released.wait(60.0)
 
-    for answer, error in ((failing, OSError), (hanging, FlagTimeout)):
-        card.experts.missed._answer = answer
-        with pytest.raises(error):
+    missed._answer = failing
+    with pytest.raises(OSError, match="SSD"):
+        text(known, card.feed)
+    missed._answer = good
+    assert same(text(known, card.feed), expected)
+    missed._answer, missed._patience, stream._patience = hanging, 0.02, 0.02
+    for words in (r"within 0\.02 s", "given up"):
+        with pytest.raises(FlagTimeout, match=words):
             text(known, card.feed)
-        card.experts.missed._answer = good
-        threading.Event().wait(0.15)
-        assert same(text(known, card.feed), expected)
+        missed.cancel(FlagTimeout())  # as a pass does that failed
+    missed._answer, missed._patience, stream._patience = good, 20.0, 20.0
+    released.set()
+    assert same(text(known, card.feed), expected)
     card.experts.close()

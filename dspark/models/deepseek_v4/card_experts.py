@@ -1,10 +1,12 @@
 """Routed experts of a pass on a card: from its slots, or asked of the host, added in the order of
 the route either way."""
 
+from collections.abc import Hashable
 from functools import partial
 
 import torch
 
+from dspark.checkpoints.deepseek_v4_cache_layout import MAX_ROWS
 from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
 from dspark.models.card_expert_store import CardExpertStore
 from dspark.models.deepseek_v4.missed_experts import (
@@ -20,8 +22,8 @@ from dspark_kernels.deepseek_v4.fp4_experts import (
     empty_rows,
     feed_segments,
     round_rows,
-    take_answers,
 )
+from dspark_kernels.deepseek_v4.host_exchange import ask_host, take_answers
 from dspark_kernels.deepseek_v4.route import Segments, empty_segments, group_experts
 from dspark_kernels.stream_flags import make_flags
 
@@ -82,11 +84,16 @@ class CardExperts:
         self._rows: ExpertRows | None = None
         self._question: Question | None = None
 
+    @property
+    def key(self) -> Hashable | None:
+        """As FeedRows."""
+        return None if self._rows is None else self._rows.said.data_ptr()
+
     def begin(self, num_rows: int) -> None:
         """Before the first layer."""
         config = self._config
         if self._rows is None or self._rows.num_rows < num_rows:
-            wanted = 1 << (num_rows - 1).bit_length()
+            wanted = max(MAX_ROWS, 1 << (num_rows - 1).bit_length())
             self._rows = ExpertRows(config, wanted, self._device)
             sizes = (wanted, config.hidden_size, config.experts_per_token, config.num_experts)
             self._whole = Question(*sizes, pin=self._device.type == "cuda")
@@ -112,9 +119,7 @@ class CardExperts:
         rows, question, store = self._rows, self._question, self._store
         assert rows is not None and question is not None
         segments = rows.group(route, store.table[layer])
-        question.x.copy_(x, non_blocking=True)
-        question.words.copy_(segments.words, non_blocking=True)
-        question.pair_rows.copy_(segments.pair_rows, non_blocking=True)
+        ask_host(x, segments, question.x, question.words, question.pair_rows)
         self._flags.ask(layer)
         rows.feed(x, segments, store.bank, self._config.swiglu_limit)
         self._flags.await_answer(layer)

@@ -1,6 +1,6 @@
 """A layer of DeepSeek-V4 as launches on a card: the operations of layer_program, to the bit."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -42,7 +42,11 @@ class Step(NamedTuple):
 
 class FeedRows(Protocol):
     """Adds what routed experts say of x [N, H] to out [N, H], by route and shares [N, k]. A pass
-    begins and, whatever becomes of it, is finished or cancelled."""
+    begins and, whatever becomes of it, is finished or cancelled. `key`: stands for the addresses
+    that its kernels get during a pass, None if it waits for the card and cannot be captured."""
+
+    @property
+    def key(self) -> Hashable | None: ...
 
     def begin(self, num_rows: int) -> None: ...
 

@@ -10,6 +10,7 @@ import torch
 from dspark.checkpoints.deepseek_v4_target import Block, TargetWeights
 from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
 from dspark.models.deepseek_v4.pass_memory import raw_widths
+from dspark_kernels.cpu.deepseek_v4.step import ROW_WORDS
 from dspark_kernels.cpu.deepseek_v4.streams_text import MIXES
 from dspark_kernels.cpu.file_weight import FileWeight
 from dspark_kernels.deepseek_v4.latent_attention import scratch_of
@@ -29,6 +30,7 @@ class CardMemory:
             return torch.empty(n, *size, device=device)
 
         self.num_rows = n
+        self.rows = torch.zeros(n, ROW_WORDS, dtype=torch.int64, device=device)
         self.streams, self.units = (floats(*size) for size in ((4, hidden), (4 * hidden,)))
         self.projected, self.mixes = torch.zeros(n, MIXES, device=device), floats(MIXES)
         self.x, self.y = floats(hidden), floats(hidden)

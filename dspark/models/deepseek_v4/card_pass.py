@@ -1,6 +1,7 @@
 """A pass of DeepSeek-V4 on a card: what NativePass does on a CPU, with the same bits."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from functools import partial
 
 import torch
 
@@ -15,10 +16,13 @@ from dspark.models.deepseek_v4.card_memory import (
     whole_matrices,
 )
 from dspark.models.deepseek_v4.native_pass import FEWEST_ROWS, row_records
+from dspark.models.deepseek_v4.pass_graphs import pass_graphs
 from dspark.models.deepseek_v4.rotation import RotationTable
 from dspark_kernels.deepseek_v4.file_matrix import multiply_rows
 from dspark_kernels.deepseek_v4.norm_turn import norm_turn
 from dspark_kernels.deepseek_v4.streams import open_streams
+
+FEWEST_POSITIONS = 4096  # of the tables of angles
 
 
 class CardPass:
@@ -44,6 +48,8 @@ class CardPass:
             for rope in (config.window_rope, config.compressed_rope)
         ]
         self._turns: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._scores: torch.Tensor | None = None
+        self._graphs = pass_graphs(device)
         self.memory = CardMemory(config, FEWEST_ROWS, len(self._taps), device)
 
     def run(
@@ -62,15 +68,27 @@ class CardPass:
         step = self._step(token_ids, caches, stretches)
         feed.begin(num_rows)
         try:
-            self._run_layers(step, num_rows, feed)
+            hidden = self._graphs.run(
+                self._key(step, feed), partial(self._launch, step, num_rows, feed)
+            )
         except BaseException as error:
             feed.cancel(error)
             raise
-        hidden, taps = self._last(num_rows), memory.taps[:num_rows].clone()
+        hidden, taps = hidden.clone(), memory.taps[:num_rows].clone()
         feed.finish()
         return hidden, taps
 
-    def _run_layers(self, step: Step, num_rows: int, feed: FeedRows) -> None:
+    def _key(self, step: Step, feed: FeedRows) -> Hashable | None:
+        """Of what a captured pass holds on to; None where it cannot be captured."""
+        if feed.key is None:
+            return None
+        scores = [] if step.scores is None else [step.scores]
+        held = [*step.halves, *scores, *(table for turn in step.turns for table in turn)]
+        sizes = (len(step.rows), self.memory.num_rows)
+        return (*sizes, feed.key, *((each.data_ptr(), *each.stride()) for each in held))
+
+    def _launch(self, step: Step, num_rows: int, feed: FeedRows) -> torch.Tensor:
+        """All layers, and the last hidden states [N, H]: nothing waits for the card."""
         memory, hidden = self.memory, self._config.hidden_size
         for index, layer in enumerate(self._layers):
             tap = None
@@ -78,6 +96,7 @@ class CardPass:
                 start = self._taps.index(index) * hidden
                 tap = memory.taps[:num_rows, start : start + hidden]
             layer(step, memory, num_rows, feed, tap)
+        return self._last(num_rows)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """[N, H] -> logits [N, V]."""
@@ -92,18 +111,27 @@ class CardPass:
         self, token_ids: Sequence[int], caches: RequestCaches, stretches: Sequence[Stretch]
     ) -> Step:
         config, longest = self._config, max(each.end for each in stretches)
-        rows = torch.tensor(row_records(token_ids, caches, stretches, config.window)).to(
-            self._device
-        )
+        records = row_records(token_ids, caches, stretches, config.window)
+        rows = self.memory.rows[: len(records)]
+        rows.copy_(torch.tensor(records))
         if not self._turns or len(self._turns[0][0]) < longest:
-            tables = [each.tables(longest) for each in self._rotations]
+            # as addresses stay, so do captured passes
+            length = max(FEWEST_POSITIONS, 1 << (longest - 1).bit_length())
+            tables = [each.tables(length) for each in self._rotations]
             self._turns = [(cos.to(self._device), sin.to(self._device)) for cos, sin in tables]
+        return Step(rows, self._turns, caches.halves(), self._scores_for(longest))
+
+    def _scores_for(self, longest: int) -> torch.Tensor | None:
+        """Memory for the indexer's scores, None where every row sees few entries."""
+        config = self._config
         ratios = [r for r, s in zip(config.ratios, config.selects, strict=True) if s]
         most = longest // min(ratios) if ratios else 0
-        scores = None
-        if most > config.index_top:
-            scores = torch.empty(len(rows), most, device=self._device)
-        return Step(rows, self._turns, caches.halves(), scores)
+        if most <= config.index_top:
+            return None
+        wanted = (self.memory.num_rows, 1 << (most - 1).bit_length())
+        if self._scores is None or self._scores.shape != wanted:
+            self._scores = torch.empty(wanted, device=self._device)
+        return self._scores
 
     def _fit(self, num_rows: int) -> CardMemory:
         """Memory for so many rows."""

@@ -71,8 +71,8 @@ def answer_missing(question: Question, experts: Sequence[Expert], limit: float) 
 class MissedExperts:
     """Answers the questions of one pass after the other, in the order of the layers.
 
-    `answer` may be slow, fail or hang: after `patience` seconds for a layer the pass is let go, and
-    `finish` raises.
+    `answer` may be slow, fail or hang, and so may the card: if no layer was answered within
+    `patience` seconds once all were launched, the pass is let go, and `finish` raises.
     """
 
     def __init__(
@@ -88,12 +88,19 @@ class MissedExperts:
         self._passes: SimpleQueue[Question | None] = SimpleQueue()
         self._progress = threading.Condition()
         self._num_answered, self._is_done = 0, True
+        self._is_idle = threading.Event()
+        self._is_idle.set()
         self._thread = threading.Thread(target=self._work, daemon=True, name="missed experts")
         self._thread.start()
 
     def begin(self, question: Question) -> None:
-        """Before the first layer of a pass, while none is under way."""
-        self._flags.reset()
+        """Before the first layer of a pass. Raises FlagTimeout while an answer that was given up is
+        still worked on."""
+        if not self._is_idle.wait(self._patience):
+            raise FlagTimeout("the host still computes experts of a pass that was given up")
+        self._is_idle.clear()
+        if self._flags.is_cancelled:  # otherwise every word is 0 again, or will be on the stream
+            self._flags.reset()
         self._failure, self._num_answered, self._is_done = None, 0, False
         self._passes.put(question)
 
@@ -125,13 +132,15 @@ class MissedExperts:
             except Exception as error:
                 with self._progress:
                     self._fail(error)
+            finally:
+                self._is_idle.set()
 
     def _run(self, question: Question) -> None:
         for layer, experts in enumerate(self._layers):
-            if not self._flags.is_asked(layer, self._patience):
+            # kernels may be compiled first: whoever launches says when that has failed
+            while not self._flags.is_asked(layer, self._patience):
                 if self._flags.is_cancelled:
                     return
-                raise FlagTimeout(f"nothing was asked of layer {layer}")
             self._answer(question, experts)
             with self._progress:
                 if self._is_done:  # too late: the pass was let go

@@ -37,6 +37,8 @@ class StreamedExperts:
         self._filled: dict[int, Future[None]] = {}
         self._is_cancelled = False
 
+    key = None  # it waits for every layer's router
+
     def begin(self, num_rows: int) -> None:
         """Before the first layer."""
         if self._rows is None or self._rows.num_rows < num_rows:

@@ -135,5 +135,6 @@ class FileTable(RowTable):
         self.stored = weight
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
-        """As RowTable.rows."""
-        return replace(self.stored, codes=self.stored.codes[ids]).values()
+        """As RowTable.rows, on the device of the ids."""
+        codes = self.stored.codes[ids.to(self.stored.codes.device)]
+        return replace(self.stored, codes=codes).values().to(ids.device)

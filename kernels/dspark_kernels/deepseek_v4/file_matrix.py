@@ -1,7 +1,8 @@
 """Rows of float32 times weights in the bytes of their file, in the order of cpu/float_matrix.
 
 A program has BLOCK outputs of up to ROWS rows; lane i of 16 adds columns i, i + 16, ... of a block
-of the weight by fma, then the block by fma with its scale. So a row has the bits of the CPU's.
+of the weight by fma, then the block by fma with its scale. So a row has the bits of the CPU's. Up
+to eight blocks are under way at a time, so that enough bytes are, and are then added in order.
 """
 
 import torch
@@ -12,7 +13,8 @@ from dspark_kernels.cpu.file_weight import FileWeight
 from dspark_kernels.deepseek_v4.exact_math import LANES, UNFUSED, fma, tree_sum
 
 MOST_ROWS = 8  # of a program
-OUTPUTS = 16  # of a program
+OUTPUTS, OUTPUTS_IN_BLOCKS = 16, 4  # of a program, without and with scales
+MOST_BLOCKS = 8  # at once
 WARPS = 4
 FP8_EXPONENT = tl.constexpr(2.0**120)  # bits of e4m3 in a float32's place are that much smaller
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp8": torch.uint8}
@@ -26,7 +28,8 @@ def multiply_rows(
     num_rows, (num_outputs, columns) = len(x), weight.shape
     width = weight.width or columns
     group_outputs = num_outputs // groups
-    block = min(OUTPUTS, group_outputs & -group_outputs)
+    outputs = OUTPUTS if weight.scales is None else OUTPUTS_IN_BLOCKS
+    block = min(outputs, group_outputs & -group_outputs)
     rows = min(MOST_ROWS, next_power_of_2(max(num_rows, 1)))
     codes = weight.codes.view(DTYPES[weight.kind])
     grid = (-(-num_outputs // block), -(-num_rows // rows))
@@ -46,10 +49,15 @@ def multiply_rows(
         KIND=weight.kind,
         BLOCK=block,
         ROWS=rows,
+        BLOCKS_AT_ONCE=_blocks_at_once(columns // width),
         num_warps=WARPS,
         **UNFUSED,
     )
     return out
+
+
+def _blocks_at_once(blocks: int) -> int:
+    return min(MOST_BLOCKS, blocks & -blocks)
 
 
 @jit
@@ -69,6 +77,7 @@ def file_matrix_kernel(
     KIND: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
+    BLOCKS_AT_ONCE: tl.constexpr,
 ) -> None:
     first = tl.program_id(0) * BLOCK
     output, row = first + tl.arange(0, BLOCK), tl.program_id(1) * ROWS + tl.arange(0, ROWS)
@@ -82,44 +91,45 @@ def file_matrix_kernel(
     BLOCKS: tl.constexpr = COLUMNS // WIDTH
     if KIND == "fp8":
         factors = scales + (output // HEIGHT).to(tl.int64) * BLOCKS
-        for block in range(BLOCKS):
-            part = tl.zeros((ROWS, BLOCK, LANES), tl.float32)
+        number = tl.arange(0, BLOCKS_AT_ONCE)
+        some_rows = rows[:, None, :] + number[None, :, None] * WIDTH
+        some_weights = weights[:, None, :] + number[None, :, None] * WIDTH
+        has_row, has_output = is_row[:, None, None], is_output[:, None, None]
+        for begin in range(0, BLOCKS, BLOCKS_AT_ONCE):
+            parts = tl.zeros((ROWS, BLOCK, BLOCKS_AT_ONCE, LANES), tl.float32)
             for chunk in tl.static_range(CHUNKS):
-                at = block * WIDTH + chunk * LANES
-                part = _added(part, rows + at, weights + at, is_row, is_output, KIND)
-            exponent = tl.load(factors + block, mask=is_output, other=127).to(tl.int32)
+                at = begin * WIDTH + chunk * LANES
+                values = e4m3(tl.load(some_weights + at, mask=has_output, other=0))
+                x_values = tl.load(some_rows + at, mask=has_row, other=0.0)
+                parts = fma(x_values[:, None, :, :], values[None, :, :, :], parts)
+            place = factors[:, None] + begin + number[None, :]
+            exponent = tl.load(place, mask=is_output[:, None], other=127).to(tl.int32)
             factor = (exponent << 23).to(tl.float32, bitcast=True)
-            total = fma(part, factor[None, :, None], total)
+            for index in tl.static_range(BLOCKS_AT_ONCE):
+                is_it = number == index  # exact: the others add nothing
+                part = tl.sum(tl.where(is_it[None, None, :, None], parts, 0.0), axis=2)
+                own = tl.sum(tl.where(is_it[None, :], factor, 0.0), axis=1)
+                total = fma(part, own[None, :, None], total)
     else:
         AT_ONCE: tl.constexpr = 8 if CHUNKS % 8 == 0 else (4 if CHUNKS % 4 == 0 else 1)
         for begin in range(0, CHUNKS, AT_ONCE):
             for chunk in tl.static_range(AT_ONCE):
                 at = (begin + chunk) * LANES
-                total = _added(total, rows + at, weights + at, is_row, is_output, KIND)
+                stored = tl.load(weights + at, mask=is_output[:, None], other=0)
+                x_values = tl.load(rows + at, mask=is_row[:, None], other=0.0)
+                values = stored.to(tl.float32)
+                total = fma(x_values[:, None, :], values[None, :, :], total)
     sums = tl.reshape(tree_sum(total, ROWS * BLOCK), (ROWS, BLOCK))
     target = out + row.to(tl.int64)[:, None] * out_stride + output[None, :]
     tl.store(target, sums, mask=is_row[:, None] & is_output[None, :])
 
 
 @jit
-def _added(
-    total: tl.tensor,  # [ROWS, BLOCK, 16]
-    rows: tl.tensor,  # [ROWS, 16]
-    weights: tl.tensor,  # [BLOCK, 16]
-    is_row: tl.tensor,
-    is_output: tl.tensor,
-    KIND: tl.constexpr,
-) -> tl.tensor:
-    """A chunk of every output's columns more."""
-    stored = tl.load(weights, mask=is_output[:, None], other=0)
-    if KIND == "fp8":
-        bits = stored.to(tl.int32)
-        bits = ((bits & 0x80) << 24) | ((bits & 0x7F) << 20)
-        values = bits.to(tl.float32, bitcast=True) * FP8_EXPONENT
-    else:
-        values = stored.to(tl.float32)
-    x = tl.load(rows, mask=is_row[:, None], other=0.0)
-    return fma(x[:, None, :], values[None, :, :], total)
+def e4m3(codes: tl.tensor) -> tl.tensor:
+    """Values of bytes, exactly."""
+    bits = codes.to(tl.int32)
+    bits = ((bits & 0x80) << 24) | ((bits & 0x7F) << 20)
+    return bits.to(tl.float32, bitcast=True) * FP8_EXPONENT
 
 
 def builds() -> list[KernelBuild]:
@@ -137,7 +147,9 @@ def builds() -> list[KernelBuild]:
         signature |= {"num_outputs": "i32", "group_outputs": "i32"}
         constexprs: dict[str, int | str | None] = {"COLUMNS": columns, "WIDTH": width}
         constexprs["HEIGHT"] = 128 if kind == "fp8" else 1
-        constexprs |= {"KIND": kind, "BLOCK": OUTPUTS, "ROWS": rows}
+        constexprs |= {"KIND": kind, "ROWS": rows}
+        constexprs["BLOCKS_AT_ONCE"] = _blocks_at_once(columns // width)
+        constexprs["BLOCK"] = OUTPUTS_IN_BLOCKS if kind == "fp8" else OUTPUTS
         if kind == "fp8":
             signature["scales"] = "*u8"
         else:

@@ -122,17 +122,6 @@ def feed_segments(
     )
 
 
-def take_answers(answers: torch.Tensor, segments: Segments, said: torch.Tensor) -> None:
-    """What the host says of pairs whose expert has no slot, answers [P, H], into said [P, H]."""
-    if not use_triton(said):
-        return take_answers_reference(answers, segments, said)
-    width = said.shape[1]
-    block = min(COLUMNS, next_power_of_2(width))
-    take_answers_kernel[(len(segments.words), -(-width // block))](
-        answers, segments.words, said, WIDTH=width, BLOCK=block, num_warps=4, **UNFUSED
-    )
-
-
 def add_experts(
     out: torch.Tensor, said: torch.Tensor, places: torch.Tensor, shares: torch.Tensor
 ) -> None:
@@ -173,13 +162,6 @@ def feed_segments_reference(
         rounded = clamped_swiglu_reference(gate_up, limit)
         _store_rows(rounded, CardRows(inner.codes[mine], inner.halves[mine]))
         multiply_segment_reference(rounded, Segment(down, torch.arange(count), said[mine]))
-
-
-def take_answers_reference(answers: torch.Tensor, segments: Segments, said: torch.Tensor) -> None:
-    """As take_answers, in torch."""
-    for slot, start, count, _ in segments.words.tolist():
-        if slot < 0:
-            said[start : start + count] = answers[start : start + count]
 
 
 def add_experts_reference(
@@ -396,24 +378,6 @@ def _twice(codes: tl.tensor) -> tl.tensor:
 
 
 @jit
-def take_answers_kernel(
-    answers: tl.tensor,  # [pairs, WIDTH], the host's memory
-    segments: tl.tensor,  # [most segments, WORDS]
-    said: tl.tensor,  # [pairs, WIDTH]
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-) -> None:
-    segment = segments + tl.program_id(0) * WORDS
-    if tl.load(segment) < 0:
-        start, column = tl.load(segment + 1), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        for pair in range(start, start + tl.load(segment + 2)):
-            at = tl.zeros((BLOCK,), tl.int64) + pair
-            at = at * WIDTH + column
-            told = tl.load(answers + at, mask=column < WIDTH, other=0.0)
-            tl.store(said + at, told, mask=column < WIDTH)
-
-
-@jit
 def add_experts_kernel(
     out: tl.tensor,  # [N, WIDTH]
     said: tl.tensor,  # [pairs, WIDTH]
@@ -444,7 +408,6 @@ def builds() -> list[KernelBuild]:
     opening |= dict.fromkeys(("gate_at", "gate_scales_at", "up_at", "up_scales_at"), "i32")
     closing = base | {"said": "*fp32", "down_at": "i32", "down_scales_at": "i32"}
     adding = {"out": "*fp32", "said": "*fp32", "places": "*i32", "shares": "*fp32"}
-    taking = {"answers": "*fp32", "segments": "*i32", "said": "*fp32"}
     of_sum = {"WIDTH": 4096, "BLOCK": COLUMNS}
     return [
         KernelBuild(
@@ -459,6 +422,5 @@ def builds() -> list[KernelBuild]:
             "v4 experts down", close_experts_kernel, closing, sizes | {"TILE": TILE},
             num_warps=WARPS, fuses=False,
         ),
-        KernelBuild("v4 take answers", take_answers_kernel, taking, of_sum, fuses=False),
         KernelBuild("v4 add experts", add_experts_kernel, adding, of_sum | {"TOP": 6}, fuses=False),
     ]  # fmt: skip
