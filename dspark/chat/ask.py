@@ -46,8 +46,9 @@ class PendingAnswer:
 
     def __iter__(self) -> Iterator[LeftOut | ChatEvent]:
         """While the context is too small, the older half of what was said before is left out:
-        large steps, because the model reads anew all that comes behind a gap."""
-        messages = self.messages
+        large steps, because the model reads anew all that comes behind a gap. A prompt that does
+        not fit alone leaves out nothing."""
+        messages, left_out = self.messages, 0
         if self.settings.schedule is not None:
             self.backend.use_schedule(self.settings.schedule)
         self.backend.tell_probabilities(self.settings.probabilities)
@@ -57,7 +58,11 @@ class PendingAnswer:
                 events = self.backend.answer(messages, self.settings.sampling, self.settings.stop)
                 if self.is_cancelled:  # perhaps before the backend knew what there was to cancel
                     self.backend.cancel()
-                yield from events
+                for event in events:
+                    if left_out:
+                        yield LeftOut(left_out)
+                        left_out = 0
+                    yield event
                 return
             except ContextFullError:
                 opening = int(messages[0]["role"] == "system")
@@ -67,5 +72,5 @@ class PendingAnswer:
                 leaving = (turns + 1) // 2
                 rest = messages[opening + MESSAGES_PER_TURN * leaving :]
                 messages = [*messages[:opening], *rest]
-                yield LeftOut(leaving)
+                left_out += leaving
         yield Finished(0, "cancelled", (), "", NOTHING_YET)

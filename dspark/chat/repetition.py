@@ -1,7 +1,10 @@
 """Whether an answer goes round in a loop: its end is one stretch of text, several times over."""
 
+import string
+
 SEEN_CHARACTERS = 4096
 FEWEST_TIMES, FEWEST_CHARACTERS = 4, 160
+SIGNS = frozenset(string.punctuation + string.whitespace + "─│═║—–…")  # which make tables and rules
 PROBE = 24  # characters that are looked for before the end
 
 
@@ -27,5 +30,5 @@ def repeated_stretch(text: str) -> str:
         return ""
     stretch = text[before + PROBE :]
     times = max(FEWEST_TIMES, -(-FEWEST_CHARACTERS // len(stretch)))
-    is_repeated = text.endswith(stretch * times) and any(map(str.isalnum, stretch))
+    is_repeated = text.endswith(stretch * times) and not SIGNS.issuperset(stretch)
     return stretch if is_repeated else ""

@@ -11,7 +11,7 @@ TEXT = (
 )
 
 
-@pytest.mark.parametrize("stretch", [VERSE, "ha ", "Line one.\nLine two.\n\n", TEXT])
+@pytest.mark.parametrize("stretch", [VERSE, "ha ", "Line one.\nLine two.\n\n", "👩👧 ", TEXT])
 def test_a_stretch_that_comes_again_and_again_is_a_loop(stretch):
     text = f"Once: {stretch * 60}"[: 500 + 5 * len(stretch)]
     again = repeated_stretch(text)

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from dspark_tui.widgets.status_bar import Status
 
 PLACEHOLDERS: dict["Phase", str] = {
-    "loading": "Type ahead; it is sent once the model is loaded",
+    "loading": "Type ahead; it is sent once loaded",
     "failed": "Enter tries to load again",
-    "ready": "Ask something; /help lists commands and keys",
-    "answering": "Enter queues the next prompt, Ctrl+C stops the answer",
+    "ready": "Ask something; /help shows the keys",
+    "answering": "Enter queues, Esc stops the answer",
 }
 WAITS_FOR_MODEL = "waits until the model is loaded"
 WAITS_FOR_ANSWER = "queued; Up takes it back"
@@ -63,7 +63,7 @@ NOT_CHANGEABLE = "This chat was started with one model and cannot change it."
 
 TYPE_AHEAD = "You can type already."
 WITH_DRAFTER = (
-    "A small head drafts several tokens at a time, and the model keeps those that it would\n"
+    "A small head drafts several tokens at a time, and the model keeps those that it would "
     "have written itself: every answer is the model's own. F1 explains the marks."
 )
 WITHOUT_DRAFTER = "Without a drafter: the model writes one token at a time."

@@ -273,6 +273,7 @@ class ChatScreen(ChatTurns):
 
     def choose(self, place: int) -> None:
         self.unmark_chosen()
+        self.query_one(Sidebar).display = False  # which may hide the messages
         self.chosen = self.shown[place]
         self.chosen.question.add_class("chosen")
         self.chosen.answer.add_class("chosen")

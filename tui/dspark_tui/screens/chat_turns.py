@@ -33,7 +33,7 @@ from dspark_tui.token_styles import View
 from dspark_tui.turn import ShownTurn
 from dspark_tui.widgets import key_line
 from dspark_tui.widgets.answer import Answer
-from dspark_tui.widgets.key_line import Key
+from dspark_tui.widgets.key_line import Key, KeyLine
 from dspark_tui.widgets.loading import LoadingPanel
 from dspark_tui.widgets.prompt_box import PromptBox
 from dspark_tui.widgets.sidebar import Sidebar
@@ -275,9 +275,12 @@ class ChatTurns(Screen[None]):
         self.name_keys()
 
     def name_keys(self) -> None:
+        of_sidebar = self.query_one(Sidebar).keys
+        is_elsewhere = self.chosen is not None or bool(of_sidebar)
+        self.query_one(KeyLine).set_class(is_elsewhere, "needed")
         comes_back = self.aside is not None and self.query_one(Transcript).is_empty
         self.keys = key_line.keys_of(
-            of_sidebar=self.query_one(Sidebar).keys,
+            of_sidebar=of_sidebar,
             is_choosing=self.chosen is not None,
             is_answering=self.phase == "answering",
             has_queue=bool(self.queue),

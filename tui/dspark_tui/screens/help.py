@@ -101,7 +101,8 @@ class HelpScreen(ModalScreen[None]):
         with VerticalScroll(id="help") as panel:
             panel.border_title = "Help"
             panel.border_subtitle = "Esc closes"
-            yield Static(PROMISE, classes="promise", markup=False)
+            if not self._begins_with:
+                yield Static(PROMISE, classes="promise", markup=False)
             for title in sorted(SECTIONS, key=lambda title: title != self._begins_with):
                 yield from _section(title, SECTIONS[title])
 
