@@ -206,7 +206,7 @@ class GraftConfig:
     batch_size: int = 8
     accumulate: int = 1
     anchors: int = 64
-    anchors_at_once: int = 128
+    anchors_at_once: int = 512
     length: int = 512
     learning_rate: float = 6e-4
     betas: tuple[float, float] = (0.9, 0.95)

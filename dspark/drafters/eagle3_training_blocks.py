@@ -5,11 +5,25 @@ sees such rows for the tokens before an anchor; after it, its own hidden states 
 (training-time test, Li et al. 2025).
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from dspark.drafters.training_blocks import Blocks, attend_blocks
 from dspark.models.eagle3_head import Eagle3Head
 from dspark_kernels import RotaryTable
+
+
+def each_unrolled(
+    head: Eagle3Head,
+    rotary: RotaryTable,
+    embedding: torch.Tensor,
+    taps: Sequence[torch.Tensor],
+    blocks: Sequence[Blocks],
+) -> torch.Tensor:
+    """As `unrolled_hidden`, of several texts, one by one."""
+    texts = zip(taps, blocks, strict=True)
+    return torch.cat([unrolled_hidden(head, rotary, embedding, *each) for each in texts])
 
 
 def unrolled_hidden(

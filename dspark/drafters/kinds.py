@@ -22,7 +22,7 @@ from dspark.drafters.dflash2 import DFlash2Drafter
 from dspark.drafters.domino import DominoDrafter
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.drafters.eagle3 import Eagle3Drafter
-from dspark.drafters.eagle3_training_blocks import unrolled_hidden
+from dspark.drafters.eagle3_training_blocks import each_unrolled
 from dspark.drafters.head_drafter import HeadDrafter, TargetTables
 from dspark.drafters.lookup import LookupDrafter
 from dspark.drafters.paged import PagedDSparkDrafter
@@ -30,7 +30,7 @@ from dspark.drafters.paged_dflash2 import PagedDFlash2Drafter
 from dspark.drafters.paged_domino import PagedDominoDrafter
 from dspark.drafters.stored import StoredDSparkDrafter, stored_kernels
 from dspark.drafters.stored_domino import StoredDominoDrafter
-from dspark.drafters.training_blocks import TrainingHidden, block_hidden
+from dspark.drafters.training_blocks import TrainingHidden, packed_hidden
 from dspark.errors import InputError
 from dspark.models.dflash2_head import DFlash2Head
 from dspark.models.domino_head import DominoHead
@@ -53,7 +53,7 @@ class HeadRunner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """The module that is trained, and its hidden states of all blocks of a sequence."""
+    """The module that is trained, and its hidden states of all blocks of some texts."""
 
     module: Callable[[Any], HeadModule]
     hidden: TrainingHidden
@@ -82,7 +82,7 @@ KINDS = (
         DSparkDrafter,
         fast=(PagedDSparkDrafter, StoredDSparkDrafter),
         joined=DSparkDrafter,
-        training=Training(DSparkHead, block_hidden),
+        training=Training(DSparkHead, packed_hidden),
         cpu_kernels=stored_kernels,
     ),
     HeadKind(
@@ -90,21 +90,21 @@ KINDS = (
         DFlash2Drafter,
         fast=(PagedDFlash2Drafter,),
         joined=DFlash2Drafter,
-        training=Training(DFlash2Head, block_hidden),
+        training=Training(DFlash2Head, packed_hidden),
     ),
     HeadKind(
         DominoConfig,
         DominoDrafter,
         fast=(PagedDominoDrafter, StoredDominoDrafter),
         joined=DominoDrafter,
-        training=Training(DominoHead, block_hidden),
+        training=Training(DominoHead, packed_hidden),
         cpu_kernels=stored_kernels,
     ),
     HeadKind(
         Eagle3Config,
         Eagle3Drafter,
         joined=Eagle3Drafter,
-        training=Training(Eagle3Head, unrolled_hidden),
+        training=Training(Eagle3Head, each_unrolled),
     ),
     HeadKind(DeepseekV4HeadConfig, DeepseekV4Drafter, fast=(NativeDeepseekV4Drafter,)),
 )

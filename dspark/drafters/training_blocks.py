@@ -1,6 +1,6 @@
 """Training blocks: random anchors in an answer, and all their blocks in one pass of the head."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,9 +42,12 @@ class Blocks:
         return Blocks(self.token_ids, *(part[span] for part in parts))
 
 
-# (module, rotary table, embedding [V, H], taps [S, T * H], blocks) -> hidden states [A, K, H] of
-# every position, after the head's final norm, each shown the tokens that truly came before it
-TrainingHidden = Callable[[Any, RotaryTable, torch.Tensor, torch.Tensor, Blocks], torch.Tensor]
+# (module, rotary table, embedding [V, H], taps [S, T * H] and blocks of each text) -> hidden states
+# [A, K, H] of every position of all texts, after the head's final norm, each shown the tokens that
+# truly came before it
+TrainingHidden = Callable[
+    [Any, RotaryTable, torch.Tensor, Sequence[torch.Tensor], Sequence[Blocks]], torch.Tensor
+]
 
 
 def sample_blocks(
@@ -77,35 +80,56 @@ def block_hidden(
     taps: torch.Tensor,
     blocks: Blocks,
 ) -> torch.Tensor:
-    """Hidden states [A, K, H] of every position, after the head's final norm.
+    """As `packed_hidden`, of one text."""
+    return packed_hidden(head, rotary, embedding, [taps], [blocks])
 
-    Row (a, k) sees the context features before anchor a, and the whole of its own block.
+
+def packed_hidden(
+    head: DSparkHead,
+    rotary: RotaryTable,
+    embedding: torch.Tensor,
+    taps: Sequence[torch.Tensor],
+    blocks: Sequence[Blocks],
+) -> torch.Tensor:
+    """Hidden states [A, K, H] of every position of all texts, after the head's final norm.
+
+    Row (a, k) sees the context features of its own text before anchor a, and the whole of its own
+    block. Texts are one behind the other, without padding, and only apart where rows attend.
     """
-    num_anchors, rows = len(blocks.anchors), head.config.block_rows
-    last = int(blocks.anchors[-1])
-    features = head.context_features(taps[:last])
-    context = rotary.at(torch.arange(last, device=taps.device), last)
-    places = blocks.positions[:, :1] + torch.arange(rows, device=taps.device)
-    block_rotary = rotary.at(places.flatten(), last + rows)
-    visible = torch.arange(last, device=taps.device) < blocks.anchors.unsqueeze(1)  # [A, last]
+    rows, device = head.config.block_rows, embedding.device
+    lasts, counts = [int(each.anchors[-1]) for each in blocks], [len(b.anchors) for b in blocks]
+    features = head.context_features(
+        torch.cat([each[:last] for each, last in zip(taps, lasts, strict=True)])
+    )
+    seen = [torch.arange(last, device=device) for last in lasts]
+    anchors = torch.cat([each.anchors for each in blocks])
+    places = anchors.unsqueeze(1) + torch.arange(rows, device=device)
+    context = rotary.at(torch.cat(seen), max(lasts))
+    block_rotary = rotary.at(places.flatten(), max(lasts) + rows)
+    visible = [s < each.anchors.unsqueeze(1) for s, each in zip(seen, blocks, strict=True)]
     inputs = torch.full_like(places, head.config.mask_token_id)
-    inputs[:, 0] = blocks.token_ids[blocks.anchors]
-    hidden = embedding[inputs].flatten(0, 1).to(taps.dtype)
+    inputs[:, 0] = torch.cat([each.token_ids[each.anchors] for each in blocks])
+    hidden = embedding[inputs].flatten(0, 1).to(taps[0].dtype)
     layer: DraftLayer
     for layer in head.layers:  # type: ignore[assignment]
 
         def attended(x: torch.Tensor, attention: DraftAttention = layer.self_attn) -> torch.Tensor:
-            return attend_blocks(
-                attention,
-                attention.queries(x, *block_rotary).unflatten(0, (num_anchors, rows)),
-                attention.keys_values(features, *context),
-                attention.keys_values(x, *block_rotary),
-                visible,
-            )
+            query = attention.queries(x, *block_rotary).unflatten(0, (-1, rows)).split(counts)
+            of_context = _split(attention.keys_values(features, *context), lasts)
+            own = _split(attention.keys_values(x, *block_rotary), [n * rows for n in counts])
+            texts = zip(query, of_context, own, visible, strict=True)
+            return torch.cat([attend_blocks(attention, *each) for each in texts])
 
         hidden = layer(hidden, attended)
     out: torch.Tensor = head.norm(hidden)
-    return out.view(num_anchors, rows, -1)[:, -blocks.block_size :]
+    return out.view(len(anchors), rows, -1)[:, -blocks[0].block_size :]
+
+
+def _split(
+    pair: tuple[torch.Tensor, torch.Tensor], sizes: list[int]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    keys, values = pair
+    return list(zip(keys.split(sizes), values.split(sizes), strict=True))
 
 
 def attend_blocks(

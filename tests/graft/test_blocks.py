@@ -8,7 +8,7 @@ import torch
 from dspark.checkpoints.dspark_config import MarkovType
 from dspark.config import GraftConfig
 from dspark.drafters.dspark import DSparkDrafter
-from dspark.drafters.training_blocks import block_hidden, sample_blocks
+from dspark.drafters.training_blocks import block_hidden, packed_hidden, sample_blocks
 from dspark.graft.data.answer_file import Answer
 from dspark.graft.head.shape import draft_config
 from dspark.graft.target.frozen_target import FrozenTarget
@@ -104,3 +104,29 @@ def test_a_short_answer_gives_the_anchors_it_has() -> None:
     blocks = sample_blocks(torch.arange(10), 7, 64, 4, torch.Generator())
     assert blocks.anchors.tolist() == [7, 8]
     assert blocks.supervised.sum(dim=1).tolist() == [2, 1]
+
+
+def test_packed_texts_are_those_of_each_alone(
+    target: FrozenTarget, small_config: GraftConfig
+) -> None:
+    """Three lengths: values and gradients as one by one, to float32's
+    rounding. A row that saw another text's features would differ."""
+    head = _random_head(target, small_config)
+    rotary, generator = head.rotary_table(), torch.Generator().manual_seed(3)
+    texts = [torch.randint(90, (size,), generator=generator) for size in (31, 9, 18)]
+    blocks = [sample_blocks(text, 4, 5, 4, generator) for text in texts]
+    taps = [target.view(tuple(text.tolist())).taps for text in texts]
+    found = []
+    for is_packed in (False, True):
+        head.zero_grad()
+        if is_packed:
+            hidden = packed_hidden(head, rotary, target.embedding, taps, blocks)
+        else:
+            each = zip(taps, blocks, strict=True)
+            hidden = torch.cat([block_hidden(head, rotary, target.embedding, *e) for e in each])
+        hidden.square().sum().backward()
+        gradients = [p.grad.flatten() for p in head.parameters() if p.grad is not None]
+        found.append((hidden.detach(), torch.cat(gradients)))
+    (alone, of_alone), (packed, of_packed) = found
+    torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
+    assert (of_packed - of_alone).norm() < 1e-6 * of_alone.norm()

@@ -139,8 +139,8 @@ def _first_step(events: list[GraftEvent]) -> int:
     ("sizes", "setting"),
     [
         ((8, 16, 4.0), "with --accumulate 2; it resumes"),
-        ((8, 64, 4.0), "with --accumulate 8; it resumes"),  # fewer parts hold as many blocks
-        ((1, 512, 4.0), "with --anchors 64;"),
+        ((8, 256, 4.0), "with --accumulate 8; it resumes"),  # fewer parts hold as many blocks
+        ((1, 1024, 4.0), "with --anchors 256;"),
         ((1, 64, 4.0), "with --anchors 32;"),
         ((1, 1, 4.0), "with --tap-memory 2; it resumes"),
         ((1, 1, 0.3), "with --tap-memory 0; it resumes"),

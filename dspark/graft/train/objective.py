@@ -91,7 +91,7 @@ class Objective(nn.Module):
         """The part's share of the batch's loss, and its sums (rows.row_sums)."""
         device = self.target.embedding.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self._is_half):  # casts weights once
-            rows = join([self._rows(each) for each in part.sequences])
+            rows = self._rows(part.sequences)
         decayed = self._decay(rows.positions) / part.total_weight
         tokens = None if part.tokens is None else part.tokens.to(rows.labels.device)
         outputs = self.head.output_map
@@ -152,17 +152,33 @@ class Objective(nn.Module):
     def _decay(self, positions: torch.Tensor) -> torch.Tensor:
         return by_place(positions, self.config.position_decay)
 
-    def _rows(self, sampled: Sampled) -> Rows:
+    def _rows(self, sequences: Sequence[Sampled]) -> Rows:
         """Applies to the head alone: the target's taps do not depend on it."""
-        view = self.target.view(sampled.answer.token_ids)
-        blocks, embedding = sampled.blocks, self.target.embedding
-        hidden = self._hidden(self.head, self._rotary, embedding, view.taps, blocks)
+        views = [self.target.view(each.answer.token_ids) for each in sequences]
+        blocks, embedding = [each.blocks for each in sequences], self.target.embedding
+        taps = [view.taps for view in views]
+        hidden = self._hidden(self.head, self._rotary, embedding, taps, blocks)
+        previous = torch.cat([each.previous for each in blocks])
+        confidence = None
         if isinstance(self.head, DominoHead):
-            before = embedding[blocks.previous].to(hidden.dtype)
-            corrected = self.head.block_features(hidden, before)
-            return supervised_rows(blocks, view.hidden, hidden, corrected)
-        features, confidence = sequential(self.head, hidden, blocks.previous)
-        return supervised_rows(blocks, view.hidden, hidden, features, confidence)
+            before = embedding[previous].to(hidden.dtype)
+            features: torch.Tensor | None = self.head.block_features(hidden, before)
+        else:
+            features, confidence = sequential(self.head, hidden, previous)
+        counts = [len(each.anchors) for each in blocks]
+        parts = zip(
+            blocks,
+            views,
+            hidden.split(counts),
+            _split(features, counts),
+            _split(confidence, counts),
+            strict=True,
+        )
+        return join([supervised_rows(own, view.hidden, *rest) for own, view, *rest in parts])
+
+
+def _split(rows: torch.Tensor | None, counts: list[int]) -> Sequence[torch.Tensor | None]:
+    return [None] * len(counts) if rows is None else rows.split(counts)
 
 
 def sequential(
