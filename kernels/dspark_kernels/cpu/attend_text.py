@@ -25,7 +25,7 @@ from dspark_kernels.cpu.rope_write import (
     write_word,
 )
 from dspark_kernels.cpu.rounded import GROUP
-from dspark_kernels.cpu.rounded_text import round_group, write_places
+from dspark_kernels.cpu.rounded_text import round_group, write_place
 
 REGISTERS = 16  # for the output so far
 QUERY_REGISTERS, KEYS_AT_ONCE = 12, 4  # that share loads of keys
@@ -339,8 +339,8 @@ def _finish(
     groups = text.set(f"mul i64 {num_kv_heads}, {size}")
     each = Loop(text, "0", run.num_rows)
     row = text.set(f"add i64 {run.row}, {each.index}")
-    base, record, quad = write_places(text, rounded, groups, row, rows)
-    first = text.at(base, text.set(f"mul i64 {text.set(f'mul i64 {kv_head}, {size}')}, {record}"))
+    target = write_place(text, rounded, groups, row, rows)
+    first = text.set(f"mul i64 {kv_head}, {size}")
     before = text.set(f"mul i64 {each.index}, {group}")
     heads = Loop(text, "0", str(group))
     head = text.set(f"add i64 {before}, {heads.index}")
@@ -352,8 +352,8 @@ def _finish(
         halves = [text.load(FLOATS, text.at(outs, 128 * index + at)) for at in (0, VECTOR)]
         halves = [text.set(f"fmul {FLOATS} {half}, {inverse}") for half in halves]
         inside = text.set(f"mul i64 {heads.index}, {head_dim // GROUP}")
-        inside = text.set(f"mul i64 {text.set(f'add i64 {inside}, {index}')}, {record}")
-        round_group(text, halves, text.at(first, inside), quad)
+        inside = text.set(f"add i64 {text.set(f'add i64 {inside}, {index}')}, {first}")
+        round_group(text, halves, target, inside)
     heads.close()
     each.close()
 

@@ -10,7 +10,14 @@ from typing import NamedTuple
 from dspark_kernels.cpu.dot_text import Dot, Sums, make_dot
 from dspark_kernels.cpu.formats import FORMATS, Format
 from dspark_kernels.cpu.llvm_text import Carried, Loop, Text, constant, vector
-from dspark_kernels.cpu.rounded import BYTE, FIELDS_AT, GROUP, GROUP_BYTES, TILE_ROWS
+from dspark_kernels.cpu.rounded import (
+    BYTE,
+    CODE_BYTES,
+    FIELD_BYTES,
+    GROUP,
+    GROUP_BYTES,
+    TILE_ROWS,
+)
 from dspark_kernels.cpu.stored_weight import LANES, PLANES
 
 # rows of a pass, and native vectors of its lanes, by how wide a vector is
@@ -157,17 +164,21 @@ class _Tile:
         text, form = self._text, self._form
         both = [(row, lane) for row in this.rows for lane in this.lanes]
         starts = {lane: text.load(self._floats, text.at("%bias", 4 * lane)) for lane in this.lanes}
+        size = text.set(f"mul i64 {text.set(f'mul i64 %groups, {self._rows}')}, {CODE_BYTES}")
+        all_fields = text.at("%x", size)
         loop = Loop(text, "0", "%groups", [Carried(self._floats, starts[lane]) for _, lane in both])
         outs = dict(zip(both, loop.values, strict=True))
         group = loop.index
-        x = text.at("%x", text.set(f"mul i64 {group}, {self._times(GROUP_BYTES, self._rows)}"))
+        before = text.set(f"mul i64 {group}, {self._rows}")
+        x = text.at("%x", text.set(f"mul i64 {before}, {CODE_BYTES}"))
+        fields = text.at(all_fields, text.set(f"mul i64 {before}, {FIELD_BYTES}"))
         if this.is_first:
             self._prefetch(group)
-        scales = {row: self._row_number(x, row, 0, "float") for row in this.rows}
+        scales = {row: self._row_number(fields, row, 0, "float") for row in this.rows}
         quads = range(8)
         for part in range(form.parts):
             inside = quads[part * 8 // form.parts : (part + 1) * 8 // form.parts]
-            sums = self._sums(x, group, this, inside)
+            sums = self._sums(x, fields, group, this, inside)
             for lane in this.lanes:
                 factor = self._factor(group, lane, part)
                 for row in this.rows:
@@ -176,7 +187,7 @@ class _Tile:
                     real = text.set(f"fmul {self._floats} {real}, {scales[row]}")
                     outs[row, lane] = text.fma(self._dot.lanes, real, factor, outs[row, lane])
         if form.has_least:
-            self._add_leasts(x, group, this, outs)
+            self._add_leasts(fields, group, this, outs)
         for (row, lane), value in zip(both, loop.close([outs[key] for key in both]), strict=True):
             place = text.set(f"add i64 {self._times('%stride', row)}, {4 * lane}")
             text.store(self._floats, value, text.at("%out", place))
@@ -190,20 +201,20 @@ class _Tile:
                 self._text.do(f"call void @llvm.prefetch.p0(ptr {ahead}, i32 0, i32 2, i32 1)")
 
     def _sums(
-        self, x: str, group: str, this: Pass, quads: range
+        self, x: str, fields: str, group: str, this: Pass, quads: range
     ) -> dict[tuple[Row, int], tuple[Sums, Sums]]:
         """Of the first bytes of the codes, and of the second ones."""
         text, offset = self._text, self._form.offset
         sums = {(row, lane): (Sums(), Sums()) for row in this.rows for lane in this.lanes}
         if offset and not self._dot.is_signed:
             for (row, _), (_, second) in sums.items():
-                second.whole.append(self._offset_sum(x, row, quads, offset))
+                second.whole.append(self._offset_sum(fields, row, quads, offset))
         for quad in quads:
             weights = {lane: self._weights(group, lane, quad) for lane in this.lanes}
             for row in this.rows:
                 for byte in range(2):
-                    place = self._place(GROUP * byte + 4 * quad, row)
-                    codes = text.splat("i32", self._dot.lanes, text.load("i32", text.at(x, place)))
+                    place = text.at(self._of_row(x, row, CODE_BYTES), GROUP * byte + 4 * quad)
+                    codes = text.splat("i32", self._dot.lanes, text.load("i32", place))
                     for lane in this.lanes:
                         self._dot.add(text, sums[row, lane][byte], weights[lane], codes)
         return sums
@@ -214,12 +225,12 @@ class _Tile:
         total = text.set(f"shl {words} {total}, {constant('i32', lanes, BYTE)}")
         return text.set(f"add {words} {total}, {self._dot.total(text, second)}")
 
-    def _offset_sum(self, x: str, row: Row, quads: range, offset: int) -> str:
+    def _offset_sum(self, fields: str, row: Row, quads: range, offset: int) -> str:
         """-offset times the sum of the row's codes in these quads."""
         text, words = self._text, self._words
-        stored = self._row_number(x, row, 1 if len(quads) == 8 else 3, "i32")  # -8 times it
+        stored = self._row_number(fields, row, 1 if len(quads) == 8 else 3, "i32")  # -8 times it
         if quads.start > 0:
-            whole = self._row_number(x, row, 1, "i32")
+            whole = self._row_number(fields, row, 1, "i32")
             stored = text.set(f"sub {words} {whole}, {stored}")
         shift = constant("i32", self._dot.lanes, (offset // 8).bit_length() - 1)
         return stored if offset == 8 else text.set(f"shl {words} {stored}, {shift}")
@@ -265,16 +276,12 @@ class _Tile:
             return one * other
         return self._text.set(f"mul i64 {one}, {other}")
 
-    def _place(self, entry: int, row: Row) -> Row:
-        """Bytes from a record to a row's share of one of its fields, `entry` bytes a row behind."""
-        start, inside = self._times(entry, self._rows), self._times(4, row)
-        if isinstance(start, int) and isinstance(inside, int):
-            return start + inside
-        return self._text.set(f"add i64 {start}, {inside}")
+    def _of_row(self, base: str, row: Row, size: int) -> str:
+        return self._text.at(base, self._times(row, size))
 
-    def _row_number(self, x: str, row: Row, index: int, kind: str) -> str:
-        number = self._text.load(kind, self._text.at(x, self._place(FIELDS_AT + 4 * index, row)))
-        return self._text.splat(kind, self._dot.lanes, number)
+    def _row_number(self, fields: str, row: Row, index: int, kind: str) -> str:
+        place = self._text.at(self._of_row(fields, row, FIELD_BYTES), 4 * index)
+        return self._text.splat(kind, self._dot.lanes, self._text.load(kind, place))
 
     def _factor(self, group: str, lane: int, part: int) -> str:
         form, index = self._form, part
@@ -286,9 +293,11 @@ class _Tile:
             f"fmul {self._floats} {small}, {self._super('super_factors', group, lane)}"
         )
 
-    def _add_leasts(self, x: str, group: str, this: Pass, outs: dict[tuple[Row, int], str]) -> None:
+    def _add_leasts(
+        self, fields: str, group: str, this: Pass, outs: dict[tuple[Row, int], str]
+    ) -> None:
         text = self._text
-        sums = {row: self._row_number(x, row, 2, "float") for row in this.rows}
+        sums = {row: self._row_number(fields, row, 2, "float") for row in this.rows}
         for lane in this.lanes:
             if self._form.is_super:
                 small = self._small("leasts", group, LANES, lane, "zext")

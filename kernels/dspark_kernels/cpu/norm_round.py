@@ -10,7 +10,7 @@ from dspark_kernels.cpu.exact import fma, sqrt
 from dspark_kernels.cpu.float_text import FLOATS, LANES, numbers, tree_sum, write_tree
 from dspark_kernels.cpu.llvm_text import Carried, Loop, Text
 from dspark_kernels.cpu.rounded import GROUP, RoundedRows, empty_rounded, round_rows_reference
-from dspark_kernels.cpu.rounded_text import round_group, write_places
+from dspark_kernels.cpu.rounded_text import round_group, write_place
 from dspark_kernels.cpu.runtime import Op, current
 
 
@@ -86,7 +86,7 @@ def write_norm_round(text: Text) -> None:
     )
     squares = _sum_and_squares(text, size, total, (update, has[1]), (tap, has[3]))
     scale = text.splat("float", LANES, write_scale(text, squares, width, eps))
-    base, record, quad = write_places(text, rounded, groups, loop.index, rows)
+    place = write_place(text, rounded, groups, loop.index, rows)
     each = Loop(text, "0", groups)
     offset = text.set(f"shl i64 {each.index}, 7")
     halves = [
@@ -100,8 +100,7 @@ def write_norm_round(text: Text) -> None:
         text.store(FLOATS, half, text.at(target, at))
     text.do(f"br label %{after}")
     text.label(after)
-    place = text.set(f"mul i64 {each.index}, {record}")
-    round_group(text, halves, text.at(base, place), quad)
+    round_group(text, halves, place, each.index)
     each.close()
     loop.close()
     text.do("ret void")

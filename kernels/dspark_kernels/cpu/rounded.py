@@ -16,16 +16,16 @@ GROUP = 32
 TILE_ROWS = 8  # rows multiplied together; the last tile holds the rest
 BYTE = 8
 LARGEST = 127.0  # of either byte
-FIELDS_AT = 2 * GROUP  # bytes of one row: 32 codes, then the four fields of RoundedRows
-GROUP_BYTES = FIELDS_AT + 16
+CODE_BYTES, FIELD_BYTES = 2 * GROUP, 16  # of a group of a row
+GROUP_BYTES = CODE_BYTES + FIELD_BYTES
 SMALLEST = 2.0**-100
 
 
 @dataclass(frozen=True, slots=True)
 class RoundedRows:
-    """`data` uint8: tiles of up to 8 rows, each [K / 32] records of
-    int8 [2, 8, rows, 4] first bytes, then second ones, float32 [rows] scales, int32 [rows] -8 · sum
-    of the codes, float32 [rows] scale · sum, int32 [rows] -8 · sum of the first 16 codes."""
+    """`data` uint8: tiles of up to 8 rows, each int8 [K / 32, rows, 2, 32] first and second bytes,
+    then [K / 32, rows, 4] fields: float32 scale, int32 -8 · sum of the codes, float32 scale · sum,
+    int32 -8 · sum of the first 16 codes."""
 
     data: torch.Tensor
     num_rows: int
@@ -33,11 +33,11 @@ class RoundedRows:
 
     def codes(self) -> torch.Tensor:
         """int32 [N, K]."""
-        parts = [t[:, : FIELDS_AT * n].reshape(-1, 2, 8, n, 4) for n, t in self._tiles()]
-        by_row = [p.permute(1, 3, 0, 2, 4).reshape(2, p.shape[3], -1) for p in parts]
-        first, second = torch.cat(by_row, dim=1).view(torch.int8).int()
+        by_row = [codes.transpose(0, 1) for codes, _ in self._tiles()]
+        whole = torch.cat(by_row).view(torch.int8).int()  # [N, G, 2, 32]
+        first, second = whole.flatten(0, 1).unbind(1)
         codes: torch.Tensor = (first << BYTE) + second
-        return codes
+        return codes.view(self.num_rows, self.width)
 
     def scales(self) -> torch.Tensor:
         """float32 [N, K / 32]."""
@@ -58,18 +58,18 @@ class RoundedRows:
         return out
 
     def _field(self, index: int) -> torch.Tensor:
-        fields = []
-        for n, tile in self._tiles():
-            start = FIELDS_AT * n + 4 * n * index
-            fields.append(tile[:, start : start + 4 * n].contiguous().view(torch.int32).t())
-        return torch.cat(fields).contiguous()
+        return torch.cat([fields[..., index].t() for _, fields in self._tiles()]).contiguous()
 
-    def _tiles(self) -> list[tuple[int, torch.Tensor]]:
-        """Rows of each tile, and its records uint8 [K / 32, 48 rows]."""
+    def _tiles(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Of each tile the codes uint8 [K / 32, rows, 2, 32] and fields int32 [K / 32, rows, 4]."""
         sizes = [min(TILE_ROWS, self.num_rows - i) for i in range(0, self.num_rows, TILE_ROWS)]
-        groups = self.width // GROUP
-        parts = self.data.split([n * groups * GROUP_BYTES for n in sizes])
-        return [(n, p.view(groups, n * GROUP_BYTES)) for n, p in zip(sizes, parts, strict=True)]
+        groups, tiles = self.width // GROUP, []
+        for n, tile in zip(
+            sizes, self.data.split([n * groups * GROUP_BYTES for n in sizes]), strict=True
+        ):
+            codes, fields = tile.split([n * groups * CODE_BYTES, n * groups * FIELD_BYTES])
+            tiles.append((codes.view(groups, n, 2, GROUP), fields.view(torch.int32)))
+        return [(codes, fields.view(groups, -1, 4)) for codes, fields in tiles]
 
 
 def empty_rounded(num_rows: int, width: int) -> RoundedRows:
@@ -111,12 +111,8 @@ def round_rows_reference(x: torch.Tensor) -> RoundedRows:
     scales = scales.squeeze(-1) * 2.0**-BYTE
     scaled_sums = (scales * sums.float()).view(torch.int32)
     fields = (scales.view(torch.int32), -8 * sums, scaled_sums, -8 * half_sums)
-    for index, (n, tile) in enumerate(out._tiles()):
-        rows = slice(index * TILE_ROWS, index * TILE_ROWS + n)
-        quads = both[rows].unflatten(3, (8, 4)).permute(1, 2, 3, 0, 4)  # [G, 2, 8, n, 4]
-        tile[:, : FIELDS_AT * n] = quads.reshape(-1, FIELDS_AT * n).view(torch.uint8)
-        for field, words in enumerate(fields):
-            start = FIELDS_AT * n + 4 * n * field
-            by_group = words[rows].t().flatten().view(torch.uint8)
-            tile[:, start : start + 4 * n] = by_group.view(-1, 4 * n)
+    for index, (tile_codes, tile_fields) in enumerate(out._tiles()):
+        rows = slice(index * TILE_ROWS, (index + 1) * TILE_ROWS)
+        tile_codes.copy_(both[rows].transpose(0, 1).view(torch.uint8))
+        tile_fields.copy_(torch.stack([field[rows].t() for field in fields], dim=-1))
     return out

@@ -1,5 +1,7 @@
 """Rounding of rows in LLVM's text; `round_row` serves every operation that ends with it."""
 
+from typing import NamedTuple
+
 from dspark_kernels.cpu.float_text import (
     FLOATS,
     LANES,
@@ -10,7 +12,7 @@ from dspark_kernels.cpu.float_text import (
     numbers,
 )
 from dspark_kernels.cpu.llvm_text import Loop, Text, constant
-from dspark_kernels.cpu.rounded import BYTE, FIELDS_AT, GROUP_BYTES, LARGEST
+from dspark_kernels.cpu.rounded import BYTE, CODE_BYTES, FIELD_BYTES, GROUP_BYTES, LARGEST
 
 TINIEST = 27 << 23  # bits of 2**-100
 
@@ -37,13 +39,11 @@ def write_round_row(text: Text) -> None:
     text.raw(
         "define internal void @round_row(ptr %x, ptr %out, i64 %groups, i64 %row, i64 %rows) {"
     )
-    base, record, quad = write_places(text, "%out", "%groups", "%row", "%rows")
+    place = write_place(text, "%out", "%groups", "%row", "%rows")
     loop = Loop(text, "0", "%groups")
     source = text.at("%x", text.set(f"shl i64 {loop.index}, 7"))
-    target = text.at(base, text.set(f"mul i64 {loop.index}, {record}"))
-    round_group(
-        text, [text.load(FLOATS, source), text.load(FLOATS, text.at(source, 64))], target, quad
-    )
+    halves = [text.load(FLOATS, text.at(source, at)) for at in (0, 64)]
+    round_group(text, halves, place, loop.index)
     loop.close()
     text.do("ret void")
     text.raw("}")
@@ -57,20 +57,29 @@ def write_round_declarations(text: Text) -> None:
     text.raw(f"declare i32 @llvm.vector.reduce.add.v16i32({WORDS})")
 
 
-def write_places(text: Text, out: str, groups: str, row: str, rows: str) -> tuple[str, str, str]:
-    """Address of a row's first group; bytes from group to group, and from field to field."""
+class RowPlace(NamedTuple):
+    """Of a row: the addresses of its first group, and the rows of its tile."""
+
+    codes: str
+    fields: str
+    tile: str
+
+
+def write_place(text: Text, out: str, groups: str, row: str, rows: str) -> RowPlace:
     first = text.set(f"and i64 {row}, -8")
     left = text.set(f"sub i64 {rows}, {first}")
     tile = text.set(f"call i64 @llvm.smin.i64(i64 {left}, i64 8)")
     inside = text.set(f"and i64 {row}, 7")
     before = text.set(f"mul i64 {text.set(f'mul i64 {first}, {GROUP_BYTES}')}, {groups}")
-    base = text.at(text.at(out, before), text.set(f"shl i64 {inside}, 2"))
-    record = text.set(f"mul i64 {tile}, {GROUP_BYTES}")
-    return base, record, text.set(f"shl i64 {tile}, 2")
+    base = text.at(out, before)
+    size = text.set(f"mul i64 {text.set(f'mul i64 {tile}, {CODE_BYTES}')}, {groups}")
+    codes = text.at(base, text.set(f"mul i64 {inside}, {CODE_BYTES}"))
+    fields = text.at(text.at(base, size), text.set(f"mul i64 {inside}, {FIELD_BYTES}"))
+    return RowPlace(codes, fields, tile)
 
 
-def round_group(text: Text, halves: list[str], target: str, quad: str) -> None:
-    """32 numbers to the fields of one row of a record; `quad` bytes lie between its fields."""
+def round_group(text: Text, halves: list[str], place: RowPlace, group: str) -> None:
+    """32 numbers to this group of a row."""
     mask = constant("i32", LANES, 0x7FFFFFFF)
     bits = [text.set(f"bitcast {FLOATS} {half} to {WORDS}") for half in halves]
     sizes = [text.set(f"and {WORDS} {each}, {mask}") for each in bits]
@@ -86,26 +95,20 @@ def round_group(text: Text, halves: list[str], target: str, quad: str) -> None:
     scale = text.set(f"fadd float {scale}, {nothing}")
     scale = text.set(f"fmul float {scale}, {number(2.0**-BYTE)}")
     codes = [_codes(text, half, text.splat("float", LANES, inverse)) for half in halves]
+    before = text.set(f"mul i64 {group}, {place.tile}")
+    target = text.at(place.codes, text.set(f"mul i64 {before}, {CODE_BYTES}"))
     for half, two in enumerate(codes):
         for byte, each in enumerate(two):
-            _store_bytes(text, each, target, quad, 8 * byte + 4 * half)
+            short = text.set(f"trunc {WORDS} {each} to <16 x i8>")
+            text.store("<16 x i8>", short, text.at(target, 32 * byte + 16 * half))
     sums = [_total(text, *two) for two in codes]
     total = text.set(f"add i32 {sums[0]}, {sums[1]}")
     scaled = text.set(f"fmul float {scale}, {text.set(f'sitofp i32 {total} to float')}")
     sums = [text.set(f"mul i32 {each}, -8") for each in (total, sums[0])]
+    target = text.at(place.fields, text.set(f"mul i64 {before}, {FIELD_BYTES}"))
     fields = (("float", scale), ("i32", sums[0]), ("float", scaled), ("i32", sums[1]))
     for index, (kind, value) in enumerate(fields):
-        place = text.set(f"mul i64 {quad}, {FIELDS_AT // 4 + index}")
-        text.store(kind, value, text.at(target, place))
-
-
-def _store_bytes(text: Text, words: str, target: str, quad: str, first: int) -> None:
-    """16 codes as four quads, `first` quads behind the record's start."""
-    short = text.set(f"trunc {WORDS} {words} to <16 x i8>")
-    quads = text.set(f"bitcast <16 x i8> {short} to <4 x i32>")
-    for index in range(4):
-        word = text.set(f"extractelement <4 x i32> {quads}, i64 {index}")
-        text.store("i32", word, text.at(target, text.set(f"mul i64 {quad}, {first + index}")))
+        text.store(kind, value, text.at(target, 4 * index))
 
 
 def _total(text: Text, first: str, second: str) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dspark_kernels.cpu.argmax import write_largest
 from dspark_kernels.cpu.float_text import FLOATS, LANES, numbers, write_tree
 from dspark_kernels.cpu.llvm_text import Carried, Loop, Text
-from dspark_kernels.cpu.rounded_text import round_group, write_places
 
 # number of requests, then addresses: hidden states, logits, a record of OWN_RECORD per request,
 # noise laid out as the logits, float32 1 / temperature per request
@@ -58,8 +57,8 @@ def write_draft_features(text: Text) -> None:
     features = text.at(x, width)
     _copy(text, embedding, features, rank_bytes, "float")
     groups = own.number("groups")
-    places = write_places(text, own.address("rounded"), groups, loop.index, requests)
-    _round(text, features, groups, *places)
+    words = f"i64 {groups}, i64 {loop.index}, i64 {requests}"
+    text.do(f"call void @round_row(ptr {features}, ptr {own.address('rounded')}, {words})")
     _confidence(text, own, loop.index, x)
     loop.close()
     text.do("ret void")
@@ -70,14 +69,6 @@ def _copy(text: Text, source: str, target: str, size: str, kind: str) -> None:
     step = 4 * LANES if kind == FLOATS else 4
     loop = Loop(text, "0", size, step=str(step))
     text.store(kind, text.load(kind, text.at(source, loop.index)), text.at(target, loop.index))
-    loop.close()
-
-
-def _round(text: Text, source: str, groups: str, base: str, record: str, quad: str) -> None:
-    loop = Loop(text, "0", groups)
-    group = text.at(source, text.set(f"shl i64 {loop.index}, 7"))
-    halves = [text.load(FLOATS, text.at(group, at)) for at in (0, 64)]
-    round_group(text, halves, text.at(base, text.set(f"mul i64 {loop.index}, {record}")), quad)
     loop.close()
 
 

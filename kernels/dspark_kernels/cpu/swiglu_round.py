@@ -5,7 +5,7 @@ import torch
 from dspark_kernels.cpu.float_text import FLOATS, exp, numbers, write_exp
 from dspark_kernels.cpu.llvm_text import Loop, Text
 from dspark_kernels.cpu.rounded import GROUP, RoundedRows, empty_rounded, round_rows_reference
-from dspark_kernels.cpu.rounded_text import round_group, write_places
+from dspark_kernels.cpu.rounded_text import round_group, write_place
 from dspark_kernels.cpu.runtime import Op, current
 
 
@@ -49,9 +49,8 @@ def write_swiglu_round(text: Text) -> None:
     gate = text.at(source, inside)
     up = text.at(gate, half)
     values = [_swiglu(text, text.at(gate, at), text.at(up, at)) for at in (0, 64)]
-    base, record, quad = write_places(text, rounded, groups, row, rows)
-    target = text.at(base, text.set(f"mul i64 {group}, {record}"))
-    round_group(text, values, target, quad)
+    place = write_place(text, rounded, groups, row, rows)
+    round_group(text, values, place, group)
     loop.close()
     text.do("ret void")
     text.raw("}")
