@@ -30,6 +30,7 @@ from dspark.hub import home
 from dspark.targets.base import Target
 from dspark.targets.expert_use import RoutesExperts
 from dspark.text.stream import TextCodec
+from dspark_kernels.cpu.processor import VARIABLE, variants
 
 PARKING = ".parking"  # beside a table: what was learned of parking
 
@@ -88,6 +89,11 @@ def sps_folder() -> Path:
     return home() / "sps"
 
 
+def _instructions() -> str:
+    """Those that kernels on the CPU are built of, if any are."""
+    return os.environ.get(VARIABLE) or next(iter(variants()), "")
+
+
 def sps_path(name: str, target: Target, drafter: Drafter, runtime: ResolvedRuntime) -> Path:
     """One table per pair, the kernels and number formats of target and drafter, machine, torch
     version and number of threads."""
@@ -98,7 +104,7 @@ def sps_path(name: str, target: Target, drafter: Drafter, runtime: ResolvedRunti
         else f"{platform.processor()} {os.cpu_count()} {torch.get_num_threads()}"
     )
     sizes = (drafter.block_size, drafter.num_weights)
-    runners = (type(target).__name__, type(drafter).__name__, os.environ.get("DSPARK_CPU", ""))
+    runners = (type(target).__name__, type(drafter).__name__, _instructions())
     formats = (runtime.dtype, runtime.draft_weights, runtime.kv)
     facts = (name, target.spec, sizes, runners, formats, machine, torch.__version__)
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

@@ -41,8 +41,8 @@ class Dot(Protocol):
 
 
 def make_dot(variant: str, bits: int) -> Dot:
-    if variant in ("vnni512", "avxvnni"):
-        return Vnni(16 if variant == "vnni512" else 8)
+    if variant in ("amx", "vnni512", "avxvnni"):
+        return Vnni(8 if variant == "avxvnni" else 16)
     others: dict[str, Callable[[int], Dot]] = {"avx2": Avx2, "neon": Neon, "generic": Plain}
     return others[variant](bits)
 

@@ -10,7 +10,7 @@ from dspark_kernels.cpu.mxfp4 import SEGMENT_WORDS
 
 ROWS = {16: (6, 4, 2, 1), 8: (2, 1), 4: (1,)}  # together, by how many floats a register holds
 TOGETHER = {16: 4, 8: 2, 4: 2}  # outputs
-REGISTER = {"vnni512": 16, "avxvnni": 8, "avx2": 8, "neon": 4, "generic": 4}
+REGISTER = {"amx": 16, "vnni512": 16, "avxvnni": 8, "avx2": 8, "neon": 4, "generic": 4}
 SHORTS = f"<{LANES} x i16>"
 PANEL = 32  # rows that meet all outputs before the next ones, so that they stay in the core's cache
 MANY = 12  # rows of a panel for which codes become floats once, and not once for each few of them

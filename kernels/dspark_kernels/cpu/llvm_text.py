@@ -1,6 +1,7 @@
 """Writes LLVM's text: values get unique names, loops carry values."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 
@@ -72,10 +73,40 @@ class Text:
             f"shufflevector {whole} {first}, {whole} poison, <{lanes} x i32> zeroinitializer"
         )
 
+    @contextmanager
+    def only_if(self, condition: str) -> Iterator["Branch"]:
+        """What is written inside runs if the i1 is true."""
+        before, inside, leave, after = (
+            self.fresh(stem) for stem in ("before", "inside", "leave", "after")
+        )
+        self.do(f"br label %{before}")
+        self.label(before)
+        self.do(f"br i1 {condition}, label %{inside}, label %{after}")
+        self.label(inside)
+        yield Branch(self, before, leave)
+        self.do(f"br label %{leave}")
+        self.label(leave)
+        self.do(f"br label %{after}")
+        self.label(after)
+
     def fma(self, lanes: int, a: str, b: str, c: str) -> str:
         """a b + c, rounded once."""
         kind = f"<{lanes} x float>"
         return self.set(f"call {kind} @llvm.fma.v{lanes}f32({kind} {a}, {kind} {b}, {kind} {c})")
+
+
+class Branch:
+    """Where `only_if` branched, and where it comes back from."""
+
+    def __init__(self, text: Text, before: str, inside: str) -> None:
+        self._text, self._before, self._inside = text, before, inside
+
+    def joined(self, kind: str, before: Sequence[str], inside: Sequence[str]) -> list[str]:
+        """Values from inside, or those from before; right behind the branch."""
+        return [
+            self._text.set(f"phi {kind} [{old}, %{self._before}], [{new}, %{self._inside}]")
+            for old, new in zip(before, inside, strict=True)
+        ]
 
 
 class Loop:

@@ -19,6 +19,7 @@ GROUP_BYTES = GROUP // 2
 TOGETHER = 16  # groups whose scales are transposed at once
 QUAD = 4
 ROWS = {
+    "amx": (8, 4, 3, 2, 1),
     "vnni512": (8, 4, 3, 2, 1),
     "avxvnni": (2, 1),
     "avx2": (2, 1),
@@ -26,6 +27,7 @@ ROWS = {
     "generic": (1,),
 }
 SHUFFLES = {  # bytes of a table by bytes of indices
+    "amx": "@llvm.x86.avx512.pshuf.b.512",
     "vnni512": "@llvm.x86.avx512.pshuf.b.512",
     "avxvnni": "@llvm.x86.avx2.pshuf.b",
     "avx2": "@llvm.x86.avx2.pshuf.b",

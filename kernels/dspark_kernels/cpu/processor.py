@@ -1,14 +1,17 @@
 """Which instructions CPU kernels are built of: asked of the processor, or DSPARK_CPU's choice."""
 
+import ctypes
 import os
 import platform
+import sys
 from functools import cache
 from typing import Literal, NamedTuple
 
 VARIABLE = "DSPARK_CPU"
-VariantName = Literal["vnni512", "avxvnni", "avx2", "neon", "generic"]
+VariantName = Literal["amx", "vnni512", "avxvnni", "avx2", "neon", "generic"]
 X86_BASE = ("avx2", "fma", "f16c")
 BASE_FLAGS = "+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+movbe"
+ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18  # <asm/prctl.h>
 
 
 class Variant(NamedTuple):
@@ -40,6 +43,8 @@ def variants() -> dict[str, Variant]:
         if not all(features.get(name) for name in X86_BASE):
             return {}
         if all(features.get(name) for name in ("avx512vnni", "avx512bw", "avx512vl")):
+            if features.get("amx-tile") and features.get("amx-int8") and _may_use_tiles():
+                usable.append(Variant("amx", cpu, features.flatten()))
             usable.append(Variant("vnni512", cpu, features.flatten()))
         if features.get("avxvnni"):
             usable.append(Variant("avxvnni", "haswell", BASE_FLAGS + ",+avxvnni"))
@@ -50,6 +55,17 @@ def variants() -> dict[str, Variant]:
             usable.append(Variant("neon", cpu, features.flatten()))
         usable.append(Variant("generic", cpu, features.flatten()))
     return {variant.name: variant for variant in usable}
+
+
+def _may_use_tiles() -> bool:
+    """Linux keeps the registers of tiles from processes that did not ask; it may refuse."""
+    return sys.platform == "linux" and _ask_linux(REQUEST_PERMISSION, TILE_DATA) == 0
+
+
+def _ask_linux(request: int, value: int) -> int:
+    """arch_prctl, of which C libraries have no function."""
+    answer: int = ctypes.CDLL(None).syscall(ARCH_PRCTL, request, value)
+    return answer
 
 
 def choose_cpu_backend() -> CpuBackend:

@@ -19,6 +19,7 @@ LARGEST = 127.0  # of either byte
 CODE_BYTES, FIELD_BYTES = 2 * GROUP, 16  # of a group of a row
 GROUP_BYTES = CODE_BYTES + FIELD_BYTES
 SMALLEST = 2.0**-100
+SLACK = TILE_ROWS * CODE_BYTES  # bytes behind the end that may be read, a group of a whole tile
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,8 @@ def empty_rounded(num_rows: int, width: int) -> RoundedRows:
     if width <= 0 or width % GROUP:
         raise ValueError(f"rows of {width} numbers are not groups of {GROUP}")
     size = num_rows * width // GROUP * GROUP_BYTES
-    return RoundedRows(torch.empty(size, dtype=torch.uint8), num_rows, width)
+    data = torch.empty(size + SLACK, dtype=torch.uint8)[:size]
+    return RoundedRows(data, num_rows, width)
 
 
 def round_rows(x: torch.Tensor) -> RoundedRows:

@@ -12,6 +12,8 @@ from dspark_kernels.cpu.runtime import using
 from dspark_kernels.cpu.stored_weight import stored_weight
 from tests.kernels.cpu.random_weights import random_weight
 
+NUM_BLOCKS = {False: (*range(1, 9), 17, 18, 19, 37), True: (1, 1, 1, 2, 2, 3, 5)}  # of a row
+
 
 @pytest.fixture
 def generator():
@@ -37,6 +39,7 @@ def test_every_variant_and_number_of_threads_gives_the_same_bits(kind, runtimes,
         (5, 16, 3, True),
         (8, 100, 1, False),
         (13, 31, 2, False),
+        (6, 17, 361 if FORMATS[kind].block == 32 else 46, True),  # many groups, and a few more
     ):
         width = FORMATS[kind].block * groups
         weight = random_weight(kind, num_outputs, width, generator)
@@ -100,7 +103,7 @@ def test_twenty_thousand_random_shapes(part, runtimes):
     draw, generator = random.Random(17 + part), torch.Generator().manual_seed(11 + part)
     for _ in range(1000):
         kind = draw.choice(list(FORMATS))
-        width = FORMATS[kind].block * draw.randint(1, 2 if FORMATS[kind].is_super else 8)
+        width = FORMATS[kind].block * draw.choice(NUM_BLOCKS[FORMATS[kind].is_super])
         weight = random_weight(kind, draw.randint(1, 70), width, generator)
         num_rows = draw.randint(1, 64)
         x = torch.randn(num_rows, width, generator=generator) * 2.0 ** draw.randint(-20, 20)

@@ -15,6 +15,7 @@ APPLE = ("arm64-apple-macosx12.0", "apple-m1", "")
 OLD_ARM = ("aarch64-unknown-linux-gnu", "cortex-a72", "")
 LINUX = ("x86_64-unknown-linux-gnu", "haswell", BASE_FLAGS)
 WINDOWS = ("x86_64-pc-windows-msvc-elf", "haswell", BASE_FLAGS)
+SERVER = ("x86_64-unknown-linux-gnu", "sapphirerapids", "+amx-int8")
 
 
 def texts(variant: str, is_x86: bool) -> list[str]:
@@ -33,6 +34,7 @@ def texts(variant: str, is_x86: bool) -> list[str]:
         (OLD_ARM, "generic", "fmla"),
         (LINUX, "generic", "vfmadd"),
         (WINDOWS, "avx2", "vpmaddubsw"),
+        (SERVER, "amx", "tdpbssd"),
     ],
 )
 def test_nothing_outside_is_called(machine, variant, instruction):

@@ -27,6 +27,31 @@ def test_without_a_word_the_first_is_taken():
         assert choose_cpu_backend().variant == next(iter(variants().values()))
 
 
+class ServerFeatures(dict):
+    """Of a processor with everything."""
+
+    def __init__(self):
+        names = (*processor.X86_BASE, "avx512vnni", "avx512bw", "avx512vl", "amx-tile", "amx-int8")
+        super().__init__(dict.fromkeys(names, True))
+
+    def flatten(self):
+        return ",".join(f"+{name}" for name in self)
+
+
+@pytest.mark.parametrize(
+    ("platform", "answer", "first"),
+    [("linux", 0, "amx"), ("linux", -1, "vnni512"), ("win32", 0, "vnni512")],
+)
+def test_tiles_are_for_those_whom_linux_permits_them(platform, answer, first, monkeypatch):
+    """A processor may announce tiles and the system may keep them from us: then they fault."""
+    binding = pytest.importorskip("llvmlite.binding")
+    monkeypatch.setattr(binding, "get_host_cpu_features", ServerFeatures)
+    monkeypatch.setattr(processor.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(processor.sys, "platform", platform)
+    monkeypatch.setattr(processor, "_ask_linux", lambda *_: answer)
+    assert next(iter(processor.variants.__wrapped__())) == first
+
+
 def test_what_the_processor_cannot_run_is_refused(monkeypatch):
     if not variants():
         pytest.skip("no kernels for this processor")
