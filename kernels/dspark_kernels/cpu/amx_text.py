@@ -25,10 +25,11 @@ from dspark_kernels.cpu.tile_text import (
     call_by_rows,
 )
 
-FEW_ROWS = 3  # that vectors multiply as fast or faster
+FEW_ROWS = 4  # that vectors multiply as fast or faster
 SPAN = 18  # groups at most
 STORED_AFTER, ADDED_AFTER = 2, 3  # groups, from the beginning of a group's products
 SLOTS = 2
+PREFETCH = 2048  # bytes ahead of what is unpacked
 WEIGHT_BYTES = GROUP * LANES  # of a group
 SUM_BYTES = 4 * LANES  # of a row and one of its bytes
 PRODUCT_BYTES = 2 * TILE_ROWS * SUM_BYTES
@@ -146,7 +147,7 @@ def _unpack(text: Text, form: Format, kind: str) -> None:
     text.raw(f"define internal void @unpack({words}) {{")
     loop = Loop(text, "%begin", "%end")
     tile = Tile(text, form, Vnni(LANES), 1, kind)
-    tile.prefetch(loop.index)
+    tile.prefetch(loop.index, PREFETCH, level=1)
     target = text.at("%weights", text.set(f"mul i64 {loop.index}, {WEIGHT_BYTES}"))
     for quad in range(GROUP // 4):
         codes = tile.codes(loop.index, 0, quad)
@@ -176,10 +177,10 @@ def _rows(text: Text, form: Format, kind: str, rows: int) -> None:
         stored, added = (text.set(f"sub i64 {now}, {n}") for n in (STORED_AFTER, ADDED_AFTER))
         with text.only_if(span.has(stored)):
             span.store(stored, turn)
-        with text.only_if(span.has(now)):
-            span.multiply(now, turn)
         with text.only_if(text.set(f"icmp slt i64 {now}, %next_count")):
             span.unpack_next(now)
+        with text.only_if(span.has(now)):
+            span.multiply(now, turn)
         with text.only_if(span.has(added)) as where:
             more = span.add(added, outs)
         outs = where.joined(FLOATS, outs, more)

@@ -123,13 +123,15 @@ class Tile:
     def _start(self, row: Row, lane: int) -> str:
         return self._text.load(self._floats, self._text.at("%bias", 4 * lane))
 
-    def prefetch(self, group: str) -> None:
-        """Prefetches a pass's codes; processors prefetch too, but not far enough."""
+    def prefetch(self, group: str, ahead: int = PREFETCH, level: int = 2) -> None:
+        """Prefetches a pass's codes into a cache's level; processors prefetch too, but not far
+        enough."""
         for plane, size in zip(PLANES, bytes_of_group(self._form)[:2], strict=False):
             base = self._text.at(f"%{plane}", self._text.set(f"mul i64 {group}, {size}"))
             for line in range(0, size, LINE):
-                ahead = self._text.at(base, PREFETCH + line)
-                self._text.do(f"call void @llvm.prefetch.p0(ptr {ahead}, i32 0, i32 2, i32 1)")
+                place = self._text.at(base, ahead + line)
+                call = f"@llvm.prefetch.p0(ptr {place}, i32 0, i32 {4 - level}, i32 1)"
+                self._text.do(f"call void {call}")
 
     def _sums(
         self, x: str, fields: str, group: str, this: Pass, part: int
