@@ -12,6 +12,7 @@ from dspark.checkpoints.deepseek_v4_target_config import MOST_COMPRESSED, Deepse
 MAX_ROWS = 64  # of a request, in a pass that may be taken back
 POSITIONS = MOST_COMPRESSED  # of a page
 WINDOW = "window"
+INDEX_SCORES = 2**24  # numbers that indexers may hold at once: a pass over more is made in parts
 ROUNDED = 40 / 128  # of a number of a row of 8 bits, with its scales
 
 
@@ -88,6 +89,13 @@ def row_values(config: DeepseekV4TargetConfig) -> int:
     experts = 2 * config.num_experts + 3 * inner + 2 * config.num_layers * top
     pairs = top * (hidden + 2 * inner) + ROUNDED * (hidden + top * inner)
     return fixed + attention + sum(raw.values()) + index + experts + int(pairs)
+
+
+def rows_at_once(config: DeepseekV4TargetConfig, length: int) -> int:
+    """Rows of a pass over texts of up to `length` positions, whose indexers score every entry."""
+    ratios = [r for r, s in zip(config.ratios, config.selects, strict=True) if s]
+    entries = length // min(ratios) if ratios else 0
+    return max(1, INDEX_SCORES // entries) if entries > config.index_top else length
 
 
 def window_cells(config: DeepseekV4TargetConfig) -> int:

@@ -292,6 +292,9 @@ def open_session(
     )
     if isinstance(target, (StoredTarget, DeepseekV4Target, MoeTarget)) and target.kinds:
         reason = "weights as the file stores them"
+        store = None if isinstance(target, StoredTarget) else target.expert_store
+        if store is not None and not store.is_locked:
+            reason += "; the system may move experts that are kept nearby to the disk (ulimit -l)"
         resolved = replace(resolved, dtype=target.kinds[0], reason=reason)
     codec = TextCodec.from_directory(folder)
     yield LoadProgress(STAGES[1], 1, len(STAGES) - 1)

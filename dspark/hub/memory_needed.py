@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dspark.checkpoints.deepseek_v4_cache_layout import (
+    INDEX_SCORES,
     request_values,
     row_values,
     token_values,
@@ -195,7 +196,8 @@ def cache_bytes(of: Footprint, room: Room, tokens: int = CACHE_TOKENS) -> int:
 def pass_bytes(of: Footprint, room: Room) -> int:
     """Bytes of a pass's activations."""
     if of.row and is_mapped(of, room):
-        return FLOAT * (EXPERTS_PREFILL_CHUNK * of.row + MAX_ROWS * of.vocab_size)
+        scores = INDEX_SCORES if of.rings else 0  # of DeepSeek-V4's indexers, at most
+        return FLOAT * (EXPERTS_PREFILL_CHUNK * of.row + MAX_ROWS * of.vocab_size + scores)
     is_fast = room.device == "cuda" and room.value_bytes < FLOAT
     num_rows = GPU_PREFILL_CHUNK if is_fast else PREFILL_CHUNK
     rows = num_rows * (2 * of.inner_size + 4 * of.hidden_size) * DOUBLES

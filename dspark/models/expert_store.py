@@ -10,6 +10,7 @@ import hashlib
 import json
 import queue
 import threading
+import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -21,7 +22,7 @@ import torch
 
 from dspark.atomic import replacing
 from dspark.checkpoints.deepseek_v4_target import Block, Expert, TargetWeights
-from dspark.checkpoints.mapped_memory import let_go, read_ahead
+from dspark.checkpoints.mapped_memory import let_go, lock, read_ahead, unlock
 from dspark.checkpoints.model_folder import ModelFolder
 from dspark.hub.paths import home
 from dspark.machine import free_memory
@@ -83,7 +84,8 @@ class _Swap:
 
 class ExpertStore:
     """`hits` and `misses`: distinct experts of passes; `admitted`: copies taken over; `failures`:
-    those that were not what the file has, or could not be made; such an expert stays there."""
+    those that were not what the file has, or could not be made; such an expert stays there.
+    `is_locked`: the system may not move slots to the disk."""
 
     is_on_card = False  # its slots
 
@@ -104,6 +106,9 @@ class ExpertStore:
         self.num_slots = num_slots
         size = (num_slots, expert_bytes(self._source[0]))
         self._memory = torch.empty(size, dtype=torch.uint8, device=device)
+        is_host = self._memory.device.type == "cpu"
+        self.is_locked = not is_host or lock(self._memory)
+        self._unlock = weakref.finalize(self, unlock, self._memory) if is_host else None
         self._slots = slots_of(self._memory, self._source[0])
         self._slot_of: dict[int, int] = {}
         self._free, self._refused = list(range(num_slots)), set[int]()
@@ -163,6 +168,8 @@ class ExpertStore:
     def close(self) -> None:
         self.save()
         self._jobs.put(None)
+        if self._unlock is not None:
+            self._unlock()
 
     def save(self) -> None:
         """Uses, so that the next process begins with the same slots."""

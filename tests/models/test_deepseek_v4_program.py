@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from dspark.checkpoints.deepseek_v4 import read_mapped_head
 from dspark.models.deepseek_v4.draft_pass import Context, DraftPass
 from dspark.models.deepseek_v4.layer_program import LayerProgram
+from dspark.models.deepseek_v4.native_pass import NativePass
 from dspark.models.deepseek_v4.pass_memory import PassMemory
 from dspark.models.deepseek_v4.rounded_experts import feed_rounded
 from dspark.targets.deepseek_v4_native import DeepseekV4Target, load_deepseek_v4
@@ -78,6 +80,30 @@ def test_without_kernels_torch_does_the_same(
     for found, expected in zip(native, plain, strict=True):
         atol = 1e-5 * float(expected.abs().max())
         torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+
+
+@torch.inference_mode()
+def test_scores_of_long_texts_are_made_in_parts(
+    folder: Path, runtimes: list[Runtime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """70 positions by 4 are 17 entries; with room for 64 scores a pass has 3 rows."""
+    counts: list[int] = []
+    original = NativePass.run_rows
+
+    def counted(self: NativePass, embedded: torch.Tensor, *rest: Any) -> Any:
+        counts.append(len(embedded))
+        return original(self, embedded, *rest)
+
+    monkeypatch.setattr(NativePass, "run_rows", counted)
+    with using(runtimes[0]):
+        target = load_deepseek_v4(folder, tap_layers=TAPS)
+        expected = passes(target)
+        assert counts == [70, 23, 10]
+        monkeypatch.setattr("dspark.checkpoints.deepseek_v4_cache_layout.INDEX_SCORES", 64)
+        found = passes(target)
+    assert counts[3:27] == [3] * 23 + [1]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert target._decoder.routes.shape[1] == 10
 
 
 @torch.inference_mode()

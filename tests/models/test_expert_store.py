@@ -2,6 +2,7 @@
 and for copies that come late, wrong or never."""
 
 import errno
+import gc
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -271,3 +272,28 @@ def test_advice_changes_nothing() -> None:
     for advise in (read_ahead, let_go):
         assert advise(tensor) in (True, False)
     assert torch.equal(tensor, torch.arange(10_000))
+
+
+def test_slots_stay_in_memory_as_long_as_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where the system refuses that, it goes on without."""
+    locked: list[int] = []
+    store_module = "dspark.models.expert_store"
+    monkeypatch.setattr(f"{store_module}.lock", lambda memory: not locked.append(memory.data_ptr()))
+    monkeypatch.setattr(f"{store_module}.unlock", lambda memory: locked.remove(memory.data_ptr()))
+    store = ExpertStore([tiny(8)], 2)
+    assert store.is_locked and len(locked) == 1
+    store.close()
+    assert not locked
+    store = ExpertStore([tiny(8)], 2)  # forgotten, not closed
+    del store
+    gc.collect()
+    assert not locked
+    monkeypatch.setattr(f"{store_module}.lock", lambda memory: False)
+    monkeypatch.setattr(f"{store_module}.unlock", lambda memory: None)
+    store = ExpertStore([tiny(8)], 2)
+    store.note(torch.zeros(1, 1, 1, dtype=torch.long))
+    store.between_passes()
+    settle(store)
+    store.between_passes()
+    assert not store.is_locked and store.admitted == 1
+    store.close()

@@ -32,6 +32,22 @@ class Stretch(NamedTuple):
     first: int
 
 
+def split_stretches(stretches: Sequence[Stretch], most: int) -> list[list[Stretch]]:
+    """In passes of at most `most` rows, in order; `first` counts from the beginning of its pass."""
+    passes: list[list[Stretch]] = [[]]
+    room = most
+    for slot, start, end, _ in stretches:
+        while start < end:
+            if room == 0:
+                passes.append([])
+                room = most
+            stop = min(end, start + room)
+            passes[-1].append(Stretch(slot, start, stop, most - room))
+            room -= stop - start
+            start = stop
+    return passes
+
+
 class Rings:
     """Of one request, in one piece of memory. `written`: positions below it were written at some
     time."""

@@ -5,10 +5,11 @@ from functools import partial
 
 import torch
 
+from dspark.checkpoints.deepseek_v4_cache_layout import rows_at_once
 from dspark.checkpoints.deepseek_v4_target import Block, TargetWeights
 from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
 from dspark.models.deepseek_v4.attention import Attention
-from dspark.models.deepseek_v4.cache import RequestCaches, Stretch
+from dspark.models.deepseek_v4.cache import RequestCaches, Stretch, split_stretches
 from dspark.models.deepseek_v4.float_experts import feed
 from dspark.models.deepseek_v4.layer_program import is_supported
 from dspark.models.deepseek_v4.native_pass import FeedExperts, NativePass
@@ -51,6 +52,24 @@ class Decoder:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The rows of `stretches` -> hidden states [N, H] after the final norm, and taps
         [N, T * H]: means of the streams behind these layers."""
+        most = rows_at_once(self._config, max(each.end for each in stretches))
+        if len(token_ids) <= most:
+            return self._pass(token_ids, caches, stretches, tap_layers)
+        parts, routes = [], []
+        for ids, part in zip(token_ids.split(most), split_stretches(stretches, most), strict=True):
+            parts.append(self._pass(ids, caches, part, tap_layers))
+            routes.append(self.routes)
+        self.routes = torch.cat(routes, dim=1)
+        hidden, taps = (torch.cat(each) for each in zip(*parts, strict=True))
+        return hidden, taps
+
+    def _pass(
+        self,
+        token_ids: torch.Tensor,
+        caches: RequestCaches,
+        stretches: Sequence[Stretch],
+        tap_layers: Sequence[int],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         config, tensors = self._config, self._weights.tensors
         embedded = self._embedding[token_ids]
         if (native := self._native(tap_layers)) is not None:
