@@ -34,6 +34,7 @@ from dspark.graft.train.metrics import MetricsFile, step_figures
 from dspark.graft.train.out_of_memory import naming_answers_that_fit, naming_what_fits
 from dspark.graft.train.precision import product_precision
 from dspark.graft.train.trainer import Trainer, trainable
+from dspark.plural import counted
 from dspark_kernels.host_memory import give_back_freed
 
 MAX_BIGRAM_ANSWERS = 2000
@@ -97,9 +98,12 @@ class GraftRun:
         parts = split(settled.answers, job.config.eval_prompts)
         trainer = self._trainer(parts)
         yield from self._settle_taps(trainer, parts)
-        identity = run_identity(job, trainer.head.config, parts)
+        identity = run_identity(job, trainer.head.config)
         if job.resume and job.state_path.exists():
-            checkpoint.load(job.state_path, trainer, identity)
+            if num_new := checkpoint.load(job.state_path, trainer, identity):
+                note = f"{counted(num_new, 'new answer')} since step {trainer.step_index}"
+                count = len(trainer.answers)
+                yield CorpusProgress("reading answers", count, count, (note,))
         elif self._ranks.is_first:  # the others get the first weights with the first step
             yield from self._start(trainer)
         if self._is_asked_to_stop():

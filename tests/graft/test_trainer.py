@@ -115,6 +115,24 @@ def test_weights_do_not_depend_on_the_memory_for_taps(
     _assert_same_weights(without, with_memory)
 
 
+def test_a_run_goes_on_with_more_answers_but_not_with_fewer(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    """Nothing of its state is lost, and the new answers are met in the first whole epoch."""
+    few, many = make_trainer(num_answers=9), make_trainer(num_answers=21)
+    few.step()
+    checkpoint.save(tmp_path / "state.pt", few, "run")
+    assert checkpoint.load(tmp_path / "state.pt", many, "run") == len(many.answers) - 9 > 0
+    assert many.step_index == few.step_index == 1
+    _assert_same_weights(many, few)
+    per_epoch = len(many.answers) // many.config.batch_size
+    met = {answer for step in range(per_epoch, 2 * per_epoch) for answer in many._batch(step)}
+    assert met == set(many.answers)
+    checkpoint.save(tmp_path / "state.pt", many, "run")
+    with pytest.raises(InputError, match="other settings or data"):
+        checkpoint.load(tmp_path / "state.pt", few, "run")
+
+
 def test_another_run_is_not_gone_on_with(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     trainer = make_trainer()
     checkpoint.save(tmp_path / "state.pt", trainer, "run")

@@ -13,7 +13,6 @@ from dspark.checkpoints.head_config import HeadConfig
 from dspark.checkpoints.heads import SHARED_WITH_TARGET, read_draft
 from dspark.checkpoints.model_folder import read_config
 from dspark.config import GraftConfig, graft_config
-from dspark.graft.data.answer_file import Split, fingerprint
 from dspark.graft.job import GraftJob
 from dspark.graft.judge.speedup import MEASURED
 from dspark.graft.train.trainer import Trainer
@@ -50,15 +49,14 @@ def write_trained_head(
     write_draft_vocabulary(job.out, trainer.vocabulary.drafted if is_partial else None)
 
 
-def run_identity(job: GraftJob, shape: HeadConfig, parts: Split) -> str:
-    """Everything that affects the final weights of a run."""
+def run_identity(job: GraftJob, shape: HeadConfig) -> str:
+    """Everything but the answers that affects the final weights of a run."""
     settings = asdict(job.config)
     for name in ("checkpoint_every", "tap_memory_gib", "max_answer_tokens", "answer_temperature"):
         del settings[name]
     for name in ("answers_at_once", "accumulate", "anchors_at_once"):
         del settings[name]
-    data = fingerprint((*parts.train, *parts.held_out))
-    return json.dumps([settings, asdict(shape), data, str(job.init_from)], sort_keys=True)
+    return json.dumps([settings, asdict(shape), str(job.init_from)], sort_keys=True)
 
 
 def _changed_settings(config: GraftConfig) -> dict[str, Any]:
