@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dspark.checkpoints.deepseek_v4_cache_layout import MAX_ROWS
-from dspark.checkpoints.deepseek_v4_target import TargetWeights, read_target
+from dspark.checkpoints.deepseek_v4_target import HEAD_PREFIX, TargetWeights, read_target
 from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
 from dspark.checkpoints.files import one_line
 from dspark.checkpoints.model_folder import Folder, ModelFolder
@@ -195,10 +195,10 @@ def _store(folder: ModelFolder, weights: TargetWeights) -> ExpertStore | None:
 
 
 def _card_store(
-    folder: ModelFolder, weights: TargetWeights, device: torch.device
+    folder: ModelFolder, weights: TargetWeights, device: torch.device, *, drafts: bool
 ) -> tuple[ExpertStore, bool]:
-    """As many experts as the card holds beside all else, and whether prompts can stream there.
-    Raises MemoryFullError."""
+    """As many experts as the card holds beside all else, that of a head with `drafts`, and whether
+    prompts can stream there. Raises MemoryFullError."""
     from dspark.models.card_expert_store import CardExpertStore, card_plan
 
     layers = [block.experts for block in weights.blocks]
@@ -206,6 +206,8 @@ def _card_store(
     kept = [weights.matrices["head.weight"]]
     kept += [weight for block in weights.blocks for weight in block.matrices.values()]
     always = sum(each.num_bytes for each in kept)
+    if drafts:
+        always += sum(entry.num_bytes for _, entry in folder.entries(HEAD_PREFIX))
     plan = card_plan(free_memory(str(device)), always, len(layers), count, size)
     if plan is None:
         raise MemoryFullError(
@@ -231,7 +233,7 @@ def load_deepseek_v4(
     stops = stop_tokens(folder, config)
     store: ExpertStore | None
     if device is not None and device.type != "cpu":
-        store, streams = _card_store(folder, weights, device)
+        store, streams = _card_store(folder, weights, device, drafts=bool(tap_layers))
     else:
         store, streams = _store(folder, weights), False
     try:

@@ -2,20 +2,23 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 
+from dspark.checkpoints.deepseek_v4_cache_layout import MAX_ROWS
 from dspark.checkpoints.deepseek_v4_target import Expert, TargetWeights, read_target
 from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
 from dspark.checkpoints.model_folder import ModelFolder
+from dspark.errors import MemoryFullError
 from dspark.models.card_expert_store import NOWHERE, RESERVE, CardExpertStore, card_plan
 from dspark.models.deepseek_v4.card_experts import CardExperts
 from dspark.models.deepseek_v4.missed_experts import Question
 from dspark.models.deepseek_v4.rounded_experts import feed_rounded
 from dspark.models.deepseek_v4.streamed_experts import Find, StreamedExperts
 from dspark.models.expert_store import Copy, Policy, copied, expert_tensors
-from dspark.targets.deepseek_v4_native import DeepseekV4Target
+from dspark.targets.deepseek_v4_native import DeepseekV4Target, load_deepseek_v4
 from dspark_kernels.stream_flags import CallerStream, FlagTimeout
 from tests.deepseek_v4_toy import write
 
@@ -156,6 +159,24 @@ def test_a_card_is_filled_and_not_beyond(gigabytes: int) -> None:
     used = kept + plan.slots * size + plan.streams * 2 * 256 * size + RESERVE
     assert used <= free and (plan.slots == 11_008 or free - used < size)
     assert plan.streams == (gigabytes > 24)
+
+
+def test_loading_fills_a_card_or_refuses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device has no numbers here: what would be where is all that is tested."""
+    write(tmp_path)
+    free = "dspark.targets.deepseek_v4_native.free_memory"
+    monkeypatch.setattr(free, lambda device: RESERVE + 10**7)
+    target = load_deepseek_v4(tmp_path, tap_layers=(1, 2, 3), device=torch.device("meta"))
+    store = target.expert_store
+    assert isinstance(store, CardExpertStore) and store.table.shape == (4, 6)
+    assert len(store._slots) == 24 and target.kinds == ("fp4",)
+    assert target.device.type == store.bank.memory.device.type == "meta"
+    assert target.spec.chunk > MAX_ROWS
+    monkeypatch.setattr(free, lambda device: RESERVE)
+    with pytest.raises(MemoryFullError, match="GPU's memory does not hold"):
+        load_deepseek_v4(tmp_path, tap_layers=(), device=torch.device("meta"))
 
 
 def test_a_slot_rests_for_a_pass_before_it_is_written_to(known: Known) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from dspark.checkpoints.deepseek_v4_cache_layout import MAX_ROWS
 from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
+from dspark.errors import DSparkError
 from dspark.models.card_expert_store import CardExpertStore
 from dspark.models.deepseek_v4.missed_experts import (
     PATIENCE,
@@ -78,7 +79,13 @@ class CardExperts:
         patience: float = PATIENCE,
     ) -> None:
         self._config, self._store, self._device = config, store, device
-        self._flags = make_flags(config.num_layers, device, 2 * patience)
+        try:
+            self._flags = make_flags(config.num_layers, device, 2 * patience)
+        except (OSError, AttributeError) as error:
+            raise DSparkError(
+                "the GPU's driver cannot let a stream wait for the host",
+                "Use --device cpu, or a driver for Linux from 2023 on.",
+            ) from error
         answer = partial(answer_missing, limit=config.swiglu_limit)
         self.missed = MissedExperts(store.layers, self._flags, answer, patience)
         self._rows: ExpertRows | None = None
