@@ -9,6 +9,7 @@ import typer
 
 from dspark.chat.control_characters import visible
 from dspark.errors import DSparkError, InputError, UnknownNameError, gpu_failure
+from dspark_cli.output.tables import fitted
 
 REPORT_HINT = "This is a bug: run the command again with --debug and please report the output."
 
@@ -83,6 +84,7 @@ def report(error: BaseException, is_debug: bool) -> None:
     if is_debug and not isinstance(error, typer.TyperException):
         traceback.print_exception(error)
     message, hint = describe(error)
-    print(visible(f"dspark: {message} {hint}").rstrip(), file=sys.stderr, flush=True)
+    line = fitted(visible(f"dspark: {message} {hint}").rstrip(), sys.stderr)
+    print(line, file=sys.stderr, flush=True)
     for line in (line for note in getattr(error, "__notes__", ()) for line in note.splitlines()):
         print(visible(line), file=sys.stderr, flush=True)

@@ -1,5 +1,6 @@
 """`dspark race`: two ways to write one answer, side by side."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -82,6 +83,7 @@ def race(
     with _runners(choice, heads, runtime, engine) as runners:
         from dspark.bench import race as racing
         from dspark.chat.race_view import verdict
+        from dspark_cli.output.tables import fitted
         from dspark_cli.views.race import lap_lines, race_view
 
         ids = encode_prompt(runners[0].session, text, False)
@@ -90,7 +92,7 @@ def race(
     if as_json:
         print_json(_race_object(result))
     else:
-        print("\n".join([*lap_lines(result), verdict(result)]))
+        print(fitted("\n".join([*lap_lines(result), verdict(result)]), sys.stdout))
     if result.is_identical is False:
         raise typer.Exit(ExitCode.FAILED)
 

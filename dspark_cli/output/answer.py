@@ -10,6 +10,7 @@ from dspark.config import EngineConfig, SamplingConfig, StopConfig
 from dspark.events import DecodeStats, Finished, Round
 from dspark.plural import counted
 from dspark.round_records import round_record
+from dspark_cli.output.tables import fitted
 
 if TYPE_CHECKING:
     from dspark.engine.runtime import ResolvedRuntime
@@ -20,7 +21,7 @@ DIM, RESET = "\x1b[2m", "\x1b[0m"
 
 def say(line: str) -> None:
     """Prints on stderr, which takes everything but the answer."""
-    print(line, file=sys.stderr, flush=True)
+    print(fitted(line, sys.stderr), file=sys.stderr, flush=True)
 
 
 def answer_object(

@@ -4,6 +4,7 @@ import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TextIO
 
 WIDE = 200  # columns if there is no terminal to ask
 GAP = 2
@@ -66,6 +67,15 @@ def wrapped(text: str, *, indent: str = "", width: int | None = None) -> str:
     width = width or terminal_width()
     lines = _words(text, max(width - len(indent), NARROWEST_TEXT))
     return indent + f"\n{' ' * len(indent)}".join(lines)
+
+
+def fitted(text: str, stream: TextIO) -> str:
+    """Broken between words at a terminal, which breaks inside them; the text itself elsewhere."""
+    if not stream.isatty():
+        return text
+    width = terminal_width()
+    lines = text.split("\n")
+    return "\n".join(wrapped(line, width=width) if len(line) > width else line for line in lines)
 
 
 def _words(text: str, width: int) -> list[str]:

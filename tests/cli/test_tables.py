@@ -1,5 +1,6 @@
 """Tables fit the terminal without breaking a word, at any width that people have."""
 
+import io
 import json
 import re
 from dataclasses import replace
@@ -8,7 +9,7 @@ import pytest
 
 from dspark import hub
 from dspark.hub.catalog import find
-from dspark_cli.output.tables import Column, table_lines, wrapped
+from dspark_cli.output.tables import Column, fitted, table_lines, wrapped
 from tests.bench.test_drafters import batched, opened  # noqa: F401  (fixtures)
 
 WIDTHS = ("80", "60")
@@ -98,6 +99,22 @@ def test_what_is_too_wide_even_so_goes_on_below_the_first_column():
 
 def test_no_rows_are_a_table_too():
     assert table_lines([Column("NAME"), Column("SIZE")], [], 80) == ["NAME  SIZE"]
+
+
+def test_lines_are_broken_between_words_at_a_terminal_alone(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    text = "a line that is far too long for this terminal\n  short"
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    assert fitted(text, io.StringIO()) == text
+    assert fitted(text, Terminal()).splitlines() == [
+        "a line that is far too long",
+        "for this terminal",
+        "  short",
+    ]
 
 
 def test_text_wraps_between_words_alone():

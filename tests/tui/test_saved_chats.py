@@ -113,7 +113,7 @@ async def test_the_last_line_says_how_to_come_back(open_chat, tmp_path, script):
         await chat.until(lambda: chat.screen.phase == "ready")
         assert farewell(chat.screen) == ""
         await two_chats(chat)
-        stored = f"is stored in {path}; dspark chat"
+        stored = f"is stored in {path}.\ndspark chat"
         assert farewell(chat.screen) == f'"Name birds" {stored} --continue goes on with it.'
         await chat.ask("/load Name rivers")
         await chat.until(lambda: chat.screen.conversation.title == "Name rivers")

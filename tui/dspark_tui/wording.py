@@ -98,7 +98,7 @@ def forked(title: str, taken: Collection[str]) -> str:
 def farewell(title: str, path: Path, number: int | None) -> str:
     """`number`: of a chat that is not the last one."""
     words = "--continue" if number is None else f"--session {number}"
-    return f'"{one_line(title)}" is stored in {path}; dspark chat {words} goes on with it.'
+    return f'"{one_line(title)}" is stored in {path}.\ndspark chat {words} goes on with it.'
 
 
 def store_failed(reason: str) -> str:
