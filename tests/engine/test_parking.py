@@ -419,7 +419,7 @@ def test_memory_of_what_waits_is_handed_on(monkeypatch):
         engine.forget_texts()
         decode(engine, asks)
     most = 3 * (30 // 3 + 1)
-    assert len({block.data_ptr() for block in held}) <= most < len(held) / 2
+    assert len({block.address for block in held}) <= most < len(held) / 2
 
 
 def rounds_of(engine: Engine, asks) -> list[tuple[int, tuple[int, ...], int]]:

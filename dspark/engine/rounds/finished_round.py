@@ -1,15 +1,14 @@
 """What a finished round tells those who decide about the next ones: parking and the schedule."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from dspark.engine.schedule.parking import Parking
 from dspark.engine.schedule.sps_watch import SpsWatch
 from dspark.targets.expert_use import ExpertUse
 
 
-@dataclass(frozen=True, slots=True)
-class FinishedRound:
+class FinishedRound(NamedTuple):
     """Drafts verified and accepted of each request, the `rows` of its pass, and their context's
     `depth`. `caught_up` of its seconds went into what was committed without drafts; `use` is of
     routed experts. `hides_step`: the host's own work was done while a device was at it."""

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -311,19 +312,24 @@ class HostRounds:
         """Committed tokens with their taps, to the drafter or to those that wait for it."""
         if self.drafter is None or all(active.draft_slot is None for active in batch):
             return
-        own = zip(batch, committed, taps.split([len(block) for block in blocks]), strict=True)
-        shares = [(a, ids, rows[: len(ids)]) for a, ids, rows in own if a.draft_slot is not None]
+        starts = accumulate(map(len, blocks), initial=0)
+        shares = [
+            (active, ids, start)
+            for active, ids, start in zip(batch, committed, starts, strict=False)
+            if active.draft_slot is not None
+        ]
         if has_drafts:  # nothing waits
             slots = [active.draft_slot for active, *_ in shares]
             tokens = [torch.tensor(ids, device=taps.device) for _, ids, _ in shares]
-            self.drafter.extend(slots, tokens, [rows for *_, rows in shares])
+            rows = [taps[start : start + len(ids)] for _, ids, start in shares]
+            self.drafter.extend(slots, tokens, rows)
             return
-        most, full = MOST_BYTES // len(shares), []
-        for active, ids, rows in shares:
-            active.backlog.add(ids, rows, self._waiting_taps)
-            if active.backlog.num_bytes > most:
-                full.append(active)
-        self._catch_up(full)
+        for active, ids, start in shares:
+            active.backlog.add(ids, taps, start, self._waiting_taps)
+        most = MOST_BYTES // len(shares)
+        full = [active for active, *_ in shares if active.backlog.num_bytes > most]
+        if full:
+            self._catch_up(full)
 
     def _catch_up(self, batch: Sequence[ActiveRequest]) -> None:
         """What was committed without drafts goes into the drafter's cache."""
