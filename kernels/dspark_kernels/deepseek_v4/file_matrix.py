@@ -1,8 +1,9 @@
 """Rows of float32 times weights in the bytes of their file, in the order of cpu/float_matrix.
 
 A program has BLOCK outputs of up to ROWS rows; lane i of 16 adds columns i, i + 16, ... of a block
-of the weight by fma, then the block by fma with its scale. So a row has the bits of the CPU's. Up
-to eight blocks are under way at a time, so that enough bytes are, and are then added in order.
+of the weight by fma, then the block by fma with its scale. So a row has the bits of the CPU's. Of
+few rows several blocks are under way at a time, so that enough bytes are; they are then added in
+order.
 """
 
 import torch
@@ -14,7 +15,7 @@ from dspark_kernels.deepseek_v4.exact_math import LANES, UNFUSED, fma, tree_sum
 
 MOST_ROWS = 8  # of a program
 OUTPUTS, OUTPUTS_IN_BLOCKS = 16, 4  # of a program, without and with scales
-MOST_BLOCKS = 8  # at once
+MOST_BLOCKS = 8  # at once, of one row
 WARPS = 4
 FP8_EXPONENT = tl.constexpr(2.0**120)  # bits of e4m3 in a float32's place are that much smaller
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp8": torch.uint8}
@@ -49,15 +50,15 @@ def multiply_rows(
         KIND=weight.kind,
         BLOCK=block,
         ROWS=rows,
-        BLOCKS_AT_ONCE=_blocks_at_once(columns // width),
+        BLOCKS_AT_ONCE=_blocks_at_once(columns // width, rows),
         num_warps=WARPS,
         **UNFUSED,
     )
     return out
 
 
-def _blocks_at_once(blocks: int) -> int:
-    return min(MOST_BLOCKS, blocks & -blocks)
+def _blocks_at_once(blocks: int, rows: int) -> int:
+    return min(max(1, MOST_BLOCKS // rows), blocks & -blocks)
 
 
 @jit
@@ -148,7 +149,7 @@ def builds() -> list[KernelBuild]:
         constexprs: dict[str, int | str | None] = {"COLUMNS": columns, "WIDTH": width}
         constexprs["HEIGHT"] = 128 if kind == "fp8" else 1
         constexprs |= {"KIND": kind, "ROWS": rows}
-        constexprs["BLOCKS_AT_ONCE"] = _blocks_at_once(columns // width)
+        constexprs["BLOCKS_AT_ONCE"] = _blocks_at_once(columns // width, rows)
         constexprs["BLOCK"] = OUTPUTS_IN_BLOCKS if kind == "fp8" else OUTPUTS
         if kind == "fp8":
             signature["scales"] = "*u8"

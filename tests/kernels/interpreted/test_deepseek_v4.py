@@ -17,6 +17,7 @@ from dspark_kernels.cpu.exact import fma
 from dspark_kernels.cpu.file_weight import FileWeight, file_weight
 from dspark_kernels.cpu.float_matrix import multiply_floats_reference
 from dspark_kernels.cpu.runtime import current
+from dspark_kernels.deepseek_v4 import file_matrix
 from dspark_kernels.deepseek_v4.file_matrix import multiply_rows
 from dspark_kernels.deepseek_v4.fp4_experts import add_experts
 from tests.deepseek_v4_toy import write
@@ -26,7 +27,7 @@ IDS = torch.randint(0, 96, (90,), generator=torch.Generator().manual_seed(5))
 PROMPTS, BLOCKS = (46, 23), (2, 1)
 SMALL = {
     "num_hidden_layers": 3, "compress_ratios": [0, 4, 128, 0, 0, 0], "index_n_heads": 4,
-    "dspark_target_layer_ids": [0, 1, 2], "hc_sinkhorn_iters": 4,
+    "dspark_target_layer_ids": [0, 1, 2], "hc_sinkhorn_iters": 2,
 }  # fmt: skip
 
 
@@ -51,13 +52,16 @@ def filled(layers: Sequence[Sequence[Expert]], device: torch.device, every: int)
 
 @torch.inference_mode()
 def test_a_pass_is_that_of_the_native_program(
-    device: torch.device, target: DeepseekV4Target
+    device: torch.device, target: DeepseekV4Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks of two requests behind prompts whose caches the host made: hidden states, taps,
-    logits, routes, and what the caches have then. Two of three experts are asked of the host."""
+    logits, routes, and what the caches have then. Two of three experts are asked of the host. Then
+    a row whose layers stream, as those of a long prompt do."""
+    for name in ("OUTPUTS", "OUTPUTS_IN_BLOCKS"):  # fewer programs; another test has the real ones
+        monkeypatch.setattr(file_matrix, name, 64)
     config, weights = target._decoder._config, target._weights
     store = filled([block.experts for block in weights.blocks], device, every=3)
-    card = DeepseekV4Target(config, weights, tap_layers=TAPS, store=store)
+    card = DeepseekV4Target(config, weights, tap_layers=TAPS, store=store, streams=True)
     slots, copies = ([each.open() for _ in PROMPTS] for each in (target, card))
     for slot, copy, length in zip(slots, copies, PROMPTS, strict=True):
         target.prefill(slot, IDS[:length])
@@ -85,6 +89,13 @@ def test_a_pass_is_that_of_the_native_program(
                 for each, one in ((card, copy), (target, slot))
             ]
             assert torch.equal(entries[0].cpu(), entries[1])
+    for each, mine in ((target, slots), (card, copies)):
+        each.commit(mine, [2, 1])
+    monkeypatch.setattr("dspark.models.deepseek_v4.card_decoder.MAX_ROWS", 0)
+    found, expected = (
+        each.prefill(one[1], IDS[30:31]) for each, one in ((card, copies), (target, slots))
+    )
+    assert torch.equal(found.logits.cpu(), expected.logits)
     for slot, copy in zip(slots, copies, strict=True):
         target.close(slot)
         card.close(copy)
