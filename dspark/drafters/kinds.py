@@ -29,6 +29,7 @@ from dspark.drafters.paged import PagedDSparkDrafter
 from dspark.drafters.paged_dflash2 import PagedDFlash2Drafter
 from dspark.drafters.paged_domino import PagedDominoDrafter
 from dspark.drafters.stored import StoredDSparkDrafter, stored_kernels
+from dspark.drafters.stored_dflash2 import StoredDFlash2Drafter, stored_products
 from dspark.drafters.stored_domino import StoredDominoDrafter
 from dspark.drafters.training_blocks import TrainingHidden, packed_hidden
 from dspark.errors import InputError
@@ -88,9 +89,10 @@ KINDS = (
     HeadKind(
         DFlash2Config,
         DFlash2Drafter,
-        fast=(PagedDFlash2Drafter,),
+        fast=(PagedDFlash2Drafter, StoredDFlash2Drafter),
         joined=DFlash2Drafter,
         training=Training(DFlash2Head, packed_hidden),
+        cpu_kernels=stored_products,
     ),
     HeadKind(
         DominoConfig,

@@ -20,4 +20,4 @@ def has_bfloat16_units(device: str) -> bool:
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     has_amx = bool(torch.cpu.get_capabilities().get("amx_bf16"))
-    return device == "cpu" and has_amx and torch.cpu._init_amx()
+    return device == "cpu" and has_amx and bool(torch.cpu._init_amx())
