@@ -65,7 +65,7 @@ def pull(
     was_present = hub.locate(known.name) is not None and not is_outdated
     if not was_present:
         if not (head or force):
-            hub.check_memory(known)  # before the download is announced
+            _check_memory(known)  # before the download is announced
         say(_announcement(known, is_outdated, None if head else hub.download_bytes(known)))
     if not was_present or hub.may_lack(known.name):
         with progress_bars(is_bytes=True) as bars:
@@ -86,6 +86,19 @@ def pull(
         )
     else:
         print(draft if head else target)
+
+
+def _check_memory(pair: "Pair") -> None:
+    """Raises MemoryFullError, with the plan of a model with routed experts below it."""
+    from dspark import hub
+    from dspark.errors import MemoryFullError
+
+    try:
+        hub.check_memory(pair)
+    except MemoryFullError as error:
+        from dspark_cli.views.machine_plan import with_plan
+
+        raise with_plan(pair.name, error) from None
 
 
 def _announcement(pair: "Pair", is_outdated: bool, num_bytes: int | None) -> str:

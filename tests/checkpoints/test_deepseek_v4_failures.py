@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dspark.checkpoints import deepseek_v4_target, safetensors_file
+from dspark.checkpoints.deepseek_v4 import read_mapped_head
 from dspark.checkpoints.model_folder import ModelFolder
 from dspark.checkpoints.safetensors_dir import mapped_tensors, tensor_infos
 from dspark.errors import CheckpointError, DSparkError, MemoryFullError
@@ -225,7 +226,21 @@ def test_slots_that_memory_does_not_hold_are_done_without(
     def full(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("dspark.targets.deepseek_v4_native.slots_for", lambda *sizes: 5)
+    monkeypatch.setattr("dspark.models.expert_store.slots_for", lambda *sizes: 9)
     assert load(folder).expert_store is not None
-    monkeypatch.setattr("dspark.targets.deepseek_v4_native.ExpertStore", full)
+    monkeypatch.setattr("dspark.models.expert_store.ExpertStore", full)
     assert load(folder).expert_store is None
+
+
+def test_a_damaged_head_is_one_line_for_the_cpus_kernels_too(folder: Path) -> None:
+    """The target itself still loads, for --draft none."""
+    scale = "mtp.1.ffn.experts.3.w2.scale"
+    change(folder, scale, lambda t: torch.full_like(t.view(torch.uint8), 255).view(t.dtype))
+    with pytest.raises(CheckpointError, match="no number") as failure:
+        read_mapped_head(folder)
+    assert scale in failure.value.message and failure.value.hint
+    assert load(folder).spec
+    shard_of(folder, scale).unlink()
+    with pytest.raises(CheckpointError) as failure:
+        read_mapped_head(folder)
+    assert "lacks model-0" in failure.value.message and failure.value.hint

@@ -1,6 +1,7 @@
 """What a pair would need on another machine, and how this one refuses what it cannot hold."""
 
 import json
+from itertools import product
 
 import pytest
 
@@ -33,8 +34,8 @@ def test_a_model_too_large_is_refused_with_what_would_be_where(dspark, monkeypat
         "dspark.hub.memory_fit.rooms", lambda: [Room("cpu", 32 * 10**9, 4, keeps_codes=True)]
     )
     monkeypatch.setenv("COLUMNS", "80")
-    for name in ("deepseek-v4-flash", "deepseek-v4-pro"):
-        failed = dspark("chat", name)
+    for command, name in product(("chat", "pull"), ("deepseek-v4-flash", "deepseek-v4-pro")):
+        failed = dspark(command, name)
         assert failed.code == 1
         refusal, *plan = failed.err.splitlines()
         assert refusal.startswith(f"dspark: {name} needs") and "GB would be downloaded" in refusal

@@ -31,6 +31,12 @@ ROOM = Room("cpu", 2**40, 4)
 # of V4-Flash: layers without compression, then by 4 and by 128 in turns
 RATIOS = [0, 0, *[4, 128] * 20, 4]
 FLASH = PUBLISHED | {"num_hidden_layers": 43, "compress_ratios": RATIOS, "n_routed_experts": 256}
+# of V4-Pro: by 128, then by 128 and by 4 in turns
+PRO = FLASH | {
+    **{"hidden_size": 7168, "num_hidden_layers": 61, "num_attention_heads": 128},
+    **{"q_lora_rank": 1536, "o_groups": 16, "moe_intermediate_size": 3072},
+    **{"n_routed_experts": 384, "index_topk": 1024, "compress_ratios": [128, *[128, 4] * 30]},
+}
 
 
 @pytest.mark.parametrize("length", [20, 300, 600])
@@ -84,7 +90,21 @@ def test_the_catalogue_tells_the_same_of_flash_as_its_config() -> None:
     assert exact <= token_values(config) <= 1.03 * exact
     raw = 21 * 71 * 4 * (512 + 128) + 20 * 191 * 2 * 512
     assert request_values(config) == 43 * 191 * 512 + raw
-    footprint = of_pair(PAIRS["deepseek-v4-flash"])
+    assert_catalogued("deepseek-v4-flash", config)
+
+
+def test_the_catalogue_tells_the_same_of_pro_as_its_config() -> None:
+    """30 layers by 4, 31 by 128."""
+    config = DeepseekV4TargetConfig.from_json(PRO)
+    exact = 30 * (512 + 128) / 4 + 31 * 512 / 128
+    assert exact <= token_values(config) <= 1.03 * exact
+    assert request_values(config) == 61 * 191 * 512 + 30 * 71 * 4 * 640 + 31 * 191 * 2 * 512
+    for name in ("deepseek-v4-pro", "deepseek-v4-pro-preview"):
+        assert_catalogued(name, config)
+
+
+def assert_catalogued(name: str, config: DeepseekV4TargetConfig) -> None:
+    footprint = of_pair(PAIRS[name])
     assert footprint is not None
     assert footprint.cache == token_values(config)
     assert footprint.rings == request_values(config)
