@@ -122,9 +122,14 @@ def _vectors(config: MoeConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
+def wanted_tensors(config: MoeConfig) -> dict[str, Wanted]:
+    """Of a release without FP8: name -> types and shape."""
+    return dict(_wanted({}, config))
+
+
 def wanted_bytes(config: MoeConfig) -> int:
     """Of a release whose plain tensors are bfloat16."""
-    wanted = dict(_wanted({}, config)).values()
+    wanted = wanted_tensors(config).values()
     return sum(math.prod(shape) * (2 - ("U8" in types)) for types, shape in wanted)
 
 

@@ -104,7 +104,7 @@ def test_memory_that_is_short_changes_no_word(dspark, folder, monkeypatch) -> No
     """With slots for a few experts, the rest from the files; and where even those cannot be had."""
     options = ("--pair", str(folder), "--max-tokens", "12", "--device", "cpu", "--json")
     whole = json.loads(dspark("generate", "Hi", *options).out)
-    monkeypatch.setattr("dspark.targets.deepseek_v4_native.slots_for", lambda *sizes: 5)
+    monkeypatch.setattr("dspark.models.expert_store.slots_for", lambda *sizes: 5)
     short = json.loads(dspark("generate", "Hi", *options).out)
     assert short["token_ids"] == whole["token_ids"]
     assert any(each["expert_far"] for each in short["rounds"])
@@ -112,7 +112,7 @@ def test_memory_that_is_short_changes_no_word(dspark, folder, monkeypatch) -> No
     def full(*_: object, **__: object) -> None:
         raise RuntimeError("can't allocate memory")
 
-    monkeypatch.setattr("dspark.targets.deepseek_v4_native.ExpertStore", full)
+    monkeypatch.setattr("dspark.models.expert_store.ExpertStore", full)
     without = json.loads(dspark("generate", "Hi", *options).out)
     assert without["token_ids"] == whole["token_ids"]
 

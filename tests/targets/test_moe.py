@@ -4,6 +4,7 @@ within 1e-5, the torch reference to the bit where rows are rounded."""
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -14,12 +15,21 @@ from transformers import AutoModelForCausalLM
 from dspark.checkpoints.model_folder import ModelFolder
 from dspark.checkpoints.moe_config import MoeConfig
 from dspark.checkpoints.moe_target import read_moe
+from dspark.config import SamplingConfig, StopConfig
+from dspark.drafters.lookup import LookupDrafter
+from dspark.engine.loop import Engine
+from dspark.engine.request import Request
+from dspark.engine.schedule.expert_prices import ExpertPrices
+from dspark.engine.schedule.policies import FullSchedule, SpsSchedule
 from dspark.errors import CheckpointError
+from dspark.events import Finished, Round
 from dspark.models.expert_store import ExpertStore, Policy
+from dspark.targets.expert_use import RoutesExperts
 from dspark.targets.load import load_target
 from dspark.targets.moe import MoeTarget, load_moe
 from dspark_kernels.cpu.processor import variants
 from dspark_kernels.cpu.runtime import Runtime, using
+from tests.engine.pairs import TABLE, decode
 from tests.engine.rollback import check_rollback
 from tests.models.test_expert_store import settle
 from tests.moe_toy import YARN, write_oss, write_qwen
@@ -183,3 +193,26 @@ def test_damaged_files_are_refused(
     (tmp_path / "config.json").write_text((source / "config.json").read_text())
     with pytest.raises(CheckpointError, match=says):
         load_moe(ModelFolder(tmp_path), tap_layers=())
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", ["oss", "qwen-fp8"])
+def test_drafts_priced_by_their_experts_never_change_the_text(
+    folders: dict[str, Path], kind: str
+) -> None:
+    """Lookup's, kept and refused; the prices are of experts that finished rounds told."""
+    target = loaded(folders[kind], rounds=True)
+    assert isinstance(target, RoutesExperts)
+    stop = StopConfig(max_tokens=40, ignore_stop_tokens=True)
+    prompts = (IDS[at : at + 9].tolist() for at in (0, 9, 18))
+    asked = [Request(tuple(each), SamplingConfig(), stop) for each in prompts]
+    alone = [decode(Engine(target, None, FullSchedule()), [each])[0] for each in asked]
+    prices = ExpertPrices(target.expert_shape, LookupDrafter().block_size, 1e-4)
+    table = replace(TABLE, expert_reads=(6.0, 15.0, 18.0))
+    for scheduler in (FullSchedule(), SpsSchedule(table, prices)):
+        engine, accepted, done = Engine(target, LookupDrafter(), scheduler), 0, {}
+        for event in engine.run(asked):
+            accepted += event.accepted if isinstance(event, Round) else 0
+            if isinstance(event, Finished):
+                done[event.request_id] = event.token_ids
+        assert [done[number] for number in sorted(done)] == alone and accepted > 0
