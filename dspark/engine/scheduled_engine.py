@@ -50,16 +50,16 @@ def scheduled_engine(
     if schedule.mode == "full" or drafter is None:
         return Engine(target, drafter, FullSchedule(schedule.most_drafts), codec, config)
     path = sps_path(name, target, drafter, runtime)
-    if not drafter.num_weights:  # drafts that cost nothing come without confidences to weigh
+    routes, is_free = isinstance(target, RoutesExperts), not drafter.num_weights
+    if is_free and not routes:  # drafts that cost nothing come without confidences to weigh
         parking = Parking(path.with_suffix(PARKING), block_size=drafter.block_size)
         return Engine(target, drafter, FullSchedule(), codec, config, parking=parking)
     table = SpsTable.load(path)
-    routes = isinstance(target, RoutesExperts)
     if table is None or table.is_noisy or table.has_drifted or routes > bool(table.expert_reads):
         with on_device(target.device):
             table = measure_sps(target, drafter, name)
         table.save(path)
-    kind = AsyncSpsSchedule if schedule.mode == "async" else SpsSchedule
+    kind = AsyncSpsSchedule if schedule.mode == "async" and not is_free else SpsSchedule
     scheduler = kind(table, _prices(table, target, drafter))
     watch = SpsWatch(scheduler, path)
     parking = Parking(
@@ -68,6 +68,8 @@ def scheduled_engine(
         lambda count, survival: expected_gain(scheduler.curve(count), survival),
         drafter.block_size,
     )
+    if is_free:  # but its rows have experts: weighed by how often such drafts were accepted
+        scheduler.acceptance = parking.acceptance
     return Engine(target, drafter, scheduler, codec, config, watch, parking)
 
 

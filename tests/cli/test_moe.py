@@ -1,5 +1,5 @@
-"""`dspark generate`, `chat` and `profile` on a gpt-oss in the published layout: our own forward, from
-the command line to text. About 3 s."""
+"""`dspark generate` and `profile` on a gpt-oss in the published layout: our own forward, from the
+command line to text. About 3 s."""
 
 import json
 from pathlib import Path
@@ -21,8 +21,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("DSPARK_HOME", str(tmp_path / "store"))
+def home(folder, monkeypatch) -> None:
+    """One for all tests: kernels are compiled once."""
+    monkeypatch.setenv("DSPARK_HOME", str(folder.parent / "store"))
 
 
 def test_drafts_and_short_memory_change_no_word(dspark, folder, monkeypatch) -> None:

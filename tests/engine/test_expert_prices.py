@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dspark.engine.schedule.acceptance import Acceptance
 from dspark.engine.schedule.expected_gain import expected_gain
 from dspark.engine.schedule.expert_prices import ExpertPrices
 from dspark.engine.schedule.policies import AsyncSpsSchedule, SpsSchedule
@@ -203,3 +204,21 @@ def test_sampled_output_is_exact_while_prices_change():
     for first, expected in golden_run["second"].items():
         followers = Counter(second for f, second in written if f == int(first))
         assert chi_square_p(followers, expected) > FALSE_ALARM
+
+
+def test_drafts_without_confidences_are_weighed_by_those_before_them():
+    """Lookup's rows bring experts too: by how often finished rounds accepted such drafts, of which
+    nothing is told without a scheduler that prices experts."""
+    prices = ExpertPrices(FLASH, BLOCK, 1e-4)
+    prices.new = [258.0] * 6
+    schedule, limits = SpsSchedule(table(0.01, 258, 1e-4), prices), [5, 2]
+    assert schedule.admit(None, limits) == limits
+    schedule.acceptance = Acceptance(BLOCK)
+    for _ in range(200):
+        schedule.acceptance.record(verified=5, accepted=0)
+    assert schedule.admit(None, limits) == [0, 0]
+    for _ in range(4000):
+        schedule.acceptance.record(verified=5, accepted=5)
+    prices.new = [258.0] + [1.0] * 5  # the rows after the first bring none
+    prices.rounds += 1
+    assert schedule.admit(None, limits) == limits

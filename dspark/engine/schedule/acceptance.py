@@ -24,10 +24,14 @@ class Acceptance:
             self.kept[position] = MEMORY * self.kept[position] + is_kept
 
     @property
+    def rates(self) -> list[float]:
+        """[K]: that each draft is accepted, given that those before it were."""
+        return [kept / tried for kept, tried in zip(self.kept, self.tried, strict=True)]
+
+    @property
     def survival(self) -> list[float]:
         """[K]: that a block's first k drafts are accepted."""
-        rates = [kept / tried for kept, tried in zip(self.kept, self.tried, strict=True)]
-        return [*accumulate(rates, mul)]
+        return [*accumulate(self.rates, mul)]
 
     def load(self, tried: Sequence[float], kept: Sequence[float]) -> None:
         """What an earlier process saw; nothing if it does not fit this block."""

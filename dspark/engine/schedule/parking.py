@@ -38,6 +38,11 @@ class Parking:
         if path is not None:
             self._load(path)
 
+    @property
+    def acceptance(self) -> Acceptance:
+        """Of finished rounds."""
+        return self._acceptance
+
     def wants_drafts(self, num_requests: int) -> bool:
         ledger = self._ledger(num_requests)
         return not ledger.is_parked and not ledger.plain_due

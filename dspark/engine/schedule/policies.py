@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from dspark.engine.schedule.acceptance import Acceptance
 from dspark.engine.schedule.expert_prices import ExpertPrices
 from dspark.engine.schedule.sps_profile import CONTEXT_TOKENS, SpsCurve, SpsTable
 
@@ -89,12 +90,14 @@ class ThresholdSchedule:
 
 class SpsSchedule:
     """Admit by survival while the expected throughput Θ = (R + Σ survival) · SPS rises. `prices`:
-    of the experts that rows bring, changed between rounds only."""
+    of the experts that rows bring; `acceptance`: for drafts without confidences, in place of
+    these. Both are of finished rounds."""
 
     threshold: float | None = None
 
     def __init__(self, table: SpsTable, prices: ExpertPrices | None = None) -> None:
         self.table, self.prices = table, prices
+        self.acceptance: Acceptance | None = None
         self._priced_at = 0
         self._curves: dict[tuple[int, int], SpsCurve] = {}
         self._curves_of = table
@@ -123,6 +126,8 @@ class SpsSchedule:
         depth: int = CONTEXT_TOKENS,
     ) -> list[int]:
         """As Scheduler.admit."""
+        if confidences is None and self.acceptance is not None:
+            confidences = torch.tensor([self.acceptance.rates] * len(limits))
         if confidences is None:
             return list(limits)
         num_requests = len(limits)
