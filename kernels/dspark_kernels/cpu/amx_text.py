@@ -25,7 +25,6 @@ from dspark_kernels.cpu.tile_text import (
     call_by_rows,
 )
 
-FEW_ROWS = 4  # that vectors multiply as fast or faster
 SPAN = 18  # groups at most
 STORED_AFTER, ADDED_AFTER = 2, 3  # groups, from the beginning of a group's products
 SLOTS = 2
@@ -37,12 +36,17 @@ ROWS_TILE, WEIGHTS_TILE, SUMS_TILE = range(3)  # SUMS_TILE is the first of sever
 CONFIG_BYTES, COLUMNS_AT, ROWS_AT = 64, 16, 48  # of the processor's description of tiles
 
 
+def few_rows(form: Format) -> int:
+    """As many as vectors multiply as fast or faster while weights come from memory."""
+    return 7 if form.low_bits == 4 else 23
+
+
 def write_choice(text: Text, name: str, form: Format) -> None:
     """By the number of rows `in_vectors` or `in_tiles`, which multiply the same."""
     words = "ptr %own, ptr %step, i64 %first, i64 %last"
     text.raw(f"define {name}({words}) {{")
     rows = text.load("i64", "%step", 8)
-    text.do(f"br i1 {text.set(f'icmp sgt i64 {rows}, {FEW_ROWS}')}, label %many, label %few")
+    text.do(f"br i1 {text.set(f'icmp sgt i64 {rows}, {few_rows(form)}')}, label %many, label %few")
     text.label("few")
     text.do(f"call void @in_vectors({words})")
     text.do("ret void")

@@ -28,8 +28,9 @@ def matrix_text(kind: str, variant: str) -> str:
         _any_tile(text, form, dot, kind)
         _matrix(text, name, form, _multiply_any)
     elif variant == "amx":
-        _tiles(text, form, dot, kind, amx_text.FEW_ROWS)
-        multiply = partial(_multiply, most=amx_text.FEW_ROWS)
+        most = min(amx_text.few_rows(form), TILE_ROWS)
+        _tiles(text, form, dot, kind, most)
+        multiply = partial(_multiply, most=most)
         _matrix(text, "internal void @in_vectors", form, multiply)
         amx_text.write_amx(text, form, kind)
         _matrix(text, "internal void @in_tiles", form, amx_text.multiply_block, ", ptr %memory")
