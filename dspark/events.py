@@ -77,7 +77,8 @@ class Round:
     stop), `rejected` the drafted pieces that the target checked and refused. `is_parked`: nothing
     was drafted, because plain decoding is faster at present: a round with drafts takes `draft_cost`
     plain ones and gives `draft_tokens` (0: not known). `expert_reads` routed experts were read in
-    its pass, by all requests together, `expert_far` of them not from memory (0 without routing).
+    its pass, by all requests together, `expert_far` of them not from memory, each of `expert_bytes`
+    (0 without routing).
     Choosing what is kept takes `accept_seconds`, after `verify_seconds`. Where asked for,
     `draft_probs` are the drafter's probabilities of the drafts (None if nothing was drawn) and
     `target_probs` the target's of those it checked, both given the drafts before.
@@ -102,6 +103,7 @@ class Round:
     draft_tokens: float = 0.0
     expert_reads: int = 0
     expert_far: int = 0
+    expert_bytes: int = 0
     accept_seconds: float = 0.0
     draft_probs: tuple[float, ...] | None = None
     target_probs: tuple[float, ...] | None = None

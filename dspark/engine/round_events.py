@@ -46,6 +46,7 @@ def round_event(outcome: Outcome) -> Round:
         draft_tokens=outcome.draft_tokens,
         expert_reads=outcome.expert_reads,
         expert_far=outcome.expert_far,
+        expert_bytes=outcome.expert_bytes,
         accept_seconds=outcome.accept_seconds,
         draft_probs=outcome.draft_probs,
         target_probs=outcome.target_probs,

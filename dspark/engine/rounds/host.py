@@ -48,6 +48,7 @@ class Outcome:
     draft_tokens: float = 0.0
     expert_reads: int = 0  # of the pass, as in Round
     expert_far: int = 0
+    expert_bytes: int = 0
     accept_seconds: float = 0.0
     draft_probs: tuple[float, ...] | None = None  # as in Round
     target_probs: tuple[float, ...] | None = None
@@ -177,6 +178,7 @@ class HostRounds:
             why = self._parking.figures(len(batch))
         use = None if self._routes is None else self._routes.expert_use()
         reads, far = (0, 0) if use is None else (use.reads, use.far)
+        size = 0 if self._routes is None else self._routes.expert_shape.num_bytes
         outcomes, start = [], 0
         for active, draft, acceptance in zip(batch, drafts, accepted, strict=True):
             end = start + draft.length + 1
@@ -198,6 +200,7 @@ class HostRounds:
                     *told,
                     expert_reads=reads,
                     expert_far=far,
+                    expert_bytes=size,
                     accept_seconds=ended - checked,
                     draft_probs=draft.chosen_probs,
                     target_probs=of_drafts,

@@ -162,6 +162,7 @@ def _inside(event: Round, count: int, width: int, end: str, note: str) -> Conten
         Content.assemble((f"Round {event.index + 1} of {count}: ", "bold"), _end_words(event)),
         Content(_counts(event)),
         Content(_times(event)),
+        *(Content(line) for line in _experts(event)),
         Content(""),
     ]
     if rows:
@@ -177,6 +178,20 @@ def _inside(event: Round, count: int, width: int, end: str, note: str) -> Conten
         if words:
             lines += [Content(""), Content.styled(words, style)]
     return Content("\n").join(lines)
+
+
+def _experts(event: Round) -> list[str]:
+    """What a verified row cost where experts are routed, by which the schedule goes."""
+    if not (event.expert_reads and event.expert_bytes):
+        return []
+    rows = event.verified + 1
+    megabytes = event.expert_reads * event.expert_bytes / rows / 1e6
+    far = f", {event.expert_far} from the SSD" if event.expert_far else ""
+    line = f"{event.expert_reads} routed experts read{far}"
+    line += f" · {megabytes:,.0f} MB for each of {rows} rows"
+    if (left := len(event.draft) - event.verified) > 0:
+        line += f"; the next would cost about that, and the schedule left {left} out"
+    return [line]
 
 
 def _end_words(event: Round) -> str:
