@@ -50,13 +50,14 @@ async def test_rounds_are_walked_with_the_arrows(answered):
         await chat.until(lambda: not isinstance(chat.app.screen, RoundsScreen))
 
 
-async def test_a_row_tells_what_it_cost_in_routed_experts(open_chat, script):
+async def test_a_row_tells_what_it_cost_in_routed_experts(open_chat, script, monkeypatch):
     """60 experts of 13 MB for the anchor and one of two drafts."""
     fields = {"expert_reads": 60, "expert_far": 6, "expert_bytes": 13_000_000}
-    fields |= {"draft": (1, 2), "verified": 1}
-    events = script("Start", ([" a"], [], " end", (0.9,)))
-    events = [replace(each, **fields) if isinstance(each, Round) else each for each in events]
-    async with open_chat(events, size=(130, 24)) as chat:
+    fields |= {"draft": (1, 2), "confidence": (0.9, 0.1), "verified": 1}
+    monkeypatch.setattr(
+        "tests.tui.conftest.Round", lambda *rest, **own: replace(Round(*rest, **own), **fields)
+    )
+    async with open_chat(script("Start", ([" a"], [], " end", (0.9,))), size=(130, 24)) as chat:
         await chat.asked_and_answered("Go")
         await chat.pilot.press("f2")
         await chat.until_shown("60 routed experts read, 6 from the SSD · 390 MB for each of 2 rows")
