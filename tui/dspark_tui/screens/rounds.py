@@ -96,7 +96,7 @@ class RoundsScreen(ModalScreen[None]):
         with VerticalScroll(id="rounds") as panel:
             panel.border_title = "Rounds"
             yield Static(id="ribbon")
-            yield Static(_legend(), id="legend")
+            yield Static(id="legend")
             yield Static(id="inside")
 
     def on_mount(self) -> None:
@@ -123,6 +123,7 @@ class RoundsScreen(ModalScreen[None]):
         event, width = rounds[self.chosen], ribbon.size.width
         note = "" if tells_probs(event) or not event.draft else self._without_probs
         self.query_one("#rounds").border_subtitle = FEW_KEYS if width < NARROW else KEYS
+        self.query_one("#legend", Static).update(_legend(is_narrow=width < NARROW))
         finished = self._turn.finished if event is rounds[-1] else None
         end = FINISH_WORDS[finished.reason] if finished else ""
         self.query_one("#inside", Static).update(_inside(event, len(rounds), width, end, note))
@@ -141,7 +142,7 @@ def _ribbon(rounds: list[Round], chosen: int, width: int) -> Content:
     return Content.assemble(*bars, "\n", *signs)
 
 
-def _legend() -> Content:
+def _legend(*, is_narrow: bool) -> Content:
     names: dict[End, str] = {
         "all accepted": "whole block",
         "rejected": "refusal",
@@ -151,7 +152,7 @@ def _legend() -> Content:
     words = Content("  ").join(
         Content.styled(f"{END_SIGNS[end]} {names[end]}", END_STYLES[end]) for end in names
     )
-    return Content.assemble((LEGEND, "$foreground-muted"), words)
+    return words if is_narrow else Content.assemble((LEGEND, "$foreground-muted"), words)
 
 
 def _inside(event: Round, count: int, width: int, end: str, note: str) -> Content:
