@@ -16,7 +16,8 @@ def product_precision(asked: Precision, device: str) -> Literal["float32", "bflo
 
 
 def has_bfloat16_units(device: str) -> bool:
-    """Tensor cores, or AMX that the system lets programs use. AVX-512's bf16 gains too little."""
+    """Tensor cores, or AMX that the system lets programs use. With AVX-512's bf16 alone, oneDNN's
+    products are slower than those of float32 (docs/log.md)."""
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     has_amx = bool(torch.cpu.get_capabilities().get("amx_bf16"))
