@@ -124,6 +124,6 @@ def test_the_columns_show_the_end_of_what_was_written():
     shown = frames[frames.rindex("╭─ plain") :].rstrip("\n")
     assert "line 39" in shown and "line 1\n" not in shown and "Short [bold]" in shown
     assert "2.0 tok/s · 1.00 s" in shown and "4.0 tok/s · took 1.00 s" in shown
-    assert shown.splitlines()[-1].strip() == "accepted draft  rejected draft  target's own"
+    assert shown.splitlines()[-1].strip() == "accepted draft  rejected draft  the model's own"
     assert legend().spans[0].style == STYLES["accepted"]
     assert len(shown.splitlines()) < 10

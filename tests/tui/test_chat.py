@@ -35,7 +35,7 @@ async def test_the_legend_wears_the_signs_it_explains(open_chat, paris):
         for word, sign in (
             ("accepted draft", "capital"),
             ("rejected draft", "Lyon"),
-            ("target's own", "Paris"),
+            ("the model's own", "Paris"),
         ):
             legend, token = chat.style(word), chat.style(sign)
             assert (legend.color, legend.underline, legend.strike) == (

@@ -20,7 +20,7 @@ async def test_the_last_prompt_races_and_the_verdict_stays_until_escape(racing, 
         await chat.pilot.press("f3")
         await chat.until_shown("Race", "plain", "demo", "tok/s", "the same text")
         await chat.until_shown("demo wrote", "as many tokens a second as plain")
-        await chat.until_shown("accepted draft", "rejected draft", "target's own")
+        await chat.until_shown("accepted draft", "rejected draft", "the model's own")
         assert backend.asked[1] == backend.asked[0] and backend.raced == [("", 256)]
         assert chat.shown.count("Start w0 w1") == 2
         assert chat.style(" x").strike
