@@ -102,8 +102,8 @@ def packed_hidden(
         torch.cat([each[:last] for each, last in zip(taps, lasts, strict=True)])
     )
     seen = [torch.arange(last, device=device) for last in lasts]
-    anchors = torch.cat([each.anchors for each in blocks])
-    places = anchors.unsqueeze(1) + torch.arange(rows, device=device)
+    first = torch.cat([each.positions[:, :1] for each in blocks])
+    places = first + torch.arange(rows, device=device)
     context = rotary.at(torch.cat(seen), max(lasts))
     block_rotary = rotary.at(places.flatten(), max(lasts) + rows)
     visible = [s < each.anchors.unsqueeze(1) for s, each in zip(seen, blocks, strict=True)]
@@ -122,7 +122,7 @@ def packed_hidden(
 
         hidden = layer(hidden, attended)
     out: torch.Tensor = head.norm(hidden)
-    return out.view(len(anchors), rows, -1)[:, -blocks[0].block_size :]
+    return out.view(len(first), rows, -1)[:, -blocks[0].block_size :]
 
 
 def _split(

@@ -332,8 +332,7 @@ class Engine:
         end = min(start + self._chunk_size, len(prompt)) if is_chunked else len(prompt)
         chunk = torch.tensor(prompt[start:end], device=self.target.device)
         result = self.target.prefill(active.slot, chunk, len(prompt))
-        if self.drafter is not None and active.draft_slot is not None:
-            self.drafter.extend([active.draft_slot], [chunk], [result.taps])
+        self._rounds.take_prompt(active, chunk, result.taps)
         active.num_cached, active.chunked_at = end, time.perf_counter()
         if active.token_ids:
             active.state = "running" if end == len(prompt) else "prefilling"

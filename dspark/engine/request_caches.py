@@ -129,7 +129,9 @@ class RequestCaches:
     def _running(self, *, with_drafts: bool) -> list[CachedText]:
         """What of their prompts is in the caches of requests that are under way."""
         return [
-            CachedText(active.known[: active.num_cached], active.slot, active.draft_slot)
+            CachedText(
+                active.known[: active.num_cached], active.slot, active.draft_slot, active.backlog
+            )
             for active in self._open.values()
             if active.draft_slot is not None or not with_drafts
         ]

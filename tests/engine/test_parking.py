@@ -11,6 +11,7 @@ import pytest
 
 from dspark.engine import draft_backlog, loop
 from dspark.engine.loop import Engine
+from dspark.engine.request_caches import LEAST_SHARED
 from dspark.engine.rounds import host
 from dspark.engine.schedule.acceptance import Acceptance
 from dspark.engine.schedule.parking import Parking
@@ -262,6 +263,9 @@ class Pattern(Parking):
         self._round += 1
         return (self._round - 1) % self._period >= self._parked
 
+    def is_parked(self, num_requests: int) -> bool:
+        return self._round % self._period < self._parked
+
     def figures(self, num_requests: int) -> tuple[float, float]:
         return 3.0, 2.0
 
@@ -338,13 +342,29 @@ def test_the_next_turn_continues_a_parked_one():
     assert drafts(fresh, longer) == drafts(engine, longer)
 
 
+def test_a_prompt_that_waits_is_shared_with_the_drafter_too():
+    """The second request begins in the caches of the first, whose drafter has nothing yet."""
+    engine = engine_with("vanilla", Pattern(10**6, 1))
+    shared = range(3, 3 + 2 * LEAST_SHARED)
+    engine.submit(request(shared, 60))
+    for _ in range(3):
+        list(engine.step())
+    (first,) = engine._requests.values()
+    assert first.backlog.ids[: len(shared)] == list(shared)
+    engine._rounds._parking = None
+    second = request([*shared, 5, 6], 20)
+    events = [e for e in engine.run([second]) if isinstance(e, Round)]
+    told = [e.draft for e in events if e.request_id != first.request_id]
+    assert told == drafts(engine_with("vanilla", None), second)
+
+
 def test_a_parked_round_leaves_the_drafter_alone(monkeypatch):
     engine = engine_with("vanilla", Pattern(10**6, 1))
     calls = []
     for name in ("extend", "propose"):
         monkeypatch.setattr(engine.drafter, name, lambda *_, name=name: calls.append(name))
     decode(engine, [request(range(3, 3 + n), 30) for n in (5, 12, 9)])
-    assert calls == ["extend"] * 3  # of prompts
+    assert not calls  # not even for the prompts
 
 
 def test_a_round_costs_what_the_step_does_around_it(monkeypatch):

@@ -36,7 +36,7 @@ def job(tiny_chat_dir: Path, tmp_path: Path, small_config: GraftConfig) -> Graft
 
 def test_every_size_has_a_reason(job: GraftJob) -> None:
     items = {item.name: item for item in draw_plan(job).items}
-    names = ["base", "algorithm", "layers", "taps", "block", "rank", "draft vocabulary"]
+    names = ["base", "algorithm", "layers", "taps", "block", "rank", "draft vocabulary", "products"]
     assert list(items) == names
     assert all(item.value and item.reason for item in items.values())
     assert (items["taps"].value, items["taps"].reason) == ("0, 1", "as asked")

@@ -120,6 +120,10 @@ class DeviceRounds:
 
     # -- rounds -----------------------------------------------------------------------------------
 
+    def take_prompt(self, active: ActiveRequest, ids: torch.Tensor, taps: torch.Tensor) -> None:
+        if self._drafter is not None and active.draft_slot is not None:
+            self._drafter.extend([active.draft_slot], [ids], [taps])
+
     def settle(self, active: ActiveRequest) -> None:
         self._catch_up()
 

@@ -62,6 +62,11 @@ class RoundRunner(Protocol):
     room: PageRoom
     observer: RoundObserver
 
+    def take_prompt(self, active: ActiveRequest, ids: torch.Tensor, taps: torch.Tensor) -> None:
+        """The next part of its prompt, ids [n] and taps [n, T * H], for its drafter, if it has
+        one."""
+        ...
+
     def settle(self, active: ActiveRequest) -> None:
         """Make its drafter's cache, with its backlog, as long as its target's, before they are
         kept."""
@@ -114,8 +119,21 @@ class HostRounds:
         self._joining = drafter if can_join and isinstance(drafter, JoiningDrafter) else None
         self._waiting_taps = TapBlocks()
         self._caught_up_seconds = 0.0  # of the round under way
+        self._num_requests = 1  # of the last round
         self.capacity = capacity_of(target, 1 + (drafter.block_size if drafter else 0), config)
         self.room = growing_room(target, drafter, config, self.capacity)
+
+    @torch.inference_mode()
+    def take_prompt(self, active: ActiveRequest, ids: torch.Tensor, taps: torch.Tensor) -> None:
+        """While drafting is parked, it waits as what rounds commit does."""
+        if self.drafter is None or active.draft_slot is None:
+            return
+        is_parked = self._parking is not None and self._parking.is_parked(self._num_requests)
+        if active.backlog or (is_parked and taps.nbytes <= MOST_KEPT_BYTES):
+            active.backlog.add(ids.tolist(), taps, 0, self._waiting_taps)
+            self.settle(active)
+        else:
+            self.drafter.extend([active.draft_slot], [ids], [taps])
 
     @torch.inference_mode()
     def settle(self, active: ActiveRequest) -> None:
@@ -130,6 +148,7 @@ class HostRounds:
 
     @torch.inference_mode()
     def advance(self, batch: Sequence[ActiveRequest]) -> list[Outcome]:
+        self._num_requests = len(batch)
         can_draft = any(active.draft_slot is not None for active in batch)
         wants_drafts = self._parking is None or self._parking.wants_drafts(len(batch))
         outcomes = self._round(batch, can_draft and wants_drafts)
