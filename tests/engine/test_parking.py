@@ -16,7 +16,7 @@ from dspark.engine.rounds import host
 from dspark.engine.schedule.acceptance import Acceptance
 from dspark.engine.schedule.parking import Parking
 from dspark.engine.schedule.policies import FullSchedule, SpsSchedule
-from dspark.events import Finished, Round
+from dspark.events import Finished, PrefillProgress, Round
 from dspark.serve.metrics import Metrics
 from dspark_cli.output.answer import stats_line
 from tests.engine.machine import (
@@ -345,17 +345,19 @@ def test_the_next_turn_continues_a_parked_one():
 def test_a_prompt_that_waits_is_shared_with_the_drafter_too():
     """The second request begins in the caches of the first, whose drafter has nothing yet."""
     engine = engine_with("vanilla", Pattern(10**6, 1))
-    shared = range(3, 3 + 2 * LEAST_SHARED)
+    shared = range(3, 8 + 2 * LEAST_SHARED)  # the last page is copied at once
     engine.submit(request(shared, 60))
     for _ in range(3):
         list(engine.step())
     (first,) = engine._requests.values()
     assert first.backlog.ids[: len(shared)] == list(shared)
-    engine._rounds._parking = None
     second = request([*shared, 5, 6], 20)
-    events = [e for e in engine.run([second]) if isinstance(e, Round)]
-    told = [e.draft for e in events if e.request_id != first.request_id]
-    assert told == drafts(engine_with("vanilla", None), second)
+    events = engine.run([second])
+    assert isinstance(next(events), PrefillProgress)
+    engine._rounds._parking = None
+    told = [e for e in events if e.request_id != first.request_id]
+    assert told[-1].stats.cached_tokens == len(shared)
+    assert [e.draft for e in told if isinstance(e, Round)] == drafts(engine_with("vanilla", None), second)
 
 
 def test_a_parked_round_leaves_the_drafter_alone(monkeypatch):

@@ -71,8 +71,9 @@ def graft(tiny_chat_dir: Path, tmp_path: Path) -> Callable[..., list[int | None]
     ) -> list[int | None]:
         sizes = f"--steps {STEPS} --batch-size 4 --anchors 4 --length 120 --block-size 3"
         data = f"--eval-prompts 1 --max-answer-tokens 12 --prompts {prompts} --no-measure"
-        head = "--mask-token 200 --markov-rank 8 --intermediate-size 32 --device cpu --precision float32"
+        head = "--mask-token 200 --markov-rank 8 --intermediate-size 32 --device cpu"
         command = f"graft --train --base {tiny_chat_dir} --out {folder} {sizes} {data} {head}"
+        command += " --precision float32"
         port = _free_port()
         processes: list[ForkServerProcess] = []
         for rank in range(count):
