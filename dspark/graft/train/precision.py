@@ -19,6 +19,7 @@ def has_bfloat16_units(device: str) -> bool:
     """Tensor cores, or AMX that the system lets programs use. With AVX-512's bf16 alone, oneDNN's
     products are slower than those of float32 (docs/log.md)."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    has_amx = bool(torch.cpu.get_capabilities().get("amx_bf16"))
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # older versions lack it
+    has_amx = bool(capabilities().get("amx_bf16"))
     return device == "cpu" and has_amx and bool(torch.cpu._init_amx())
