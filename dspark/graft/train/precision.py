@@ -1,5 +1,6 @@
 """The number format of a training's matrix products; weights, sums and moments are float32."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -20,6 +21,6 @@ def has_bfloat16_units(device: str) -> bool:
     products are slower than those of float32 (docs/log.md)."""
     if torch.device(device).type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # older versions lack it
-    has_amx = bool(capabilities().get("amx_bf16"))
+    told: Callable[[], dict[str, bool]] = getattr(torch.cpu, "get_capabilities", dict)  # of late
+    has_amx = bool(told().get("amx_bf16"))
     return device == "cpu" and has_amx and bool(torch.cpu._init_amx())
