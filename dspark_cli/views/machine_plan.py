@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 TITLES = {"cpu": "on the CPU", "gpu": "on the GPU"}
 PLACES = {"gpu": "the GPU", "memory": "memory", "ssd": "the SSD"}
-NOT_YET = "dspark cannot put routed experts on a GPU yet; what its bandwidth would allow"
+NOT_YET = "not run on a GPU yet; what its bandwidth would allow"
 WORDS = (
     "Routed experts are the parts of a layer of which each token uses only a few; the head is the "
     "small model that drafts."
