@@ -53,7 +53,7 @@ FAMILIES = (
     TargetFamily(
         "DeepSeek-V4",
         f"{PLAIN}; its own FP8 and FP4",
-        "its own forward on a CPU; hf elsewhere",
+        "its own forward on a CPU, and (not run on a GPU yet) on an NVIDIA card; hf elsewhere",
         "rows are left behind the length; hf: rebuilt from the rows that the pass added",
     ),
 )

@@ -10,22 +10,9 @@ from transformers import GptOssConfig, GptOssForCausalLM
 
 from dspark.targets.load import load_target
 from tests.engine.rollback import check_rollback
+from tests.moe_toy import mxfp4
 
-E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
-VALUES = torch.cat([E2M1, -E2M1])
-RUN = 32  # inputs that share a scale
 PLACE = {"device": torch.device("cpu"), "dtype": torch.float32}
-
-
-def mxfp4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """[E, in, out] -> blocks [E, out, in / 32, 16], scales [E, out, in / 32], what they mean."""
-    runs = weight.transpose(1, 2).unflatten(-1, (-1, RUN))
-    exponent = (runs.abs().amax(-1) / 6.0).log2().ceil()
-    scaled = runs / exponent.exp2().unsqueeze(-1)
-    codes = (scaled.unsqueeze(-1) - VALUES).abs().argmin(-1)
-    blocks = (codes[..., ::2] | codes[..., 1::2] << 4).to(torch.uint8)
-    meant = VALUES[codes] * exponent.exp2().unsqueeze(-1)
-    return blocks, (exponent + 127).to(torch.uint8), meant.flatten(-2).transpose(1, 2)
 
 
 @pytest.fixture(scope="module")
