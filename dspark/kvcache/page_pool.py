@@ -1,6 +1,6 @@
 """Keys and values of all requests in pages of one buffer."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Sequence
 
 import torch
@@ -53,6 +53,7 @@ class PagedPool:
         self._num_holders = [0] * num_pages
         self._free_slots = list(range(num_slots - 1, -1, -1))
         self._pages: dict[int, list[int]] = {}
+        self._dropped: deque[int] = deque()
         self._as_pages: Pages | None = None
 
     @property
@@ -62,10 +63,12 @@ class PagedPool:
     @property
     def num_free_pages(self) -> int:
         """Of those that are there; one that grows may have more."""
+        self._return_dropped()
         return len(self._free_pages)
 
     @property
     def has_free_slot(self) -> bool:
+        self._return_dropped()
         return self.grows or bool(self._free_slots)
 
     def can_reserve(self, slot: KVSlot, length: int) -> bool:
@@ -115,6 +118,7 @@ class PagedPool:
         return rows
 
     def open(self) -> KVSlot:
+        self._return_dropped()
         if not self._free_slots and not self.grows:
             raise MemoryError("no slot is free in the pool of keys and values")
         if not self._free_slots:
@@ -123,12 +127,16 @@ class PagedPool:
             self._free_slots = list(range(2 * num_slots - 1, num_slots - 1, -1))
         index = self._free_slots.pop()
         self._pages[index] = []
-        return KVSlot(self.release, index)
+        return KVSlot(index, self.release, self._dropped)
 
     def release(self, index: int) -> None:
         for page in reversed(self._pages.pop(index)):
             self._drop(page)
         self._free_slots.append(index)
+
+    def _return_dropped(self) -> None:
+        while self._dropped:
+            self.release(self._dropped.popleft())
 
     def reserve(self, index: int, length: int, start: int = 0) -> None:
         """Pages for the first `length` positions of slot `index`; those from position `start` on
@@ -167,6 +175,7 @@ class PagedPool:
 
     def check(self) -> None:
         """Every page is free, or held by as many slots as it counts."""
+        self._return_dropped()
         held = Counter(page for pages in self._pages.values() for page in pages)
         assert all(self._num_holders[page] == count for page, count in held.items())
         num_lost = self.num_pages - len(held) - len(self._free_pages)
@@ -182,6 +191,7 @@ class PagedPool:
         )
 
     def _take_page(self) -> int:
+        self._return_dropped()
         if not self._free_pages:
             self._grow_pages()
         page = self._free_pages.pop()

@@ -4,6 +4,7 @@ Rows beyond a slot's `length` are scratch: written by a pass, kept only once com
 """
 
 import weakref
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
@@ -15,17 +16,20 @@ MIN_CAPACITY = 256
 
 
 class KVSlot:
-    """One request's rows. `close` returns them to the pool; a slot that was only dropped is
-    returned when it is garbage-collected."""
+    """One request's rows. `close` returns them to the pool; one that was only dropped is added to
+    `dropped` when it is garbage-collected, which the pool returns before it looks for room."""
 
-    def __init__(self, release: Callable[[int], None], index: int) -> None:
+    def __init__(self, index: int, release: Callable[[int], None], dropped: deque[int]) -> None:
         self.index = index
         self.length = 0
-        self._release = weakref.finalize(self, release, index)
+        self._release = release
+        # only told: the collector may run in any thread, and amid the pool's own work
+        self._finalizer = weakref.finalize(self, dropped.append, index)
 
     def close(self) -> None:
         """May be called again: rows are returned once."""
-        self._release()
+        if self._finalizer.detach():
+            self._release(self.index)
 
 
 class SlotPool(Protocol):
@@ -58,13 +62,16 @@ class KVPool:
         shape = (2, 1, num_kv_heads, MIN_CAPACITY, head_dim)
         self._buffers = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(num_layers)]
         self._free = [0]
+        self._dropped: deque[int] = deque()
 
     def open(self) -> KVSlot:
+        while self._dropped:
+            self.release(self._dropped.popleft())
         if not self._free:
             num_slots = self._buffers[0].shape[1]
             self._grow(num_slots=2 * num_slots)
             self._free = list(range(2 * num_slots - 1, num_slots - 1, -1))
-        return KVSlot(self.release, self._free.pop())
+        return KVSlot(self._free.pop(), self.release, self._dropped)
 
     def release(self, index: int) -> None:
         self._free.append(index)

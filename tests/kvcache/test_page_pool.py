@@ -1,5 +1,6 @@
 """Pages of requests: shared, copied before they are written to, free once nobody holds them."""
 
+import gc
 import random
 
 import pytest
@@ -119,6 +120,37 @@ def test_any_order_of_sharing_writing_and_closing_keeps_every_text():
     for slot in [*texts]:
         slot.close()
     assert pool.num_free_pages == pool.num_pages
+
+
+@pytest.mark.parametrize("grown", ["pages", "slots"])
+def test_slots_collected_while_the_pool_grows_are_returned(grown, monkeypatch):
+    """The collector runs whenever it likes, in any thread: here, amid the growth."""
+    pool = pool_of()
+    kept = pool.open()
+    dropped = [pool.open() for _ in range(pool.tables.shape[0] - 1)]
+    for slot in dropped[:3]:
+        append(pool, slot, [1.0] * PAGE)
+    dropped.append(dropped)  # a cycle, which only the collector ends
+    del dropped, slot
+    for name in ("new_empty", "new_zeros"):
+        make = getattr(torch.Tensor, name)
+
+        def collecting(*args, make=make, **kwargs):
+            gc.collect()
+            return make(*args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, collecting)
+    if grown == "slots":
+        pool.open().close()
+    append(pool, kept, list(range(2 * PAGE)))
+    monkeypatch.undo()
+    pool.check()
+    assert content(pool, kept) == list(range(2 * PAGE))
+    kept.close()
+    assert pool.num_free_pages == pool.num_pages
+    num_slots = pool.tables.shape[0]
+    all_slots = [pool.open() for _ in range(num_slots)]
+    assert len({slot.index for slot in all_slots}) == num_slots == pool.tables.shape[0]
 
 
 @pytest.mark.parametrize("loss", ["a page", "a holder"])
