@@ -2,6 +2,8 @@
 
 import torch
 
+LIKELY = 2.0**-10  # few tokens are, and of most rows they are the nucleus
+
 
 def scaled(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     """logits [..., V] -> logits / temperature in float32, less the largest of each row."""
@@ -29,10 +31,32 @@ def kept(
 def _nucleus(scores: torch.Tensor, top_p: float) -> torch.Tensor:
     """Tokens as likely as the last one kept stay too, so that no order among equals decides."""
     probs = scores.softmax(dim=-1)
+    if probs.device.type == "cpu":  # a card would be waited for
+        cuts = [_cut_of_row(row, top_p) for row in probs.view(-1, probs.shape[-1])]
+        cut = torch.stack(cuts).view(*probs.shape[:-1], 1)
+    else:
+        cut, _ = _cut(probs, top_p)
+    return scores.masked_fill(probs < cut, float("-inf"))
+
+
+def _cut_of_row(probs: torch.Tensor, top_p: float) -> torch.Tensor:
+    """As _cut, of probs [V], but only likely tokens are sorted: sums begin with them, so that what
+    lies beyond the cut changes no bit of it."""
+    for least in (LIKELY, (1 - top_p) / (2 * len(probs))):
+        likely = probs[probs > least]
+        if len(likely):
+            cut, num_kept = _cut(likely, top_p)
+            if int(num_kept) < len(likely):
+                return cut
+    return _cut(probs, top_p)[0]
+
+
+def _cut(probs: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """probs [..., X] -> the least that is kept and the number before any equal to it, [..., 1]."""
     ordered = probs.sort(dim=-1, descending=True).values
     mass_before = ordered.cumsum(dim=-1) - ordered
     num_kept = (mass_before < top_p).sum(dim=-1, keepdim=True).clamp_(min=1)
-    return scores.masked_fill(probs < ordered.gather(-1, num_kept - 1), float("-inf"))
+    return ordered.gather(-1, num_kept - 1), num_kept
 
 
 def probabilities(
