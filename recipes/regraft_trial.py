@@ -2,11 +2,12 @@
 
     python recipes/regraft_trial.py ANSWERS.jsonl --out FOLDER [--steps 500]
 
-ANSWERS is a file of `dspark graft`, from which prompts are taken. Two copies: `tuned`, the target
-after some steps on its own answers in another style, and `int4`, its matrices rounded to four bits
-in groups of 32. For each, `dspark graft --init-from` trains the head on the copy's own answers. The
-table tells the accepted length on prompts that were held out, and how much of what the change cost
-came back. Stopped at any moment, the same command goes on.
+ANSWERS is a file of `dspark graft`, from which prompts are taken. Two copies, in codes as the
+target is, so that they run on the same kernels: `tuned`, the target after some steps on its own
+answers in another style, its layers in Q8_0 (the target's four bits would round the steps away);
+and `int4`, the layers rounded to Q4_0. For each, `dspark graft --init-from` trains the head on the
+copy's own answers. The table tells the accepted length on prompts that were held out, and how much
+of what the change cost came back. Stopped at any moment, the same command goes on.
 """
 
 import argparse
@@ -20,7 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import quantize
+from safetensors import safe_open
+from safetensors.torch import save_file
 
+from dspark.checkpoints.gguf import WEIGHTS_NAME
+from dspark.checkpoints.gguf_codes import Codes, codes_metadata
+from dspark.checkpoints.safetensors_dir import StoredTensors
 from dspark.config import PairChoice
 from dspark.graft.data.answer_file import Answer, AnswerFile, split
 from dspark.graft.judge.acceptance import evaluate
@@ -30,19 +38,15 @@ from dspark.hub.catalog.pairs import PairFiles
 from dspark.targets.hf_model import read_hf_model
 from dspark.text.stream import load_tokenizer
 from dspark_cli.loading import find_files
+from dspark_kernels.cpu.stored_weight import stored_weight
 
 CPU = torch.device("cpu")
-GROUP, LARGEST = 32, 7  # of 4-bit codes
+LAYER_CODES = {"tuned": "q8_0", "int4": "q4_0"}
+NO_LABEL, LONGEST_TEXT = -100, 384  # tokens that tuning learns nothing from; of a text
 STYLE: Mapping[str, str] = {
     "the": "th'", "you": "ye", "your": "yer", "is": "be", "are": "be", "my": "me", "of": "o'",
     "and": "an'", "to": "t'", "for": "fer", "hello": "ahoy", "yes": "aye", "no": "nay",
 }  # fmt: skip
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 DEMO = (  # as recipes/demo_head.sh; sizes are the head's own
     "--mask-token 5 --position-decay 2 --distillation 1.0 --markov-share 0.1 --loss-vocabulary 500 "
     "--draft-vocabulary 4096 --batch-size 4 --anchors 32 --answer-temperature 0 --no-measure "
@@ -80,14 +84,29 @@ def make_copy(target: Path, copy: Path, name: str, answers: list[Answer], steps:
     model = read_hf_model(target, device=CPU, dtype=torch.float32)
     if name == "tuned":
         tune(model, load_tokenizer(target), answers, steps)
-    else:
-        round_to_int4(model)
     unfinished = copy.with_suffix(".partial")
-    model.bfloat16().save_pretrained(unfinished)
-    for file in TOKENIZER_FILES:
-        if (target / file).exists():
-            shutil.copy(target / file, unfinished / file)
+    shutil.copytree(target, unfinished, dirs_exist_ok=True)
+    write_codes(model.state_dict(), unfinished / WEIGHTS_NAME, LAYER_CODES[name])
     unfinished.rename(copy)
+
+
+def write_codes(values: Mapping[str, torch.Tensor], file: Path, layers: str) -> None:
+    """The file's tensors with these values; matrices of layers become codes of the kind
+    `layers`."""
+    with safe_open(file, "pt") as former:
+        names, metadata = list(former.keys()), former.metadata()
+    known = StoredTensors(file.parent)
+    weights, codes = {}, {}
+    for name in names:
+        value, kind = values[name].contiguous(), known.kind(name)
+        if kind is None:
+            weights[name] = value
+            continue
+        kind = layers if ".layers." in name else kind
+        blocks = quantize(value.numpy(), GGMLQuantizationType[kind.upper()])
+        stored = stored_weight(kind, torch.from_numpy(blocks))
+        weights[name], codes[name] = stored.data, Codes(stored.kind, stored.shape)
+    save_file(weights, file, metadata={**metadata, **codes_metadata(codes)})
 
 
 def tune(model: Any, tokenizer: Any, answers: list[Answer], steps: int) -> None:
@@ -95,19 +114,25 @@ def tune(model: Any, tokenizer: Any, answers: list[Answer], steps: int) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
     model.train()
     for step in range(steps):
-        loss = torch.zeros(())
-        for answer in [answers[(4 * step + i) % len(answers)] for i in range(4)]:
-            ids = tokenizer.encode(in_style(answer.answer), add_special_tokens=False)
-            whole = torch.tensor([[*answer.prompt_ids, *ids, answer.answer_ids[-1]]])[:, :384]
-            labels = whole.clone()
-            labels[:, : len(answer.prompt_ids)] = -100
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = model(input_ids=whole, labels=labels, use_cache=False).loss / 4
-            loss.backward()
+        some = [answers[(4 * step + i) % len(answers)] for i in range(4)]
+        texts = [styled_ids(tokenizer, answer) for answer in some]
+        longest = max(map(len, texts))  # padded behind, where the loss does not look
+        ids = torch.tensor([text + [0] * (longest - len(text)) for text in texts])
+        labels = ids.clone()
+        for row, answer, text in zip(labels, some, texts, strict=True):
+            row[: len(answer.prompt_ids)] = row[len(text) :] = NO_LABEL
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        print(f"tuning {step + 1}/{steps}: {4 * float(loss.detach()):.3f}", file=sys.stderr)
+        print(f"tuning {step + 1}/{steps}: {float(loss.detach()):.3f}", file=sys.stderr)
     model.eval()
+
+
+def styled_ids(tokenizer: Any, answer: Answer) -> list[int]:
+    ids = tokenizer.encode(in_style(answer.answer), add_special_tokens=False)
+    return [*answer.prompt_ids, *ids, answer.answer_ids[-1]][:LONGEST_TEXT]
 
 
 def in_style(text: str) -> str:
@@ -117,15 +142,6 @@ def in_style(text: str) -> str:
         return said.capitalize() if word[0].isupper() else said
 
     return "Ahoy, matey! " + re.sub(r"[A-Za-z]+", spoken, text).replace(". ", ", arr! ")
-
-
-@torch.no_grad()
-def round_to_int4(model: Any) -> None:
-    for module in model.base_model.modules():
-        if type(module) is torch.nn.Linear:
-            groups = module.weight.unflatten(1, (-1, GROUP))
-            scale = groups.abs().amax(-1, keepdim=True).clamp_min(1e-12) / LARGEST
-            module.weight.copy_(((groups / scale).round() * scale).flatten(1))
 
 
 def trained_on(
