@@ -211,10 +211,13 @@ class GraftRun:
         job, target = self.job, trainer.target
         held_out = trainable(parts.held_out, job.config.length)
         sequences = [answer.token_ids for answer in (*trainer.answers, *held_out)]
+        if job.tap_cache is None and not target.fit(sum(map(len, sequences))):
+            note = "the taps do not fit into --tap-memory: computed as it goes, every epoch"
+            yield CorpusProgress("reading answers", len(sequences), len(sequences), (note,))
+            return
+        if self._ranks.count == 1:  # each of several would make most views for itself
+            target.keep_together(sequences)
         if job.tap_cache is None:
-            if not target.fit(sum(map(len, sequences))):
-                note = "the taps do not fit into --tap-memory: computed as it goes, every epoch"
-                yield CorpusProgress("reading answers", len(sequences), len(sequences), (note,))
             return
         # a state is written next to the previous one: weights and two moments in float32
         reserve = 6 * sum(parameter.nbytes for parameter in trainer.head.parameters())

@@ -18,6 +18,7 @@ from dspark.graft.data.prompt_sources import PromptSource
 from dspark.graft.job import GraftEvent, GraftJob, Validated
 from dspark.graft.plan import draw_plan
 from dspark.graft.run import GraftRun
+from dspark.graft.target import frozen_target
 from dspark.graft.target.frozen_target import FrozenTarget, load_frozen
 from dspark.graft.target.tap_cache import TapCache
 from dspark.graft.train.trainer import StepReport
@@ -159,6 +160,7 @@ def test_a_cache_that_does_not_fit_is_refused_before_the_first_write(
 def test_a_disk_full_in_the_middle_ends_the_cache_and_not_the_training(
     job: GraftJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(frozen_target, "TOKENS_AT_ONCE", 60)  # some texts share a pass
     _train(job)
     cached = _cached(job)
     events: list[GraftEvent] = []
@@ -168,7 +170,7 @@ def test_a_disk_full_in_the_middle_ends_the_cache_and_not_the_training(
             kept = _entries(cached)
             monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(2**30, 2**30, 0))
     assert _notes(events).count("the disk is full") == 1
-    assert _entries(cached) == kept and len(kept) == job.config.batch_size
+    assert _entries(cached) == kept and job.config.batch_size <= len(kept) < 24
     assert _head_bytes(cached) == _head_bytes(job)
 
 

@@ -80,3 +80,35 @@ def test_a_run_goes_on_with_the_same_weights(
     expected = whole.head.state_dict()
     for name, tensor in second.head.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def test_what_is_kept_is_made_in_company(
+    target: FrozenTarget, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_llama_dir: Path
+) -> None:
+    """In fewer passes, with the same bits whichever is asked for first, in memory and on disk; and
+    not again if only some are left."""
+    monkeypatch.setattr(frozen_target, "TOKENS_AT_ONCE", 40)
+
+    def views(order: Sequence[tuple[int, ...]], disk: Path | None) -> list[torch.Tensor]:
+        fresh = load_frozen(tiny_llama_dir, device=CPU, dtype=torch.float32, memory_bytes=1 << 20)
+        fresh.tap(target.tap_layers)
+        if disk is not None:
+            fresh._bytes_left = 0
+            fresh.keep_on_disk(disk, tiny_llama_dir, TEXTS)
+        passes = []
+        fresh.model.base_model.register_forward_pre_hook(lambda *_: passes.append(1))
+        fresh.keep_together(TEXTS)
+        found = {text: fresh.view(text) for text in order}
+        assert len(passes) == num_passes
+        return [tensor for text in TEXTS for tensor in found[text]]
+
+    num_passes = 4  # of five different texts
+    expected = views(TEXTS, None)
+    disk = tmp_path / "taps"
+    for order, folder in ((TEXTS[::-1], None), (TEXTS, disk), (TEXTS[::-1], tmp_path / "other")):
+        assert all(map(torch.equal, views(order, folder), expected))
+    num_passes = 0
+    assert all(map(torch.equal, views(TEXTS, disk), expected))
+    num_passes = 1
+    next(disk.glob("*/*.safetensors")).unlink()
+    assert all(map(torch.equal, views(TEXTS, disk), expected))

@@ -13,7 +13,7 @@ from dspark.graft.target.tap_cache import TapCache, TokenIds, identity
 from dspark.targets.hf_model import input_embeddings, read_hf_model
 from dspark.targets.hf_taps import HookedTaps, decoder_layers
 
-TOKENS_AT_ONCE = 1280  # of a pass: weights are read once for all, activations stay in the cache
+TOKENS_AT_ONCE = 2560  # of a pass, whose weights are read once for all
 LOGIT_TOLERANCE = 0.05  # far above bf16's rounding, far below a scale or a bias
 
 
@@ -41,6 +41,7 @@ class FrozenTarget:
         self._taps = HookedTaps(model, ())
         self._kept: dict[TokenIds, TargetView] = {}
         self._bytes_left = memory_bytes
+        self._together: dict[TokenIds, list[TokenIds]] = {}
         self._read: dict[TokenIds, TargetView] = {}
         self.reads_together = False
 
@@ -59,31 +60,33 @@ class FrozenTarget:
         self.reads_together = not fits and self.cache is None
         return fits
 
+    def keep_together(self, sequences: Iterable[TokenIds]) -> None:
+        """Views of these are made in passes over texts of about one length, as they are kept. Which
+        texts share a pass, and so how they are rounded, depends on nothing else."""
+        for some in batches(sequences):
+            self._together.update(dict.fromkeys(some, some))
+
     def read(self, sequences: Iterable[TokenIds]) -> None:
         """Makes views, of which `view` is asked before the next call, in passes over texts of about
         one length."""
         if not self.reads_together:
             return
         self._read = {}
-        for some in _batches(sorted(set(sequences), key=lambda ids: (len(ids), ids))):
+        for some in batches(sequences):
             self._read.update(zip(some, self._forward(some), strict=True))
 
     def view(self, token_ids: TokenIds) -> TargetView:
-        """One sequence, from memory if it was seen before and fitted there, else from the cache.
+        """One sequence, from memory if it was made before and fitted there, else from the cache.
 
         Rounded to bf16 either way, so that a run depends neither on its memory nor on its disk.
         """
         found = self._read.get(token_ids)
         if found is None:
-            found = self._kept.get(token_ids)
-        if found is None:
-            found = self._cached(token_ids)
+            found = self._kept.get(token_ids) or self._cached(token_ids)
+            if found is None:
+                found = self._make(token_ids)
             if not self.reads_together:
                 self._read = {token_ids: found}  # asked for in several passes in a row
-            size = sum(tensor.nbytes for tensor in found)
-            if size <= self._bytes_left:
-                self._bytes_left -= size
-                self._kept[token_ids] = found
         return TargetView(found.taps.float(), found.hidden.float())
 
     def keep_on_disk(
@@ -106,15 +109,41 @@ class FrozenTarget:
         width = (len(self.tap_layers) + 1) * self.config.hidden_size
         return int(width * torch.bfloat16.itemsize)
 
-    def _cached(self, token_ids: TokenIds) -> TargetView:
-        if self.cache is None:
-            return self._forward([token_ids])[0]
-        cached = self.cache.read(token_ids)
-        if cached is not None:
-            return TargetView(**{k: t.to(self.embedding.device) for k, t in cached.items()})
-        view = self._forward([token_ids])[0]
-        self.cache.write(token_ids, view._asdict())
+    def _cached(self, token_ids: TokenIds) -> TargetView | None:
+        cached = None if self.cache is None else self.cache.read(token_ids)
+        if cached is None:
+            return None
+        view = TargetView(**{name: each.to(self.embedding.device) for name, each in cached.items()})
+        self._keep(token_ids, view)
         return view
+
+    def _make(self, token_ids: TokenIds) -> TargetView:
+        """And of the texts in its pass, if there is a place to keep them."""
+        some = self._together.get(token_ids, [token_ids])
+        if not self._has_room(some):
+            some = [token_ids]
+        views = dict(zip(some, self._forward(some), strict=True))
+        for ids, view in views.items():
+            if ids != token_ids and self._is_kept(ids):  # in other company: its rounding stays
+                continue
+            if self.cache is not None:
+                self.cache.write(ids, view._asdict())
+            self._keep(ids, view)
+        return views[token_ids]
+
+    def _is_kept(self, token_ids: TokenIds) -> bool:
+        return token_ids in self._kept or (self.cache is not None and token_ids in self.cache)
+
+    def _has_room(self, sequences: Sequence[TokenIds]) -> bool:
+        size = sum(map(len, sequences)) * self._bytes_a_token
+        return size <= self._bytes_left or (self.cache is not None and self.cache.takes(size))
+
+    def _keep(self, token_ids: TokenIds, view: TargetView) -> None:
+        """In memory, while there is room."""
+        size = sum(tensor.nbytes for tensor in view)
+        if token_ids not in self._kept and size <= self._bytes_left:
+            self._bytes_left -= size
+            self._kept[token_ids] = view
 
     @torch.no_grad()
     def _forward(self, sequences: Sequence[TokenIds]) -> list[TargetView]:
@@ -132,10 +161,10 @@ class FrozenTarget:
         return views
 
 
-def _batches(sequences: Iterable[TokenIds]) -> Iterator[list[TokenIds]]:
-    """Consecutive ones of at most TOKENS_AT_ONCE tokens, or one longer one."""
+def batches(sequences: Iterable[TokenIds]) -> Iterator[list[TokenIds]]:
+    """Different ones by length, of at most TOKENS_AT_ONCE tokens, or one longer one."""
     some: list[TokenIds] = []
-    for sequence in sequences:
+    for sequence in sorted(set(sequences), key=lambda ids: (len(ids), ids)):
         if some and (len(some) + 1) * len(sequence) > TOKENS_AT_ONCE:
             yield some
             some = []

@@ -65,9 +65,16 @@ class TapCache:
     def room(self) -> int:
         return max(0, free_disk(self.folder) - self.reserve_bytes)
 
+    def __contains__(self, token_ids: TokenIds) -> bool:
+        return self._path(token_ids).exists()
+
+    def takes(self, size: int) -> bool:
+        """Whether so many bytes could be written."""
+        return not self.is_full and size <= self.room
+
     def require_room(self, sequences: Iterable[TokenIds], bytes_a_token: int) -> str:
         """A note on the bytes still to be written. Raises StorageError if they do not fit."""
-        missing = {ids for ids in sequences if not self._path(ids).exists()}
+        missing = {ids for ids in sequences if ids not in self}
         needed = bytes_a_token * sum(map(len, missing))
         if needed > self.room:
             raise StorageError(
@@ -97,7 +104,7 @@ class TapCache:
         size = sum(tensor.nbytes for tensor in tensors.values())
         path = self._path(token_ids)
         try:
-            if self.is_full or size > self.room:
+            if not self.takes(size):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             path.parent.mkdir(exist_ok=True)
             whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
