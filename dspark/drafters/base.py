@@ -1,6 +1,6 @@
 """The contract of a drafter: it turns taps into a block of proposals."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -32,11 +32,12 @@ class Proposals:
 
 
 class Race(NamedTuple):
-    """The token of the largest logit / temperature + noise [places, V]; without noise of the
-    largest logit. `tells_probs`: the request asks for the drafts' probabilities."""
+    """The token of the largest logit / temperature + noise; without noise of the largest logit.
+    `noise` of tokens [X] is [places, X]. `tells_probs`: the request asks for the drafts'
+    probabilities."""
 
     temperature: float = 1.0
-    noise: torch.Tensor | None = None
+    noise: Callable[[torch.Tensor], torch.Tensor] | None = None
     tells_probs: bool = False
 
 

@@ -233,8 +233,8 @@ class StoredDSparkDrafter(DSparkDrafter):
         out = torch.zeros(len(races), self.config.block_rows, self._logits.shape[1])
         for rows, race, own in zip(out[:, -self.block_size :], races, owns, strict=True):
             if race.noise is not None:
-                rows[:, : len(ids)] = race.noise[:, ids]
-                rows[:, own_at : own_at + own.num_used] = race.noise[:, own.ids[: own.num_used]]
+                rows[:, : len(ids)] = race.noise(ids)
+                rows[:, own_at : own_at + own.num_used] = race.noise(own.ids[: own.num_used])
         return Noise(out, torch.tensor([1.0 / race.temperature for race in races]))
 
     def _backbone(self, slots: Sequence[DSparkSlot], anchors: torch.Tensor) -> torch.Tensor:

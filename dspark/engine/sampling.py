@@ -8,7 +8,9 @@ accepted if it is the target's token: the output is the text the target would wr
 
 import secrets
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.nn.functional import one_hot
 
@@ -21,11 +23,13 @@ from dspark_kernels import (
     accept_greedy,
     accept_sampled,
     draw,
-    gumbel_row,
     probabilities,
     race,
 )
 from dspark_kernels.accept_block import is_sound
+from dspark_kernels.cpu.race import RowRace, race_rows
+from dspark_kernels.noise import gumbel_of, token_words
+from dspark_kernels.sampling import kept
 
 LARGEST_SEED = 2**64 - 1
 
@@ -53,7 +57,7 @@ class Sampler:
         entropy = secrets.randbits(64) if entropy is None else entropy
         self.numbers = entropy if config.seed is None else config.seed
         self._generator = torch.Generator().manual_seed(entropy)
-        self._noise: dict[int, torch.Tensor] = {}  # of places that may be drafted again
+        self._words: dict[int, np.ndarray] = {}  # of noise, where places may be drafted again
 
     @property
     def is_greedy(self) -> bool:
@@ -90,9 +94,9 @@ class Sampler:
             return int(logits.argmax()), None
         if self.is_coupled:
             if token_ids is None:
-                return self._race(logits, self._noise_at(place, len(logits))), None
-            noise = self._noise_at(place, num_tokens)
-            return self._race(logits, noise[token_ids.cpu()]), None
+                return drawn_rows([(self, logits, place)])[0], None
+            words = self._words_at(place, num_tokens)[token_ids.cpu().numpy()]
+            return self.race_by(gumbel_of(words), logits), None
         probs = self.probabilities(logits)
         return draw(probs, self._generator), probs
 
@@ -103,8 +107,8 @@ class Sampler:
             return Race()
         if not self.is_coupled or c.top_k or c.top_p < 1:
             return None
-        rows = [self._noise_at(place + k, num_tokens) for k in range(num_places)]
-        return Race(c.temperature, torch.stack(rows))
+        rows = [self._words_at(place + k, num_tokens) for k in range(num_places)]
+        return Race(c.temperature, lambda ids: gumbel_of(np.stack([r[ids.numpy()] for r in rows])))
 
     def accept(
         self,
@@ -118,31 +122,75 @@ class Sampler:
         if self.is_greedy:
             return accept_greedy(draft_ids, target_logits)
         if self.is_coupled:
-            return self._accept_coupled(draft_ids, target_logits, place)
+            return accept_coupled([CoupledBlock(self, draft_ids.tolist(), target_logits, place)])[0]
         target_probs = self.probabilities(target_logits)
         if draft_probs is None:
             draft_probs = one_hot(draft_ids, target_probs.shape[1]).to(target_probs.dtype)
         return accept_sampled(draft_ids, draft_probs, target_probs, self._generator)
 
-    def _accept_coupled(
-        self, draft_ids: torch.Tensor, target_logits: torch.Tensor, place: int
-    ) -> Acceptance:
-        self._noise = {at: row for at, row in self._noise.items() if at >= place}
-        drafts = draft_ids.tolist()
-        for k, logits in enumerate(target_logits):
-            token = self._race(logits, self._noise_at(place + k, len(logits)))
-            if k == len(drafts) or token != drafts[k]:
-                return Acceptance(k, token)
-        raise AssertionError("the last row has no draft")
+    def race_of(self, logits: torch.Tensor, place: int) -> RowRace:
+        """A row of logits [V] of the target, for our kernel."""
+        c, logits = self.config, logits.float()
+        if 0 < c.top_k < len(logits):  # scores are over the temperature, less the largest
+            scores = kept(logits, c.temperature, c.top_k)
+            return RowRace(scores, self.numbers, place, 1.0, c.top_p)
+        return RowRace(logits, self.numbers, place, c.temperature, c.top_p)
 
-    def _race(self, logits: torch.Tensor, noise: torch.Tensor) -> int:
+    def race_by(self, noise: torch.Tensor, logits: torch.Tensor) -> int:
+        """Among columns of logits [X], by noise [X]."""
         c = self.config
         return race(logits, noise, c.temperature, c.top_k, c.top_p)
 
-    def _noise_at(self, place: int, num_tokens: int) -> torch.Tensor:
-        if len(self._noise.get(place, ())) < num_tokens:
-            self._noise[place] = gumbel_row(self.numbers, place, num_tokens)
-        return self._noise[place][:num_tokens]
+    def noise_at(self, place: int, num_tokens: int) -> torch.Tensor:
+        return gumbel_of(self._words_at(place, num_tokens))
+
+    def forget_before(self, place: int) -> None:
+        """Noise of places that are not drafted again."""
+        self._words = {at: row for at, row in self._words.items() if at >= place}
+
+    def _words_at(self, place: int, num_tokens: int) -> np.ndarray:
+        if len(self._words.get(place, ())) < num_tokens:
+            self._words[place] = token_words(self.numbers, place, num_tokens)
+        return self._words[place][:num_tokens]
+
+
+class CoupledBlock(NamedTuple):
+    """K drafts of a request with a seed from `place` on, and the target's logits [K + 1, V]."""
+
+    sampler: Sampler
+    draft_ids: Sequence[int]
+    logits: torch.Tensor
+    place: int
+
+
+def accept_coupled(blocks: Sequence[CoupledBlock]) -> list[Acceptance]:
+    """Of each: drafts are kept while they are the tokens that the target draws; no row is drawn
+    that is not needed."""
+    for block in blocks:
+        block.sampler.forget_before(block.place)
+    found: dict[int, Acceptance] = {}
+    k = 0
+    while len(found) < len(blocks):
+        waiting = [at for at in range(len(blocks)) if at not in found]
+        rows = [(b.sampler, b.logits[k], b.place + k) for b in map(blocks.__getitem__, waiting)]
+        for at, token in zip(waiting, drawn_rows(rows), strict=True):
+            drafts = blocks[at].draft_ids
+            if k == len(drafts) or token != drafts[k]:
+                found[at] = Acceptance(k, token)
+        k += 1
+    return [found[at] for at in range(len(blocks))]
+
+
+def drawn_rows(rows: Sequence[tuple[Sampler, torch.Tensor, int]]) -> list[int]:
+    """The target's token of each row of logits [V] at its place, for requests with a seed."""
+    if all(logits.device.type == "cpu" for _, logits, _ in rows):
+        tokens = race_rows([sampler.race_of(logits, place) for sampler, logits, place in rows])
+    else:
+        tokens = [None] * len(rows)
+    return [
+        sampler.race_by(sampler.noise_at(place, len(logits)), logits) if token is None else token
+        for token, (sampler, logits, place) in zip(tokens, rows, strict=True)
+    ]
 
 
 class BatchChooser:

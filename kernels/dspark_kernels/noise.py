@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from dspark_kernels.backend import jit, tl
+from dspark_kernels.cpu.race import noise_words
 
 SEEDS = 1 << 64  # there are so many
 GROUP = tl.constexpr(8)  # numbers of 32 bits in one block of Philox
@@ -22,9 +23,20 @@ MARGIN = tl.constexpr(2.0**-8)
 
 def gumbel_row(seed: int, place: int, num_tokens: int) -> torch.Tensor:
     """Of one place: [num_tokens] float32 on the CPU. Any 64 bits are a seed, signed or not."""
-    uniform = torch.from_numpy(_words(seed, place, num_tokens, stream=0)).double()
+    return gumbel_of(token_words(seed, place, num_tokens))
+
+
+def gumbel_of(words: np.ndarray) -> torch.Tensor:
+    """Noise float32 [...] of the words of tokens."""
+    uniform = torch.from_numpy(words).double()
     uniform.add_(0.5).mul_(STEP)  # never 0 nor 1
     return uniform.log_().neg_().log_().neg_().float()
+
+
+def token_words(seed: int, place: int, num_tokens: int) -> np.ndarray:
+    """The words of one place's tokens, [num_tokens], by our kernel if the kernels run here."""
+    words = noise_words(seed, place, num_tokens)
+    return _words(seed, place, num_tokens, stream=0) if words is None else words
 
 
 def gumbel_reference(seeds: torch.Tensor, places: torch.Tensor, num_tokens: int) -> torch.Tensor:

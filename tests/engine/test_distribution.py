@@ -28,6 +28,7 @@ from dspark.drafters.kinds import kind_of
 from dspark.engine import sampling
 from dspark.engine.loop import Engine
 from dspark.engine.request import Request
+from dspark.engine.rounds import host
 from dspark.engine.sampling import Sampler
 from dspark.engine.schedule.policies import FullSchedule, SpsSchedule
 from dspark.engine.schedule.sps_profile import SpsTable
@@ -261,15 +262,17 @@ def noise_of_few_seeds(seed, place, num_tokens):
 
 @pytest.mark.parametrize("fault", [one_noise_for_all_places, flat_noise, noise_of_few_seeds])
 def test_a_fault_in_coupling_is_counted(monkeypatch, twelve_tokens, fault):
-    monkeypatch.setattr(sampling, "gumbel_row", fault)
+    faulty = lambda self, place, num_tokens: fault(self.numbers, place, num_tokens)  # noqa: E731
+    monkeypatch.setattr(Sampler, "noise_at", faulty)
+    monkeypatch.setattr(sampling, "race_rows", lambda rows: [None] * len(rows))
     session = with_lookup(twelve_tokens)
     law = law_of(session, ROUND, **BLURRED)
     assert follows(texts_of(session, ROUND, "coupling", BLURRED), law) < FALSE_ALARM
 
 
 def test_a_kept_draft_that_the_target_does_not_draw_is_counted(monkeypatch):
-    kept_first = lambda self, ids, logits, place: Acceptance(len(ids), int(logits[-1].argmax()))  # noqa: E731
-    monkeypatch.setattr(Sampler, "_accept_coupled", kept_first)
+    kept_first = lambda blocks: [Acceptance(len(b[1]), int(b[2][-1].argmax())) for b in blocks]  # noqa: E731
+    monkeypatch.setattr(host, "accept_coupled", kept_first)
     session = many_at_once(golden("vanilla"))
     law = law_of(session, PROMPT, **FILTERED[0])
     assert follows(texts_of(session, PROMPT, "coupling", FILTERED[0]), law) < FALSE_ALARM

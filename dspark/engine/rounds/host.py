@@ -16,7 +16,7 @@ from dspark.engine.logprobs import token_logprobs
 from dspark.engine.request import ActiveRequest
 from dspark.engine.rounds.finished_round import FinishedRound, RoundObserver
 from dspark.engine.rounds.page_room import PageRoom, growing_room
-from dspark.engine.sampling import BatchChooser
+from dspark.engine.sampling import BatchChooser, CoupledBlock, accept_coupled
 from dspark.engine.schedule.parking import Parking
 from dspark.engine.schedule.policies import Scheduler
 from dspark.engine.schedule.sps_watch import SpsWatch
@@ -301,22 +301,30 @@ class HostRounds:
     ) -> list[Acceptance]:
         """`best` token of each row. Raises BrokenLogitsError if a row that a token comes from is
         not `sound`, no distribution."""
-        accepted, start = [], 0
-        for active, draft, block in zip(batch, drafts, blocks, strict=True):
-            end = start + len(block)
+        accepted: dict[int, Acceptance] = {}
+        coupled: dict[int, CoupledBlock] = {}
+        starts = list(accumulate(map(len, blocks), initial=0))
+        for at, (active, draft) in enumerate(zip(batch, drafts, strict=True)):
+            rows = slice(starts[at], starts[at + 1])
             ids = draft.ids[: draft.length]
             if active.rules is None and active.sampler.is_greedy:
-                accepted.append(accept_chosen(ids, best[start:end]))
-            else:
-                logits, place = verified.logits[start:end], self._next_place(active)
-                if active.rules is not None:
-                    logits = active.rules.adjust(logits, ids)
-                of_block = torch.tensor(ids, dtype=torch.long, device=logits.device)
-                accepted.append(active.sampler.accept(of_block, draft.probs, logits, place))
-            if not all(sound[start : start + accepted[-1].num_accepted + 1]):
+                accepted[at] = accept_chosen(ids, best[rows])
+                continue
+            logits, place = verified.logits[rows], self._next_place(active)
+            if active.rules is not None:
+                logits = active.rules.adjust(logits, ids)
+            if active.sampler.is_coupled:
+                coupled[at] = CoupledBlock(active.sampler, ids, logits, place)
+                continue
+            of_block = torch.tensor(ids, dtype=torch.long, device=logits.device)
+            accepted[at] = active.sampler.accept(of_block, draft.probs, logits, place)
+        if coupled:
+            blocks_of = accept_coupled(list(coupled.values()))
+            accepted.update(zip(coupled, blocks_of, strict=True))
+        for at, start in enumerate(starts[:-1]):
+            if not all(sound[start : start + accepted[at].num_accepted + 1]):
                 raise BrokenLogitsError()
-            start = end
-        return accepted
+        return [accepted[at] for at in range(len(batch))]
 
     def _next_place(self, active: ActiveRequest) -> int:
         """Place of the token after the anchor, counted from the prompt's first token."""

@@ -8,6 +8,8 @@ from dspark_kernels.cpu.embed import write_embed
 from dspark_kernels.cpu.float_text import write_declarations
 from dspark_kernels.cpu.llvm_text import Text
 from dspark_kernels.cpu.norm_round import write_norm_round
+from dspark_kernels.cpu.philox_text import write_noise_words
+from dspark_kernels.cpu.race_text import write_race, write_race_declarations
 from dspark_kernels.cpu.rope_write import write_rope_write
 from dspark_kernels.cpu.rounded_text import (
     write_round_declarations,
@@ -23,6 +25,8 @@ EXPORTS = (
     "swiglu_round",
     "rope_write",
     "argmax",
+    "race",
+    "noise_words",
     "draft_features",
     "draft_choice",
     "draft_choice_noise",
@@ -38,10 +42,13 @@ def rows_text() -> str:
         write_swiglu_round,
         write_rope_write,
         write_argmax,
+        write_race,
+        write_noise_words,
         write_draft_features,
         partial(write_draft_choice, has_noise=False),
         partial(write_draft_choice, has_noise=True),
         write_declarations,
+        write_race_declarations,
         write_round_declarations,
     ):
         write(text)
