@@ -155,7 +155,8 @@ class Sampler:
 
 
 class CoupledBlock(NamedTuple):
-    """K drafts of a request with a seed from `place` on, and the target's logits [K + 1, V]."""
+    """K drafts of a request with a seed from `place` on, and the target's logits [K + 1, V];
+    without drafts, of one without a seed, too: its entropy is noise as good."""
 
     sampler: Sampler
     draft_ids: Sequence[int]

@@ -1,7 +1,9 @@
 """From logits to a distribution, and a draw from it: by one number, or by each token's noise."""
 
 import torch
+from torch.nn.functional import threshold
 
+FAINTEST = -87.0  # exponents of less are subnormal
 LIKELY = 2.0**-10  # few tokens are, and of most rows they are the nucleus
 
 
@@ -30,7 +32,7 @@ def kept(
 
 def _nucleus(scores: torch.Tensor, top_p: float) -> torch.Tensor:
     """Tokens as likely as the last one kept stay too, so that no order among equals decides."""
-    probs = scores.softmax(dim=-1)
+    probs = _softmax(scores)
     if probs.device.type == "cpu":  # a card would be waited for
         cuts = [_cut_of_row(row, top_p) for row in probs.view(-1, probs.shape[-1])]
         cut = torch.stack(cuts).view(*probs.shape[:-1], 1)
@@ -63,7 +65,15 @@ def probabilities(
     logits: torch.Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0
 ) -> torch.Tensor:
     """logits [..., V] -> float32 probabilities [..., V] of the tokens that `kept` keeps."""
-    return kept(logits, temperature, top_k, top_p).softmax(dim=-1)
+    return _softmax(kept(logits, temperature, top_k, top_p))
+
+
+def _softmax(scores: torch.Tensor) -> torch.Tensor:
+    """Of scores of which the largest is 0. On a CPU subnormal exponentials would take ten times as
+    long as all others; they are 0."""
+    if scores.device.type == "cpu":
+        scores = threshold(scores, FAINTEST, float("-inf"))
+    return scores.softmax(dim=-1)
 
 
 def draw(probs: torch.Tensor, generator: torch.Generator) -> int:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -221,6 +222,15 @@ def test_seeded_drafts_write_what_plain_decoding_writes(session) -> None:
     assert decode(session.engine, [request(p, 16, **how) for p in prompts]) == plain
     mixed = [request(prompts[0], 16, **how), request(prompts[1], 16)]
     assert decode(session.engine, mixed)[0] == plain[0]
+
+
+def test_rounds_without_drafts_draw_by_entropy_as_by_a_seed(session, monkeypatch) -> None:
+    """And by a seed the draws are counted over seeds; so what no seed draws is as exact."""
+    monkeypatch.setattr(session.engine, "_entropy", SimpleNamespace(getrandbits=lambda bits: 77))
+    prompt, how = list(range(2, 12)), {"temperature": 0.8, "top_p": 0.9, "plain": True}
+    whole = decode(session.engine, [request(prompt, 12, **how)])[0]
+    rest = decode(session.engine, [request([*prompt, whole[0]], 11, seed=77, **how)])[0]
+    assert whole[1:] == rest and len(set(whole)) > 3
 
 
 def test_drafts_write_what_plain_decoding_writes(session) -> None:

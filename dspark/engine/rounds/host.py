@@ -313,7 +313,8 @@ class HostRounds:
             logits, place = verified.logits[rows], self._next_place(active)
             if active.rules is not None:
                 logits = active.rules.adjust(logits, ids)
-            if active.sampler.is_coupled:
+            is_plain = not ids and self._kernels is not None  # then nothing is to be rejected
+            if active.sampler.is_coupled or (is_plain and not active.sampler.is_greedy):
                 coupled[at] = CoupledBlock(active.sampler, ids, logits, place)
                 continue
             of_block = torch.tensor(ids, dtype=torch.long, device=logits.device)
