@@ -4,10 +4,11 @@ torch and transformers are imported inside fixtures, so that tests without them 
 """
 
 import gc
+import itertools
 import os
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +43,47 @@ def fixed_seeds() -> None:
         sys.modules["torch"].manual_seed(0)
 
 
+@pytest.fixture(scope="session")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folders for tests, by number: mktemp would list those of all the tests before."""
+    folder = tmp_path_factory.mktemp("homes")
+    return (folder / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
 def own_folders(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest, homes: Iterator[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Store and caches in a folder of the test's own, except where the demo pair is wanted."""
     monkeypatch.delenv("DSPARK_DEBUG", raising=False)
     if request.node.get_closest_marker("demo"):
         return
     monkeypatch.delenv("DSPARK_HOME", raising=False)
-    folder = tmp_path_factory.mktemp("home")
+    folder = next(homes)
+    folder.mkdir()
     for variable in ("XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "HF_HOME"):
         monkeypatch.setenv(variable, str(folder / variable.lower()))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def compiled_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of all workers: whoever compiles a kernel of the CPU first compiles it for all."""
+    folder = tmp_path_factory.getbasetemp()
+    return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "kernels"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernels_compiled_once(request: pytest.FixtureRequest, compiled_kernels: Path) -> Iterator[None]:
+    """Not once for the store of each test; the demo pair's store keeps its own."""
+    import sys
+
+    session = sys.modules.get("dspark.engine.session")
+    with pytest.MonkeyPatch.context() as patch:
+        if session and not any(i.get_closest_marker("demo") for i in request.session.items):
+            keep = session.keep_compiled
+            patch.setattr(session, "keep_compiled", lambda folder: keep(compiled_kernels))
+        yield
 
 
 def _sizes(**changes: Any) -> dict[str, Any]:

@@ -265,6 +265,7 @@ def test_what_a_pass_costs_is_kept_apart_for_codes_copies_and_numbers(
 
 def test_all_kernels_of_a_pair_are_built_before_its_weights_are_read(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("DSPARK_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("dspark.engine.session.keep_compiled", runtime.keep_compiled)
     runtime._made.clear()
     write(tmp_path / "model.gguf", "llama", Kind.Q6_K)
     target = hub.resolve_target(str(tmp_path / "model.gguf"))
