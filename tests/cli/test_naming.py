@@ -15,6 +15,7 @@ from dspark_cli.options import complete_pair
 from tests.hub.hub_server import Hub, point_to, serving
 
 SETTINGS = ("--max-tokens", "4", "--device", "cpu")
+DRAFTING = ("--schedule", "full")  # also where this machine, busy, would find that it does not pay
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +91,7 @@ def test_an_id_runs_with_the_head_released_for_it(dspark, server, monkeypatch):
         target_num_bytes=1,
     )
     find.PAIRS["released"] = released
-    outcome = dspark("generate", "Hi", "-p", "owner/model", "--json", *SETTINGS)
+    outcome = dspark("generate", "Hi", "-p", "owner/model", "--json", *SETTINGS, *DRAFTING)
     facts = answer(outcome)
     assert facts["pair"] == "released" and facts["stats"]["drafted"] > 0
     assert outcome.err == "owner/model is the target of the pair released, whose head drafts\n"
@@ -108,7 +109,7 @@ def test_a_head_is_no_target(dspark, server, head, place):
 def test_both_by_their_ids(dspark, server):
     outcome = dspark(
         *("generate", "Hi", "--target", "owner/model", "--draft", "owner/head", "--json"),
-        *(*SETTINGS, "--schedule", "full"),
+        *(*SETTINGS, *DRAFTING, "--schedule", "full"),
     )
     assert answer(outcome)["pair"] == "owner/model"
     assert answer(outcome)["stats"]["drafted"] > 0
