@@ -3,13 +3,16 @@
 import random
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from dspark.config import ScheduleConfig
 from dspark.engine import scheduled_engine
 from dspark.engine.loop import Engine
+from dspark.engine.rounds.finished_round import FinishedRound, RoundObserver
 from dspark.engine.schedule import sps_watch
+from dspark.engine.schedule.parking import Parking
 from dspark.engine.schedule.policies import SpsSchedule
 from dspark.engine.schedule.sps_profile import Correction, SpsTable, stored_tables
 from dspark.engine.schedule.sps_watch import SpsWatch
@@ -157,3 +160,28 @@ def test_a_new_number_of_requests_stalls_no_round(stored, monkeypatch):
     assert len(passes) == 1 + max(rounds)  # every pass is a round
     assert decode(session.engine, [request(max_tokens=30)] * 5) == alone * 5
     assert {each.requests for each in SpsTable.load(path).corrections} & {4, 8}
+
+
+def test_of_a_long_row_of_parked_rounds_every_fourth_is_followed():
+    followed: list[bool] = []
+    watch = SimpleNamespace(follow=lambda *_, has_drafts, use: followed.append(has_drafts))
+    parking = Parking(
+        expected_gain=lambda num_requests, survival: SimpleNamespace(gain=0.3, cost=6.0)
+    )
+    observer = RoundObserver(parking, watch)
+
+    def number_followed(rounds: int, requests: int = 1, **how) -> int:
+        followed.clear()
+        for _ in range(rounds):
+            blocks = [(0, 0)] * requests
+            facts = {"has_drafts": False, "seconds": 0.1, "pass_seconds": 0.1, **how}
+            observer.keep(FinishedRound(blocks, requests, 100, **facts))
+            observer.tell(0.1)
+        return len(followed)
+
+    assert parking.is_parked(1) and parking.is_parked(2)
+    assert number_followed(16) == 16 and number_followed(40) == 10
+    assert number_followed(16, 2) == 16 and number_followed(40, 2) == 10
+    assert number_followed(3, 2, has_drafts=True) == 3 and number_followed(16, 2) == 16
+    assert number_followed(40, 2, use=object()) == 40  # of experts
+    assert parking.is_parked(1) and number_followed(16) == 16

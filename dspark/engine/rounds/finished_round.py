@@ -7,6 +7,11 @@ from dspark.engine.schedule.parking import Parking
 from dspark.engine.schedule.sps_watch import SpsWatch
 from dspark.targets.expert_use import ExpertUse
 
+FIRST_PARKED = (
+    16  # parked rounds in a row that all correct the table, as it is corrected once in 16
+)
+PARKED_EVERY = 4  # rounds of which one does, after them: they are all alike
+
 
 class FinishedRound(NamedTuple):
     """Drafts verified and accepted of each request, the `rows` of its pass, and their context's
@@ -31,6 +36,7 @@ class RoundObserver:
     def __init__(self, parking: Parking | None, sps_watch: SpsWatch | None) -> None:
         self._parking, self._sps_watch = parking, sps_watch
         self._last: FinishedRound | None = None
+        self._parked, self._requests = 0, 0  # parked rounds in a row, of so many requests
 
     def keep(self, finished: FinishedRound) -> None:
         """Until it is told."""
@@ -43,10 +49,22 @@ class RoundObserver:
             return
         seconds = (last.seconds if last.hides_step else step_seconds) - last.caught_up
         drafts, caught_up = last.has_drafts, last.caught_up
+        is_followed = self._sps_watch is not None and self._is_followed(last)
         if self._parking is not None:
             self._parking.record(seconds, last.blocks, has_drafts=drafts, caught_up=caught_up)
-        if self._sps_watch is not None:
+        if is_followed and self._sps_watch is not None:
             others = seconds - last.pass_seconds
             shape = (len(last.blocks), last.rows, last.depth)
             times = (last.pass_seconds, others)
             self._sps_watch.follow(*shape, *times, has_drafts=drafts, use=last.use)
+
+    def _is_followed(self, last: FinishedRound) -> bool:
+        """Whether the round corrects the table. Experts are counted in every round."""
+        requests = len(last.blocks)
+        if last.has_drafts or last.use is not None or requests != self._requests:
+            self._parked = 0
+        self._requests = requests
+        if self._parking is None or not self._parking.is_parked(requests):
+            return True
+        self._parked += not last.has_drafts
+        return self._parked <= FIRST_PARKED or self._parked % PARKED_EVERY == 0
