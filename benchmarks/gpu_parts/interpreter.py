@@ -24,6 +24,7 @@ def patch_once_a_launch(replace: Callable[[Any, str, Any], None] = setattr) -> N
     replace(interpreter, "_patch_lang", lambda fn: patch_lang(everywhere))
     replace(interpreter.InterpretedFunction, "__call__", call)
     _patch_types(replace)
+    _patch_operands(replace)
 
 
 def _patch_types(replace: Callable[[Any, str, Any], None]) -> None:
@@ -67,6 +68,50 @@ def _patch_types(replace: Callable[[Any, str, Any], None]) -> None:
     replace(core.tensor, "__init__", tensor)
     replace(interpreter, "_get_np_dtype", get_numpy_type)
     replace(semantic.TritonSemantic, "binary_op_sanitize_overflow_impl", lambda *_: None)
+
+
+def _patch_operands(replace: Callable[[Any, str, Any], None]) -> None:
+    """Operands of one type and shape are what they become, and a number beside a block is made of
+    its shape at once; the interpreter finds that out anew for every operation."""
+    from triton.language import semantic
+    from triton.runtime import interpreter
+
+    core, TritonSemantic = interpreter.tl.core, semantic.TritonSemantic
+    checked, broadcast = (
+        TritonSemantic.binary_op_type_checking_impl,
+        TritonSemantic.broadcast_impl_value,
+    )
+    lasting = {"int1", "int32", "int64", "fp32"}  # as operands of any operation
+    limits = {"int32": 2**31, "int64": 2**63}
+
+    def fits(number: Any, name: str) -> bool:
+        """Whether it becomes a number of this type, without a word."""
+        if type(number) is int and name in limits:
+            return -limits[name] <= number < limits[name]
+        return type(number) in (int, float) and name == "fp32"
+
+    def filled(semantic: Any, like: Any, number: Any) -> Any:
+        numpy_type = interpreter._get_np_dtype(like.dtype)
+        shape = [size.value for size in like.shape]
+        data = np.full(shape or 1, number, numpy_type)
+        return semantic.make_tensor(interpreter.TensorHandle(data, like.dtype), like.type)
+
+    def check(self: Any, lhs: Any, rhs: Any, *options: Any, **named: Any) -> Any:
+        is_tensor, other_is_tensor = isinstance(lhs, core.tensor), isinstance(rhs, core.tensor)
+        if is_tensor and other_is_tensor:
+            if lhs.dtype.name == rhs.dtype.name and lhs.dtype.name in lasting:
+                return spread(self, lhs, rhs)
+        elif is_tensor and fits(rhs, lhs.dtype.name):
+            return lhs, filled(self, lhs, rhs)
+        elif other_is_tensor and fits(lhs, rhs.dtype.name):
+            return filled(self, rhs, lhs), rhs
+        return checked(self, lhs, rhs, *options, **named)
+
+    def spread(self: Any, lhs: Any, rhs: Any) -> Any:
+        return (lhs, rhs) if lhs.shape is rhs.shape else broadcast(self, lhs, rhs)
+
+    replace(TritonSemantic, "binary_op_type_checking_impl", check)
+    replace(TritonSemantic, "broadcast_impl_value", spread)
 
 
 def patch_products(replace: Callable[[Any, str, Any], None] = setattr) -> None:
