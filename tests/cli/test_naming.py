@@ -109,7 +109,7 @@ def test_a_head_is_no_target(dspark, server, head, place):
 def test_both_by_their_ids(dspark, server):
     outcome = dspark(
         *("generate", "Hi", "--target", "owner/model", "--draft", "owner/head", "--json"),
-        *(*SETTINGS, *DRAFTING, "--schedule", "full"),
+        *(*SETTINGS, *DRAFTING),
     )
     assert answer(outcome)["pair"] == "owner/model"
     assert answer(outcome)["stats"]["drafted"] > 0
