@@ -30,8 +30,8 @@ class RowRace(NamedTuple):
 
 
 def race_rows(rows: Sequence[RowRace]) -> list[int | None]:
-    """A token for each row, or None where the reference has to decide: for a few rows in a hundred
-    thousand, for rows that are no distribution, and where no kernels run."""
+    """A token for each row, or None where the reference has to decide: near ties and near the edge
+    of a nucleus, for rows that are no distribution, and where no kernels run."""
     runtime = running()
     if runtime is None or not all(map(_is_ours, rows)):
         return [None] * len(rows)
