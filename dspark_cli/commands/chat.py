@@ -24,6 +24,7 @@ from dspark_cli.stored_chats import (
     open_store,
     other_models,
 )
+from dspark_cli.typed_ahead import keeping_enter
 from dspark_cli.web_chat import is_in_a_tab, serve_chat, words_given
 
 if TYPE_CHECKING:
@@ -187,7 +188,8 @@ def chat(
         from dspark_cli.plain_chat import run_plain_chat
 
         run_plain_chat(backend, settings, sys.stdin.buffer)
-    else:
+        return
+    with keeping_enter():
         from dspark.chat.attachments import attach
         from dspark_tui.app import run_chat
 
