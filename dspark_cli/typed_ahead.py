@@ -1,10 +1,10 @@
 """Keys that are pressed before the screen of the chat is there."""
 
-import sys
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-INPUT_FLAGS = 0  # place in a terminal's attributes
+STDIN, INPUT_FLAGS = 0, 0  # the latter's place in a terminal's attributes
 
 
 @contextmanager
@@ -16,12 +16,14 @@ def keeping_enter() -> Iterator[None]:
     except ImportError:  # Windows, whose console keeps keys as keys
         yield
         return
-    stdin = sys.stdin.fileno()
-    before = termios.tcgetattr(stdin)
+    if not os.isatty(STDIN):
+        yield
+        return
+    before = termios.tcgetattr(STDIN)
     keeping = before.copy()
     keeping[INPUT_FLAGS] &= ~termios.ICRNL
-    termios.tcsetattr(stdin, termios.TCSANOW, keeping)
+    termios.tcsetattr(STDIN, termios.TCSANOW, keeping)
     try:
         yield
     finally:
-        termios.tcsetattr(stdin, termios.TCSANOW, before)
+        termios.tcsetattr(STDIN, termios.TCSANOW, before)
