@@ -7,9 +7,7 @@ from dspark.engine.schedule.parking import Parking
 from dspark.engine.schedule.sps_watch import SpsWatch
 from dspark.targets.expert_use import ExpertUse
 
-FIRST_PARKED = (
-    16  # parked rounds in a row that all correct the table, as it is corrected once in 16
-)
+FIRST_PARKED = 16  # in a row that all correct the table
 PARKED_EVERY = 4  # rounds of which one does, after them: they are all alike
 
 
