@@ -5,14 +5,15 @@ python recipes/compare_drafters.py --answers answers.jsonl --out compare --steps
 
 All see the same answers, batches and anchors; what follows `--` goes to every `dspark graft`. Loss
 and its weights are each algorithm's own unless given there, and of the learning rates `--rates`
-each takes the one with the longer accepted length on the held-out answers. Lookup, which has no
-head, is compared too.
+each takes the one with the longer accepted length on the held-out answers, after --trial-steps of
+their own where these are fewer. Lookup, which has no head, is compared too.
 
 --shapes equal-size: the budget is the trained parameters of the DSpark head, Markov tables
 included; the MLPs of the others are widened until they have as many, within 2 %. --shapes paper:
 five layers for the drafters of blocks, one for those of tokens, blocks of seven, the target's own
-width. --shapes equal-time: the target's width, and of 1, 2, 3 and 5 layers the most with which a
-block is drafted in no more than the seconds of a DSpark head of --layers, measured here untrained.
+width, tables of rank --markov-rank. --shapes equal-time: the target's width, and of 1, 2, 3 and 5
+layers, or for Eagle3 of as many tokens a block, the most with which a block is drafted in no more
+than the seconds of a DSpark head of --layers, measured here untrained.
 
 Stopped at any moment, the same command goes on: a head that is done is not trained again, one
 under way goes on from its checkpoint.
@@ -60,15 +61,7 @@ TOLERANCE = 0.02
 TIME_TOLERANCE = 0.05
 LAYERS = (1, 2, 3, 5)
 CONTEXT, BLOCKS = 200, 15
-_BLOCKS_OF_SEVEN = {"block_size": 7, "num_layers": 5}
-PAPER: dict[Algorithm, dict[str, Any]] = {  # of DSpark's comparison; the rivals since in DFlash's
-    "dspark": {**_BLOCKS_OF_SEVEN, "markov_rank": 256},
-    "dflash": _BLOCKS_OF_SEVEN,
-    "dflash2": {**_BLOCKS_OF_SEVEN, "markov_rank": 256},
-    "domino": {**_BLOCKS_OF_SEVEN, "markov_rank": 256},
-    "eagle3": {"block_size": 7},
-    "mtp": {},
-}
+PAPER_BLOCK, PAPER_LAYERS = 7, 5  # of DSpark's comparison; the rivals since in DFlash's shape
 DSPARK = [sys.executable, "-m", "dspark_cli"]
 DEFAULTS = GraftConfig()
 
@@ -108,6 +101,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--json", type=Path, help="default: benchmarks/results/compare-drafters-*")
     parser.add_argument("--steps", type=int, default=DEFAULTS.steps)
     parser.add_argument("--seed", type=int, default=DEFAULTS.seed)
+    parser.add_argument("--trial-steps", type=int, help="with each rate; default: all of them")
     parser.add_argument("--rates", type=float, nargs="+", default=[6e-4, 2e-3], help="of learning")
     parser.add_argument(
         "--shapes", choices=("equal-size", "paper", "equal-time"), default="equal-size"
@@ -125,7 +119,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
 
 def plan(arguments: argparse.Namespace) -> list[Candidate]:
     if arguments.shapes == "paper":
-        return [candidate(a, PAPER[a], arguments) for a in get_args(Algorithm)]
+        return [candidate(a, paper_shape(a, arguments), arguments) for a in get_args(Algorithm)]
     if arguments.shapes == "equal-time":
         return of_equal_time(arguments)
     target = read_config(find_files(target_choice(arguments)).target).get_text_config()
@@ -154,14 +148,12 @@ def candidate(
 
 
 def of_equal_time(arguments: argparse.Namespace) -> list[Candidate]:
-    """Of each algorithm the most layers whose block takes no longer than DSpark's to draft."""
+    """Of each algorithm the largest shape whose block takes no longer than DSpark's to draft."""
     limit, found = 0.0, []
     for algorithm in get_args(Algorithm):
-        settings = shape_settings(algorithm, arguments)
-        depths = LAYERS if "num_layers" in settings and limit else (None,)
         best: Candidate | None = None
-        for depth in depths:
-            shape = settings if depth is None else {**settings, "num_layers": depth}
+        for shape in rising_shapes(algorithm, arguments) if limit else ({},):
+            shape = {**shape_settings(algorithm, arguments), **shape}
             each = candidate(algorithm, shape, arguments)
             each = replace(each, draft_seconds=seconds_to_draft(algorithm, shape, arguments))
             if best is None or (each.draft_seconds or 0.0) <= limit * (1 + TIME_TOLERANCE):
@@ -170,6 +162,15 @@ def of_equal_time(arguments: argparse.Namespace) -> list[Candidate]:
         limit = limit or best.draft_seconds
         found.append(best)
     return found
+
+
+def rising_shapes(algorithm: Algorithm, arguments: argparse.Namespace) -> list[dict[str, int]]:
+    """By what an algorithm's work in a round grows: its layers, or the tokens it drafts in turn."""
+    if algorithm == "eagle3":
+        return [{"block_size": size + 1} for size in range(arguments.block_size)]
+    if algorithm == "mtp":
+        return [{}]
+    return [{"num_layers": depth} for depth in LAYERS]
 
 
 def seconds_to_draft(
@@ -205,9 +206,18 @@ def seconds_to_draft(
 
 
 def best_of(each: Candidate, arguments: argparse.Namespace, graft_options: list[str]) -> Path:
-    """The folder of the head with the longest accepted length among the rates."""
-    trained = [train(each, rate, arguments, graft_options) for rate in arguments.rates]
-    return max(trained, key=held_out_tau)
+    """The folder of the head trained with the better rate."""
+    steps = min(arguments.trial_steps or arguments.steps, arguments.steps)
+    tried = {rate: train(each, rate, steps, arguments, graft_options) for rate in arguments.rates}
+    better = max(tried, key=lambda rate: held_out_tau(tried[rate]))
+    return train(each, better, arguments.steps, arguments, graft_options)
+
+
+def head_folder(
+    algorithm: Algorithm, rate: float, steps: int, arguments: argparse.Namespace
+) -> Path:
+    folder: Path = arguments.out / f"{algorithm}-{rate:g}-{steps}"
+    return folder
 
 
 def held_out_tau(folder: Path) -> float:
@@ -218,6 +228,12 @@ def held_out_tau(folder: Path) -> float:
 def target_choice(arguments: argparse.Namespace) -> PairChoice:
     base = arguments.base
     return PairChoice(base, draft="none") if base in PAIRS else PairChoice(base, target=base)
+
+
+def paper_shape(algorithm: Algorithm, arguments: argparse.Namespace) -> dict[str, Any]:
+    paper = {"block_size": PAPER_BLOCK, "num_layers": PAPER_LAYERS, "num_kv_heads": None}
+    own = shape_settings(algorithm, arguments)
+    return {name: paper.get(name, value) for name, value in own.items()}
 
 
 def shape_settings(algorithm: Algorithm, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -257,21 +273,25 @@ def check_budget(parameters: dict[str, int]) -> None:
 
 
 def train(
-    each: Candidate, rate: float, arguments: argparse.Namespace, graft_options: list[str]
+    each: Candidate,
+    rate: float,
+    steps: int,
+    arguments: argparse.Namespace,
+    graft_options: list[str],
 ) -> Path:
     """The head's folder. A head whose training ended is marked with its command and left alone."""
-    folder: Path = arguments.out / f"{each.algorithm}-{rate:g}"
+    folder = head_folder(each.algorithm, rate, steps, arguments)
     command = [
         *("graft", "--train", "--base", arguments.base, "--algo", each.algorithm),
         *("--name", f"compare-{each.algorithm}-{rate:g}", "--lr", f"{rate:g}"),
         *("--data", str(arguments.answers), "--out", str(folder)),
-        *("--steps", str(arguments.steps), "--seed", str(arguments.seed)),
+        *("--steps", str(steps), "--seed", str(arguments.seed)),
         *("--no-measure", "--lean-head"),
         *(*each.shape_options, *graft_options),
     ]
     mark = folder / "trained.json"
     if mark.exists() and json.loads(mark.read_text())["command"] == command:
-        print(f"{each.algorithm}, rate {rate:g}: trained already", flush=True)
+        print(f"{folder.name}: trained already", flush=True)
         return folder
     print(f"{each.algorithm}: {shlex.join(['dspark', *command])}", flush=True)
     subprocess.run([*DSPARK, *command], check=True)
@@ -298,13 +318,15 @@ def compare(
         trained = [each for each in document["drafters"] if each["name"] in folders]
         check_budget({each["name"]: each["parameters"] for each in trained})
     recipe = shlex.join(["python", "recipes/compare_drafters.py", *sys.argv[1:]])
+    trial = min(arguments.trial_steps or arguments.steps, arguments.steps)
     chosen = {
         each.algorithm: {
             "options": each.shape_options,
             "parameters": each.parameters,
             "draft_seconds_untrained": each.draft_seconds,
+            "steps": arguments.steps,
             "held_out_tau_by_rate": {
-                f"{rate:g}": held_out_tau(arguments.out / f"{each.algorithm}-{rate:g}")
+                f"{rate:g}": held_out_tau(head_folder(each.algorithm, rate, trial, arguments))
                 for rate in arguments.rates
             },
         }

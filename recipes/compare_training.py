@@ -25,6 +25,7 @@ from dspark.graft.head.bigram_init import Bigrams
 from dspark.graft.head.init_from_target import start_from_target
 from dspark.graft.head.shape import draft_config
 from dspark.graft.target.frozen_target import FrozenTarget, load_frozen
+from dspark.graft.train.precision import product_precision
 from dspark.graft.train.trainer import Trainer, trainable
 from dspark_cli.loading import find_files
 
@@ -75,12 +76,19 @@ def main() -> None:
     done = json.loads(given.json.read_text()) if given.json.exists() else {}
     first = settings(given.algo, given.steps, WAYS[given.ways[0]])
     cpu = torch.device("cpu")
-    target = load_frozen(files.target, device=cpu, dtype=torch.float32, memory_bytes=2**31)
+    target = load_frozen(
+        files.target,
+        device=cpu,
+        dtype=torch.float32,
+        memory_bytes=2**31,
+        precision=first.precision,
+    )
     shape = draft_config(target.config, first, 5)
     target.tap(shape.target_layer_ids)
     parts = split(answers, first.eval_prompts)
     sequences = [a.token_ids for a in trainable([*parts.train, *parts.held_out], first.length)]
     target.keep_on_disk(given.tap_cache, files.target, sequences, 0)
+    target.keep_together(sequences)
     for way in given.ways:
         if way not in done:
             config = settings(given.algo, given.steps, WAYS[way])
@@ -90,7 +98,9 @@ def main() -> None:
 
 
 def settings(algorithm: Algorithm, steps: int, way: Mapping[str, Any]) -> GraftConfig:
-    return graft_config(algorithm, **{**SHAPE, **BUDGET, **DEMO, **way, "steps": steps})
+    precision = product_precision("auto", "cpu")
+    chosen = {**SHAPE, **BUDGET, **DEMO, "precision": precision, "steps": steps, **way}
+    return graft_config(algorithm, **chosen)
 
 
 def trained(

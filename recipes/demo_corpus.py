@@ -108,9 +108,9 @@ def answer(listed: list[str], path: Path, tokens: int) -> None:
     known = file.read()
     written, answered = sum(len(a.answer_ids) for a in known), {a.prompt for a in known}
     missing = sorted((p for p in listed if p not in answered), key=prompt_digest)
-    session = dspark.load("demo", draft="none", engine=EngineConfig(max_requests=32))
+    session = dspark.load("demo", draft="none", engine=EngineConfig(max_requests=64))
     while missing and written < tokens:
-        some, missing = missing[:1024], missing[1024:]
+        some, missing = missing[:3072], missing[3072:]
         for parity, temperature in ((0, 0.0), (1, 1.0)):
             settings = AnswerSettings(320, temperature, SEED)
             half = [p for p in some if prompt_digest(p)[-1] % 2 == parity]

@@ -64,23 +64,23 @@ def test_a_head_that_is_done_is_not_trained_again(recipe, parsed, monkeypatch, t
 
     def dspark(command: list[str], check: bool) -> None:
         trained.append(command)
-        (tmp_path / "mtp-0.001").mkdir(exist_ok=True)
-        if "13" in command:
+        steps = command[command.index("--steps") + 1]
+        (tmp_path / f"mtp-0.001-{steps}").mkdir(exist_ok=True)
+        if steps == "13":
             raise recipe.subprocess.CalledProcessError(130, command)
 
     monkeypatch.setattr(recipe.subprocess, "run", dspark)
     arguments, graft_options = parsed("--steps", "7")
     head = recipe.plan(arguments)[-1]
-    recipe.train(head, 1e-3, arguments, graft_options)
-    recipe.train(head, 1e-3, arguments, graft_options)
+    recipe.train(head, 1e-3, 7, arguments, graft_options)
+    recipe.train(head, 1e-3, 7, arguments, graft_options)
     assert len(trained) == 1
-    assert json.loads((tmp_path / "mtp-0.001" / "trained.json").read_text())["command"][:4] == [
+    assert json.loads((tmp_path / "mtp-0.001-7" / "trained.json").read_text())["command"][:4] == [
         *("graft", "--train", "--base", arguments.base)
     ]
-    interrupted, _ = parsed("--steps", "13")
     for _ in range(2):
         with pytest.raises(recipe.subprocess.CalledProcessError):
-            recipe.train(head, 1e-3, interrupted, graft_options)
+            recipe.train(head, 1e-3, 13, arguments, graft_options)
     assert len(trained) == 3
 
 
@@ -92,8 +92,10 @@ def test_shapes_of_the_paper(recipe, parsed):
     assert options["eagle3"] == ("--block-size", "7") and options["mtp"] == ()
 
 
-def test_heads_of_equal_time_have_the_most_layers_that_fit(recipe, parsed, monkeypatch):
+def test_heads_of_equal_time_have_the_largest_shape_that_fits(recipe, parsed, monkeypatch):
     def seconds(algorithm, shape, arguments):
+        if algorithm == "eagle3":
+            return 0.3 * shape["block_size"]
         own = {"dspark": 0.3, "dflash": -0.1, "dflash2": 0.2, "domino": 0.9}.get(algorithm, 2.0)
         return own + 0.35 * shape.get("num_layers", 1)
 
@@ -104,6 +106,7 @@ def test_heads_of_equal_time_have_the_most_layers_that_fit(recipe, parsed, monke
               for a, each in found.items()}  # fmt: skip
     assert layers["dspark"]["--layers"] == "2" and layers["dflash"]["--layers"] == "3"
     assert layers["dflash2"]["--layers"] == "2" and layers["domino"]["--layers"] == "1"
+    assert layers["eagle3"]["--block-size"] == "3"
     assert found["mtp"].draft_seconds == 2.35
 
 
@@ -116,9 +119,9 @@ def test_a_draft_of_an_untrained_head_is_timed(recipe, parsed, monkeypatch):
 def test_of_two_rates_the_better_head_is_compared(recipe, parsed, monkeypatch):
     figures = {"0.001": 1.9, "0.002": 2.1}
 
-    def train(each, rate, arguments, options):
-        folder = arguments.out / f"{each.algorithm}-{rate:g}"
-        folder.mkdir()
+    def train(each, rate, steps, arguments, options):
+        folder = recipe.head_folder(each.algorithm, rate, steps, arguments)
+        folder.mkdir(exist_ok=True)
         tau = {"held_out_tau_sampled": figures[f"{rate:g}"]}
         (folder / "config.json").write_text(json.dumps({"graft": tau}))
         return folder
@@ -126,4 +129,7 @@ def test_of_two_rates_the_better_head_is_compared(recipe, parsed, monkeypatch):
     monkeypatch.setattr(recipe, "train", train)
     arguments, options = parsed("--rates", "1e-3", "2e-3")
     head = recipe.plan(arguments)[0]
-    assert recipe.best_of(head, arguments, options).name == "dspark-0.002"
+    assert recipe.best_of(head, arguments, options).name == "dspark-0.002-1500"
+    arguments, options = parsed("--rates", "1e-3", "2e-3", "--trial-steps", "20")
+    assert recipe.best_of(head, arguments, options).name == "dspark-0.002-1500"
+    assert (arguments.out / "dspark-0.001-20").exists()
