@@ -66,7 +66,7 @@ Prompts = Annotated[
     typer.Option(
         metavar="SOURCE",
         help="Prompts: a .jsonl or .txt file, a folder of them, a data set "
-        "hf:OWNER/NAME[:SPLIT], or self[:N] from the target itself; repeatable.",
+        "hf:OWNER/NAME[:SPLIT], or self[:N] from the model itself; repeatable.",
         rich_help_panel=DATA,
     ),
 ]
@@ -78,7 +78,7 @@ Data = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="File for the target's answers; default: OUT/answers.jsonl.",
+        help="File for the model's answers; default: OUT/answers.jsonl.",
         rich_help_panel=DATA,
     ),
 ]
@@ -117,17 +117,17 @@ BlockSize = Annotated[
 Layers = Annotated[int, typer.Option(min=1, help="Transformer layers.", rich_help_panel=HEAD)]
 IntermediateSize = Annotated[
     int | None,
-    typer.Option(min=1, help="Width of the MLPs; default: the target's.", rich_help_panel=HEAD),
+    typer.Option(min=1, help="Width of the MLPs; default: the model's.", rich_help_panel=HEAD),
 ]
 KvHeads = Annotated[
     int | None,
-    typer.Option(min=1, help="Key and value heads; default: the target's.", rich_help_panel=HEAD),
+    typer.Option(min=1, help="Key and value heads; default: the model's.", rich_help_panel=HEAD),
 ]
 Taps = Annotated[
     str | None,
     typer.Option(
         metavar="L,L,...",
-        help="Layers of the target that the head reads; default: five, evenly spaced.",
+        help="Layers of the model that the head reads; default: five, evenly spaced.",
         rich_help_panel=HEAD,
     ),
 ]
@@ -167,7 +167,7 @@ Distillation = Annotated[
     float | None,
     typer.Option(
         min=0.0,
-        help="Weight of the cross-entropy against the target's distribution; default: "
+        help="Weight of the cross-entropy against the model's distribution; default: "
         "that of --algo.",
         rich_help_panel=LOSS,
     ),
@@ -267,7 +267,7 @@ Device = Annotated[
     typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.", rich_help_panel=RUNNING),
 ]
 TargetDtype = Annotated[
-    Dtype, typer.Option(help="Number format of the target's weights.", rich_help_panel=RUNNING)
+    Dtype, typer.Option(help="Number format of the model's weights.", rich_help_panel=RUNNING)
 ]
 Resume = Annotated[
     bool,
@@ -321,7 +321,7 @@ FullHead = Annotated[
     bool,
     typer.Option(
         "--full-head/--lean-head",
-        help="Also store the target's embedding and output head, as other programs expect.",
+        help="Also store the model's embedding and output head, as other programs expect.",
         rich_help_panel=OUTPUT,
     ),
 ]

@@ -251,7 +251,7 @@ def build_kernels(folder: Folder, also: Sequence[str] = ()) -> Iterator[LoadProg
         return
     missing = runtime.missing([*_functions(folder, config), *also])
     for index, function in enumerate(missing):
-        yield LoadProgress("building kernels for this processor, once", index, len(missing))
+        yield LoadProgress("building kernels, once", index, len(missing))
         runtime.address(function)
 
 

@@ -33,7 +33,7 @@ Lender = Annotated[
     typer.Option(
         "--target",
         metavar="TARGET",
-        help="Target whose embedding and output head are stored too, if the head has none.",
+        help="Model whose embedding and output head are stored too, if the head has none.",
     ),
 ]
 
