@@ -35,6 +35,7 @@ import torch
 
 from dspark.bench.document import write_document
 from dspark.checkpoints.deepspec import write_head
+from dspark.checkpoints.head_config import HeadConfig
 from dspark.config import (
     DEFAULT_PAIR,
     Algorithm,
@@ -73,6 +74,7 @@ class Candidate:
     algorithm: Algorithm
     parameters: int
     shape_options: tuple[str, ...]
+    tapped: str
     draft_seconds: float | None = None  # of a block, untrained
 
 
@@ -113,6 +115,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--markov-rank", type=int, default=DEFAULTS.markov_rank)
     parser.add_argument("--limit", type=int, help="only the first prompts of each file")
     parser.add_argument("--max-tokens", type=int, default=128, help="of an answer compared")
+    parser.add_argument("--tap-cache", type=Path, help="folder of one tap cache a set of layers")
     parser.add_argument("--timed", action="store_true", help="speed-ups too: one prompt at a time")
     return parser.parse_args(given[:place]), given[place + 1 : -1]
 
@@ -132,9 +135,10 @@ def plan(arguments: argparse.Namespace) -> list[Candidate]:
             width = fitting_intermediate_size(target, config, budget)
             settings["intermediate_size"] = width
             config = graft_config(algorithm, **settings)
-        parameters = trained_parameters(draft_config(target, config, 0))
+        shape = draft_config(target, config, 0)
+        parameters = trained_parameters(shape)
         budget = budget or parameters
-        candidates.append(Candidate(algorithm, parameters, as_options(settings)))
+        candidates.append(Candidate(algorithm, parameters, as_options(settings), tapped(shape)))
     check_budget({each.algorithm: each.parameters for each in candidates})
     return candidates
 
@@ -144,7 +148,11 @@ def candidate(
 ) -> Candidate:
     target = read_config(find_files(target_choice(arguments)).target).get_text_config()
     config = draft_config(target, graft_config(algorithm, **shape), 0)
-    return Candidate(algorithm, trained_parameters(config), as_options(shape))
+    return Candidate(algorithm, trained_parameters(config), as_options(shape), tapped(config))
+
+
+def tapped(config: HeadConfig) -> str:
+    return "-".join(map(str, config.target_layer_ids))
 
 
 def of_equal_time(arguments: argparse.Namespace) -> list[Candidate]:
@@ -288,6 +296,7 @@ def train(
         *("--steps", str(steps), "--seed", str(arguments.seed)),
         *("--no-measure", "--lean-head"),
         *(*each.shape_options, *graft_options),
+        *(("--tap-cache", str(cache / each.tapped)) if (cache := arguments.tap_cache) else ()),
     ]
     mark = folder / "trained.json"
     if mark.exists() and json.loads(mark.read_text())["command"] == command:
