@@ -34,7 +34,7 @@ from typing import Any, get_args
 import torch
 
 from dspark.bench.document import write_document
-from dspark.checkpoints.deepspec import write_head
+from dspark.checkpoints.deepspec import write_draft_vocabulary, write_head
 from dspark.checkpoints.head_config import HeadConfig
 from dspark.config import (
     DEFAULT_PAIR,
@@ -62,6 +62,7 @@ TOLERANCE = 0.02
 TIME_TOLERANCE = 0.05
 LAYERS = (1, 2, 3, 5)
 CONTEXT, BLOCKS = 200, 15
+POLL_SECONDS = 0.5
 PAPER_BLOCK, PAPER_LAYERS = 7, 5  # of DSpark's comparison; the rivals since in DFlash's shape
 DSPARK = [sys.executable, "-m", "dspark_cli"]
 DEFAULTS = GraftConfig()
@@ -113,6 +114,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--dflash-layers", type=int, default=2, help="in place of Markov tables")
     parser.add_argument("--kv-heads", type=int, help="default: the target's")
     parser.add_argument("--markov-rank", type=int, default=DEFAULTS.markov_rank)
+    parser.add_argument("--draft-vocabulary", type=int, default=0, help="as of dspark graft")
     parser.add_argument("--limit", type=int, help="only the first prompts of each file")
     parser.add_argument("--max-tokens", type=int, default=128, help="of an answer compared")
     parser.add_argument("--tap-cache", type=Path, help="folder of one tap cache a set of layers")
@@ -192,6 +194,8 @@ def seconds_to_draft(
     start_random(head, torch.Generator().manual_seed(arguments.seed))
     with tempfile.TemporaryDirectory() as folder:
         write_head(Path(folder), config, head.state_dict(), {})
+        if arguments.draft_vocabulary:
+            write_draft_vocabulary(Path(folder), torch.arange(arguments.draft_vocabulary))
         session = follow(open_session(replace(files, draft=Path(folder)), RuntimeConfig()))
         drafter, vocabulary = session.engine.drafter, config.vocab_size
         assert drafter is not None
@@ -215,10 +219,12 @@ def seconds_to_draft(
 
 def best_of(each: Candidate, arguments: argparse.Namespace, graft_options: list[str]) -> Path:
     """The folder of the head trained with the better rate."""
+    ways = (arguments, graft_options)
     steps = min(arguments.trial_steps or arguments.steps, arguments.steps)
-    tried = {rate: train(each, rate, steps, arguments, graft_options) for rate in arguments.rates}
+    is_trial = steps < arguments.steps
+    tried = {rate: train(each, rate, steps, *ways, is_trial=is_trial) for rate in arguments.rates}
     better = max(tried, key=lambda rate: held_out_tau(tried[rate]))
-    return train(each, better, arguments.steps, arguments, graft_options)
+    return train(each, better, arguments.steps, *ways)
 
 
 def head_folder(
@@ -228,9 +234,29 @@ def head_folder(
     return folder
 
 
+def run_until_judged(command: list[str], folder: Path, steps: int) -> None:
+    with subprocess.Popen(command) as process:
+        while process.poll() is None:
+            time.sleep(POLL_SECONDS)
+            if (last := last_held_out(folder)) is not None and last["step"] >= steps:
+                process.terminate()
+                return
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+
+
 def held_out_tau(folder: Path) -> float:
-    figures = json.loads((folder / "config.json").read_text())["graft"]
-    return float(figures["held_out_tau_sampled"])
+    last = last_held_out(folder)
+    assert last is not None, f"{folder} was never validated"
+    return float(last["tau"])
+
+
+def last_held_out(folder: Path) -> dict[str, Any] | None:
+    """The last whole record of the kind in the training's metrics."""
+    path = folder / "training" / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    found = (json.loads(line) for line in reversed(lines) if '"held_out"' in line)
+    return next(found, None)
 
 
 def target_choice(arguments: argparse.Namespace) -> PairChoice:
@@ -286,16 +312,20 @@ def train(
     steps: int,
     arguments: argparse.Namespace,
     graft_options: list[str],
+    *,
+    is_trial: bool = False,
 ) -> Path:
-    """The head's folder. A head whose training ended is marked with its command and left alone."""
+    """The head's folder. A head whose training ended is marked with its command and left alone. A
+    trial ends with its training: nobody reads what judging says of it."""
     folder = head_folder(each.algorithm, rate, steps, arguments)
     command = [
         *("graft", "--train", "--base", arguments.base, "--algo", each.algorithm),
-        *("--name", f"compare-{each.algorithm}-{rate:g}", "--lr", f"{rate:g}"),
+        *("--name", f"compare-{arguments.out.name}-{folder.name}", "--lr", f"{rate:g}"),
         *("--data", str(arguments.answers), "--out", str(folder)),
         *("--steps", str(steps), "--seed", str(arguments.seed)),
         *("--no-measure", "--lean-head"),
         *(*each.shape_options, *graft_options),
+        *(("--draft-vocabulary", str(size)) if (size := arguments.draft_vocabulary) else ()),
         *(("--tap-cache", str(cache / each.tapped)) if (cache := arguments.tap_cache) else ()),
     ]
     mark = folder / "trained.json"
@@ -303,7 +333,10 @@ def train(
         print(f"{folder.name}: trained already", flush=True)
         return folder
     print(f"{each.algorithm}: {shlex.join(['dspark', *command])}", flush=True)
-    subprocess.run([*DSPARK, *command], check=True)
+    if is_trial:
+        run_until_judged([*DSPARK, *command], folder, steps)
+    else:
+        subprocess.run([*DSPARK, *command], check=True)
     write_document(mark, {"command": command})
     return folder
 

@@ -56,6 +56,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "Muon": {"optimizer": "muon"},
     "Muon, half the rate": {"optimizer": "muon", "learning_rate": 1e-3},
     "average 0.99": {"average": 0.99},
+    "128 anchors": {"anchors": 128},
     "tables at the whole rate": {"markov_learning_share": 1.0},
     "tables at 3 % of the rate": {"markov_learning_share": 0.03},
 }

@@ -119,11 +119,17 @@ def test_a_draft_of_an_untrained_head_is_timed(recipe, parsed, monkeypatch):
 def test_of_two_rates_the_better_head_is_compared(recipe, parsed, monkeypatch):
     figures = {"0.001": 1.9, "0.002": 2.1}
 
-    def train(each, rate, steps, arguments, options):
+    def train(each, rate, steps, arguments, options, is_trial=False):
         folder = recipe.head_folder(each.algorithm, rate, steps, arguments)
         folder.mkdir(exist_ok=True)
-        tau = {"held_out_tau_sampled": figures[f"{rate:g}"]}
-        (folder / "config.json").write_text(json.dumps({"graft": tau}))
+        (folder / "training").mkdir(exist_ok=True)
+        lines = [
+            {"kind": "held_out", "tau": 9.0},
+            {"kind": "held_out", "tau": figures[f"{rate:g}"]},
+        ]
+        lines.append({"kind": "step", "tau": 9.0})
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / "training" / "metrics.jsonl").write_text(text)
         return folder
 
     monkeypatch.setattr(recipe, "train", train)
