@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, get_args
@@ -126,7 +126,7 @@ def plan(arguments: argparse.Namespace) -> list[Candidate]:
     if arguments.shapes == "paper":
         return [candidate(a, paper_shape(a, arguments), arguments) for a in get_args(Algorithm)]
     if arguments.shapes == "equal-time":
-        return of_equal_time(arguments)
+        return kept_plan(arguments)
     target = read_config(find_files(target_choice(arguments)).target).get_text_config()
     budget = 0
     candidates = []
@@ -155,6 +155,20 @@ def candidate(
 
 def tapped(config: HeadConfig) -> str:
     return "-".join(map(str, config.target_layer_ids))
+
+
+def kept_plan(arguments: argparse.Namespace) -> list[Candidate]:
+    """What was measured first holds when the command goes on."""
+    path: Path = arguments.out / "plan.json"
+    if not path.exists():
+        measured = {str(each.algorithm): asdict(each) for each in of_equal_time(arguments)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_document(path, measured)
+    stored = json.loads(path.read_text("utf-8"))
+    return [
+        Candidate(**{**each, "shape_options": tuple(each["shape_options"])})
+        for each in stored.values()
+    ]
 
 
 def of_equal_time(arguments: argparse.Namespace) -> list[Candidate]:
@@ -238,7 +252,7 @@ def run_until_judged(command: list[str], folder: Path, steps: int) -> None:
     with subprocess.Popen(command) as process:
         while process.poll() is None:
             time.sleep(POLL_SECONDS)
-            if (last := last_held_out(folder)) is not None and last["step"] >= steps:
+            if any(record["step"] >= steps for record in held_out(folder)):
                 process.terminate()
                 return
     if process.returncode:
@@ -246,17 +260,14 @@ def run_until_judged(command: list[str], folder: Path, steps: int) -> None:
 
 
 def held_out_tau(folder: Path) -> float:
-    last = last_held_out(folder)
-    assert last is not None, f"{folder} was never validated"
-    return float(last["tau"])
+    return float(held_out(folder)[-1]["tau"])
 
 
-def last_held_out(folder: Path) -> dict[str, Any] | None:
-    """The last whole record of the kind in the training's metrics."""
+def held_out(folder: Path) -> list[dict[str, Any]]:
+    """The whole records of the kind in the training's metrics."""
     path = folder / "training" / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    found = (json.loads(line) for line in reversed(lines) if '"held_out"' in line)
-    return next(found, None)
+    return [json.loads(line) for line in lines if '"held_out"' in line]
 
 
 def target_choice(arguments: argparse.Namespace) -> PairChoice:
@@ -367,6 +378,10 @@ def compare(
             "parameters": each.parameters,
             "draft_seconds_untrained": each.draft_seconds,
             "steps": arguments.steps,
+            "held_out_curve": [
+                {name: record[name] for name in ("step", "tau", "acceptance_by_position")}
+                for record in held_out(folders[each.algorithm])
+            ],
             "held_out_tau_by_rate": {
                 f"{rate:g}": held_out_tau(head_folder(each.algorithm, rate, trial, arguments))
                 for rate in arguments.rates
