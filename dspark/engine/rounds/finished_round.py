@@ -47,14 +47,14 @@ class RoundObserver:
             return
         seconds = (last.seconds if last.hides_step else step_seconds) - last.caught_up
         drafts, caught_up = last.has_drafts, last.caught_up
-        is_followed = self._sps_watch is not None and self._is_followed(last)
+        watch = self._sps_watch if self._is_followed(last) else None
         if self._parking is not None:
             self._parking.record(seconds, last.blocks, has_drafts=drafts, caught_up=caught_up)
-        if is_followed and self._sps_watch is not None:
+        if watch is not None:
             others = seconds - last.pass_seconds
             shape = (len(last.blocks), last.rows, last.depth)
             times = (last.pass_seconds, others)
-            self._sps_watch.follow(*shape, *times, has_drafts=drafts, use=last.use)
+            watch.follow(*shape, *times, has_drafts=drafts, use=last.use)
 
     def _is_followed(self, last: FinishedRound) -> bool:
         """Whether the round corrects the table. Experts are counted in every round."""
