@@ -357,7 +357,7 @@ def compare(
 ) -> None:
     path = arguments.json or RESULTS / f"compare-drafters-{device_name()}.json"
     choice = target_choice(arguments)
-    heads = ",".join(["lookup", *(f"{name}={folder}" for name, folder in folders.items())])
+    heads = ",".join(["lookup=lookup", *(f"{name}={folder}" for name, folder in folders.items())])
     command = [
         *("bench", *(("--target", choice.target) if choice.target else (choice.pair,))),
         *("--drafters", heads, "--max-tokens", str(arguments.max_tokens), "--output", str(path)),
