@@ -132,15 +132,11 @@ def plan(arguments: argparse.Namespace) -> list[Candidate]:
     candidates = []
     for algorithm in get_args(Algorithm):
         settings = shape_settings(algorithm, arguments)
-        config = graft_config(algorithm, **settings)
         if budget:  # DSpark comes first, as it is by default
-            width = fitting_intermediate_size(target, config, budget)
-            settings["intermediate_size"] = width
             config = graft_config(algorithm, **settings)
-        shape = draft_config(target, config, 0)
-        parameters = trained_parameters(shape)
-        budget = budget or parameters
-        candidates.append(Candidate(algorithm, parameters, as_options(settings), tapped(shape)))
+            settings["intermediate_size"] = fitting_intermediate_size(target, config, budget)
+        candidates.append(candidate(algorithm, settings, arguments))
+        budget = budget or candidates[0].parameters
     check_budget({each.algorithm: each.parameters for each in candidates})
     return candidates
 
@@ -234,11 +230,14 @@ def seconds_to_draft(
 def best_of(each: Candidate, arguments: argparse.Namespace, graft_options: list[str]) -> Path:
     """The folder of the head trained with the better rate."""
     ways = (arguments, graft_options)
-    steps = min(arguments.trial_steps or arguments.steps, arguments.steps)
-    is_trial = steps < arguments.steps
-    tried = {rate: train(each, rate, steps, *ways, is_trial=is_trial) for rate in arguments.rates}
+    steps = trial_steps(arguments)
+    tried = {rate: train(each, rate, steps, *ways) for rate in arguments.rates}
     better = max(tried, key=lambda rate: held_out_tau(tried[rate]))
     return train(each, better, arguments.steps, *ways)
+
+
+def trial_steps(arguments: argparse.Namespace) -> int:
+    return int(min(arguments.trial_steps or arguments.steps, arguments.steps))
 
 
 def head_folder(
@@ -323,8 +322,6 @@ def train(
     steps: int,
     arguments: argparse.Namespace,
     graft_options: list[str],
-    *,
-    is_trial: bool = False,
 ) -> Path:
     """The head's folder. A head whose training ended is marked with its command and left alone. A
     trial ends with its training: nobody reads what judging says of it."""
@@ -344,7 +341,7 @@ def train(
         print(f"{folder.name}: trained already", flush=True)
         return folder
     print(f"{each.algorithm}: {shlex.join(['dspark', *command])}", flush=True)
-    if is_trial:
+    if steps < arguments.steps:
         run_until_judged([*DSPARK, *command], folder, steps)
     else:
         subprocess.run([*DSPARK, *command], check=True)
@@ -371,7 +368,7 @@ def compare(
         trained = [each for each in document["drafters"] if each["name"] in folders]
         check_budget({each["name"]: each["parameters"] for each in trained})
     recipe = shlex.join(["python", "recipes/compare_drafters.py", *sys.argv[1:]])
-    trial = min(arguments.trial_steps or arguments.steps, arguments.steps)
+    trial = trial_steps(arguments)
     chosen = {
         each.algorithm: {
             "options": each.shape_options,

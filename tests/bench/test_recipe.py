@@ -80,7 +80,7 @@ def test_a_head_that_is_done_is_not_trained_again(recipe, parsed, monkeypatch, t
     ]
     for _ in range(2):
         with pytest.raises(recipe.subprocess.CalledProcessError):
-            recipe.train(head, 1e-3, 13, arguments, graft_options)
+            recipe.train(head, 1e-3, 13, parsed("--steps", "13")[0], graft_options)
     assert len(trained) == 3
 
 
@@ -121,7 +121,7 @@ def test_a_draft_of_an_untrained_head_is_timed(recipe, parsed, monkeypatch):
 def test_of_two_rates_the_better_head_is_compared(recipe, parsed, monkeypatch):
     figures = {"0.001": 1.9, "0.002": 2.1}
 
-    def train(each, rate, steps, arguments, options, is_trial=False):
+    def train(each, rate, steps, arguments, options):
         folder = recipe.head_folder(each.algorithm, rate, steps, arguments)
         folder.mkdir(exist_ok=True)
         (folder / "training").mkdir(exist_ok=True)
