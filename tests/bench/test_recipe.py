@@ -141,3 +141,15 @@ def test_of_two_rates_the_better_head_is_compared(recipe, parsed, monkeypatch):
     arguments, options = parsed("--rates", "1e-3", "2e-3", "--trial-steps", "20")
     assert recipe.best_of(head, arguments, options).name == "dspark-0.002-1500"
     assert (arguments.out / "dspark-0.001-20").exists()
+
+
+def test_a_trial_ends_once_its_last_step_is_validated(recipe, tmp_path):
+    path = tmp_path / "training" / "metrics.jsonl"
+    path.parent.mkdir()
+    line = json.dumps({"kind": "held_out", "step": 5, "tau": 1.0})
+    write = f"open({str(path)!r}, 'w').write({line!r} + chr(10))"
+    judging = [sys.executable, "-c", f"import time; {write}; time.sleep(600)"]
+    recipe.run_until_judged(judging, tmp_path, 5)
+    assert recipe.held_out_tau(tmp_path) == 1.0
+    with pytest.raises(recipe.subprocess.CalledProcessError):
+        recipe.run_until_judged([sys.executable, "-c", "exit(3)"], tmp_path, 6)
