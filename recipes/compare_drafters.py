@@ -24,36 +24,27 @@ import json
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any, get_args
 
 import torch
+from time_drafts import draft_seconds
 
 from dspark.bench.document import write_document
-from dspark.checkpoints.deepspec import write_draft_vocabulary, write_head
 from dspark.checkpoints.head_config import HeadConfig
 from dspark.config import (
     DEFAULT_PAIR,
     Algorithm,
     GraftConfig,
     PairChoice,
-    RuntimeConfig,
-    SamplingConfig,
     graft_config,
 )
-from dspark.drafters.kinds import build_head, trained_parameters
-from dspark.engine.runtime import resolve_runtime
-from dspark.engine.sampling import BatchChooser, Sampler
-from dspark.engine.session import open_session
+from dspark.drafters.kinds import trained_parameters
 from dspark.errors import DSparkError, InputError
-from dspark.graft.head.init_from_target import start_random
 from dspark.graft.head.shape import draft_config, fitting_intermediate_size
 from dspark.hub import PAIRS
-from dspark.progress import follow
 from dspark.targets.dense_files import read_config
 from dspark_cli.loading import find_files
 
@@ -61,7 +52,6 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 TOLERANCE = 0.02
 TIME_TOLERANCE = 0.05
 LAYERS = (1, 2, 3, 5)
-CONTEXT, BLOCKS = 200, 15
 POLL_SECONDS = 0.5
 PAPER_BLOCK, PAPER_LAYERS = 7, 5  # of DSpark's comparison; the rivals since in DFlash's shape
 DSPARK = [sys.executable, "-m", "dspark_cli"]
@@ -196,35 +186,10 @@ def rising_shapes(algorithm: Algorithm, arguments: argparse.Namespace) -> list[d
 def seconds_to_draft(
     algorithm: Algorithm, shape: dict[str, Any], arguments: argparse.Namespace
 ) -> float:
-    """Of a block behind CONTEXT tokens, by a head at its first values: the median of BLOCKS."""
     files = find_files(target_choice(arguments))
-    target_config = read_config(files.target).get_text_config()
-    config = draft_config(target_config, graft_config(algorithm, **shape), 1)
-    head = build_head(config)
-    start_random(head, torch.Generator().manual_seed(arguments.seed))
-    with tempfile.TemporaryDirectory() as folder:
-        write_head(Path(folder), config, head.state_dict(), {})
-        if arguments.draft_vocabulary:
-            write_draft_vocabulary(Path(folder), torch.arange(arguments.draft_vocabulary))
-        session = follow(open_session(replace(files, draft=Path(folder)), RuntimeConfig()))
-        drafter, vocabulary = session.engine.drafter, config.vocab_size
-        assert drafter is not None
-        slot, times = drafter.open(), []
-        width = len(config.target_layer_ids) * config.hidden_size
-        place = resolve_runtime(RuntimeConfig())
-        dtype = getattr(torch, place.dtype)
-        taps = torch.randn(CONTEXT, width, dtype=dtype, device=place.device)
-        ids = torch.arange(CONTEXT, device=taps.device) % vocabulary
-        chooser = BatchChooser([Sampler(SamplingConfig(), 0)], [CONTEXT], vocabulary)
-        with torch.inference_mode():
-            drafter.extend([slot], [ids], [taps])
-            for _ in range(BLOCKS):
-                began = time.perf_counter()
-                drafter.propose([slot], ids[:1], chooser).token_ids.tolist()
-                times.append(time.perf_counter() - began)
-        drafter.close(slot)
-        session.close()
-    return median(times)
+    target = read_config(files.target).get_text_config()
+    config = draft_config(target, graft_config(algorithm, **shape), 1)
+    return draft_seconds(files, config, arguments.draft_vocabulary, arguments.seed)
 
 
 def best_of(each: Candidate, arguments: argparse.Namespace, graft_options: list[str]) -> Path:

@@ -1,8 +1,9 @@
 """The recipe that compares four algorithms: one size for all, and nothing trained twice."""
 
-import importlib.util
+import importlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -14,13 +15,10 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "compare_drafters.py"
 
 
 @pytest.fixture(scope="module")
-def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("compare_drafters", RECIPE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def recipe() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(RECIPE.parent)
+        yield importlib.import_module("compare_drafters")
 
 
 @pytest.fixture
@@ -113,7 +111,7 @@ def test_heads_of_equal_time_have_the_largest_shape_that_fits(recipe, parsed, mo
 
 
 def test_a_draft_of_an_untrained_head_is_timed(recipe, parsed, monkeypatch):
-    monkeypatch.setattr(recipe, "BLOCKS", 2)
+    monkeypatch.setattr("time_drafts.BLOCKS", 2)
     arguments, _ = parsed()
     assert recipe.seconds_to_draft("domino", {"block_size": 3, "markov_rank": 8}, arguments) > 0.0
 
