@@ -36,12 +36,8 @@ from dspark.bench.document import provenance, write_document
 from dspark.checkpoints.model_folder import ModelFolder
 from dspark.graft.plan import Memory
 from dspark.hub import home
-from dspark.hub.memory_needed import (
-    CACHE_TOKENS,
-    Room,
-    memory_needed,
-    of_folders,
-)
+from dspark.hub.footprint import of_folders
+from dspark.hub.memory_needed import CACHE_TOKENS, Room, memory_needed
 from dspark.targets.load import load_target
 from dspark.targets.stored import build_kernels
 from dspark_kernels.cpu.runtime import keep_compiled

@@ -12,12 +12,8 @@ from dspark.hub.catalog.pairs import (
     Pair,
     WheelMember,
 )
-from dspark.hub.memory_needed import (
-    Footprint,
-    Room,
-    memory_needed,
-    of_pair,
-)
+from dspark.hub.footprint import Footprint, of_pair
+from dspark.hub.memory_needed import Room, memory_needed
 from dspark.machine import gigabytes
 
 GOLDEN = "golden runs of the reference"

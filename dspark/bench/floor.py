@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 
 from dspark.checkpoints.model_folder import ModelFolder, coded_sizes, read_shapes
-from dspark.hub.memory_needed import is_dense
+from dspark.hub.footprint import is_dense
 
 MOST_BYTES = 2**28  # of the measurement; more do not fit into a cache either
 TRIES = 5

@@ -22,7 +22,7 @@ from dspark.engine.request import ActiveRequest, Request, State, activate
 from dspark.engine.request_caches import RequestCaches
 from dspark.engine.round_events import round_event
 from dspark.engine.rounds.choose import choose_rounds
-from dspark.engine.rounds.host import context_left
+from dspark.engine.rounds.round_runner import context_left
 from dspark.engine.sampling import check_sound
 from dspark.engine.schedule.parking import Parking
 from dspark.engine.schedule.policies import Scheduler

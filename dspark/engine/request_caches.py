@@ -7,7 +7,7 @@ from dspark.drafters.base import Drafter
 from dspark.engine.draft_backlog import DraftBacklog, catch_up
 from dspark.engine.prefix_cache import CachedText, PrefixCache, shared_prefix
 from dspark.engine.request import ActiveRequest
-from dspark.engine.rounds.host import RoundRunner
+from dspark.engine.rounds.round_runner import RoundRunner
 from dspark.errors import MemoryFullError
 from dspark.kvcache.page_pool import PagedPool
 from dspark.targets.base import Target

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from dspark.engine.request import ActiveRequest
-from dspark.engine.rounds.host import Outcome
+from dspark.engine.rounds.round_runner import Outcome
 from dspark.events import Piece, Round
 from dspark.text.spans import Span
 

@@ -40,8 +40,8 @@ from dspark.engine.text_request import (
 from dspark.errors import InputError
 from dspark.events import Event, Failed, LoadProgress
 from dspark.hub import PairFiles, home
+from dspark.hub.footprint import of_folders
 from dspark.hub.memory_fit import check_loadable
-from dspark.hub.memory_needed import of_folders
 from dspark.targets.base import DeviceTarget, Target
 from dspark.targets.deepseek_v4_native import DeepseekV4Target
 from dspark.targets.load import load_target

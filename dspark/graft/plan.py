@@ -13,16 +13,9 @@ from dspark.graft.head.init_from_head import check_start
 from dspark.graft.head.shape import draft_config
 from dspark.graft.job import GraftJob
 from dspark.graft.train.precision import product_precision
+from dspark.hub.footprint import Footprint, of_folders
 from dspark.hub.memory_fit import room_for, rooms
-from dspark.hub.memory_needed import (
-    Footprint,
-    Room,
-    cache_bytes,
-    of_folders,
-    pass_bytes,
-    program_bytes,
-    weight_bytes,
-)
+from dspark.hub.memory_needed import Room, cache_bytes, pass_bytes, program_bytes, weight_bytes
 from dspark.machine import free_disk, gibibytes
 from dspark.targets.dense_files import read_config
 

@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass, replace
 
 from dspark.errors import InputError
-from dspark.hub.memory_needed import FLOAT, Room
+from dspark.hub.footprint import FLOAT
+from dspark.hub.memory_needed import Room
 
 GB = 10**9
 HALF = 2

@@ -8,18 +8,9 @@ from pathlib import Path
 from dspark.config import RuntimeConfig
 from dspark.errors import CheckpointError, MemoryFullError
 from dspark.hub.catalog.pairs import HubRepo, Pair
+from dspark.hub.footprint import FLOAT, Footprint, brings_own_head, of_folders, of_pair
 from dspark.hub.machine_spec import MachineSpec
-from dspark.hub.memory_needed import (
-    FLOAT,
-    Footprint,
-    Room,
-    brings_own_head,
-    is_mapped,
-    least_memory,
-    memory_needed,
-    of_folders,
-    of_pair,
-)
+from dspark.hub.memory_needed import Room, is_mapped, least_memory, memory_needed
 from dspark.hub.store import locate
 from dspark.machine import free_memory, gigabytes, total_memory
 

@@ -17,8 +17,8 @@ from dspark.hub.catalog.pairs import (
 )
 from dspark.hub.catalog.user_pairs import HUB_ID
 from dspark.hub.choose import choose_pair
+from dspark.hub.footprint import brings_own_head
 from dspark.hub.memory_fit import check_memory
-from dspark.hub.memory_needed import brings_own_head
 from dspark.hub.paths import check_disk
 from dspark.hub.pull_plan import check_plan, plan_pull, wanted_repos
 from dspark.hub.sources.gguf_target import convert_file, gguf_file

@@ -16,15 +16,9 @@ from dspark.hub.catalog.pairs import (
     Pair,
     WheelMember,
 )
+from dspark.hub.footprint import Footprint, cache_values, of_listing, stored_values
 from dspark.hub.memory_fit import check_room, footprint
-from dspark.hub.memory_needed import (
-    Footprint,
-    Room,
-    cache_values,
-    memory_needed,
-    of_listing,
-    stored_values,
-)
+from dspark.hub.memory_needed import Room, memory_needed
 from dspark.hub.paths import home
 from dspark.hub.sources.hf_cache import cached_folder, repo_bytes, repo_folder
 from dspark.hub.sources.hf_download import check_head, disk_still_needed, missing_files

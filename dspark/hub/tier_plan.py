@@ -10,15 +10,9 @@ from bisect import bisect_right
 from dataclasses import dataclass
 
 from dspark.hub.expert_sizes import ExpertSizes
+from dspark.hub.footprint import Footprint
 from dspark.hub.machine_spec import MachineSpec
-from dspark.hub.memory_needed import (
-    Footprint,
-    Room,
-    cache_bytes,
-    pass_bytes,
-    program_bytes,
-    weight_bytes,
-)
+from dspark.hub.memory_needed import Room, cache_bytes, pass_bytes, program_bytes, weight_bytes
 
 # share of a layer's experts, share of choices that they serve when they are the most popular
 POPULARITY = (

@@ -8,13 +8,9 @@ import torch
 
 from dspark.config import RuntimeConfig
 from dspark.errors import MemoryFullError
+from dspark.hub.footprint import of_folders
 from dspark.hub.memory_fit import room_for, rooms
-from dspark.hub.memory_needed import (
-    of_folders,
-    pass_bytes,
-    program_bytes,
-    weight_bytes,
-)
+from dspark.hub.memory_needed import pass_bytes, program_bytes, weight_bytes
 from dspark.kvcache.caches import PagedCache
 from dspark.kvcache.page_pool import PagedPool
 from dspark.machine import free_memory, gigabytes

@@ -8,8 +8,8 @@ from dspark_cli.output.tables import wrapped
 
 if TYPE_CHECKING:
     from dspark.errors import MemoryFullError
+    from dspark.hub.footprint import Footprint
     from dspark.hub.machine_spec import MachineSpec
-    from dspark.hub.memory_needed import Footprint
     from dspark.hub.tier_plan import Part, Speed, TierPlan
 
 TITLES = {"cpu": "on the CPU", "gpu": "on the GPU"}

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from dspark.checkpoints.heads import check_published, read_draft
 from dspark.errors import CheckpointError, DSparkError, MemoryFullError
-from dspark.hub.memory_needed import cache_values
+from dspark.hub.footprint import cache_values
 from dspark.targets.load import load_target
 from dspark.text.stream import TextCodec
 from tests.checkpoints import writers

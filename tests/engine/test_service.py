@@ -7,7 +7,7 @@ from itertools import accumulate
 import pytest
 import torch
 
-from dspark.engine.rounds.host import Outcome
+from dspark.engine.rounds.round_runner import Outcome
 from dspark.errors import BrokenLogitsError
 from dspark.events import Failed, Finished, PrefillProgress, Round
 from dspark.kvcache.caches import PooledCache

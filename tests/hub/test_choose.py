@@ -12,8 +12,9 @@ from dspark.errors import MemoryFullError
 from dspark.hub import choose, memory_fit
 from dspark.hub.catalog.find import ALIASES, FAMILIES, PAIRS
 from dspark.hub.catalog.pairs import HubRepo
+from dspark.hub.footprint import of_pair
 from dspark.hub.memory_fit import pair_memory
-from dspark.hub.memory_needed import Room, of_pair
+from dspark.hub.memory_needed import Room
 
 GB = 10**9
 DEEPSPEC = ("dspark", "dflash", "eagle3")

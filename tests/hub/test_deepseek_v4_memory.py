@@ -13,15 +13,8 @@ from dspark.checkpoints.deepseek_v4_cache_layout import (
 )
 from dspark.checkpoints.deepseek_v4_target_config import DeepseekV4TargetConfig
 from dspark.hub.catalog.find import PAIRS
-from dspark.hub.memory_needed import (
-    Room,
-    cache_bytes,
-    least_memory,
-    memory_needed,
-    of_folders,
-    of_listing,
-    of_pair,
-)
+from dspark.hub.footprint import of_folders, of_listing, of_pair
+from dspark.hub.memory_needed import Room, cache_bytes, least_memory, memory_needed
 from dspark.models.deepseek_v4.pass_memory import PassMemory
 from dspark.targets.deepseek_v4_native import load_deepseek_v4
 from dspark_kernels.cpu.int8_rows import Int8Rows

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dspark import hub
-from dspark.hub.memory_needed import of_folders, of_pair
+from dspark.hub.footprint import of_folders, of_pair
 
 Q4_1_BYTES, Q8_0_BYTES = 20 / 32, 34 / 32  # of a number, its scales included
 

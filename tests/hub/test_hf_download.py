@@ -26,12 +26,7 @@ from dspark.hub.catalog.pairs import (
     Pair,
     TargetFacts,
 )
-from dspark.hub.memory_needed import (
-    Room,
-    cache_bytes,
-    pass_bytes,
-    program_bytes,
-)
+from dspark.hub.memory_needed import Room, cache_bytes, pass_bytes, program_bytes
 from dspark.hub.sources.hf_cache import cached_folder, repo_folder
 from dspark.hub.sources.hf_download import fetch_repo
 

@@ -6,8 +6,9 @@ import pytest
 
 from dspark.checkpoints.moe_config import MoeConfig
 from dspark.checkpoints.moe_target import wanted_bytes
+from dspark.hub.footprint import of_listing
 from dspark.hub.machine_spec import parse_machine
-from dspark.hub.memory_needed import Room, least_memory, memory_needed, of_listing, weight_bytes
+from dspark.hub.memory_needed import Room, least_memory, memory_needed, weight_bytes
 from dspark.hub.tier_plan import tier_plans
 from tests.hub.moe_configs import GPT_OSS_20B, GPT_OSS_120B, QWEN3_30B, TOTAL_BYTES
 

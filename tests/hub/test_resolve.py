@@ -11,7 +11,7 @@ import pytest
 
 from dspark import hub
 from dspark.errors import CheckpointError, UnknownNameError
-from dspark.hub import memory_needed
+from dspark.hub import footprint, memory_needed
 
 
 def test_a_folder_is_itself(tiny_llama_dir) -> None:
@@ -160,7 +160,7 @@ def test_memory_is_counted_from_headers(tiny_llama_dir, tiny_qwen3_dir) -> None:
     for folder, head_dim in ((tiny_llama_dir, 12), (tiny_qwen3_dir, 16)):
         model = AutoModelForCausalLM.from_pretrained(folder)
         weights = sum(p.numel() for p in model.parameters())
-        of = memory_needed.of_folders(folder, None)
+        of = footprint.of_folders(folder, None)
         assert of.values == weights and of.is_dense
         cache = 2 * 3 * 2 * head_dim * 4096  # keys and values, layers, heads, sizes, tokens
         for value_bytes, copy in ((4, 96 * 48), (2, 0)):  # in float32 the output head is packed

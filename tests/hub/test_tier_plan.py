@@ -8,8 +8,8 @@ import pytest
 from dspark.errors import InputError
 from dspark.hub.catalog.find import PAIRS
 from dspark.hub.expert_sizes import ExpertSizes, expert_sizes
+from dspark.hub.footprint import Footprint, of_listing, of_pair
 from dspark.hub.machine_spec import MachineSpec, parse_machine
-from dspark.hub.memory_needed import Footprint, of_listing, of_pair
 from dspark.hub.tier_plan import gpu_seconds, popular_share, tier_plans
 from tests.deepseek_v4_toy import CONFIG
 

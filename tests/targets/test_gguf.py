@@ -27,7 +27,8 @@ from transformers.integrations.gguf.dequant import dequantize  # not the package
 from dspark import hub
 from dspark.checkpoints.gguf_tokenizer import write_tokenizer
 from dspark.errors import CheckpointError
-from dspark.hub.memory_needed import Room, of_folders, weight_bytes
+from dspark.hub.footprint import of_folders
+from dspark.hub.memory_needed import Room, weight_bytes
 from dspark.targets import dense_files
 from dspark.targets.dense import DenseTarget
 from dspark.targets.load import load_target

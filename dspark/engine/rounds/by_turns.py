@@ -12,7 +12,8 @@ from dspark.drafters.base import DeviceDrafter
 from dspark.engine.request import ActiveRequest
 from dspark.engine.rounds.captured_host import CapturedPasses
 from dspark.engine.rounds.device import DeviceRounds
-from dspark.engine.rounds.host import HostRounds, Outcome
+from dspark.engine.rounds.host import HostRounds
+from dspark.engine.rounds.round_runner import Outcome
 from dspark.engine.schedule.parking import Parking
 from dspark.engine.schedule.policies import Scheduler
 from dspark.engine.schedule.sps_watch import SpsWatch

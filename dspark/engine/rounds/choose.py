@@ -4,7 +4,8 @@ from dspark.config import EngineConfig
 from dspark.drafters.base import DeviceDrafter, Drafter
 from dspark.engine.rounds.by_turns import DeviceAndHostRounds
 from dspark.engine.rounds.captured_host import CapturedHostRounds
-from dspark.engine.rounds.host import HostRounds, RoundRunner
+from dspark.engine.rounds.host import HostRounds
+from dspark.engine.rounds.round_runner import RoundRunner
 from dspark.engine.schedule.parking import Parking
 from dspark.engine.schedule.policies import Scheduler
 from dspark.engine.schedule.sps_watch import SpsWatch

@@ -23,8 +23,8 @@ from dspark.engine.rounds.cuda_graph import (
 )
 from dspark.engine.rounds.device_batch import Lanes, Plan
 from dspark.engine.rounds.finished_round import FinishedRound, RoundObserver
-from dspark.engine.rounds.host import Outcome, capacity_of
 from dspark.engine.rounds.page_room import FixedPageRoom, PageRoom, page_count, page_counts
+from dspark.engine.rounds.round_runner import Outcome, capacity_of
 from dspark.engine.schedule.parking import Parking
 from dspark.engine.schedule.policies import Scheduler
 from dspark.engine.schedule.sps_watch import SpsWatch
