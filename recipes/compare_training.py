@@ -44,6 +44,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "published loss": {"distillation_weight": 0.0},
     "decay over 4": {"position_decay": 4.0},
     "D-PACE": {"position_weights": "dpace"},
+    "published loss, D-PACE": {"distillation_weight": 0.0, "position_weights": "dpace"},
     "D-PACE, CE alone": {
         "position_weights": "dpace",
         "cross_entropy_weight": 1.0,
