@@ -112,26 +112,29 @@ class StoredDSparkDrafter(DSparkDrafter):
         super()._prepack_head(is_reduced=is_reduced)
 
     def _prepare_choices(self, runtime: Runtime, decoder: Decoder) -> None:
-        """The sequential head, where our kernel has its kind and the output head is in codes."""
+        """Left to right by our kernel, where it has the sequential head's kind, or there is none as
+        in DFlash, and the output head is in codes."""
         config, markov = self.config, self._head.markov_head
         fixed = self._vocabulary.fixed()
         self._sequential: SequentialPass | None = None
-        is_ours = isinstance(fixed.output_head, StoredOutputHead) and type(markov) is MarkovHead
-        if not is_ours or fixed.table is None or config.final_logit_softcapping is not None:
+        is_known = fixed.table is None or type(markov) is MarkovHead
+        is_ours = is_known and isinstance(fixed.output_head, StoredOutputHead)
+        if not is_ours or config.final_logit_softcapping is not None:
             self._block_pass = DecoderPass(runtime, decoder)
             return
         weight, confidence = fixed.output_head.weight.stored, self._head.confidence_head
         num_columns = weight.num_columns + OWN_TOKENS
         self._logits = torch.empty(MAX_ROWS, num_columns)
         self._block_pass = DecoderPass(runtime, decoder, weight, num_columns)
-        part = None
+        tables, part = None, None
+        if fixed.table is not None:
+            tables = (markov.markov_w1.weight.detach(), fixed.table)
         if confidence is not None:
             part = (confidence.proj.weight[0].float(), float(confidence.proj.bias))
-        w1 = markov.markov_w1.weight.detach()
         width = config.hidden_size
         self._sequential = SequentialPass(
             runtime,
-            sequential_head(w1, fixed.table, fixed.ids, part, width),
+            sequential_head(tables, fixed.ids, part, width),
             hidden_size=width,
             row_columns=num_columns,
             block_size=config.block_size,

@@ -23,21 +23,31 @@ from dspark_kernels.cpu.stored_weight import StoredWeight
 
 
 class SequentialHead(NamedTuple):
-    """N columns for all requests. H hidden, r rank, R the rank in whole groups of 32."""
+    """N columns for all requests. H hidden, r rank, R the rank in whole groups of 32; without
+    tables, as DFlash is, both are 0."""
 
-    w1: torch.Tensor  # float32 [V, r]
-    w2: StoredWeight  # [N, R]
+    w1: torch.Tensor | None  # float32 [V, r]
+    w2: StoredWeight | None  # [N, R]
     ids: torch.Tensor  # int64 [N], their tokens
     confidence: torch.Tensor | None  # float32 [H + R]
     confidence_bias: float = 0.0
 
     @property
     def rank(self) -> int:
-        return self.w1.shape[1]
+        return 0 if self.w1 is None else self.w1.shape[1]
+
+    @property
+    def width(self) -> int:
+        return 0 if self.w2 is None else self.w2.width
 
     @property
     def num_columns(self) -> int:
         return len(self.ids)
+
+    @property
+    def own_at(self) -> int:
+        """The first column of a request's own."""
+        return -(-self.num_columns // LANES) * LANES
 
 
 class OwnColumns(NamedTuple):
@@ -72,18 +82,20 @@ class ChosenRows(NamedTuple):
 
 
 def sequential_head(
-    w1: torch.Tensor,
-    w2: torch.Tensor,
+    tables: tuple[torch.Tensor, torch.Tensor] | None,
     ids: torch.Tensor,
     confidence: tuple[torch.Tensor, float] | None,
     hidden_size: int,
 ) -> SequentialHead:
-    """w1 [V, r], w2 [N, r]; the confidence's weight [H] or [H + r], and its bias."""
-    rank = w1.shape[1]
+    """Markov tables w1 [V, r], w2 [N, r]; the confidence's weight [H] or [H + r], and its bias."""
+    rank = 0 if tables is None else tables[0].shape[1]
     missing = -rank % GROUP
     row, bias = (None, 0.0) if confidence is None else confidence
     if row is not None:
         row = torch.nn.functional.pad(row, (0, hidden_size + rank + missing - len(row)))
+    if tables is None:
+        return SequentialHead(None, None, ids, row, bias)
+    w1, w2 = tables
     copy = quantize_q8_0(torch.nn.functional.pad(w2, (0, missing)))
     return SequentialHead(w1.contiguous(), copy, ids, row, bias)
 
@@ -107,24 +119,22 @@ class SequentialPass:
     ) -> None:
         """`row_columns`: of a row of logits, where the columns of a request come last."""
         self._runtime, self._head, self._size = runtime, head, block_size
-        width = head.w2.width
         self._words = (ctypes.c_int64 * (len(STEP) + most * len(OWN_RECORD)))()
         self._address = ctypes.addressof(self._words)
         self._hidden_bytes, self._logits_bytes = 4 * hidden_size, 4 * row_columns
         self._first, self._rows = block_rows - block_size, block_rows
         self._tokens = torch.zeros(most, block_size + 1, dtype=torch.int64)
-        self._x = torch.zeros(most, hidden_size + width)
-        self._bias = torch.zeros(most, head.w2.num_blocks * LANES)
-        self._rounded = empty_rounded(most, width).data
+        self._x = torch.zeros(most, hidden_size + head.width)
+        self._bias = torch.zeros(most, head.own_at)
+        self._rounded = 0 if head.w2 is None else empty_rounded(most, head.width).data
         self._confidences = torch.zeros(most, block_size)
         # the same memory, for Python: few numbers are the quicker read so
         tokens = ctypes.c_int64 * self._tokens.numel()
         confidences = ctypes.c_float * self._confidences.numel()
         self._token_memory = tokens.from_address(self._tokens.data_ptr())
         self._confidence_memory = confidences.from_address(self._confidences.data_ptr())
-        own_at = 4 * head.w2.num_blocks * LANES
         self._greedy, self._noisy = (
-            Program(runtime, [op for k in range(block_size) for op in self._step(k, name, own_at)])
+            Program(runtime, [op for k in range(block_size) for op in self._step(k, name)])
             for name in ("draft_choice", "draft_choice_noise")
         )
 
@@ -176,28 +186,32 @@ class SequentialPass:
         memory = self._confidence_memory
         return ChosenRows(tokens, [memory[r * size : (r + 1) * size] for r in range(count)])
 
-    def _step(self, k: int, choice: str, own_at: int) -> list[Op]:
+    def _step(self, k: int, choice: str) -> list[Op]:
         head, x_bytes = self._head, 4 * self._x.stride(0)
         row, token_bytes = self._first + k, 8 * self._tokens.stride(0)
         confidence = 0 if head.confidence is None else head.confidence
         bias = int(torch.tensor(head.confidence_bias, dtype=torch.float32).view(torch.int32))
         features = (
-            self._tokens[:, k], token_bytes, head.w1, head.rank, self._x, x_bytes,
+            self._tokens[:, k], token_bytes, *_table(head.w1), self._x, x_bytes,
             row * self._hidden_bytes, self._rows * self._hidden_bytes, self._hidden_bytes,
-            self._rounded, head.w2.width // GROUP,
+            self._rounded, head.width // GROUP,
             confidence, self._confidences[:, k], 4 * self._size, bias,
         )  # fmt: skip
         chosen = (
             self._tokens[:, k + 1], token_bytes,
             row * self._logits_bytes, self._rows * self._logits_bytes,
-            self._bias, 4 * self._bias.stride(0), head.num_columns, head.ids, own_at,
+            self._bias, 4 * self._bias.stride(0), head.num_columns, head.ids, 4 * head.own_at,
             self._x, x_bytes,
         )  # fmt: skip
-        return [
-            Op("draft_features", 0, 1, features),
-            multiply_op(head.w2, None, self._rounded, self._bias),
-            Op(choice, 0, 1, chosen),
-        ]
+        ops = [Op("draft_features", 0, 1, features), Op(choice, 0, 1, chosen)]
+        if head.w2 is not None and isinstance(self._rounded, torch.Tensor):
+            ops.insert(1, multiply_op(head.w2, None, self._rounded, self._bias))
+        return ops
+
+
+def _table(w1: torch.Tensor | None) -> tuple[torch.Tensor | int, int]:
+    """Words of it: where it is and how wide."""
+    return (0, 0) if w1 is None else (w1, w1.shape[1])
 
 
 def sequential_reference(
@@ -209,16 +223,19 @@ def sequential_reference(
     noise: Noise | None = None,
 ) -> Choices:
     """As SequentialPass, in torch: hidden [R, K, H], logits and noise [R, K, row_columns]."""
-    own_at, width = head.w2.num_blocks * LANES, head.w2.width
+    own_at = head.own_at
     tokens, confidences = [anchors], []
     for k in range(hidden.shape[1]):
-        features = torch.nn.functional.pad(head.w1[tokens[-1]], (0, width - head.rank))
+        features = torch.zeros(len(owns), head.width)
+        if head.w1 is not None:
+            features[:, : head.rank] = head.w1[tokens[-1]]
         x = torch.cat([hidden[:, k], features], dim=1)
         if head.confidence is not None:
             confidences.append(_dot(head.confidence.unsqueeze(0), x)[:, 0] + head.confidence_bias)
-        logits[:, k, : head.num_columns] += multiply_reference(
-            round_rows_reference(features), head.w2
-        )
+        if head.w2 is not None:
+            logits[:, k, : head.num_columns] += multiply_reference(
+                round_rows_reference(features), head.w2
+            )
         chosen = []
         for r, own in enumerate(owns):
             columns = [*range(head.num_columns), *range(own_at, own_at + own.num_used)]

@@ -37,8 +37,8 @@ class Case:
         return -(-len(self.ids) // LANES) * LANES + OWN
 
     def head(self):
-        part = (self.confidence, 0.25)
-        return sequential_head(self.w1, self.w2[self.ids], self.ids, part, HIDDEN)
+        tables = (self.w1, self.w2[self.ids]) if self.w1.shape[1] else None
+        return sequential_head(tables, self.ids, (self.confidence, 0.25), HIDDEN)
 
     def logits(self) -> torch.Tensor:
         """Of the fixed columns, with room for those of the requests."""
@@ -105,6 +105,7 @@ SHAPES = {
     "whole groups": {"rank": 32},
     "two groups": {"rank": 40},
     "confidence of the hidden state": {"reads_token": False},
+    "no tables": {"rank": 0},
 }
 
 
@@ -135,15 +136,16 @@ def test_company_changes_no_bit(runtimes):
         assert torch.equal(logits[0].nan_to_num(7e7), all_logits[r].nan_to_num(7e7))
 
 
+@pytest.mark.parametrize(("kind", "rank"), [("vanilla", 24), ("none", 0)])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_it_is_the_head_in_numbers_but_for_rounding(temperature, runtimes):
+def test_it_is_the_head_in_numbers_but_for_rounding(temperature, kind, rank, runtimes):
     """Beside the reference of the other kernels, over a vocabulary that all columns make up."""
-    this = case(num_fixed=TOKENS - OWN)
+    this = case(num_fixed=TOKENS - OWN, rank=rank)
     this.owns = [OwnColumns(own.rows, own.ids, 0) for own in this.owns]
     plain = SequentialHead(
-        "vanilla",
-        w1=this.w1[this.ids],  # tokens there are columns
-        w2=this.w2[this.ids],
+        kind,
+        w1=this.w1[this.ids] if rank else None,  # tokens there are columns
+        w2=this.w2[this.ids] if rank else None,
         confidence_weight=this.confidence.unsqueeze(0),
         confidence_bias=torch.tensor([0.25]),
     )
