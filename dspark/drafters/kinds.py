@@ -29,8 +29,12 @@ from dspark.drafters.paged import PagedDSparkDrafter
 from dspark.drafters.paged_dflash2 import PagedDFlash2Drafter
 from dspark.drafters.paged_domino import PagedDominoDrafter
 from dspark.drafters.stored import StoredDSparkDrafter, stored_kernels
-from dspark.drafters.stored_dflash2 import StoredDFlash2Drafter, stored_products
 from dspark.drafters.stored_domino import StoredDominoDrafter
+from dspark.drafters.stored_products import (
+    StoredDFlash2Drafter,
+    StoredEagle3Drafter,
+    stored_products,
+)
 from dspark.drafters.training_blocks import TrainingHidden, packed_hidden
 from dspark.errors import InputError
 from dspark.models.dflash2_head import DFlash2Head
@@ -105,8 +109,10 @@ KINDS = (
     HeadKind(
         Eagle3Config,
         Eagle3Drafter,
+        fast=(StoredEagle3Drafter,),
         joined=Eagle3Drafter,
         training=Training(Eagle3Head, each_unrolled),
+        cpu_kernels=stored_products,
     ),
     HeadKind(DeepseekV4HeadConfig, DeepseekV4Drafter, fast=(NativeDeepseekV4Drafter,)),
 )

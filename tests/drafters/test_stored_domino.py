@@ -57,6 +57,7 @@ def session(folder, tmp_path_factory) -> Iterator[Session]:
     kept = tmp_path_factory.getbasetemp() / "kernels"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runtime, "_cache_folder", kept)
+        patch.setenv("DSPARK_HOME", str(folder / "home"))
         yield opened(folder)
 
 

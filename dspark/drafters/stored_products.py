@@ -1,18 +1,20 @@
-"""DFlash 2 beside a target in stored codes: int8 copies of its linear maps on the CPU's kernels.
+"""DFlash 2 and Eagle3 beside a target in stored codes: int8 copies of their linear maps on the
+CPU's kernels.
 
-Each product is a call of its own: attention, convolutions and the selector's walk stay PyTorch's.
+Each product is a call of its own: attention, norms and choices stay PyTorch's.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import nn
 
-from dspark.checkpoints.dflash2_config import DFlash2Config
+from dspark.checkpoints.head_config import HeadConfig
 from dspark.checkpoints.model_folder import Folder
 from dspark.config import DraftWeights
 from dspark.drafters.dflash2 import DFlash2Drafter
-from dspark.drafters.head_drafter import TargetTables
+from dspark.drafters.eagle3 import Eagle3Drafter
+from dspark.drafters.head_drafter import HeadDrafter, TargetTables
 from dspark.errors import InputError
 from dspark_kernels.cpu.output_head import StoredOutputHead
 from dspark_kernels.cpu.quantize import quantize_q8_0
@@ -22,24 +24,22 @@ from dspark_kernels.cpu.weight_table import WeightTable
 from dspark_kernels.host_memory import give_back_freed
 
 
-class StoredDFlash2Drafter(DFlash2Drafter):
-    """Codebooks stay numbers: a round reads a few rows of them."""
-
+class _StoredProducts(HeadDrafter):
     takes_small_weights: ClassVar[bool] = True
+    of_numbers: ClassVar[type[HeadDrafter]]
 
     @classmethod
-    def supports(cls, config: DFlash2Config, tables: TargetTables) -> bool:  # type: ignore[override]
+    def supports(cls, config: Any, tables: TargetTables) -> bool:
         is_stored = isinstance(tables.embedding, WeightTable)
         return is_stored and _fits(config) and current() is not None
 
     @classmethod
-    def load(  # type: ignore[override]  # where the head stays in numbers, the plain drafter
-        cls, folder: Folder, tables: TargetTables, weights: DraftWeights
-    ) -> DFlash2Drafter:
+    def load(cls, folder: Folder, tables: TargetTables, weights: DraftWeights) -> Self:
+        """As HeadDrafter.load; where the head stays in numbers, the plain drafter."""
         if weights == "fp8":
             raise InputError("draft weights of fp8 need a GPU", "Leave the draft weights at auto.")
         if weights == "bf16":
-            return DFlash2Drafter.load(folder, tables, weights)
+            return cast(Self, cls.of_numbers.load(folder, tables, weights))
         return super().load(folder, tables, weights)
 
     def _prepack_head(self, *, is_reduced: bool) -> None:
@@ -51,6 +51,18 @@ class StoredDFlash2Drafter(DFlash2Drafter):
                     setattr(parent, name, _StoredLinear(runtime, child))
                     del child
             give_back_freed()
+
+
+class StoredDFlash2Drafter(_StoredProducts, DFlash2Drafter):
+    """Codebooks stay numbers: a round reads a few rows of them."""
+
+    of_numbers: ClassVar[type[HeadDrafter]] = DFlash2Drafter
+
+
+class StoredEagle3Drafter(_StoredProducts, Eagle3Drafter):
+    """A draft is one pass over the layer's copies."""
+
+    of_numbers: ClassVar[type[HeadDrafter]] = Eagle3Drafter
 
 
 class _StoredLinear(nn.Module):
@@ -65,11 +77,11 @@ class _StoredLinear(nn.Module):
         return out
 
 
-def stored_products(config: DFlash2Config) -> list[str]:
+def stored_products(config: HeadConfig) -> list[str]:
     """The function that the head needs beside a target in codes; none if it runs in numbers."""
     return ["matrix_q8_0"] if _fits(config) else []
 
 
-def _fits(config: DFlash2Config) -> bool:
+def _fits(config: HeadConfig) -> bool:
     widths = (config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim)
     return not config.attention_bias and all(width % GROUP == 0 for width in widths)

@@ -1,4 +1,4 @@
-"""DFlash 2 in int8 copies on the CPU's kernels, beside a target in stored codes."""
+"""DFlash 2 and Eagle3 in int8 copies on the CPU's kernels, beside a target in stored codes."""
 
 import json
 from collections.abc import Iterator
@@ -12,9 +12,11 @@ from gguf import GGMLQuantizationType as Kind
 from dspark import hub
 from dspark.checkpoints.deepspec import write_head
 from dspark.checkpoints.dflash2_config import DFlash2Config
+from dspark.checkpoints.eagle3_config import Eagle3Config
 from dspark.config import EngineConfig, RuntimeConfig, ScheduleConfig
 from dspark.drafters.dflash2 import DFlash2Drafter
-from dspark.drafters.stored_dflash2 import StoredDFlash2Drafter
+from dspark.drafters.eagle3 import Eagle3Drafter
+from dspark.drafters.stored_products import StoredDFlash2Drafter, StoredEagle3Drafter
 from dspark.engine.session import Session, load_drafter, open_session
 from dspark.events import Finished
 from dspark.progress import follow
@@ -27,14 +29,25 @@ from tests.targets.test_gguf import write
 pytestmark = pytest.mark.skipif(not variants(), reason="no kernels for this processor")
 
 
-def write_random_head(folder: Path, target: Path) -> Path:
+CLASSES = {
+    "dflash2": (StoredDFlash2Drafter, DFlash2Drafter),
+    "eagle3": (StoredEagle3Drafter, Eagle3Drafter),
+}
+
+
+def write_random_head(folder: Path, target: Path, kind: str) -> Path:
     raw = json.loads((target / "config.json").read_text())
-    config = DFlash2Config(
+    sizes = {
         **{name: raw[name] for name in ("vocab_size", "hidden_size", "intermediate_size")},
-        **{"num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 32},
-        **{"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "block_size": 4, "mask_token_id": 3},
+        **{"num_heads": 4, "num_kv_heads": 2, "head_dim": 32},
+        **{"rms_norm_eps": 1e-6, "rope_theta": 10000.0},
         **{"target_layer_ids": (-1, 0), "num_target_layers": raw["num_hidden_layers"]},
-        **{"conv_group_size": 16, "selector_rank": 32, "selector_top_k": 6},
+    }
+    selector = {"conv_group_size": 16, "selector_rank": 32, "selector_top_k": 6, "mask_token_id": 3}
+    config = (
+        DFlash2Config(**sizes, **selector, num_layers=2, block_size=4)
+        if kind == "dflash2"
+        else Eagle3Config(**sizes, ttt_length=4)
     )
     generator = torch.Generator().manual_seed(5)
     tensors = {
@@ -47,37 +60,50 @@ def write_random_head(folder: Path, target: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("dflash2")
+@pytest.fixture(scope="module", params=CLASSES)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def session(folder, tmp_path_factory) -> Iterator[Session]:
+def folder(kind, tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp(kind)
+
+
+@pytest.fixture(scope="module")
+def session(kind, folder, tmp_path_factory) -> Iterator[Session]:
     kept = tmp_path_factory.getbasetemp() / "kernels"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runtime, "_cache_folder", kept)
-        yield opened(folder)
+        patch.setenv("DSPARK_HOME", str(folder / "home"))
+        yield opened(folder, kind)
 
 
-def opened(folder: Path) -> Session:
+def opened(folder: Path, kind: str) -> Session:
     write(folder / "model.gguf", "llama", Kind.Q8_0)
     target = hub.resolve_target(str(folder / "model.gguf"))
-    files = hub.PairFiles("toy", target, write_random_head(folder / "head", target))
+    files = hub.PairFiles("toy", target, write_random_head(folder / "head", target, kind))
     config = EngineConfig(schedule=ScheduleConfig("full"))
     return follow(open_session(files, RuntimeConfig("cpu"), config))
 
 
+def first_rows(drafter: DFlash2Drafter | Eagle3Drafter, anchors: torch.Tensor) -> torch.Tensor:
+    """Hidden states of what is drafted first, behind the same contexts for every drafter."""
+    slots = filled(drafter, [40, 100], drafter.config.tap_width)
+    if isinstance(drafter, DFlash2Drafter):
+        return drafter._backbone(slots, anchors)
+    return drafter._step(slots, anchors, torch.stack([slot.features[-1] for slot in slots]))
+
+
 @torch.inference_mode()
-def test_a_block_is_that_of_the_head_in_numbers_but_for_rounding(session, folder) -> None:
+def test_a_draft_is_that_of_the_head_in_numbers_but_for_rounding(session, folder, kind) -> None:
     own = session.engine.drafter
     plain = load_drafter(folder / "head", session.engine.target, "bf16")
-    assert type(own) is StoredDFlash2Drafter and type(plain) is DFlash2Drafter
-    anchors, slots = torch.tensor([7, 9]), [40, 100]
-    found, wanted = (
-        each._backbone(filled(each, slots, own.config.tap_width), anchors) for each in (own, plain)
-    )
+    assert (type(own), type(plain)) == CLASSES[kind]
+    found, wanted = (first_rows(each, torch.tensor([7, 9])) for each in (own, plain))
     assert (found - wanted).norm() < CLOSE * wanted.norm()
+    if kind == "eagle3":
+        return
     selectors = [each._head.candidate_selector for each in (own, plain)]
     projections = [selector.hidden_projection(wanted) for selector in selectors]
     assert (projections[0] - projections[1]).norm() < CLOSE * projections[1].norm()
