@@ -120,8 +120,9 @@ DraftWeightsOption = Annotated[
     DraftWeights,
     typer.Option(
         "--draft-weights",
-        help="Number format of a block head on a GPU. A smaller one lowers acceptance, "
-        "never changes a token.",
+        help="Number format of the head's weights: int8 or fp8 on a GPU; beside a GGUF on a CPU "
+        "int8, which is its default, or bf16. A smaller one lowers acceptance, never changes a "
+        "token.",
         rich_help_panel=DEVICE,
     ),
 ]

@@ -1,4 +1,4 @@
-"""How long heads take to draft, before they are trained: compare_drafters.py asks."""
+"""Times drafting with untrained heads, for compare_drafters.py."""
 
 import tempfile
 import time
@@ -22,17 +22,17 @@ from dspark.progress import follow
 CONTEXT, BLOCKS = 200, 15
 
 
-def draft_seconds(files: PairFiles, config: HeadConfig, vocabulary: int, seed: int) -> float:
+def draft_seconds(files: PairFiles, config: HeadConfig, num_draft_tokens: int, seed: int) -> float:
     """Of a block behind CONTEXT tokens, by a head at its first values: the median of BLOCKS.
 
-    vocabulary: tokens that the head can draft; 0 for all.
+    num_draft_tokens: those that every request drafts from; 0 for all.
     """
     head = build_head(config)
     start_random(head, torch.Generator().manual_seed(seed))
     with tempfile.TemporaryDirectory() as folder:
         write_head(Path(folder), config, head.state_dict(), {})
-        if vocabulary:
-            write_draft_vocabulary(Path(folder), torch.arange(vocabulary))
+        if num_draft_tokens:
+            write_draft_vocabulary(Path(folder), torch.arange(num_draft_tokens))
         session = follow(open_session(replace(files, draft=Path(folder)), RuntimeConfig()))
         drafter = session.engine.drafter
         assert drafter is not None

@@ -132,7 +132,7 @@ def load_head(
     runner = kind_of(config).runner(config, tables)
     if weights in ("int8", "fp8") and not runner.takes_small_weights:
         raise InputError(
-            f"draft weights of {weights} need a DSpark head and a dense target on a GPU",
+            f"this head has no draft weights of {weights} beside this target",
             "Leave the draft weights at auto.",
         )
     return runner.load(folder, tables, weights)

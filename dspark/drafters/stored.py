@@ -10,13 +10,11 @@ from typing import ClassVar
 import torch
 
 from dspark.checkpoints.dspark_config import DSparkConfig
-from dspark.checkpoints.model_folder import Folder
-from dspark.config import DraftWeights
 from dspark.drafters.base import Chooser, Proposals, Race
 from dspark.drafters.dspark import DSparkDrafter, DSparkSlot
-from dspark.drafters.head_drafter import TargetTables
+from dspark.drafters.head_drafter import HeadDrafter, TargetTables
+from dspark.drafters.stored_head import StoredHead
 from dspark.drafters.vocabulary import OWN_TOKENS, OutputHead
-from dspark.errors import InputError
 from dspark.kvcache.page_pool import PagedPool
 from dspark.models.draft_layer import DraftAttention, DraftLayer
 from dspark.models.sequential_heads import MarkovHead
@@ -46,25 +44,14 @@ from dspark_kernels.cpu.weight_table import Table, WeightTable
 from dspark_kernels.host_memory import give_back_freed
 
 
-class StoredDSparkDrafter(DSparkDrafter):
+class StoredDSparkDrafter(StoredHead, DSparkDrafter):
     """A row has the same bits in any company, as the target's have."""
 
-    takes_small_weights: ClassVar[bool] = True
-    of_numbers: ClassVar[type[DSparkDrafter]] = DSparkDrafter
+    of_numbers: ClassVar[type[HeadDrafter]] = DSparkDrafter
 
     @classmethod
     def supports(cls, config: DSparkConfig, tables: TargetTables) -> bool:  # type: ignore[override]
         return isinstance(tables.embedding, WeightTable) and _fits(config) and current() is not None
-
-    @classmethod
-    def load(  # type: ignore[override]  # where the head stays in numbers, the plain drafter
-        cls, folder: Folder, tables: TargetTables, weights: DraftWeights
-    ) -> DSparkDrafter:
-        if weights == "fp8":
-            raise InputError("draft weights of fp8 need a GPU", "Leave the draft weights at auto.")
-        if weights == "bf16":
-            return cls.of_numbers.load(folder, tables, weights)
-        return super().load(folder, tables, weights)
 
     def __init__(
         self,
@@ -84,11 +71,6 @@ class StoredDSparkDrafter(DSparkDrafter):
     @property
     def _contexts(self) -> PagedPool:
         return self.pool
-
-    def _placed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """What becomes an int8 copy stays as the file has it until then."""
-        is_copied = tensor.dim() == 2 and name.startswith(("layers.", "fc."))
-        return tensor if is_copied else super()._placed(name, tensor)
 
     def _prepack_head(self, *, is_reduced: bool) -> None:
         runtime = current()
@@ -112,8 +94,8 @@ class StoredDSparkDrafter(DSparkDrafter):
         super()._prepack_head(is_reduced=is_reduced)
 
     def _prepare_choices(self, runtime: Runtime, decoder: Decoder) -> None:
-        """Left to right by our kernel, where it has the sequential head's kind, or there is none as
-        in DFlash, and the output head is in codes."""
+        """By the CPU's kernel if the output head is in codes, logits are not soft-capped, and the
+        sequential head is a plain Markov table or absent (DFlash)."""
         config, markov = self.config, self._head.markov_head
         fixed = self._vocabulary.fixed()
         self._sequential: SequentialPass | None = None

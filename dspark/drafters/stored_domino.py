@@ -8,8 +8,7 @@ from torch import nn
 
 from dspark.checkpoints.domino_config import DominoConfig
 from dspark.drafters.domino import DominoDrafter
-from dspark.drafters.dspark import DSparkDrafter
-from dspark.drafters.head_drafter import TargetTables
+from dspark.drafters.head_drafter import HeadDrafter, TargetTables
 from dspark.drafters.stored import StoredDSparkDrafter
 from dspark.models.domino_head import PrefixGRU, gru_state
 from dspark_kernels.cpu.output_head import StoredOutputHead
@@ -21,7 +20,7 @@ from dspark_kernels.cpu.runtime import Runtime, current
 class StoredDominoDrafter(StoredDSparkDrafter, DominoDrafter):
     """The corrections of the logits stay numbers, as a draft vocabulary has them."""
 
-    of_numbers: ClassVar[type[DSparkDrafter]] = DominoDrafter
+    of_numbers: ClassVar[type[HeadDrafter]] = DominoDrafter
 
     @classmethod
     def supports(cls, config: DominoConfig, tables: TargetTables) -> bool:  # type: ignore[override]

@@ -4,18 +4,16 @@ CPU's kernels.
 Each product is a call of its own: attention, norms and choices stay PyTorch's.
 """
 
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from dspark.checkpoints.head_config import HeadConfig
-from dspark.checkpoints.model_folder import Folder
-from dspark.config import DraftWeights
 from dspark.drafters.dflash2 import DFlash2Drafter
 from dspark.drafters.eagle3 import Eagle3Drafter
 from dspark.drafters.head_drafter import HeadDrafter, TargetTables
-from dspark.errors import InputError
+from dspark.drafters.stored_head import StoredHead
 from dspark_kernels.cpu.output_head import StoredOutputHead
 from dspark_kernels.cpu.quantize import quantize_q8_0
 from dspark_kernels.cpu.rounded import GROUP
@@ -24,32 +22,20 @@ from dspark_kernels.cpu.weight_table import WeightTable
 from dspark_kernels.host_memory import give_back_freed
 
 
-class _StoredProducts(HeadDrafter):
-    takes_small_weights: ClassVar[bool] = True
-    of_numbers: ClassVar[type[HeadDrafter]]
-
+class _StoredProducts(StoredHead):
     @classmethod
     def supports(cls, config: Any, tables: TargetTables) -> bool:
         is_stored = isinstance(tables.embedding, WeightTable)
         return is_stored and _fits(config) and current() is not None
 
-    @classmethod
-    def load(cls, folder: Folder, tables: TargetTables, weights: DraftWeights) -> Self:
-        """As HeadDrafter.load; where the head stays in numbers, the plain drafter."""
-        if weights == "fp8":
-            raise InputError("draft weights of fp8 need a GPU", "Leave the draft weights at auto.")
-        if weights == "bf16":
-            return cast(Self, cls.of_numbers.load(folder, tables, weights))
-        return super().load(folder, tables, weights)
-
     def _prepack_head(self, *, is_reduced: bool) -> None:
         runtime = current()
         assert runtime is not None, "supports() asked for it"
-        for parent in list(self._head.modules()):
-            for name, child in list(parent.named_children()):
-                if type(child) is nn.Linear:
-                    setattr(parent, name, _StoredLinear(runtime, child))
-                    del child
+        linear = [name for name, module in self._head.named_modules() if type(module) is nn.Linear]
+        for name in linear:  # each is freed before the next is copied
+            parent, _, child = name.rpartition(".")
+            copy = _StoredLinear(runtime, self._head.get_submodule(name))
+            setattr(self._head.get_submodule(parent), child, copy)
             give_back_freed()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from dspark import __version__
 from dspark.config import EngineConfig
 from dspark.drafters.base import Drafter
 from dspark.engine.current_device import on_device
@@ -97,8 +98,8 @@ def _instructions() -> str:
 
 
 def sps_path(name: str, target: Target, drafter: Drafter, runtime: ResolvedRuntime) -> Path:
-    """One table per pair, the kernels and number formats of target and drafter, machine, torch
-    version and number of threads."""
+    """One table per pair, the kernels and number formats of target and drafter, machine, versions
+    and number of threads."""
     device = torch.device(runtime.device)
     machine = (
         torch.cuda.get_device_name(device)
@@ -108,6 +109,7 @@ def sps_path(name: str, target: Target, drafter: Drafter, runtime: ResolvedRunti
     sizes = (drafter.block_size, drafter.num_weights)
     runners = (type(target).__name__, type(drafter).__name__, _instructions())
     formats = (runtime.dtype, runtime.draft_weights, runtime.kv)
-    facts = (name, target.spec, sizes, runners, formats, machine, torch.__version__)
+    versions = (torch.__version__, __version__)
+    facts = (name, target.spec, sizes, runners, formats, machine, versions)
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
     return sps_folder() / f"{digest}.json"

@@ -29,12 +29,7 @@ from dspark.checkpoints.moe_config import GPT_OSS, MoeConfig, is_moe_layout
 from dspark.checkpoints.moe_config import row_values as moe_row_values
 from dspark.checkpoints.target_architectures import DENSE
 from dspark.errors import CheckpointError
-from dspark.hub.catalog.pairs import (
-    AssetFolder,
-    HubRepo,
-    Pair,
-    TargetFacts,
-)
+from dspark.hub.catalog.pairs import AssetFolder, HubRepo, Pair, TargetFacts
 from dspark.hub.expert_sizes import FP4_BYTE, ExpertSizes, expert_bytes, expert_sizes
 
 FLOAT = 4  # bytes

@@ -92,7 +92,7 @@ def settings(found: list[Room], of: Footprint | None = None) -> list[tuple[Room,
     return [(found[0], ""), *mapped, *zip(halves, asked, strict=True)]
 
 
-def footprint(pair: Pair) -> Footprint | None:
+def pair_footprint(pair: Pair) -> Footprint | None:
     """Exact once the pair is in the store, from the catalogue before; None is not established."""
     files = locate(pair.name)
     if files is None or brings_own_head(pair):
@@ -105,7 +105,7 @@ def footprint(pair: Pair) -> Footprint | None:
 
 def pair_memory(pair: Pair, room: Room | None = None) -> int | None:
     """Bytes that the pair needs on its default device; None is not established."""
-    of = footprint(pair)
+    of = pair_footprint(pair)
     return None if of is None else memory_needed(of, room or rooms()[0])
 
 
@@ -118,7 +118,7 @@ def pair_fit(pair: Pair, device: str) -> Fit:
 def check_memory(pair: Pair, runtime: RuntimeConfig | None = None) -> None:
     """Raises MemoryFullError if the pair cannot run on `runtime`; None: on any device here. What
     was fetched all the same may leave its experts on the SSD."""
-    if (of := footprint(pair)) is None:
+    if (of := pair_footprint(pair)) is None:
         return
     if runtime is not None and locate(pair.name) is not None:
         room = room_for(runtime, rooms())

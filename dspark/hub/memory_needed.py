@@ -5,9 +5,7 @@ benchmarks/memory_fit.py compares it with the measured memory of processes.
 
 from dataclasses import dataclass
 
-from dspark.checkpoints.deepseek_v4_cache_layout import (
-    INDEX_SCORES,
-)
+from dspark.checkpoints.deepseek_v4_cache_layout import INDEX_SCORES
 from dspark.config import EXPERTS_PREFILL_CHUNK, GPU_PREFILL_CHUNK, PREFILL_CHUNK
 from dspark.hub.footprint import FLOAT, Footprint
 

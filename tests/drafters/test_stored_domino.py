@@ -20,7 +20,7 @@ from dspark.events import Finished
 from dspark.progress import follow
 from dspark_kernels.cpu import runtime
 from dspark_kernels.cpu.processor import variants
-from tests.drafters.test_stored import CLOSE, chooser, filled
+from tests.drafters.test_stored import CLOSE, check_drafts_of_numbers, chooser, filled
 from tests.engine.pairs import decode, request
 from tests.targets.test_gguf import write
 
@@ -82,6 +82,7 @@ def test_a_block_is_that_of_the_head_in_numbers_but_for_rounding(session, folder
     embedding, state = own._embedding[anchors], torch.randn(2, 32)
     states = [each._head.prefix_gru(embedding, state) for each in (own, plain)]
     assert (states[0] - states[1]).norm() < CLOSE * states[1].norm()
+    check_drafts_of_numbers(session, plain)
 
 
 @torch.inference_mode()

@@ -204,7 +204,7 @@ def test_what_was_fetched_all_the_same_leaves_its_experts_on_the_ssd(machine, mo
         hub.check_memory(pair, RuntimeConfig())
     assert "read from the SSD" in failure.value.hint and "--what-if" in failure.value.hint
     monkeypatch.setattr(memory_fit, "locate", lambda name: object())
-    monkeypatch.setattr(memory_fit, "footprint", of_pair)
+    monkeypatch.setattr(memory_fit, "pair_footprint", of_pair)
     hub.check_memory(pair, RuntimeConfig())
     memory_fit.check_loadable(pair.name, of_pair(pair), RuntimeConfig())
     machine(16)  # not even what every token reads

@@ -15,12 +15,7 @@ from dspark.engine.logprobs import token_logprobs
 from dspark.engine.request import ActiveRequest
 from dspark.engine.rounds.finished_round import FinishedRound, RoundObserver
 from dspark.engine.rounds.page_room import growing_room
-from dspark.engine.rounds.round_runner import (
-    Outcome,
-    capacity_of,
-    mean_length,
-    room_for_drafts,
-)
+from dspark.engine.rounds.round_runner import Outcome, capacity_of, context_left
 from dspark.engine.sampling import BatchChooser, CoupledBlock, accept_coupled
 from dspark.engine.schedule.parking import Parking
 from dspark.engine.schedule.policies import Scheduler
@@ -110,7 +105,7 @@ class HostRounds:
         return FinishedRound(
             blocks=[(outcome.verified, outcome.accepted) for outcome in outcomes],
             rows=sum(outcome.verified + 1 for outcome in outcomes),
-            depth=mean_length(self.target, [outcome.active for outcome in outcomes]),
+            depth=_mean_length(self.target, [outcome.active for outcome in outcomes]),
             has_drafts=has_drafts,
             seconds=first.seconds,
             pass_seconds=first.verify_seconds + first.accept_seconds,
@@ -203,10 +198,10 @@ class HostRounds:
         drafting = [active for active in batch if active.draft_slot is not None]
         drafted = proposals.lengths or [proposals.token_ids.shape[1]] * len(drafting)
         limits = [
-            min(n, room_for_drafts(self.target, active))
+            min(n, _room_for_drafts(self.target, active))
             for n, active in zip(drafted, drafting, strict=True)
         ]
-        depth = mean_length(self.target, batch)
+        depth = _mean_length(self.target, batch)
         lengths = self.scheduler.admit(proposals.confidences, limits, depth)
         drafts = iter(_drafts_of(proposals, lengths))
         return [NO_DRAFT if active.draft_slot is None else next(drafts) for active in batch]
@@ -316,6 +311,18 @@ class HostRounds:
         if self.drafter is not None:
             slots = [active.draft_slot for active in batch]
             catch_up(self.drafter, slots, [active.backlog for active in batch])
+
+
+def _mean_length(target: Target, batch: Sequence[ActiveRequest]) -> int:
+    """Tokens of context per request."""
+    return sum(target.length(active.slot) for active in batch) // len(batch)
+
+
+def _room_for_drafts(target: Target, active: ActiveRequest) -> int:
+    """Maximum number of drafts in a block after the anchor."""
+    room, border = context_left(target, active), target.spec.recomputed_at
+    length = target.length(active.slot)
+    return room if border is None or length >= border else min(room, border - length - 1)
 
 
 def _drafts_of(proposals: Proposals, lengths: Sequence[int]) -> list[_Draft]:

@@ -1,4 +1,4 @@
-"""What the engine asks of rounds, whoever drives them, and what a round tells."""
+"""The interface of a round, host- or device-driven, and its outcome."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -85,15 +85,3 @@ def capacity_of(target: Target, num_rows: int, config: EngineConfig) -> int:
 def context_left(target: Target, active: ActiveRequest) -> int:
     """Number of drafts that still fit in the context after the anchor."""
     return target.spec.context_limit - target.length(active.slot) - 1
-
-
-def mean_length(target: Target, batch: Sequence[ActiveRequest]) -> int:
-    """Tokens of context per request."""
-    return sum(target.length(active.slot) for active in batch) // len(batch)
-
-
-def room_for_drafts(target: Target, active: ActiveRequest) -> int:
-    """Maximum number of drafts in a block after the anchor."""
-    room, border = context_left(target, active), target.spec.recomputed_at
-    length = target.length(active.slot)
-    return room if border is None or length >= border else min(room, border - length - 1)

@@ -23,8 +23,8 @@ from dspark_kernels.cpu.stored_weight import StoredWeight
 
 
 class SequentialHead(NamedTuple):
-    """N columns for all requests. H hidden, r rank, R the rank in whole groups of 32; without
-    tables, as DFlash is, both are 0."""
+    """N columns for all requests. H hidden, r rank, R the rank in whole groups of 32; r = R = 0
+    without tables (DFlash)."""
 
     w1: torch.Tensor | None  # float32 [V, r]
     w2: StoredWeight | None  # [N, R]
@@ -37,7 +37,8 @@ class SequentialHead(NamedTuple):
         return 0 if self.w1 is None else self.w1.shape[1]
 
     @property
-    def width(self) -> int:
+    def feature_width(self) -> int:
+        """R."""
         return 0 if self.w2 is None else self.w2.width
 
     @property
@@ -46,7 +47,7 @@ class SequentialHead(NamedTuple):
 
     @property
     def own_at(self) -> int:
-        """The first column of a request's own."""
+        """Where a request's own columns begin."""
         return -(-self.num_columns // LANES) * LANES
 
 
@@ -124,9 +125,11 @@ class SequentialPass:
         self._hidden_bytes, self._logits_bytes = 4 * hidden_size, 4 * row_columns
         self._first, self._rows = block_rows - block_size, block_rows
         self._tokens = torch.zeros(most, block_size + 1, dtype=torch.int64)
-        self._x = torch.zeros(most, hidden_size + head.width)
-        self._bias = torch.zeros(most, head.own_at)
-        self._rounded = 0 if head.w2 is None else empty_rounded(most, head.width).data
+        self._x = torch.zeros(most, hidden_size + head.feature_width)
+        # without tables one row of zeros for all requests
+        self._bias = torch.zeros(1 if head.w2 is None else most, head.own_at)
+        self._bias_bytes = 0 if head.w2 is None else 4 * head.own_at
+        self._rounded = empty_rounded(most, head.feature_width or GROUP).data
         self._confidences = torch.zeros(most, block_size)
         # the same memory, for Python: few numbers are the quicker read so
         tokens = ctypes.c_int64 * self._tokens.numel()
@@ -192,26 +195,22 @@ class SequentialPass:
         confidence = 0 if head.confidence is None else head.confidence
         bias = int(torch.tensor(head.confidence_bias, dtype=torch.float32).view(torch.int32))
         features = (
-            self._tokens[:, k], token_bytes, *_table(head.w1), self._x, x_bytes,
+            self._tokens[:, k], token_bytes, 0 if head.w1 is None else head.w1, head.rank,
+            self._x, x_bytes,
             row * self._hidden_bytes, self._rows * self._hidden_bytes, self._hidden_bytes,
-            self._rounded, head.width // GROUP,
+            self._rounded, head.feature_width // GROUP,
             confidence, self._confidences[:, k], 4 * self._size, bias,
         )  # fmt: skip
         chosen = (
             self._tokens[:, k + 1], token_bytes,
             row * self._logits_bytes, self._rows * self._logits_bytes,
-            self._bias, 4 * self._bias.stride(0), head.num_columns, head.ids, 4 * head.own_at,
+            self._bias, self._bias_bytes, head.num_columns, head.ids, 4 * head.own_at,
             self._x, x_bytes,
         )  # fmt: skip
         ops = [Op("draft_features", 0, 1, features), Op(choice, 0, 1, chosen)]
-        if head.w2 is not None and isinstance(self._rounded, torch.Tensor):
+        if head.w2 is not None:
             ops.insert(1, multiply_op(head.w2, None, self._rounded, self._bias))
         return ops
-
-
-def _table(w1: torch.Tensor | None) -> tuple[torch.Tensor | int, int]:
-    """Words of it: where it is and how wide."""
-    return (0, 0) if w1 is None else (w1, w1.shape[1])
 
 
 def sequential_reference(
@@ -226,7 +225,7 @@ def sequential_reference(
     own_at = head.own_at
     tokens, confidences = [anchors], []
     for k in range(hidden.shape[1]):
-        features = torch.zeros(len(owns), head.width)
+        features = torch.zeros(len(owns), head.feature_width)
         if head.w1 is not None:
             features[:, : head.rank] = head.w1[tokens[-1]]
         x = torch.cat([hidden[:, k], features], dim=1)

@@ -170,7 +170,8 @@ def test_it_is_the_head_in_numbers_but_for_rounding(temperature, kind, rank, run
                 table[r, k, : len(this.ids)] = row
         noise = Noise(table, torch.full((3,), 1 / temperature))
     found, logits = run(runtimes[0], this, slice(0, 3), noise)
-    close = {"rtol": 0, "atol": 0.15}  # weights and features of 8 and 16 bits, 24 of them
+    # weights and features of 8 and 16 bits, 24 of them; without tables nothing is rounded
+    close = {"rtol": 0, "atol": 0.15 if rank else 1e-5}
     torch.testing.assert_close(logits[..., : len(this.ids)], wanted.logits, **close)
     assert torch.equal(found.tokens, this.ids[wanted.token_ids])
     assert wanted.confidence_logits is not None
