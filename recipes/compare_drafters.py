@@ -302,7 +302,12 @@ def train(
         *(("--tap-cache", str(cache / each.tapped)) if (cache := arguments.tap_cache) else ()),
     ]
     mark = folder / "trained.json"
-    if mark.exists() and json.loads(mark.read_text())["command"] == command:
+    if mark.exists():
+        if json.loads(mark.read_text())["command"] != command:
+            raise InputError(
+                f"{folder} holds a head that was trained with other options",
+                "Give another --out, or delete that folder.",
+            )
         print(f"{folder.name}: trained already", flush=True)
         return folder
     print(f"{each.algorithm}: {shlex.join(['dspark', *command])}", flush=True)

@@ -76,6 +76,8 @@ def test_a_head_that_is_done_is_not_trained_again(recipe, parsed, monkeypatch, t
     assert json.loads((tmp_path / "mtp-0.001-7" / "trained.json").read_text())["command"][:4] == [
         *("graft", "--train", "--base", arguments.base)
     ]
+    with pytest.raises(InputError, match="other options"):
+        recipe.train(head, 1e-3, 7, arguments, ["--anchors", "9"])
     for _ in range(2):
         with pytest.raises(recipe.subprocess.CalledProcessError):
             recipe.train(head, 1e-3, 13, parsed("--steps", "13")[0], graft_options)
