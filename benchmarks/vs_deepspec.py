@@ -46,13 +46,15 @@ TARGET: dict[str, Any] = {
     "rope_theta": 10_000.0,
     "tie_word_embeddings": False,
 }
-# Learning rate, weights of the loss and their decay are our defaults. Betas: DeepSpec has torch's.
+# Learning rate, weights of the loss and their decay are our defaults. Betas: DeepSpec has torch's;
+# its tables learn at the whole rate, since they do not begin with bigrams.
 CONFIG = GraftConfig(
     steps=50,
     batch_size=3,
     anchors=10,
     length=48,
     betas=(0.9, 0.999),
+    markov_learning_share=1.0,
     block_size=7,
     num_layers=2,
     taps=(0, 2),
@@ -70,12 +72,14 @@ RECIPE = (
     "position_decay",
     "loss_vocabulary",
     "learning_rate",
-    "markov_learning_share",
     "weight_decay",
     "warmup",
     "grad_clip",
 )
-SHAPE = ("steps", "batch_size", "anchors", "length", "betas", "block_size", "num_layers", "taps")
+SHAPE = (
+    *("steps", "batch_size", "anchors", "length", "betas", "markov_learning_share"),
+    *("block_size", "num_layers", "taps"),
+)
 # (prompt tokens, answer tokens): fewer candidates than anchors, blocks cut by the end, one cut off
 SIZES = ((3, 30), (8, 7), (5, 50), (12, 20), (2, 11), (20, 28))
 

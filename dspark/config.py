@@ -189,7 +189,8 @@ class GraftConfig:
     matrix products, the target's too, while weights, moments and losses stay float32; "auto" is
     bfloat16 where the processor has units for it.
 
-    markov_learning_share is the Markov tables' learning rate as a fraction of learning_rate.
+    markov_learning_share is the Markov tables' learning rate as a fraction of learning_rate; the
+    default is for tables that begin with the target's bigrams.
     average is the decay of the moving average of the weights that is judged and written, 0 for the
     last weights.
 
@@ -210,7 +211,7 @@ class GraftConfig:
     length: int = 512
     learning_rate: float = 6e-4
     betas: tuple[float, float] = (0.9, 0.95)
-    markov_learning_share: float = 1.0
+    markov_learning_share: float = 0.1
     optimizer: Literal["adamw", "muon"] = "adamw"
     average: float = 0.0
     weight_decay: float = 0.0
@@ -271,6 +272,7 @@ _UNROLLED = {
 _DFLASH = {
     "cross_entropy_weight": 1.0,
     "l1_weight": 0.0,
+    "markov_learning_share": 1.0,
     "markov_type": "none",
     "has_confidence": False,
 }

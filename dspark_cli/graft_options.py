@@ -230,10 +230,11 @@ Accumulate = Annotated[
 ]
 Lr = Annotated[float, typer.Option(min=0.0, help="Learning rate.", rich_help_panel=OPTIMIZER)]
 MarkovShare = Annotated[
-    float,
+    float | None,
     typer.Option(
         min=0.0,
-        help="Markov-table learning rate as a fraction of --lr.",
+        help="Learning rate of tables with a row per token as a fraction of --lr; default: 0.1 "
+        "for DSpark, whose tables begin with the model's bigrams, otherwise 1.",
         rich_help_panel=OPTIMIZER,
     ),
 ]

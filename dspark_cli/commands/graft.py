@@ -75,7 +75,7 @@ def graft(
     batch_size: graft_options.BatchSize = DEFAULTS.batch_size,
     accumulate: graft_options.Accumulate = DEFAULTS.accumulate,
     lr: graft_options.Lr = DEFAULTS.learning_rate,
-    markov_share: graft_options.MarkovShare = DEFAULTS.markov_learning_share,
+    markov_share: graft_options.MarkovShare = None,
     optimizer: graft_options.OptimizerOption = DEFAULTS.optimizer,
     average: graft_options.Average = DEFAULTS.average,
     seed: graft_options.Seed = DEFAULTS.seed,

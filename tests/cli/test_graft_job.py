@@ -35,6 +35,18 @@ def test_a_loss_sets_the_weights_of_its_terms_and_options_go_before_it():
 
 
 @pytest.mark.parametrize(
+    ("options", "share"),
+    [
+        ([], 0.1),
+        (["--algo", "domino"], 1.0),
+        (["--algo", "dflash2", "--markov-share", "0.3"], 0.3),
+    ],
+)
+def test_tables_that_begin_with_bigrams_learn_at_a_tenth_of_the_rate(options, share):
+    assert graft_settings(params_of(*options)).markov_learning_share == share
+
+
+@pytest.mark.parametrize(
     ("option", "value", "field", "expected"),
     [
         ("--steps", "7", "steps", 7),
