@@ -9,6 +9,8 @@ temperature 1 on the held-out answers; only ways of one seed and budget compare.
 
 import argparse
 import json
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any
 
 import torch
 
-from dspark.bench.document import write_document
+from dspark.bench.document import provenance, write_document
 from dspark.config import Algorithm, GraftConfig, PairChoice, graft_config
 from dspark.drafters.kinds import build_head
 from dspark.graft.data.answer_file import Answer, AnswerFile, split
@@ -75,7 +77,7 @@ def main() -> None:
     given = parser.parse_args()
     files = find_files(PairChoice("demo", draft="none"))
     answers = AnswerFile(given.answers).read()[: given.limit]
-    done = json.loads(given.json.read_text()) if given.json.exists() else {}
+    done = json.loads(given.json.read_text())["ways"] if given.json.exists() else {}
     first = settings(given.algo, given.steps, WAYS[given.ways[0]])
     cpu = torch.device("cpu")
     target = load_frozen(
@@ -96,7 +98,8 @@ def main() -> None:
             config = settings(given.algo, given.steps, WAYS[way])
             done[way] = trained(target, parts.train, parts.held_out, config)
             print(way, json.dumps(done[way]), flush=True)
-            write_document(given.json, done)
+            about = provenance(shlex.join(["python", "recipes/compare_training.py", *sys.argv[1:]]))
+            write_document(given.json, {**about, "steps": given.steps, "ways": done})
 
 
 def settings(algorithm: Algorithm, steps: int, way: Mapping[str, Any]) -> GraftConfig:
