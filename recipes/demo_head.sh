@@ -10,7 +10,7 @@
 # The first stage begins with the target's weights, on greedy answers alone, so that its data do not
 # depend on a seed. The second goes on from its head with answers to the prompts of demo_corpus.py
 # (which needs reasoning-gym), half of them sampled; the third with further answers and the published
-# loss. (Of the second stage's answers the third of the shipped head saw the first 1,751 again.)
+# loss. (Of the second stage's answers the third of the shipped head saw only the first 1,751.)
 # Stopped at any moment, the same command goes on. Figures of the shipped head: its config.json,
 # under "graft", and docs/log.md.
 set -eu
@@ -41,7 +41,7 @@ if [ ! -e "$out/second/config.json" ]; then
     dspark graft --train $all $on_corpus --distillation 1.0 --seed 1 --out "$out/second" \
         --init-from "$out/first" --steps 3600 --tap-cache "$out/taps2"
 fi
-answer 2180000
+answer 2060000
 # shellcheck disable=SC2086
 exec dspark graft --train $all $on_corpus --seed 2 --out "$out" --init-from "$out/second" \
     --data "$out/second/answers.jsonl" --steps 3000 --tap-cache "$out/taps3"

@@ -207,10 +207,8 @@ class SequentialPass:
             self._bias, self._bias_bytes, head.num_columns, head.ids, 4 * head.own_at,
             self._x, x_bytes,
         )  # fmt: skip
-        ops = [Op("draft_features", 0, 1, features), Op(choice, 0, 1, chosen)]
-        if head.w2 is not None:
-            ops.insert(1, multiply_op(head.w2, None, self._rounded, self._bias))
-        return ops
+        bias = [] if head.w2 is None else [multiply_op(head.w2, None, self._rounded, self._bias)]
+        return [Op("draft_features", 0, 1, features), *bias, Op(choice, 0, 1, chosen)]
 
 
 def sequential_reference(
