@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from gguf import GGMLQuantizationType as Kind
 from dspark import hub
 from dspark.checkpoints.deepspec import write_draft_vocabulary, write_head
 from dspark.checkpoints.dspark_config import DSparkConfig
-from dspark.checkpoints.head_config import Calibration
+from dspark.checkpoints.head_config import Calibration, HeadConfig
 from dspark.config import EngineConfig, RuntimeConfig, ScheduleConfig
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.drafters.stored import StoredDSparkDrafter
@@ -57,16 +58,18 @@ HEADS = {
 FIXED_TOKENS = 200
 
 
-def write_random_head(folder: Path, target: Path, kind: str = "dspark") -> Path:
-    """A kind "... of few" drafts from FIXED_TOKENS and a request's own tokens."""
+def head_sizes(target: Path) -> dict[str, Any]:
+    """Of the config of any head beside this target."""
     raw = json.loads((target / "config.json").read_text())
-    config = DSparkConfig(
+    return {
         **{name: raw[name] for name in ("vocab_size", "hidden_size", "intermediate_size")},
-        **{"num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 32},
-        **{"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "block_size": 4, "mask_token_id": 3},
+        **{"num_heads": 4, "num_kv_heads": 2, "head_dim": 32},
+        **{"rms_norm_eps": 1e-6, "rope_theta": 10000.0},
         **{"target_layer_ids": (-1, 0), "num_target_layers": raw["num_hidden_layers"]},
-        **HEADS[kind.removesuffix(" of few")],
-    )
+    }
+
+
+def write_random(folder: Path, config: HeadConfig) -> None:
     generator = torch.Generator().manual_seed(5)
     tensors = {
         name: torch.randn(shape, generator=generator) * 0.1
@@ -75,6 +78,13 @@ def write_random_head(folder: Path, target: Path, kind: str = "dspark") -> Path:
     }
     folder.mkdir()
     write_head(folder, config, tensors, {})
+
+
+def write_random_head(folder: Path, target: Path, kind: str = "dspark") -> Path:
+    """A kind "... of few" drafts from FIXED_TOKENS and a request's own tokens."""
+    block = {"num_layers": 2, "block_size": 4, "mask_token_id": 3}
+    config = DSparkConfig(**head_sizes(target), **block, **HEADS[kind.removesuffix(" of few")])
+    write_random(folder, config)
     if kind.endswith(" of few"):
         write_draft_vocabulary(folder, torch.arange(0, FIXED_TOKENS))
     return folder

@@ -1,6 +1,5 @@
-"""DFlash 2 and Eagle3 in int8 copies on the CPU's kernels, beside a target in stored codes."""
+"""Heads of other kinds in int8 copies on the CPU's kernels, beside a target in stored codes."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,55 +9,50 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 
 from dspark import hub
-from dspark.checkpoints.deepspec import write_head
 from dspark.checkpoints.dflash2_config import DFlash2Config
+from dspark.checkpoints.domino_config import DominoConfig
 from dspark.checkpoints.eagle3_config import Eagle3Config
+from dspark.checkpoints.head_config import HeadConfig
 from dspark.config import EngineConfig, RuntimeConfig, ScheduleConfig
 from dspark.drafters.dflash2 import DFlash2Drafter
+from dspark.drafters.domino import DominoDrafter
+from dspark.drafters.dspark import DSparkDrafter
 from dspark.drafters.eagle3 import Eagle3Drafter
+from dspark.drafters.stored_domino import StoredDominoDrafter
 from dspark.drafters.stored_products import StoredDFlash2Drafter, StoredEagle3Drafter
 from dspark.engine.session import Session, load_drafter, open_session
 from dspark.events import Finished
 from dspark.progress import follow
 from dspark_kernels.cpu import runtime
 from dspark_kernels.cpu.processor import variants
-from tests.drafters.test_stored import CLOSE, check_drafts_of_numbers, chooser, filled
+from tests.drafters.test_stored import (
+    CLOSE,
+    check_drafts_of_numbers,
+    chooser,
+    filled,
+    head_sizes,
+    write_random,
+)
 from tests.engine.pairs import decode, request
 from tests.targets.test_gguf import write
 
 pytestmark = pytest.mark.skipif(not variants(), reason="no kernels for this processor")
-
-
 CLASSES = {
+    "domino": (StoredDominoDrafter, DominoDrafter),
     "dflash2": (StoredDFlash2Drafter, DFlash2Drafter),
     "eagle3": (StoredEagle3Drafter, Eagle3Drafter),
     "mtp": (StoredEagle3Drafter, Eagle3Drafter),
 }
 
 
-def write_random_head(folder: Path, target: Path, kind: str) -> Path:
-    raw = json.loads((target / "config.json").read_text())
-    sizes = {
-        **{name: raw[name] for name in ("vocab_size", "hidden_size", "intermediate_size")},
-        **{"num_heads": 4, "num_kv_heads": 2, "head_dim": 32},
-        **{"rms_norm_eps": 1e-6, "rope_theta": 10000.0},
-        **{"target_layer_ids": (-1, 0), "num_target_layers": raw["num_hidden_layers"]},
-    }
-    selector = {"conv_group_size": 16, "selector_rank": 32, "selector_top_k": 6, "mask_token_id": 3}
-    config = (
-        DFlash2Config(**sizes, **selector, num_layers=2, block_size=4)
-        if kind == "dflash2"
-        else Eagle3Config(**sizes, ttt_length=4 if kind == "eagle3" else 1)
-    )
-    generator = torch.Generator().manual_seed(5)
-    tensors = {
-        name: torch.randn(shape, generator=generator) * 0.1
-        for name, shape in config.expected_tensors().items()
-        if name not in ("embed_tokens.weight", "lm_head.weight")
-    }
-    folder.mkdir()
-    write_head(folder, config, tensors, {})
-    return folder
+def head_config(target: Path, kind: str) -> HeadConfig:
+    sizes, block = head_sizes(target), {"num_layers": 2, "block_size": 4, "mask_token_id": 3}
+    if kind == "domino":
+        return DominoConfig(**sizes, **block, projector_width=8, gru_width=32)
+    if kind == "dflash2":
+        selector = {"conv_group_size": 16, "selector_rank": 32, "selector_top_k": 6}
+        return DFlash2Config(**sizes, **block, **selector)
+    return Eagle3Config(**sizes, ttt_length=4 if kind == "eagle3" else 1)
 
 
 @pytest.fixture(scope="module", params=CLASSES)
@@ -83,15 +77,16 @@ def session(kind, folder, tmp_path_factory) -> Iterator[Session]:
 def opened(folder: Path, kind: str) -> Session:
     write(folder / "model.gguf", "llama", Kind.Q8_0)
     target = hub.resolve_target(str(folder / "model.gguf"))
-    files = hub.PairFiles("toy", target, write_random_head(folder / "head", target, kind))
+    write_random(folder / "head", head_config(target, kind))
+    files = hub.PairFiles("toy", target, folder / "head")
     config = EngineConfig(schedule=ScheduleConfig("full"))
     return follow(open_session(files, RuntimeConfig("cpu"), config))
 
 
-def first_rows(drafter: DFlash2Drafter | Eagle3Drafter, anchors: torch.Tensor) -> torch.Tensor:
+def first_rows(drafter: DSparkDrafter | Eagle3Drafter, anchors: torch.Tensor) -> torch.Tensor:
     """Hidden states of what is drafted first, behind the same contexts for every drafter."""
     slots = filled(drafter, [40, 100], drafter.config.tap_width)
-    if isinstance(drafter, DFlash2Drafter):
+    if isinstance(drafter, DSparkDrafter):
         return drafter._backbone(slots, anchors)
     return drafter._step(slots, anchors, torch.stack([slot.features[-1] for slot in slots]))
 
@@ -108,6 +103,10 @@ def test_a_draft_is_that_of_the_head_in_numbers_but_for_rounding(session, folder
         selectors = [each._head.candidate_selector for each in (own, plain)]
         projections = [selector.hidden_projection(wanted) for selector in selectors]
         assert (projections[0] - projections[1]).norm() < CLOSE * projections[1].norm()
+    if kind == "domino":
+        embedding, state = own._embedding[torch.tensor([7, 9])], torch.randn(2, 32)
+        states = [each._head.prefix_gru(embedding, state) for each in (own, plain)]
+        assert (states[0] - states[1]).norm() < CLOSE * states[1].norm()
 
 
 @torch.inference_mode()
