@@ -1,7 +1,6 @@
 """The install command of an optional part of dspark, matching how dspark was installed."""
 
 import json
-from importlib import metadata
 from urllib.parse import unquote, urlsplit
 
 
@@ -17,6 +16,8 @@ def install_command(extra: str) -> str:
 
 def _clone() -> str | None:
     """The folder of an editable install (PEP 610)."""
+    from importlib import metadata
+
     try:
         text = metadata.distribution("dspark").read_text("direct_url.json")
         origin = json.loads(text or "{}")

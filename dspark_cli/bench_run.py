@@ -4,12 +4,12 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from dspark.bench.prompts import BenchPrompt, PromptText
 from dspark.errors import InputError
 from dspark.progress import follow
 from dspark_cli.loading import progress_bars
 
 if TYPE_CHECKING:
+    from dspark.bench.prompts import BenchPrompt, PromptText
     from dspark.bench.runner import BenchProgress
     from dspark.bench.suites import PromptSet
     from dspark.engine.session import Session
@@ -31,7 +31,7 @@ def chosen_prompts(files: Sequence[Path], suite: str | None, limit: int | None) 
         return follow(find_suite(suite), bars.show).first(limit)
 
 
-def encode_all(session: "Session", texts: Sequence[PromptText]) -> list[BenchPrompt]:
+def encode_all(session: "Session", texts: "Sequence[PromptText]") -> "list[BenchPrompt]":
     from dspark.bench.encode import encode_prompts
 
     return encode_prompts(session, texts)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dspark.bench.report import ARMS
+from dspark.bench.config import PLAIN
 from dspark.config import EngineConfig, Headless, PairChoice, RuntimeConfig, as_headless
 from dspark.errors import InputError
 from dspark.progress import follow
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from dspark.bench.heads import OpenHeads
 
 BETWEEN_HEADS = re.compile(r",(?=[^,=/]+=)")  # a comma inside a path stays one
-PLAIN = ARMS[0]
 
 
 def parse_drafters(options: Sequence[str]) -> dict[str, str]:

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from dspark.config import EngineConfig, PairChoice, RuntimeConfig
-from dspark.events import FetchProgress, LoadProgress
 from dspark.progress import follow
 from dspark_cli.naming import settled
 
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from dspark.engine.session import Session
+    from dspark.events import FetchProgress, LoadProgress
     from dspark.hub.catalog.pairs import PairFiles
 
 
@@ -53,7 +53,9 @@ class ProgressBars:
         self._progress = progress
         self._tasks: dict[str, TaskID] = {}
 
-    def show(self, step: FetchProgress | LoadProgress) -> None:
+    def show(self, step: "FetchProgress | LoadProgress") -> None:
+        from dspark.events import FetchProgress
+
         if isinstance(step, FetchProgress):
             self.update(step.name, step.done, step.total)
         else:

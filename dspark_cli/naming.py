@@ -5,7 +5,7 @@ from pathlib import Path
 from dspark.config import PairChoice, RuntimeConfig
 from dspark.errors import InputError
 from dspark.progress import follow
-from dspark_cli.output.answer import say
+from dspark_cli.output.tables import say
 
 
 def settled(choice: PairChoice, runtime: RuntimeConfig | None = None) -> PairChoice:

@@ -22,7 +22,8 @@ from dspark.events import FetchProgress, Finished
 from dspark_cli.errors import report
 from dspark_cli.line_editor import read_line, typed_text
 from dspark_cli.loading import progress_bars
-from dspark_cli.output.answer import ThinkingLine, say, stats_line
+from dspark_cli.output.answer import ThinkingLine, stats_line
+from dspark_cli.output.tables import say
 
 SIGN = "> "
 

@@ -5,7 +5,7 @@ import socket
 from dspark.config import EngineConfig, PairChoice, RuntimeConfig, ServeConfig
 from dspark.errors import InputError, ServerError
 from dspark_cli.loading import find_files, open_files
-from dspark_cli.output.answer import say
+from dspark_cli.output.tables import say
 
 GRACE_SECONDS = 5  # for answers under way when the server is told to stop
 

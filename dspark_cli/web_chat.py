@@ -1,10 +1,8 @@
 """`dspark chat --web`: the chat's screen in a browser on this machine, through textual-serve. Each
 tab runs a chat of its own."""
 
-import logging
 import os
 import shlex
-import socket
 import sys
 from collections.abc import Collection
 from typing import TYPE_CHECKING
@@ -47,6 +45,9 @@ def words_given(context: typer.Context, without: Collection[str]) -> list[str]:
 
 def serve_chat(words: Collection[str], web: WebConfig) -> None:
     """Until Ctrl+C. Raises InputError without textual-serve, DSparkError if the port is taken."""
+    import logging
+    import socket
+
     server = make_server(words, web)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

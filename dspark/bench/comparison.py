@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from dspark.bench.config import BenchConfig
+from dspark.bench.config import PLAIN, BenchConfig
 from dspark.bench.prompts import BenchPrompt
 from dspark.bench.report import BenchReport
 from dspark.bench.runner import Arm, BenchProgress, batched_runs, check_work, timed_runs
@@ -13,8 +13,6 @@ from dspark.bench.summary import Run, summarise
 
 if TYPE_CHECKING:
     from dspark.bench.heads import OpenHead, OpenHeads
-
-PLAIN = "plain"
 
 
 @dataclass(frozen=True, slots=True)

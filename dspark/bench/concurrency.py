@@ -13,7 +13,7 @@ from itertools import pairwise
 from statistics import fmean, median, quantiles
 from typing import TYPE_CHECKING
 
-from dspark.bench.config import SCHEDULERS, BenchConfig
+from dspark.bench.config import PLAIN, SCHEDULERS, BenchConfig
 from dspark.bench.prompts import BenchPrompt
 from dspark.bench.report import Figure
 from dspark.bench.runner import BenchProgress
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from dspark.engine.loop import Engine
     from dspark.engine.session import Session
 
-PLAIN = "plain"
 THRESHOLD = 0.5  # of the static threshold
 
 

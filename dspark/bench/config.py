@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from dspark.config import SamplingConfig, StopConfig
 
+PLAIN = "plain"  # the arm without drafts
+ARMS = (PLAIN, "dspark")
+RACE_TOKENS = 256  # of a race whose end nobody has chosen
 SCHEDULERS = ("scheduler", "async scheduler")  # arms of a concurrency bench
 
 

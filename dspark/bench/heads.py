@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dspark.bench.report import ARMS
+from dspark.bench.config import ARMS
 from dspark.checkpoints.deepspec import read_draft_config
 from dspark.checkpoints.head_config import HeadConfig
 from dspark.config import Algorithm, EngineConfig, Headless, RuntimeConfig

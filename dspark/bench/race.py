@@ -15,9 +15,6 @@ from dspark.events import Event, Finished
 if TYPE_CHECKING:  # a screen shows races before torch is loaded
     from dspark.engine.session import Session
 
-PLAIN = "plain"
-MAX_TOKENS = 256  # of a race whose end nobody has chosen
-
 
 @dataclass(frozen=True, slots=True)
 class Runner:

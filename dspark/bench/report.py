@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from statistics import median
 
-ARMS = ("plain", "dspark")
-
 
 @dataclass(frozen=True, slots=True)
 class Figure:

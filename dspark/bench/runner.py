@@ -5,9 +5,9 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dspark.bench.config import BenchConfig
+from dspark.bench.config import ARMS, PLAIN, BenchConfig
 from dspark.bench.prompts import BenchPrompt
-from dspark.bench.report import ARMS, BenchReport
+from dspark.bench.report import BenchReport
 from dspark.bench.summary import Run, summarise
 from dspark.config import StopConfig
 from dspark.engine.request import Request
@@ -51,7 +51,7 @@ def run_bench(
             f"{session.name} has no head to measure",
             "Name one with --draft HEAD, or measure --draft lookup.",
         )
-    arms = [Arm(name, session, is_plain=name == "plain") for name in ARMS]
+    arms = [Arm(name, session, is_plain=name == PLAIN) for name in ARMS]
     runs = yield from timed_runs(arms, prompts, config)
     return summarise(runs, prompts, config, session.next_logits)
 

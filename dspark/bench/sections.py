@@ -6,9 +6,9 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from dspark.bench.bootstrap import speedup_interval
-from dspark.bench.comparison import PLAIN, Comparison, arms_of, comparison_of
+from dspark.bench.comparison import Comparison, arms_of, comparison_of
 from dspark.bench.conditions import Condition
-from dspark.bench.config import BenchConfig
+from dspark.bench.config import PLAIN, BenchConfig
 from dspark.bench.encode import encode_prompts
 from dspark.bench.noise import Noise, noise_of, rates_by_prompt
 from dspark.bench.prompts import BenchPrompt, PromptText

@@ -215,7 +215,7 @@ class EngineBackend:
         """As ChatBackend.race; the chat's caches stay, and both runners read the prompt."""
         if not self.session.has_drafter:
             raise InputError(f"{self.name} has no drafter to race with", NAME_A_HEAD)
-        from dspark.bench.race import PLAIN
+        from dspark.bench.config import PLAIN
 
         prompt_ids = self._fitting(messages, stop)
         steps = self._raced(
@@ -226,7 +226,8 @@ class EngineBackend:
     def _raced(
         self, prompt_ids: Sequence[int], sampling: SamplingConfig, stop: StopConfig, against: str
     ) -> Generator[RaceStep, None, RaceResult]:
-        from dspark.bench.race import PLAIN, Runner, race
+        from dspark.bench.config import PLAIN
+        from dspark.bench.race import Runner, race
 
         own, schedule = self.session, self.session.engine.config.schedule
         with own.with_schedule(schedule) as drafting, _other(own, against) as other:

@@ -7,8 +7,8 @@ import typer
 
 from dspark.errors import InputError
 from dspark_cli import options
-from dspark_cli.output.answer import say
 from dspark_cli.output.facts import print_json
+from dspark_cli.output.tables import say
 
 EXAMPLES = ("dspark convert ./my-head ./for-vllm --to speculators",)
 

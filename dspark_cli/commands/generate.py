@@ -1,28 +1,16 @@
 """`dspark generate`: one answer on stdout, everything else on stderr."""
 
 import json
-import sys
-from collections.abc import Iterable
 from contextlib import closing, nullcontext
 from typing import Annotated
 
 import typer
 
-from dspark.chat.backend import info_of
-from dspark.chat.control_characters import visible
-from dspark.chat.trace import TraceFile
 from dspark.config import DEFAULT_PAIR, MAX_TOKENS, PairChoice, RuntimeConfig
 from dspark.errors import InputError, UnknownNameError
-from dspark.events import Event, Finished, Round
 from dspark_cli import options
 from dspark_cli.loading import find_files, open_files
-from dspark_cli.output.answer import (
-    ThinkingLine,
-    answer_object,
-    say,
-    settings_object,
-    stats_line,
-)
+from dspark_cli.output.tables import say
 from dspark_cli.prompt import encode_prompt, parse_token_ids, read_prompt
 
 EXAMPLES = (
@@ -86,6 +74,11 @@ def generate(
     as_json: options.Json = False,
 ) -> None:
     """Write one answer to stdout."""
+    from dspark.chat.backend import info_of
+    from dspark.chat.trace import TraceFile
+    from dspark_cli.output.answer import answer_object, settings_object, stats_line
+    from dspark_cli.output.answer_stream import follow_answer
+
     named, prompt = pair_and_prompt(first, second)
     engine = options.engine_config(confidence_threshold, schedule, max_requests=1)
     sampling = options.sampling_config(temperature, top_k, top_p, seed)
@@ -110,7 +103,7 @@ def generate(
         if written is not None:
             asked = text or str(token_ids)
             events = written.traced(asked, info_of(session), sampling, events)
-        rounds, finished = _follow(events, writes=not as_json, has_text=has_text)
+        rounds, finished = follow_answer(events, writes=not as_json, has_text=has_text)
 
     if as_json:
         settings = settings_object(files, session.runtime, sampling, stopping, engine)
@@ -133,57 +126,3 @@ def pair_and_prompt(first: str | None, second: str | None) -> tuple[str | None, 
         hint = f'A prompt of several words needs quotes: dspark generate "{first} {second}".'
         raise InputError(error.message, hint) from error
     return first, second
-
-
-def _follow(
-    events: Iterable[Event], *, writes: bool, has_text: bool
-) -> tuple[list[Round], Finished]:
-    """Collects the rounds; with `writes`, also streams the answer."""
-    rounds: list[Round] = []
-    writer = _Writer(has_text)
-    try:
-        for event in events:
-            if writes:
-                writer.write(event)
-            if isinstance(event, Finished):
-                return rounds, event
-            if isinstance(event, Round):
-                rounds.append(event)
-    finally:
-        writer.end_line()
-    raise AssertionError("a decode ends with Finished")
-
-
-class _Writer:
-    """Streams text, or token ids with commas for a model without a tokenizer. Thinking
-    goes to stderr if that is a terminal."""
-
-    def __init__(self, has_text: bool) -> None:
-        self._has_text = has_text
-        self._has_begun = False
-        self._thinking = ThinkingLine(sys.stderr)
-
-    def write(self, event: Event) -> None:
-        if isinstance(event, Finished):
-            self._write_text(event.tail if self._has_text else "", event.ends_thinking)
-            return
-        for piece in event.pieces:
-            separator = "," if self._has_begun else ""
-            text = piece.text if self._has_text else f"{separator}{piece.token_id}"
-            self._write_text(text, piece.is_thinking)
-            self._has_begun = True
-        sys.stdout.flush()
-
-    def end_line(self) -> None:
-        self._thinking.end()
-        if self._has_begun:
-            print(flush=True)
-
-    def _write_text(self, text: str, is_thinking: bool) -> None:
-        text = visible(text) if sys.stdout.isatty() else text
-        if is_thinking:
-            self._thinking.write(visible(text))
-        elif text:
-            self._thinking.end()
-            # a file or pipe gets the exact text
-            print(visible(text) if sys.stdout.isatty() else text, end="")

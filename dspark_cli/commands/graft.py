@@ -15,7 +15,7 @@ from dspark.errors import DSparkError, InputError
 from dspark_cli import graft_options, options
 from dspark_cli.errors import ExitCode
 from dspark_cli.graft_job import training_job
-from dspark_cli.output.answer import say
+from dspark_cli.output.tables import say
 from dspark_cli.views.attach import (
     attach_head,
     keep_trained,

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from dspark.bench.prompts import own_prompts
 from dspark.config import EngineConfig, PairChoice, RuntimeConfig
 from dspark.progress import follow
 from dspark_cli import options
@@ -43,6 +42,7 @@ def profile(
     with open_files(find_files(choice, runtime), runtime, EngineConfig()) as session:
         from dspark.bench.document import provenance, write_document
         from dspark.bench.profile import run_profile
+        from dspark.bench.prompts import own_prompts
         from dspark_cli.views.profile import print_profile
 
         prompts = encode_all(session, own_prompts())

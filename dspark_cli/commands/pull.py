@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dspark_cli import options
-from dspark_cli.output.answer import say
 from dspark_cli.output.facts import print_json, size_text
+from dspark_cli.output.tables import say
 from dspark_cli.views.pull_plan import tell_plan
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dspark.bench.race import MAX_TOKENS, PLAIN
+from dspark.bench.config import PLAIN, RACE_TOKENS
 from dspark.config import EngineConfig, PairChoice, RuntimeConfig
 from dspark.errors import InputError
 from dspark_cli import options
@@ -15,7 +15,6 @@ from dspark_cli.commands.generate import FirstWord, GivenPair, SecondWord, pair_
 from dspark_cli.drafters import open_drafters, parse_drafters
 from dspark_cli.errors import ExitCode
 from dspark_cli.loading import find_files, open_files
-from dspark_cli.output.answer import stats_object
 from dspark_cli.output.facts import print_json
 from dspark_cli.prompt import encode_prompt, read_prompt
 from dspark_cli.shown_drafts import showing_drafts
@@ -54,7 +53,7 @@ def race(
     top_k: options.TopK = options.SAMPLING.top_k,
     top_p: options.TopP = options.SAMPLING.top_p,
     seed: options.Seed = options.SAMPLING.seed,
-    max_tokens: options.MaxTokens = MAX_TOKENS,
+    max_tokens: options.MaxTokens = RACE_TOKENS,
     confidence_threshold: options.Threshold = None,
     schedule: options.ScheduleOption = None,
     as_json: options.Json = False,
@@ -120,6 +119,8 @@ def _runners(
 
 
 def _race_object(result: "RaceResult") -> dict[str, object]:
+    from dspark_cli.output.answer import stats_object
+
     return {
         "is_identical": result.is_identical,
         "speedup": result.speedup,

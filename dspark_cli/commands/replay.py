@@ -9,7 +9,7 @@ import typer
 
 from dspark.errors import InputError
 from dspark_cli.commands.chat import Plain, has_screen
-from dspark_cli.output.answer import say
+from dspark_cli.output.tables import say
 
 EXAMPLES = (
     "dspark replay answer.jsonl",

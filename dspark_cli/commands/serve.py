@@ -12,8 +12,8 @@ from dspark.config import PairChoice, RuntimeConfig, ServeConfig
 from dspark.errors import InputError
 from dspark_cli import options
 from dspark_cli.naming import chosen_name
-from dspark_cli.output.answer import say
 from dspark_cli.output.facts import print_json
+from dspark_cli.output.tables import say
 
 EXAMPLES = (
     "dspark serve",

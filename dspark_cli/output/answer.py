@@ -1,6 +1,5 @@
 """The events of a decode as text, as a JSON object and as one line of figures."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
@@ -10,18 +9,12 @@ from dspark.config import EngineConfig, SamplingConfig, StopConfig
 from dspark.events import DecodeStats, Finished, Round
 from dspark.plural import counted
 from dspark.round_records import round_record
-from dspark_cli.output.tables import fitted
 
 if TYPE_CHECKING:
     from dspark.engine.runtime import ResolvedRuntime
     from dspark.hub.catalog.pairs import PairFiles
 
 DIM, RESET = "\x1b[2m", "\x1b[0m"
-
-
-def say(line: str) -> None:
-    """Prints on stderr, which takes everything but the answer."""
-    print(fitted(line, sys.stderr), file=sys.stderr, flush=True)
 
 
 def answer_object(

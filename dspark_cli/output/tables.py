@@ -1,6 +1,7 @@
-"""Tables and facts that fit the terminal: columns are dropped or moved below, words never split."""
+"""Tables, facts and lines that fit the terminal: columns are dropped or moved, words kept whole."""
 
 import shutil
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,6 +77,11 @@ def fitted(text: str, stream: TextIO) -> str:
     width = terminal_width()
     lines = text.split("\n")
     return "\n".join(wrapped(line, width=width) if len(line) > width else line for line in lines)
+
+
+def say(line: str) -> None:
+    """Prints on stderr, which takes everything but the answer."""
+    print(fitted(line, sys.stderr), file=sys.stderr, flush=True)
 
 
 def _words(text: str, width: int) -> list[str]:

@@ -6,12 +6,11 @@ import typer
 
 from dspark.config import PairChoice, RuntimeConfig
 from dspark.errors import InputError
-from dspark.events import LoadProgress
 from dspark.progress import follow
 from dspark_cli.loading import find_files, progress_bars
 from dspark_cli.naming import chosen_name
-from dspark_cli.output.answer import say
 from dspark_cli.output.facts import print_json
+from dspark_cli.output.tables import say
 from dspark_cli.views.probe import probe_lines
 from dspark_cli.views.pull_plan import tell_plan
 
@@ -143,6 +142,7 @@ def _fetched(pair: "Pair") -> "Path":
 
 
 def _attach(job: "AttachJob", as_json: bool) -> None:
+    from dspark.events import LoadProgress
     from dspark.graft.attach import attach
 
     facts: dict[str, object] = {}

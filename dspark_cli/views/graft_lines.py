@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 from dspark.config import GraftConfig
 from dspark.plural import counted
-from dspark_cli.views.bench import verdict as bench_verdict
 
 if TYPE_CHECKING:
     from dspark.checkpoints.head_config import HeadConfig
@@ -114,7 +113,9 @@ def _mask_lines(head: "HeadConfig", config: GraftConfig) -> list[str]:
 
 
 def _measured_lines(event: "Speedup") -> list[str]:
-    lines = [bench_verdict(event.report)]
+    from dspark_cli.views.bench import verdict
+
+    lines = [verdict(event.report)]
     if event.released is not None:
         lines.append(
             f"tau on the same held-out prompts: released head {event.released.tau:.3f}, this one "

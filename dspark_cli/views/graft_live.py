@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from dspark.config import GraftConfig
-from dspark_cli.output.answer import say
+from dspark_cli.output.tables import say
 from dspark_cli.views.graft_lines import duration_text, figures, lasting_lines
 
 if TYPE_CHECKING:

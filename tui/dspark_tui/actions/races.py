@@ -4,7 +4,7 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from dspark.bench.race import MAX_TOKENS
+from dspark.bench.config import RACE_TOKENS
 from dspark.chat.backend import ChatMessages
 from dspark.errors import DSparkError
 from dspark_tui import wording
@@ -23,7 +23,7 @@ def start(screen: "ChatScreen", against: str = "") -> None:
         raise DSparkError(wording.WAIT_FOR_ANSWER)
     stop = screen.settings.stop
     if stop.max_tokens is None:
-        stop = replace(stop, max_tokens=MAX_TOKENS)
+        stop = replace(stop, max_tokens=RACE_TOKENS)
     messages = _messages(screen)
     run = RaceRun(screen.worker.backend.race(messages, screen.settings.sampling, stop, against))
     screen.app.push_screen(RaceScreen(run, screen.view))
