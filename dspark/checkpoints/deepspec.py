@@ -27,13 +27,10 @@ __all__ = [
     "read_draft_vocabulary",
     "read_head",
     "read_head_config",
-    "shift_confidence",
     "update_head_config",
     "write_draft_vocabulary",
     "write_head",
 ]
-
-CONFIDENCE_BIAS = "confidence_head.proj.bias"
 
 
 def read_head_config(directory: Path) -> DSparkConfig:
@@ -97,18 +94,6 @@ def write_head(
             save_file(contiguous, weights, metadata={"format": "pt"})
         with replacing(directory / "config.json") as settings:
             settings.write_text(json.dumps(config.to_json() | extra, indent=2) + "\n")
-
-
-def shift_confidence(directory: Path, shift: float) -> float:
-    """Add to the confidence head's bias; returns the actual change in the file's precision."""
-    path = directory / "model.safetensors"
-    tensors = read_file(directory, path.name)
-    old = tensors[CONFIDENCE_BIAS]
-    new = (old.double() + shift).to(old.dtype)
-    tensors[CONFIDENCE_BIAS] = new
-    with _writing(directory), replacing(path) as weights:
-        save_file(tensors, weights, metadata={"format": "pt"})
-    return float((new.double() - old.double()).mean())
 
 
 def update_head_config(directory: Path, changes: dict[str, Any]) -> None:

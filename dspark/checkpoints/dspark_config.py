@@ -28,8 +28,8 @@ class DSparkConfig(HeadConfig):
     `sample_from_anchor`: the anchor's row, 0, predicts the first draft; otherwise row 1 does, and
     a block has one row more than drafts. `draft_vocab_size`: rows of the output head if it knows
     fewer tokens than the target; the tensor d2t maps them to the target's ids.
-    `confidence_temperatures` (one per position, None for all 1) and `greedy_confidence` (where
-    greedy requests have a calibration of their own) are our additions.
+    Our additions: `confidence_temperatures` and `confidence_shifts` (one per position, None for
+    all 1 and all 0) and `greedy_confidence`, where greedy requests have their own calibration.
     """
 
     architectures: ClassVar[Mapping[Family, str]] = {
@@ -48,6 +48,7 @@ class DSparkConfig(HeadConfig):
     has_confidence: bool = False
     confidence_with_markov: bool = False
     confidence_temperatures: tuple[float, ...] | None = None
+    confidence_shifts: tuple[float, ...] | None = None
     greedy_confidence: Calibration | None = None
     sample_from_anchor: bool = True
     draft_vocab_size: int | None = None
@@ -59,7 +60,11 @@ class DSparkConfig(HeadConfig):
 
     @property
     def sampled_calibration(self) -> Calibration:
-        return Calibration(self.confidence_temperatures or (1.0,) * self.block_size)
+        none = Calibration.none(self.block_size)
+        return Calibration(
+            self.confidence_temperatures or none.temperatures,
+            self.confidence_shifts or none.shifts,
+        )
 
     @property
     def greedy_calibration(self) -> Calibration:
@@ -94,6 +99,7 @@ class DSparkConfig(HeadConfig):
             has_confidence=bool(raw["enable_confidence_head"]),
             confidence_with_markov=bool(raw.get("confidence_head_with_markov", False)),
             confidence_temperatures=_numbers_or_none(raw, "confidence_temperatures"),
+            confidence_shifts=_numbers_or_none(raw, "confidence_shifts"),
             greedy_confidence=_greedy_confidence(raw),
         )
 
@@ -128,6 +134,8 @@ class DSparkConfig(HeadConfig):
         calibration: dict[str, Any] = {}
         if self.confidence_temperatures is not None:
             calibration["confidence_temperatures"] = list(self.confidence_temperatures)
+        if self.confidence_shifts is not None:
+            calibration["confidence_shifts"] = list(self.confidence_shifts)
         if self.greedy_confidence is not None:
             calibration["greedy_confidence"] = self.greedy_confidence.to_json()
         return {
@@ -189,15 +197,16 @@ def calibrated_for(config: AnyHeadConfig) -> str | None:
 
 
 def _check_calibration(calibration: Calibration, block_size: int) -> None:
-    temperatures = calibration.temperatures
-    if len(temperatures) != block_size:
-        raise ValueError(
-            f"the confidences have {len(temperatures)} temperatures for a block of {block_size}"
-        )
+    temperatures, shifts = calibration.temperatures, calibration.shifts
+    for numbers, name in ((temperatures, "temperatures"), (shifts, "shifts")):
+        if len(numbers) != block_size:
+            raise ValueError(
+                f"the confidences have {len(numbers)} {name} for a block of {block_size}"
+            )
     if not all(math.isfinite(t) and t > 0.0 for t in temperatures):
         raise ValueError("the temperatures of the confidences are not all positive numbers")
-    if not math.isfinite(calibration.shift):
-        raise ValueError("the shift of greedy_confidence is not a number")
+    if not all(map(math.isfinite, shifts)):
+        raise ValueError("the shifts of the confidences are not all numbers")
 
 
 def _greedy_confidence(raw: Mapping[str, Any]) -> Calibration | None:
@@ -209,7 +218,11 @@ def _greedy_confidence(raw: Mapping[str, Any]) -> Calibration | None:
     temperatures = _numbers_or_none(stated, "temperatures")
     if temperatures is None:
         raise ValueError("greedy_confidence has no temperatures")
-    return Calibration(temperatures, float(stated.get("shift", 0.0)))
+    shifts = _numbers_or_none(stated, "shifts")
+    # older heads have one for all positions
+    return Calibration(
+        temperatures, shifts or (float(stated.get("shift", 0.0)),) * len(temperatures)
+    )
 
 
 def _numbers_or_none(raw: Mapping[str, Any], key: str) -> tuple[float, ...] | None:

@@ -18,13 +18,17 @@ MarkovType = Literal["none", "vanilla", "gated", "rnn"]
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What makes confidences of the head's logits z: c_k = sigmoid((z_k + shift) / T_k)."""
+    """What makes confidences of the head's logits z: c_k = sigmoid((z_k + shift_k) / T_k)."""
 
     temperatures: tuple[float, ...]
-    shift: float = 0.0
+    shifts: tuple[float, ...]
+
+    @classmethod
+    def none(cls, block_size: int) -> Self:
+        return cls((1.0,) * block_size, (0.0,) * block_size)
 
     def to_json(self) -> dict[str, Any]:
-        return {"shift": self.shift, "temperatures": list(self.temperatures)}
+        return {"shifts": list(self.shifts), "temperatures": list(self.temperatures)}
 
 
 class AnyHeadConfig(Protocol):
@@ -117,7 +121,7 @@ class HeadConfig:
     @property
     def sampled_calibration(self) -> Calibration:
         """Of requests that draw their tokens."""
-        return Calibration((1.0,) * self.block_size)
+        return Calibration.none(self.block_size)
 
     @property
     def greedy_calibration(self) -> Calibration:

@@ -126,7 +126,7 @@ class DeviceDrafter(Drafter, Protocol):
     """A drafter whose rounds the device can drive; a slot's `context` is its slot in the cache.
 
     A block is drafted from `block_rows` rows. `draft_vocabulary` [N] are the ids that a request
-    drafts from in addition to its own tokens, None for all. `calibration` [2, 1 + K] is of
+    drafts from in addition to its own tokens, None for all. `calibration` [2, 2, K] is of
     the logits of confidences, as Calibrator.table.
     """
 

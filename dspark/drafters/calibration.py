@@ -1,6 +1,6 @@
-"""Sequential temperature scaling (STS; DSpark, DeepSeek 2026): c_k = sigmoid((z_k + shift) / T_k),
-with one temperature per position. c_k still depends on the tokens before x_k only, so schedules
-stay lossless.
+"""Sequential temperature scaling (STS; DeepSeek 2026): c_k = sigmoid((z_k + shift_k) / T_k).
+The shifts are our addition. c_k still depends on the tokens before x_k only, so schedules stay
+lossless.
 
 Greedy requests and those that sample accept by different rules, so each kind has its own numbers.
 """
@@ -19,17 +19,15 @@ class Calibrator:
     """A head's, for batches of both kinds of requests."""
 
     def __init__(self, config: HeadConfig, device: torch.device) -> None:
-        """`table` [2, 1 + K]: of requests that sample and of greedy ones, the shift and the
-        temperatures."""
+        """`table` [2, 2, K]: shifts and temperatures, of sampled and of greedy requests."""
         kinds = (config.sampled_calibration, config.greedy_calibration)
-        rows = [(kind.shift, *kind.temperatures) for kind in kinds]
-        self.table = torch.tensor(rows, device=device)
-        self._rows = rows
+        self._rows = [(kind.shifts, kind.temperatures) for kind in kinds]
+        self.table = torch.tensor(self._rows, device=device)
 
     def __call__(self, logits: torch.Tensor, are_greedy: Sequence[bool]) -> torch.Tensor:
         """logits [R, K] -> probabilities [R, K]."""
         own = self.table[[int(is_greedy) for is_greedy in are_greedy]]
-        return scaled_confidence(logits + own[:, :1], own[:, 1:])
+        return scaled_confidence(logits + own[:, 0], own[:, 1])
 
     def of_rows(
         self, logits: Sequence[Sequence[float]], are_greedy: Sequence[bool]
@@ -37,8 +35,8 @@ class Calibrator:
         """As __call__, for the few numbers of lists."""
         found = []
         for row, is_greedy in zip(logits, are_greedy, strict=True):
-            shift, *temperatures = self._rows[int(is_greedy)]
-            scaled = [(z + shift) / t for z, t in zip(row, temperatures, strict=True)]
+            numbers = zip(row, *self._rows[int(is_greedy)], strict=True)
+            scaled = [(z + shift) / t for z, shift, t in numbers]
             found.append([0.5 + 0.5 * tanh(z / 2) for z in scaled])  # exp would overflow
         return found
 
@@ -51,5 +49,8 @@ def scaled_confidence(logits: torch.Tensor, temperature: float | torch.Tensor) -
 def confidence_logits(confidences: torch.Tensor, calibration: Calibration) -> torch.Tensor:
     """The head's logits [N, K], from its calibrated confidences [N, K]."""
     logits = confidences.double().logit().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
-    temperatures = torch.tensor(calibration.temperatures, dtype=torch.float64)
-    return logits * temperatures - calibration.shift
+    temperatures, shifts = (
+        torch.tensor(numbers, dtype=torch.float64)
+        for numbers in (calibration.temperatures, calibration.shifts)
+    )
+    return logits * temperatures - shifts

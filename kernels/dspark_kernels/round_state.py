@@ -58,7 +58,7 @@ def plan_round(
     threshold: float | None,
 ) -> RoundPlan:
     """confidence_logits [R, K] before calibration, both None without that head; K is num_slots.
-    calibration [2, 1 + K]: a shift and temperatures, of requests that sample and of those whose
+    calibration [2, 2, K]: shifts and temperatures, of requests that sample and of those whose
     `temperatures` [R] float32 is 0.
 
     Verified are at most `most` drafts, as many as leave a request below `longest` tokens, and with
@@ -108,8 +108,8 @@ def plan_round_reference(
     uniforms = uniform_reference(state.noise_seeds, state.lengths, num_slots + 1)
     confidences = torch.zeros_like(uniforms[:, :-1])
     if confidence_logits is not None and calibration is not None:
-        own = torch.where((temperatures == 0).unsqueeze(1), calibration[1], calibration[0])
-        confidences = ((confidence_logits + own[:, :1]) / own[:, 1:]).sigmoid()
+        shifts, divisors = calibration[(temperatures == 0).long()].unbind(1)
+        confidences = ((confidence_logits + shifts) / divisors).sigmoid()
     room = longest - 1 - state.lengths
     num_drafts = torch.minimum(state.most_drafts, room).clamp(0, most)
     if threshold is not None and most:
@@ -170,7 +170,7 @@ def end_round_reference(
 @jit
 def plan_round_kernel(
     confidence_logits: tl.tensor,  # [R, K]
-    calibration: tl.tensor,  # [2, 1 + K]
+    calibration: tl.tensor,  # [2, 2, K]
     temperatures: tl.tensor,
     lengths: tl.tensor,
     noise_seeds: tl.tensor,
@@ -196,9 +196,9 @@ def plan_round_kernel(
     if HAS_CONFIDENCE:
         logit = tl.load(confidence_logits + request * num_slots + slot, mask=is_draft, other=0.0)
         is_greedy = (tl.load(temperatures + request) == 0.0).to(tl.int32)
-        own = calibration + is_greedy * (num_slots + 1)
-        logit += tl.load(own)
-        scaled = logit / tl.load(own + 1 + slot, mask=is_draft, other=1.0)
+        own = calibration + is_greedy * 2 * num_slots + slot
+        logit += tl.load(own, mask=is_draft, other=0.0)
+        scaled = logit / tl.load(own + num_slots, mask=is_draft, other=1.0)
         confidence = 1.0 / (1.0 + tl.exp(-scaled))
     tl.store(confidences + request * num_slots + slot, confidence, mask=is_draft)
     count = tl.minimum(tl.load(most_drafts + request), longest - 1 - length)

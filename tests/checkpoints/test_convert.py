@@ -63,7 +63,7 @@ def test_what_is_dropped_is_said(tmp_path):
     size = find_head(source).config.block_size
     update_head_config(source, {"confidence_temperatures": [2.0] * size, "graft": {"seed": 1}})
     dropped = " ".join(convert_head(source, tmp_path / "out", "speculators").dropped)
-    assert all(word in dropped for word in ("vocabulary", "temperatures", "training"))
+    assert all(word in dropped for word in ("vocabulary", "calibration", "training"))
 
 
 @pytest.mark.parametrize(

@@ -206,25 +206,32 @@ def test_taps_beyond_the_last_layer_are_refused():
 
 def test_temperatures_are_read_written_and_otherwise_left_out(head_dir, tmp_path):
     config, tensors = read_head(head_dir)
-    ones = Calibration((1.0,) * config.block_size)
-    assert config.sampled_calibration == config.greedy_calibration == ones
-    assert not {"confidence_temperatures", "greedy_confidence"} & config.to_json().keys()
+    none = Calibration.none(config.block_size)
+    assert config.sampled_calibration == config.greedy_calibration == none
+    ours = {"confidence_temperatures", "confidence_shifts", "greedy_confidence"}
+    assert not ours & config.to_json().keys()
     write_head(tmp_path, config, tensors, {"graft": {"seed": 3}})
     chosen = [1.0 + k / 4 for k in range(config.block_size)]
     update_head_config(tmp_path, {"confidence_temperatures": chosen, "graft": {"ece": 0.5}})
     again, _ = read_head(tmp_path)
     assert again == replace(config, confidence_temperatures=tuple(chosen))
     assert again.to_json()["confidence_temperatures"] == chosen
-    assert again.greedy_calibration == Calibration(tuple(chosen))  # one set serves both
+    assert again.greedy_calibration == Calibration(tuple(chosen), none.shifts)  # serves both
+    shifts = [0.5 - k for k in range(config.block_size)]
+    update_head_config(tmp_path, {"confidence_shifts": shifts})
+    shifted, _ = read_head(tmp_path)
+    assert shifted.to_json()["confidence_shifts"] == shifts
+    assert shifted.sampled_calibration == Calibration(tuple(chosen), tuple(shifts))
     raw = json.loads((tmp_path / "config.json").read_text())
     assert raw["graft"] == {"seed": 3, "ece": 0.5}
 
 
 def test_greedy_requests_may_have_a_calibration_of_their_own(head_dir):
-    own = {"shift": -0.25, "temperatures": [2.0] * read_head_config(head_dir).block_size}
+    size = read_head_config(head_dir).block_size
+    own = {"shifts": [-0.25 * k for k in range(size)], "temperatures": [2.0] * size}
     change_config(head_dir, greedy_confidence=own)
     config = read_head_config(head_dir)
-    assert config.greedy_calibration == Calibration(tuple(own["temperatures"]), -0.25)
+    assert config.greedy_calibration == Calibration((2.0,) * size, tuple(own["shifts"]))
     assert set(config.sampled_calibration.temperatures) == {1.0}
     assert calibrated_for(config) == "greedy and sampled requests apart"
     together = replace(config, greedy_confidence=None, confidence_temperatures=(2.0,))
@@ -233,12 +240,23 @@ def test_greedy_requests_may_have_a_calibration_of_their_own(head_dir):
     assert json.loads(json.dumps(config.to_json()))["greedy_confidence"] == own
     for wrong in (
         own | {"temperatures": [1.0]},
-        own | {"shift": float("inf")},
-        {"shift": 1.0},
+        own | {"shifts": [1.0]},
+        own | {"shifts": [float("inf")] * size},
+        {"shifts": own["shifts"]},
         [1],
     ):
         change_config(head_dir, greedy_confidence=wrong)
         assert re.search("malformed|is not a number", refused(head_dir))
+
+
+def test_the_one_shift_of_an_older_head_is_every_positions(head_dir):
+    size = read_head_config(head_dir).block_size
+    older = {"shift": -0.25, "temperatures": [2.0] * size}
+    change_config(head_dir, greedy_confidence=older)
+    expected = Calibration((2.0,) * size, (-0.25,) * size)
+    assert read_head_config(head_dir).greedy_calibration == expected
+    change_config(head_dir, greedy_confidence=older | {"shift": float("inf")})
+    assert re.search("malformed|is not a number", refused(head_dir))
 
 
 @pytest.mark.parametrize(

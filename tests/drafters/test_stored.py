@@ -46,7 +46,7 @@ def kept_kernels(tmp_path_factory, monkeypatch) -> None:
 OWN = {
     **{"markov_type": "vanilla", "markov_rank": 8, "has_confidence": True},
     **{"confidence_with_markov": True, "confidence_temperatures": (1.5, 0.5, 1.0, 2.0)},
-    "greedy_confidence": Calibration((0.7, 1.1, 3.0, 1.0), -0.4),
+    "greedy_confidence": Calibration((0.7, 1.1, 3.0, 1.0), (-0.4, 0.3, 0.0, 1.0)),
 }
 HEADS = {
     "dspark": OWN,

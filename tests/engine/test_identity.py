@@ -69,15 +69,20 @@ def test_each_request_of_a_batch_has_the_calibration_of_its_kind(leader, tmp_pat
     shutil.copytree(GOLDEN / "vanilla" / "draft", tmp_path / "draft")
     raw = golden("vanilla")
     of_sampled = torch.linspace(0.5, 2.0, raw.engine.drafter.block_size)
-    of_greedy, shift = of_sampled.flip(0) * 1.5, -0.3
-    greedy = {"shift": shift, "temperatures": of_greedy.tolist()}
-    changes = {"confidence_temperatures": of_sampled.tolist(), "greedy_confidence": greedy}
+    shifts = torch.linspace(-0.3, 0.6, len(of_sampled))
+    of_greedy, own_shifts = of_sampled.flip(0) * 1.5, shifts.flip(0) - 0.1
+    greedy = {"shifts": own_shifts.tolist(), "temperatures": of_greedy.tolist()}
+    sampled = {"confidence_temperatures": of_sampled, "confidence_shifts": shifts}
+    changes = {name: numbers.tolist() for name, numbers in sampled.items()}
+    changes["greedy_confidence"] = greedy
     update_head_config(tmp_path / "draft", changes)
     own = open_pair(GOLDEN / "vanilla" / "target", tmp_path / "draft")
     asks = [request(), request(temperature=0.8, seed=3), request(PROMPTS[1])]
     before, after = (confidences_of(session.engine, asks) for session in (raw, own))
     for index, (then, now) in enumerate(zip(before, after, strict=True)):
-        expected = then.logit() / of_sampled if index == 1 else (then.logit() + shift) / of_greedy
+        expected = (then.logit() + own_shifts) / of_greedy
+        if index == 1:
+            expected = (then.logit() + shifts) / of_sampled
         torch.testing.assert_close(now.logit(), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -14,7 +14,6 @@ from dspark.bench.reliability import (
     expected_noise,
     ranking_quality,
 )
-from dspark.checkpoints.deepspec import CONFIDENCE_BIAS as BIAS
 from dspark.checkpoints.deepspec import read_head, read_head_config
 from dspark.checkpoints.head_config import Calibration
 from dspark.config import RuntimeConfig, StopConfig
@@ -25,7 +24,7 @@ from dspark.graft.judge.calibrate import (
     JudgedRounds,
     calibrate_greedy,
     calibrate_head,
-    fit_shift,
+    fit_shifts,
     fit_temperatures,
     judge,
     reliability,
@@ -66,23 +65,34 @@ def test_few_rounds_do_not_lead_far_astray() -> None:
         assert after.ece < min(0.03, before.ece)
 
 
-@pytest.mark.parametrize("flattery", [-0.7, 1.1])
-def test_what_every_logit_is_off_by_is_found(flattery: float) -> None:
+@pytest.mark.parametrize("flattery", [(-0.7, -0.7, -0.7), (1.1, 0.0, -0.6)])
+def test_what_each_positions_logits_are_off_by_is_found(flattery: tuple[float, ...]) -> None:
     """Temperatures alone cannot mend it."""
     fitted = synthetic(20_000, BENT, seed=8).shifted(flattery)
     fresh = synthetic(20_000, BENT, seed=9).shifted(flattery)
-    shift = fit_shift(fitted)
-    assert shift == pytest.approx(-flattery, abs=0.06)
-    temperatures = fit_temperatures(fitted.shifted(shift))
+    shifts = fit_shifts(fitted)
+    assert shifts == pytest.approx([-each for each in flattery], abs=0.1)
+    temperatures = fit_temperatures(fitted.shifted(shifts))
     assert temperatures == pytest.approx(BENT, rel=0.08)
-    assert max(each.ece for each in reliability(fresh.shifted(shift), temperatures)) < 0.02
+    assert max(each.ece for each in reliability(fresh.shifted(shifts), temperatures)) < 0.02
     bare = reliability(fresh, fit_temperatures(fitted))
     assert max(each.ece for each in bare) > 0.02
 
 
 @pytest.mark.parametrize("accepted", [0, 3])
 def test_rounds_that_all_end_alike_shift_nothing(accepted: int) -> None:
-    assert fit_shift(JudgedRounds(torch.randn(50, 3).double(), torch.full((50,), accepted))) == 0.0
+    rounds = JudgedRounds(torch.randn(50, 3).double(), torch.full((50,), accepted))
+    assert fit_shifts(rounds) == (0.0, 0.0, 0.0)
+
+
+def test_a_position_whose_drafts_all_end_alike_is_not_shifted() -> None:
+    """The first is always accepted, the third never reached."""
+    generator = torch.Generator().manual_seed(4)
+    logits = 2 * torch.randn(500, 3, generator=generator).double()
+    kept = torch.rand(500, generator=generator) < (logits[:, 1] + 1).sigmoid()
+    shifts = fit_shifts(JudgedRounds(logits, 1 + kept.long()))
+    assert shifts[0] == shifts[2] == 0.0
+    assert shifts[1] == pytest.approx(1.0, abs=0.4)
 
 
 def test_the_error_of_a_true_head_is_the_expected_noise() -> None:
@@ -120,7 +130,7 @@ def test_the_table_adds_up_to_the_ece() -> None:
 
 
 def test_no_rounds_leave_every_temperature_at_one() -> None:
-    assert fit_temperatures(judge([], Calibration((3.0, 1.0)))) == (1.0, 1.0)
+    assert fit_temperatures(judge([], Calibration((3.0, 1.0), (0.0, 0.0)))) == (1.0, 1.0)
 
 
 def _round(confidence: tuple[float, ...], verified: int, accepted: int) -> Round:
@@ -129,12 +139,12 @@ def _round(confidence: tuple[float, ...], verified: int, accepted: int) -> Round
     )
 
 
-@pytest.mark.parametrize("shift", [0.0, -0.8])
-def test_logits_are_recovered_from_whole_rounds_alone(shift: float) -> None:
+@pytest.mark.parametrize("shifts", [(0.0, 0.0, 0.0), (-0.8, 0.3, 2.0)])
+def test_logits_are_recovered_from_whole_rounds_alone(shifts: tuple[float, ...]) -> None:
     logits = torch.tensor([[1.0, -2.0, 4.0]])
-    said = tuple(((logits + shift) / torch.tensor(BENT)).sigmoid()[0].tolist())
+    said = tuple(((logits + torch.tensor(shifts)) / torch.tensor(BENT)).sigmoid()[0].tolist())
     events = [_round(said, 3, 2), _round(said, 2, 2), _round((1.0, 0.0, 0.5), 3, 0)]
-    rounds = judge(events, Calibration(BENT, shift))
+    rounds = judge(events, Calibration(BENT, shifts))
     assert rounds.accepted.tolist() == [2, 0]
     torch.testing.assert_close(rounds.logits[0], logits[0].double(), rtol=1e-5, atol=1e-5)
     assert rounds.logits.isfinite().all()
@@ -172,8 +182,7 @@ def test_a_head_is_calibrated_in_place(files: PairFiles) -> None:
     result = calibrated(files, PROMPTS, 30)
     assert result is not None
     config, tensors = read_head(files.draft)
-    assert float(tensors[BIAS]) == pytest.approx(float(raw_tensors[BIAS]) + result.shift, abs=1e-6)
-    assert all(t.equal(tensors[name]) for name, t in raw_tensors.items() if name != BIAS)
+    assert all(t.equal(tensors[name]) for name, t in raw_tensors.items())
     raw = json.loads((files.draft / "config.json").read_text())
     kinds = {
         "sampled": (result.sampled, config.sampled_calibration),
@@ -183,7 +192,6 @@ def test_a_head_is_calibrated_in_place(files: PairFiles) -> None:
         assert fit.fitted_rounds > 0 and fit.rounds > 0 and fit.calibration == read
         assert any(t != 1.0 for t in fit.calibration.temperatures)
         assert raw["graft"]["calibration"][kind] == fit.figures()
-    assert result.sampled.calibration.shift == 0.0  # the bias has it
     assert result.sampled.calibration != result.greedy.calibration
 
     again = calibrated(files, PROMPTS, 30)

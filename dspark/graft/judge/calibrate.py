@@ -2,15 +2,14 @@
 
 The survival a_k = c_1 ... c_k is compared with "at least k drafts were accepted": once for requests
 that sample (rejection's rule at temperature 1) and once for greedy ones (the likeliest token).
-First one number is added to every logit, by the confidence head's bias and, for greedy requests, by
-a shift of their own: a head is more confident on the answers it was trained on than on others,
-which no temperature corrects. Then the temperatures are fitted left to right, each by a line search
-with the previous ones fixed.
+First each position's logits are shifted: a head is more confident on the answers it was trained on
+than on others, which no temperature corrects. Then the temperatures are fitted left to right, each
+by a line search with the previous ones fixed.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,7 @@ from dspark.bench.reliability import (
     expected_noise,
     reliability_of,
 )
-from dspark.checkpoints.deepspec import (
-    read_draft_config,
-    shift_confidence,
-    update_head_config,
-)
+from dspark.checkpoints.deepspec import read_draft_config, update_head_config
 from dspark.checkpoints.files import read_json
 from dspark.checkpoints.head_config import Calibration
 from dspark.config import SamplingConfig, StopConfig
@@ -54,13 +49,13 @@ class JudgedRounds:
         """[N, K]: whether this draft and all before it were accepted."""
         return self.accepted[:, None] > torch.arange(self.logits.shape[1])
 
-    def shifted(self, shift: float) -> "JudgedRounds":
-        return JudgedRounds(self.logits + shift, self.accepted)
+    def shifted(self, shifts: Sequence[float]) -> "JudgedRounds":
+        return JudgedRounds(self.logits + torch.tensor(shifts, dtype=torch.float64), self.accepted)
 
     def survival(self, temperatures: Sequence[float]) -> torch.Tensor:
         """a_k [N, K]."""
-        columns = zip(self.logits.unbind(dim=1), temperatures, strict=True)
-        return torch.stack([scaled_confidence(z, t) for z, t in columns], dim=1).cumprod(dim=1)
+        divisors = torch.tensor(temperatures, dtype=torch.float64)
+        return scaled_confidence(self.logits, divisors).cumprod(dim=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +82,14 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """`shift`: what the bias of the head's confidences has gained; greedy requests' own comes on
-    top."""
+    """Of both kinds of requests."""
 
-    shift: float
     sampled: Fit
     greedy: Fit
 
     def figures(self) -> dict[str, Any]:
         """The record in a head's config.json."""
-        kinds = {"sampled": self.sampled.figures(), "greedy": self.greedy.figures()}
-        return {"shift": round(self.shift, 4), **kinds}
+        return {"sampled": self.sampled.figures(), "greedy": self.greedy.figures()}
 
 
 def calibrate_head(
@@ -114,17 +106,8 @@ def calibrate_head(
     greedy = _judged_halves(target, head, prompts, max_tokens, 0.0)
     if not all(len(rounds.accepted) for rounds in (*sampled, *greedy)):
         return None
-    shift = shift_confidence(head, fit_shift(sampled[0]))
-    moved = [rounds.shifted(shift) for rounds in (*sampled, *greedy)]
-    # what the old numbers are to a head whose bias has moved
-    old_sampled, old_greedy = (
-        replace(old, shift=old.shift - shift)
-        for old in (config.sampled_calibration, config.greedy_calibration)
-    )
     result = Calibrated(
-        shift=shift,
-        sampled=_fit(moved[0], moved[1], old_sampled, Calibration(fit_temperatures(moved[0]))),
-        greedy=_fit(moved[2], moved[3], old_greedy, fit_calibration(moved[2])),
+        _fit(*sampled, config.sampled_calibration), _fit(*greedy, config.greedy_calibration)
     )
     _write(head, result.sampled.calibration, result.greedy.calibration, result.figures())
     return result
@@ -140,7 +123,7 @@ def calibrate_greedy(
     fitted, fresh = _judged_halves(target, head, prompts, max_tokens, 0.0)
     if not (len(fitted.accepted) and len(fresh.accepted)):
         return None
-    fit = _fit(fitted, fresh, config.greedy_calibration, fit_calibration(fitted))
+    fit = _fit(fitted, fresh, config.greedy_calibration)
     recorded = read_json(head / "config.json").get("graft", {}).get("calibration", {})
     figures = {**recorded, "greedy": fit.figures()}
     _write(head, config.sampled_calibration, fit.calibration, figures)
@@ -166,14 +149,14 @@ def _judged_halves(
         return judged(prompts[::2]), judged(prompts[1::2])
 
 
-def _fit(fitted: JudgedRounds, fresh: JudgedRounds, old: Calibration, new: Calibration) -> Fit:
-    new = Calibration(tuple(round(t, 4) for t in new.temperatures), round(new.shift, 4))
+def _fit(fitted: JudgedRounds, fresh: JudgedRounds, old: Calibration) -> Fit:
+    new = fit_calibration(fitted)
     return Fit(
         calibration=new,
         fitted_rounds=len(fitted.accepted),
         rounds=len(fresh.accepted),
-        before=reliability(fresh.shifted(old.shift), old.temperatures),
-        after=reliability(fresh.shifted(new.shift), new.temperatures),
+        before=reliability(fresh.shifted(old.shifts), old.temperatures),
+        after=reliability(fresh.shifted(new.shifts), new.temperatures),
     )
 
 
@@ -182,6 +165,7 @@ def _write(
 ) -> None:
     changes = {
         "confidence_temperatures": list(sampled.temperatures),
+        "confidence_shifts": list(sampled.shifts),
         "greedy_confidence": greedy.to_json(),
         "graft": {"calibration": figures},
     }
@@ -204,35 +188,36 @@ def judge(events: Iterable[Event], known: Calibration) -> JudgedRounds:
 
 
 def fit_calibration(rounds: JudgedRounds) -> Calibration:
-    shift = fit_shift(rounds)
-    return Calibration(fit_temperatures(rounds.shifted(shift)), shift)
+    """Rounded to four digits, as a head's files have it."""
+    shifts = [round(shift, 4) for shift in fit_shifts(rounds)]
+    temperatures = fit_temperatures(rounds.shifted(shifts))
+    return Calibration(tuple(round(t, 4) for t in temperatures), tuple(shifts))
 
 
-def fit_shift(rounds: JudgedRounds) -> float:
-    """Maximum-likelihood offset for every logit, with a free temperature per position.
+def fit_shifts(rounds: JudgedRounds) -> tuple[float, ...]:
+    """Maximum-likelihood offset of each position's logits, with a free temperature.
 
-    0 if all reached drafts were accepted, or none.
+    0 where all reached drafts were accepted, or none.
     """
     positions = torch.arange(rounds.logits.shape[1])
     is_reached = rounds.accepted[:, None] >= positions
     is_kept = rounds.survived[is_reached].double()
-    if not 0.0 < is_kept.mean() < 1.0:
-        return 0.0
-    shift = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    log_temperatures = torch.zeros(len(positions), dtype=torch.float64, requires_grad=True)
-    numbers = [shift, log_temperatures]
+    is_fitted = (rounds.accepted[:, None] == positions).any(0) & rounds.survived.any(0)
+    shifts = torch.zeros(len(positions), dtype=torch.float64, requires_grad=True)
+    log_temperatures = torch.zeros_like(shifts, requires_grad=True)
+    numbers = [shifts, log_temperatures]
     optimizer = torch.optim.LBFGS(numbers, max_iter=100, line_search_fn="strong_wolfe")
 
     def surprise() -> float:
         optimizer.zero_grad()
-        scaled = (rounds.logits + shift) * (-log_temperatures).exp()
+        scaled = (rounds.logits + shifts) * (-log_temperatures).exp()
         loss = F.binary_cross_entropy_with_logits(scaled[is_reached], is_kept)
         loss = loss + HOLD * sum(number.square().sum() for number in numbers)
         loss.backward()
         return float(loss.detach())
 
     optimizer.step(surprise)
-    return float(shift.detach())
+    return tuple((shifts.detach() * is_fitted).tolist())
 
 
 def fit_temperatures(rounds: JudgedRounds) -> tuple[float, ...]:

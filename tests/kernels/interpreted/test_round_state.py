@@ -40,7 +40,7 @@ def make_state(device) -> LaneState:
 def test_a_plan(device, slots, threshold, is_confident):
     state = make_state(device)
     logits = 2 * torch.randn(LANES, slots, device=device) if is_confident else None
-    calibration = 0.5 + torch.rand(2, 1 + slots, device=device) if is_confident else None
+    calibration = 0.5 + torch.rand(2, 2, slots, device=device) if is_confident else None
     temperatures = torch.tensor([0.0, 0.8, 0.0, 1.0], device=device)
     given = (logits, calibration, temperatures, state, slots, min(slots, SLOTS), LONGEST, threshold)
     found, wanted = plan_round(*given), plan_round_reference(*given)
@@ -49,9 +49,9 @@ def test_a_plan(device, slots, threshold, is_confident):
     assert_near(found.confidences, wanted.confidences)
     if logits is not None and calibration is not None:
         for row, temperature in enumerate(temperatures.tolist()):
-            shift, *divisors = calibration[int(temperature == 0)].tolist()
-            pairs = zip(logits[row].tolist(), divisors, strict=True)
-            expected = [1 / (1 + math.exp(-(logit + shift) / divisor)) for logit, divisor in pairs]
+            own = calibration[int(temperature == 0)].tolist()
+            numbers = zip(logits[row].tolist(), *own, strict=True)
+            expected = [1 / (1 + math.exp(-(z + shift) / divisor)) for z, shift, divisor in numbers]
             assert found.confidences[row].tolist() == pytest.approx(expected, rel=1e-4)
     assert torch.equal(found.uniforms, wanted.uniforms)
     numbers = uniform_reference(state.noise_seeds, state.lengths, slots + 1)
@@ -61,7 +61,7 @@ def test_a_plan(device, slots, threshold, is_confident):
 
 def test_a_confidence_that_is_no_number_is_not_sure(device):
     logits = torch.tensor([[3.0, float("nan"), 3.0]] * LANES, device=device)
-    table = torch.tensor([[0.0] + [1.0] * SLOTS] * 2, device=device)
+    table = torch.tensor([[[0.0] * SLOTS, [1.0] * SLOTS]] * 2, device=device)
     greedy = torch.zeros(LANES, device=device)
     found = plan_round(logits, table, greedy, make_state(device), SLOTS, SLOTS, LONGEST, 0.5)
     assert found.num_drafts.tolist() == [1, 1, 1, 0]
