@@ -22,7 +22,6 @@ from dspark.events import Round
 from dspark.graft.judge.calibrate import (
     Calibrated,
     JudgedRounds,
-    calibrate_greedy,
     calibrate_head,
     fit_shifts,
     fit_temperatures,
@@ -204,35 +203,19 @@ def test_a_head_is_calibrated_in_place(files: PairFiles) -> None:
             assert before.ece == pytest.approx(after.ece, abs=0.02)
 
 
-def test_greedy_requests_alone_are_calibrated_without_a_word_for_the_others(
-    files: PairFiles,
-) -> None:
-    assert files.draft is not None
-    calibrated(files, PROMPTS[:4], 30)
-    before, weights = read_head(files.draft)
-    with opened(files) as (target, head):
-        fit = calibrate_greedy(target, head, PROMPTS, 30)
-    after, same = read_head(files.draft)
-    assert fit is not None and after.greedy_calibration == fit.calibration
-    assert after.sampled_calibration == before.sampled_calibration
-    assert all(t.equal(same[name]) for name, t in weights.items())
-    raw = json.loads((files.draft / "config.json").read_text())["graft"]["calibration"]
-    assert raw["greedy"] == fit.figures() and raw["sampled"]["rounds"] > 0
-
-
 def test_a_new_fit_of_greedy_requests_is_judged_as_decoding_will_use_it(files: PairFiles) -> None:
     """What the fit promises for fresh prompts is what the engine's own confidences say there."""
     with opened(files) as (target, head):
-        fit = calibrate_greedy(target, head, PROMPTS, 30)
-        assert fit is not None
+        result = calibrate_head(target, head, PROMPTS, 30)
+        assert result is not None
         requests = [Request(p, stop=StopConfig(max_tokens=30)) for p in PROMPTS[1::2]]
         with target.with_head(head) as session:
             rounds = [e for e in session.engine.run(requests) if isinstance(e, Round)]
     judged = [r for r in rounds if r.confidence is not None and r.verified == len(r.draft)]
-    assert len(judged) == fit.rounds
+    assert len(judged) == result.greedy.rounds
     survival = torch.tensor([r.confidence for r in judged], dtype=torch.float64).cumprod(1)
     accepted = torch.tensor([r.accepted for r in judged])
-    for k, promised in enumerate(fit.after):
+    for k, promised in enumerate(result.greedy.after):
         ece = expected_calibration_error(survival[:, k].contiguous(), accepted > k)
         assert float(ece) == pytest.approx(promised.ece, abs=0.03)
 

@@ -8,7 +8,7 @@ by a line search with the previous ones fixed.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from dspark.bench.reliability import (
     reliability_of,
 )
 from dspark.checkpoints.deepspec import read_draft_config, update_head_config
-from dspark.checkpoints.files import read_json
 from dspark.checkpoints.head_config import Calibration
 from dspark.config import SamplingConfig, StopConfig
 from dspark.drafters.calibration import confidence_logits, scaled_confidence
@@ -109,25 +108,14 @@ def calibrate_head(
     result = Calibrated(
         _fit(*sampled, config.sampled_calibration), _fit(*greedy, config.greedy_calibration)
     )
-    _write(head, result.sampled.calibration, result.greedy.calibration, result.figures())
+    changes = {
+        "confidence_temperatures": list(result.sampled.calibration.temperatures),
+        "confidence_shifts": list(result.sampled.calibration.shifts),
+        "greedy_confidence": result.greedy.calibration.to_json(),
+        "graft": {"calibration": result.figures()},
+    }
+    update_head_config(head, changes)
     return result
-
-
-def calibrate_greedy(
-    target: OpenTarget, head: Path, prompts: Sequence[tuple[int, ...]], max_tokens: int
-) -> Fit | None:
-    """As calibrate_head, but of greedy requests alone: what others get stays as it is."""
-    config = read_draft_config(head)
-    if not config.has_confidence:
-        return None
-    fitted, fresh = _judged_halves(target, head, prompts, max_tokens, 0.0)
-    if not (len(fitted.accepted) and len(fresh.accepted)):
-        return None
-    fit = _fit(fitted, fresh, config.greedy_calibration)
-    recorded = read_json(head / "config.json").get("graft", {}).get("calibration", {})
-    figures = {**recorded, "greedy": fit.figures()}
-    _write(head, config.sampled_calibration, fit.calibration, figures)
-    return fit
 
 
 def _judged_halves(
@@ -158,18 +146,6 @@ def _fit(fitted: JudgedRounds, fresh: JudgedRounds, old: Calibration) -> Fit:
         before=reliability(fresh.shifted(old.shifts), old.temperatures),
         after=reliability(fresh.shifted(new.shifts), new.temperatures),
     )
-
-
-def _write(
-    head: Path, sampled: Calibration, greedy: Calibration, figures: Mapping[str, Any]
-) -> None:
-    changes = {
-        "confidence_temperatures": list(sampled.temperatures),
-        "confidence_shifts": list(sampled.shifts),
-        "greedy_confidence": greedy.to_json(),
-        "graft": {"calibration": figures},
-    }
-    update_head_config(head, changes)
 
 
 def judge(events: Iterable[Event], known: Calibration) -> JudgedRounds:

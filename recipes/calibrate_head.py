@@ -1,10 +1,9 @@
-"""Fits a head's confidences to greedy requests; those of requests that sample stay as they are.
+"""Fits a trained head's confidences again, to more prompts than its training holds out.
 
-python recipes/calibrate_greedy.py demo HEAD --prompts questions.jsonl --own 40
+python recipes/calibrate_head.py demo HEAD --prompts questions.jsonl --own 40
 
 The prompts are those of the files and as many as asked for that the target writes itself. Every
-other one is for the fit, the rest judge it. Of the shipped head: 60 training questions of
-grade-school-math, the 3,466th to the 3,525th, which its own training has not seen, and 40 own ones.
+other one is for the fit, the rest judge it; greedy requests and those that sample apart.
 """
 
 import argparse
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from dspark.config import PairChoice, RuntimeConfig
 from dspark.graft.data.write_answers import encode_prompt, write_prompts
-from dspark.graft.judge.calibrate import calibrate_greedy
+from dspark.graft.judge.calibrate import calibrate_head
 from dspark.graft.judge.open_target import OpenTarget
 from dspark_cli.loading import find_files
 from dspark_cli.views.graft_lines import calibration_lines
@@ -33,11 +32,12 @@ def main() -> None:
         with target.with_head(arguments.head) as session:
             prompts += [text for _, text in write_prompts(session, arguments.own, SEED, {})]
             encoded = [encode_prompt(session, prompt) for prompt in prompts]
-        fit = calibrate_greedy(target, arguments.head, encoded, arguments.max_tokens)
-    if fit is None:
+        result = calibrate_head(target, arguments.head, encoded, arguments.max_tokens)
+    if result is None:
         raise SystemExit("nothing was fitted: no confidence head, or too few prompts")
-    print("\n".join(calibration_lines(fit, "greedy answers")))
-    print(json.dumps({**fit.calibration.to_json(), **fit.figures()}))
+    for fit, kind in ((result.sampled, "sampled answers"), (result.greedy, "greedy answers")):
+        print("\n".join(calibration_lines(fit, kind)))
+        print(json.dumps({**fit.calibration.to_json(), **fit.figures()}))
 
 
 def parse() -> argparse.Namespace:
