@@ -11,7 +11,8 @@ those that are measured: a prompt that shares eight words in a row with one of t
 gsm_symbolic is no task here: its templates are questions of GSM8K's test.
 
 With --answers the demo's target answers them, half greedily, half at temperature 1, until --tokens
-are written. Stopped at any moment, the same command goes on.
+are written. Stopped at any moment, the same command goes on. The last 800, which calibrate_head.py
+needs and no training may see, are written to PROMPTS.spared.jsonl and not answered.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 
+from dspark.graft.data.answer_file import prompt_digest
+
 SEED = 20261128
 SHARED_WORDS = 8  # in a row
 NUMBER = re.compile(r"(?<![\w.,$%])(\d{1,3})(?![\w.,%])")
@@ -32,6 +35,7 @@ TASKS_OF_EACH = 250
 WORDS = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
 STUB = "Complete the following Python function.\n\n```python\n{stub}\n```"
 LONGEST = 1200  # characters of a prompt
+SPARED = 800  # prompts for the calibration
 
 
 def lines(path: Path) -> list[str]:
@@ -46,6 +50,11 @@ def with_other_numbers(question: str, draw: random.Random) -> str:
         return str(draw.randint(max(2, value // 2), max(4, 2 * value)))
 
     return NUMBER.sub(other, question)
+
+
+def write(path: Path, prompts: Iterable[str]) -> None:
+    text = "".join(json.dumps({"prompt": p}, ensure_ascii=False) + "\n" for p in prompts)
+    path.write_text(text, "utf-8")
 
 
 def stubs() -> Iterator[str]:
@@ -98,16 +107,16 @@ def prompts(
 
 
 def answer(listed: list[str], path: Path, tokens: int) -> None:
-    """Half of the prompts greedily, the others at temperature 1, in an order that mixes sources."""
+    """Half of the prompts greedily, the others at temperature 1."""
     import dspark
     from dspark.config import EngineConfig
-    from dspark.graft.data.answer_file import AnswerFile, prompt_digest
+    from dspark.graft.data.answer_file import AnswerFile
     from dspark.graft.data.write_answers import AnswerSettings, write_answers
 
     file = AnswerFile(path)
     known = file.read()
     written, answered = sum(len(a.answer_ids) for a in known), {a.prompt for a in known}
-    missing = sorted((p for p in listed if p not in answered), key=prompt_digest)
+    missing = [p for p in listed if p not in answered]
     session = dspark.load("demo", draft="none", engine=EngineConfig(max_requests=64))
     while missing and written < tokens:
         some, missing = missing[:3072], missing[3072:]
@@ -133,12 +142,12 @@ def main() -> None:
         others = [p for file in (own, *arguments.instructions) for p in lines(file)]
         measured = [p for file in arguments.keep_away for p in lines(file)]
         made = prompts(lines(arguments.questions), others, measured)
-        text = "".join(json.dumps({"prompt": p}, ensure_ascii=False) + "\n" for p in made)
-        arguments.prompts.write_text(text, "utf-8")
-    listed = lines(arguments.prompts)
-    print(f"{len(listed):,} prompts")
+        write(arguments.prompts, made)
+    mixed = sorted(lines(arguments.prompts), key=prompt_digest)
+    write(arguments.prompts.with_suffix(".spared.jsonl"), mixed[-SPARED:])
+    print(f"{len(mixed):,} prompts")
     if arguments.answers:
-        answer(listed, arguments.answers, arguments.tokens)
+        answer(mixed[:-SPARED], arguments.answers, arguments.tokens)
 
 
 if __name__ == "__main__":
