@@ -108,7 +108,7 @@ def check_round_state(setting: Setting, shape: ModelShape, dtype: torch.dtype) -
 
     found_state, wanted_state = state(), state()
     logits = 2 * torch.randn(4, slots, **new)
-    calibration = 0.5 + torch.rand(2, 1 + slots, **new)
+    calibration = 0.5 + torch.rand(2, 2, slots, **new)
     temperatures = torch.tensor([0.0, 0.8, 0.0, 1.0], **new)
     given = (logits, calibration, temperatures, wanted_state, slots, slots, longest, 0.5)
     plan, wanted = plan_round(*given), plan_round_reference(*given)

@@ -90,7 +90,7 @@ def test_a_round_of_greedy_requests_is_planned_and_ended(monkeypatch):
         return LaneState(*numbers, torch.tensor([True, False]), torch.ones(2).bool(), most)
 
     most, ids = torch.tensor([3, 3]), torch.arange(6).view(2, 3)
-    calibration = torch.tensor([[0.0, 1.0, 1.0, 1.0]] * 2)
+    calibration = torch.tensor([[[0.0] * 3, [1.0] * 3]] * 2)
 
     def run(state: LaneState) -> tuple[torch.Tensor, torch.Tensor]:
         logits = torch.tensor([[2.0, -2.0, 2.0], [2.0, 2.0, 2.0]])
