@@ -3,7 +3,8 @@
 python recipes/calibrate_head.py demo HEAD --prompts questions.jsonl --own 40
 
 The prompts are those of the files and as many as asked for that the target writes itself. Every
-other one is for the fit, the rest judge it; greedy requests and those that sample apart.
+other one is for the fit, the rest judge it; greedy requests and those that sample apart. Only the
+head's config.json changes: its card and its plots keep the fit of the training.
 """
 
 import argparse
@@ -37,7 +38,7 @@ def main() -> None:
         raise SystemExit("nothing was fitted: no confidence head, or too few prompts")
     for fit, kind in ((result.sampled, "sampled answers"), (result.greedy, "greedy answers")):
         print("\n".join(calibration_lines(fit, kind)))
-        print(json.dumps({**fit.calibration.to_json(), **fit.figures()}))
+        print(json.dumps({"requests": kind, **fit.calibration.to_json(), **fit.figures()}))
 
 
 def parse() -> argparse.Namespace:

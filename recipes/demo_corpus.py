@@ -11,8 +11,9 @@ those that are measured: a prompt that shares eight words in a row with one of t
 gsm_symbolic is no task here: its templates are questions of GSM8K's test.
 
 With --answers the demo's target answers them, half greedily, half at temperature 1, until --tokens
-are written. Stopped at any moment, the same command goes on. The last 800, which calibrate_head.py
-needs and no training may see, are written to PROMPTS.spared.jsonl and not answered.
+are written. Stopped at any moment, the same command goes on. The last 800 by digest are not
+answered but written to PROMPTS.spared.jsonl, for calibrate_head.py. (Some of them are also among
+the prompts of the demo head's first stage, and of some a variant with other numbers is answered.)
 """
 
 import argparse
@@ -116,6 +117,8 @@ def answer(listed: list[str], path: Path, tokens: int) -> None:
     file = AnswerFile(path)
     known = file.read()
     written, answered = sum(len(a.answer_ids) for a in known), {a.prompt for a in known}
+    if not answered <= set(listed):
+        raise SystemExit(f"{path} has answers to other prompts, perhaps to spared ones")
     missing = [p for p in listed if p not in answered]
     session = dspark.load("demo", draft="none", engine=EngineConfig(max_requests=64))
     while missing and written < tokens:
@@ -144,10 +147,11 @@ def main() -> None:
         made = prompts(lines(arguments.questions), others, measured)
         write(arguments.prompts, made)
     mixed = sorted(lines(arguments.prompts), key=prompt_digest)
-    write(arguments.prompts.with_suffix(".spared.jsonl"), mixed[-SPARED:])
-    print(f"{len(mixed):,} prompts")
+    asked, spared = mixed[:-SPARED], mixed[-SPARED:]
+    write(arguments.prompts.with_suffix(".spared.jsonl"), spared)
+    print(f"{len(asked):,} prompts, {len(spared):,} spared")
     if arguments.answers:
-        answer(mixed[:-SPARED], arguments.answers, arguments.tokens)
+        answer(asked, arguments.answers, arguments.tokens)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from dspark.bench.config import PLAIN
 from dspark.config import (
     Effort,
     EngineConfig,
@@ -215,8 +216,6 @@ class EngineBackend:
         """As ChatBackend.race; the chat's caches stay, and both runners read the prompt."""
         if not self.session.has_drafter:
             raise InputError(f"{self.name} has no drafter to race with", NAME_A_HEAD)
-        from dspark.bench.config import PLAIN
-
         prompt_ids = self._fitting(messages, stop)
         steps = self._raced(
             prompt_ids, sampling.over(self.session.sampling_defaults), stop, against
@@ -226,7 +225,6 @@ class EngineBackend:
     def _raced(
         self, prompt_ids: Sequence[int], sampling: SamplingConfig, stop: StopConfig, against: str
     ) -> Generator[RaceStep, None, RaceResult]:
-        from dspark.bench.config import PLAIN
         from dspark.bench.race import Runner, race
 
         own, schedule = self.session, self.session.engine.config.schedule

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from dspark.atomic import new_folder, share
 from dspark.checkpoints.deepspec import write_head
 from dspark.checkpoints.dflash2_config import NESTED, DFlash2Config
-from dspark.checkpoints.dspark_config import DSparkConfig, calibrated_for
+from dspark.checkpoints.dspark_config import DSparkConfig
 from dspark.checkpoints.head_config import HeadConfig
 from dspark.checkpoints.head_configs import OWN_LAYOUT
 from dspark.checkpoints.heads import SHARED_WITH_TARGET, find_head, read_draft
@@ -134,8 +134,7 @@ def _write_speculators(
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     share(folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
-    is_calibrated = calibrated_for(config) not in (None, "none")
-    return ["the calibration of its confidences"] if is_calibrated else []
+    return ["the calibration of its confidences"] if config.is_calibrated else []
 
 
 def _beyond_speculators(what: str) -> CheckpointError:

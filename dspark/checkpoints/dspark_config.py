@@ -71,6 +71,11 @@ class DSparkConfig(HeadConfig):
         return self.greedy_confidence or self.sampled_calibration
 
     @property
+    def is_calibrated(self) -> bool:
+        own = (self.confidence_temperatures, self.confidence_shifts, self.greedy_confidence)
+        return any(each is not None for each in own)
+
+    @property
     def block_rows(self) -> int:
         """Rows of a block: the anchor and the masks."""
         return self.block_size + (not self.sample_from_anchor)
@@ -193,7 +198,7 @@ def calibrated_for(config: AnyHeadConfig) -> str | None:
         return None
     if config.greedy_confidence is not None:
         return "greedy and sampled requests apart"
-    return "one for all requests" if config.confidence_temperatures else "none"
+    return "one for all requests" if config.is_calibrated else "none"
 
 
 def _check_calibration(calibration: Calibration, block_size: int) -> None:

@@ -1,4 +1,4 @@
-"""The answer on stdout as it comes, and what its rounds were."""
+"""Streams an answer to stdout and collects its rounds."""
 
 import sys
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ def follow_answer(
 ) -> tuple[list[Round], Finished]:
     """Collects the rounds; with `writes`, also streams the answer."""
     rounds: list[Round] = []
-    writer = AnswerWriter(has_text)
+    writer = _Writer(has_text)
     try:
         for event in events:
             if writes:
@@ -27,7 +27,7 @@ def follow_answer(
     raise AssertionError("a decode ends with Finished")
 
 
-class AnswerWriter:
+class _Writer:
     """Streams text, or token ids with commas for a model without a tokenizer. Thinking
     goes to stderr if that is a terminal."""
 
@@ -53,7 +53,6 @@ class AnswerWriter:
             print(flush=True)
 
     def _write_text(self, text: str, is_thinking: bool) -> None:
-        text = visible(text) if sys.stdout.isatty() else text
         if is_thinking:
             self._thinking.write(visible(text))
         elif text:

@@ -219,6 +219,7 @@ def test_temperatures_are_read_written_and_otherwise_left_out(head_dir, tmp_path
     assert again.greedy_calibration == Calibration(tuple(chosen), none.shifts)  # serves both
     shifts = [0.5 - k for k in range(config.block_size)]
     update_head_config(tmp_path, {"confidence_shifts": shifts})
+    assert calibrated_for(replace(config, confidence_shifts=tuple(shifts))) != "none"
     shifted, _ = read_head(tmp_path)
     assert shifted.to_json()["confidence_shifts"] == shifts
     assert shifted.sampled_calibration == Calibration(tuple(chosen), tuple(shifts))
@@ -268,6 +269,14 @@ def test_temperatures_that_do_not_fit_are_refused(head_dir, wrong):
     size = read_head_config(head_dir).block_size
     wrong = [1.0] * (size - len(wrong)) + wrong if isinstance(wrong, list) and wrong[1:] else wrong
     change_config(head_dir, confidence_temperatures=wrong)
+    assert re.search("malformed|NaN is not a number", refused(head_dir))
+
+
+@pytest.mark.parametrize("wrong", [[1.0], [], 2.0, "1111", [0, float("nan")], [0, None]])
+def test_shifts_that_do_not_fit_are_refused(head_dir, wrong):
+    size = read_head_config(head_dir).block_size
+    wrong = [0.0] * (size - len(wrong)) + wrong if isinstance(wrong, list) and wrong[1:] else wrong
+    change_config(head_dir, confidence_shifts=wrong)
     assert re.search("malformed|NaN is not a number", refused(head_dir))
 
 

@@ -23,6 +23,7 @@ from dspark.graft.judge.calibrate import (
     Calibrated,
     JudgedRounds,
     calibrate_head,
+    fit_calibration,
     fit_shifts,
     fit_temperatures,
     judge,
@@ -69,11 +70,10 @@ def test_what_each_positions_logits_are_off_by_is_found(flattery: tuple[float, .
     """Temperatures alone cannot mend it."""
     fitted = synthetic(20_000, BENT, seed=8).shifted(flattery)
     fresh = synthetic(20_000, BENT, seed=9).shifted(flattery)
-    shifts = fit_shifts(fitted)
-    assert shifts == pytest.approx([-each for each in flattery], abs=0.1)
-    temperatures = fit_temperatures(fitted.shifted(shifts))
-    assert temperatures == pytest.approx(BENT, rel=0.08)
-    assert max(each.ece for each in reliability(fresh.shifted(shifts), temperatures)) < 0.02
+    fit = fit_calibration(fitted)
+    assert fit.shifts == pytest.approx([-each for each in flattery], abs=0.1)
+    assert fit.temperatures == pytest.approx(BENT, rel=0.08)
+    assert max(e.ece for e in reliability(fresh.shifted(fit.shifts), fit.temperatures)) < 0.02
     bare = reliability(fresh, fit_temperatures(fitted))
     assert max(each.ece for each in bare) > 0.02
 
@@ -128,8 +128,9 @@ def test_the_table_adds_up_to_the_ece() -> None:
         assert gaps / 3_000 == pytest.approx(each.ece)
 
 
-def test_no_rounds_leave_every_temperature_at_one() -> None:
-    assert fit_temperatures(judge([], Calibration((3.0, 1.0), (0.0, 0.0)))) == (1.0, 1.0)
+def test_without_rounds_nothing_is_fitted() -> None:
+    none = Calibration.none(2)
+    assert fit_calibration(judge([], Calibration((3.0, 1.0), (0.5, 0.0)))) == none
 
 
 def _round(confidence: tuple[float, ...], verified: int, accepted: int) -> Round:
@@ -189,7 +190,7 @@ def test_a_head_is_calibrated_in_place(files: PairFiles) -> None:
     }
     for kind, (fit, read) in kinds.items():
         assert fit.fitted_rounds > 0 and fit.rounds > 0 and fit.calibration == read
-        assert any(t != 1.0 for t in fit.calibration.temperatures)
+        assert any(t != 1.0 for t in fit.calibration.temperatures) and any(fit.calibration.shifts)
         assert raw["graft"]["calibration"][kind] == fit.figures()
     assert result.sampled.calibration != result.greedy.calibration
 
@@ -199,6 +200,7 @@ def test_a_head_is_calibrated_in_place(files: PairFiles) -> None:
         assert now.calibration.temperatures == pytest.approx(
             then.calibration.temperatures, rel=0.02
         )
+        assert now.calibration.shifts == pytest.approx(then.calibration.shifts, abs=0.05)
         for before, after in zip(now.before, then.after, strict=True):
             assert before.ece == pytest.approx(after.ece, abs=0.02)
 

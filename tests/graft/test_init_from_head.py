@@ -56,7 +56,8 @@ def test_the_command_goes_on_in_the_shape_of_the_head(job: GraftJob, tmp_path: P
     assert began[:2] == ["began", "with"] and trained[0] == "trained"
     assert began[2:] == trained[1:]  # at this rate nothing was learnt
     (before, old), (after, new) = read_draft(job.out), read_draft(tmp_path / "onward")
-    uncalibrated = {"confidence_temperatures": None, "confidence_shifts": None}
+    fitted = ("confidence_temperatures", "confidence_shifts", "greedy_confidence")
+    uncalibrated = dict.fromkeys(fitted)
     assert replace(after, **uncalibrated) == replace(before, **uncalibrated)
     for name in old:
         torch.testing.assert_close(new[name], old[name], atol=1e-6, rtol=0.01)

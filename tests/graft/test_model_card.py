@@ -87,6 +87,28 @@ def test_without_a_measurement_no_speed_is_claimed(tmp_path: Path) -> None:
     assert "None" not in text
 
 
+def test_the_fit_of_the_confidences_is_told_by_position(tmp_path: Path) -> None:
+    head = _write(tmp_path)
+    none, fit = (0.0, 1.0), (-0.25, 1.5)
+    ece = {"noise": 0.01, "auc": 0.75}
+    kinds = {
+        kind: {
+            "rounds": 1200,
+            "calibration": {"shifts": [shift] * 4, "temperatures": [temperature] * 4},
+            "before": [{"ece": 0.08, **ece}] * 4,
+            "after": [{"ece": 0.012, **ece}] * 4,
+        }
+        for kind, (shift, temperature) in (("sampled", none), ("greedy", fit))
+    }
+    (head / "training").mkdir()
+    line = {"kind": "calibration", "step": 9, **kinds}
+    (head / "training" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    text = card_text(head, BASE, "mit")
+    assert "| 4 | +0.00 | 1.00 | 8.0% | 1.2% | 1.0% | 0.75 | 0.75 |" in text
+    assert "| 4 | -0.25 | 1.50 | 8.0% | 1.2% | 1.0% | 0.75 | 0.75 |" in text
+    assert "1,200 rounds of prompts outside the fit" in text
+
+
 def test_a_lean_head_says_what_deepspec_lacks(tmp_path: Path) -> None:
     head = _write(tmp_path)
     assert "--lean-head" in card_text(head, BASE, "mit")

@@ -178,6 +178,8 @@ def fit_shifts(rounds: JudgedRounds) -> tuple[float, ...]:
     positions = torch.arange(rounds.logits.shape[1])
     is_reached = rounds.accepted[:, None] >= positions
     is_kept = rounds.survived[is_reached].double()
+    if not len(rounds.accepted):
+        return (0.0,) * len(positions)
     is_fitted = (rounds.accepted[:, None] == positions).any(0) & rounds.survived.any(0)
     shifts = torch.zeros(len(positions), dtype=torch.float64, requires_grad=True)
     log_temperatures = torch.zeros_like(shifts, requires_grad=True)
@@ -193,7 +195,7 @@ def fit_shifts(rounds: JudgedRounds) -> tuple[float, ...]:
         return float(loss.detach())
 
     optimizer.step(surprise)
-    return tuple((shifts.detach() * is_fitted).tolist())
+    return tuple(torch.where(is_fitted, shifts.detach(), 0.0).tolist())
 
 
 def fit_temperatures(rounds: JudgedRounds) -> tuple[float, ...]:

@@ -195,21 +195,23 @@ def _calibrations(lines: Sequence[Line]) -> list[str]:
 
 
 def _calibration(line: Line, title: str) -> str:
+    fit = line["calibration"]
     header = (
-        f"\nConfidences {title}, over {counted(line['rounds'], 'round')} of prompts that the "
-        "temperatures were not fitted on (ECE is the expected calibration error of the survival):\n"
+        f"\nConfidences {title}, over {counted(line['rounds'], 'round')} of prompts outside the "
+        "fit (ECE is the expected calibration error of the survival):\n"
     )
     rows = [
-        f"| {place} | {temperature:.2f} | {before['ece']:.1%} | {after['ece']:.1%} "
+        f"| {place} | {shift:+.2f} | {temperature:.2f} | {before['ece']:.1%} | {after['ece']:.1%} "
         f"| {after['noise']:.1%} | {_share(before['auc'])} | {_share(after['auc'])} |"
-        for place, (temperature, before, after) in enumerate(
-            zip(line["calibration"]["temperatures"], line["before"], line["after"], strict=True),
+        for place, (shift, temperature, before, after) in enumerate(
+            zip(fit["shifts"], fit["temperatures"], line["before"], line["after"], strict=True),
             start=1,
         )
     ]
     head = [
-        "| position | temperature | ECE before | after | of a perfect head | AUC before | after |",
-        "|---|---|---|---|---|---|---|",
+        "| position | shift | temperature | ECE before | after | of a perfect head "
+        "| AUC before | after |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     return "\n".join([header, *head, *rows])
 

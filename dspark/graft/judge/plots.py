@@ -81,7 +81,7 @@ def _acceptance(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def _reliability(axes: Axes, calibration: Line) -> None:
-    """Dotted before temperature scaling, solid after; perfect calibration is the grey diagonal."""
+    """Dotted before the fit, solid after; perfect calibration is the grey diagonal."""
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
     for when, style in (("before", ":"), ("after", "-")):
         for position, figures in enumerate(calibration[when]):

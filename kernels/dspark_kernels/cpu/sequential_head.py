@@ -193,13 +193,13 @@ class SequentialPass:
         head, x_bytes = self._head, 4 * self._x.stride(0)
         row, token_bytes = self._first + k, 8 * self._tokens.stride(0)
         confidence = 0 if head.confidence is None else head.confidence
-        shift = int(torch.tensor(head.confidence_bias, dtype=torch.float32).view(torch.int32))
+        bias_bits = int(torch.tensor(head.confidence_bias, dtype=torch.float32).view(torch.int32))
         features = (
             self._tokens[:, k], token_bytes, 0 if head.w1 is None else head.w1, head.rank,
             self._x, x_bytes,
             row * self._hidden_bytes, self._rows * self._hidden_bytes, self._hidden_bytes,
             self._rounded, head.feature_width // GROUP,
-            confidence, self._confidences[:, k], 4 * self._size, shift,
+            confidence, self._confidences[:, k], 4 * self._size, bias_bits,
         )  # fmt: skip
         chosen = (
             self._tokens[:, k + 1], token_bytes,
