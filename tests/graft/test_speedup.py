@@ -203,7 +203,7 @@ def test_the_card_tells_what_was_measured_and_nothing_else(
         '"num_speculative_tokens":4',
     ):
         assert said in text, said
-    assert "| position | temperature | ECE before |" in text
+    assert "| position | shift | temperature | ECE before |" in text
     assert "--lean-head" not in text and str(job.out.parent) not in text
 
 
