@@ -15,6 +15,7 @@ from dspark.config import PairChoice, RuntimeConfig
 from dspark.graft.data.write_answers import encode_prompt, write_prompts
 from dspark.graft.judge.calibrate import calibrate_head
 from dspark.graft.judge.open_target import OpenTarget
+from dspark.records import json_records, prompt_of, read_bytes
 from dspark_cli.loading import find_files
 from dspark_cli.views.graft_lines import calibration_lines
 
@@ -25,9 +26,10 @@ def main() -> None:
     arguments = parse()
     files = find_files(PairChoice(arguments.pair))
     prompts = [
-        json.loads(line)["prompt"]
+        prompt
         for path in arguments.prompts
-        for line in path.read_text(encoding="utf-8").splitlines()
+        for _, record in json_records(path, read_bytes(path, "--prompts"))
+        if (prompt := prompt_of(record)) is not None
     ]
     with OpenTarget(files, [arguments.head], RuntimeConfig()) as target:
         with target.with_head(arguments.head) as session:

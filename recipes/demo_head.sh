@@ -10,7 +10,9 @@
 # The first stage begins with the target's weights, on greedy answers alone, so that its data do not
 # depend on a seed. The second goes on from its head with answers to the prompts of demo_corpus.py
 # (which needs reasoning-gym), half of them sampled; the third with further answers and the published
-# loss. (Of the second stage's answers the third of the shipped head saw only the first 1,751.)
+# loss, the fourth with further ones and a few of the last. (Of the second stage's answers the third
+# and the fourth of the shipped head saw only the first 1,751.) Then the confidences are fitted to
+# prompts that none but the first stage has seen.
 # Stopped at any moment, the same command goes on. Figures of the shipped head: its config.json,
 # under "graft", and docs/log.md.
 set -eu
@@ -21,7 +23,7 @@ all="--base demo --lean-head --batch-size 4 --anchors 32 --markov-share 0.1 --po
     --loss-vocabulary 500 --draft-vocabulary 4096"
 on_corpus="--max-answer-tokens 320 --eval-prompts 64 --lr 1e-3"
 
-mkdir -p "$out/first" "$out/second"
+mkdir -p "$out/first" "$out/second" "$out/third"
 tail -n +1501 "$gsm8k" | head -n "$questions" > "$out/gsm8k.jsonl"
 # shellcheck disable=SC2086
 dspark graft --train $all --distillation 1.0 --seed 0 --out "$out/first" \
@@ -41,7 +43,16 @@ if [ ! -e "$out/second/config.json" ]; then
     dspark graft --train $all $on_corpus --distillation 1.0 --seed 1 --out "$out/second" \
         --init-from "$out/first" --steps 3600 --tap-cache "$out/taps2"
 fi
-answer 2060000
+answers="$out/second/answers.jsonl"
+if [ ! -e "$out/third/config.json" ]; then
+    answer 2060000
+    # shellcheck disable=SC2086
+    dspark graft --train $all $on_corpus --seed 2 --out "$out/third" --init-from "$out/second" \
+        --data "$answers" --steps 3000 --tap-cache "$out/taps3"
+fi
+answer 2940000
+tail -n 5184 "$answers" > "$out/last.jsonl"
 # shellcheck disable=SC2086
-exec dspark graft --train $all $on_corpus --seed 2 --out "$out" --init-from "$out/second" \
-    --data "$out/second/answers.jsonl" --steps 3000 --tap-cache "$out/taps3"
+dspark graft --train $all $on_corpus --seed 3 --out "$out" --init-from "$out/third" \
+    --data "$out/last.jsonl" --steps 2400 --tap-cache "$out/taps4"
+exec python "$recipes/calibrate_head.py" demo "$out" --prompts "$out/corpus.spared.jsonl"
