@@ -176,11 +176,11 @@ def fit_shifts(rounds: JudgedRounds) -> tuple[float, ...]:
     0 where all reached drafts were accepted, or none.
     """
     positions = torch.arange(rounds.logits.shape[1])
-    is_reached = rounds.accepted[:, None] >= positions
-    is_kept = rounds.survived[is_reached].double()
-    if not len(rounds.accepted):
+    is_told_apart = (rounds.accepted[:, None] == positions).any(0) & rounds.survived.any(0)
+    if not is_told_apart.any():
         return (0.0,) * len(positions)
-    is_fitted = (rounds.accepted[:, None] == positions).any(0) & rounds.survived.any(0)
+    is_judged = (rounds.accepted[:, None] >= positions) & is_told_apart
+    is_kept = rounds.survived[is_judged].double()
     shifts = torch.zeros(len(positions), dtype=torch.float64, requires_grad=True)
     log_temperatures = torch.zeros_like(shifts, requires_grad=True)
     numbers = [shifts, log_temperatures]
@@ -189,13 +189,13 @@ def fit_shifts(rounds: JudgedRounds) -> tuple[float, ...]:
     def surprise() -> float:
         optimizer.zero_grad()
         scaled = (rounds.logits + shifts) * (-log_temperatures).exp()
-        loss = F.binary_cross_entropy_with_logits(scaled[is_reached], is_kept)
+        loss = F.binary_cross_entropy_with_logits(scaled[is_judged], is_kept)
         loss = loss + HOLD * sum(number.square().sum() for number in numbers)
         loss.backward()
         return float(loss.detach())
 
     optimizer.step(surprise)
-    return tuple(torch.where(is_fitted, shifts.detach(), 0.0).tolist())
+    return tuple(shifts.detach().tolist())
 
 
 def fit_temperatures(rounds: JudgedRounds) -> tuple[float, ...]:
