@@ -84,7 +84,7 @@ app(["--help"])
 
 @pytest.mark.skipif(sys.platform == "win32", reason="processor time of a child is not to be had")
 def test_help_comes_at_once():
-    """Within twice the processor time of the smallest Typer program, the best of five."""
+    """Within twice the processor time of the smallest Typer help, best of five each."""
     turns = [(_seconds("-c", SMALLEST), _seconds("-m", "dspark_cli", "--help")) for _ in range(5)]
     smallest, ours = map(min, zip(*turns, strict=True))
     assert ours < 2 * smallest

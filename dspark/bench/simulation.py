@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dspark.bench.config import PLAIN
 from dspark.engine.schedule.parking import Parking
 from dspark.engine.schedule.policies import (
     AsyncSpsSchedule,
@@ -77,7 +78,7 @@ def simulate(
     for count in counts:
         drawn = _rounds(count, rounds, seed, block)
         fixed = [(f"fixed {n}", FullSchedule(n)) for n in range(1, block + 1)]
-        arms: list[tuple[str, Scheduler | None]] = [("plain", None), *fixed]
+        arms: list[tuple[str, Scheduler | None]] = [(PLAIN, None), *fixed]
         arms += [("scheduler", SpsSchedule(table)), ("async scheduler", AsyncSpsSchedule(table))]
         points += [_point(name, arm, table, count, drawn, block) for name, arm in arms]
     return points

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from dspark.bench.config import BenchConfig
+from dspark.bench.config import ARMS, PLAIN, BenchConfig
 from dspark.bench.prompts import BenchPrompt
 from dspark.bench.report import (
     ArmFigures,
@@ -39,13 +39,13 @@ def summarise(
     prompts: Sequence[BenchPrompt],
     config: BenchConfig,
     next_logits: NextLogits,
-    arm: str = "dspark",
+    arm: str = ARMS[1],
 ) -> BenchReport:
     """Summary of plain decoding and one arm with drafts; runs of other arms are skipped.
 
     An interrupted bench has fewer runs than `prompts` and `config` ask for.
     """
-    runs = [run for run in runs if run.arm in ("plain", arm)]
+    runs = [run for run in runs if run.arm in (PLAIN, arm)]
     is_partial = len(runs) < 2 * len(prompts) * config.trials
     prompts = prompts[: 1 + max(run.prompt for run in runs)]
     dspark = [run for run in runs if run.arm == arm]
@@ -54,7 +54,7 @@ def summarise(
     return BenchReport(
         prompts=len(prompts),
         is_partial=is_partial,
-        plain=_arm_figures(runs, "plain"),
+        plain=_arm_figures(runs, PLAIN),
         dspark=_arm_figures(runs, arm),
         tau=_tau(dspark),
         verified_per_round=_verified_per_round(dspark),
@@ -140,7 +140,7 @@ def _category(
 ) -> CategoryFigures:
     category_runs = [run for run in runs if prompts[run.prompt].category == name]
     speedup = _arm_figures(category_runs, arm).decode.paired_ratio(
-        _arm_figures(category_runs, "plain").decode
+        _arm_figures(category_runs, PLAIN).decode
     )
     return CategoryFigures(
         category=name,
@@ -154,7 +154,7 @@ def _differing_runs(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
     """Every run that differs from plain decoding's first answer to its prompt, with that answer."""
     first: dict[int, Run] = {}
     for run in runs:
-        if run.arm == "plain":
+        if run.arm == PLAIN:
             first.setdefault(run.prompt, run)
     return [
         (first[run.prompt], run)

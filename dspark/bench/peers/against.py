@@ -3,7 +3,8 @@
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from dspark.bench.peers.arm import OURS, Answer, PeerArm
+from dspark.bench.config import ARMS, PLAIN
+from dspark.bench.peers.arm import Answer, PeerArm
 from dspark.bench.report import Figure
 from dspark.bench.runner import BenchProgress
 
@@ -52,8 +53,8 @@ def run_against(
     answers = yield from answers_in_turns(arms, prompts, trials, max_tokens)
     figures = [peer_figures(arm, answers) for arm in arms]
     return Against(
-        tuple(each for each in figures if each.name in OURS),
-        tuple(each for each in figures if each.name not in OURS),
+        tuple(each for each in figures if each.name in ARMS),
+        tuple(each for each in figures if each.name not in ARMS),
     )
 
 
@@ -90,7 +91,7 @@ def peer_figures(arm: PeerArm, answers: Mapping[str, Trials]) -> PeerFigures:
         end_to_end=end_to_end_figure(own),
         prompts=len(own[0]),
         like_its_plain=agreement(own, answers[arm.plain]) if arm.drafts else None,
-        like_our_plain=agreement(own, answers[OURS[0]]) if arm.name != OURS[0] else None,
+        like_our_plain=agreement(own, answers[PLAIN]) if arm.name != PLAIN else None,
     )
 
 

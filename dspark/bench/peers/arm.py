@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dspark.bench.config import ARMS, PLAIN
 from dspark.config import SamplingConfig, StopConfig
 from dspark.events import Finished
 
@@ -34,14 +35,11 @@ class PeerArm:
         return self.name != self.plain
 
 
-OURS = ("plain", "dspark")
-
-
 def our_arms(session: "Session") -> list[PeerArm]:
     """Greedy, without drafts, and with a drafter where there is one."""
-    arms = [PeerArm(OURS[0], _ours(session, plain=True), OURS[0])]
+    arms = [PeerArm(PLAIN, _ours(session, plain=True), PLAIN)]
     if session.has_drafter:
-        arms.append(PeerArm(OURS[1], _ours(session, plain=False), OURS[0]))
+        arms.append(PeerArm(ARMS[1], _ours(session, plain=False), PLAIN))
     return arms
 
 
