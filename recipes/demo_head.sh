@@ -10,9 +10,9 @@
 # The first stage begins with the target's weights, on greedy answers alone, so that its data do not
 # depend on a seed. The second goes on from its head with answers to the prompts of demo_corpus.py
 # (which needs reasoning-gym), half of them sampled; the third with further answers and the published
-# loss, the fourth with further ones and a few of the last. (Of the second stage's answers the third
-# and the fourth of the shipped head saw only the first 1,751.) Then the confidences are fitted to
-# prompts that none but the first stage has seen.
+# loss, the fourth with further ones and a thousand of the third's. (Of the second stage's answers the
+# third and the fourth of the shipped head saw only the first 1,751.) Then the confidences are fitted
+# to prompts that none but the first stage can have seen.
 # Stopped at any moment, the same command goes on. Figures of the shipped head: its config.json,
 # under "graft", and docs/log.md.
 set -eu
